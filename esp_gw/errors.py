@@ -1,0 +1,94 @@
+"""The exception tree: every error that a person may see is an EspGwError.
+
+An error reads on one line: where it was, what happened, what to do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class EspGwError(Exception):
+    """An error for the person who runs the gateway."""
+
+    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{text}; {self.hint}" if self.hint else text
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One fault in a configuration file: `line` counts from 1, 0 where the file has no line."""
+
+    file: str
+    line: int
+    field: str
+    message: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return (
+            f"{place}: {self.field}: {self.message}" if self.field else f"{place}: {self.message}"
+        )
+
+
+class ConfigError(EspGwError):
+    """The configuration is not usable; `problems` holds every fault that was found, in order."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+class KeyFileError(EspGwError):
+    """A key could not be read, has the wrong size, or is not kept secret."""
+
+
+class LedgerError(EspGwError):
+    """The ledger of sequence numbers can't vouch for a key, so nothing is sent with it."""
+
+
+class LedgerMissingError(LedgerError):
+    """There is no ledger, so no key can be known to be fresh."""
+
+
+class LedgerDamagedError(LedgerError):
+    """The ledger exists and can't be trusted."""
+
+
+class LedgerForeignError(LedgerError):
+    """The ledger was made on another machine."""
+
+
+class KeyReuseError(LedgerError):
+    """One key and salt was to be used in a way that would repeat an IV."""
+
+
+class EngineError(EspGwError):
+    """The data plane could not do what it was asked."""
+
+
+class NetworkError(EspGwError):
+    """An address, route, rule or link could not be set."""
+
+
+class ControlError(EspGwError):
+    """A request on the control socket failed.
+
+    `code` is the name on the wire without the interface's prefix: NotFound, AlreadyExists,
+    InvalidParameter, MethodNotFound, PermissionDenied, Refused, Internal.
+    """
+
+    def __init__(self, code: str, what: str, *, hint: str | None = None) -> None:
+        super().__init__(what, hint=hint)
+        self.code = code
+
+
+class LabError(EspGwError):
+    """A laboratory of network namespaces could not be built, or its traffic did not pass."""

@@ -1,0 +1,271 @@
+"""The values that every part of esp_gw speaks: frozen, validated where they are made, without I/O.
+
+The words are the RFCs': SA, SPI, selector (RFC 4301), suite, ICV, ESN (RFC 4303, RFC 4106).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+IPAddress = IPv4Address | IPv6Address
+IPNetwork = IPv4Network | IPv6Network
+
+UDP_ENCAP_PORT = 4500
+"""RFC 3948: the port of UDP-encapsulated ESP."""
+MIN_SPI = 256
+"""RFC 4303 2.1: SPIs 1 to 255 are reserved, 0 never goes on the wire."""
+MAX_SPI = 2**32 - 1
+SALT_LEN = 4
+IV_LEN = 8
+DEFAULT_REPLAY_WINDOW = 1024
+MIN_REPLAY_WINDOW = 64
+MAX_REPLAY_WINDOW = 8192
+
+
+class Mode(enum.StrEnum):
+    """What ESP protects (RFC 4301 4.1): a whole IP packet or the payload of one."""
+
+    TUNNEL = "tunnel"
+    TRANSPORT = "transport"
+
+
+class Encapsulation(enum.StrEnum):
+    """How ESP travels: in UDP (RFC 3948) or as IP protocol 50."""
+
+    UDP = "udp"
+    NONE = "none"
+
+
+class Direction(enum.StrEnum):
+    """Which way an SA carries packets, seen from this gateway."""
+
+    OUTBOUND = "outbound"
+    INBOUND = "inbound"
+
+
+class Action(enum.StrEnum):
+    """What a policy does with a packet that it matches (RFC 4301 4.4.1)."""
+
+    PROTECT = "protect"
+    BYPASS = "bypass"
+    DISCARD = "discard"
+
+
+class Origin(enum.StrEnum):
+    """Who asked for an SA or a policy: a configuration file, or the CLI."""
+
+    CONFIG = "config"
+    CLI = "cli"
+
+
+class DropReason(enum.StrEnum):
+    """Why a packet went no further; each reason has a counter, for each SA and in total."""
+
+    # Outbound, in the order in which a packet can meet them.
+    MALFORMED_INNER = "malformed-inner"
+    NO_POLICY = "no-policy"
+    POLICY_DISCARD = "policy-discard"
+    POLICY_BYPASS = "policy-bypass"
+    NO_SA = "no-sa"
+    FRAGMENT = "fragment"
+    LEASE_EXHAUSTED = "lease-exhausted"
+    SEQ_EXHAUSTED = "seq-exhausted"
+    TOO_BIG = "too-big"
+    QUEUE_FULL = "queue-full"
+    SEND_ERROR = "send-error"
+    # Inbound, likewise.
+    TOO_SHORT = "too-short"
+    TRUNCATED = "truncated"
+    IKE_DATAGRAM = "ike-datagram"
+    UNKNOWN_SPI = "unknown-spi"
+    WRONG_ENCAPSULATION = "wrong-encapsulation"
+    REPLAY_OLD = "replay-old"
+    REPLAY_DUPLICATE = "replay-duplicate"
+    AUTH_FAILED = "auth-failed"
+    BAD_PADDING = "bad-padding"
+    DUMMY = "dummy"
+    BAD_NEXT_HEADER = "bad-next-header"
+    SELECTOR_MISMATCH = "selector-mismatch"
+    ECN_NOT_ECT = "ecn-not-ect"
+    TUN_QUEUE_FULL = "tun-queue-full"
+    TUN_ERROR = "tun-error"
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """An AEAD with its sizes in bytes (RFC 4106, RFC 7634); salt 4 and IV 8 in all of them."""
+
+    name: str
+    cipher: str
+    key_len: int
+    icv_len: int
+
+    @property
+    def keymat_len(self) -> int:
+        """Bytes of key and salt together, as a key file holds them."""
+        return self.key_len + SALT_LEN
+
+    def __str__(self) -> str:
+        return self.name
+
+
+AES_GCM = "aes-gcm"
+CHACHA20_POLY1305 = "chacha20-poly1305"
+
+SUITES: dict[str, Suite] = {
+    suite.name: suite
+    for suite in (
+        *(
+            Suite(f"aes{bits}gcm{icv}", AES_GCM, bits // 8, icv)
+            for bits in (256, 192, 128)
+            for icv in (16, 12, 8)
+        ),
+        Suite("chacha20poly1305", CHACHA20_POLY1305, 32, 16),
+    )
+}
+DEFAULT_SUITE = SUITES["aes256gcm16"]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyMaterial:
+    """The secret of one SA: cipher key and 4-byte salt, never shown by repr or str."""
+
+    key: bytes = field(repr=False)
+    salt: bytes = field(repr=False)
+
+    @classmethod
+    def from_bytes(cls, keymat: bytes) -> KeyMaterial:
+        """Split `key || salt`, the order of RFC 4106 8.1 and of `ip xfrm`."""
+        return cls(keymat[:-SALT_LEN], keymat[-SALT_LEN:])
+
+    def to_bytes(self) -> bytes:
+        """The key followed by the salt."""
+        return self.key + self.salt
+
+
+@dataclass(frozen=True, slots=True)
+class PortRange:
+    """Ports `first` to `last`, both included."""
+
+    first: int = 0
+    last: int = 65535
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """Inner traffic, named from this gateway's side in both directions (RFC 4301 4.4.1.1).
+
+    `protocol` None is any; a port range None is any, and one that is given matches only packets
+    that carry ports: TCP, UDP, UDP-Lite, SCTP and DCCP that are whole or a first fragment.
+    """
+
+    local: IPNetwork
+    remote: IPNetwork
+    protocol: int | None = None
+    local_port: PortRange | None = None
+    remote_port: PortRange | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sa:
+    """One security association as it is wanted; what changes while it runs is the engine's.
+
+    `local` and `remote` are the outer addresses, `remote_port` the peer's UDP port. `selectors` say
+    which inner packets the SA may carry. `keepalive` is the seconds between NAT keepalives of an
+    outbound SA (RFC 3948 4), 0 for none. `pair` names the SA of the other direction.
+    """
+
+    name: str
+    direction: Direction
+    spi: int
+    suite: Suite
+    keymat: KeyMaterial
+    mode: Mode
+    encapsulation: Encapsulation
+    local: IPAddress
+    remote: IPAddress
+    selectors: tuple[Selector, ...]
+    remote_port: int = UDP_ENCAP_PORT
+    esn: bool = True
+    replay_window: int = DEFAULT_REPLAY_WINDOW
+    keepalive: int = 0
+    tunnel: str | None = None
+    pair: str | None = None
+    origin: Origin = Origin.CONFIG
+
+    @property
+    def last_seq(self) -> int:
+        """The highest sequence number that the SA may use: 64 bits with ESN, 32 without."""
+        return 2**64 - 1 if self.esn else 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One entry of the SPD; `sa` names the outbound SA of a protect policy."""
+
+    name: str
+    action: Action
+    selectors: tuple[Selector, ...]
+    sa: str | None = None
+    tunnel: str | None = None
+    origin: Origin = Origin.CONFIG
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Sequence numbers `first` to `end - 1`, on disk as used before the first of them is."""
+
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    """What the gateway itself is, beside its tunnels.
+
+    `mtu` None means: computed from the path MTU. `port` is the local UDP port. `fwmark` marks the
+    outer sockets' packets so that routing keeps them out of the TUN; `table` is the routing table
+    that holds the routes into the TUN.
+    """
+
+    interface: str = "esp0"
+    addresses: tuple[IPAddress, ...] = ()
+    port: int = UDP_ENCAP_PORT
+    engine: str = "auto"
+    mtu: int | None = None
+    fwmark: int = 0xE5B
+    table: int = 4500
+    state_dir: str = "/var/lib/esp-gw"
+    control_socket: str = "/run/esp-gw/control.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """A tunnel of the configuration and the names of what it expands to."""
+
+    name: str
+    mode: Mode
+    encapsulation: Encapsulation
+    suite: Suite
+    local: IPAddress
+    remote: IPAddress
+    local_ts: tuple[IPNetwork, ...]
+    remote_ts: tuple[IPNetwork, ...]
+    sas: tuple[str, ...]
+    policies: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """All that the configuration and the CLI ask for: policies are in the order of the SPD."""
+
+    settings: GatewaySettings
+    tunnels: tuple[Tunnel, ...] = ()
+    sas: tuple[Sa, ...] = ()
+    policies: tuple[Policy, ...] = ()
+    warnings: tuple[str, ...] = ()
