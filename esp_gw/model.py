@@ -70,6 +70,7 @@ class DropReason(enum.StrEnum):
     POLICY_BYPASS = "policy-bypass"
     NO_SA = "no-sa"
     FRAGMENT = "fragment"
+    UNSUPPORTED_HEADER = "unsupported-header"
     LEASE_EXHAUSTED = "lease-exhausted"
     SEQ_EXHAUSTED = "seq-exhausted"
     TOO_BIG = "too-big"

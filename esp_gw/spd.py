@@ -1,0 +1,74 @@
+"""Selectors and the SPD: which policy a packet meets (RFC 4301 4.4.1), which packets an SA carries.
+
+A lookup walks the selectors in order; the engine keeps the answer for each flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from esp_gw.model import IPNetwork, Policy, PortRange, Selector
+from esp_gw.wire import Inner
+
+ANY_PORT = (-1, 65535)
+"""Also matches a packet without ports, whose port reads -1."""
+
+
+class CompiledSelector:
+    """A selector as integers, to be compared with a packet's."""
+
+    __slots__ = ("_local", "_local_port", "_protocol", "_remote", "_remote_port", "_version")
+
+    def __init__(self, selector: Selector) -> None:
+        self._version = selector.local.version
+        self._local = _prefix(selector.local)
+        self._remote = _prefix(selector.remote)
+        self._protocol = selector.protocol
+        self._local_port = _port_bounds(selector.local_port)
+        self._remote_port = _port_bounds(selector.remote_port)
+
+    def matches_outbound(self, inner: Inner) -> bool:
+        """Whether a packet that leaves here is the selector's: its source is local."""
+        return self._matches(inner, inner.src, inner.dst, inner.src_port, inner.dst_port)
+
+    def matches_inbound(self, inner: Inner) -> bool:
+        """Whether a packet that came out of an SA is the selector's: its destination is local."""
+        return self._matches(inner, inner.dst, inner.src, inner.dst_port, inner.src_port)
+
+    def _matches(
+        self, inner: Inner, local: int, remote: int, local_port: int, remote_port: int
+    ) -> bool:
+        return (
+            inner.version == self._version
+            and local & self._local[1] == self._local[0]
+            and remote & self._remote[1] == self._remote[0]
+            and self._protocol in (None, inner.protocol)
+            and self._local_port[0] <= local_port <= self._local_port[1]
+            and self._remote_port[0] <= remote_port <= self._remote_port[1]
+        )
+
+
+class Spd:
+    """The outbound policies in their order, looked up by packet."""
+
+    def __init__(self, policies: Iterable[Policy]) -> None:
+        self._entries = [
+            (CompiledSelector(selector), policy)
+            for policy in policies
+            for selector in policy.selectors
+        ]
+
+    def lookup(self, inner: Inner) -> Policy | None:
+        """Return the first policy that matches the packet, or None."""
+        for selector, policy in self._entries:
+            if selector.matches_outbound(inner):
+                return policy
+        return None
+
+
+def _prefix(network: IPNetwork) -> tuple[int, int]:
+    return int(network.network_address), int(network.netmask)
+
+
+def _port_bounds(ports: PortRange | None) -> tuple[int, int]:
+    return ANY_PORT if ports is None else (ports.first, ports.last)
