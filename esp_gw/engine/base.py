@@ -51,7 +51,14 @@ class PathMtuChanged:
     mtu: int
 
 
-Event = LeaseLow | SoftExpired | HardExpired | PeerAddressChanged | PathMtuChanged
+@dataclass(frozen=True, slots=True)
+class EngineFailed:
+    """The TUN device or a socket is gone and the engine can't go on: the daemon must end."""
+
+    reason: str
+
+
+Event = LeaseLow | SoftExpired | HardExpired | PeerAddressChanged | PathMtuChanged | EngineFailed
 
 
 @dataclass(frozen=True, slots=True)

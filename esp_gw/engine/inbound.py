@@ -1,0 +1,217 @@
+"""The way in, in the order in which it happens: socket, SPI, window, open, selectors, TUN.
+
+drain       receive a datagram, at most BATCH a call
+_receive    what it is; its SA
+  _accept     decap; who sent it
+  _tunnel     the inner packet, its ECN (RFC 6040)
+  _transport  the IP header that the payload had
+_deliver    the SA's selectors (RFC 4301 5.2)
+_write      TUN
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter, deque
+from collections.abc import Callable
+
+from esp_gw.engine.base import Event, PeerAddressChanged
+from esp_gw.engine.outbound import BATCH, MAX_FLOWS, MAX_PACKET, ROOM
+from esp_gw.engine.outer import Outer, SocketAddress
+from esp_gw.engine.sad import InboundState
+from esp_gw.esp import Drop
+from esp_gw.model import DropReason, Encapsulation
+from esp_gw.wire import (
+    IPPROTO_IPIP,
+    IPPROTO_IPV6,
+    IPV4_HEADER_LEN,
+    IPV6_HEADER_LEN,
+    flow_key,
+    mark_congestion,
+    packet_length,
+    parse,
+    traffic_class,
+    write_ipv4_header,
+    write_ipv6_header,
+)
+
+CE = 3
+"""The ECN field that says: congestion experienced (RFC 3168)."""
+_KEEPALIVE = 0xFF
+_NON_ESP_MARKER = 0
+_CONTROL_LEN = 64
+_MSG_TRUNC = 0x20
+MAX_QUEUED = 256
+"""Packets that wait for the TUN; beyond it they are dropped as tun-queue-full."""
+
+
+class InboundPath:
+    """From the outer sockets to the TUN."""
+
+    def __init__(
+        self, tun: int, on_event: Callable[[Event], None], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._tun = tun
+        self._on_event = on_event
+        self._loop = loop
+        self._datagram = memoryview(bytearray(MAX_PACKET + ROOM))
+        self._receive_into = [self._datagram]
+        # The opened payload begins where the largest rebuilt header leaves off.
+        self._plain = memoryview(bytearray(IPV6_HEADER_LEN + MAX_PACKET + ROOM))
+        self._payload = self._plain[IPV6_HEADER_LEN:]
+        self._queue: deque[bytes] = deque()
+        self.sas: dict[int, InboundState] = {}
+        self.drops: Counter[str] = Counter()
+        self.keepalives = 0
+
+    def drain(self, outer: Outer) -> None:
+        """Take what the socket has, at most BATCH datagrams."""
+        receive = outer.sock.recvmsg_into
+        for _ in range(BATCH):
+            try:
+                size, control, flags, address = receive(self._receive_into, _CONTROL_LEN)
+            except BlockingIOError:
+                return
+            except OSError:
+                # An ICMP error that came back for an earlier packet; the socket is fine.
+                continue
+            try:
+                if flags & _MSG_TRUNC:
+                    raise Drop(DropReason.TRUNCATED)
+                self._receive(outer, size, _tos(control), address)
+            except Drop as drop:
+                self.drops[drop.reason] += 1
+
+    def close(self) -> None:
+        """Forget what waits for the TUN."""
+        if self._queue:
+            self._loop.remove_writer(self._tun)
+            self._queue.clear()
+
+    def _receive(self, outer: Outer, size: int, tos: int, address: SocketAddress) -> None:
+        datagram = self._datagram
+        start = 0
+        if outer.has_ip_header:
+            tos = datagram[1]
+            start = (datagram[0] & 15) << 2
+        elif size == 1 and datagram[0] == _KEEPALIVE:
+            self.keepalives += 1
+            return
+        if size - start < 8:
+            raise Drop(DropReason.TOO_SHORT)
+        spi = int.from_bytes(datagram[start : start + 4])
+        if spi == _NON_ESP_MARKER and outer.is_udp:
+            raise Drop(DropReason.IKE_DATAGRAM)
+        state = self.sas.get(spi)
+        if state is None:
+            raise Drop(DropReason.UNKNOWN_SPI)
+        try:
+            self._accept(state, outer, datagram[start:size], tos, address)
+        except Drop as drop:
+            state.drops[drop.reason] += 1
+
+    def _accept(
+        self,
+        state: InboundState,
+        outer: Outer,
+        datagram: memoryview,
+        tos: int,
+        address: SocketAddress,
+    ) -> None:
+        if (state.sa.encapsulation is Encapsulation.UDP) is not outer.is_udp:
+            raise Drop(DropReason.WRONG_ENCAPSULATION)
+        length, next_header, newest = state.esp.decap(datagram, self._payload)
+        if newest and address != state.peer:
+            self._follow(state, address)
+        if state.transport:
+            packet = self._transport(state, length, next_header, tos)
+        else:
+            packet = self._tunnel(length, next_header, tos)
+        self._deliver(state, packet)
+
+    def _follow(self, state: InboundState, address: SocketAddress) -> None:
+        # Only the newest packet counts: an old one, delayed or resent, must not turn replies away.
+        state.peer = address
+        if state.sa.encapsulation is Encapsulation.UDP:
+            remote = state.sa.remote.__class__(address[0].partition("%")[0])
+            self._on_event(PeerAddressChanged(state.sa.name, remote, address[1]))
+
+    def _tunnel(self, length: int, next_header: int, tos: int) -> memoryview:
+        version = self._payload[0] >> 4 if length else 0
+        if next_header not in (IPPROTO_IPIP, IPPROTO_IPV6):
+            raise Drop(DropReason.BAD_NEXT_HEADER)
+        if version != (4 if next_header == IPPROTO_IPIP else 6):
+            raise Drop(DropReason.MALFORMED_INNER)
+        # What follows the inner packet is traffic flow confidentiality padding (RFC 4303 2.7).
+        packet = self._payload[: packet_length(self._payload, length)]
+        if tos & CE == CE:
+            ecn = traffic_class(packet) & CE
+            if ecn == 0:
+                raise Drop(DropReason.ECN_NOT_ECT)
+            if ecn != CE:
+                mark_congestion(packet)
+        return packet
+
+    def _transport(
+        self, state: InboundState, length: int, next_header: int, tos: int
+    ) -> memoryview:
+        ipv4 = state.sa.local.version == 4
+        header_len = IPV4_HEADER_LEN if ipv4 else IPV6_HEADER_LEN
+        if length + header_len > MAX_PACKET:
+            raise Drop(DropReason.MALFORMED_INNER)
+        start = IPV6_HEADER_LEN - header_len
+        packet = self._plain[start : IPV6_HEADER_LEN + length]
+        write = write_ipv4_header if ipv4 else write_ipv6_header
+        # The addresses are the SA's, not the datagram's: a NAT on the way would break the
+        # checksums of what is inside (RFC 3948 3.1.2).
+        write(packet, state.remote, state.local, next_header, length, tos)
+        return packet
+
+    def _deliver(self, state: InboundState, packet: memoryview) -> None:
+        key = flow_key(packet)
+        if key is None or key not in state.flows:
+            inner = parse(packet, len(packet))
+            if not any(selector.matches_inbound(inner) for selector in state.selectors):
+                raise Drop(DropReason.SELECTOR_MISMATCH)
+            if key is not None:
+                if len(state.flows) >= MAX_FLOWS:
+                    state.flows.clear()
+                state.flows.add(key)
+        self._write(packet)
+        state.packets += 1
+        state.bytes += len(packet)
+
+    def _write(self, packet: memoryview) -> None:
+        if self._queue:
+            return self._enqueue(packet)
+        try:
+            os.write(self._tun, packet)
+        except BlockingIOError:
+            self._enqueue(packet)
+        except OSError:
+            raise Drop(DropReason.TUN_ERROR) from None
+        return None
+
+    def _enqueue(self, packet: memoryview) -> None:
+        if len(self._queue) >= MAX_QUEUED:
+            raise Drop(DropReason.TUN_QUEUE_FULL)
+        if not self._queue:
+            self._loop.add_writer(self._tun, self._drain_queue)
+        self._queue.append(bytes(packet))
+
+    def _drain_queue(self) -> None:
+        while self._queue:
+            try:
+                os.write(self._tun, self._queue[0])
+            except BlockingIOError:
+                return
+            except OSError:
+                self.drops[DropReason.TUN_ERROR] += 1
+            self._queue.popleft()
+        self._loop.remove_writer(self._tun)
+
+
+def _tos(control: list[tuple[int, int, bytes]]) -> int:
+    # IP_TOS is one byte, IPV6_TCLASS an int in the machine's order: with x86 and ARM, the first.
+    return control[0][2][0] if control else 0

@@ -1,0 +1,200 @@
+"""The outer sockets: ESP in UDP (RFC 3948) and ESP as IP protocol 50, IPv4 and IPv6.
+
+A socket never blocks. What the kernel doesn't take at once waits in a bounded queue, in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections import deque
+from typing import Any
+
+from esp_gw.engine.base import OuterSocket
+from esp_gw.errors import EngineError
+from esp_gw.model import DropReason, Encapsulation
+from esp_gw.wire import IPPROTO_ESP
+
+SOCKET_BUFFER = 4 << 20
+"""Bytes asked of the kernel each way; it gives at most net.core.wmem_max and rmem_max."""
+MAX_QUEUED = 256
+"""Packets that wait for the socket to take more; beyond it they are dropped as queue-full."""
+
+# Names that Python's socket module lacks; values of the kernel's uapi headers.
+_IP_MTU = 14
+_IP_MTU_DISCOVER = 10
+_IPV6_MTU = 24
+_IPV6_MTU_DISCOVER = 23
+_PMTUDISC_DONT = 0
+_PMTUDISC_DO = 2
+_IP_FREEBIND = 15
+_IPV6_FREEBIND = 78
+_SO_NO_CHECK = 11
+_SO_MARK = getattr(socket, "SO_MARK", 36)
+_SO_RCVBUFFORCE = 33
+_SO_SNDBUFFORCE = 32
+
+SocketAddress = tuple[Any, ...]
+Queued = tuple[bytes, SocketAddress, int, bool]
+
+
+class Outer:
+    """One outer socket with what the packet path needs of it.
+
+    `header_len` is what recvmsg gives before the ESP header: 20 or more on raw IPv4 sockets, where
+    the IP header comes along, else 0.
+    """
+
+    def __init__(
+        self, wanted: OuterSocket, port: int, fwmark: int, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.wanted = wanted
+        self.is_udp = wanted.encapsulation is Encapsulation.UDP
+        self.is_ipv4 = wanted.address.version == 4
+        self.has_ip_header = self.is_ipv4 and not self.is_udp
+        self.sock = _open(wanted, port if self.is_udp else 0, fwmark)
+        self._loop = loop
+        self._queue: deque[Queued] = deque()
+        self._tos = 0
+        self._may_fragment = False
+
+    def send(
+        self, packet: memoryview, address: SocketAddress, tos: int, may_fragment: bool
+    ) -> DropReason | None:
+        """Send one packet, or queue it where the socket is full; return why it was dropped.
+
+        `tos` becomes the outer DSCP and ECN; `may_fragment` lets the kernel fragment the outer
+        packet, which only transport mode needs, for datagrams that are larger than the path MTU.
+        """
+        if self._queue:
+            return self._enqueue(packet, address, tos, may_fragment)
+        try:
+            if tos != self._tos:
+                self._set_tos(tos)
+            if may_fragment is not self._may_fragment:
+                self._set_may_fragment(may_fragment)
+            self.sock.sendto(packet, address)
+        except BlockingIOError:
+            return self._enqueue(packet, address, tos, may_fragment)
+        except OSError as error:
+            if error.errno == errno.EMSGSIZE:
+                return DropReason.TOO_BIG
+            return DropReason.SEND_ERROR
+        return None
+
+    def close(self) -> None:
+        """Close the socket and forget what waits for it."""
+        self._loop.remove_reader(self.sock)
+        self._loop.remove_writer(self.sock)
+        self._queue.clear()
+        self.sock.close()
+
+    def _enqueue(
+        self, packet: memoryview, address: SocketAddress, tos: int, may_fragment: bool
+    ) -> DropReason | None:
+        if len(self._queue) >= MAX_QUEUED:
+            return DropReason.QUEUE_FULL
+        if not self._queue:
+            self._loop.add_writer(self.sock, self._drain)
+        self._queue.append((bytes(packet), address, tos, may_fragment))
+        return None
+
+    def _drain(self) -> None:
+        while self._queue:
+            packet, address, tos, may_fragment = self._queue[0]
+            try:
+                self._set_tos(tos)
+                self._set_may_fragment(may_fragment)
+                self.sock.sendto(packet, address)
+            except BlockingIOError:
+                return
+            except OSError:
+                # A packet that was taken for sent is lost on the way, as any may be.
+                pass
+            self._queue.popleft()
+        self._loop.remove_writer(self.sock)
+
+    def _set_tos(self, tos: int) -> None:
+        if self.is_ipv4:
+            self.sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, tos)
+        else:
+            self.sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, tos)
+        self._tos = tos
+
+    def _set_may_fragment(self, may_fragment: bool) -> None:
+        _set_path_mtu_discovery(self.sock, _PMTUDISC_DONT if may_fragment else _PMTUDISC_DO)
+        self._may_fragment = may_fragment
+
+
+def path_mtu(outer: Outer, address: SocketAddress) -> int | None:
+    """Return what the kernel knows of the path MTU to an address, IP header included."""
+    family = socket.AF_INET if outer.is_ipv4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        mark = outer.sock.getsockopt(socket.SOL_SOCKET, _SO_MARK)
+        probe.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
+        probe.connect((address[0], 9, *address[2:]))
+        if outer.is_ipv4:
+            return probe.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+        return probe.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
+    return None
+
+
+def _open(wanted: OuterSocket, port: int, fwmark: int) -> socket.socket:
+    ipv4 = wanted.address.version == 4
+    family = socket.AF_INET if ipv4 else socket.AF_INET6
+    place = f"{wanted.address} port {port}/udp" if port else f"{wanted.address} protocol 50"
+    kind, protocol = (socket.SOCK_DGRAM, 0) if port else (socket.SOCK_RAW, IPPROTO_ESP)
+    try:
+        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+    except OSError as error:
+        hint = "raw ESP needs CAP_NET_RAW" if error.errno == errno.EPERM else None
+        raise EngineError(
+            f"can't open the outer socket: {error.strerror}", where=place, hint=hint
+        ) from None
+    try:
+        _configure(sock, ipv4, bool(port), fwmark)
+        sock.bind((str(wanted.address), port))
+    except OSError as error:
+        sock.close()
+        hint = (
+            "another program listens there (an IKE daemon?): stop it, or set another 'port'"
+            if error.errno == errno.EADDRINUSE
+            else None
+        )
+        raise EngineError(
+            f"can't open the outer socket: {error.strerror}", where=place, hint=hint
+        ) from None
+    return sock
+
+
+def _configure(sock: socket.socket, ipv4: bool, udp: bool, fwmark: int) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, fwmark)
+    for force, plain in (
+        (_SO_RCVBUFFORCE, socket.SO_RCVBUF),
+        (_SO_SNDBUFFORCE, socket.SO_SNDBUF),
+    ):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, force, SOCKET_BUFFER)
+        except PermissionError:
+            sock.setsockopt(socket.SOL_SOCKET, plain, SOCKET_BUFFER)
+    # The address may come later than the daemon (DHCP at boot): FREEBIND lets it be named already.
+    if ipv4:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+        if udp:
+            # RFC 3948 2.1: the UDP checksum of encapsulated ESP should be zero over IPv4.
+            sock.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+    _set_path_mtu_discovery(sock, _PMTUDISC_DO)
+
+
+def _set_path_mtu_discovery(sock: socket.socket, value: int) -> None:
+    if sock.family == socket.AF_INET:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, value)
+    else:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, value)

@@ -1,0 +1,53 @@
+"""The TUN device: one descriptor that gives and takes whole IP packets.
+
+Source: Documentation/networking/tuntap.rst of the kernel.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+
+from esp_gw.errors import EngineError
+
+_TUNSETIFF = 0x400454CA
+_IFF_TUN = 0x0001
+_IFF_NO_PI = 0x1000
+_IFF_TUN_EXCL = 0x8000
+_DEVICE = "/dev/net/tun"
+
+_ADVICE = {
+    errno.EPERM: "it needs CAP_NET_ADMIN: run it as root or as the systemd service",
+    errno.EACCES: "it needs CAP_NET_ADMIN: run it as root or as the systemd service",
+    errno.EBUSY: "another program holds this name: stop it, or choose another 'interface'",
+    errno.EEXIST: "another program holds this name: stop it, or choose another 'interface'",
+    errno.EINVAL: "a device that is not a TUN has this name: choose another 'interface'",
+    errno.ENOENT: "load the module with 'modprobe tun'",
+    errno.ENODEV: "load the module with 'modprobe tun'",
+}
+
+
+def open_tun(name: str) -> int:
+    """Create the TUN device `name` and return its non-blocking descriptor.
+
+    The device lives as long as the descriptor, so that a killed daemon leaves none behind.
+    Raises EngineError.
+    """
+    try:
+        fd = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise _failed(name, error) from None
+    request = struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI | _IFF_TUN_EXCL)
+    try:
+        fcntl.ioctl(fd, _TUNSETIFF, request)
+    except OSError as error:
+        os.close(fd)
+        raise _failed(name, error) from None
+    return fd
+
+
+def _failed(name: str, error: OSError) -> EngineError:
+    hint = _ADVICE.get(error.errno or 0)
+    return EngineError(f"can't make the TUN device: {error.strerror}", where=name, hint=hint)
