@@ -1,0 +1,311 @@
+"""The kernel's links, addresses, routes and rules, by pyroute2.
+
+pyroute2's asyncio core needs a loop that can watch a netlink socket, which uvloop can't, so it
+runs on a loop of its own in one thread; nothing here delays the packets.
+
+Everything we make carries PROTOCOL (routes, rules) or sits on the TUN, so that a later run knows
+what a killed one left. Nothing else is ever touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address, ip_network
+from typing import Any, TypeVar
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from esp_gw import reconcile
+from esp_gw.errors import NetworkError
+from esp_gw.model import IPAddress, IPNetwork, PortRange
+from esp_gw.netplan import MAX_BYPASS_RULES, Network, Route, RouteKind, Rule
+
+PROTOCOL = 0xE5
+"""The routing protocol number of esp_gw, as in /etc/iproute2/rt_protos."""
+GUARD_METRIC = 2**32 - 1
+"""The metric of unreachable routes: any other route to the prefix comes first."""
+TUN_METRIC = 1024
+_FR_ACT_TO_TBL = 1
+_FIB_RULE_INVERT = 2
+_IFA_F_NODAD = 2
+_IN6_ADDR_GEN_MODE_NONE = 1
+_RTN_UNICAST = 1
+_RTN_UNREACHABLE = 7
+_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+_GONE = (errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ENODEV)
+_ADVICE = {
+    errno.EPERM: "it needs CAP_NET_ADMIN: run it as root or as the systemd service",
+    errno.EACCES: "IPv6 may be off: see net.ipv6.conf.all.disable_ipv6",
+    errno.EOPNOTSUPP: "the kernel lacks policy routing for this family",
+    errno.EAFNOSUPPORT: "the kernel lacks this address family",
+}
+
+T = TypeVar("T")
+
+
+class Netlink:
+    """The kernel's network as far as the gateway `interface` and its `table` are concerned."""
+
+    def __init__(self, interface: str, table: int) -> None:
+        self._interface = interface
+        self._tables = (table, table + 1)
+        self._priorities = range(table - MAX_BYPASS_RULES, table + 2)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="netlink")
+        self._runner = asyncio.Runner(loop_factory=asyncio.SelectorEventLoop)
+        self._ipr: Any = None
+        self._index = 0
+
+    async def open(self) -> None:
+        """Find the TUN device, silence its IPv6 autoconfiguration and bring it up.
+
+        Raises NetworkError.
+        """
+        await self._call(self._open())
+
+    async def close(self) -> None:
+        """End the netlink socket and its thread."""
+        await self._call(self._close())
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._runner.close)
+        self._thread.shutdown()
+
+    async def observe(self) -> Network:
+        """Return the TUN's MTU and addresses, and the routes and rules that are ours."""
+        return await self._call(self._observe())
+
+    async def host_addresses(self) -> frozenset[IPAddress]:
+        """Return the addresses of the other interfaces."""
+        return await self._call(self._host_addresses())
+
+    async def path_mtu(self, remote: IPAddress, fwmark: int) -> int | None:
+        """Return the bytes that a packet to `remote` may have; None where there is no route."""
+        return await self._call(self._path_mtu(remote, fwmark))
+
+    async def apply(self, actions: Sequence[reconcile.Action]) -> None:
+        """Carry out the network's part of a list of actions, in order. Raises NetworkError."""
+        await self._call(self._apply(actions))
+
+    async def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._runner.run, work)
+
+    async def _open(self) -> None:
+        self._ipr = AsyncIPRoute()
+        found = await self._ipr.link_lookup(ifname=self._interface)
+        if not found:
+            raise NetworkError("the TUN device is gone", where=self._interface)
+        self._index = found[0]
+        await self._do(
+            f"link {self._interface}",
+            self._ipr.link(
+                "set",
+                index=self._index,
+                af_spec={
+                    "attrs": [
+                        (
+                            "AF_INET6",
+                            {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _IN6_ADDR_GEN_MODE_NONE)]},
+                        )
+                    ]
+                },
+            ),
+            ignore=(errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL),
+        )
+        await self._do(
+            f"link {self._interface}", self._ipr.link("set", index=self._index, state="up")
+        )
+
+    async def _close(self) -> None:
+        if self._ipr is not None:
+            self._ipr.close()
+
+    async def _observe(self) -> Network:
+        link = (await self._ipr.link("get", index=self._index))[0]
+        addresses = [
+            ip_address(message.get("address"))
+            async for message in await self._ipr.addr("dump", index=self._index)
+            if message["index"] == self._index
+        ]
+        return Network(
+            mtu=link.get("mtu"),
+            addresses=frozenset(addresses),
+            routes=frozenset([route async for route in self._our_routes()]),
+            rules=frozenset([rule async for rule in self._our_rules()]),
+        )
+
+    async def _our_routes(self) -> Any:
+        for family in _FAMILY.values():
+            for table in self._tables:
+                async for message in await self._ipr.route("dump", family=family, table=table):
+                    if message["proto"] == PROTOCOL and message.get("table") == table:
+                        route = self._read_route(message, table)
+                        if route is not None:
+                            yield route
+
+    def _read_route(self, message: Any, table: int) -> Route | None:
+        family = message["family"]
+        anywhere = "0.0.0.0" if family == socket.AF_INET else "::"  # noqa: S104 - a prefix
+        destination = ip_network(f"{message.get('dst') or anywhere}/{message['dst_len']}")
+        if message["type"] == _RTN_UNREACHABLE:
+            return Route(RouteKind.UNREACHABLE, destination, table)
+        if message["type"] != _RTN_UNICAST or message.get("oif") != self._index:
+            return None
+        metrics, source = message.get("metrics"), message.get("prefsrc")
+        mtu = metrics.get("mtu") if metrics else 0
+        return Route(
+            RouteKind.TUN, destination, table, mtu or 0, ip_address(source) if source else None
+        )
+
+    async def _our_rules(self) -> Any:
+        for version, family in _FAMILY.items():
+            async for message in await self._ipr.rule("dump", family=family):
+                ours = (
+                    message["family"] == family
+                    and message.get("protocol") == PROTOCOL
+                    and message.get("priority") in self._priorities
+                )
+                if ours:
+                    yield _read_rule(message, version)
+
+    async def _host_addresses(self) -> frozenset[IPAddress]:
+        return frozenset(
+            [
+                ip_address(message.get("local") or message.get("address"))
+                async for message in await self._ipr.addr("dump")
+                if message["index"] != self._index
+            ]
+        )
+
+    async def _path_mtu(self, remote: IPAddress, fwmark: int) -> int | None:
+        try:
+            route = (await self._ipr.route("get", dst=str(remote), mark=fwmark))[0]
+        except NetlinkError:
+            return None
+        metrics = route.get("metrics")
+        mtu = metrics.get("mtu") if metrics else None
+        if mtu:
+            return int(mtu)
+        link = (await self._ipr.link("get", index=route.get("oif")))[0]
+        # The loopback's 64 KiB are no path that a packet could have.
+        return min(int(link.get("mtu")), 65535)
+
+    async def _apply(self, actions: Sequence[reconcile.Action]) -> None:
+        for action in actions:
+            match action:
+                case reconcile.AddRoute(route):
+                    await self._route("replace", route)
+                case reconcile.RemoveRoute(route):
+                    await self._route("del", route)
+                case reconcile.AddRule(rule):
+                    await self._rule("add", rule)
+                case reconcile.RemoveRule(rule):
+                    await self._rule("del", rule)
+                case reconcile.AddAddress(address):
+                    await self._address("add", address)
+                case reconcile.RemoveAddress(address):
+                    await self._address("del", address)
+                case reconcile.SetMtu(mtu):
+                    await self._do(
+                        f"link {self._interface} mtu {mtu}",
+                        self._ipr.link("set", index=self._index, mtu=mtu),
+                    )
+
+    async def _route(self, command: str, route: Route) -> None:
+        arguments: dict[str, Any] = {
+            "dst": str(route.destination),
+            "family": _FAMILY[route.destination.version],
+            "table": route.table,
+            "proto": PROTOCOL,
+        }
+        if route.kind is RouteKind.UNREACHABLE:
+            arguments |= {"type": "unreachable", "priority": GUARD_METRIC}
+        else:
+            arguments |= {"oif": self._index, "priority": TUN_METRIC}
+            if command != "del":
+                arguments["metrics"] = {"mtu": route.mtu}
+                if route.source is not None:
+                    arguments["prefsrc"] = str(route.source)
+        ignore = _GONE if command == "del" else ()
+        name = f"route {route.destination} table {route.table}"
+        await self._do(name, self._ipr.route(command, **arguments), ignore)
+
+    async def _rule(self, command: str, rule: Rule) -> None:
+        arguments: dict[str, Any] = {
+            "family": _FAMILY[rule.version],
+            "priority": rule.priority,
+            "table": rule.table,
+            "action": _FR_ACT_TO_TBL,
+            "FRA_PROTOCOL": PROTOCOL,
+        }
+        if rule.fwmark is not None:
+            arguments |= {"fwmark": rule.fwmark, "fwmask": 0xFFFFFFFF}
+        if rule.inverted:
+            arguments["flags"] = _FIB_RULE_INVERT
+        for key, prefix in (("src", rule.source), ("dst", rule.destination)):
+            if prefix is not None:
+                arguments[key] = str(prefix.network_address)
+                arguments[f"{key}_len"] = prefix.prefixlen
+        if rule.protocol is not None:
+            arguments["ip_proto"] = rule.protocol
+        for key, ports in (
+            ("sport_range", rule.source_port),
+            ("dport_range", rule.destination_port),
+        ):
+            if ports is not None:
+                arguments[key] = f"{ports.first}:{ports.last}"
+        ignore = _GONE if command == "del" else (errno.EEXIST,)
+        await self._do(f"rule {rule.priority}", self._ipr.rule(command, **arguments), ignore)
+
+    async def _address(self, command: str, address: IPAddress) -> None:
+        arguments: dict[str, Any] = {
+            "index": self._index,
+            "address": str(address),
+            "prefixlen": address.max_prefixlen,
+        }
+        if address.version == 6:
+            arguments["flags"] = _IFA_F_NODAD
+        ignore = _GONE if command == "del" else (errno.EEXIST,)
+        await self._do(f"address {address}", self._ipr.addr(command, **arguments), ignore)
+
+    async def _do(self, what: str, request: Any, ignore: tuple[int, ...] = ()) -> None:
+        try:
+            await request
+        except NetlinkError as error:
+            if error.code in ignore:
+                return
+            reason = errno.errorcode.get(error.code, str(error.code))
+            raise NetworkError(
+                f"the kernel refused it: {error.args[-1]} ({reason})",
+                where=what,
+                hint=_ADVICE.get(error.code),
+            ) from None
+
+
+def _read_rule(message: Any, version: int) -> Rule:
+    return Rule(
+        version=version,
+        priority=message.get("priority"),
+        table=message.get("table"),
+        fwmark=message.get("fwmark"),
+        inverted=bool(message["flags"] & _FIB_RULE_INVERT),
+        source=_prefix(message.get("src"), message["src_len"]),
+        destination=_prefix(message.get("dst"), message["dst_len"]),
+        protocol=message.get("ip_proto"),
+        source_port=_ports(message.get("sport_range")),
+        destination_port=_ports(message.get("dport_range")),
+    )
+
+
+def _prefix(address: str | None, length: int) -> IPNetwork | None:
+    return None if address is None else ip_network(f"{address}/{length}")
+
+
+def _ports(text: str | None) -> PortRange | None:
+    if text is None:
+        return None
+    first, _, last = text.partition(":")
+    return PortRange(int(first), int(last or first))
