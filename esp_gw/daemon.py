@@ -1,0 +1,132 @@
+"""The daemon: one process that wires configuration, ledger, engine, network and control socket."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from esp_gw import logs
+from esp_gw.config import load_config
+from esp_gw.control.server import ControlServer, Peer
+from esp_gw.engine.choose import make_engine
+from esp_gw.errors import EngineError, EspGwError
+from esp_gw.gateway import Gateway
+from esp_gw.model import Desired
+from esp_gw.netlink import Netlink
+from esp_gw.sequences import Sequences
+from esp_gw.service import Service
+from esp_gw.store import Store
+from esp_gw.systemd import Notifier, watchdog_interval
+
+log = structlog.get_logger()
+
+LEDGER_NAME = "ledger.db"
+STORE_NAME = "added.json"
+
+
+def run(config: Path, log_level: str) -> int:
+    """Run the gateway until SIGTERM or SIGINT; return the exit status.
+
+    Raises EspGwError where it can't start, or can't go on.
+    """
+    logs.configure(log_level)
+    desired = load_config(config)
+    _run_loop(_Daemon(config, desired).main())
+    return 0
+
+
+def _run_loop(main: Coroutine[Any, Any, None]) -> None:
+    try:
+        import uvloop  # noqa: PLC0415 - not on every platform
+    except ImportError:
+        asyncio.run(main)
+    else:
+        uvloop.run(main)
+
+
+class _Daemon:
+    def __init__(self, config: Path, desired: Desired) -> None:
+        self._config = config
+        self._desired = desired
+        self._notifier = Notifier.from_environment()
+        self._failure: str | None = None
+
+    async def main(self) -> None:
+        self._stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        settings = self._desired.settings
+        state_dir = Path(settings.state_dir)
+        gateway = Gateway(
+            make_engine(settings.engine),
+            Netlink(settings.interface, settings.table),
+            Sequences(state_dir / LEDGER_NAME),
+            self._fail,
+        )
+        self._service = Service(gateway, self._config, self._desired, Store(state_dir / STORE_NAME))
+        control = ControlServer(Path(settings.control_socket), self._service.handlers())
+        # The socket comes first: it is what a second daemon on one configuration stumbles over.
+        await control.start()
+        try:
+            await gateway.start(self._service.desired())
+            try:
+                await self._serve(gateway)
+            finally:
+                self._notifier.stopping()
+                log.info("stopping")
+                await gateway.stop()
+        finally:
+            await control.close()
+        if self._failure is not None:
+            raise EngineError(self._failure, hint="restart the gateway")
+
+    async def _serve(self, gateway: Gateway) -> None:
+        loop = asyncio.get_running_loop()
+        reloads: set[asyncio.Task[None]] = set()
+
+        def on_hangup() -> None:
+            task = loop.create_task(self._reload())
+            reloads.add(task)
+            task.add_done_callback(reloads.discard)
+
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
+        log.info(
+            "ready",
+            engine=gateway.engine.name,
+            interface=self._desired.settings.interface,
+            mtu=gateway.mtu,
+            sas=len(gateway.sas),
+        )
+        self._notifier.ready(f"{len(gateway.sas)} SAs, engine {gateway.engine.name}")
+        watchdog = loop.create_task(self._watchdog())
+        await self._stopping.wait()
+        for task in (watchdog, *reloads):
+            task.cancel()
+        await asyncio.gather(watchdog, *reloads, return_exceptions=True)
+
+    async def _watchdog(self) -> None:
+        interval = watchdog_interval()
+        while interval is not None:
+            self._notifier.watchdog()
+            await asyncio.sleep(interval)
+
+    async def _reload(self) -> None:
+        self._notifier.reloading()
+        try:
+            await self._service.reload({}, Peer(0, 0, 0))
+            self._notifier.ready("reloaded")
+        except EspGwError as error:
+            # What runs goes on as it was: a mistake in a file is no reason to lose a tunnel.
+            for line in str(error).splitlines():
+                log.error("not reloaded", reason=line)
+            self._notifier.ready("not reloaded, see the log")
+
+    def _fail(self, reason: str) -> None:
+        self._failure = reason
+        self._stopping.set()

@@ -1,0 +1,322 @@
+"""The gateway: carries out what reconcile says, on the engine, the ledger and the kernel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from esp_gw import reconcile
+from esp_gw.engine.base import (
+    Counters,
+    Engine,
+    EngineFailed,
+    EngineSettings,
+    Event,
+    HardExpired,
+    LeaseLow,
+    OuterSocket,
+    PathMtuChanged,
+    PeerAddressChanged,
+    SoftExpired,
+)
+from esp_gw.errors import EspGwError, LedgerError
+from esp_gw.model import Desired, Direction, IPAddress, Lease, Policy, Sa
+from esp_gw.netlink import Netlink
+from esp_gw.netplan import Network, plan_network
+from esp_gw.reconcile import Observed
+from esp_gw.sequences import Sequences
+
+log = structlog.get_logger()
+
+FLOOR_INTERVAL = 5.0
+"""Seconds between two writes of the replay floors: what a crash forgets of accepted packets."""
+LEASE_RETRY = 1.0
+"""Seconds before a lease that could not be extended is tried again."""
+PATH_MTU_LIFETIME = 660.0
+"""Seconds after which a learned path MTU is asked again; the kernel forgets it after 600."""
+
+
+@dataclass(slots=True)
+class _Installed:
+    """An SA in the engine; `lease` is what the ledger holds as given out and may take back."""
+
+    sa: Sa
+    lease: Lease | None = None
+    floor: int = 0
+
+
+class Gateway:
+    """Everything that runs, and the one place where it is changed."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        netlink: Netlink,
+        sequences: Sequences,
+        on_failure: Callable[[str], None],
+    ) -> None:
+        self.engine = engine
+        self._netlink = netlink
+        self._sequences = sequences
+        self._on_failure = on_failure
+        self._lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._installed: dict[str, _Installed] = {}
+        self._policies: tuple[Policy, ...] = ()
+        self._sockets: frozenset[OuterSocket] = frozenset()
+        self._learned_mtus: dict[IPAddress, int] = {}
+        self._touched = False
+        self.mtu = 0
+
+    async def start(self, desired: Desired) -> None:
+        """Open the data plane and bring it to `desired`. Raises EspGwError.
+
+        A start that fails before it changed anything leaves the network as it found it: prefixes
+        that a killed run has left unreachable stay so.
+        """
+        settings = desired.settings
+        self._desired = Desired(settings)
+        self.engine.open(
+            EngineSettings(settings.interface, settings.port, settings.fwmark), self._on_event
+        )
+        try:
+            await self._netlink.open()
+            await self.apply(desired)
+        except EspGwError:
+            await (self.stop() if self._touched else self._close())
+            raise
+        self._spawn(self._keep_floors())
+
+    async def apply(self, desired: Desired) -> list[str]:
+        """Bring everything to `desired`, touching only what differs; say what was done.
+
+        Nothing is changed where the ledger refuses a key. Raises EspGwError.
+        """
+        async with self._lock:
+            return await self._apply(desired)
+
+    async def stop(self) -> None:
+        """Send and accept nothing more, give back leases, and undo what was made of the network."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        async with self._lock:
+            for name in list(self._installed):
+                await self._remove_sa(name)
+            there = await self._netlink.observe()
+            nothing = Network(mtu=there.mtu)
+            await self._netlink.apply(
+                reconcile.reconcile(Desired(self._desired.settings), nothing, self._observed(there))
+            )
+        await self._close()
+
+    async def _close(self) -> None:
+        self.engine.close()
+        await self._netlink.close()
+        await self._sequences.close()
+
+    def counters(self) -> Counters:
+        """Return a snapshot of the engine's counters."""
+        return self.engine.counters()
+
+    @property
+    def ledger_path(self) -> Path:
+        """Where the ledger is, or would be."""
+        return self._sequences.path
+
+    @property
+    def sas(self) -> list[Sa]:
+        """The SAs that are installed."""
+        return [entry.sa for entry in self._installed.values()]
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """The SPD in its order."""
+        return self._policies
+
+    async def _apply(self, desired: Desired) -> list[str]:
+        network = await self._plan(desired)
+        actions = reconcile.reconcile(
+            desired, network, self._observed(await self._netlink.observe())
+        )
+        ready = await self._prepare(actions)
+        self._touched = True
+        for action in actions:
+            match action:
+                case reconcile.SetSockets(sockets):
+                    self.engine.set_outer_sockets(sorted(sockets, key=str))
+                    self._sockets = sockets
+                case reconcile.InstallSa(sa):
+                    await self._install_sa(ready[sa.name])
+                case reconcile.RemoveSa(name):
+                    await self._remove_sa(name)
+                case reconcile.ReplacePolicies(policies):
+                    self.engine.replace_policies(policies)
+                    self._policies = policies
+                case _:
+                    await self._netlink.apply([action])
+        self._desired = desired
+        self.mtu = network.mtu
+        return [text for action in actions if (text := _describe(action))]
+
+    async def _plan(self, desired: Desired) -> Network:
+        mtus: dict[IPAddress, int] = {}
+        for remote in sorted({sa.remote for sa in desired.sas}, key=str):
+            mtu = await self._netlink.path_mtu(remote, desired.settings.fwmark)
+            if mtu is not None:
+                mtus[remote] = min(mtu, self._learned_mtus.get(remote, mtu))
+        return plan_network(desired, mtus, await self._netlink.host_addresses())
+
+    def _observed(self, network: Network) -> Observed:
+        sas = {name: entry.sa for name, entry in self._installed.items()}
+        return Observed(sas, self._policies, self._sockets, network)
+
+    async def _prepare(self, actions: Sequence[reconcile.Action]) -> dict[str, _Installed]:
+        """Ask the ledger for every SA first: a refusal comes before anything was changed."""
+        ready: dict[str, _Installed] = {}
+        for action in actions:
+            if isinstance(action, reconcile.InstallSa):
+                sa = action.sa
+                if sa.direction is Direction.OUTBOUND:
+                    ready[sa.name] = _Installed(sa, lease=await self._sequences.lease(sa))
+                else:
+                    ready[sa.name] = _Installed(sa, floor=await self._sequences.replay_floor(sa))
+        return ready
+
+    async def _install_sa(self, entry: _Installed) -> None:
+        old = self._installed.get(entry.sa.name)
+        floor = entry.floor
+        if old is not None:
+            final = self.engine.remove_sa(old.sa.name)
+            if old.sa.direction is Direction.INBOUND and old.sa.keymat == entry.sa.keymat:
+                floor = max(floor, final.seq)
+        if entry.lease is not None:
+            self.engine.install_outbound(entry.sa, entry.lease)
+        else:
+            self.engine.install_inbound(entry.sa, floor)
+        self._installed[entry.sa.name] = entry
+        if old is not None and old.sa.direction is Direction.INBOUND:
+            await self._sequences.store_replay_floors([(old.sa.keymat, final.seq)])
+
+    async def _remove_sa(self, name: str) -> None:
+        entry = self._installed.pop(name)
+        final = self.engine.remove_sa(name)
+        try:
+            if entry.lease is not None:
+                await self._sequences.release(entry.sa.keymat, entry.lease, final.seq)
+            else:
+                await self._sequences.store_replay_floors([(entry.sa.keymat, final.seq)])
+        except LedgerError as error:
+            # Safe for IVs: the rest of the lease stays spent. Replays since the last floor are not.
+            log.error("the ledger can't be written", sa=name, reason=str(error))
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case LeaseLow(name):
+                self._spawn(self._extend_lease(name))
+            case PathMtuChanged(remote, mtu):
+                if self._learned_mtus.get(remote) != mtu:
+                    self._learned_mtus[remote] = mtu
+                    self._spawn(self._follow_path_mtu(remote, mtu))
+            case PeerAddressChanged(name, address, port):
+                log.info("the peer has a new address", sa=name, address=str(address), port=port)
+            case SoftExpired(name):
+                log.warning("an SA's sequence numbers run out: give it a new key", sa=name)
+            case HardExpired(name):
+                log.error("an SA has no sequence number left: give it a new key", sa=name)
+            case EngineFailed(reason):
+                self._on_failure(reason)
+
+    async def _extend_lease(self, name: str) -> None:
+        failed = False
+        while (entry := self._installed.get(name)) is not None and entry.lease is not None:
+            if entry.lease.end > entry.sa.last_seq:
+                return
+            try:
+                lease = await self._sequences.lease(entry.sa)
+            except LedgerError as error:
+                if not failed:
+                    log.error("no new sequence numbers", sa=name, reason=str(error))
+                failed = True
+                await asyncio.sleep(LEASE_RETRY)
+                continue
+            # The SA may have been replaced or removed while the ledger wrote.
+            if self._installed.get(name) is entry:
+                self.engine.extend_lease(name, lease)
+                joined = lease.first == entry.lease.end
+                entry.lease = Lease(entry.lease.first, lease.end) if joined else lease
+            if failed:
+                log.info("there are sequence numbers again", sa=name)
+            return
+
+    async def _follow_path_mtu(self, remote: IPAddress, mtu: int) -> None:
+        log.info("the path MTU changed", remote=str(remote), mtu=mtu)
+        await self.apply(self._desired)
+        await asyncio.sleep(PATH_MTU_LIFETIME)
+        if self._learned_mtus.get(remote) == mtu:
+            del self._learned_mtus[remote]
+            await self.apply(self._desired)
+
+    async def _keep_floors(self) -> None:
+        """Write the replay floors while they move; an idle gateway writes nothing."""
+        stored: dict[str, int] = {}
+        while True:
+            await asyncio.sleep(FLOOR_INTERVAL)
+            counters = self.engine.counters().sas
+            moved = {
+                name: counters[name].seq
+                for name, entry in self._installed.items()
+                if entry.sa.direction is Direction.INBOUND
+                and counters[name].seq != stored.get(name, 0)
+            }
+            if not moved:
+                continue
+            floors = [(self._installed[name].sa.keymat, seq) for name, seq in moved.items()]
+            try:
+                await self._sequences.store_replay_floors(floors)
+                stored.update(moved)
+            except LedgerError as error:
+                log.error("the replay floors can't be written", reason=str(error))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a background task failed", reason=str(error))
+
+
+def _describe(action: reconcile.Action) -> str:
+    """Say an action as a person who asked for a reload wants to read it; keys are not in it."""
+    match action:
+        case reconcile.InstallSa(sa):
+            return f"sa {sa.name} installed"
+        case reconcile.RemoveSa(name):
+            return f"sa {name} removed"
+        case reconcile.ReplacePolicies(policies):
+            return f"{len(policies)} policies in place"
+        case reconcile.AddRoute(route):
+            return f"route {route.destination} {route.kind} added"
+        case reconcile.RemoveRoute(route):
+            return f"route {route.destination} {route.kind} removed"
+        case reconcile.AddRule(rule):
+            return f"rule {rule.priority} added"
+        case reconcile.RemoveRule(rule):
+            return f"rule {rule.priority} removed"
+        case reconcile.AddAddress(address):
+            return f"address {address} added"
+        case reconcile.RemoveAddress(address):
+            return f"address {address} removed"
+        case reconcile.SetMtu(mtu):
+            return f"mtu {mtu}"
+        case reconcile.SetSockets(sockets):
+            names = ", ".join(sorted(f"{s.address} {s.encapsulation}" for s in sockets))
+            return f"outer sockets: {names or 'none'}"

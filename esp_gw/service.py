@@ -1,0 +1,347 @@
+"""What the control socket offers: configuration and CLI additions in, the gateway's state out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import structlog
+
+from esp_gw import __version__
+from esp_gw.config import load_config
+from esp_gw.conflicts import find_conflicts
+from esp_gw.control.protocol import PREFIX
+from esp_gw.control.server import Handler, Peer
+from esp_gw.engine.base import SaCounters
+from esp_gw.errors import ControlError
+from esp_gw.gateway import Gateway
+from esp_gw.keyfile import format_keymat
+from esp_gw.model import Desired, Policy, Sa, Selector
+from esp_gw.store import Store, StoredState, merge, parse_policy_entry, parse_sa_entry
+from esp_gw.sysctl import network_warnings
+
+log = structlog.get_logger()
+
+Parameters = dict[str, object]
+
+
+class Service:
+    """The methods of the control interface, over one gateway."""
+
+    def __init__(self, gateway: Gateway, config: Path, desired: Desired, store: Store) -> None:
+        self._gateway = gateway
+        self._config = config
+        self._configured = desired
+        self._store = store
+        self._state = store.load()
+        self._left_out: list[str] = []
+        self._began = time.monotonic()
+
+    def desired(self) -> Desired:
+        """Return configuration and CLI additions together.
+
+        The configuration wins: an addition that contradicts it is left out, and said to be.
+        """
+        wanted, self._left_out = _without_conflicts(self._configured, self._state)
+        for warning in (*wanted.warnings, *self._left_out):
+            log.warning(warning)
+        return wanted
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """Return the methods by their full names."""
+        methods: dict[str, Handler] = {
+            "GetStatus": self.get_status,
+            "ListSas": self.list_sas,
+            "GetSa": self.get_sa,
+            "AddSa": self.add_sa,
+            "DeleteSa": self.delete_sa,
+            "FlushSas": self.flush_sas,
+            "ListPolicies": self.list_policies,
+            "AddPolicy": self.add_policy,
+            "DeletePolicy": self.delete_policy,
+            "ListTunnels": self.list_tunnels,
+            "GetStats": self.get_stats,
+            "Reload": self.reload,
+        }
+        return {PREFIX + name: handler for name, handler in methods.items()}
+
+    async def get_status(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Say what runs, and what the person should know about it."""
+        settings = self._configured.settings
+        return {
+            "version": __version__,
+            "engine": self._gateway.engine.name,
+            "interface": settings.interface,
+            "mtu": self._gateway.mtu,
+            "pid": os.getpid(),
+            "uptime_s": round(time.monotonic() - self._began, 1),
+            "config": str(self._config),
+            "tunnels": len(self._configured.tunnels),
+            "sas": len(self._gateway.sas),
+            "policies": len(self._gateway.policies),
+            "ledger": str(self._gateway.ledger_path),
+            "warnings": [
+                *self._configured.warnings,
+                *self._left_out,
+                *network_warnings(self._configured, settings.interface),
+            ],
+        }
+
+    async def list_sas(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Return every SA, without its key."""
+        counters = self._gateway.counters().sas
+        return {"sas": [_sa_info(sa, counters[sa.name]) for sa in self._gateway.sas]}
+
+    async def get_sa(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Return one SA; its key only to root, and never without a line in the log."""
+        sa = self._find_sa(_name(parameters))
+        info = _sa_info(sa, self._gateway.counters().sas[sa.name])
+        if parameters.get("reveal_keys") is True:
+            if peer.uid != 0:
+                raise ControlError("PermissionDenied", "only root may see keys", hint="use sudo")
+            log.warning("a key was revealed", sa=sa.name, uid=peer.uid, pid=peer.pid)
+            info["key"] = format_keymat(sa.keymat)
+        return {"sa": info}
+
+    async def add_sa(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Install an SA and remember it."""
+        entry = parse_sa_entry(parameters)
+        self._refuse_existing(entry.name, [sa.name for sa in self._merged().sas])
+        await self._change(
+            StoredState(sas=(*self._state.sas, entry), policies=self._state.policies)
+        )
+        sa = self._find_sa(entry.name)
+        return {"sa": _sa_info(sa, self._gateway.counters().sas[sa.name])}
+
+    async def delete_sa(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Remove an SA that the CLI added."""
+        name = _name(parameters)
+        if name not in [entry.name for entry in self._state.sas]:
+            if any(sa.name == name for sa in self._gateway.sas):
+                raise ControlError(
+                    "Refused",
+                    f"the SA {name} comes from the configuration",
+                    hint=f"remove it from {self._config} and run 'esp-gw reload'",
+                )
+            raise ControlError("NotFound", f"there is no SA {name}")
+        await self._change(
+            StoredState(
+                sas=tuple(entry for entry in self._state.sas if entry.name != name),
+                policies=self._state.policies,
+            )
+        )
+        return {}
+
+    async def flush_sas(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Remove every SA that the CLI added, and the CLI's policies that need one of them."""
+        names = [entry.name for entry in self._state.sas]
+        kept = tuple(entry for entry in self._state.policies if entry.sa not in names)
+        await self._change(StoredState(sas=(), policies=kept))
+        return {"deleted": names}
+
+    async def list_policies(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Return the SPD in its order."""
+        return {"policies": [_policy_info(policy) for policy in self._gateway.policies]}
+
+    async def add_policy(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Put a policy into the SPD and remember it."""
+        entry = parse_policy_entry(parameters)
+        names = [policy.name for policy in self._merged().policies]
+        self._refuse_existing(entry.name, names)
+        if entry.before is not None and entry.before not in names:
+            raise ControlError("NotFound", f"there is no policy {entry.before} to be before")
+        await self._change(
+            StoredState(sas=self._state.sas, policies=(*self._state.policies, entry))
+        )
+        (policy,) = [p for p in self._gateway.policies if p.name == entry.name]
+        return {"policy": _policy_info(policy)}
+
+    async def delete_policy(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Remove a policy that the CLI added."""
+        name = _name(parameters)
+        if name not in [entry.name for entry in self._state.policies]:
+            if any(policy.name == name for policy in self._gateway.policies):
+                raise ControlError(
+                    "Refused",
+                    f"the policy {name} comes from the configuration",
+                    hint=f"remove it from {self._config} and run 'esp-gw reload'",
+                )
+            raise ControlError("NotFound", f"there is no policy {name}")
+        await self._change(
+            StoredState(
+                sas=self._state.sas,
+                policies=tuple(entry for entry in self._state.policies if entry.name != name),
+            )
+        )
+        return {}
+
+    async def list_tunnels(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Return the configuration's tunnels with what their SAs have carried."""
+        counters = self._gateway.counters().sas
+        tunnels = []
+        for tunnel in self._configured.tunnels:
+            out, inbound = (counters[name] for name in tunnel.sas)
+            drops: dict[str, int] = dict(out.drops)
+            for reason, count in inbound.drops.items():
+                drops[reason] = drops.get(reason, 0) + count
+            tunnels.append(
+                {
+                    "name": tunnel.name,
+                    "mode": tunnel.mode,
+                    "encapsulation": tunnel.encapsulation,
+                    "suite": tunnel.suite.name,
+                    "local": str(tunnel.local),
+                    "remote": str(out.remote),
+                    "local_ts": [str(prefix) for prefix in tunnel.local_ts],
+                    "remote_ts": [str(prefix) for prefix in tunnel.remote_ts],
+                    "state": "up" if inbound.packets else "no packet received yet",
+                    "packets_out": out.packets,
+                    "bytes_out": out.bytes,
+                    "packets_in": inbound.packets,
+                    "bytes_in": inbound.bytes,
+                    "drops": drops,
+                }
+            )
+        return {"tunnels": tunnels}
+
+    async def get_stats(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Return every counter."""
+        counters = self._gateway.counters()
+        values = asdict(counters)
+        for name, entry in counters.sas.items():
+            values["sas"][name]["remote"] = str(entry.remote)
+        return values
+
+    async def reload(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Read the configuration again and change only what differs; return the changes."""
+        configured = load_config(self._config)
+        self._refuse_fixed(configured)
+        wanted, left_out = _without_conflicts(configured, self._state)
+        changes = await self._gateway.apply(wanted)
+        self._configured, self._left_out = configured, left_out
+        for warning in (*configured.warnings, *left_out):
+            log.warning(warning)
+        log.info("reloaded", changes=len(changes))
+        return {"changes": changes}
+
+    async def _change(self, state: StoredState) -> None:
+        """Apply the CLI's new state, then keep it: what is on disk has been seen to work."""
+        wanted = merge(self._configured, state)
+        conflicts = find_conflicts(wanted.sas, wanted.policies)
+        if conflicts:
+            raise ControlError("Refused", conflicts[0].message)
+        before = self._state
+        await self._gateway.apply(wanted)
+        self._state = state
+        try:
+            self._store.save(state)
+        except BaseException:
+            self._state = before
+            await self._gateway.apply(merge(self._configured, before))
+            raise
+
+    def _merged(self) -> Desired:
+        return merge(self._configured, self._state)
+
+    def _find_sa(self, name: str) -> Sa:
+        for sa in self._gateway.sas:
+            if sa.name == name:
+                return sa
+        raise ControlError(
+            "NotFound", f"there is no SA {name}", hint="'esp-gw sa list' shows those there are"
+        )
+
+    def _refuse_existing(self, name: str, names: list[str]) -> None:
+        if name in names:
+            raise ControlError("AlreadyExists", f"{name} exists already", hint="delete it first")
+
+    def _refuse_fixed(self, configured: Desired) -> None:
+        """What the daemon opened at its start can't change while it runs."""
+        old, new = self._configured.settings, configured.settings
+        fixed = ("interface", "port", "engine", "fwmark", "table", "state_dir", "control_socket")
+        for field in fixed:
+            if getattr(old, field) != getattr(new, field):
+                raise ControlError(
+                    "Refused",
+                    f"gateway.{field} can't change while the gateway runs",
+                    hint="restart it with 'systemctl restart esp-gw'",
+                )
+
+
+def _without_conflicts(configured: Desired, state: StoredState) -> tuple[Desired, list[str]]:
+    left_out: list[str] = []
+    while True:
+        wanted = merge(configured, state)
+        ours = {entry.name for entry in (*state.sas, *state.policies)}
+        conflict = next(
+            (c for c in find_conflicts(wanted.sas, wanted.policies) if ours & set(c.names)), None
+        )
+        if conflict is None:
+            return wanted, left_out
+        name = next(n for n in reversed(conflict.names) if n in ours)
+        left_out.append(f"'{name}', added by the CLI, is left out: {conflict.message}")
+        state = StoredState(
+            sas=tuple(entry for entry in state.sas if entry.name != name),
+            policies=tuple(entry for entry in state.policies if entry.name != name),
+        )
+
+
+def _name(parameters: Parameters) -> str:
+    name = parameters.get("name")
+    if not isinstance(name, str) or not name:
+        raise ControlError("InvalidParameter", "name: expected a text")
+    return name
+
+
+def _sa_info(sa: Sa, counters: SaCounters) -> Parameters:
+    return {
+        "name": sa.name,
+        "direction": sa.direction,
+        "spi": sa.spi,
+        "suite": sa.suite.name,
+        "mode": sa.mode,
+        "encapsulation": sa.encapsulation,
+        "local": str(sa.local),
+        "remote": str(counters.remote),
+        "remote_port": counters.remote_port,
+        "local_ts": sorted({str(selector.local) for selector in sa.selectors}),
+        "remote_ts": sorted({str(selector.remote) for selector in sa.selectors}),
+        "esn": sa.esn,
+        "replay_window": sa.replay_window,
+        "keepalive": sa.keepalive,
+        "origin": sa.origin,
+        "tunnel": sa.tunnel,
+        "pair": sa.pair,
+        "seq": counters.seq,
+        "lease_end": counters.lease_end,
+        "packets": counters.packets,
+        "bytes": counters.bytes,
+        "drops": dict(counters.drops),
+    }
+
+
+def _selector_info(selector: Selector) -> Parameters:
+    def ports(value: object) -> str | None:
+        return None if value is None else str(value)
+
+    return {
+        "local": str(selector.local),
+        "remote": str(selector.remote),
+        "protocol": selector.protocol,
+        "local_port": ports(selector.local_port),
+        "remote_port": ports(selector.remote_port),
+    }
+
+
+def _policy_info(policy: Policy) -> Parameters:
+    return {
+        "name": policy.name,
+        "action": policy.action,
+        "selectors": [_selector_info(selector) for selector in policy.selectors],
+        "sa": policy.sa,
+        "tunnel": policy.tunnel,
+        "origin": policy.origin,
+    }
