@@ -1,0 +1,144 @@
+"""Key material in files and systemd credentials: one line of hex, key then salt, never shown."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shlex
+from pathlib import Path
+
+from esp_gw.errors import KeyFileError
+from esp_gw.files import open_regular, printable, privacy_fault, read_bounded, write_new
+from esp_gw.model import SALT_LEN, KeyMaterial, Suite
+
+MAX_KEY_FILE_LEN = 4096
+_HEX_DIGITS = re.compile(r"[0-9a-fA-F]+")
+_CREDENTIAL_NAME = re.compile(r"[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,127}")
+
+
+def generate(suite: Suite) -> KeyMaterial:
+    """Fresh random key material for a suite, from the kernel's generator."""
+    return KeyMaterial.from_bytes(secrets.token_bytes(suite.keymat_len))
+
+
+def format_keymat(keymat: KeyMaterial) -> str:
+    """Key and salt as hex digits without a prefix, the text of a key file's one line."""
+    return keymat.to_bytes().hex()
+
+
+def parse_keymat(text: str, suite: Suite) -> KeyMaterial:
+    """Key material from hex digits, with or without 0x: key then salt (RFC 4106 8.1).
+
+    Raises KeyFileError; the message tells sizes in bytes and hex digits, never the text.
+    """
+    digits = text.strip().removeprefix("0x").removeprefix("0X")
+    if not _HEX_DIGITS.fullmatch(digits):
+        raise KeyFileError("the key is not hex: only the digits 0-9 and a-f, optionally after 0x")
+    needed = suite.keymat_len
+    if len(digits) != 2 * needed:
+        found = f"{len(digits) // 2} bytes" if len(digits) % 2 == 0 else "half a byte too many"
+        what = (
+            f"the key has {len(digits)} hex digits ({found}), {suite.name} needs {2 * needed} "
+            f"({needed} bytes: {suite.key_len} of key, then {SALT_LEN} of salt)"
+        )
+        raise KeyFileError(
+            what, hint="the salt is missing" if len(digits) == 2 * suite.key_len else None
+        )
+    return KeyMaterial.from_bytes(bytes.fromhex(digits))
+
+
+def read_key_file(path: Path, suite: Suite) -> KeyMaterial:
+    """Key material from a text file: `#` comments and one line of hex, as `ip xfrm` takes it.
+
+    The file has to be a regular one with mode 0600 or stricter, owned by root or by the user that
+    runs this. Raises KeyFileError with the path in `where`.
+    """
+    return _read(
+        path,
+        suite,
+        forbidden=0o077,
+        hint=f"it has to be yours or root's: chmod 600 {shlex.quote(printable(path))}",
+    )
+
+
+def read_credential(name: str, suite: Suite) -> KeyMaterial:
+    """Key material from the systemd credential `name`, in the text format of a key file.
+
+    Raises KeyFileError. Source: systemd.exec(5), LoadCredential=.
+    """
+    if not _CREDENTIAL_NAME.fullmatch(name) or ".." in name:
+        raise KeyFileError(
+            "is not a credential's name",
+            where="credential",
+            hint="use letters, digits, . _ : -, without '/' or '..'",
+        )
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    if not folder:
+        raise KeyFileError(
+            "there are no credentials here (CREDENTIALS_DIRECTORY is not set)",
+            where=f"credential {name}",
+            hint="add LoadCredential= to the systemd unit, or use a key file",
+        )
+    # For a service with User=, systemd grants access by an ACL, and the mask of an ACL shows as
+    # the group's read bit: 0440.
+    return _read(
+        Path(folder) / name,
+        suite,
+        forbidden=0o037,
+        hint="let systemd provide it by LoadCredential=",
+    )
+
+
+def write_key_file(path: Path, keymat: KeyMaterial, comment: str = "") -> None:
+    """Create a key file with mode 0600, on the disk when this returns; never overwrites.
+
+    Raises KeyFileError with the path in `where`.
+    """
+    lines = [f"# {printable(line)}\n" for line in comment.splitlines()]
+    content = "".join([*lines, format_keymat(keymat), "\n"])
+    try:
+        write_new(path, content.encode())
+    except FileExistsError:
+        raise KeyFileError(
+            "exists already and is not overwritten",
+            where=printable(path),
+            hint="choose another name, or move the old file away",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise _unusable(path, error) from None
+
+
+def _read(path: Path, suite: Suite, *, forbidden: int, hint: str) -> KeyMaterial:
+    where = printable(path)
+    try:
+        with open_regular(path) as (fd, status):
+            if fault := privacy_fault(status, forbidden):
+                raise KeyFileError(fault, where=where, hint=hint)
+            content = read_bounded(fd, MAX_KEY_FILE_LEN)
+    except OSError as error:
+        raise _unusable(path, error) from None
+    try:
+        return parse_keymat(_single_line(content), suite)
+    except KeyFileError as error:
+        raise KeyFileError(error.what, where=where, hint=error.hint) from None
+
+
+def _single_line(content: bytes) -> str:
+    # Comments may be in any encoding, so lines are split before anything is decoded.
+    bare = (raw.partition(b"#")[0].strip() for raw in content.split(b"\n"))
+    lines = [line for line in bare if line]
+    if len(lines) != 1:
+        found = f"there are {len(lines)} lines" if lines else "there is no line"
+        raise KeyFileError(f"{found} of hex in it, one is needed: key then salt")
+    return lines[0].decode("latin-1")
+
+
+def _unusable(path: Path, error: OSError | ValueError) -> KeyFileError:
+    reason = error.strerror if isinstance(error, OSError) else None
+    text = reason or "is not a usable file name"
+    if isinstance(error, FileNotFoundError):
+        text = "the key file does not exist"
+    elif isinstance(error, PermissionError):
+        text = "the key file can't be opened: permission denied"
+    return KeyFileError(text, where=printable(path))
