@@ -1,0 +1,238 @@
+"""The configuration: a YAML file, or a folder of them, into all that is wanted, or every fault."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
+
+from esp_gw.conflicts import find_conflicts
+from esp_gw.errors import ConfigError, KeyFileError, Problem
+from esp_gw.fields import Location, Strict, describe, parse_name, parse_suite, unknown_field
+from esp_gw.files import printable
+from esp_gw.keyfile import generate
+from esp_gw.model import DEFAULT_SUITE, Desired, KeyMaterial, Policy, Sa, Suite, Tunnel
+from esp_gw.schema import GatewayModel, KeySource, PolicyModel, TunnelModel
+from esp_gw.yamlfile import Document, read_document
+
+MAX_SELECTORS = 4096
+"""Pairs of prefixes in the whole configuration."""
+MIN_IPV6_MTU = 1280
+"""RFC 8200 5."""
+
+SECTIONS = ("gateway", "policies", "tunnels")
+
+Model = TypeVar("Model", bound=Strict)
+
+
+def load_config(path: Path) -> Desired:
+    """Read a YAML file, or all *.yaml of a folder in the order of their names.
+
+    Key files are relative to the folder of the file that names them. Raises ConfigError with every
+    problem of every file, each with file, line and field.
+    """
+    files, warnings = _files(path)
+    return _Reader([read_document(file) for file in files], warnings).desired()
+
+
+def _files(path: Path) -> tuple[list[Path], list[str]]:
+    try:
+        if not path.is_dir():
+            return [path], []
+        names = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "is not a usable file name"
+        raise ConfigError([Problem(printable(path), 0, "", reason)]) from None
+    files = [entry for entry in names if entry.suffix == ".yaml"]
+    if not files:
+        raise ConfigError([Problem(printable(path), 0, "", "has no file that ends in .yaml")])
+    warnings = [
+        f"{printable(entry)}: is not read; its name has to end in .yaml"
+        for entry in names
+        if entry.suffix == ".yml"
+    ]
+    return files, warnings
+
+
+class _Reader:
+    """Goes through the documents once and collects what they want and what is wrong with them."""
+
+    def __init__(self, documents: list[Document], warnings: list[str]) -> None:
+        self._documents = documents
+        self._warnings = warnings
+        self._problems = [problem for document in documents for problem in document.problems]
+        self._gateway = GatewayModel()
+        self._tunnels: list[Tunnel] = []
+        self._tunnel_files: dict[str, str] = {}
+        self._sas: list[Sa] = []
+        self._policies: list[Policy] = []
+        self._protects: list[Policy] = []
+        self._selector_count = 0
+        self._places: dict[str, tuple[Document, Location]] = {}
+
+    def desired(self) -> Desired:
+        """All that is wanted. Raises ConfigError."""
+        for document in self._documents:
+            for name in document.value:
+                if name not in SECTIONS:
+                    self._complain(document, (name,), unknown_field(name, SECTIONS))
+        for document, section in self._sections("gateway"):
+            self._read_gateway(document, section)
+        for document, section in self._sections("policies"):
+            self._read_policies(document, section)
+        for document, section in self._sections("tunnels"):
+            self._read_tunnels(document, section)
+        self._check_together()
+        if self._problems:
+            order = {document.name: index for index, document in enumerate(self._documents)}
+            raise ConfigError(sorted(self._problems, key=lambda p: (order[p.file], p.line)))
+        return Desired(
+            settings=self._gateway.settings(),
+            tunnels=tuple(self._tunnels),
+            sas=tuple(self._sas),
+            policies=(*self._policies, *self._protects),
+            warnings=tuple(self._warnings),
+        )
+
+    def _complain(self, document: Document, location: Location, message: str) -> None:
+        self._problems.append(document.problem(location, message))
+
+    def _sections(self, name: str) -> Iterator[tuple[Document, object]]:
+        for document in self._documents:
+            section = document.value.get(name)
+            if section is not None:
+                yield document, section
+
+    def _read_gateway(self, document: Document, section: object) -> None:
+        place: Location = ("gateway",)
+        if "gateway" in self._places:
+            first, _ = self._places["gateway"]
+            text = f"is in {first.name} already: only one file has this section"
+            self._complain(document, place, text)
+            return
+        self._places["gateway"] = (document, place)
+        self._gateway = self._validated(GatewayModel, document, place, section) or self._gateway
+
+    def _read_policies(self, document: Document, section: object) -> None:
+        if not isinstance(section, list):
+            self._complain(document, ("policies",), "expected a list, each entry after '- '")
+            return
+        for index, raw in enumerate(section):
+            place: Location = ("policies", index)
+            model = self._validated(PolicyModel, document, place, raw)
+            if model is not None and self._selector_count <= MAX_SELECTORS:
+                policy = model.policy(f"policy-{len(self._policies) + 1}")
+                self._policies.append(policy)
+                self._selector_count += len(policy.selectors)
+                self._places[policy.name] = (document, place)
+
+    def _read_tunnels(self, document: Document, section: object) -> None:
+        if not isinstance(section, dict):
+            self._complain(document, ("tunnels",), "expected a mapping: a name, then its fields")
+            return
+        for name, raw in section.items():
+            place: Location = ("tunnels", name)
+            try:
+                parse_name(name)
+            except PydanticCustomError as error:
+                self._complain(document, place, error.message())
+                continue
+            first = self._tunnel_files.setdefault(name, document.name)
+            if first != document.name:
+                self._complain(document, place, f"is in {first} already: names are unique")
+                continue
+            model = self._validated(TunnelModel, document, place, raw)
+            keymats = self._keymats(document, place, raw)
+            if model is None or self._selector_count > MAX_SELECTORS:
+                continue
+            # A stand-in for a key that couldn't be read lets the conflicts be found all the same;
+            # its problem is noted, so it never leaves here.
+            out, in_ = (keymat or generate(model.suite) for keymat in keymats)
+            tunnel, sas, policy = model.expand(name, out, in_)
+            self._tunnels.append(tunnel)
+            self._sas += sas
+            self._protects.append(policy)
+            self._selector_count += len(policy.selectors)
+            self._places[name] = (document, place)
+            self._places[sas[0].name] = (document, (*place, "outbound"))
+            self._places[sas[1].name] = (document, (*place, "inbound"))
+
+    def _validated(
+        self, model: type[Model], document: Document, place: Location, raw: object
+    ) -> Model | None:
+        """The model of a section; where fields are wrong, of the others alone if that is enough.
+
+        That second model only serves to find more faults, because the first are noted.
+        """
+        try:
+            return model.model_validate(raw)
+        except ValidationError as error:
+            faults = describe(error, model)
+        for location, text in faults:
+            self._complain(document, (*place, *location), text)
+        if not isinstance(raw, dict):
+            return None
+        wrong = {location[0] for location, _ in faults if location}
+        try:
+            return model.model_validate({k: v for k, v in raw.items() if k not in wrong})
+        except ValidationError:
+            return None
+
+    def _keymats(
+        self, document: Document, place: Location, raw: object
+    ) -> tuple[KeyMaterial | None, KeyMaterial | None]:
+        """Both keys of a tunnel, read also where other fields of it are wrong."""
+        if not isinstance(raw, dict):
+            return None, None
+        try:
+            suite = parse_suite(raw.get("suite", DEFAULT_SUITE.name))
+        except PydanticCustomError:
+            return None, None
+        return (
+            self._keymat(document, (*place, "outbound"), raw.get("outbound"), suite),
+            self._keymat(document, (*place, "inbound"), raw.get("inbound"), suite),
+        )
+
+    def _keymat(
+        self, document: Document, place: Location, raw: object, suite: Suite
+    ) -> KeyMaterial | None:
+        try:
+            source = KeySource.model_validate(raw.get("key") if isinstance(raw, dict) else None)
+        except ValidationError:
+            return None
+        where = document.problem((*place, "key", source.kind), "")
+        if source.inline is not None:
+            if not self._gateway.allow_inline_keys:
+                text = "keys in the configuration need allow_inline_keys: true; use a key file"
+                self._complain(document, (*place, "key", "inline"), text)
+                return None
+            text = "the key stands in the configuration itself; a key file keeps it apart"
+            self._warnings.append(str(replace(where, message=text)))
+        try:
+            return source.read(suite, document.path.parent)
+        except KeyFileError as error:
+            self._problems.append(replace(where, message=str(error)))
+            return None
+
+    def _check_together(self) -> None:
+        policies = (*self._policies, *self._protects)
+        if self._selector_count > MAX_SELECTORS:
+            document, place = self._places[policies[-1].name]
+            text = f"too many prefixes: at most {MAX_SELECTORS} pairs in the whole configuration"
+            self._complain(document, place, text)
+            return
+        for conflict in find_conflicts(self._sas, policies):
+            document, place = self._places[conflict.names[-1]]
+            self._complain(document, place, conflict.message)
+        mtu = self._gateway.mtu
+        if mtu is not None and mtu < MIN_IPV6_MTU:
+            for policy in self._protects:
+                if any(selector.local.version == 6 for selector in policy.selectors):
+                    document, place = self._places["gateway"]
+                    text = f"IPv6 in tunnel {policy.name} needs at least {MIN_IPV6_MTU}"
+                    self._complain(document, (*place, "mtu"), text)
+                    break
