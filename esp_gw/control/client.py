@@ -1,0 +1,92 @@
+"""A small synchronous client of the control socket, for the CLI."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from esp_gw.control.protocol import decode_reply, encode_request
+from esp_gw.errors import ControlError, EspGwError
+
+MAX_REPLY = 64 * 1024 * 1024
+"""The longest answer in bytes: beyond it the other end is no esp-gw."""
+
+
+def call(
+    path: Path, method: str, parameters: Mapping[str, object], timeout: float = 10.0
+) -> dict[str, object]:
+    """Ask the daemon and wait at most `timeout` seconds for the answer's parameters.
+
+    `method` is without the interface's prefix. Raises the ControlError of the answer, EspGwError
+    when there is no answer.
+    """
+    deadline = time.monotonic() + timeout
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            sock.settimeout(timeout)
+            sock.connect(os.fspath(path))
+            _send(sock, encode_request(method, parameters), deadline)
+            line = _receive_line(sock, deadline)
+        except FileNotFoundError:
+            raise _not_running(f"no control socket at {path}") from None
+        except ConnectionRefusedError:
+            raise _not_running(f"nobody listens at {path}") from None
+        except PermissionError:
+            raise ControlError(
+                "PermissionDenied",
+                f"no permission to use {path}",
+                hint="add yourself to the group esp-gw, or use sudo",
+            ) from None
+        except (TimeoutError, BlockingIOError):
+            raise EspGwError(
+                f"esp-gw did not answer within {timeout:g} s",
+                hint="see 'journalctl -u esp-gw'",
+            ) from None
+        except OSError as error:
+            raise EspGwError(error.strerror or str(error), where=str(path)) from None
+    return decode_reply(line)
+
+
+def _send(sock: socket.socket, data: bytes, deadline: float) -> None:
+    try:
+        sock.settimeout(_remaining(deadline))
+        sock.sendall(data)
+    except (BrokenPipeError, ConnectionResetError):
+        # A server that refuses says why before it closes: the answer is there to be read.
+        return
+
+
+def _receive_line(sock: socket.socket, deadline: float) -> bytes:
+    buffer = bytearray()
+    while not buffer.endswith(b"\n"):
+        sock.settimeout(_remaining(deadline))
+        try:
+            data = sock.recv(256 * 1024)
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            raise EspGwError(
+                "esp-gw closed the connection before it answered",
+                hint="see 'journalctl -u esp-gw'",
+            )
+        buffer += data
+        if len(buffer) > MAX_REPLY:
+            raise EspGwError(f"the answer is longer than {MAX_REPLY} bytes")
+    return bytes(buffer)
+
+
+def _remaining(deadline: float) -> float:
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
+        raise TimeoutError
+    return remaining
+
+
+def _not_running(why: str) -> EspGwError:
+    return EspGwError(
+        f"esp-gw is not running ({why})",
+        hint="start it with 'systemctl start esp-gw' or 'esp-gw run'",
+    )

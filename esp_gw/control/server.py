@@ -1,0 +1,242 @@
+"""The control socket of the daemon: who may use it, and requests to handlers and back.
+
+A client that is slow, silent or talks nonsense costs one of 32 connections for a bounded time, and
+never holds up another client or the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import grp
+import os
+import pwd
+import socket
+import stat
+import struct
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from esp_gw.control.protocol import (
+    Request,
+    RequestDecoder,
+    encode_error,
+    encode_reply,
+)
+from esp_gw.errors import ControlError, EspGwError
+
+MAX_CONNECTIONS = 32
+REQUEST_TIMEOUT = 30.0
+"""Seconds that a connection has for its next request to be whole."""
+REPLY_TIMEOUT = 10.0
+"""Seconds that a client has to take an answer."""
+READ_SIZE = 64 * 1024
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The process at the other end, as the kernel vouches for it (SO_PEERCRED, unix(7))."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+Handler = Callable[[dict[str, object], Peer], Awaitable[dict[str, object]]]
+
+
+def may_use(peer: Peer, group: str) -> bool:
+    """Whether a peer may control the gateway: root, the daemon's own user, a member of `group`."""
+    if peer.uid in (0, os.geteuid()):
+        return True
+    try:
+        gid = grp.getgrnam(group).gr_gid
+        if peer.gid == gid:
+            return True
+        user = pwd.getpwuid(peer.uid)
+    except KeyError:
+        return False
+    return gid in os.getgrouplist(user.pw_name, user.pw_gid)
+
+
+class ControlServer:
+    """Serves `handlers`, keyed by full method names (io.esp_gw.ListSas), on a unix socket.
+
+    A handler raises ControlError for an answer with that code; another EspGwError is answered with
+    Refused, any other exception with Internal, and its traceback goes to the log alone.
+    """
+
+    def __init__(self, path: Path, handlers: Mapping[str, Handler], group: str = "esp-gw") -> None:
+        self._path = path
+        self._handlers = handlers
+        self._group = group
+        self._server: asyncio.Server | None = None
+        self._inode: tuple[int, int] | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Listen at the path. Raises EspGwError when another daemon does, or when it can't be."""
+        try:
+            _remove_stale(self._path)
+            sock = _listen(self._path, self._group)
+        except OSError as error:
+            raise EspGwError(
+                f"the control socket can't be made: {error.strerror or error}",
+                where=str(self._path),
+            ) from error
+        self._inode = _inode(self._path)
+        self._server = await asyncio.start_unix_server(self._on_connection, sock=sock)
+
+    async def close(self) -> None:
+        """Remove the socket file and drop every connection; a handler under way is cancelled."""
+        if self._server is None:
+            return
+        if _inode(self._path) == self._inode:
+            self._path.unlink(missing_ok=True)
+        self._server.close()
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+        await self._server.wait_closed()
+        self._server = None
+
+    def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(self._run(reader, writer))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # With no room in the buffer, drain() waits until the client has taken all of an answer.
+        writer.transport.set_write_buffer_limits(high=0)
+        try:
+            await self._serve(reader, writer)
+        except ControlError as error:
+            with contextlib.suppress(TimeoutError, OSError):
+                await _send(writer, encode_error(error))
+        except (TimeoutError, OSError) as error:
+            log.debug("control connection ended", error=str(error) or type(error).__name__)
+        finally:
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer requests until the client closes; raises ControlError for the last answer."""
+        if len(self._connections) > MAX_CONNECTIONS:
+            raise ControlError("Refused", "too many connections", hint="try again later")
+        peer = _peer_of(writer)
+        # The lookup may ask a directory server, so it doesn't run on the loop.
+        if not await asyncio.to_thread(may_use, peer, self._group):
+            log.warning("control connection refused", uid=peer.uid, pid=peer.pid)
+            raise ControlError(
+                "PermissionDenied",
+                f"user {peer.uid} may not control the gateway",
+                hint=f"add yourself to the group {self._group}, or use sudo",
+            )
+        decoder = RequestDecoder()
+        while (request := await _next_request(reader, decoder)) is not None:
+            await _send(writer, await self._answer(request, peer))
+            # A client with many requests in one piece gives way to the others after each.
+            await asyncio.sleep(0)
+
+    async def _answer(self, request: Request, peer: Peer) -> bytes:
+        try:
+            return encode_reply(await self._handler(request.method)(request.parameters, peer))
+        except ControlError as error:
+            return encode_error(error)
+        except EspGwError as error:
+            what = f"{error.where}: {error.what}" if error.where else error.what
+            return encode_error(ControlError("Refused", what, hint=error.hint))
+        except Exception:
+            log.exception("control request failed", method=request.method)
+            return encode_error(
+                ControlError("Internal", "internal error", hint="see the log of esp-gw")
+            )
+
+    def _handler(self, method: str) -> Handler:
+        handler = self._handlers.get(method)
+        if handler is None:
+            raise ControlError(
+                "MethodNotFound",
+                f"no method {method[:100]!r}",
+                hint="restart the daemon if esp-gw was upgraded",
+            )
+        return handler
+
+
+async def _next_request(reader: asyncio.StreamReader, decoder: RequestDecoder) -> Request | None:
+    async with asyncio.timeout(REQUEST_TIMEOUT):
+        while (request := decoder.next_request()) is None:
+            data = await reader.read(READ_SIZE)
+            if not data:
+                return None
+            decoder.receive_data(data)
+    return request
+
+
+async def _send(writer: asyncio.StreamWriter, data: bytes) -> None:
+    async with asyncio.timeout(REPLY_TIMEOUT):
+        writer.write(data)
+        await writer.drain()
+
+
+def _peer_of(writer: asyncio.StreamWriter) -> Peer:
+    credentials = struct.Struct("3i")
+    sock = writer.get_extra_info("socket")
+    data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
+    return Peer(*credentials.unpack(data))
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the socket file of a daemon that is gone, and nothing else."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise EspGwError("in the way of the control socket", where=str(path), hint="remove it")
+    with socket.socket(socket.AF_UNIX) as probe:
+        # A live daemon whose backlog is full answers EAGAIN: only "refused" says that it is gone.
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+            return
+        except FileNotFoundError:
+            return
+        except BlockingIOError:
+            pass
+    raise EspGwError(
+        "another esp-gw is running", where=str(path), hint="stop it, or give this one another path"
+    )
+
+
+def _listen(path: Path, group: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        before = os.umask(0o177)
+        try:
+            sock.bind(os.fspath(path))
+        finally:
+            os.umask(before)
+        with contextlib.suppress(KeyError, PermissionError):
+            os.chown(path, -1, grp.getgrnam(group).gr_gid)
+        path.chmod(0o660)
+        sock.listen(MAX_CONNECTIONS)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

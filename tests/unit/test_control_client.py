@@ -1,0 +1,147 @@
+"""The control client: every way in which there is no answer is one clear line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from esp_gw.control import client
+from esp_gw.control.client import call
+from esp_gw.errors import ControlError, EspGwError
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "control.sock"
+
+
+@contextlib.contextmanager
+def answering(path: Path, behave: Callable[[socket.socket], None]) -> Iterator[None]:
+    """A server for one connection, in a thread."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                behave(connection)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
+
+
+def test_the_request_is_one_line_and_the_answer_may_come_in_pieces(path: Path) -> None:
+    seen: list[bytes] = []
+
+    def behave(connection: socket.socket) -> None:
+        seen.append(connection.recv(65536))
+        for byte in b'{"parameters":{"sas":[]}}\n':
+            connection.sendall(bytes([byte]))
+
+    with answering(path, behave):
+        assert call(path, "ListSas", {"a": 1}) == {"sas": []}
+    assert seen == [b'{"method":"io.esp_gw.ListSas","parameters":{"a":1}}\n']
+
+
+def test_without_a_socket_it_says_that_nothing_runs_and_how_to_start(path: Path) -> None:
+    with pytest.raises(EspGwError) as caught:
+        call(path, "ListSas", {})
+    assert str(caught.value) == (
+        f"esp-gw is not running (no control socket at {path}); "
+        "start it with 'systemctl start esp-gw' or 'esp-gw run'"
+    )
+
+
+def test_the_socket_of_a_dead_daemon_says_the_same(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    with pytest.raises(EspGwError, match=r"not running \(nobody listens at .*esp-gw run"):
+        call(path, "ListSas", {})
+
+
+def test_without_permission_it_names_the_group(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forbidden(socket.socket):
+        def connect(self, address: object) -> None:
+            raise PermissionError(13, os.strerror(13))
+
+    monkeypatch.setattr(client.socket, "socket", Forbidden)
+    with pytest.raises(
+        ControlError, match="add yourself to the group esp-gw, or use sudo"
+    ) as caught:
+        call(path, "ListSas", {})
+    assert caught.value.code == "PermissionDenied"
+
+
+def test_a_server_that_refuses_before_it_reads_is_still_heard(path: Path) -> None:
+    def behave(connection: socket.socket) -> None:
+        connection.sendall(
+            b'{"error":"io.esp_gw.PermissionDenied","parameters":{"message":"no"}}\n'
+        )
+
+    with answering(path, behave), pytest.raises(ControlError, match=r"^no$") as caught:
+        # Longer than any socket buffer, so that the sending breaks off.
+        call(path, "AddSa", {"name": "x" * 4_000_000})
+    assert caught.value.code == "PermissionDenied"
+
+
+@pytest.mark.parametrize("sent", [b"", b'{"parameters":{}'])
+def test_a_connection_that_closes_early_is_named(path: Path, sent: bytes) -> None:
+    def behave(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(sent)
+
+    with answering(path, behave), pytest.raises(EspGwError, match="closed the connection before"):
+        call(path, "ListSas", {})
+
+
+def test_a_silent_server_is_given_up(path: Path) -> None:
+    def behave(connection: socket.socket) -> None:
+        while connection.recv(65536):
+            pass
+
+    with answering(path, behave), pytest.raises(EspGwError, match=r"did not answer within 0\.1 s"):
+        call(path, "ListSas", {}, timeout=0.1)
+
+
+def test_a_server_that_drips_gets_no_more_time(path: Path) -> None:
+    gone = threading.Event()
+
+    def behave(connection: socket.socket) -> None:
+        while not gone.wait(0.01):
+            connection.sendall(b" ")
+
+    with answering(path, behave):
+        with pytest.raises(EspGwError, match=r"did not answer within 0\.2 s"):
+            call(path, "ListSas", {}, timeout=0.2)
+        gone.set()
+
+
+def test_an_endless_answer_is_cut_off(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "MAX_REPLY", 100_000)
+
+    def behave(connection: socket.socket) -> None:
+        while True:
+            connection.sendall(b"x" * 65536)
+
+    with answering(path, behave), pytest.raises(EspGwError, match="longer than 100000 bytes"):
+        call(path, "ListSas", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("x" * 200, "too long"), ("file/control.sock", "Not a directory")]
+)
+def test_a_path_that_can_not_be_is_named(tmp_path: Path, name: str, says: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EspGwError, match=says):
+        call(tmp_path / name, "ListSas", {})
