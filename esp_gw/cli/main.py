@@ -1,0 +1,102 @@
+"""The command `esp-gw`: its groups, and how errors become one line and an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from esp_gw.cli.demo import demo
+from esp_gw.cli.gateway import check, reload, run, stats, status
+from esp_gw.cli.ledger import ledger
+from esp_gw.cli.options import Daemon
+from esp_gw.cli.output import counted, printable
+from esp_gw.cli.policy import policy
+from esp_gw.cli.provision import init, keygen
+from esp_gw.cli.sa import sa
+from esp_gw.cli.tunnel import tunnel
+from esp_gw.errors import ConfigError, EspGwError
+from esp_gw.model import GatewaySettings
+
+INTERRUPTED = 130
+"""The exit status of a shell's command that SIGINT ended: 128 + 2."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--socket",
+    type=click.Path(path_type=Path),
+    default=Path(GatewaySettings().control_socket),
+    show_default=True,
+    envvar="ESP_GW_SOCKET",
+    help="Control socket of the daemon.",
+)
+@click.version_option(package_name="esp-gw", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(context: click.Context, socket: Path) -> None:
+    """IPsec ESP gateway in userspace."""
+    context.obj = Daemon(socket)
+
+
+for command in (
+    run,
+    check,
+    init,
+    keygen,
+    ledger,
+    sa,
+    policy,
+    tunnel,
+    status,
+    stats,
+    reload,
+    demo,
+):
+    cli.add_command(command)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; an error is told on stderr, without traceback."""
+    try:
+        result = cli.main(args, prog_name="esp-gw", standalone_mode=False)
+    except click.Abort:
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except ConfigError as error:
+        for problem in error.problems:
+            _complain(str(problem))
+        problems = counted(len(error.problems), "problem")
+        _complain(f"esp-gw: error: {problems} in the configuration")
+        return 1
+    except EspGwError as error:
+        _complain(f"esp-gw: error: {error}")
+        return 1
+    except Exception as error:
+        _complain_internal(error)
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _complain(text: str) -> None:
+    click.echo(printable(text), err=True)
+
+
+def _complain_internal(error: Exception) -> None:
+    """A fault of the program itself: one line, and more only for those who ask for it."""
+    from esp_gw.logs import scrub  # noqa: PLC0415 - imports structlog, for this case alone
+
+    text = scrub(f"{type(error).__name__}: {error}")
+    _complain(f"esp-gw: internal error: {text}; set ESP_GW_DEBUG=1 to see where")
+    if os.environ.get("ESP_GW_DEBUG"):
+        import traceback  # noqa: PLC0415
+
+        click.echo(scrub("".join(traceback.format_exception(error))), err=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

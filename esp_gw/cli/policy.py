@@ -1,0 +1,92 @@
+"""`esp-gw policy`: the security policy database (RFC 4301 4.4.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from esp_gw.cli import output
+from esp_gw.cli.options import Daemon, json_option, selector_options
+from esp_gw.model import Action
+
+_PROTOCOL_NAMES = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
+
+
+@click.group()
+def policy() -> None:
+    """Look at policies, add and delete them. The first that matches a packet decides."""
+
+
+@policy.command("list")
+@json_option
+@click.pass_obj
+def list_(daemon: Daemon, as_json: bool) -> None:
+    """List the policies in the order in which they are tried."""
+    reply = daemon.call("ListPolicies")
+    if as_json:
+        output.print_json(reply)
+    else:
+        _print(reply["policies"])
+
+
+@policy.command()
+@click.argument("name")
+@click.option("--action", type=click.Choice([word.value for word in Action]), required=True)
+@selector_options
+@click.option("--local-port", metavar="PORTS", help="Inner ports on our side: 80, 1000-2000.")
+@click.option("--remote-port", metavar="PORTS", help="Inner ports on the peer's side.")
+@click.option("--sa", metavar="NAME", help="The outbound SA that protects the traffic.")
+@click.option("--before", metavar="NAME", help="The policy to stand in front of; else it is last.")
+@json_option
+@click.pass_obj
+def add(daemon: Daemon, /, as_json: bool, **options: Any) -> None:
+    """Add a policy."""
+    reply = daemon.call("AddPolicy", **options)
+    if as_json:
+        output.print_json(reply)
+    else:
+        _print([reply["policy"]])
+
+
+@policy.command()
+@click.argument("name")
+@json_option
+@click.pass_obj
+def delete(daemon: Daemon, name: str, as_json: bool) -> None:
+    """Delete a policy that was added with 'policy add'."""
+    reply = daemon.call("DeletePolicy", name=name)
+    if as_json:
+        output.print_json(reply)
+
+
+def _print(policies: list[dict[str, Any]]) -> None:
+    rows = []
+    for entry in policies:
+        name, action, sa = entry["name"], entry["action"], entry["sa"] or ""
+        # One line a selector, the policy's own columns on the first.
+        for selector in entry["selectors"]:
+            rows.append(
+                (
+                    name,
+                    action,
+                    _side(selector["local"], selector["local_port"]),
+                    _side(selector["remote"], selector["remote_port"]),
+                    _protocol(selector["protocol"]),
+                    sa,
+                    entry["origin"] if name else "",
+                )
+            )
+            name = action = sa = ""
+    columns = ("NAME", "ACTION", "LOCAL", "REMOTE", "PROTOCOL", "SA", "ORIGIN")
+    output.print_table(columns, rows, none="no policies")
+
+
+def _side(network: str, ports: object) -> str:
+    return network if ports is None else f"{network} port {ports}"
+
+
+def _protocol(protocol: int | str | None) -> str:
+    if isinstance(protocol, int):
+        return _PROTOCOL_NAMES.get(protocol, str(protocol))
+    return protocol or "any"

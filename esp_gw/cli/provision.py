@@ -1,0 +1,113 @@
+"""`esp-gw init` and `esp-gw keygen`: configurations and keys from nothing."""
+
+from __future__ import annotations
+
+import shlex
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import click
+
+from esp_gw.cli import output
+from esp_gw.cli.options import DIRECTORY, FILE, SUITE, address, network
+from esp_gw.model import DEFAULT_SUITE, SUITES, Encapsulation, Mode
+
+suite_option = click.option(
+    "--suite",
+    type=SUITE,
+    default=DEFAULT_SUITE.name,
+    show_default=True,
+    metavar="NAME",
+    help=f"One of {', '.join(SUITES)}.",
+)
+
+
+@click.command()
+@click.option("--local", type=address, required=True, metavar="IP", help="Outer address of A.")
+@click.option("--remote", type=address, required=True, metavar="IP", help="Outer address of B.")
+@click.option(
+    "--local-net", type=network, multiple=True, metavar="NET", help="Prefix behind A. Repeatable."
+)
+@click.option(
+    "--remote-net", type=network, multiple=True, metavar="NET", help="Prefix behind B. Repeatable."
+)
+@click.option("--local-address", type=address, metavar="IP", help="Inner address of A itself.")
+@click.option("--remote-address", type=address, metavar="IP", help="Inner address of B itself.")
+@click.option("--name-a", default="pi-a", show_default=True, metavar="NAME")
+@click.option("--name-b", default="pi-b", show_default=True, metavar="NAME")
+@click.option(
+    "--mode",
+    type=click.Choice([word.value for word in Mode]),
+    default="tunnel",
+    show_default=True,
+)
+@click.option(
+    "--encapsulation",
+    type=click.Choice([word.value for word in Encapsulation]),
+    default="udp",
+    show_default=True,
+)
+@suite_option
+@click.option(
+    "--out",
+    type=DIRECTORY,
+    default=Path(),
+    show_default="here",
+    help="Where the folders of A and B go.",
+)
+def init(
+    local: str,
+    remote: str,
+    local_net: tuple[str, ...],
+    remote_net: tuple[str, ...],
+    local_address: str | None,
+    remote_address: str | None,
+    name_a: str,
+    name_b: str,
+    mode: str,
+    encapsulation: str,
+    suite: str,
+    out: Path,
+) -> None:
+    """Write the configurations and keys of two gateways, A and B, that fit each other."""
+    from esp_gw.provision import make_pair  # noqa: PLC0415 - pydantic is slow to import
+
+    pair = make_pair(
+        out,
+        local=ip_address(local),
+        remote=ip_address(remote),
+        local_nets=[ip_network(net) for net in local_net],
+        remote_nets=[ip_network(net) for net in remote_net],
+        names=(name_a, name_b),
+        mode=Mode(mode),
+        encapsulation=Encapsulation(encapsulation),
+        suite=SUITES[suite],
+        local_address=None if local_address is None else ip_address(local_address),
+        remote_address=None if remote_address is None else ip_address(remote_address),
+    )
+    folders = (pair.local.parent, pair.remote.parent)
+    for folder, file in zip(folders, (pair.local, pair.remote), strict=True):
+        click.echo(output.printable(f"wrote {file} and the keys in {folder / 'keys'}"))
+    for folder, host in zip(folders, (local, remote), strict=True):
+        click.echo(f"\nCopy the folder {_word(folder)} to {host} and type there:")
+        click.echo(f"  sudo cp -r {_word(folder.name)}/. /etc/esp-gw")
+        click.echo("  sudo esp-gw ledger create")
+        click.echo("  sudo systemctl enable --now esp-gw")
+    click.echo("\nThe folders hold the keys: delete all copies outside of /etc/esp-gw afterwards.")
+
+
+@click.command()
+@suite_option
+@click.option(
+    "--out", type=FILE, required=True, metavar="FILE", help="The key file to make, mode 0600."
+)
+def keygen(suite: str, out: Path) -> None:
+    """Write a key file with a fresh random key and salt; it is never printed."""
+    from esp_gw.keyfile import generate, write_key_file  # noqa: PLC0415 - only needed here
+
+    write_key_file(out, generate(SUITES[suite]), f"Key and salt for {suite}.")
+    click.echo(output.printable(f"wrote {out}: a key for {suite}"))
+
+
+def _word(path: Path | str) -> str:
+    return output.printable(shlex.quote(str(path)))

@@ -1,0 +1,195 @@
+"""`esp-gw sa`: security associations, one by one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from esp_gw.cli import output
+from esp_gw.cli.options import (
+    PORT,
+    SUITE,
+    Daemon,
+    address,
+    json_option,
+    selector_options,
+    spi,
+)
+from esp_gw.model import (
+    DEFAULT_SUITE,
+    MAX_REPLAY_WINDOW,
+    MIN_REPLAY_WINDOW,
+    SUITES,
+    Direction,
+    Encapsulation,
+    Mode,
+    Suite,
+)
+
+MAX_STDIN_KEY = 4096
+
+
+@click.group()
+def sa() -> None:
+    """Look at SAs, add and delete them."""
+
+
+@sa.command("list")
+@json_option
+@click.pass_obj
+def list_(daemon: Daemon, as_json: bool) -> None:
+    """List the SAs and what they have carried."""
+    reply = daemon.call("ListSas")
+    if as_json:
+        output.print_json(reply)
+        return
+    output.print_table(
+        ("NAME", "DIR", "SPI", "SUITE", "LOCAL", "REMOTE", "SEQ", "PACKETS", "BYTES", "DROPS"),
+        [
+            (
+                entry["name"],
+                {"inbound": "in", "outbound": "out"}.get(entry["direction"], entry["direction"]),
+                output.spi(entry["spi"]),
+                entry["suite"],
+                entry["local"],
+                _remote(entry),
+                str(entry["seq"]),
+                str(entry["packets"]),
+                output.size(entry["bytes"]),
+                output.drops(entry["drops"]),
+            )
+            for entry in reply["sas"]
+        ],
+        none="no SAs",
+    )
+
+
+@sa.command()
+@click.argument("name")
+@click.option("--reveal-keys", is_flag=True, help="Print the key too.")
+@json_option
+@click.pass_obj
+def show(daemon: Daemon, name: str, reveal_keys: bool, as_json: bool) -> None:
+    """Show everything about one SA."""
+    reply = daemon.call("GetSa", name=name, reveal_keys=reveal_keys)
+    if as_json:
+        output.print_json(reply)
+    else:
+        _print_sa(reply["sa"])
+
+
+@sa.command()
+@click.argument("name")
+@click.option("--direction", type=click.Choice([word.value for word in Direction]), required=True)
+@click.option("--spi", type=spi, required=True, metavar="N", help="Decimal, or hex with 0x.")
+@click.option("--local", type=address, required=True, metavar="IP", help="Our outer address.")
+@click.option("--remote", type=address, required=True, metavar="IP", help="The peer's.")
+@click.option("--remote-port", type=PORT, metavar="N", help="The peer's UDP port.")
+@click.option("--mode", type=click.Choice([word.value for word in Mode]))
+@click.option("--encapsulation", type=click.Choice([word.value for word in Encapsulation]))
+@click.option("--suite", type=SUITE, metavar="NAME", help=f"One of {', '.join(SUITES)}.")
+@click.option(
+    "--key-file",
+    required=True,
+    metavar="FILE|-",
+    help="Key and salt as hex; - reads them from stdin.",
+)
+@selector_options
+@click.option("--local-ts-port", metavar="PORTS", help="Inner ports on our side: 80, 1000-2000.")
+@click.option("--remote-ts-port", metavar="PORTS", help="Inner ports on the peer's side.")
+@click.option("--esn/--no-esn", default=None, help="64-bit sequence numbers (RFC 4303 2.2.1).")
+@click.option(
+    "--replay-window", type=click.IntRange(MIN_REPLAY_WINDOW, MAX_REPLAY_WINDOW), metavar="N"
+)
+@click.option(
+    "--keepalive", type=click.IntRange(0, 3600), metavar="S", help="Seconds; 0 sends none."
+)
+@click.option("--pair", metavar="NAME", help="The SA of the other direction.")
+@json_option
+@click.pass_obj
+def add(daemon: Daemon, /, as_json: bool, key_file: str, **options: Any) -> None:
+    """Add an SA. What is not given gets the daemon's default."""
+    key = _read_key(key_file, SUITES[options["suite"] or DEFAULT_SUITE.name])
+    reply = daemon.call("AddSa", key=key, **options)
+    if as_json:
+        output.print_json(reply)
+    else:
+        _print_sa(reply["sa"])
+
+
+@sa.command()
+@click.argument("name")
+@json_option
+@click.pass_obj
+def delete(daemon: Daemon, name: str, as_json: bool) -> None:
+    """Delete an SA that was added with 'sa add'."""
+    reply = daemon.call("DeleteSa", name=name)
+    if as_json:
+        output.print_json(reply)
+
+
+@sa.command()
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@json_option
+@click.pass_obj
+def flush(daemon: Daemon, yes: bool, as_json: bool) -> None:
+    """Delete all SAs that were added with 'sa add'; those of the configuration stay."""
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("nobody is there to ask: add --yes")
+        if not click.confirm("Delete all SAs that were added with 'sa add'?", err=True):
+            return
+    reply = daemon.call("FlushSas")
+    if as_json:
+        output.print_json(reply)
+    else:
+        click.echo(f"deleted: {output.printable(output.joined(reply['deleted'])) or 'none'}")
+
+
+def _read_key(source: str, suite: Suite) -> str:
+    """The key as hex for the request, checked before it goes anywhere."""
+    from esp_gw import keyfile  # noqa: PLC0415 - only this command needs it
+
+    if source == "-":
+        keymat = keyfile.parse_keymat(sys.stdin.read(MAX_STDIN_KEY), suite)
+    else:
+        keymat = keyfile.read_key_file(Path(source), suite)
+    return keyfile.format_keymat(keymat)
+
+
+def _remote(entry: dict[str, Any]) -> str:
+    udp = entry["encapsulation"] == Encapsulation.UDP
+    return output.endpoint(entry["remote"], entry["remote_port"] if udp else None)
+
+
+def _print_sa(entry: dict[str, Any]) -> None:
+    outbound = entry["direction"] == Direction.OUTBOUND
+    keepalive = f"every {entry['keepalive']} s" if entry["keepalive"] else "off"
+    lease = f", lease to {entry['lease_end']}" if outbound else ""
+    output.print_block(
+        "sa",
+        entry["name"],
+        {
+            "direction": entry["direction"],
+            "spi": output.spi(entry["spi"]),
+            "suite": entry["suite"],
+            "mode": f"{entry['mode']}, encapsulation {entry['encapsulation']}",
+            "local": entry["local"],
+            "remote": _remote(entry),
+            "local ts": output.joined(entry["local_ts"]),
+            "remote ts": output.joined(entry["remote_ts"]),
+            "esn": "yes" if entry["esn"] else "no",
+            "replay window": "" if outbound else str(entry["replay_window"]),
+            "keepalive": keepalive if outbound else "",
+            "origin": entry["origin"],
+            "tunnel": entry["tunnel"] or "",
+            "pair": entry["pair"] or "",
+            "seq": f"{entry['seq']}{lease}",
+            "transferred": f"{entry['packets']} packets, {output.size(entry['bytes'])}",
+            "drops": output.drops(entry["drops"]),
+            "key": entry.get("key", ""),
+        },
+    )

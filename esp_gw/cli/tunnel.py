@@ -1,0 +1,43 @@
+"""`esp-gw tunnel`: the tunnels of the configuration."""
+
+from __future__ import annotations
+
+import click
+
+from esp_gw.cli.options import Daemon, json_option
+from esp_gw.cli.output import drops, joined, print_json, print_table, size
+
+
+@click.group()
+def tunnel() -> None:
+    """Look at tunnels."""
+
+
+@tunnel.command("list")
+@json_option
+@click.pass_obj
+def list_(daemon: Daemon, as_json: bool) -> None:
+    """List the tunnels and what they have carried."""
+    reply = daemon.call("ListTunnels")
+    if as_json:
+        print_json(reply)
+        return
+    print_table(
+        ("NAME", "STATE", "MODE", "SUITE", "LOCAL", "REMOTE", "TRAFFIC", "OUT", "IN", "DROPS"),
+        [
+            (
+                entry["name"],
+                entry["state"],
+                f"{entry['mode']}/{entry['encapsulation']}",
+                entry["suite"],
+                entry["local"],
+                entry["remote"],
+                f"{joined(entry['local_ts'])} - {joined(entry['remote_ts'])}",
+                size(entry["bytes_out"]),
+                size(entry["bytes_in"]),
+                drops(entry["drops"]),
+            )
+            for entry in reply["tunnels"]
+        ],
+        none="no tunnels",
+    )

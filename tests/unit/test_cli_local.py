@@ -1,0 +1,216 @@
+"""The CLI's commands that need no daemon: check, init, keygen, ledger, run and demo."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import esp_gw
+import esp_gw.lab
+from esp_gw.cli.main import main
+from esp_gw.cli.output import counted, drops, endpoint, size, span
+from esp_gw.config import load_config
+from esp_gw.errors import ConfigError, EspGwError, Problem
+from esp_gw.keyfile import generate, read_key_file
+from esp_gw.ledger import Ledger
+from esp_gw.model import SUITES, Encapsulation, Mode
+
+Capture = pytest.CaptureFixture[str]
+INIT = shlex.split(
+    "init --local 203.0.113.1 --remote 198.51.100.1"
+    " --local-net 10.1.0.0/24 --remote-net 10.2.0.0/24"
+)
+
+
+def run(capsys: Capture, *args: str, status: int = 0) -> str:
+    """The command's standard output; its exit status and a clean stderr are checked."""
+    assert main(list(args)) == status
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def fail(capsys: Capture, *args: str, status: int = 1) -> str:
+    """The command's standard error; it has no output and no traceback."""
+    assert main(list(args)) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    return err
+
+
+def test_init_writes_a_pair_that_check_accepts_and_says_what_to_type(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    out = run(capsys, *INIT, "--out", str(tmp_path), "--name-b", "office", "--suite", "aes128gcm8")
+    assert out.count("  sudo esp-gw ledger create\n") == 2
+    assert out.count("  sudo systemctl enable --now esp-gw\n") == 2
+    assert "  sudo cp -r office/. /etc/esp-gw\n" in out
+    folders = [tmp_path / "pi-a", tmp_path / "office"]
+    for key in tmp_path.glob("*/keys/*.key"):
+        assert key.read_text().splitlines()[-1] not in out
+    checked = run(capsys, "check", *map(str, folders))
+    assert checked == "".join(f"{folder}: ok, 1 tunnel, 2 SAs\n" for folder in folders)
+    here, there = (load_config(folder).tunnels[0] for folder in folders)
+    assert (here.local, here.remote, here.local_ts) == (there.remote, there.local, there.remote_ts)
+    assert here.suite is SUITES["aes128gcm8"]
+
+
+def test_init_never_overwrites(tmp_path: Path, capsys: Capture) -> None:
+    run(capsys, *INIT, "--out", str(tmp_path))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert "exists already" in fail(capsys, *INIT, "--out", str(tmp_path))
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_check_names_every_problem_with_its_line(tmp_path: Path, capsys: Capture) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("gateway:\n  port: 99999\n  interfaces: esp0\n")
+    assert main(["check", str(bad)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [line.split(": ")[0] for line in err.splitlines()] == [f"{bad}:2", f"{bad}:3"]
+    assert main(["check", "--json", str(bad), str(tmp_path / "none.yaml")]) == 1
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert [(entry["file"], entry["ok"]) for entry in files] == [
+        (str(bad), False),
+        (str(tmp_path / "none.yaml"), False),
+    ]
+    assert [problem["line"] for problem in files[0]["problems"]] == [2, 3]
+
+
+def test_check_says_as_json_what_it_found(tmp_path: Path, capsys: Capture) -> None:
+    run(capsys, *INIT, "--out", str(tmp_path))
+    (entry,) = json.loads(run(capsys, "check", "--json", str(tmp_path / "pi-a")))["files"]
+    assert (entry["ok"], entry["tunnels"], entry["sas"], entry["problems"]) == (True, 1, 2, [])
+
+
+def test_keygen_writes_a_key_to_a_file_and_nowhere_else(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "a.key"
+    out = run(capsys, "keygen", "--suite", "chacha20poly1305", "--out", str(path))
+    assert path.stat().st_mode & 0o777 == 0o600
+    keymat = read_key_file(path, SUITES["chacha20poly1305"])
+    assert keymat.to_bytes().hex() not in out
+    assert "exists already" in fail(capsys, "keygen", "--out", str(path))
+    assert "--out" in fail(capsys, "keygen", status=2)
+
+
+def test_ledger_create_makes_one_once_and_show_lists_its_keys(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("esp_gw.machine.machine_identity", lambda: "ab" * 32)
+    state = tmp_path / "state"
+    assert "there is no ledger" in fail(capsys, "ledger", "show", "--state-dir", str(state))
+    assert run(capsys, "ledger", "create", "--state-dir", str(state)).startswith("made ")
+    assert "exists already" in fail(capsys, "ledger", "create", "--state-dir", str(state))
+    keymat = generate(SUITES["aes256gcm16"])
+    ledger = Ledger.open(state / "ledger.db", "ab" * 32)
+    ledger.lease(keymat, 100, 2**64 - 1)
+    ledger.close()
+    (key,) = json.loads(run(capsys, "ledger", "show", "--json", "--state-dir", str(state)))["keys"]
+    assert (key["role"], key["seq"]) == ("outbound", 101)
+    assert f"{key['fingerprint']}  outbound  101" in run(
+        capsys, "ledger", "show", "--state-dir", str(state)
+    )
+    replaced = run(capsys, "ledger", "create", "--replace", "--state-dir", str(state))
+    assert "1 key of the old ledger" in replaced
+    assert "retired" in run(capsys, "ledger", "show", "--state-dir", str(state))
+
+
+def test_the_ledger_is_where_the_daemon_looks_for_it() -> None:
+    from esp_gw.cli.ledger import LEDGER_FILE
+    from esp_gw.daemon import LEDGER_NAME
+
+    assert LEDGER_FILE == LEDGER_NAME
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, package: object, name: str, module: object) -> None:
+    monkeypatch.setitem(sys.modules, f"{package.__name__}.{name}", module)  # type: ignore[attr-defined]
+    monkeypatch.setattr(package, name, module, raising=False)
+
+
+def test_run_hands_over_and_gives_the_daemons_status(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Path, str]] = []
+
+    def daemon_run(config: Path, log_level: str) -> int:
+        calls.append((config, log_level))
+        return 3
+
+    fake(monkeypatch, esp_gw, "daemon", SimpleNamespace(run=daemon_run))
+    run(capsys, "run", status=3)
+    run(capsys, "run", "--config", "/x.yaml", "--log-level", "debug", status=3)
+    assert calls == [(Path("/etc/esp-gw"), "info"), (Path("/x.yaml"), "debug")]
+
+
+@pytest.mark.parametrize(
+    ("raised", "lines"),
+    [
+        (EspGwError("no TUN", hint="modprobe tun"), ["esp-gw: error: no TUN; modprobe tun"]),
+        (
+            ConfigError([Problem("a.yaml", 3, "x", "bad"), Problem("b.yaml", 0, "", "gone")]),
+            ["a.yaml:3: x: bad", "b.yaml: gone", "esp-gw: error: 2 problems in the configuration"],
+        ),
+    ],
+)
+def test_what_stops_the_daemon_is_told_line_by_line(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, raised: Exception, lines: list[str]
+) -> None:
+    def daemon_run(_config: Path, _log_level: str) -> int:
+        raise raised
+
+    fake(monkeypatch, esp_gw, "daemon", SimpleNamespace(run=daemon_run))
+    assert fail(capsys, "run").splitlines() == lines
+
+
+def test_demo_hands_over_its_options_as_values(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[SimpleNamespace] = []
+
+    def demo_run(options: SimpleNamespace) -> int:
+        seen.append(options)
+        return 0
+
+    module = SimpleNamespace(run=demo_run, DemoOptions=SimpleNamespace)
+    fake(monkeypatch, esp_gw.lab, "demo", module)
+    run(capsys, "demo")
+    run(capsys, *shlex.split("demo --engine python --mode transport --encapsulation none"),
+        *shlex.split("--suite aes128gcm16 --seconds 2 --json"))  # fmt: skip
+    default = {"engine": "auto", "mode": Mode.TUNNEL, "encapsulation": Encapsulation.UDP,
+               "suite": SUITES["aes256gcm16"], "seconds": 5, "json_output": False}  # fmt: skip
+    assert [vars(options) for options in seen] == [
+        default,
+        {"engine": "python", "mode": Mode.TRANSPORT, "encapsulation": Encapsulation.NONE,
+         "suite": SUITES["aes128gcm16"], "seconds": 2, "json_output": True},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (1536, "1.50 KiB"), (2**20, "1.00 MiB"),
+     (5 * 2**30, "5.00 GiB"), (2**40, "1.00 TiB"), (2**60, "1024.00 PiB")],
+)  # fmt: skip
+def test_bytes_are_readable(value: int, text: str) -> None:
+    assert size(value) == text
+
+
+def test_small_texts() -> None:
+    assert [span(s) for s in (0, 59.9, 60, 3600, 90061)] == [
+        "0 s",
+        "59 s",
+        "1 min 0 s",
+        "1 h 0 min",
+        "1 d 1 h",
+    ]
+    assert endpoint("fd00::1", 4500) == "[fd00::1]:4500"
+    assert endpoint("fd00::1", None) == "fd00::1"
+    assert [drops(d) for d in ({}, {"a": 0}, {"a": 1, "b": 2}, 0, 5, None)] == [
+        "", "", "a 1, b 2", "", "5", ""]  # fmt: skip
+    assert [counted(n, "SA") for n in (0, 1, 2)] == ["0 SAs", "1 SA", "2 SAs"]
