@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from esp_gw.conflicts import find_conflicts
 from esp_gw.control.protocol import PREFIX
 from esp_gw.control.server import Handler, Peer
 from esp_gw.engine.base import SaCounters
-from esp_gw.errors import ControlError
+from esp_gw.errors import ControlError, EspGwError
 from esp_gw.gateway import Gateway
 from esp_gw.keyfile import format_keymat
 from esp_gw.model import Desired, Policy, Sa, Selector
@@ -37,7 +38,8 @@ class Service:
         self._configured = desired
         self._store = store
         self._state = store.load()
-        self._left_out: list[str] = []
+        self._left_out: dict[str, str] = {}
+        self._changing = asyncio.Lock()
         self._began = time.monotonic()
 
     def desired(self) -> Desired:
@@ -46,8 +48,7 @@ class Service:
         The configuration wins: an addition that contradicts it is left out, and said to be.
         """
         wanted, self._left_out = _without_conflicts(self._configured, self._state)
-        for warning in (*wanted.warnings, *self._left_out):
-            log.warning(warning)
+        self._warn()
         return wanted
 
     def handlers(self) -> Mapping[str, Handler]:
@@ -85,7 +86,7 @@ class Service:
             "ledger": str(self._gateway.ledger_path),
             "warnings": [
                 *self._configured.warnings,
-                *self._left_out,
+                *self._left_out.values(),
                 *network_warnings(self._configured, settings.interface),
             ],
         }
@@ -108,39 +109,43 @@ class Service:
 
     async def add_sa(self, parameters: Parameters, peer: Peer) -> Parameters:
         """Install an SA and remember it."""
-        entry = parse_sa_entry(parameters)
-        self._refuse_existing(entry.name, [sa.name for sa in self._merged().sas])
-        await self._change(
-            StoredState(sas=(*self._state.sas, entry), policies=self._state.policies)
-        )
-        sa = self._find_sa(entry.name)
-        return {"sa": _sa_info(sa, self._gateway.counters().sas[sa.name])}
+        async with self._changing:
+            entry = parse_sa_entry(parameters)
+            names = [sa.name for sa in self._gateway.sas]
+            self._refuse_existing(entry.name, [*names, *(old.name for old in self._state.sas)])
+            await self._change(
+                StoredState(sas=(*self._state.sas, entry), policies=self._state.policies)
+            )
+            sa = self._find_sa(entry.name)
+            return {"sa": _sa_info(sa, self._gateway.counters().sas[sa.name])}
 
     async def delete_sa(self, parameters: Parameters, peer: Peer) -> Parameters:
         """Remove an SA that the CLI added."""
-        name = _name(parameters)
-        if name not in [entry.name for entry in self._state.sas]:
-            if any(sa.name == name for sa in self._gateway.sas):
-                raise ControlError(
-                    "Refused",
-                    f"the SA {name} comes from the configuration",
-                    hint=f"remove it from {self._config} and run 'esp-gw reload'",
+        async with self._changing:
+            name = _name(parameters)
+            if name not in [entry.name for entry in self._state.sas]:
+                if any(sa.name == name for sa in self._gateway.sas):
+                    raise ControlError(
+                        "Refused",
+                        f"the SA {name} comes from the configuration",
+                        hint=f"remove it from {self._config} and run 'esp-gw reload'",
+                    )
+                raise ControlError("NotFound", f"there is no SA {name}")
+            await self._change(
+                StoredState(
+                    sas=tuple(entry for entry in self._state.sas if entry.name != name),
+                    policies=self._state.policies,
                 )
-            raise ControlError("NotFound", f"there is no SA {name}")
-        await self._change(
-            StoredState(
-                sas=tuple(entry for entry in self._state.sas if entry.name != name),
-                policies=self._state.policies,
             )
-        )
-        return {}
+            return {}
 
     async def flush_sas(self, parameters: Parameters, peer: Peer) -> Parameters:
         """Remove every SA that the CLI added, and the CLI's policies that need one of them."""
-        names = [entry.name for entry in self._state.sas]
-        kept = tuple(entry for entry in self._state.policies if entry.sa not in names)
-        await self._change(StoredState(sas=(), policies=kept))
-        return {"deleted": names}
+        async with self._changing:
+            names = [entry.name for entry in self._state.sas]
+            kept = tuple(entry for entry in self._state.policies if entry.sa not in names)
+            await self._change(StoredState(sas=(), policies=kept))
+            return {"deleted": names}
 
     async def list_policies(self, parameters: Parameters, peer: Peer) -> Parameters:
         """Return the SPD in its order."""
@@ -148,35 +153,37 @@ class Service:
 
     async def add_policy(self, parameters: Parameters, peer: Peer) -> Parameters:
         """Put a policy into the SPD and remember it."""
-        entry = parse_policy_entry(parameters)
-        names = [policy.name for policy in self._merged().policies]
-        self._refuse_existing(entry.name, names)
-        if entry.before is not None and entry.before not in names:
-            raise ControlError("NotFound", f"there is no policy {entry.before} to be before")
-        await self._change(
-            StoredState(sas=self._state.sas, policies=(*self._state.policies, entry))
-        )
-        (policy,) = [p for p in self._gateway.policies if p.name == entry.name]
-        return {"policy": _policy_info(policy)}
+        async with self._changing:
+            entry = parse_policy_entry(parameters)
+            names = [policy.name for policy in self._gateway.policies]
+            self._refuse_existing(entry.name, [*names, *(old.name for old in self._state.policies)])
+            if entry.before is not None and entry.before not in names:
+                raise ControlError("NotFound", f"there is no policy {entry.before} to be before")
+            await self._change(
+                StoredState(sas=self._state.sas, policies=(*self._state.policies, entry))
+            )
+            (policy,) = [p for p in self._gateway.policies if p.name == entry.name]
+            return {"policy": _policy_info(policy)}
 
     async def delete_policy(self, parameters: Parameters, peer: Peer) -> Parameters:
         """Remove a policy that the CLI added."""
-        name = _name(parameters)
-        if name not in [entry.name for entry in self._state.policies]:
-            if any(policy.name == name for policy in self._gateway.policies):
-                raise ControlError(
-                    "Refused",
-                    f"the policy {name} comes from the configuration",
-                    hint=f"remove it from {self._config} and run 'esp-gw reload'",
+        async with self._changing:
+            name = _name(parameters)
+            if name not in [entry.name for entry in self._state.policies]:
+                if any(policy.name == name for policy in self._gateway.policies):
+                    raise ControlError(
+                        "Refused",
+                        f"the policy {name} comes from the configuration",
+                        hint=f"remove it from {self._config} and run 'esp-gw reload'",
+                    )
+                raise ControlError("NotFound", f"there is no policy {name}")
+            await self._change(
+                StoredState(
+                    sas=self._state.sas,
+                    policies=tuple(entry for entry in self._state.policies if entry.name != name),
                 )
-            raise ControlError("NotFound", f"there is no policy {name}")
-        await self._change(
-            StoredState(
-                sas=self._state.sas,
-                policies=tuple(entry for entry in self._state.policies if entry.name != name),
             )
-        )
-        return {}
+            return {}
 
     async def list_tunnels(self, parameters: Parameters, peer: Peer) -> Parameters:
         """Return the configuration's tunnels with what their SAs have carried."""
@@ -217,34 +224,34 @@ class Service:
 
     async def reload(self, parameters: Parameters, peer: Peer) -> Parameters:
         """Read the configuration again and change only what differs; return the changes."""
-        configured = load_config(self._config)
-        self._refuse_fixed(configured)
-        wanted, left_out = _without_conflicts(configured, self._state)
-        changes = await self._gateway.apply(wanted)
-        self._configured, self._left_out = configured, left_out
-        for warning in (*configured.warnings, *left_out):
-            log.warning(warning)
+        async with self._changing:
+            configured = load_config(self._config)
+            self._refuse_fixed(configured)
+            wanted, left_out = _without_conflicts(configured, self._state)
+            changes = await self._gateway.apply(wanted)
+            self._configured, self._left_out = configured, left_out
+        self._warn()
         log.info("reloaded", changes=len(changes))
         return {"changes": changes}
 
+    def _warn(self) -> None:
+        for warning in (*self._configured.warnings, *self._left_out.values()):
+            log.warning(warning)
+
     async def _change(self, state: StoredState) -> None:
         """Apply the CLI's new state, then keep it: what is on disk has been seen to work."""
-        wanted = merge(self._configured, state)
-        conflicts = find_conflicts(wanted.sas, wanted.policies)
-        if conflicts:
-            raise ControlError("Refused", conflicts[0].message)
+        wanted, left_out = _without_conflicts(self._configured, state)
+        for name, message in left_out.items():
+            if name not in self._left_out:
+                raise ControlError("Refused", message)
         before = self._state
         await self._gateway.apply(wanted)
-        self._state = state
         try:
             self._store.save(state)
-        except BaseException:
-            self._state = before
-            await self._gateway.apply(merge(self._configured, before))
+        except EspGwError:
+            await self._gateway.apply(_without_conflicts(self._configured, before)[0])
             raise
-
-    def _merged(self) -> Desired:
-        return merge(self._configured, self._state)
+        self._state, self._left_out = state, left_out
 
     def _find_sa(self, name: str) -> Sa:
         for sa in self._gateway.sas:
@@ -271,22 +278,32 @@ class Service:
                 )
 
 
-def _without_conflicts(configured: Desired, state: StoredState) -> tuple[Desired, list[str]]:
-    left_out: list[str] = []
-    while True:
-        wanted = merge(configured, state)
-        ours = {entry.name for entry in (*state.sas, *state.policies)}
-        conflict = next(
-            (c for c in find_conflicts(wanted.sas, wanted.policies) if ours & set(c.names)), None
-        )
-        if conflict is None:
-            return wanted, left_out
-        name = next(n for n in reversed(conflict.names) if n in ours)
-        left_out.append(f"'{name}', added by the CLI, is left out: {conflict.message}")
+def _without_conflicts(configured: Desired, state: StoredState) -> tuple[Desired, dict[str, str]]:
+    """Merge, and leave out what the CLI added that can't be: its name, and why."""
+    left_out: dict[str, str] = {}
+    while (fault := _first_fault(configured, state)) is not None:
+        name, message = fault
+        left_out[name] = f"'{name}', added by the CLI, can't be in place: {message}"
         state = StoredState(
             sas=tuple(entry for entry in state.sas if entry.name != name),
             policies=tuple(entry for entry in state.policies if entry.name != name),
         )
+    return merge(configured, state), left_out
+
+
+def _first_fault(configured: Desired, state: StoredState) -> tuple[str, str] | None:
+    placed = {policy.name for policy in configured.policies}
+    for entry in state.policies:
+        if entry.before is not None and entry.before not in placed:
+            return entry.name, f"it has to stand before {entry.before}, which is not there"
+        placed.add(entry.name)
+    ours = {entry.name for entry in state.sas} | {entry.name for entry in state.policies}
+    wanted = merge(configured, state)
+    for conflict in find_conflicts(wanted.sas, wanted.policies):
+        for name in reversed(conflict.names):
+            if name in ours:
+                return name, conflict.message
+    return None
 
 
 def _name(parameters: Parameters) -> str:

@@ -187,7 +187,8 @@ def _configure(sock: socket.socket, ipv4: bool, udp: bool, fwmark: int) -> None:
             # RFC 3948 2.1: the UDP checksum of encapsulated ESP should be zero over IPv4.
             sock.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, 1)
     else:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if udp:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
     _set_path_mtu_discovery(sock, _PMTUDISC_DO)

@@ -1,7 +1,4 @@
-"""The demo: two real gateways, one wire, iperf3 through the tunnel, and proof of what was seen.
-
-hosta [esp0 10.1.0.1] --- wan 192.0.2.1 ==== wire ==== 192.0.2.2 wan --- [esp0 10.2.0.1] hostb
-"""
+"""The demo: two real gateways, one wire, iperf3 through the tunnel, and proof of what was seen."""
 
 from __future__ import annotations
 
@@ -15,21 +12,19 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from esp_gw.errors import LabError
 from esp_gw.lab.gateways import LabGateway
-from esp_gw.lab.netns import Namespace, add_address, namespaces, wire
+from esp_gw.lab.netns import Namespace
+from esp_gw.lab.pair import GatewayPair, PairPlan, gateway_pair
 from esp_gw.lab.tap import Tap, WireReport
 from esp_gw.lab.traffic import iperf, iperf_server, ping
 from esp_gw.model import UDP_ENCAP_PORT, Encapsulation, Mode, Suite
-from esp_gw.provision import make_pair
 
-OUTER = (ip_address("192.0.2.1"), ip_address("192.0.2.2"))
-NETS = (ip_network("10.1.0.0/24"), ip_network("10.2.0.0/24"))
 PINGS = 50
 _PROGRAMS = ("ip", "setpriv", "ping", "iperf3")
 
@@ -97,59 +92,36 @@ class _Demo:
         self._step = 0
 
     def run(self) -> DemoResult:
-        with namespaces("hosta", "hostb") as (a, b):
-            self._say("two network namespaces and a wire between them")
-            wire(a, b)
-            for namespace, address in zip((a, b), OUTER, strict=True):
-                add_address(namespace, f"{address}/24")
-            gateways = self._configure(a, b)
-            inner = OUTER if self._is_transport else (NETS[0][1], NETS[1][1])
-            # The two addresses as they stand in the inner header: they must never be readable.
-            plaintext = b"" if self._is_transport else inner[0].packed + inner[1].packed
-            tap = Tap(a, "wan", UDP_ENCAP_PORT, plaintext)
-            with contextlib.closing(tap), contextlib.ExitStack() as stack:
-                self._say("two gateways start")
-                began = time.monotonic()
-                for gateway in gateways:
-                    stack.callback(_stop_quietly, gateway)
-                    gateway.start()
-                if not _wait_for_reply(a, str(inner[1])):
-                    raise LabError("no ping came through the tunnel", hint=_explain(gateways))
-                first = time.monotonic() - began
-                return self._measure(gateways, [str(address) for address in inner], tap, first)
-
-    @property
-    def _is_transport(self) -> bool:
-        return self._options.mode is Mode.TRANSPORT
-
-    def _configure(self, a: Namespace, b: Namespace) -> tuple[LabGateway, LabGateway]:
         options = self._options
-        gateways = []
-        for namespace, name in ((a, "pi-a"), (b, "pi-b")):
-            folder = self._folder / f"run-{name}"
-            folder.mkdir(mode=0o700)
-            config = self._folder / "init" / name / "gateway.yaml"
-            gateways.append(LabGateway(namespace, config, folder))
-        nets = ((), ()) if self._is_transport else ((NETS[0],), (NETS[1],))
-        self._say("two matching configurations with fresh keys, as 'esp-gw init' writes them")
-        make_pair(
-            self._folder / "init",
-            local=OUTER[0],
-            remote=OUTER[1],
-            local_nets=nets[0],
-            remote_nets=nets[1],
+        plan = PairPlan(
             mode=options.mode,
             encapsulation=options.encapsulation,
             suite=options.suite,
-            local_settings={**gateways[0].settings, "engine": options.engine},
-            remote_settings={**gateways[1].settings, "engine": options.engine},
+            settings={"engine": options.engine},
         )
-        for gateway in gateways:
-            gateway.create_ledger()
-        return gateways[0], gateways[1]
+        inner = (plan.inner(0), plan.inner(1))
+        # The two addresses as they stand in the inner header: they must never be readable.
+        plaintext = b"".join(ip_address(address).packed for address in inner)
+        if options.mode is Mode.TRANSPORT:
+            plaintext = b""  # they are the outer header's, too
+        self._say("two network namespaces, a wire, and two configurations with fresh keys")
+        with gateway_pair(self._folder, plan) as pair:
+            tap = Tap(pair.a.namespace, "wan", UDP_ENCAP_PORT, plaintext)
+            with contextlib.closing(tap):
+                self._say("two gateways start")
+                began = time.monotonic()
+                pair.start()
+                if not _wait_for_reply(pair.a.namespace, inner[1]):
+                    raise LabError("no ping came through the tunnel", hint=_explain(pair))
+                first = time.monotonic() - began
+                return self._measure((pair.a, pair.b), inner, tap, first)
 
     def _measure(
-        self, gateways: tuple[LabGateway, LabGateway], inner: list[str], tap: Tap, first: float
+        self,
+        gateways: tuple[LabGateway, LabGateway],
+        inner: tuple[str, str],
+        tap: Tap,
+        first: float,
     ) -> DemoResult:
         a, b = (gateway.namespace for gateway in gateways)
         seconds = self._options.seconds
@@ -232,14 +204,9 @@ def _wait_for_reply(namespace: Namespace, target: str) -> bool:
     return any(ping(namespace, target, count=1).received for _ in range(5))
 
 
-def _explain(gateways: tuple[LabGateway, LabGateway]) -> str:
-    drops = _sum_drops([gateway.ask("stats") for gateway in gateways])
+def _explain(pair: GatewayPair) -> str:
+    drops = _sum_drops([gateway.ask("stats") for gateway in (pair.a, pair.b)])
     return f"drops: {drops}" if drops else "nothing was dropped either"
-
-
-def _stop_quietly(gateway: LabGateway) -> None:
-    if gateway.process is not None:
-        gateway.stop()
 
 
 def _cleartext(report: WireReport) -> int:

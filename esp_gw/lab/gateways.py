@@ -44,17 +44,22 @@ class LabGateway:
         """The `gateway` fields that keep this daemon's files inside `folder`."""
         return {"state_dir": str(self.folder), "control_socket": str(self.socket)}
 
-    def start(self) -> float:
-        """Start the daemon, wait until it says READY, return the seconds that took.
+    @property
+    def is_running(self) -> bool:
+        """Whether the daemon was started and has not ended."""
+        return self.process is not None and self.process.poll() is None
 
-        Raises LabError with the daemon's last words where it ends instead.
-        """
-        notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    def start(self) -> None:
+        """Start the daemon and wait until it is ready. Raises LabError."""
+        self.launch()
+        self.wait_ready()
+
+    def launch(self) -> None:
+        """Start the daemon."""
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         path = self.folder / "notify.sock"
         path.unlink(missing_ok=True)
-        notify.bind(str(path))
-        notify.settimeout(0.1)
-        began = time.monotonic()
+        self._notify.bind(str(path))
         with self.log.open("a") as log:
             self.process = self.namespace.start(
                 *_PROGRAM,
@@ -64,16 +69,23 @@ class LabGateway:
                 env={"NOTIFY_SOCKET": str(path)},
                 stderr=log.fileno(),
             )
-        try:
-            while time.monotonic() - began < START_TIMEOUT:
+
+    def wait_ready(self) -> None:
+        """Wait until the daemon says READY to its service manager, which is us.
+
+        Raises LabError with the daemon's last words where it ends instead.
+        """
+        process, notify = self._running(), self._notify
+        notify.settimeout(0.1)
+        deadline = time.monotonic() + START_TIMEOUT
+        with notify:
+            while time.monotonic() < deadline:
                 try:
                     if "READY=1" in notify.recv(4096).decode().splitlines():
-                        return time.monotonic() - began
+                        return
                 except TimeoutError:
-                    if self.process.poll() is not None:
+                    if process.poll() is not None:
                         raise LabError(self.last_words(), where=self.namespace.name) from None
-        finally:
-            notify.close()
         raise LabError("the gateway did not become ready", where=self.namespace.name)
 
     def last_words(self) -> str:

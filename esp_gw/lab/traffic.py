@@ -66,10 +66,10 @@ def iperf_server(namespace: Namespace, address: str) -> Iterator[None]:
         end(server)
 
 
-def iperf(namespace: Namespace, target: str, seconds: float, *options: str) -> Iperf:
+def iperf(namespace: Namespace, target: str, seconds: int, *options: str) -> Iperf:
     """Run an iperf3 client to `target`. Raises LabError where it fails."""
     result = namespace.run(
-        *("iperf3", "-J", "-c", target, "-t", f"{seconds:g}", "--connect-timeout", "3000"),
+        *("iperf3", "-J", "-c", target, "-t", str(seconds), "--connect-timeout", "3000"),
         *options,
         timeout=seconds + 20,
         check=False,

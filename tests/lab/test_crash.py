@@ -1,0 +1,168 @@
+"""A daemon killed at a bad moment repeats no IV, leaves no way out in the clear, and comes back."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from ipaddress import ip_address
+
+from conftest import Capture, esp_packets, until
+
+from esp_gw.lab.netns import Namespace, end
+from esp_gw.lab.pair import GatewayPair
+from esp_gw.lab.tap import Tap
+from esp_gw.lab.traffic import iperf_server, ping
+
+MakePair = Callable[..., GatewayPair]
+
+
+def test_no_iv_is_used_twice_when_the_sender_is_killed_in_full_flow(
+    make_pair: MakePair, capture: Callable[..., Capture]
+) -> None:
+    pair = make_pair()
+    pair.start()
+    target = pair.plan.inner(1)
+    wire = capture(pair.a.namespace)
+    for _ in range(3):
+        with iperf_server(pair.b.namespace, target):
+            client = pair.a.namespace.start("iperf3", "-c", target, "-t", "30")
+            until(lambda: pair.a.ask("stats")["packets_out"] > 2000, "traffic flows")
+            pair.a.kill()
+            end(client)
+        pair.a.start()
+        until(lambda: ping(pair.a.namespace, target, count=1).received, "the tunnel is back")
+    seen = Counter((packet.spi, packet.iv) for packet in esp_packets(wire.stop()))
+    assert len({spi for spi, _ in seen}) == 2
+    assert sum(seen.values()) > 6000
+    repeated = [key for key, count in seen.items() if count > 1]
+    assert repeated == []
+
+
+def test_after_a_kill_nothing_leaves_in_the_clear_and_a_start_cleans_up(
+    make_pair: MakePair, tap: Callable[[Namespace, bytes], Tap]
+) -> None:
+    pair = make_pair()
+    host = pair.a.namespace
+    # A default route is the way out that a protected packet would take by mistake.
+    host.ip("route", "add", "default", "via", "192.0.2.2")
+    before = _network(host)
+    wire = tap(host, ip_address(pair.plan.inner(1)).packed)
+    pair.start()
+    target = pair.plan.inner(1)
+    assert ping(host, target, count=2).received == 2
+    during = _network(host)
+    pair.a.kill()
+    assert "unreachable 10.2.0.0/24" in host.ip("route", "show", "table", "4500")
+    assert ping(host, target, count=2).received == 0
+    pair.a.start()
+    assert _network(host) == during
+    assert ping(host, target, count=2).received == 2
+    assert pair.a.stop() == 0
+    assert _network(host) == before
+    pair.b.stop()
+    report = wire.finish()
+    assert (report.cleartext, report.leaked) == (0, 0), report.examples
+
+
+def test_what_was_accepted_before_the_last_floor_is_refused_after_a_kill(
+    make_pair: MakePair,
+) -> None:
+    pair = make_pair()
+    pair.start()
+    assert ping(pair.a.namespace, pair.plan.inner(1), count=10).received == 10
+    name = "pi-a/in"
+    ledger = pair.b.folder / "ledger.db"
+    before = ledger.stat().st_mtime_ns
+    until(lambda: ledger.stat().st_mtime_ns != before, "the floor is written", 15)
+    pair.b.kill()
+    pair.b.start()
+    (sa,) = [sa for sa in pair.b.ask("sa", "list")["sas"] if sa["name"] == name]
+    assert sa["seq"] >= 10
+
+
+def test_a_restart_goes_on_without_waste_and_both_sides_understand_it(
+    make_pair: MakePair,
+) -> None:
+    pair = make_pair()
+    pair.start()
+    target = pair.plan.inner(1)
+    assert ping(pair.a.namespace, target, count=3).received == 3
+    (before,) = [sa for sa in pair.a.ask("sa", "list")["sas"] if sa["direction"] == "outbound"]
+    pair.a.stop()
+    pair.a.start()
+    (after,) = [sa for sa in pair.a.ask("sa", "list")["sas"] if sa["direction"] == "outbound"]
+    assert after["seq"] == before["seq"]
+    assert ping(pair.a.namespace, target, count=3).received == 3
+
+
+def test_without_a_ledger_nothing_starts_and_the_message_says_what_to_do(
+    make_pair: MakePair,
+) -> None:
+    pair = make_pair()
+    pair.start()
+    pair.a.kill()
+    for path in pair.a.folder.glob("ledger.db*"):
+        path.unlink()
+    message = _refused(pair)
+    assert "ledger" in message
+    assert "esp-gw keygen" in message
+
+
+def test_a_damaged_ledger_is_refused(make_pair: MakePair) -> None:
+    pair = make_pair()
+    pair.start()
+    pair.a.kill()
+    ledger = pair.a.folder / "ledger.db"
+    content = bytearray(ledger.read_bytes())
+    for at in range(4096, len(content), 7):
+        content[at] ^= 0x10
+    ledger.write_bytes(content)
+    assert "damaged" in _refused(pair)
+
+
+def test_a_key_keeps_its_numbers_through_a_rename_and_a_new_spi(
+    make_pair: MakePair, capture: Callable[..., Capture]
+) -> None:
+    pair = make_pair()
+    pair.start()
+    wire = capture(pair.a.namespace)
+    target = pair.plan.inner(1)
+    assert ping(pair.a.namespace, target, count=5).received == 5
+    pair.a.kill()
+    text = pair.a.config.read_text()
+    changed = re.sub(r"(?m)^  pi-b:", "  renamed:", text)
+    changed = re.sub(r"(outbound:\s*(?:\{|\n\s+)\s*spi: )\S+?([,\n])", r"\g<1>0x7777\2", changed)
+    assert changed.count("renamed") == 1
+    assert "0x7777" in changed
+    pair.a.config.write_text(changed)
+    pair.a.start()
+    ping(pair.a.namespace, target, count=5)
+    ivs = [packet.iv for packet in esp_packets(wire.stop()) if packet.frame[26:30] == b"\xc0\0\2\1"]
+    assert len(ivs) == len(set(ivs)) == 10
+
+
+def _refused(pair: GatewayPair) -> str:
+    pair.a.launch()
+    process = pair.a.process
+    assert process is not None
+    assert process.wait(10) == 1
+    return pair.a.last_words()
+
+
+def _network(host: Namespace) -> dict[str, str]:
+    commands = {
+        "rules": ("rule",),
+        "rules6": ("-6", "rule"),
+        "routes": ("route", "show", "table", "all"),
+        "routes6": ("-6", "route", "show", "table", "all"),
+        "links": ("-o", "-br", "link"),
+    }
+    return {name: _stable(host.ip(*command)) for name, command in commands.items()}
+
+
+def _stable(text: str) -> str:
+    # A link's index and its peer's differ from one TUN to the next.
+    lines = [re.sub(r"@if\d+", "", line) for line in text.splitlines()]
+    return "\n".join(sorted(line for line in lines if "fe80" not in line and "ff00" not in line))
+
