@@ -1,0 +1,263 @@
+"""The ledger of sequence numbers: what is on disk as used before it is used.
+
+The 64-bit sequence number is the IV of an SA (RFC 4106 3.1, RFC 7634 2), and an IV used twice with
+one key gives the key stream, and with AES-GCM the authentication key, away. So numbers are leased:
+the file says that they are used up, safely on disk, before the engine gets them. After a crash the
+next lease begins where the last one ended, used or not.
+
+A key is known by an HMAC of key and salt, so that neither a new name nor a new SPI makes it fresh;
+the key itself is never stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from esp_gw import ledger_file
+from esp_gw.errors import KeyReuseError, LedgerError, LedgerForeignError
+from esp_gw.ledger_file import NEW_KEYS, REPLACE, Contents, Role, Row
+from esp_gw.model import KeyMaterial, Lease
+
+__all__ = ["LEASE_ESN", "LEASE_NO_ESN", "Ledger", "LedgerEntry", "Role"]
+
+LEASE_ESN = 2**20
+"""How many numbers to lease with ESN: 12 s of full packets at 1 Gbit/s; the next lease is asked for
+when half of it is left. A crash costs two leases at most, and 2**64 numbers hold 2**43 times that.
+"""
+LEASE_NO_ESN = 2**16
+"""How many without ESN, where a key has 2**32: 7 s of full packets at 100 Mbit/s. A crash costs two
+leases at most, a 32768th of the key's life.
+"""
+
+_MAX_SEQ = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """One key: `fingerprint` is 8 hex digits, not of the key but of its HMAC.
+
+    `seq` is the next number of an outbound key, the highest known one of an inbound or retired key.
+    """
+
+    fingerprint: str
+    role: Role
+    seq: int
+    first_use: datetime
+
+
+class Ledger:
+    """An open ledger, this process's alone; its methods may be called from any thread.
+
+    Every method that changes something returns when the change is on disk, which on an SD card may
+    take long: run them in a worker thread. All raise LedgerError when the disk refuses; nothing is
+    leased then, and the next try may succeed.
+    """
+
+    def __init__(
+        self, path: Path, lock: int, connection: sqlite3.Connection, contents: Contents
+    ) -> None:
+        self._path = path
+        self._lock = lock
+        self._connection = connection
+        self._contents = contents
+        self._inode = ledger_file.inode(path)
+        self._newest: dict[bytes, Lease] = {}
+        self._mutex = threading.Lock()
+        self._closed = False
+
+    @staticmethod
+    def create(path: Path, machine: str) -> None:
+        """Make an empty ledger of this machine, mode 0600. Raises LedgerError if one exists."""
+        with ledger_file.errors(path), ledger_file.locked(path):
+            if os.path.lexists(path):
+                raise LedgerError(
+                    "a ledger exists already",
+                    where=str(path),
+                    hint="keep it; if it can't be used any more, see --replace",
+                )
+            fresh = ledger_file.build(
+                path, Contents(machine, secrets.token_bytes(ledger_file.SECRET_LEN), {})
+            )
+            ledger_file.put_in_place(fresh, path)
+
+    @staticmethod
+    def replace(path: Path, machine: str) -> int:
+        """Move a ledger that can't be used aside, to NAME.old-N, and make a new one.
+
+        Every key that the old one knew is known to the new one as retired, and refused for ever; a
+        damaged one may not tell all it knew. Gives the number of keys retired. Raises LedgerError.
+        """
+        with ledger_file.errors(path), ledger_file.locked(path):
+            if not os.path.lexists(path):
+                raise ledger_file.missing(path)
+            old = ledger_file.salvage(path)
+            retired = {name: replace(row, role=Role.RETIRED) for name, row in old.rows.items()}
+            fresh = ledger_file.build(path, Contents(machine, old.secret, retired))
+            ledger_file.move_aside(path)
+            ledger_file.put_in_place(fresh, path)
+            return len(retired)
+
+    @classmethod
+    def open(cls, path: Path, machine: str) -> Ledger:
+        """Open the ledger of this machine, and check all of it.
+
+        Raises LedgerMissingError, LedgerDamagedError, LedgerForeignError, and LedgerError if others
+        may read the file or another process has it open. Each one's hint says what to do.
+        """
+        with ledger_file.errors(path), contextlib.ExitStack() as undo:
+            ledger_file.check_file(path)
+            lock = ledger_file.acquire_lock(path)
+            undo.callback(os.close, lock)
+            connection = ledger_file.connect(path)
+            undo.callback(connection.close)
+            contents = ledger_file.read(path, connection)
+            if contents.machine != machine:
+                raise LedgerForeignError(
+                    "this ledger was made on another machine", where=str(path), hint=REPLACE
+                )
+            ledger = cls(path, lock, connection, contents)
+            undo.pop_all()
+            return ledger
+
+    def close(self) -> None:
+        """Close the file and let others open it; nothing is lost by not closing."""
+        with self._mutex:
+            if self._closed:
+                return
+            self._closed = True
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()
+            os.close(self._lock)
+
+    def lease(self, keymat: KeyMaterial, count: int, last: int, *, sa: str | None = None) -> Lease:
+        """Reserve the next `count` sequence numbers of a key, fewer where `last` comes first.
+
+        The first number of a fresh key is 1 (RFC 4303 2.2). Raises KeyReuseError when the key was
+        used inbound, is retired, or has no number left up to `last`; LedgerError. `sa` names the
+        SA in the error's text.
+        """
+        if count < 1 or not 1 <= last <= _MAX_SEQ:
+            raise ValueError("count must be positive and last a sequence number")
+        with self._mutex:
+            name, row = self._find(keymat, Role.OUTBOUND, sa)
+            first = row.highest + 1
+            end = min(first + count, last + 1)
+            if first >= end:
+                raise KeyReuseError(
+                    "the sequence numbers of this key are used up", where=_where(sa), hint=NEW_KEYS
+                )
+            self._write({name: replace(row, highest=end - 1)})
+            lease = Lease(first, end)
+            self._newest[name] = lease
+            return lease
+
+    def release(self, keymat: KeyMaterial, lease: Lease, next_seq: int) -> None:
+        """Give back the numbers from `next_seq` on, once the engine has forgotten the SA.
+
+        Only the newest lease of a key that this process took can be given back, and only once; for
+        any other, or a `next_seq` outside of it, nothing happens. Raises LedgerError.
+        """
+        with self._mutex:
+            name = self._contents.fingerprint(keymat)
+            if self._newest.get(name) != lease or not lease.first <= next_seq <= lease.end:
+                return
+            row = self._contents.rows[name]
+            del self._newest[name]
+            if next_seq < lease.end:
+                self._write({name: replace(row, highest=next_seq - 1)})
+
+    def replay_floor(self, keymat: KeyMaterial, *, sa: str | None = None) -> int:
+        """The highest sequence number stored for an inbound key, 0 for a fresh one, now registered.
+
+        Raises KeyReuseError when the key was used outbound or is retired; LedgerError.
+        """
+        with self._mutex:
+            name, row = self._find(keymat, Role.INBOUND, sa)
+            if name not in self._contents.rows:
+                self._write({name: row})
+            return row.highest
+
+    def store_replay_floors(self, floors: Sequence[tuple[KeyMaterial, int]]) -> None:
+        """Store the highest authenticated number of each inbound key, all or none; none goes down.
+
+        Raises KeyReuseError when a key was used outbound or is retired; LedgerError.
+        """
+        with self._mutex:
+            changes: dict[bytes, Row] = {}
+            for keymat, highest in floors:
+                if not 0 <= highest <= _MAX_SEQ:
+                    raise ValueError("not a sequence number")
+                name, row = self._find(keymat, Role.INBOUND, None)
+                row = changes.get(name, row)
+                if highest > row.highest or name not in self._contents.rows:
+                    changes[name] = replace(row, highest=max(highest, row.highest))
+            if changes:
+                self._write(changes)
+
+    def entries(self) -> list[LedgerEntry]:
+        """Every key that the ledger knows, the oldest first."""
+        with self._mutex:
+            rows = sorted(self._contents.rows.items(), key=lambda item: (item[1].first_use, item))
+        return [
+            LedgerEntry(
+                name.hex()[:8],
+                row.role,
+                row.highest + (row.role is Role.OUTBOUND),
+                datetime.fromtimestamp(row.first_use, UTC),
+            )
+            for name, row in rows
+        ]
+
+    def _find(self, keymat: KeyMaterial, role: Role, sa: str | None) -> tuple[bytes, Row]:
+        name = self._contents.fingerprint(keymat)
+        row = self._contents.rows.get(name, Row(role, 0, int(time.time())))
+        if row.role is Role.RETIRED:
+            raise KeyReuseError(
+                "this key and salt was used before the ledger was replaced",
+                where=_where(sa),
+                hint=NEW_KEYS,
+            )
+        if row.role is not role:
+            raise KeyReuseError(
+                f"this key and salt was used for {row.role} traffic and can't be for {role}",
+                where=_where(sa),
+                hint="each direction needs its own key: make one with 'esp-gw keygen'",
+            )
+        return name, row
+
+    def _write(self, changes: Mapping[bytes, Row]) -> None:
+        """Put rows on disk; what is in memory follows only when that is certain.
+
+        After an error the file may be ahead, never behind: the numbers of a lease that failed were
+        not given out, so the next try may take them again.
+        """
+        if self._closed:
+            raise LedgerError("the ledger is closed", where=str(self._path))
+        contents = replace(self._contents, rows={**self._contents.rows, **changes})
+        with ledger_file.errors(self._path):
+            try:
+                ledger_file.store(self._connection, contents, changes)
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self._connection.rollback()
+                raise
+            if ledger_file.inode(self._path) != self._inode:
+                raise LedgerError(
+                    "the ledger was moved or deleted while in use",
+                    where=str(self._path),
+                    hint="put it back, or restart the gateway",
+                )
+        self._contents = contents
+
+
+def _where(sa: str | None) -> str | None:
+    return None if sa is None else f"SA {sa}"

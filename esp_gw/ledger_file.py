@@ -1,0 +1,426 @@
+"""The file of the ledger: SQLite in WAL mode, all of it authenticated, made and moved atomically.
+
+Every row has a MAC, and one row, the seal, has a MAC over all of them: a flipped bit, a row that is
+gone or a page that is older than its neighbours is damage, not a fresh key. What a file can't show
+is that all of it was put back from a backup of the same machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import fcntl
+import hashlib
+import hmac
+import os
+import secrets
+import sqlite3
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from esp_gw.errors import LedgerDamagedError, LedgerError, LedgerMissingError
+from esp_gw.model import KeyMaterial
+
+SECRET_LEN = 32
+
+_SCHEMA_VERSION = 1
+_SCHEMA = {
+    "settings": "CREATE TABLE settings (machine TEXT NOT NULL, secret BLOB NOT NULL)",
+    "keys": (
+        "CREATE TABLE keys (fingerprint BLOB NOT NULL PRIMARY KEY, role TEXT NOT NULL,"
+        " highest BLOB NOT NULL, first_use INTEGER NOT NULL, mac BLOB NOT NULL) WITHOUT ROWID"
+    ),
+}
+_SELECT_SETTINGS = "SELECT machine, secret FROM settings"
+_SELECT_KEYS = "SELECT fingerprint, role, highest, first_use, mac FROM keys ORDER BY fingerprint"
+_REPLACE_KEY = "REPLACE INTO keys VALUES (?, ?, ?, ?, ?)"
+# The seal is a row of `keys`, so that in a small ledger it shares the one page that a lease writes:
+# no crash can then leave the one without the other.
+_SEAL = b""
+_FINGERPRINT_LEN = 32
+_LATEST = 253402300799  # the last second of the year 9999
+_COMPANIONS = ("-wal", "-shm", "-journal")
+_BUSY_SECONDS = 0.5
+
+NEW_KEYS = "make new keys with 'esp-gw keygen' on both ends"
+REPLACE = f"{NEW_KEYS}, then run 'esp-gw ledger create --replace'"
+_AS_OWNER = "run this as root or as the user that owns the directory"
+_BUSY = "another program has the ledger open: end it, then try again"
+_DISK_HINTS = {
+    sqlite3.SQLITE_BUSY: _BUSY,
+    sqlite3.SQLITE_LOCKED: _BUSY,
+    sqlite3.SQLITE_FULL: "free some space on its file system",
+    sqlite3.SQLITE_IOERR: "see the kernel's log for the state of the disk, and its free space",
+    sqlite3.SQLITE_READONLY: "its file system must be writable",
+    sqlite3.SQLITE_CANTOPEN: _AS_OWNER,
+    sqlite3.SQLITE_PERM: _AS_OWNER,
+}
+_OS_HINTS = {
+    errno.EACCES: _AS_OWNER,
+    errno.EPERM: _AS_OWNER,
+    errno.ENOENT: "make the directory first",
+    errno.EROFS: "its file system must be writable",
+    errno.ENOSPC: "free some space on its file system",
+}
+
+
+class Role(enum.StrEnum):
+    """What a key was used for; a retired one was known to a ledger that has been replaced."""
+
+    OUTBOUND = "outbound"
+    INBOUND = "inbound"
+    RETIRED = "retired"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What is known of a key: the highest number used or seen, seconds since 1970 of first use."""
+
+    role: Role
+    highest: int
+    first_use: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """All that a ledger holds; `rows` by fingerprint, 32 bytes."""
+
+    machine: str
+    secret: bytes = field(repr=False)
+    rows: Mapping[bytes, Row]
+
+    def fingerprint(self, keymat: KeyMaterial) -> bytes:
+        """The name under which the ledger knows a key: HMAC-SHA256 of key and salt, 32 bytes."""
+        return hmac.digest(self.secret, keymat.to_bytes(), hashlib.sha256)
+
+    def row_mac(self, name: bytes, row: Row) -> bytes:
+        """The MAC of one row, 32 bytes."""
+        numbers = row.highest.to_bytes(8, "big") + row.first_use.to_bytes(8, "big")
+        return self._mac(b"row", name + numbers + row.role.encode())
+
+    def seal(self) -> bytes:
+        """The MAC of all rows and the machine, 32 bytes."""
+        macs = b"".join(self.row_mac(name, self.rows[name]) for name in sorted(self.rows))
+        return self._mac(b"seal", hashlib.sha256(self.machine.encode()).digest() + macs)
+
+    def _mac(self, label: bytes, message: bytes) -> bytes:
+        key = hmac.digest(self.secret, b"esp-gw ledger " + label, hashlib.sha256)
+        return hmac.digest(key, message, hashlib.sha256)
+
+
+def missing(path: Path) -> LedgerMissingError:
+    """The error for a ledger that isn't there."""
+    return LedgerMissingError(
+        "there is no ledger",
+        where=str(path),
+        hint=(
+            "if no key of this configuration was ever used, run 'esp-gw ledger create';"
+            " otherwise make new keys with 'esp-gw keygen' on both ends first"
+        ),
+    )
+
+
+def _damaged(path: Path, what: str) -> LedgerDamagedError:
+    return LedgerDamagedError(f"the ledger is damaged: {what}", where=str(path), hint=REPLACE)
+
+
+def _primary_code(error: sqlite3.Error) -> int:
+    # The low byte: https://www.sqlite.org/rescode.html. Errors of the module itself have no code.
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+
+
+@contextlib.contextmanager
+def errors(path: Path) -> Iterator[None]:
+    """Turn errors of the system into LedgerError, and those of SQLite, by what is to be done.
+
+    Raises LedgerError for a disk that can't be read or written now, else LedgerDamagedError.
+    """
+    try:
+        yield
+    except sqlite3.Error as error:
+        hint = _DISK_HINTS.get(_primary_code(error))
+        if hint is None:
+            raise _damaged(path, str(error)) from error
+        raise LedgerError(str(error), where=str(path), hint=hint) from error
+    except UnicodeDecodeError as error:  # SQLite's message quotes what is in the file
+        raise _damaged(path, "its tables can't be read") from error
+    except OSError as error:
+        hint = _OS_HINTS.get(error.errno or 0)
+        what = error.strerror or "I/O error"
+        raise LedgerError(what, where=str(path), hint=hint) from error
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def inode(path: Path) -> tuple[int, int] | None:
+    """Which file `path` is now, None for none. Raises OSError."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def check_file(path: Path) -> None:
+    """See what there is before SQLite does.
+
+    Raises LedgerMissingError, LedgerDamagedError, and LedgerError for one that others may read.
+    """
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise missing(path) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise _damaged(path, "not a file")
+    if status.st_mode & 0o077:
+        raise LedgerError(
+            "others may read or write the ledger", where=str(path), hint=f"run 'chmod 600 {path}'"
+        )
+    if status.st_size == 0:
+        raise _damaged(path, "the file is empty")
+
+
+def acquire_lock(path: Path) -> int:
+    """Keep other processes out until the descriptor that this gives is closed.
+
+    Raises LedgerError when another process holds the lock, OSError.
+    """
+    # Not on the ledger's file itself: closing a second descriptor of it would drop SQLite's locks.
+    lock = os.open(_beside(path, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _give_to_owner_of_directory(lock, path)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise LedgerError(
+            "another esp-gw uses this ledger", where=str(path), hint="stop it first"
+        ) from None
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes out for the time of a with statement. Raises as acquire_lock does."""
+    lock = acquire_lock(path)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _give_to_owner_of_directory(descriptor: int, path: Path) -> None:
+    """Root makes the ledger for the daemon's user, who owns the state directory."""
+    if os.geteuid() == 0:
+        owner, mine = path.parent.stat(), os.fstat(descriptor)
+        if (owner.st_uid, owner.st_gid) != (mine.st_uid, mine.st_gid):
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open the file that is there. Raises sqlite3.Error."""
+    connection = sqlite3.connect(
+        path.absolute().as_uri() + "?mode=rw",
+        uri=True,
+        timeout=_BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    try:
+        # Exclusive before the first access: SQLite then needs no shared memory file.
+        for pragma in (
+            "locking_mode = EXCLUSIVE",
+            "synchronous = FULL",
+            "trusted_schema = OFF",
+            "cell_size_check = ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}").close()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _all(connection: sqlite3.Connection, statement: str) -> list[tuple[Any, ...]]:
+    # A cursor left open would keep the file, and its locks, open past the connection's close.
+    with contextlib.closing(connection.cursor()) as cursor:
+        return cursor.execute(statement).fetchall()
+
+
+def store(connection: sqlite3.Connection, contents: Contents, changes: Mapping[bytes, Row]) -> None:
+    """Write `changes`, and the seal over `contents`, into the main file.
+
+    The checkpoint is what makes a lost -wal file harmless: nothing is in it when a lease is given.
+    Raises sqlite3.Error, LedgerError.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    connection.executemany(
+        _REPLACE_KEY,
+        [
+            (name, row.role.value, _blob(row.highest), row.first_use, contents.row_mac(name, row))
+            for name, row in changes.items()
+        ],
+    )
+    seal = (_SEAL, *_seal_values(contents))
+    connection.execute(_REPLACE_KEY, seal)
+    connection.execute("COMMIT")
+    ((busy, _, _),) = _all(connection, "PRAGMA wal_checkpoint(TRUNCATE)")
+    if busy:
+        raise LedgerError("the ledger can't be written", hint=_BUSY)
+
+
+def _blob(number: int) -> bytes:
+    return number.to_bytes(8, "big")
+
+
+def _seal_values(contents: Contents) -> tuple[str, bytes, int, bytes]:
+    return "seal", _blob(len(contents.rows)), 0, contents.seal()
+
+
+def read(path: Path, connection: sqlite3.Connection) -> Contents:
+    """Everything in the file, verified. Raises LedgerDamagedError, sqlite3.Error."""
+    if _all(connection, "PRAGMA journal_mode") != [("wal",)]:
+        raise _damaged(path, "not made by esp-gw")
+    check = _all(connection, "PRAGMA quick_check")
+    if check != [("ok",)]:
+        raise _damaged(path, str(check[0][0]))
+    version = _all(connection, "PRAGMA user_version")[0][0]
+    tables = dict(_all(connection, "SELECT name, sql FROM sqlite_master"))
+    if version != _SCHEMA_VERSION or tables != _SCHEMA:
+        raise _damaged(path, f"schema {version} is not the schema {_SCHEMA_VERSION} of this esp-gw")
+    settings = _all(connection, _SELECT_SETTINGS)
+    if len(settings) != 1 or not _is_settings(*settings[0]):
+        raise _damaged(path, "the settings are changed")
+    rows: dict[bytes, Row] = {}
+    contents = Contents(settings[0][0], settings[0][1], rows)
+    seal = None
+    for name, *values, mac in _all(connection, _SELECT_KEYS):
+        if name == _SEAL:
+            seal = (*values, mac)
+            continue
+        row = _parse(name, *values)
+        if row is None or name in rows or contents.row_mac(name, row) != mac:
+            raise _damaged(path, "the row of a key is changed")
+        rows[name] = row
+    if seal != _seal_values(contents):
+        raise _damaged(path, "the rows are not those that were written last")
+    return contents
+
+
+def _is_settings(machine: object, secret: object) -> bool:
+    return isinstance(machine, str) and isinstance(secret, bytes) and len(secret) == SECRET_LEN
+
+
+def _parse(name: object, role: object, highest: object, first_use: object) -> Row | None:
+    """The row of a key as it is typed in the file, None if it can't be one."""
+    if not (isinstance(name, bytes) and len(name) == _FINGERPRINT_LEN and role in tuple(Role)):
+        return None
+    if not (isinstance(highest, bytes) and len(highest) == 8):
+        return None
+    if not (isinstance(first_use, int) and 0 <= first_use <= _LATEST):
+        return None
+    return Row(Role(str(role)), int.from_bytes(highest, "big"), first_use)
+
+
+def salvage(path: Path) -> Contents:
+    """The secret and the keys of a ledger that can't be opened, as many as can still be read.
+
+    Raises sqlite3.Error when the reason may pass.
+    """
+    nothing = Contents("", secrets.token_bytes(SECRET_LEN), {})
+    if not path.is_file():
+        return nothing
+    rows: dict[bytes, Row] = {}
+    genuine = False
+    try:
+        with contextlib.closing(connect(path)) as connection:
+            settings = _all(connection, _SELECT_SETTINGS)
+            if not settings or not _is_settings(*settings[0]):
+                return nothing
+            old = Contents(settings[0][0], settings[0][1], rows)
+            for order in ("ASC", "DESC"):  # from both ends up to a page that can't be read
+                with (
+                    contextlib.suppress(sqlite3.Error),
+                    contextlib.closing(connection.cursor()) as found,
+                ):
+                    for name, *values, mac in found.execute(f"{_SELECT_KEYS} {order}"):
+                        row = _parse(name, *values)
+                        genuine = genuine or (row is not None and old.row_mac(name, row) == mac)
+                        if isinstance(name, bytes) and len(name) == _FINGERPRINT_LEN:
+                            rows[name] = row or Row(Role.RETIRED, 0, 0)
+    except sqlite3.Error as error:
+        # What keeps the file from being read may pass: no reason to forget its keys.
+        if _primary_code(error) in _DISK_HINTS:
+            raise
+        return nothing
+    except UnicodeDecodeError:
+        return nothing
+    # Without one true MAC the secret itself may be changed, and then no key can be recognised.
+    return old if genuine else nothing
+
+
+def build(path: Path, contents: Contents) -> Path:
+    """Write a whole new ledger next to `path`, on disk when this returns.
+
+    Raises OSError, sqlite3.Error.
+    """
+    fresh = _beside(path, ".new")
+    _remove(fresh)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        _give_to_owner_of_directory(descriptor, path)
+    finally:
+        os.close(descriptor)
+    try:
+        with contextlib.closing(connect(fresh)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+            for statement in _SCHEMA.values():
+                connection.execute(statement)
+            settings = (contents.machine, contents.secret)
+            connection.execute("INSERT INTO settings VALUES (?, ?)", settings)
+            store(connection, contents, contents.rows)
+    except BaseException:
+        _remove(fresh)
+        raise
+    return fresh
+
+
+def put_in_place(fresh: Path, path: Path) -> None:
+    """Give a ledger that was built its name. Raises OSError."""
+    # SQLite would play a -wal file that an earlier ledger left into the new one.
+    _remove(path)
+    fresh.rename(path)
+    _sync_directory(path)
+
+
+def move_aside(path: Path) -> None:
+    """Rename a ledger to NAME.old-N, with all that belongs to it. Raises OSError."""
+    number = 1
+    while os.path.lexists(aside := _beside(path, f".old-{number}")):
+        number += 1
+    # The -wal file first: left beside the new ledger it would be taken for the new one's.
+    for suffix in (*_COMPANIONS, ""):
+        with contextlib.suppress(FileNotFoundError):
+            _beside(path, suffix).rename(_beside(aside, suffix))
+
+
+def _remove(path: Path) -> None:
+    for suffix in (*_COMPANIONS, ""):
+        _beside(path, suffix).unlink(missing_ok=True)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
