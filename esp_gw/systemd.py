@@ -1,0 +1,81 @@
+"""What the service manager is told: ready, reloading, stopping, alive (sd_notify(3))."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Mapping
+
+
+class Notifier:
+    """Sends the state of the daemon to systemd, or nowhere when it was not started by systemd.
+
+    Nothing here raises or blocks: a service manager that is gone is no reason to stop.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        self._address = address
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Notifier:
+        """Take the address from $NOTIFY_SOCKET: a path, or an abstract socket after '@'.
+
+        Addresses of other families, such as vsock, are ignored.
+        """
+        address = environ.get("NOTIFY_SOCKET", "")
+        if address[:1] not in ("/", "@") or len(address) < 2:
+            return cls(None)
+        return cls("\0" + address[1:] if address[0] == "@" else address)
+
+    def ready(self, status: str) -> None:
+        """Say that starting or reloading is done."""
+        self._send("READY=1", f"STATUS={_one_line(status)}")
+
+    def status(self, text: str) -> None:
+        """Set the line that `systemctl status` shows."""
+        self._send(f"STATUS={_one_line(text)}")
+
+    def reloading(self) -> None:
+        """Say that reloading has begun; `ready` ends it."""
+        usec = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._send("RELOADING=1", f"MONOTONIC_USEC={usec}")
+
+    def stopping(self) -> None:
+        """Say that the daemon ends."""
+        self._send("STOPPING=1")
+
+    def watchdog(self) -> None:
+        """Say that the daemon lives; to be called every `watchdog_interval` seconds."""
+        self._send("WATCHDOG=1")
+
+    def _send(self, *assignments: str) -> None:
+        if self._address is None:
+            return
+        message = "\n".join(assignments).encode(errors="replace")
+        # A path with a NUL or too long for a socket address is a ValueError or an OSError.
+        with (
+            contextlib.suppress(OSError, ValueError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender,
+        ):
+            sender.setblocking(False)
+            sender.sendto(message, self._address)
+
+
+def watchdog_interval(environ: Mapping[str, str] = os.environ) -> float | None:
+    """Seconds between two signs of life, half of what systemd allows; None without a watchdog.
+
+    Source: sd_watchdog_enabled(3), $WATCHDOG_USEC and $WATCHDOG_PID.
+    """
+    try:
+        usec = int(environ["WATCHDOG_USEC"])
+        pid = int(environ.get("WATCHDOG_PID", os.getpid()))
+    except (KeyError, ValueError):
+        return None
+    return usec / 2_000_000 if usec > 0 and pid == os.getpid() else None
+
+
+def _one_line(text: str) -> str:
+    # A line of its own would be an assignment of its own.
+    return " ".join(text.splitlines())
