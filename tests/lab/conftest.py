@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import struct
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from labtools import Capture, MakePair
 
-from esp_gw.lab.gateways import LabGateway
-from esp_gw.lab.netns import Namespace, end
+from esp_gw.lab.netns import Namespace
 from esp_gw.lab.pair import GatewayPair, PairPlan, gateway_pair
 from esp_gw.lab.tap import Tap
-
-MakePair = Callable[..., GatewayPair]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,6 +44,14 @@ def make_pair(tmp_path: Path, stack: contextlib.ExitStack) -> MakePair:
 
 
 @pytest.fixture
+def pair(make_pair: MakePair) -> GatewayPair:
+    """Two gateways that run: tunnel mode, ESP in UDP."""
+    pair = make_pair()
+    pair.start()
+    return pair
+
+
+@pytest.fixture
 def tap(stack: contextlib.ExitStack) -> Callable[[Namespace], Tap]:
     """Tap the wire of a namespace for cleartext."""
 
@@ -58,24 +59,6 @@ def tap(stack: contextlib.ExitStack) -> Callable[[Namespace], Tap]:
         return stack.enter_context(contextlib.closing(Tap(namespace, "wan", 4500, plaintext)))
 
     return start
-
-
-class Capture:
-    """A running tcpdump on a device; `stop` returns the file when all is written."""
-
-    def __init__(self, namespace: Namespace, path: Path, device: str = "wan") -> None:
-        self.path = path
-        self._process = namespace.start(
-            *("tcpdump", "-i", device, "-n", "-s", "0", "-B", "65536"),
-            *("--immediate-mode", "-U", "-w", str(path), "-Z", "root"),
-            stderr=subprocess.PIPE,
-        )
-        if not any("listening on" in line for line in self._process.stderr or ()):
-            raise AssertionError("tcpdump did not start")
-
-    def stop(self) -> Path:
-        end(self._process)
-        return self.path
 
 
 @pytest.fixture
@@ -89,59 +72,3 @@ def capture(tmp_path: Path, stack: contextlib.ExitStack) -> Callable[..., Captur
         return capture
 
     return start
-
-
-@dataclass(frozen=True)
-class EspPacket:
-    spi: int
-    seq_lo: int
-    iv: bytes
-    frame: bytes
-
-
-def esp_packets(path: Path) -> Iterator[EspPacket]:
-    """Read the IPv4 ESP packets of a capture of Ethernet frames, in UDP or not."""
-    data = path.read_bytes()
-    assert data[:4] == b"\xd4\xc3\xb2\xa1", "not a little-endian pcap file"
-    at = 24
-    while at + 16 <= len(data):
-        (size,) = struct.unpack_from("<I", data, at + 8)
-        frame = data[at + 16 : at + 16 + size]
-        at += 16 + size
-        if frame[12:14] != b"\x08\x00" or frame[23] not in (17, 50):
-            continue
-        esp = 14 + (frame[14] & 15) * 4 + (8 if frame[23] == 17 else 0)
-        if len(frame) < esp + 16:
-            continue
-        spi, seq_lo = struct.unpack_from("!II", frame, esp)
-        yield EspPacket(spi, seq_lo, frame[esp + 8 : esp + 16], frame)
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = 10.0) -> None:
-    """Wait for a condition; fail with `what` where it doesn't come true in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.02)
-
-
-def send_frames(namespace: Namespace, frames: list[bytes], device: str = "wan") -> None:
-    """Put Ethernet frames on a device, as they are."""
-    script = (
-        "import socket, sys, struct\n"
-        "s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); s.bind((sys.argv[1], 0))\n"
-        "data = sys.stdin.buffer.read(); at = 0\n"
-        "while at < len(data):\n"
-        "    n, = struct.unpack_from('!I', data, at); s.send(data[at+4:at+4+n]); at += 4 + n\n"
-    )
-    blob = b"".join(struct.pack("!I", len(frame)) + frame for frame in frames)
-    subprocess.run(
-        namespace.command(sys.executable, "-c", script, device),
-        input=blob,
-        check=True,
-        timeout=30,
-    )
-
-
-def drops(gateway: LabGateway) -> dict[str, int]:
-    return dict(gateway.ask("stats")["drops"])

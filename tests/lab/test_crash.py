@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from ipaddress import ip_address
 
-from conftest import Capture, esp_packets, until
+from labtools import Capture, esp_packets, network, until
 
 from esp_gw.lab.netns import Namespace, end
 from esp_gw.lab.pair import GatewayPair
@@ -46,20 +46,20 @@ def test_after_a_kill_nothing_leaves_in_the_clear_and_a_start_cleans_up(
     host = pair.a.namespace
     # A default route is the way out that a protected packet would take by mistake.
     host.ip("route", "add", "default", "via", "192.0.2.2")
-    before = _network(host)
+    before = network(host)
     wire = tap(host, ip_address(pair.plan.inner(1)).packed)
     pair.start()
     target = pair.plan.inner(1)
     assert ping(host, target, count=2).received == 2
-    during = _network(host)
+    during = network(host)
     pair.a.kill()
     assert "unreachable 10.2.0.0/24" in host.ip("route", "show", "table", "4500")
     assert ping(host, target, count=2).received == 0
     pair.a.start()
-    assert _network(host) == during
+    assert network(host) == during
     assert ping(host, target, count=2).received == 2
     assert pair.a.stop() == 0
-    assert _network(host) == before
+    assert network(host) == before
     pair.b.stop()
     report = wire.finish()
     assert (report.cleartext, report.leaked) == (0, 0), report.examples
@@ -148,21 +148,3 @@ def _refused(pair: GatewayPair) -> str:
     assert process is not None
     assert process.wait(10) == 1
     return pair.a.last_words()
-
-
-def _network(host: Namespace) -> dict[str, str]:
-    commands = {
-        "rules": ("rule",),
-        "rules6": ("-6", "rule"),
-        "routes": ("route", "show", "table", "all"),
-        "routes6": ("-6", "route", "show", "table", "all"),
-        "links": ("-o", "-br", "link"),
-    }
-    return {name: _stable(host.ip(*command)) for name, command in commands.items()}
-
-
-def _stable(text: str) -> str:
-    # A link's index and its peer's differ from one TUN to the next.
-    lines = [re.sub(r"@if\d+", "", line) for line in text.splitlines()]
-    return "\n".join(sorted(line for line in lines if "fe80" not in line and "ff00" not in line))
-

@@ -46,9 +46,7 @@ def test_tunnel_mode_carries_both_families_over_either(
 def test_transport_mode_carries_host_to_host_traffic_of_every_size(
     make_pair: MakePair, tap: StartTap, encapsulation: Encapsulation, outer_version: int
 ) -> None:
-    pair = make_pair(
-        mode=Mode.TRANSPORT, encapsulation=encapsulation, outer_version=outer_version
-    )
+    pair = make_pair(mode=Mode.TRANSPORT, encapsulation=encapsulation, outer_version=outer_version)
     wire = tap(pair.a.namespace)
     pair.start()
     # Beyond the MTU the ESP packet itself is fragmented, and a tap can't tell its later fragments.
