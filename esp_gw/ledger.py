@@ -70,7 +70,8 @@ class Ledger:
         self._connection = connection
         self._contents = contents
         self._inode = ledger_file.inode(path)
-        self._newest: dict[bytes, Lease] = {}
+        # Of each key, the first number that this process was given and has not released since.
+        self._first: dict[bytes, int] = {}
         self._mutex = threading.Lock()
         self._closed = False
 
@@ -156,22 +157,24 @@ class Ledger:
                     "the sequence numbers of this key are used up", where=_where(sa), hint=NEW_KEYS
                 )
             self._write({name: replace(row, highest=end - 1)})
-            lease = Lease(first, end)
-            self._newest[name] = lease
-            return lease
+            self._first.setdefault(name, first)
+            return Lease(first, end)
 
     def release(self, keymat: KeyMaterial, lease: Lease, next_seq: int) -> None:
         """Give back the numbers from `next_seq` on, once the engine has forgotten the SA.
 
-        Only the newest lease of a key that this process took can be given back, and only once; for
-        any other, or a `next_seq` outside of it, nothing happens. Raises LedgerError.
+        `lease` is the newest one of the key that this process took, or the last few of one SA
+        joined, where each begins at the end of the one before; it can be given back once. For any
+        other, or a `next_seq` outside of it, nothing happens. Raises LedgerError.
         """
         with self._mutex:
             name = self._contents.fingerprint(keymat)
-            if self._newest.get(name) != lease or not lease.first <= next_seq <= lease.end:
+            if not self._first.get(name, _MAX_SEQ + 1) <= lease.first <= next_seq <= lease.end:
                 return
             row = self._contents.rows[name]
-            del self._newest[name]
+            if row.highest + 1 != lease.end:
+                return
+            del self._first[name]
             if next_seq < lease.end:
                 self._write({name: replace(row, highest=next_seq - 1)})
 

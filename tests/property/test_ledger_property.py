@@ -16,12 +16,12 @@ from esp_gw.ledger import Ledger, Role
 from esp_gw.model import KeyMaterial, Lease
 
 MACHINE = "a" * 64
-KEYS = [KeyMaterial(bytes([number]) * 32, b"salt") for number in range(4)]
+KEYS = [KeyMaterial(bytes([number]) * 32, b"salt") for number in range(3)]
 
 keys = st.integers(0, len(KEYS) - 1)
-counts = st.one_of(st.integers(1, 8), st.just(2**20), st.integers(2**62, 2**64))
-lasts = st.sampled_from([40, 2**32 - 1, 2**64 - 1])
-fractions = st.floats(0, 1)
+counts = st.sampled_from([1, 2, 3, 5, 8, 8, 8, 2**20, 2**63])
+lasts = st.sampled_from([2**64 - 1, 2**64 - 1, 2**32 - 1, 40])
+fractions = st.sampled_from([0, 0.1, 0.25, 0.5, 0.75, 1])
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -39,6 +39,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.highest: dict[int, int] = {}
         self.spent: dict[int, int] = {}
         self.newest: dict[int, Lease] = {}
+        self.joined: dict[int, Lease] = {}
         self.old: list[tuple[int, Lease]] = []
 
     @property
@@ -70,24 +71,29 @@ class LedgerMachine(RuleBasedStateMachine):
         if key in self.newest:
             self.old.append((key, self.newest[key]))
         self.newest[key] = lease
+        self.joined[key] = Lease(self.joined.get(key, lease).first, lease.end)
 
     @precondition(lambda self: self.newest)
-    @rule(data=st.data(), fraction=fractions)
-    def release(self, data: st.DataObject, fraction: float) -> None:
+    @rule(data=st.data(), fraction=fractions, join=st.booleans())
+    def release(self, data: st.DataObject, fraction: float, join: bool) -> None:
         key = data.draw(st.sampled_from(sorted(self.newest)))
-        lease = self.newest.pop(key)
+        newest, joined = self.newest.pop(key), self.joined.pop(key)
+        lease = joined if join else newest
         next_seq = lease.first + int((lease.end - lease.first) * fraction)
         next_seq = min(next_seq, lease.end)
         self.ledger.release(KEYS[key], lease, next_seq)
         self.next[key] = next_seq
         self.spent[key] = next_seq - 1
+        self.old += [(key, newest), (key, joined)]
 
     @precondition(lambda self: self.old)
     @rule(data=st.data(), fraction=fractions)
-    def release_one_that_is_not_the_newest(self, data: st.DataObject, fraction: float) -> None:
+    def release_what_is_not_held_any_more(self, data: st.DataObject, fraction: float) -> None:
         key, lease = data.draw(st.sampled_from(self.old))
-        if lease != self.newest.get(key):
-            self.ledger.release(KEYS[key], lease, lease.first + int(fraction))
+        joined = self.joined.get(key)
+        if joined is None or lease.end != joined.end or lease.first < joined.first:
+            past = int((lease.end - lease.first) * fraction)
+            self.ledger.release(KEYS[key], lease, min(lease.first + past, lease.end))
 
     @rule(key=keys)
     def read_floor(self, key: int) -> None:
@@ -128,6 +134,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def begin_new_life(self) -> None:
         self.old += self.newest.items()
         self.newest.clear()
+        self.joined.clear()
         self.ledger = Ledger.open(self.path, MACHINE)
 
     @invariant()
@@ -147,4 +154,4 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestLedger = LedgerMachine.TestCase
-TestLedger.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestLedger.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)

@@ -129,8 +129,10 @@ def test_the_unused_end_of_the_newest_lease_is_leased_again(
     ("lease", "next_seq"),
     [
         (Lease(1, 11), 5),
-        (Lease(1, 21), 5),
-        (Lease(1, 21), 15),
+        (Lease(0, 21), 5),
+        (Lease(1, 20), 5),
+        (Lease(1, 22), 5),
+        (Lease(12, 21), 11),
         (Lease(11, 20), 15),
         (Lease(11, 22), 22),
         (Lease(11, 21), 10),
@@ -143,7 +145,27 @@ def test_any_other_release_changes_nothing(ledger: Ledger, lease: Lease, next_se
     ledger.lease(key(1), 10, ESN)
     ledger.release(key(1), lease, next_seq)
     ledger.release(key(2), lease, next_seq)
-    assert ledger.lease(key(1), 1, ESN).first == 21
+    assert [entry.seq for entry in ledger.entries()] == [21]
+    ledger.release(key(1), Lease(11, 21), 15)
+    assert ledger.lease(key(1), 1, ESN).first == 15
+
+
+@pytest.mark.parametrize("next_seq", [1, 5, 11, 15, 30, 31])
+def test_leases_that_follow_each_other_can_be_released_as_one(
+    ledger: Ledger, next_seq: int
+) -> None:
+    for _ in range(3):
+        ledger.lease(key(1), 10, ESN)
+    ledger.release(key(1), Lease(1, 31), next_seq)
+    assert ledger.lease(key(1), 10, ESN).first == next_seq
+
+
+def test_leases_that_were_released_are_not_part_of_a_later_release(ledger: Ledger) -> None:
+    ledger.release(key(1), ledger.lease(key(1), 10, ESN), 6)
+    assert ledger.lease(key(1), 10, ESN) == Lease(6, 16)
+    ledger.release(key(1), Lease(1, 16), 3)
+    ledger.release(key(1), Lease(5, 16), 8)
+    assert ledger.lease(key(1), 10, ESN).first == 16
 
 
 def test_a_lease_is_released_once(ledger: Ledger) -> None:
