@@ -76,7 +76,13 @@ class PythonEngine:
 
     def install_outbound(self, sa: Sa, lease: Lease) -> None:
         """Add an outbound SA that begins at the lease's first sequence number."""
-        self._outbound.sas[sa.name] = OutboundState(sa, lease, self._outer_of(sa))
+        state = OutboundState(sa, lease, self._outer_of(sa))
+        inbound = self._inbound.sas.get(self._inbound_spi.get(sa.pair or "", 0))
+        if inbound is not None and _same_peer(inbound.sa, sa):
+            # The peer has moved before; the inbound SA tells it only when it moves again.
+            peer = inbound.counters()
+            state.address = socket_address(peer.remote, peer.remote_port, Encapsulation.UDP)
+        self._outbound.sas[sa.name] = state
         self._outbound.forget_flows()
         if sa.keepalive and sa.encapsulation is Encapsulation.UDP:
             self._arm_keepalive(sa.name, sa.keepalive, -1)
@@ -189,3 +195,9 @@ class PythonEngine:
             drops=dict(Counter(before.drops) + Counter(final.drops)),
             sas={},
         )
+
+
+def _same_peer(one: Sa, other: Sa) -> bool:
+    """Whether both are configured for one peer behind UDP, whose address may have changed since."""
+    both = {(sa.encapsulation, sa.remote, sa.remote_port) for sa in (one, other)}
+    return both == {(Encapsulation.UDP, other.remote, other.remote_port)}
