@@ -91,6 +91,7 @@ def init(
     for folder, host in zip(folders, (local, remote), strict=True):
         click.echo(f"\nCopy the folder {_word(folder)} to {host} and type there:")
         click.echo(f"  sudo cp -r {_word(folder.name)}/. /etc/esp-gw")
+        click.echo("  sudo chown -R esp-gw: /etc/esp-gw")
         click.echo("  sudo esp-gw ledger create")
         click.echo("  sudo systemctl enable --now esp-gw")
     click.echo("\nThe folders hold the keys: delete all copies outside of /etc/esp-gw afterwards.")

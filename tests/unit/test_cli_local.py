@@ -51,6 +51,7 @@ def test_init_writes_a_pair_that_check_accepts_and_says_what_to_type(
     assert out.count("  sudo esp-gw ledger create\n") == 2
     assert out.count("  sudo systemctl enable --now esp-gw\n") == 2
     assert "  sudo cp -r office/. /etc/esp-gw\n" in out
+    assert "  sudo chown -R esp-gw: /etc/esp-gw\n" in out
     folders = [tmp_path / "pi-a", tmp_path / "office"]
     for key in tmp_path.glob("*/keys/*.key"):
         assert key.read_text().splitlines()[-1] not in out

@@ -108,16 +108,25 @@ def status_of(uid: int, mode: int = 0o100600) -> os.stat_result:
     return os.stat_result((mode, 1, 1, 1, uid, 0, 40, 0, 0, 0))
 
 
-def test_only_root_and_the_user_that_runs_may_own_a_secret() -> None:
+def test_only_root_and_the_user_that_runs_may_own_a_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(files.os, "geteuid", lambda: 1000)
     assert files.privacy_fault(status_of(0)) is None
-    assert files.privacy_fault(status_of(os.geteuid())) is None
-    stranger = os.geteuid() + 1
-    assert str(stranger) in str(files.privacy_fault(status_of(stranger)))
+    assert files.privacy_fault(status_of(1000)) is None
+    assert "1001" in str(files.privacy_fault(status_of(1001)))
+
+
+def test_root_may_look_at_the_secrets_of_the_services_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files.os, "geteuid", lambda: 0)
+    assert files.privacy_fault(status_of(998)) is None
+    assert "open to other users" in str(files.privacy_fault(status_of(998, 0o100640)))
 
 
 def test_a_strangers_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = key_file(tmp_path, KEY_HEX + SALT_HEX)
-    monkeypatch.setattr(files.os, "fstat", lambda fd: status_of(os.geteuid() + 1))
+    monkeypatch.setattr(files.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(files.os, "fstat", lambda fd: status_of(1001))
     assert "belongs to user" in refusal(path)
 
 
