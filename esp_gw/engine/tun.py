@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Mapping
 
 from esp_gw.errors import EngineError
 
@@ -18,14 +19,16 @@ _IFF_NO_PI = 0x1000
 _IFF_TUN_EXCL = 0x8000
 _DEVICE = "/dev/net/tun"
 
-_ADVICE = {
+_OPEN_ADVICE = {
+    errno.EACCES: f"{_DEVICE} is closed to this user: udev gives it mode 0666, 'chmod' does, too",
+    errno.ENOENT: "load the module with 'modprobe tun'",
+    errno.ENODEV: "load the module with 'modprobe tun'",
+}
+_CREATE_ADVICE = {
     errno.EPERM: "it needs CAP_NET_ADMIN: run it as root or as the systemd service",
-    errno.EACCES: "it needs CAP_NET_ADMIN: run it as root or as the systemd service",
     errno.EBUSY: "another program holds this name: stop it, or choose another 'interface'",
     errno.EEXIST: "another program holds this name: stop it, or choose another 'interface'",
     errno.EINVAL: "a device that is not a TUN has this name: choose another 'interface'",
-    errno.ENOENT: "load the module with 'modprobe tun'",
-    errno.ENODEV: "load the module with 'modprobe tun'",
 }
 
 
@@ -38,16 +41,16 @@ def open_tun(name: str) -> int:
     try:
         fd = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise _failed(name, error) from None
+        raise _failed(name, error, _OPEN_ADVICE) from None
     request = struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI | _IFF_TUN_EXCL)
     try:
         fcntl.ioctl(fd, _TUNSETIFF, request)
     except OSError as error:
         os.close(fd)
-        raise _failed(name, error) from None
+        raise _failed(name, error, _CREATE_ADVICE) from None
     return fd
 
 
-def _failed(name: str, error: OSError) -> EngineError:
-    hint = _ADVICE.get(error.errno or 0)
+def _failed(name: str, error: OSError, advice: Mapping[int, str]) -> EngineError:
+    hint = advice.get(error.errno or 0)
     return EngineError(f"can't make the TUN device: {error.strerror}", where=name, hint=hint)
