@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import secrets
 import struct
 import subprocess
 import sys
@@ -216,3 +217,10 @@ def site_host(host: Namespace, router: Namespace, number: int) -> None:
         add_address(namespace, f"fd00:{number}::{last}/64", device)
     host.ip("route", "add", "default", "via", f"10.{number}.0.1")
     host.ip("-6", "route", "add", "default", "via", f"fd00:{number}::1")
+
+
+def write_key(path: Path, length: int = 36) -> Path:
+    """Write a fresh key file, key and salt as hex."""
+    path.write_text(secrets.token_hex(length) + "\n")
+    path.chmod(0o600)
+    return path

@@ -1,0 +1,279 @@
+"""The command line against real daemons: what it adds carries traffic, lasts, and can go again."""
+
+from __future__ import annotations
+
+import json
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+from labtools import configured_sa, drops, sas, write_key
+
+from esp_gw.lab.gateways import LabGateway
+from esp_gw.lab.netns import add_address
+from esp_gw.lab.pair import GatewayPair
+from esp_gw.lab.traffic import iperf, iperf_server, ping
+
+A_INNER, B_INNER = "10.1.8.1", "10.2.8.1"
+
+
+def add_sas(pair: GatewayPair, folder: Path) -> None:
+    """A second pair of SAs, for 10.1.8.0/24 and 10.2.8.0/24, and a policy at each end."""
+    there, back = write_key(folder / "there.key"), write_key(folder / "back.key")
+    for gateway, inner, outward, spis, keys in (
+        (pair.a, A_INNER, ("1", "2"), ("0x8001", "0x8002"), (there, back)),
+        (pair.b, B_INNER, ("2", "1"), ("0x8002", "0x8001"), (back, there)),
+    ):
+        add_address(gateway.namespace, f"{inner}/32", "lo")
+        local, remote = (f"192.0.2.{side}" for side in outward)
+        nets = [f"10.{side}.8.0/24" for side in outward]
+        for name, direction, spi, key in (
+            ("more/out", "outbound", spis[0], keys[0]),
+            ("more/in", "inbound", spis[1], keys[1]),
+        ):
+            gateway.cli(
+                *("sa", "add", name, "--direction", direction, "--spi", spi),
+                *("--local", local, "--remote", remote, "--key-file", str(key)),
+                *("--local-ts", nets[0], "--remote-ts", nets[1]),
+            )
+        gateway.cli(
+            *("policy", "add", "more", "--action", "protect", "--sa", "more/out"),
+            *("--local-ts", nets[0], "--remote-ts", nets[1]),
+        )
+
+
+def refused(gateway: LabGateway, *arguments: str) -> str:
+    """Run a command that must fail with status 1, and return its one line."""
+    result = gateway.cli(*arguments, check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+def test_added_sas_carry_traffic_survive_a_kill_and_can_be_deleted(
+    pair: GatewayPair, tmp_path: Path
+) -> None:
+    a, b = pair.a.namespace, pair.b.namespace
+    add_sas(pair, tmp_path)
+    assert ping(a, B_INNER, count=5).received == 5
+    assert sas(pair.a)["more/out"]["packets"] == 5
+    assert sas(pair.b)["more/in"]["packets"] == 5
+    seq = sas(pair.a)["more/out"]["seq"]
+    pair.a.kill()
+    pair.a.start()
+    assert sas(pair.a)["more/out"]["seq"] > seq
+    assert ping(a, B_INNER, count=5).received == 5
+    assert ping(b, A_INNER, count=5).received == 5
+    pair.a.stop()
+    pair.a.start()
+    assert ping(a, B_INNER, count=5).received == 5
+
+    assert "more/out" in refused(pair.a, "sa", "delete", "more/out")  # a policy needs it
+    pair.a.cli("policy", "delete", "more")
+    pair.a.cli("sa", "delete", "more/out")
+    assert set(sas(pair.a)) == {"pi-b/out", "pi-b/in", "more/in"}
+    assert "10.2.8.0/24" not in a.ip("route", "show", "table", "4500")
+    assert ping(a, B_INNER, count=2).received == 0
+    assert ping(a, pair.plan.inner(1), count=2).received == 2
+
+
+def test_flush_takes_what_was_added_and_leaves_the_configuration(
+    pair: GatewayPair, tmp_path: Path
+) -> None:
+    add_sas(pair, tmp_path)
+    assert set(pair.a.ask("sa", "flush", "--yes")["deleted"]) == {"more/out", "more/in"}
+    assert set(sas(pair.a)) == {"pi-b/out", "pi-b/in"}
+    assert [policy["name"] for policy in pair.a.ask("policy", "list")["policies"]] == ["pi-b"]
+    assert ping(pair.a.namespace, pair.plan.inner(1), count=2).received == 2
+    pair.a.stop()
+    pair.a.start()
+    assert set(sas(pair.a)) == {"pi-b/out", "pi-b/in"}
+
+
+def test_what_the_configuration_made_can_not_be_deleted(pair: GatewayPair) -> None:
+    assert "comes from the configuration" in refused(pair.a, "sa", "delete", "pi-b/out")
+    assert "comes from the configuration" in refused(pair.a, "policy", "delete", "pi-b")
+    assert "there is no SA nobody" in refused(pair.a, "sa", "delete", "nobody")
+    assert "exists already" in refused(
+        pair.a, "policy", "add", "pi-b", "--action", "discard", "--remote-ts", "10.8.0.0/24"
+    )
+    assert ping(pair.a.namespace, pair.plan.inner(1), count=2).received == 2
+
+
+def _sa_add(direction: str, key: Path, spi: str = "0x9001") -> list[str]:
+    return [
+        *("sa", "add", "again", "--direction", direction, "--spi", spi, "--key-file", str(key)),
+        *("--local", "192.0.2.1", "--remote", "192.0.2.2"),
+        *("--local-ts", "10.1.9.0/24", "--remote-ts", "10.2.9.0/24"),
+    ]
+
+
+@pytest.mark.parametrize("direction", ["outbound", "inbound"])
+def test_a_key_that_is_in_use_is_refused(pair: GatewayPair, tmp_path: Path, direction: str) -> None:
+    add_sas(pair, tmp_path)
+    ours = pair.a.config.parent / "keys"
+    for key in (ours / "pi-b.out.key", ours / "pi-b.in.key", tmp_path / "there.key"):
+        assert "repeat an IV" in refused(pair.a, *_sa_add(direction, key))
+    assert "again" not in sas(pair.a)
+    assert ping(pair.a.namespace, B_INNER, count=2).received == 2
+
+
+def test_a_key_goes_on_where_it_was_and_never_the_other_way(
+    pair: GatewayPair, tmp_path: Path
+) -> None:
+    add_sas(pair, tmp_path)
+    assert ping(pair.a.namespace, B_INNER, count=5).received == 5
+    pair.a.cli("sa", "flush", "--yes")
+    assert "outbound" in refused(pair.a, *_sa_add("inbound", tmp_path / "there.key"))
+    assert "inbound" in refused(pair.a, *_sa_add("outbound", tmp_path / "back.key"))
+    pair.a.cli(*_sa_add("outbound", tmp_path / "there.key"))
+    assert sas(pair.a)["again"]["seq"] == 6
+    assert "again" in sas(pair.a)
+
+
+def test_a_bypass_policy_keeps_traffic_out_of_the_tunnel(pair: GatewayPair) -> None:
+    a, b = pair.a.namespace, pair.b.namespace
+    # In the clear the two reach each other by ordinary routes.
+    a.ip("route", "add", "10.2.0.0/24", "via", "192.0.2.2", "src", "192.0.2.1")
+    b.ip("route", "add", "10.1.0.0/24", "via", "192.0.2.1")
+    assert "before it" in refused(pair.a, *_bypass())
+    pair.a.cli(*_bypass(), "--before", "pi-b")
+    assert [p["name"] for p in pair.a.ask("policy", "list")["policies"]] == ["clear", "pi-b"]
+    assert ping(a, "10.2.0.1", count=3).received == 3
+    assert pair.a.ask("stats")["packets_out"] == 0
+    with iperf_server(b, "10.2.0.1"):
+        assert iperf(a, "10.2.0.1", 1, "-B", "10.1.0.1").gbit_s > 0
+    assert pair.a.ask("stats")["packets_out"] > 0
+    sent = pair.a.ask("stats")["packets_out"]
+    pair.a.cli("policy", "delete", "clear")
+    assert ping(a, "10.2.0.1", count=3).received == 3
+    assert pair.a.ask("stats")["packets_out"] == sent + 3
+
+
+def _bypass() -> list[str]:
+    return [
+        *("policy", "add", "clear", "--action", "bypass", "--protocol", "icmp"),
+        *("--remote-ts", "10.2.0.0/24"),
+    ]
+
+
+def test_a_discard_policy_and_a_packet_without_policy_are_counted(pair: GatewayPair) -> None:
+    a = pair.a.namespace
+    pair.a.cli(
+        *("policy", "add", "quiet", "--action", "discard", "--remote-ts", "10.2.0.128/25"),
+        *("--before", "pi-b"),
+    )
+    pair.a.cli("policy", "add", "gone", "--action", "discard", "--remote-ts", "10.7.0.0/24")
+    assert ping(a, "10.2.0.130", count=3).received == 0
+    assert ping(a, "10.7.0.1", count=2).received == 0
+    assert drops(pair.a) == {"policy-discard": 5}
+    assert ping(a, "10.2.0.1", count=2).received == 2
+    # A source that no policy protects.
+    a.run("ping", "-c", "1", "-W", "1", "-I", "192.0.2.1", "10.2.0.1", check=False)
+    assert drops(pair.a) == {"policy-discard": 5, "no-policy": 1}
+    assert pair.a.ask("stats")["packets_out"] == 2
+
+
+READING = [
+    ("status",),
+    ("stats",),
+    ("tunnel", "list"),
+    ("sa", "list"),
+    ("sa", "show", "pi-b/out"),
+    ("policy", "list"),
+    ("reload",),
+]
+
+
+def test_no_key_is_seen_anywhere_but_where_root_asks_for_it(
+    pair: GatewayPair, tmp_path: Path
+) -> None:
+    add_sas(pair, tmp_path)
+    ping(pair.a.namespace, B_INNER, count=3)
+    secrets = [configured_sa(pair.a, f"pi-b/{way}").keymat for way in ("out", "in")]
+    hexes = [keymat.to_bytes().hex() for keymat in secrets]
+    hexes += [(tmp_path / name).read_text().strip() for name in ("there.key", "back.key")]
+    seen = []
+    for command in READING:
+        for options in ((), ("--json",)):
+            result = pair.a.cli(*command, *options)
+            assert result.stdout
+            seen.append(result.stdout + result.stderr)
+            if options:
+                json.loads(result.stdout)
+    seen.append(pair.a.log.read_text())
+    process = pair.a.process
+    assert process is not None
+    seen += [
+        Path(f"/proc/{process.pid}/{name}").read_bytes().decode(errors="replace")
+        for name in ("cmdline", "environ")
+    ]
+    text = "\n".join(seen).lower()
+    for key in hexes:
+        assert key[:16] not in text
+        assert str(bytes.fromhex(key))[2:18].lower() not in text
+    # The state directory holds what the CLI added, for root alone; the ledger holds no key.
+    for path in pair.a.folder.glob("ledger*"):
+        assert all(bytes.fromhex(key)[:8] not in path.read_bytes() for key in hexes)
+
+    revealed = pair.a.cli("sa", "show", "pi-b/out", "--reveal-keys").stdout
+    assert hexes[0] in revealed
+    assert "a key was revealed" in pair.a.log.read_text()
+    assert hexes[0] not in pair.a.log.read_text()
+
+
+def test_files_are_closed_to_others(pair: GatewayPair, tmp_path: Path) -> None:
+    add_sas(pair, tmp_path)
+    modes = {
+        path.name: stat.S_IMODE(path.stat().st_mode)
+        for path in pair.a.folder.iterdir()
+        if path.name not in ("log", "notify.sock")
+    }
+    assert modes.pop("control.sock") == 0o660
+    assert {"ledger.db", "added.json"} <= set(modes)
+    assert set(modes.values()) == {0o600}
+
+
+STRANGER = """
+import os, socket, sys
+folder, name = os.path.split(sys.argv[1])
+os.chdir(folder)  # the folders above are closed to others
+os.setgroups([int(group) for group in sys.argv[2:]])
+os.setgid(65534)
+os.setuid(65534)
+s = socket.socket(socket.AF_UNIX)
+try:
+    s.connect(name)
+except PermissionError:
+    print("no permission")
+else:
+    s.sendall(b'{"method": "io.esp_gw.ListSas"}\\n')
+    print(s.makefile().readline())
+"""
+
+
+def test_a_stranger_is_refused_by_the_socket_file_and_by_the_daemon(pair: GatewayPair) -> None:
+    pair.a.folder.chmod(0o755)
+    group = str(pair.a.socket.stat().st_gid)
+    answers = [
+        pair.a.namespace.run(sys.executable, "-c", STRANGER, str(pair.a.socket), *groups).stdout
+        for groups in ((), (group,))  # the second one may open the file, and is no member
+    ]
+    assert answers[0] == "no permission\n"
+    assert json.loads(answers[1])["error"] == "io.esp_gw.PermissionDenied"
+    assert "pi-b" not in answers[1]
+
+
+def test_control_answers_while_traffic_runs_at_full_rate(pair: GatewayPair) -> None:
+    target = pair.plan.inner(1)
+    with iperf_server(pair.b.namespace, target):
+        client = pair.a.namespace.start("iperf3", "-c", target, "-t", "30", "-P", "4")
+        for command in READING * 2:
+            for gateway in (pair.a, pair.b):
+                name = "pi-a/out" if gateway is pair.b else "pi-b/out"
+                words = [name if word == "pi-b/out" else word for word in command]
+                assert gateway.cli(*words, check=False).returncode == 0
+        assert client.poll() is None
+        client.terminate()
+        client.wait()
