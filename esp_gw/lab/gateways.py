@@ -89,9 +89,10 @@ class LabGateway:
         raise LabError("the gateway did not become ready", where=self.namespace.name)
 
     def last_words(self) -> str:
-        """Return the last line of the daemon's log."""
+        """Return the last line of the daemon's log, as an error of ours can quote it."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
-        return lines[-1] if lines else "the gateway ended without a word"
+        words = lines[-1] if lines else "the gateway ended without a word"
+        return words.removeprefix("esp-gw: error: ")
 
     def stop(self) -> int:
         """End the daemon as systemd would; return its exit status."""
