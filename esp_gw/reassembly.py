@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import struct
 
+from esp_gw.esp import Drop
+from esp_gw.model import DropReason
 from esp_gw.wire import FRAGMENT_HEADER, IPV6_HEADER_LEN
 
 MAX_DATAGRAMS = 16
+MAX_FRAGMENTS = 256
+"""Fragments of one datagram: 64 KiB over an MTU of 300 bytes."""
 MAX_DATAGRAM_LEN = 65535
 TIMEOUT = 2.0
 """Seconds after which an unfinished datagram is given up; a local kernel sends all at once."""
@@ -27,45 +31,73 @@ class _Datagram:
         self.header = b""
         self.next_header = 0
 
+    def takes(self, offset: int, part: bytes, more: bool) -> bool:
+        """Whether a fragment agrees with those that are there."""
+        end = offset + len(part)
+        if not part or (more and len(part) % 8) or end > MAX_DATAGRAM_LEN - IPV6_HEADER_LEN:
+            return False
+        if end > self.total >= 0 or len(self.parts) >= MAX_FRAGMENTS:
+            return False
+        return not any(
+            offset < start + len(other) and (start < end or not more)
+            for start, other in self.parts.items()
+        )
+
 
 class Reassembler:
-    """Collects fragments of at most 16 datagrams; the oldest makes room for a new one."""
+    """Collects fragments of at most 16 datagrams; the oldest makes room for a new one.
+
+    `dropped` counts the fragments that were taken and never became part of a whole packet.
+    """
 
     def __init__(self) -> None:
         self._datagrams: dict[bytes, _Datagram] = {}
+        self.dropped = 0
 
     def add(self, packet: memoryview, length: int, now: float) -> bytes | None:
         """Take a fragment; return the whole packet when it was the last one missing.
 
         An overlap or a size that contradicts another fragment forgets the datagram (RFC 5722).
+        Raises Drop(UNSUPPORTED_HEADER) where the fragment header isn't the first one.
         """
-        fragment = _read_ipv4(packet) if packet[0] >> 4 == 4 else _read_ipv6(packet, length)
-        if fragment is None:
-            return None
+        fragment = _read_ipv4(packet) if packet[0] >> 4 == 4 else _read_ipv6(packet)
         key, start, more, offset, next_header = fragment
+        self._forget_stale(now)
         datagram = self._datagrams.get(key)
-        if datagram is None or now - datagram.began > TIMEOUT:
-            self._datagrams.pop(key, None)
+        if datagram is None:
             if len(self._datagrams) >= MAX_DATAGRAMS:
-                self._datagrams.pop(next(iter(self._datagrams)))
+                self._forget(next(iter(self._datagrams)))
             datagram = self._datagrams[key] = _Datagram(now)
         part = bytes(packet[start:length])
-        end = offset + len(part)
-        too_long = end > MAX_DATAGRAM_LEN - IPV6_HEADER_LEN
-        if too_long or (more and (len(part) % 8 or not part)) or offset in datagram.parts:
-            del self._datagrams[key]
+        if not datagram.takes(offset, part, more):
+            self.dropped += 1
+            self._forget(key)
             return None
         datagram.parts[offset] = part
         datagram.received += len(part)
         if not more:
-            datagram.total = end
+            datagram.total = offset + len(part)
         if offset == 0:
             datagram.header = bytes(packet[: _header_len(packet)])
             datagram.next_header = next_header
         if datagram.received != datagram.total:
             return None
-        del self._datagrams[key]
-        return _join(datagram)
+        whole = _join(datagram)
+        if whole is None:
+            self._forget(key)
+        else:
+            del self._datagrams[key]
+        return whole
+
+    def _forget_stale(self, now: float) -> None:
+        while self._datagrams:
+            key, datagram = next(iter(self._datagrams.items()))
+            if now - datagram.began <= TIMEOUT:
+                return
+            self._forget(key)
+
+    def _forget(self, key: bytes) -> None:
+        self.dropped += len(self._datagrams.pop(key).parts)
 
 
 def _header_len(packet: memoryview) -> int:
@@ -78,21 +110,21 @@ def _read_ipv4(packet: memoryview) -> tuple[bytes, int, bool, int, int]:
     return key, (packet[0] & 15) << 2, bool(field & 0x2000), (field & 0x1FFF) * 8, packet[9]
 
 
-def _read_ipv6(packet: memoryview, length: int) -> tuple[bytes, int, bool, int, int] | None:
+def _read_ipv6(packet: memoryview) -> tuple[bytes, int, bool, int, int]:
     at = IPV6_HEADER_LEN
-    if packet[6] != FRAGMENT_HEADER or at + 8 > length:
-        return None
+    if packet[6] != FRAGMENT_HEADER:
+        raise Drop(DropReason.UNSUPPORTED_HEADER)
     field = packet[at + 2] << 8 | packet[at + 3]
     key = bytes(packet[at + 4 : at + 8]) + bytes(packet[8:40])
     return key, at + 8, bool(field & 1), field & 0xFFF8, packet[at]
 
 
 def _join(datagram: _Datagram) -> bytes | None:
-    payload = bytearray()
-    for offset in sorted(datagram.parts):
-        if offset != len(payload):
-            return None
-        payload += datagram.parts[offset]
+    """Put the parts together: they don't overlap and are as long as the whole, so none is missing.
+
+    None where the whole would be longer than an IPv4 packet can be.
+    """
+    payload = b"".join(part for _, part in sorted(datagram.parts.items()))
     header = bytearray(datagram.header)
     if header[0] >> 4 == 4:
         if len(header) + len(payload) > MAX_DATAGRAM_LEN:
@@ -102,4 +134,4 @@ def _join(datagram: _Datagram) -> bytes | None:
     else:
         header[6] = datagram.next_header
         struct.pack_into("!H", header, 4, len(payload))
-    return bytes(header + payload)
+    return bytes(header) + payload

@@ -29,6 +29,8 @@ MAX_EXTENSION_HEADERS = 8
 
 IPV4_HEADER_LEN = 20
 IPV6_HEADER_LEN = 40
+MIN_IPV6_MTU = 1280
+"""RFC 8200 5: no IPv6 link takes less."""
 NO_PORT = -1
 
 _IPV4 = struct.Struct("!BBHHHBBHII")
@@ -169,13 +171,13 @@ def traffic_class(packet: memoryview) -> int:
     return (packet[0] & 15) << 4 | packet[1] >> 4
 
 
-def mark_congestion(packet: memoryview) -> None:
-    """Set the ECN field of a packet to CE; the IPv4 checksum is updated (RFC 1624)."""
+def set_ecn(packet: memoryview, ecn: int) -> None:
+    """Set the ECN field of a packet (RFC 3168); the IPv4 checksum is updated (RFC 1624)."""
     if packet[0] >> 4 == 6:
-        packet[1] |= 0x30
+        packet[1] = packet[1] & 0xCF | ecn << 4
         return
     before = packet[0] << 8 | packet[1]
-    packet[1] |= 3
+    packet[1] = packet[1] & 0xFC | ecn
     total = (~(packet[10] << 8 | packet[11]) & 0xFFFF) + (~before & 0xFFFF)
     total += packet[0] << 8 | packet[1]
     total = (total & 0xFFFF) + (total >> 16)

@@ -28,16 +28,17 @@ from esp_gw.wire import (
     IPV4_HEADER_LEN,
     IPV6_HEADER_LEN,
     flow_key,
-    mark_congestion,
     packet_length,
     parse,
+    set_ecn,
     traffic_class,
     write_ipv4_header,
     write_ipv6_header,
 )
 
-CE = 3
-"""The ECN field that says: congestion experienced (RFC 3168)."""
+NOT_ECT, CE = 0, 3
+"""The ECN fields of a flow that knows no ECN, and of congestion experienced (RFC 3168)."""
+_ECN = 3
 _KEEPALIVE = 0xFF
 _NON_ESP_MARKER = 0
 _CONTROL_LEN = 64
@@ -60,7 +61,7 @@ class InboundPath:
         # The opened payload begins where the largest rebuilt header leaves off.
         self._plain = memoryview(bytearray(IPV6_HEADER_LEN + MAX_PACKET + ROOM))
         self._payload = self._plain[IPV6_HEADER_LEN:]
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[tuple[InboundState, bytes]] = deque()
         self.sas: dict[int, InboundState] = {}
         self.drops: Counter[str] = Counter()
         self.keepalives = 0
@@ -95,7 +96,7 @@ class InboundPath:
         if outer.has_ip_header:
             tos = datagram[1]
             start = (datagram[0] & 15) << 2
-        elif size == 1 and datagram[0] == _KEEPALIVE:
+        elif outer.is_udp and size == 1 and datagram[0] == _KEEPALIVE:
             self.keepalives += 1
             return
         if size - start < 8:
@@ -119,7 +120,9 @@ class InboundPath:
         tos: int,
         address: SocketAddress,
     ) -> None:
-        if (state.sa.encapsulation is Encapsulation.UDP) is not outer.is_udp:
+        udp = state.sa.encapsulation is Encapsulation.UDP
+        ipv4 = state.sa.local.version == 4
+        if udp is not outer.is_udp or ipv4 is not outer.is_ipv4:
             raise Drop(DropReason.WRONG_ENCAPSULATION)
         length, next_header, newest = state.esp.decap(datagram, self._payload)
         if newest and address != state.peer:
@@ -138,19 +141,20 @@ class InboundPath:
             self._on_event(PeerAddressChanged(state.sa.name, remote, address[1]))
 
     def _tunnel(self, length: int, next_header: int, tos: int) -> memoryview:
-        version = self._payload[0] >> 4 if length else 0
         if next_header not in (IPPROTO_IPIP, IPPROTO_IPV6):
             raise Drop(DropReason.BAD_NEXT_HEADER)
-        if version != (4 if next_header == IPPROTO_IPIP else 6):
+        if self._payload[0] >> 4 != (4 if next_header == IPPROTO_IPIP else 6):
             raise Drop(DropReason.MALFORMED_INNER)
         # What follows the inner packet is traffic flow confidentiality padding (RFC 4303 2.7).
         packet = self._payload[: packet_length(self._payload, length)]
-        if tos & CE == CE:
-            ecn = traffic_class(packet) & CE
-            if ecn == 0:
-                raise Drop(DropReason.ECN_NOT_ECT)
-            if ecn != CE:
-                mark_congestion(packet)
+        # RFC 6040 4.2: of the outer field only ECT(1) and CE, the odd ones, ever change the inner.
+        if tos & 1:
+            outer_ecn, ecn = tos & _ECN, traffic_class(packet) & _ECN
+            if ecn == NOT_ECT:
+                if outer_ecn == CE:
+                    raise Drop(DropReason.ECN_NOT_ECT)
+            elif ecn != CE:
+                set_ecn(packet, outer_ecn)
         return packet
 
     def _transport(
@@ -178,36 +182,40 @@ class InboundPath:
                 if len(state.flows) >= MAX_FLOWS:
                     state.flows.clear()
                 state.flows.add(key)
-        self._write(packet)
-        state.packets += 1
-        state.bytes += len(packet)
-
-    def _write(self, packet: memoryview) -> None:
         if self._queue:
-            return self._enqueue(packet)
+            self._enqueue(state, packet)
+            return
+        try:
+            self._write(state, packet)
+        except BlockingIOError:
+            self._enqueue(state, packet)
+
+    def _write(self, state: InboundState, packet: memoryview | bytes) -> None:
         try:
             os.write(self._tun, packet)
         except BlockingIOError:
-            self._enqueue(packet)
+            raise
         except OSError:
             raise Drop(DropReason.TUN_ERROR) from None
-        return None
+        state.packets += 1
+        state.bytes += len(packet)
 
-    def _enqueue(self, packet: memoryview) -> None:
+    def _enqueue(self, state: InboundState, packet: memoryview) -> None:
         if len(self._queue) >= MAX_QUEUED:
             raise Drop(DropReason.TUN_QUEUE_FULL)
         if not self._queue:
             self._loop.add_writer(self._tun, self._drain_queue)
-        self._queue.append(bytes(packet))
+        self._queue.append((state, bytes(packet)))
 
     def _drain_queue(self) -> None:
         while self._queue:
+            state, packet = self._queue[0]
             try:
-                os.write(self._tun, self._queue[0])
+                self._write(state, packet)
             except BlockingIOError:
                 return
-            except OSError:
-                self.drops[DropReason.TUN_ERROR] += 1
+            except Drop as drop:
+                state.drops[drop.reason] += 1
             self._queue.popleft()
         self._loop.remove_writer(self._tun)
 

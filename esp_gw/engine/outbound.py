@@ -1,10 +1,11 @@
 """The way out, in the order in which it happens: TUN, selectors, sequence number, seal, socket.
 
 drain       read a packet from the TUN, at most BATCH a call
-_forward    its length, its SA, its payload; encap; send
-  _find       selectors, once a flow
-  _payload    what transport mode protects of it
-  _sent       counters, lease and lifetime marks
+_forward    what happens to it
+  _state      its SA, by the selectors, once a flow
+  _reassemble transport mode's fragments
+  _protect    its payload; encap; send; counters
+  _notice     lease and lifetime marks
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from esp_gw.wire import (
     IPPROTO_IPV6,
     IPV4_HEADER_LEN,
     IPV6_HEADER_LEN,
+    MIN_IPV6_MTU,
     ROUTING,
+    Inner,
     flow_key,
     packet_length,
     parse,
@@ -88,86 +91,92 @@ class OutboundPath:
         if packet_length(packet, length) != length:
             raise Drop(DropReason.MALFORMED_INNER)
         key = flow_key(packet)
+        state = self._state(packet, length, key)
+        whole = False
+        if key is None and state.transport and parse(packet, length).fragment:
+            length = self._reassemble(state, packet, length)
+            if not length:
+                return
+            # A fragment may have no ports to match; the whole has, so its SA is looked up anew.
+            state = self._state(packet, length, flow_key(packet))
+            whole = True
+        try:
+            self._protect(state, packet, length, whole)
+        except Drop as drop:
+            state.drops[drop.reason] += 1
+            if drop.reason is DropReason.SEQ_EXHAUSTED and not state.expired:
+                state.expired = True
+                self._on_event(HardExpired(state.sa.name))
+
+    def _state(
+        self, packet: memoryview, length: int, key: tuple[int, bytes] | None
+    ) -> OutboundState:
         target = self._flows.get(key) if key else None
         if target is None:
-            target = self._find(packet, length, key)
+            target = self._find(parse(packet, length))
+            if key is not None:
+                if len(self._flows) >= MAX_FLOWS:
+                    self._flows.clear()
+                self._flows[key] = target
         if not isinstance(target, OutboundState):
             raise Drop(target)
-        tos = traffic_class(packet)
-        try:
-            if target.transport:
-                self._forward_transport(target, packet, length, tos)
-            else:
-                next_header = IPPROTO_IPIP if packet[0] >> 4 == 4 else IPPROTO_IPV6
-                self._protect(target, packet, 0, length, next_header, tos, False)
-        except Drop as drop:
-            target.drops[drop.reason] += 1
-            if drop.reason is DropReason.SEQ_EXHAUSTED and not target.expired:
-                target.expired = True
-                self._on_event(HardExpired(target.sa.name))
-
-    def _find(self, packet: memoryview, length: int, key: tuple[int, bytes] | None) -> Target:
-        policy = self._spd.lookup(parse(packet, length))
-        target: Target
-        if policy is None:
-            target = DropReason.NO_POLICY
-        elif policy.action is Action.DISCARD:
-            target = DropReason.POLICY_DISCARD
-        elif policy.action is Action.BYPASS:
-            target = DropReason.POLICY_BYPASS
-        else:
-            target = self.sas.get(policy.sa or "", DropReason.NO_SA)
-        if key is not None:
-            if len(self._flows) >= MAX_FLOWS:
-                self._flows.clear()
-            self._flows[key] = target
         return target
 
-    def _forward_transport(
-        self, state: OutboundState, packet: memoryview, length: int, tos: int
-    ) -> None:
-        inner = parse(packet, length)
-        whole = False
-        if inner.fragment:
-            datagram = self._reassembler.add(packet, length, time.monotonic())
-            if datagram is None:
-                return
-            length, whole = len(datagram), True
-            packet[:length] = datagram
-        start, next_header = _payload(packet)
-        self._protect(state, packet, start, length, next_header, tos, whole)
+    def _find(self, inner: Inner) -> Target:
+        policy = self._spd.lookup(inner)
+        if policy is None:
+            return DropReason.NO_POLICY
+        if policy.action is Action.DISCARD:
+            return DropReason.POLICY_DISCARD
+        if policy.action is Action.BYPASS:
+            return DropReason.POLICY_BYPASS
+        state = self.sas.get(policy.sa or "")
+        if state is None:
+            return DropReason.NO_SA
+        # While a reload replaces SAs, a policy of before may name an SA of after, which leads to
+        # another peer.
+        if not any(selector.matches_outbound(inner) for selector in state.selectors):
+            return DropReason.SELECTOR_MISMATCH
+        return state
 
-    def _protect(
-        self,
-        state: OutboundState,
-        packet: memoryview,
-        start: int,
-        end: int,
-        next_header: int,
-        tos: int,
-        may_fragment: bool,
-    ) -> None:
+    def _reassemble(self, state: OutboundState, packet: memoryview, length: int) -> int:
+        """Return the length of the whole packet, now in `packet`; 0 while fragments are missing."""
+        before = self._reassembler.dropped
+        datagram = self._reassembler.add(packet, length, time.monotonic())
+        if self._reassembler.dropped != before:
+            state.drops[DropReason.FRAGMENT] += self._reassembler.dropped - before
+        if datagram is None:
+            return 0
+        packet[: len(datagram)] = datagram
+        return len(datagram)
+
+    def _protect(self, state: OutboundState, packet: memoryview, end: int, whole: bool) -> None:
+        tos = traffic_class(packet)
+        start, next_header = _transport_payload(packet) if state.transport else _tunneled(packet)
         size = state.esp.encap(packet, start, end, next_header, self._out)
-        dropped = state.outer.send(self._out[:size], state.address, tos, may_fragment)
         if state.esp.next_seq >= state.notice_at:
             self._notice(state)
-        if dropped is not None:
-            if dropped is DropReason.TOO_BIG:
+        dropped = state.outer.send(self._out[:size], state.address, tos, whole)
+        if dropped is DropReason.TOO_BIG:
+            if packet[0] >> 4 == 6 and end <= MIN_IPV6_MTU:
+                # No IPv6 link is smaller than this (RFC 8200 5): the outer packet is fragmented.
+                dropped = state.outer.send(self._out[:size], state.address, tos, True)
+            else:
                 self._too_big(state)
+        if dropped is not None:
             raise Drop(dropped)
         state.packets += 1
         state.bytes += end
 
     def _notice(self, state: OutboundState) -> None:
-        # Each mark is told once: extend_lease sets the next one.
-        state.notice_at = NEVER
+        # Each mark is told once: extend_lease sets the next low one.
+        if state.esp.next_seq >= state.low:
+            state.low = NEVER
+            self._on_event(LeaseLow(state.sa.name))
         if state.esp.next_seq >= state.soft:
             state.soft = NEVER
             self._on_event(SoftExpired(state.sa.name))
-            state.watch()
-        if state.esp.next_seq >= state.esp.low:
-            state.notice_at = state.soft
-            self._on_event(LeaseLow(state.sa.name))
+        state.notice_at = min(state.low, state.soft)
 
     def _too_big(self, state: OutboundState) -> None:
         mtu = path_mtu(state.outer, state.address)
@@ -175,7 +184,11 @@ class OutboundPath:
             self._on_event(PathMtuChanged(state.sa.remote, mtu))
 
 
-def _payload(packet: memoryview) -> tuple[int, int]:
+def _tunneled(packet: memoryview) -> tuple[int, int]:
+    return 0, IPPROTO_IPIP if packet[0] >> 4 == 4 else IPPROTO_IPV6
+
+
+def _transport_payload(packet: memoryview) -> tuple[int, int]:
     """Return where the payload begins that transport mode protects, and its protocol.
 
     A socket can't send the headers that RFC 4303 3.1.1 leaves in front of ESP: options of IPv4,

@@ -27,10 +27,12 @@ class OutboundState:
         "drops",
         "esp",
         "expired",
+        "low",
         "notice_at",
         "outer",
         "packets",
         "sa",
+        "selectors",
         "soft",
         "transport",
     )
@@ -39,6 +41,7 @@ class OutboundState:
         self.sa = sa
         self.esp = OutboundEsp(sa, lease, make_aead(sa.suite, sa.keymat))
         self.outer = outer
+        self.selectors = [CompiledSelector(selector) for selector in sa.selectors]
         self.address = socket_address(sa.remote, sa.remote_port, sa.encapsulation)
         self.transport = sa.mode is Mode.TRANSPORT
         self.packets = 0
@@ -48,12 +51,13 @@ class OutboundState:
         self.expired = False
         # An eighth of the numbers is left: without ESN that is hours at a gigabit, time to act.
         self.soft = sa.last_seq - sa.last_seq // 8
-        self.notice_at = 0
+        self.low = self.notice_at = NEVER
         self.watch()
 
     def watch(self) -> None:
-        """Set the sequence number at which somebody must be told something."""
-        self.notice_at = min(self.esp.low, self.soft)
+        """Set the sequence number at which somebody must be told something of a new lease."""
+        self.low = self.esp.low
+        self.notice_at = min(self.low, self.soft)
 
     def counters(self) -> SaCounters:
         """Return the SA's counters as they are now."""
