@@ -12,7 +12,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 
+from esp_gw.errors import NetworkError
 from esp_gw.esp import max_payload
 from esp_gw.model import (
     Action,
@@ -26,14 +28,23 @@ from esp_gw.model import (
     Sa,
     Selector,
 )
-from esp_gw.wire import IPV4_HEADER_LEN, IPV6_HEADER_LEN
+from esp_gw.wire import IPV4_HEADER_LEN, IPV6_HEADER_LEN, MIN_IPV6_MTU
 
 MAIN_TABLE = 254
 DEFAULT_PATH_MTU = 1500
-MIN_IPV6_MTU = 1280
 UDP_HEADER_LEN = 8
 MAX_BYPASS_RULES = 400
-"""Rule priorities from the table's number minus this, to the table's number plus 1, are ours."""
+"""Rule priorities from the table's number minus this, to the table's number plus 1, are ours.
+
+The bypass selectors have all of those before the table's number but the last.
+"""
+LAST_TABLE = 32764
+"""With a higher number our rules would stand behind the kernel's own, 32766 for the main table,
+and what is protected would leave in the clear."""
+_SYSTEM_TABLES = frozenset((253, 254, 255))
+_UNSPECIFIED = IPv4Network("0.0.0.0/32")
+_RULE_PORTS = PortRange(1, 65534)
+"""The ports that a rule can name (fib_rule_port_range_valid in the kernel)."""
 
 
 class RouteKind(enum.StrEnum):
@@ -94,95 +105,161 @@ def plan_network(
     """Return the network that the desired tunnels need.
 
     `path_mtus` gives bytes for each peer address, 1500 where one is missing; `host_addresses` are
-    those of other interfaces: one that is there already is not put on the TUN a second time.
+    those of other interfaces: one that is there already is not put on the TUN a second time. Raises
+    NetworkError where rules can't say what the policies do.
     """
     settings = desired.settings
     sas = {sa.name: sa for sa in desired.sas}
-    mtus: dict[IPNetwork, int] = {}
+    _check_table(settings.table)
+    # Who is first in the SPD gives a prefix its source address.
     selectors: dict[IPNetwork, Selector] = {}
+    protected: list[tuple[IPNetwork, int]] = []
     for policy in desired.policies:
         if policy.action is Action.BYPASS:
             continue
-        mtu = _policy_mtu(policy, sas, path_mtus, settings.mtu)
         for selector in policy.selectors:
-            prefix = selector.remote
-            mtus[prefix] = min(mtu, mtus.get(prefix, mtu))
-            selectors.setdefault(prefix, selector)
+            selectors.setdefault(selector.remote, selector)
+            if policy.sa in sas:
+                sa = sas[policy.sa]
+                mtu = inner_mtu(sa, path_mtus.get(sa.remote, DEFAULT_PATH_MTU))
+                protected.append((selector.remote, mtu))
     addresses = frozenset(settings.addresses)
-    usable = addresses | host_addresses | {sa.local for sa in desired.sas}
     routes = set()
-    for prefix, mtu in mtus.items():
+    for prefix, selector in selectors.items():
         table = settings.table + (1 if prefix.prefixlen == 0 else 0)
-        source = _source_hint(selectors[prefix].local, settings.addresses, usable)
+        mtu = _prefix_mtu(prefix, protected, settings.mtu)
+        source = _source_hint(selector.local, settings.addresses, host_addresses)
         routes.add(Route(RouteKind.TUN, prefix, table, mtu, source))
         routes.add(Route(RouteKind.UNREACHABLE, prefix, table))
     return Network(
-        mtu=max(mtus.values(), default=settings.mtu or DEFAULT_PATH_MTU),
+        mtu=max((route.mtu for route in routes), default=settings.mtu or DEFAULT_PATH_MTU),
         addresses=addresses - host_addresses,
         routes=frozenset(routes),
-        rules=frozenset(_rules(desired, frozenset(selectors))),
+        rules=frozenset(_rules(desired, frozenset(selectors), host_addresses)),
     )
 
 
-def _policy_mtu(
-    policy: Policy, sas: Mapping[str, Sa], path_mtus: Mapping[IPAddress, int], limit: int | None
+def _check_table(table: int) -> None:
+    if table > LAST_TABLE or {table, table + 1} & _SYSTEM_TABLES:
+        raise NetworkError(
+            f"the routing table {table} can't be used: rules of its number must stand before the "
+            "kernel's own, and the table after it must be free",
+            where="gateway.table",
+            hint=f"choose a number up to {LAST_TABLE} that is not 252 to 255",
+        )
+
+
+def _prefix_mtu(
+    prefix: IPNetwork, protected: list[tuple[IPNetwork, int]], limit: int | None
 ) -> int:
-    sa = sas.get(policy.sa or "")
-    mtu = DEFAULT_PATH_MTU
-    if sa is not None:
-        mtu = inner_mtu(sa, path_mtus.get(sa.remote, DEFAULT_PATH_MTU))
-    if any(selector.remote.version == 6 for selector in policy.selectors):
-        # IPv6 has no smaller links (RFC 8200 5); the outer packet is fragmented or dropped then.
+    """The smallest of all SAs that a packet to the prefix may meet: its route is the narrowest."""
+    mtu = min(
+        (
+            mtu
+            for remote, mtu in protected
+            if remote.version == prefix.version
+            and remote.prefixlen <= prefix.prefixlen
+            and prefix.network_address in remote
+        ),
+        default=DEFAULT_PATH_MTU,
+    )
+    if prefix.version == 6:
+        # IPv6 has no smaller links (RFC 8200 5); the outer packet is fragmented then.
         mtu = max(mtu, MIN_IPV6_MTU)
     return min(mtu, limit) if limit else mtu
 
 
 def _source_hint(
-    local: IPNetwork, preferred: tuple[IPAddress, ...], usable: frozenset[IPAddress]
+    local: IPNetwork, preferred: tuple[IPAddress, ...], host_addresses: frozenset[IPAddress]
 ) -> IPAddress | None:
+    """The address of ours that the selector matches; the kernel refuses one that isn't there."""
     for address in preferred:
         if address.version == local.version and address in local:
             return address
-    inside = [a for a in usable if a.version == local.version and a in local]
+    if local.prefixlen == 0:
+        return None
+    inside = [
+        address
+        for address in host_addresses
+        if address.version == local.version
+        and address in local
+        and not (address.is_loopback or address.is_link_local)
+    ]
     return min(inside, key=int, default=None)
 
 
-def _rules(desired: Desired, prefixes: frozenset[IPNetwork]) -> list[Rule]:
+def _rules(
+    desired: Desired, prefixes: frozenset[IPNetwork], host_addresses: frozenset[IPAddress]
+) -> list[Rule]:
+    """Four kinds, in the order of their priorities.
+
+    Bypass policies; what goes to protected prefixes; what a protected 0.0.0.0/0 must leave alone;
+    and the rest for that. A kind has priorities of its own, because the kernel tries rules of one
+    priority in the order in which they came.
+    """
     settings = desired.settings
+    protected = settings.table - 1
+    rules = _bypass_rules(desired, protected)
+    rules += [
+        Rule(version, protected, settings.table, fwmark=settings.fwmark, inverted=True)
+        for version in sorted({prefix.version for prefix in prefixes if prefix.prefixlen})
+    ]
+    rules += _default_route_rules(desired, host_addresses)
+    return rules
+
+
+def _bypass_rules(desired: Desired, behind: int) -> list[Rule]:
     bypass = [
-        selector
+        (policy, selector)
         for policy in desired.policies
         if policy.action is Action.BYPASS
         for selector in policy.selectors
     ]
-    first = settings.table - len(bypass)
-    rules = [
+    limit = min(MAX_BYPASS_RULES, behind) - 1
+    if len(bypass) > limit:
+        raise NetworkError(
+            f"there are {len(bypass)} pairs of prefixes in bypass policies, and room for {limit}",
+            where=bypass[limit][0].name,
+            hint="use wider prefixes",
+        )
+    first = behind - len(bypass)
+    return [
         Rule(
             version=selector.remote.version,
             priority=first + number,
             table=MAIN_TABLE,
-            source=None if selector.local.prefixlen == 0 else selector.local,
-            destination=selector.remote,
+            source=selector.local if selector.local.prefixlen else None,
+            destination=selector.remote if selector.remote.prefixlen else None,
             protocol=selector.protocol,
-            source_port=selector.local_port,
-            destination_port=selector.remote_port,
+            source_port=_rule_ports(policy, selector.local_port),
+            destination_port=_rule_ports(policy, selector.remote_port),
         )
-        for number, selector in enumerate(bypass)
+        for number, (policy, selector) in enumerate(bypass)
     ]
-    rules += [
-        Rule(version, settings.table, settings.table, fwmark=settings.fwmark, inverted=True)
-        for version in sorted({prefix.version for prefix in prefixes if prefix.prefixlen})
-    ]
-    rules += _default_route_rules(desired)
-    return rules
 
 
-def _default_route_rules(desired: Desired) -> list[Rule]:
+def _rule_ports(policy: Policy, ports: PortRange | None) -> PortRange | None:
+    """The ports as a rule can have them: without 0 and 65535, whose packets the TUN drops."""
+    if ports is None:
+        return None
+    first, last = max(ports.first, _RULE_PORTS.first), min(ports.last, _RULE_PORTS.last)
+    if first > last:
+        raise NetworkError(
+            f"no rule of the kernel can name port {ports} alone",
+            where=policy.name,
+            hint=f"bypass policies take ports {_RULE_PORTS}",
+        )
+    return PortRange(first, last)
+
+
+def _default_route_rules(desired: Desired, host_addresses: frozenset[IPAddress]) -> list[Rule]:
     """A protected 0.0.0.0/0 takes only what comes from its local prefixes.
 
     Otherwise the gateway's own outer packets and its own LAN would be routed into the TUN.
     """
     settings = desired.settings
+    table = settings.table + 1
+    ours = host_addresses | {*settings.addresses, *(sa.local for sa in desired.sas)}
     rules: set[Rule] = set()
     for policy in desired.policies:
         for selector in policy.selectors:
@@ -190,15 +267,13 @@ def _default_route_rules(desired: Desired) -> list[Rule]:
                 continue
             version, local = selector.remote.version, selector.local
             rules.add(Rule(version, settings.table, MAIN_TABLE, fwmark=settings.fwmark))
-            if local.prefixlen:
-                rules.add(Rule(version, settings.table, MAIN_TABLE, destination=local))
-            rules.add(
-                Rule(
-                    version,
-                    settings.table + 1,
-                    settings.table + 1,
-                    source=local if local.prefixlen else None,
-                )
-            )
+            if not local.prefixlen:
+                rules.add(Rule(version, table, table))
+                continue
+            rules.add(Rule(version, settings.table, MAIN_TABLE, destination=local))
+            rules.add(Rule(version, table, table, source=local))
+            if version == 4 and any(address in local for address in ours):
+                # A packet of this host is routed before it has a source: without this, the main
+                # table would send it out in the clear, with a source that the policy protects.
+                rules.add(Rule(version, table, table, source=_UNSPECIFIED))
     return sorted(rules, key=str)
-

@@ -133,12 +133,13 @@ def reconcile(desired: Desired, network: Network, observed: Observed) -> list[Ac
         actions.append(SetSockets(observed.sockets | sockets))
     # Inbound first: a peer that has the new key already must be understood before it is answered.
     changed = [sa for sa in desired.sas if observed.sas.get(sa.name) != sa]
-    # An SPI may move from one name to another: what held it must be gone first.
-    kept_spis = {sa.spi for sa in changed if sa.direction is Direction.INBOUND}
+    # An SPI may move from one name to another, or two names may swap theirs: what held it must be
+    # gone first.
+    owners = {sa.spi: sa.name for sa in changed if sa.direction is Direction.INBOUND}
     in_the_way = [
         sa.name
         for sa in observed.sas.values()
-        if sa.direction is Direction.INBOUND and sa.name not in wanted and sa.spi in kept_spis
+        if sa.direction is Direction.INBOUND and owners.get(sa.spi, sa.name) != sa.name
     ]
     actions += [RemoveSa(name) for name in in_the_way]
     actions += [InstallSa(sa) for sa in changed if sa.direction is Direction.INBOUND]

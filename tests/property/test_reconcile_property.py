@@ -1,0 +1,288 @@
+"""Any state to any other, through a model of the engine and the kernel that is strict at each step.
+
+The model refuses what the real ones refuse, and what would be unsafe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+
+from builders import desired, make_sa, selector
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esp_gw.engine.base import OuterSocket
+from esp_gw.model import (
+    Action,
+    Desired,
+    Direction,
+    Encapsulation,
+    IPAddress,
+    IPNetwork,
+    Policy,
+    Sa,
+)
+from esp_gw.netplan import MAIN_TABLE, Network, Route, RouteKind, Rule, plan_network
+from esp_gw.reconcile import Action as Step
+from esp_gw.reconcile import (
+    AddAddress,
+    AddRoute,
+    AddRule,
+    InstallSa,
+    Observed,
+    RemoveAddress,
+    RemoveRoute,
+    RemoveRule,
+    RemoveSa,
+    ReplacePolicies,
+    SetMtu,
+    SetSockets,
+    outer_sockets,
+    reconcile,
+)
+
+HOST = frozenset({ip_address("192.0.2.1"), ip_address("10.1.0.1")})
+RouteKey = tuple[RouteKind, IPNetwork, int]
+
+
+@dataclass
+class World:
+    """An engine and a kernel that take one action at a time."""
+
+    sas: dict[str, Sa] = field(default_factory=dict)
+    policies: tuple[Policy, ...] = ()
+    sockets: frozenset[OuterSocket] = frozenset()
+    mtu: int = 1500
+    addresses: set[IPAddress] = field(default_factory=set)
+    routes: dict[RouteKey, Route] = field(default_factory=dict)
+    rules: set[Rule] = field(default_factory=set)
+
+    def observed(self) -> Observed:
+        network = Network(
+            self.mtu,
+            frozenset(self.addresses),
+            frozenset(self.routes.values()),
+            frozenset(self.rules),
+        )
+        return Observed(dict(self.sas), self.policies, self.sockets, network)
+
+    def apply(self, step: Step) -> None:
+        match step:
+            case AddRoute(route):
+                assert route.source is None or route.source in HOST | self.addresses
+                self.routes[route.kind, route.destination, route.table] = route
+            case RemoveRoute(route):
+                del self.routes[route.kind, route.destination, route.table]
+            case AddRule(rule):
+                assert rule not in self.rules
+                self.rules.add(rule)
+            case RemoveRule(rule):
+                self.rules.remove(rule)
+            case AddAddress(address):
+                assert address not in self.addresses
+                self.addresses.add(address)
+            case RemoveAddress(address):
+                self.addresses.remove(address)
+                # The kernel takes the routes with it that name the address as their source.
+                for key, route in list(self.routes.items()):
+                    if route.source == address:
+                        del self.routes[key]
+            case SetMtu(mtu):
+                self.mtu = mtu
+            case SetSockets(sockets):
+                self.sockets = sockets
+            case InstallSa(sa):
+                self.sas.pop(sa.name, None)
+                self.sas[sa.name] = sa
+            case RemoveSa(name):
+                del self.sas[name]
+            case ReplacePolicies(policies):
+                self.policies = policies
+        self.check()
+
+    def check(self) -> None:
+        """What must hold after every step."""
+        spis = [sa.spi for sa in self.sas.values() if sa.direction is Direction.INBOUND]
+        assert len(set(spis)) == len(spis), "two inbound SAs with one SPI"
+        for sa in self.sas.values():
+            assert OuterSocket(sa.local, sa.encapsulation) in self.sockets, "an SA without a socket"
+
+    def served(self) -> set[str]:
+        """The SAs that policies in place name and that are there to be used."""
+        return {
+            policy.sa
+            for policy in self.policies
+            if policy.sa in self.sas and self.sas[policy.sa].direction is Direction.OUTBOUND
+        }
+
+    def guarded(self) -> set[tuple[IPNetwork, IPNetwork | None]]:
+        """The prefixes that a rule leads to and that are in the TUN or unreachable."""
+        return {
+            (destination, rule.source)
+            for _, destination, table in self.routes
+            for rule in self.rules
+            if rule.table == table != MAIN_TABLE and rule.version == destination.version
+        }
+
+
+# Tunnels of few names, SPIs, addresses and prefixes, so that they collide
+
+NAMES = ["a", "b", "c"]
+REMOTES = ["10.2.0.0/24", "10.3.0.0/16", "10.3.1.0/24", "0.0.0.0/0", "fd00:2::/64", "::/0"]
+LOCALS = {4: ["10.1.0.0/24", "0.0.0.0/0"], 6: ["fd00:1::/64", "::/0"]}
+
+
+@st.composite
+def states(draw: st.DrawFn) -> Desired:
+    names = draw(st.lists(st.sampled_from(NAMES), unique=True, max_size=3))
+    spis = draw(st.permutations(range(300, 306)))
+    keys = draw(st.permutations(range(1, 7)))
+    sas: list[Sa] = []
+    policies: list[Policy] = []
+    for number, name in enumerate(names):
+        remote = draw(st.sampled_from(REMOTES))
+        local = draw(st.sampled_from(LOCALS[ip_network(remote).version]))
+        traffic = selector(local, remote)
+        outer = draw(st.sampled_from(["192.0.2.1", "192.0.2.7"]))
+        encapsulation = draw(st.sampled_from(Encapsulation))
+        ends = [Direction.OUTBOUND, Direction.INBOUND]
+        if draw(st.booleans()):
+            ends.reverse()
+        for half, direction in enumerate(ends):
+            sa = make_sa(
+                f"{name}/{half}",
+                direction,
+                spis[2 * number + half],
+                traffic,
+                key=keys[2 * number + half],
+                local=outer,
+                encapsulation=encapsulation,
+            )
+            sas.append(sa)
+            if direction is Direction.OUTBOUND:
+                policies.append(Policy(name, Action.PROTECT, (traffic,), sa=sa.name))
+    for number in range(draw(st.integers(0, 2))):
+        action = draw(st.sampled_from([Action.BYPASS, Action.DISCARD]))
+        remote = draw(st.sampled_from(REMOTES))
+        local = LOCALS[ip_network(remote).version][0]
+        policies.insert(0, Policy(f"p{number}", action, (selector(local, remote),)))
+    addresses = draw(st.lists(st.sampled_from(["10.1.0.2", "fd00:1::2"]), unique=True))
+    return desired(
+        tuple(sas),
+        tuple(policies),
+        addresses=tuple(map(ip_address, addresses)),
+        mtu=draw(st.sampled_from([None, 1300])),
+    )
+
+
+def plan(wanted: Desired, path_mtu: int = 1500) -> Network:
+    return plan_network(wanted, {sa.remote: path_mtu for sa in wanted.sas}, HOST)
+
+
+def steps(world: World, wanted: Desired, path_mtu: int = 1500) -> list[Step]:
+    return reconcile(wanted, plan(wanted, path_mtu), world.observed())
+
+
+def assert_reached(world: World, wanted: Desired, network: Network) -> None:
+    assert world.sas == {sa.name: sa for sa in wanted.sas}
+    assert world.policies == wanted.policies
+    assert world.sockets == outer_sockets(wanted)
+    assert world.observed().network == network
+
+
+def go(world: World, wanted: Desired, path_mtu: int = 1500) -> None:
+    """Carry out a reconciliation and check after every step what must not be lost on the way."""
+    network = plan(wanted, path_mtu)
+    goal = World(rules=set(network.rules))
+    goal.routes = {(r.kind, r.destination, r.table): r for r in network.routes}
+    goal.sas = {sa.name: sa for sa in wanted.sas}
+    goal.policies = wanted.policies
+    guarded = world.guarded() & goal.guarded()
+    served = world.served() & goal.served()
+    routed = {route.destination for route in world.routes.values() if route.kind is RouteKind.TUN}
+    routed &= {route.destination for route in network.routes}
+    for step in steps(world, wanted, path_mtu):
+        if isinstance(step, AddRoute) and step.route.kind is RouteKind.TUN:
+            assert is_guarded(world, step.route), "routed into the TUN with no guard behind it"
+        if isinstance(step, ReplacePolicies):
+            assert {p.sa for p in step.policies if p.sa} <= world.sas.keys()
+        world.apply(step)
+        assert guarded <= world.guarded(), "a wanted prefix was neither guarded nor in the TUN"
+        assert served <= world.served(), "a policy in place lost its SA"
+        assert routed <= {
+            route.destination for route in world.routes.values() if route.kind is RouteKind.TUN
+        }, "a wanted prefix left the TUN"
+        guarded |= world.guarded() & goal.guarded()
+        served |= world.served() & goal.served()
+    assert_reached(world, wanted, network)
+
+
+def is_guarded(world: World, route: Route) -> bool:
+    guard = (RouteKind.UNREACHABLE, route.destination, route.table)
+    return guard in world.routes and any(rule.table == route.table for rule in world.rules)
+
+
+@given(states(), states(), st.sampled_from([1400, 1500]))
+@settings(max_examples=150, deadline=None)
+def test_every_state_is_reached_from_every_other(
+    before: Desired, after: Desired, path_mtu: int
+) -> None:
+    world = World()
+    go(world, before)
+    go(world, after, path_mtu)
+    assert steps(world, after, path_mtu) == []
+    go(world, desired())
+
+
+@given(states(), states(), states(), st.integers(0, 30))
+@settings(max_examples=100, deadline=None)
+def test_a_change_that_stopped_half_way_is_no_harm_to_the_next(
+    before: Desired, given_up: Desired, after: Desired, count: int
+) -> None:
+    world = World()
+    go(world, before)
+    for step in steps(world, given_up)[:count]:
+        world.apply(step)
+    go(world, after)
+
+
+@given(states(), states())
+@settings(max_examples=100, deadline=None)
+def test_what_is_the_same_in_both_states_is_in_no_action(before: Desired, after: Desired) -> None:
+    world = World()
+    go(world, before)
+    old, new = world.observed(), plan(after)
+    same_sas = {sa.name for sa in after.sas if old.sas.get(sa.name) == sa}
+    same_routes = old.network.routes & new.routes
+    same_rules = old.network.rules & new.rules
+    same_addresses = old.network.addresses & new.addresses
+    for step in steps(world, after):
+        match step:
+            case InstallSa(sa):
+                assert sa.name not in same_sas
+            case RemoveSa(name):
+                assert name not in same_sas
+            case AddRoute(route) | RemoveRoute(route):
+                assert route not in same_routes
+            case AddRule(rule) | RemoveRule(rule):
+                assert rule not in same_rules
+            case AddAddress(address) | RemoveAddress(address):
+                assert address not in same_addresses
+            case SetMtu(mtu):
+                assert mtu != old.network.mtu
+            case ReplacePolicies(policies):
+                assert policies != old.policies
+            case SetSockets(sockets):
+                assert sockets != old.sockets
+
+
+@given(states())
+@settings(max_examples=50, deadline=None)
+def test_what_a_killed_run_left_is_guarded_until_it_is_in_the_tun_again(wanted: Desired) -> None:
+    """The TUN's routes and addresses went with the process, and so did the engine."""
+    world = World()
+    go(world, wanted)
+    left = World(rules=world.rules)
+    left.routes = {k: r for k, r in world.routes.items() if r.kind is RouteKind.UNREACHABLE}
+    go(left, wanted)
