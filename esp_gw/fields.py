@@ -62,7 +62,8 @@ _SA_NAME = re.compile(rf"{_NAME.pattern}(/(in|out))?")
 _INTERFACE = re.compile(r"(?![^/:%]*[/:%])[!-~]{1,15}")
 _LIKE_A_KEY = re.compile(r"[0-9a-fA-F]{16}")
 _PORTS = re.compile(r"([0-9]{1,5})(?:\s*-\s*([0-9]{1,5}))?")
-_RESERVED_TABLES = {253: "default", 254: "main", 255: "local"}
+MAX_TABLE = 32764
+_RESERVED_TABLES = {252: "compat", 253: "default", 254: "main", 255: "local"}
 
 
 class Strict(BaseModel):
@@ -297,7 +298,8 @@ def parse_window(value: object) -> int:
 
 def parse_table(value: object) -> int:
     """A routing table that is ours alone."""
-    table = parse_integer(value, 1, 2**32 - 1)
+    # Its rules have the number as their priority, and must come before main's 32766.
+    table = parse_integer(value, 1, MAX_TABLE)
     if table in _RESERVED_TABLES:
         raise fault(f"is the system's table '{_RESERVED_TABLES[table]}': choose another number")
     return table

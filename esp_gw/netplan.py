@@ -67,7 +67,11 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """An `ip rule`; `inverted` makes it match what `fwmark` doesn't."""
+    """An `ip rule`; `inverted` makes it match what `fwmark` doesn't.
+
+    `suppress_default` takes no default route from the table; `find_source` lets an IPv6 packet that
+    has no source yet match by the one it would get.
+    """
 
     version: int
     priority: int
@@ -79,6 +83,8 @@ class Rule:
     protocol: int | None = None
     source_port: PortRange | None = None
     destination_port: PortRange | None = None
+    suppress_default: bool = False
+    find_source: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,8 +276,11 @@ def _default_route_rules(desired: Desired, host_addresses: frozenset[IPAddress])
             if not local.prefixlen:
                 rules.add(Rule(version, table, table))
                 continue
-            rules.add(Rule(version, settings.table, MAIN_TABLE, destination=local))
-            rules.add(Rule(version, table, table, source=local))
+            # Only what the main table knows to be near: its default route would be in the clear.
+            rules.add(
+                Rule(version, settings.table, MAIN_TABLE, destination=local, suppress_default=True)
+            )
+            rules.add(Rule(version, table, table, source=local, find_source=version == 6))
             if version == 4 and any(address in local for address in ours):
                 # A packet of this host is routed before it has a source: without this, the main
                 # table would send it out in the clear, with a source that the policy protects.

@@ -45,6 +45,9 @@ ROOM = 512
 MAX_FLOWS = 4096
 """Flows whose policy is remembered; when a scan fills the table it starts anew."""
 
+MTU_QUESTION_INTERVAL = 0.2
+"""Seconds between two questions for the path MTU of an SA, however many packets were too big."""
+
 Target = OutboundState | DropReason
 
 
@@ -179,6 +182,10 @@ class OutboundPath:
         state.notice_at = min(state.low, state.soft)
 
     def _too_big(self, state: OutboundState) -> None:
+        now = time.monotonic()
+        if now < state.next_mtu_question:
+            return
+        state.next_mtu_question = now + MTU_QUESTION_INTERVAL
         mtu = path_mtu(state.outer, state.address)
         if mtu is not None:
             self._on_event(PathMtuChanged(state.sa.remote, mtu))

@@ -28,6 +28,7 @@ class OutboundState:
         "esp",
         "expired",
         "low",
+        "next_mtu_question",
         "notice_at",
         "outer",
         "packets",
@@ -49,6 +50,7 @@ class OutboundState:
         self.activity = 0
         self.drops: Counter[str] = Counter()
         self.expired = False
+        self.next_mtu_question = 0.0
         # An eighth of the numbers is left: without ESN that is hours at a gigabit, time to act.
         self.soft = sa.last_seq - sa.last_seq // 8
         self.low = self.notice_at = NEVER

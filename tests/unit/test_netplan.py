@@ -315,6 +315,21 @@ def test_ipv6_has_rules_of_its_own() -> None:
     assert routed(network, probe("fd00:1::5", "fd00:3::5")) == MAIN
 
 
+@pytest.mark.parametrize(
+    ("local", "remote"), [("10.1.0.0/24", "0.0.0.0/0"), ("fd00:1::/64", "::/0")]
+)
+def test_under_a_protected_default_route_the_lan_rule_takes_no_default_route(
+    local: str, remote: str
+) -> None:
+    sa = make_sa()
+    network = plan(desired((sa,), (protect("t", sa.name, selector(local, remote)),)))
+    to_main = [rule for rule in network.rules if rule.destination == ip_network(local)]
+    assert [rule.suppress_default for rule in to_main] == [True]
+    into_tun = [rule for rule in network.rules if rule.source == ip_network(local)]
+    # An IPv6 packet of this host is routed before it has a source, as one of IPv4 is.
+    assert [rule.find_source for rule in into_tun] == [":" in local]
+
+
 def test_a_protected_prefix_inside_the_local_prefix_of_a_default_route_is_protected() -> None:
     """The exception for the LAN stands behind the prefixes that another tunnel protects."""
     wide, narrow = make_sa("wide/out", spi=1000), make_sa("narrow/out", spi=1001)
