@@ -32,6 +32,7 @@ GUARD_METRIC = 2**32 - 1
 TUN_METRIC = 1024
 _FR_ACT_TO_TBL = 1
 _FIB_RULE_INVERT = 2
+_FIB_RULE_FIND_SADDR = 0x00010000
 _IFA_F_NODAD = 2
 _IN6_ADDR_GEN_MODE_NONE = 1
 _RTN_UNICAST = 1
@@ -91,7 +92,12 @@ class Netlink:
 
     async def _call(self, work: Coroutine[Any, Any, T]) -> T:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._runner.run, work)
+        try:
+            return await loop.run_in_executor(self._thread, self._runner.run, work)
+        except NetlinkError as error:
+            raise NetworkError(
+                f"the kernel refused it: {error.args[-1]}", where=self._interface
+            ) from None
 
     async def _open(self) -> None:
         self._ipr = AsyncIPRoute()
@@ -243,8 +249,11 @@ class Netlink:
         }
         if rule.fwmark is not None:
             arguments |= {"fwmark": rule.fwmark, "fwmask": 0xFFFFFFFF}
-        if rule.inverted:
-            arguments["flags"] = _FIB_RULE_INVERT
+        arguments["flags"] = (_FIB_RULE_INVERT if rule.inverted else 0) | (
+            _FIB_RULE_FIND_SADDR if rule.find_source else 0
+        )
+        if rule.suppress_default:
+            arguments["FRA_SUPPRESS_PREFIXLEN"] = 0
         for key, prefix in (("src", rule.source), ("dst", rule.destination)):
             if prefix is not None:
                 arguments[key] = str(prefix.network_address)
@@ -292,6 +301,8 @@ def _read_rule(message: Any, version: int) -> Rule:
         table=message.get("table"),
         fwmark=message.get("fwmark"),
         inverted=bool(message["flags"] & _FIB_RULE_INVERT),
+        suppress_default=message.get("FRA_SUPPRESS_PREFIXLEN") == 0,
+        find_source=bool(message["flags"] & _FIB_RULE_FIND_SADDR),
         source=_prefix(message.get("src"), message["src_len"]),
         destination=_prefix(message.get("dst"), message["dst_len"]),
         protocol=message.get("ip_proto"),
