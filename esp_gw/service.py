@@ -190,6 +190,9 @@ class Service:
         counters = self._gateway.counters().sas
         tunnels = []
         for tunnel in self._configured.tunnels:
+            # In the middle of a reload an SA may be gone already.
+            if not counters.keys() >= set(tunnel.sas):
+                continue
             out, inbound = (counters[name] for name in tunnel.sas)
             drops: dict[str, int] = dict(out.drops)
             for reason, count in inbound.drops.items():
@@ -225,7 +228,7 @@ class Service:
     async def reload(self, parameters: Parameters, peer: Peer) -> Parameters:
         """Read the configuration again and change only what differs; return the changes."""
         async with self._changing:
-            configured = load_config(self._config)
+            configured = await asyncio.to_thread(load_config, self._config)
             self._refuse_fixed(configured)
             wanted, left_out = _without_conflicts(configured, self._state)
             changes = await self._gateway.apply(wanted)
@@ -247,7 +250,7 @@ class Service:
         before = self._state
         await self._gateway.apply(wanted)
         try:
-            self._store.save(state)
+            await asyncio.to_thread(self._store.save, state)
         except EspGwError:
             await self._gateway.apply(_without_conflicts(self._configured, before)[0])
             raise
