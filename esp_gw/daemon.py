@@ -80,7 +80,7 @@ class _Daemon:
             finally:
                 self._notifier.stopping()
                 log.info("stopping")
-                await gateway.stop()
+                await (gateway.stop() if self._failure is None else gateway.abandon())
         finally:
             await control.close()
         if self._failure is not None:

@@ -24,7 +24,7 @@ from esp_gw.engine.base import (
     PeerAddressChanged,
     SoftExpired,
 )
-from esp_gw.errors import EspGwError, LedgerError
+from esp_gw.errors import EngineError, EspGwError, LedgerError
 from esp_gw.model import Desired, Direction, IPAddress, Lease, Policy, Sa
 from esp_gw.netlink import Netlink
 from esp_gw.netplan import Network, plan_network
@@ -70,50 +70,70 @@ class Gateway:
         self._policies: tuple[Policy, ...] = ()
         self._sockets: frozenset[OuterSocket] = frozenset()
         self._learned_mtus: dict[IPAddress, int] = {}
-        self._touched = False
+        self._stopped = False
         self.mtu = 0
 
     async def start(self, desired: Desired) -> None:
         """Open the data plane and bring it to `desired`. Raises EspGwError.
 
-        A start that fails before it changed anything leaves the network as it found it: prefixes
-        that a killed run has left unreachable stay so.
+        A start that fails leaves the network as it found it, or, where a killed run has left
+        prefixes unreachable, leaves all that is protected unreachable.
         """
         settings = desired.settings
         self._desired = Desired(settings)
         self.engine.open(
             EngineSettings(settings.interface, settings.port, settings.fwmark), self._on_event
         )
+        guarded = True
         try:
             await self._netlink.open()
-            await self.apply(desired)
+            guarded = bool((await self._netlink.observe()).routes)
+            async with self._lock:
+                await self._apply(desired)
         except EspGwError:
-            await (self.stop() if self._touched else self._close())
+            await (self.abandon() if guarded else self.stop())
             raise
         self._spawn(self._keep_floors())
 
     async def apply(self, desired: Desired) -> list[str]:
         """Bring everything to `desired`, touching only what differs; say what was done.
 
-        Nothing is changed where the ledger refuses a key. Raises EspGwError.
+        Where that fails everything goes back to what was in place. Raises EspGwError.
         """
         async with self._lock:
-            return await self._apply(desired)
+            if self._stopped:
+                raise EngineError("the gateway is stopping")
+            try:
+                return await self._apply(desired)
+            except EspGwError:
+                await self._go_back()
+                raise
 
     async def stop(self) -> None:
         """Send and accept nothing more, give back leases, and undo what was made of the network."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        async with self._lock:
-            for name in list(self._installed):
-                await self._remove_sa(name)
+        await self._end()
+        try:
             there = await self._netlink.observe()
             nothing = Network(mtu=there.mtu)
             await self._netlink.apply(
                 reconcile.reconcile(Desired(self._desired.settings), nothing, self._observed(there))
             )
+        finally:
+            await self._close()
+
+    async def abandon(self) -> None:
+        """Stop after a failure: what is protected stays unreachable, as a kill would leave it."""
+        await self._end()
         await self._close()
+
+    async def _end(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        async with self._lock:
+            self._stopped = True
+            for name in list(self._installed):
+                await self._remove_sa(name)
 
     async def _close(self) -> None:
         self.engine.close()
@@ -145,7 +165,6 @@ class Gateway:
             desired, network, self._observed(await self._netlink.observe())
         )
         ready = await self._prepare(actions)
-        self._touched = True
         for action in actions:
             match action:
                 case reconcile.SetSockets(sockets):
@@ -163,6 +182,12 @@ class Gateway:
         self._desired = desired
         self.mtu = network.mtu
         return [text for action in actions if (text := _describe(action))]
+
+    async def _go_back(self) -> None:
+        try:
+            await self._apply(self._desired)
+        except EspGwError as error:
+            log.error("what was in place before can't be restored", reason=str(error))
 
     async def _plan(self, desired: Desired) -> Network:
         mtus: dict[IPAddress, int] = {}
@@ -189,7 +214,7 @@ class Gateway:
         return ready
 
     async def _install_sa(self, entry: _Installed) -> None:
-        old = self._installed.get(entry.sa.name)
+        old = self._installed.pop(entry.sa.name, None)
         floor = entry.floor
         if old is not None:
             final = self.engine.remove_sa(old.sa.name)
@@ -200,20 +225,24 @@ class Gateway:
         else:
             self.engine.install_inbound(entry.sa, floor)
         self._installed[entry.sa.name] = entry
-        if old is not None and old.sa.direction is Direction.INBOUND:
-            await self._sequences.store_replay_floors([(old.sa.keymat, final.seq)])
+        if old is not None and old.lease is None:
+            await self._write(old, final.seq)
 
     async def _remove_sa(self, name: str) -> None:
         entry = self._installed.pop(name)
         final = self.engine.remove_sa(name)
+        await self._write(entry, final.seq)
+
+    async def _write(self, gone: _Installed, seq: int) -> None:
+        """Put the last number of an SA that the engine forgot on disk."""
         try:
-            if entry.lease is not None:
-                await self._sequences.release(entry.sa.keymat, entry.lease, final.seq)
+            if gone.lease is not None:
+                await self._sequences.release(gone.sa.keymat, gone.lease, seq)
             else:
-                await self._sequences.store_replay_floors([(entry.sa.keymat, final.seq)])
+                await self._sequences.store_replay_floors([(gone.sa.keymat, seq)])
         except LedgerError as error:
             # Safe for IVs: the rest of the lease stays spent. Replays since the last floor are not.
-            log.error("the ledger can't be written", sa=name, reason=str(error))
+            log.error("the ledger can't be written", sa=gone.sa.name, reason=str(error))
 
     def _on_event(self, event: Event) -> None:
         match event:
@@ -265,6 +294,7 @@ class Gateway:
     async def _keep_floors(self) -> None:
         """Write the replay floors while they move; an idle gateway writes nothing."""
         stored: dict[str, int] = {}
+        failed = False
         while True:
             await asyncio.sleep(FLOOR_INTERVAL)
             counters = self.engine.counters().sas
@@ -279,9 +309,15 @@ class Gateway:
             floors = [(self._installed[name].sa.keymat, seq) for name, seq in moved.items()]
             try:
                 await self._sequences.store_replay_floors(floors)
-                stored.update(moved)
             except LedgerError as error:
-                log.error("the replay floors can't be written", reason=str(error))
+                if not failed:
+                    log.error("the replay floors can't be written", reason=str(error))
+                failed = True
+                continue
+            stored.update(moved)
+            if failed:
+                log.info("the replay floors are written again")
+            failed = False
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
