@@ -224,3 +224,10 @@ def write_key(path: Path, length: int = 36) -> Path:
     path.write_text(secrets.token_hex(length) + "\n")
     path.chmod(0o600)
     return path
+
+
+def tunnel(config: dict[str, Any]) -> dict[str, Any]:
+    """The only tunnel of a configuration."""
+    fields: dict[str, Any]
+    (fields,) = config["tunnels"].values()
+    return fields

@@ -21,6 +21,7 @@ from labtools import (
     frames,
     sas,
     send_frames,
+    tunnel,
     udp_frame,
     until,
 )
@@ -226,7 +227,7 @@ def test_keepalives_are_sent_while_nothing_else_is_and_are_swallowed(
 ) -> None:
     pair = make_pair()
     for gateway in (pair.a, pair.b):
-        edit(gateway, lambda config: _tunnel(config).update(keepalive=1))
+        edit(gateway, lambda config: tunnel(config).update(keepalive=1))
     pair.start()
     inside = capture(pair.b.namespace, "esp0")
     until(lambda: pair.b.ask("stats")["keepalives_in"] >= 2, "keepalives arrive")
@@ -236,14 +237,9 @@ def test_keepalives_are_sent_while_nothing_else_is_and_are_swallowed(
     assert pair.b.ask("stats")["packets_in"] == 0
 
 
-def _tunnel(config: dict[str, dict[str, dict[str, object]]]) -> dict[str, object]:
-    (tunnel,) = config["tunnels"].values()
-    return tunnel
-
-
 def _move_b(pair: GatewayPair) -> None:
     add_address(pair.b.namespace, "192.0.2.3/24")
-    edit(pair.b, lambda config: _tunnel(config).update(local="192.0.2.3"))
+    edit(pair.b, lambda config: tunnel(config).update(local="192.0.2.3"))
     pair.b.cli("reload")
 
 
@@ -274,7 +270,7 @@ def test_a_peer_that_moved_stays_known_when_a_reload_changes_the_outbound_sa(
 ) -> None:
     _move_b(pair)
     assert ping(pair.b.namespace, INNER[0], count=1).received == 1
-    edit(pair.a, lambda config: _tunnel(config).update(keepalive=7))
+    edit(pair.a, lambda config: tunnel(config).update(keepalive=7))
     assert pair.a.ask("reload")["changes"]
     assert sas(pair.a)["pi-b/out"]["remote"] == "192.0.2.3"
     assert ping(pair.a.namespace, INNER[1], count=3).received == 3

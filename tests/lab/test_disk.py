@@ -1,0 +1,104 @@
+"""A full disk: no number is used that is not on it, and all goes on when there is room again."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from labtools import Capture, MakePair, drops, edit, esp_packets, sas, tunnel, until
+
+from esp_gw.lab.netns import end
+from esp_gw.lab.pair import GatewayPair
+from esp_gw.lab.traffic import iperf_server, ping
+from esp_gw.ledger import LEASE_NO_ESN
+
+OUT = "pi-b/out"
+
+
+@pytest.fixture
+def disk(tmp_path: Path, stack: contextlib.ExitStack) -> Path:
+    """A file system of 256 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ("mount", "-t", "tmpfs", "-o", "size=256k,mode=0700", "none", str(disk))
+    subprocess.run(mount, check=True)
+    stack.callback(subprocess.run, ("umount", "-l", str(disk)), check=True)
+    return disk
+
+
+def _fill(disk: Path) -> None:
+    with contextlib.suppress(OSError), (disk / "ballast").open("wb", buffering=0) as ballast:
+        while ballast.write(bytes(4096)) == 4096:
+            pass
+
+
+def _small_leases_on(pair: GatewayPair, disk: Path) -> None:
+    """Without ESN a lease is small enough to be used up in a test."""
+    for gateway in (pair.a, pair.b):
+        edit(gateway, lambda config: tunnel(config).update(esn=False))
+    edit(pair.a, lambda config: config["gateway"].update(state_dir=str(disk)))
+    pair.a.cli("ledger", "create", "--state-dir", str(disk))
+
+
+def test_without_a_new_lease_nothing_is_sent_and_with_room_it_goes_on(
+    make_pair: MakePair, capture: Callable[..., Capture], disk: Path
+) -> None:
+    pair = make_pair()
+    _small_leases_on(pair, disk)
+    pair.start()
+    _fill(disk)
+    a, target = pair.a.namespace, pair.plan.inner(1)
+    with iperf_server(pair.b.namespace, target):
+        client = a.start("iperf3", "-c", target, "-u", "-b", "0", "-l", "16", "-t", "60")
+        until(lambda: drops(pair.a).get("lease-exhausted", 0) > 1000, "the lease is used up", 60)
+        wire = capture(a)
+        client.kill()
+        end(client)
+    assert ping(a, target, count=20).received == 0
+    assert sas(pair.a)[OUT]["seq"] == LEASE_NO_ESN + 1
+    assert pair.a.ask("stats")["packets_out"] <= LEASE_NO_ESN
+    spi = sas(pair.a)[OUT]["spi"]
+    assert [packet for packet in esp_packets(wire.stop()) if packet.spi == spi] == []
+    assert pair.a.log.read_text().count("no new sequence numbers") == 1
+
+    (disk / "ballast").unlink()
+    until(lambda: ping(a, target, count=1).received, "numbers are there again")
+    assert LEASE_NO_ESN + 1 < sas(pair.a)[OUT]["seq"] < LEASE_NO_ESN + 1000
+    assert ping(a, target, count=5).received == 5
+
+
+def test_a_full_disk_lets_no_new_key_in_and_harms_nothing_that_runs(
+    make_pair: MakePair, disk: Path
+) -> None:
+    pair = make_pair()
+    _small_leases_on(pair, disk)
+    pair.start()
+    _fill(disk)
+    add = [
+        *("sa", "add", "more", "--direction", "outbound", "--spi", "0x9001"),
+        *("--local", "192.0.2.1", "--remote", "192.0.2.2", "--suite", "aes128gcm16"),
+        *("--local-ts", "10.1.9.0/24", "--remote-ts", "10.2.9.0/24", "--key-file"),
+    ]
+    key = disk.parent / "more.key"
+    key.write_text("17" * 20 + "\n")
+    key.chmod(0o600)
+    for command in ([*add, str(key)], _policy()):
+        result = pair.a.cli(*command, check=False)
+        assert result.returncode == 1
+        assert len(result.stderr.splitlines()) == 1
+        assert "space" in result.stderr or "full" in result.stderr
+    assert set(sas(pair.a)) == {OUT, "pi-b/in"}
+    assert [policy["name"] for policy in pair.a.ask("policy", "list")["policies"]] == ["pi-b"]
+    assert "10.7.0.0/24" not in pair.a.namespace.ip("route", "show", "table", "all")
+    assert ping(pair.a.namespace, pair.plan.inner(1), count=3).received == 3
+    (disk / "ballast").unlink()
+    pair.a.cli(*add, str(key))
+    pair.a.cli(*_policy())
+    assert set(sas(pair.a)) == {OUT, "pi-b/in", "more"}
+
+
+def _policy() -> list[str]:
+    return ["policy", "add", "gone", "--action", "discard", "--remote-ts", "10.7.0.0/24"]

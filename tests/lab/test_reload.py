@@ -1,0 +1,211 @@
+"""A reload changes what differs alone; a tunnel outlives its peer, its wire and its address."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub import HUB, Hub, hub_lab, inner
+from labtools import MakePair, drops, edit, network, sas, until, write_key
+
+from esp_gw.lab.netns import Namespace
+from esp_gw.lab.pair import GatewayPair
+from esp_gw.lab.traffic import ping
+
+
+@pytest.fixture
+def lab(tmp_path: Path, stack: contextlib.ExitStack) -> Iterator[Hub]:
+    lab = stack.enter_context(hub_lab(tmp_path))
+    lab.start()
+    return lab
+
+
+def test_reloads_under_load_lose_no_packet_of_the_tunnel_that_stays(lab: Hub) -> None:
+    hub = lab.hub
+    with_both = hub.config.read_text()
+    edit(hub, lambda config: config["tunnels"].pop("site-2"))
+    with_one = hub.config.read_text()
+    load = hub.namespace.start(
+        "ping", "-c", "2000", "-i", "0.002", inner(1), stdout=subprocess.PIPE
+    )
+    for number in range(10):
+        hub.config.write_text(with_one)
+        hub.cli("reload")
+        hub.config.write_text(with_both)
+        hub.hangup()
+        done = 2 * number + 2
+        until(lambda done=done: hub.log.read_text().count("reloaded") == done, "the reload is done")
+    assert load.poll() is None
+    output, _ = load.communicate(timeout=30)
+    assert "2000 received" in output
+    assert lab.reaches(2)
+
+
+def test_a_broken_configuration_changes_nothing_and_is_told_with_its_line(lab: Hub) -> None:
+    hub = lab.hub
+    before, text = network(hub.namespace), hub.config.read_text()
+    line = 1 + text.splitlines().index("  site-1:")
+    hub.config.write_text(text.replace("  site-1:", "  site-1:\n    colour: blue", 1))
+    result = hub.cli("reload", check=False)
+    assert result.returncode == 1
+    assert f"{hub.config}:{line + 1}: " in result.stderr
+    assert "colour" in result.stderr
+    hub.hangup()
+    until(lambda: "not reloaded" in hub.log.read_text(), "the error is logged")
+    assert f"{hub.config}:{line + 1}: " in hub.log.read_text()
+    assert "Traceback" not in hub.log.read_text()
+    for wrong in ("", "{", "tunnels: 5\n", "\0", "- a\n"):
+        hub.config.write_text(wrong)
+        assert hub.cli("reload", check=False).returncode == 1 or wrong == ""
+        hub.config.write_text(text)
+        hub.cli("reload")
+    assert lab.reaches(1)
+    assert lab.reaches(2)
+    assert network(hub.namespace) == before
+
+
+def test_a_key_changed_on_one_side_stops_that_tunnel_alone(lab: Hub, tmp_path: Path) -> None:
+    assert lab.reaches(1)
+    key = str(write_key(tmp_path / "new.key"))
+    edit(lab.hub, lambda config: config["tunnels"]["site-1"]["outbound"]["key"].update(file=key))
+    lab.hub.cli("reload")
+    assert not lab.reaches(1)
+    assert lab.reaches(2)
+    # The new key begins with numbers that the old one has used.
+    assert sum(drops(lab.sites[1]).values()) == 2
+    assert set(drops(lab.sites[1])) <= {"auth-failed", "replay-duplicate"}
+    edit(lab.sites[1], lambda config: config["tunnels"]["hub"]["inbound"]["key"].update(file=key))
+    lab.sites[1].cli("reload")
+    assert lab.reaches(1)
+
+
+def test_a_tunnel_that_is_removed_leaves_nothing_and_comes_back_where_it_was(lab: Hub) -> None:
+    hub = lab.hub
+    text, before = hub.config.read_text(), network(hub.namespace)
+    assert lab.reaches(1)
+    seq = sas(hub)["site-1/out"]["seq"]
+    edit(hub, lambda config: config["tunnels"].pop("site-1"))
+    changes = hub.ask("reload")["changes"]
+    assert {"sa site-1/out removed", "sa site-1/in removed"} <= set(changes)
+    assert set(sas(hub)) == {"site-2/out", "site-2/in"}
+    there = "\n".join(line for lines in network(hub.namespace).values() for line in lines)
+    assert "10.1.0.0" not in there
+    assert "192.0.1.1" not in hub.namespace.run("ss", "-uanH").stdout
+    assert lab.reaches(2)
+
+    edit(hub, lambda config: config.update(tunnels={}))
+    hub.cli("reload")
+    assert hub.ask("status")["sas"] == 0
+    assert hub.namespace.ip("route", "show", "table", "4500") == ""
+    assert "4500" not in hub.namespace.ip("rule")
+
+    hub.config.write_text(text)
+    hub.cli("reload")
+    assert network(hub.namespace) == before
+    assert sas(hub)["site-1/out"]["seq"] == seq
+    assert lab.reaches(1)
+    assert lab.reaches(2)
+
+
+FIXED = {
+    "interface": "esp9",
+    "port": 4501,
+    "fwmark": 77,
+    "table": 5000,
+    "state_dir": "/nowhere",
+    "control_socket": "/nowhere/control.sock",
+}
+
+
+def test_what_is_fixed_while_the_gateway_runs_is_refused(pair: GatewayPair) -> None:
+    text = pair.a.config.read_text()
+    for name, value in FIXED.items():
+        edit(pair.a, lambda config, new={name: value}: config["gateway"].update(new))
+        result = pair.a.cli("reload", check=False)
+        assert result.returncode == 1
+        (line,) = result.stderr.splitlines()
+        assert f"gateway.{name} can't change" in line
+        pair.a.config.write_text(text)
+    assert pair.a.ask("reload")["changes"] == []
+    assert ping(pair.a.namespace, pair.plan.inner(1), count=2).received == 2
+
+
+def test_all_tunnels_of_a_hub_carry_traffic_at_once(lab: Hub) -> None:
+    pings = [
+        source.start("ping", "-c", "200", "-i", "0.005", target, stdout=subprocess.PIPE)
+        for source, target in (
+            (lab.hub.namespace, inner(1)),
+            (lab.hub.namespace, inner(2)),
+            (lab.sites[1].namespace, HUB),
+            (lab.sites[2].namespace, HUB),
+        )
+    ]
+    for process in pings:
+        output, _ = process.communicate(timeout=30)
+        assert "200 received" in output
+    tunnels = lab.hub.ask("tunnel", "list")["tunnels"]
+    assert {(t["name"], t["packets_in"], t["packets_out"]) for t in tunnels} == {
+        ("site-1", 400, 400),
+        ("site-2", 400, 400),
+    }
+    assert drops(lab.hub) == {}
+
+
+def test_a_peer_may_come_late_vanish_and_come_back(make_pair: MakePair) -> None:
+    pair = make_pair()
+    target = pair.plan.inner(1)
+    pair.a.start()
+    assert ping(pair.a.namespace, target, count=3).received == 0
+    pair.b.start()
+    assert ping(pair.a.namespace, target, count=3).received == 3
+    pair.b.stop()
+    words = pair.a.log.read_text()
+    busy = pair.a.usage().cpu_s
+    assert ping(pair.a.namespace, target, count=300).received == 0
+    assert pair.a.log.read_text() == words
+    assert pair.a.usage().cpu_s - busy < 2
+    pair.b.start()
+    assert ping(pair.a.namespace, target, count=3).received == 3
+    assert pair.a.is_running
+
+
+@pytest.mark.parametrize("end", ["a", "b"])
+def test_a_wire_that_goes_down_takes_nothing_along(pair: GatewayPair, end: str) -> None:
+    host: Namespace = getattr(pair, end).namespace
+    target = pair.plan.inner(1)
+    host.ip("link", "set", "wan", "down")
+    busy = pair.a.usage().cpu_s
+    assert ping(pair.a.namespace, target, count=50).received == 0
+    assert pair.a.usage().cpu_s - busy < 2
+    host.ip("link", "set", "wan", "up")
+    until(lambda: ping(pair.a.namespace, target, count=1).received, "traffic flows again")
+    assert "Traceback" not in pair.a.log.read_text()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_an_outer_address_may_come_after_the_start(make_pair: MakePair, version: int) -> None:
+    pair = make_pair(outer_version=version)
+    address = {4: "192.0.2.1/24", 6: "2001:db8::1/64"}[version]
+    pair.a.namespace.ip("address", "del", address, "dev", "wan")
+    pair.start()
+    target = pair.plan.inner(1)
+    assert ping(pair.a.namespace, target, count=1).received == 0
+    nodad = ["nodad"] if version == 6 else []
+    pair.a.namespace.ip("address", "add", address, "dev", "wan", *nodad)
+    until(lambda: ping(pair.a.namespace, target, count=1).received, "traffic flows")
+
+
+def test_a_tun_device_that_is_deleted_ends_the_daemon_in_one_line(pair: GatewayPair) -> None:
+    host = pair.a.namespace
+    host.ip("link", "del", "esp0")
+    process = pair.a.process
+    assert process is not None
+    assert process.wait(10) == 1
+    assert "TUN device is gone" in pair.a.last_words()
+    assert "Traceback" not in pair.a.log.read_text()
+    assert "unreachable 10.2.0.0/24" in host.ip("route", "show", "table", "4500")
+    pair.a.start()
+    assert ping(host, pair.plan.inner(1), count=2).received == 2
