@@ -1,0 +1,85 @@
+"""tshark opens what two gateways said to each other, with the keys of their SAs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from labtools import Capture, configured_sa, edit, tunnel
+
+from esp_gw.lab.pair import GatewayPair, PairPlan, gateway_pair
+from esp_gw.lab.traffic import iperf, iperf_server, ping
+from esp_gw.model import SUITES, Encapsulation, Mode, Sa
+
+pytestmark = pytest.mark.root
+PINGS = 5
+
+
+@pytest.mark.parametrize("suite", ["aes256gcm16", "aes128gcm8"])
+@pytest.mark.parametrize("encapsulation", list(Encapsulation))
+@pytest.mark.parametrize("mode", list(Mode))
+def test_tshark_decrypts_and_verifies_real_traffic(
+    tmp_path: Path, mode: Mode, encapsulation: Encapsulation, suite: str
+) -> None:
+    assert os.geteuid() == 0, "lab tests make network namespaces and need root: ./scripts/test"
+    plan = PairPlan(mode=mode, encapsulation=encapsulation, suite=SUITES[suite])
+    with gateway_pair(tmp_path, plan) as pair:
+        for gateway in (pair.a, pair.b):
+            # tshark verifies ICVs without extended sequence numbers only (Wireshark up to 4.2).
+            edit(gateway, lambda config: tunnel(config).update(esn=False))
+        pair.start()
+        wire = Capture(pair.a.namespace, tmp_path / "wire.pcap")
+        target = plan.inner(1)
+        assert ping(pair.a.namespace, target, count=PINGS, size=201).received == PINGS
+        with iperf_server(pair.b.namespace, target):
+            assert iperf(pair.a.namespace, target, 1, "-b", "2M").gbit_s > 0
+        packets = _decrypted(wire.stop(), pair)
+    assert {packet["esp.icv_good"] for packet in packets} == {"1"}
+    sides = {plan.inner(0), plan.inner(1)}
+    for packet in packets:
+        # Of two IP headers the last is the inner one; transport mode has only one.
+        headers = packet["ip.src"].split(","), packet["ip.dst"].split(",")
+        assert len(headers[0]) == (2 if mode is Mode.TUNNEL else 1)
+        assert {headers[0][-1], headers[1][-1]} == sides
+    kinds = [packet["icmp.type"] for packet in packets if packet["icmp.type"]]
+    assert kinds == ["8", "0"] * PINGS
+    assert {packet["data.len"] for packet in packets if packet["icmp.type"]} == {"193"}
+    tcp = [packet for packet in packets if packet["tcp.dstport"] == "5201"]
+    assert sum(int(packet["tcp.len"]) for packet in tcp) > 100_000
+    assert {packet["tcp.checksum.status"] for packet in tcp} == {"1"}
+
+
+FIELDS = (
+    *("ip.src", "ip.dst", "esp.icv_good", "icmp.type", "data.len"),
+    *("tcp.dstport", "tcp.len", "tcp.checksum.status"),
+)
+
+
+def _decrypted(capture: Path, pair: GatewayPair) -> list[dict[str, str]]:
+    sas = [configured_sa(pair.a, f"pi-b/{way}") for way in ("out", "in")]
+    command = ["tshark", "-r", str(capture), "-Y", "esp", "-T", "fields"]
+    for option in (
+        "esp.enable_encryption_decode:TRUE",
+        "esp.enable_authentication_check:TRUE",
+        "tcp.check_checksum:TRUE",
+        *(f"uat:esp_sa:{_record(sa)}" for sa in sas),
+    ):
+        command += ["-o", option]
+    for field in FIELDS:
+        command += ["-e", field]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [dict(zip(FIELDS, line.split("\t"), strict=True)) for line in result.stdout.splitlines()]
+
+
+def _record(sa: Sa) -> str:
+    """An SA as a row of tshark's table."""
+    ends = (sa.local, sa.remote) if sa.name.endswith("/out") else (sa.remote, sa.local)
+    columns = (
+        *("IPv4", str(ends[0]), str(ends[1]), f"{sa.spi:#010x}"),
+        f"AES-GCM with {sa.suite.icv_len} octet ICV [RFC4106]",
+        f"0x{sa.keymat.to_bytes().hex()}",
+        *("NULL", ""),
+    )
+    return ",".join(f'"{column}"' for column in columns)
