@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ class Gateway:
         async with self._lock:
             self._stopped = True
             for name in list(self._installed):
-                await self._remove_sa(name)
+                await self._remove_sa(name, {})
 
     async def _close(self) -> None:
         self.engine.close()
@@ -171,9 +171,9 @@ class Gateway:
                     self.engine.set_outer_sockets(sorted(sockets, key=str))
                     self._sockets = sockets
                 case reconcile.InstallSa(sa):
-                    await self._install_sa(ready[sa.name])
+                    await self._install_sa(ready[sa.name], ready)
                 case reconcile.RemoveSa(name):
-                    await self._remove_sa(name)
+                    await self._remove_sa(name, ready)
                 case reconcile.ReplacePolicies(policies):
                     self.engine.replace_policies(policies)
                     self._policies = policies
@@ -213,25 +213,31 @@ class Gateway:
                     ready[sa.name] = _Installed(sa, floor=await self._sequences.replay_floor(sa))
         return ready
 
-    async def _install_sa(self, entry: _Installed) -> None:
-        old = self._installed.pop(entry.sa.name, None)
-        floor = entry.floor
-        if old is not None:
-            final = self.engine.remove_sa(old.sa.name)
-            if old.sa.direction is Direction.INBOUND and old.sa.keymat == entry.sa.keymat:
-                floor = max(floor, final.seq)
+    async def _install_sa(self, entry: _Installed, ready: Mapping[str, _Installed]) -> None:
+        old = self._forget(entry.sa.name, ready) if entry.sa.name in self._installed else None
         if entry.lease is not None:
             self.engine.install_outbound(entry.sa, entry.lease)
         else:
-            self.engine.install_inbound(entry.sa, floor)
+            self.engine.install_inbound(entry.sa, entry.floor)
         self._installed[entry.sa.name] = entry
-        if old is not None and old.lease is None:
-            await self._write(old, final.seq)
+        if old is not None and old[0].lease is None:
+            await self._write(*old)
 
-    async def _remove_sa(self, name: str) -> None:
-        entry = self._installed.pop(name)
-        final = self.engine.remove_sa(name)
-        await self._write(entry, final.seq)
+    async def _remove_sa(self, name: str, ready: Mapping[str, _Installed]) -> None:
+        await self._write(*self._forget(name, ready))
+
+    def _forget(self, name: str, ready: Mapping[str, _Installed]) -> tuple[_Installed, int]:
+        """Take an SA out of the engine; return it with its last number.
+
+        What it has accepted since the ledger was asked must not be accepted again by an SA with the
+        same key that is ready to come, under its name or another.
+        """
+        gone = self._installed.pop(name)
+        seq = self.engine.remove_sa(name).seq
+        for entry in ready.values():
+            if gone.lease is None and entry.sa.keymat == gone.sa.keymat:
+                entry.floor = max(entry.floor, seq)
+        return gone, seq
 
     async def _write(self, gone: _Installed, seq: int) -> None:
         """Put the last number of an SA that the engine forgot on disk."""
