@@ -1,0 +1,152 @@
+"""A data plane and a kernel made of values, for what stands above them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from esp_gw import reconcile
+from esp_gw.engine.base import Counters, EngineSettings, Event, OuterSocket, SaCounters
+from esp_gw.errors import EngineError, NetworkError
+from esp_gw.model import Direction, IPAddress, Lease, Policy, Sa
+from esp_gw.netplan import Network
+
+MACHINE = "a machine of tests"
+
+
+async def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.002)
+
+
+class FakeEngine:
+    """Keeps what it is given; `used` says how far an SA's numbers have come."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self.sas: dict[str, Sa] = {}
+        self.leases: dict[str, Lease] = {}
+        self.floors: dict[str, int] = {}
+        self.used: dict[str, int] = {}
+        self.extensions: list[tuple[str, Lease]] = []
+        self.policies: tuple[Policy, ...] = ()
+        self.sockets: frozenset[OuterSocket] = frozenset()
+        self.refuses: str | None = None
+
+    def open(self, settings: EngineSettings, on_event: Callable[[Event], None]) -> None:
+        self.is_open = True
+        self.tell = on_event
+
+    def close(self) -> None:
+        assert self.is_open
+        self.is_open = False
+
+    def set_outer_sockets(self, wanted: Sequence[OuterSocket]) -> None:
+        self.sockets = frozenset(wanted)
+
+    def install_outbound(self, sa: Sa, lease: Lease) -> None:
+        self._install(sa)
+        self.leases[sa.name] = lease
+
+    def install_inbound(self, sa: Sa, highest_seq: int) -> None:
+        self._install(sa)
+        self.floors[sa.name] = highest_seq
+
+    def _install(self, sa: Sa) -> None:
+        assert self.is_open
+        assert sa.name not in self.sas
+        assert OuterSocket(sa.local, sa.encapsulation) in self.sockets
+        if sa.name == self.refuses:
+            self.refuses = None
+            raise EngineError("refused", where=sa.name)
+        self.sas[sa.name] = sa
+        self.used.pop(sa.name, None)
+
+    def remove_sa(self, name: str) -> SaCounters:
+        counters = self.counters().sas[name]
+        del self.sas[name]
+        return counters
+
+    def replace_policies(self, policies: Sequence[Policy]) -> None:
+        assert {policy.sa for policy in policies} - {None} <= self.sas.keys()
+        self.policies = tuple(policies)
+
+    def extend_lease(self, name: str, lease: Lease) -> None:
+        assert name in self.sas
+        self.extensions.append((name, lease))
+
+    def counters(self) -> Counters:
+        return Counters(
+            *(0, 0, 0, 0, 0, 0, {}), {name: self._counters(sa) for name, sa in self.sas.items()}
+        )
+
+    def _counters(self, sa: Sa) -> SaCounters:
+        used = self.used.get(sa.name)
+        if sa.direction is Direction.OUTBOUND:
+            lease = self.leases[sa.name]
+            seq = lease.first if used is None else used + 1
+            return SaCounters(0, 0, seq, lease.end, sa.remote, sa.remote_port)
+        seq = self.floors[sa.name] if used is None else used
+        return SaCounters(0, 0, seq, 0, sa.remote, sa.remote_port)
+
+
+class FakeNetlink:
+    """A kernel's network; `fail_at` makes it refuse the action of that number, once."""
+
+    def __init__(self) -> None:
+        self.network = Network(mtu=1500)
+        self.actions = 0
+        self._failing: int | None = None
+
+    def fail_at(self, number: int | None) -> None:
+        self.actions = 0
+        self._failing = number
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def observe(self) -> Network:
+        await asyncio.sleep(0)
+        return self.network
+
+    async def host_addresses(self) -> frozenset[IPAddress]:
+        return frozenset()
+
+    async def path_mtu(self, remote: IPAddress, fwmark: int) -> int | None:
+        return 1500
+
+    async def apply(self, actions: Sequence[reconcile.Action]) -> None:
+        for action in actions:
+            await asyncio.sleep(0)
+            if self.actions == self._failing:
+                self._failing = None
+                raise NetworkError("the kernel refused it")
+            self.actions += 1
+            self._carry_out(action)
+
+    def _carry_out(self, action: reconcile.Action) -> None:
+        old = self.network
+        match action:
+            case reconcile.AddRoute(route):
+                same = (route.kind, route.destination, route.table)
+                others = [r for r in old.routes if (r.kind, r.destination, r.table) != same]
+                self.network = replace(old, routes=frozenset((*others, route)))
+            case reconcile.RemoveRoute(route):
+                self.network = replace(old, routes=old.routes - {route})
+            case reconcile.AddRule(rule):
+                self.network = replace(old, rules=old.rules | {rule})
+            case reconcile.RemoveRule(rule):
+                self.network = replace(old, rules=old.rules - {rule})
+            case reconcile.AddAddress(address):
+                self.network = replace(old, addresses=old.addresses | {address})
+            case reconcile.RemoveAddress(address):
+                self.network = replace(old, addresses=old.addresses - {address})
+            case reconcile.SetMtu(mtu):
+                self.network = replace(old, mtu=mtu)
