@@ -1,0 +1,8 @@
+//! Linux I/O of the ESP gateway.
+//!
+//! [`sys`] is the system layer: safe types outside, system calls inside. It is the only place of the
+//! project with unsafe code.
+
+#![deny(unsafe_code)]
+
+pub mod sys;

@@ -1,0 +1,89 @@
+//! Steering by SPI with classic BPF, so that all packets of an SA come to one worker.
+//!
+//! Outer packets of one tunnel all have the same addresses and ports, so the kernel's own hash would
+//! give them all to one socket.
+
+use std::os::fd::AsFd;
+
+use libc::sock_filter;
+
+use super::error::{Error, Result, Step};
+use super::sockopt;
+
+const LOAD_WORD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+const LOAD_WORD_AFTER_X: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_IND;
+const LOAD_IP_HEADER_LEN_TO_X: u32 = libc::BPF_LDX | libc::BPF_B | libc::BPF_MSH;
+const MODULO: u32 = libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K;
+const JUMP_IF_EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+const RETURN_A: u32 = libc::BPF_RET | libc::BPF_A;
+
+/// Gives each packet of a `SO_REUSEPORT` group to the socket whose index (in the order in which they
+/// were bound) is SPI modulo `count`.
+///
+/// The program sees the UDP payload. Payloads of less than 4 bytes (NAT keepalives) and those that
+/// begin with the Non-ESP Marker (RFC 3948 2.2) go to the first socket. A super-packet goes where its
+/// first ESP packet does, whatever SPIs the others have.
+///
+/// # Errors
+/// The kernel's; `Argument` where `count` is 0.
+pub fn steer_by_spi(fd: impl AsFd, count: u32) -> Result<()> {
+    let program = [
+        instruction(LOAD_WORD, 0),
+        instruction(MODULO, not_zero(count)?),
+        instruction(RETURN_A, 0),
+    ];
+    sockopt::attach(fd.as_fd(), libc::SO_ATTACH_REUSEPORT_CBPF, &program)
+        .step("SO_ATTACH_REUSEPORT_CBPF")
+}
+
+/// Lets a raw IPv4 or IPv6 socket have only packets whose SPI modulo `count` is `index`.
+///
+/// Raw sockets form no group: the kernel gives every one of them a clone of every packet. The filter
+/// throws the clone away before it is queued. IPv4 packets are seen from the IP header on, IPv6
+/// packets from the ESP header on. What is shorter than an SPI passes nowhere.
+///
+/// # Errors
+/// The kernel's; `Argument` where `index` isn't less than `count`.
+pub fn accept_spi(fd: impl AsFd, ipv4: bool, index: u32, count: u32) -> Result<()> {
+    if index >= count {
+        return Err(Error::Argument(
+            "the index of a steered socket must be less than their count",
+        ));
+    }
+    let load = if ipv4 {
+        [
+            instruction(LOAD_IP_HEADER_LEN_TO_X, 0),
+            instruction(LOAD_WORD_AFTER_X, 0),
+        ]
+    } else {
+        // The first has no effect but keeps the programs of one shape.
+        [instruction(LOAD_WORD, 0), instruction(LOAD_WORD, 0)]
+    };
+    let program = [
+        load[0],
+        load[1],
+        instruction(MODULO, not_zero(count)?),
+        jump(JUMP_IF_EQUAL, index, 0, 1),
+        instruction(RETURN, u32::MAX),
+        instruction(RETURN, 0),
+    ];
+    sockopt::attach(fd.as_fd(), libc::SO_ATTACH_FILTER, &program).step("SO_ATTACH_FILTER")
+}
+
+fn not_zero(count: u32) -> Result<u32> {
+    if count == 0 {
+        return Err(Error::Argument("there must be a socket to steer to"));
+    }
+    Ok(count)
+}
+
+fn instruction(code: u32, k: u32) -> sock_filter {
+    jump(code, k, 0, 0)
+}
+
+#[allow(clippy::cast_possible_truncation)] // BPF codes are 16 bits wide, libc's constants 32
+fn jump(code: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
+    let code = code as u16;
+    sock_filter { code, jt, jf, k }
+}

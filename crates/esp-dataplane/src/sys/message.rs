@@ -1,0 +1,86 @@
+//! One message as the kernel's `msghdr` sees it: address, bytes, control messages.
+
+use std::net::SocketAddr;
+
+use super::cmsg;
+use super::sockaddr::Name;
+
+/// Room for the two control messages of a datagram, each of up to one int: TOS and segment size.
+pub(crate) const CONTROL_LEN: usize = 2 * cmsg::space(size_of::<i32>());
+
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+pub(crate) struct Control(pub(crate) [u8; CONTROL_LEN]);
+
+/// One message to send: a datagram, or with `segment_size` a run of datagrams (UDP GSO).
+#[derive(Debug, Clone, Copy)]
+pub struct Transmit<'a> {
+    /// Where to; raw sockets ignore the port.
+    pub dst: SocketAddr,
+    /// The bytes after the UDP or IP header.
+    pub payload: &'a [u8],
+    /// Bytes of each datagram but the last, which may be shorter; 0 or `payload.len()` or more: one
+    /// datagram. UDP only.
+    pub segment_size: u16,
+    /// The TOS byte or traffic class: DSCP and ECN.
+    pub tos: u8,
+}
+
+/// Everything of one message but its payload: what the kernel's `msghdr` points to.
+#[derive(Clone, Copy)]
+pub(crate) struct Slot {
+    pub(crate) iov: libc::iovec,
+    pub(crate) control: Control,
+    pub(crate) name: Name,
+}
+
+impl Slot {
+    pub(crate) const EMPTY: Self = Self {
+        iov: libc::iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len: 0,
+        },
+        control: Control([0; CONTROL_LEN]),
+        name: Name::EMPTY,
+    };
+
+    /// Writes the address and control messages and returns their lengths.
+    pub(crate) fn fill(&mut self, message: &Transmit<'_>) -> (usize, usize) {
+        self.iov.iov_base = message.payload.as_ptr().cast_mut().cast();
+        self.iov.iov_len = message.payload.len();
+        let mut end = 0;
+        let mut push = |level, kind, data: &[u8]| {
+            end = cmsg::push(&mut self.control.0, end, level, kind, data).unwrap_or(end);
+        };
+        if message.tos != 0 {
+            let (level, kind) = match message.dst {
+                SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TOS),
+                SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+            };
+            push(level, kind, &i32::from(message.tos).to_ne_bytes());
+        }
+        let segment = usize::from(message.segment_size);
+        if segment != 0 && segment < message.payload.len() {
+            let size = message.segment_size.to_ne_bytes();
+            push(libc::SOL_UDP, libc::UDP_SEGMENT, &size);
+        }
+        (self.name.set(message.dst), end)
+    }
+
+    /// Makes `header` point to this slot, which must then stay where it is.
+    #[allow(clippy::cast_possible_truncation)] // msghdr's types differ by libc; lengths are small
+    pub(crate) fn point(&mut self, header: &mut libc::msghdr, name_len: usize, control_len: usize) {
+        header.msg_name = self.name.as_mut_ptr().cast();
+        header.msg_namelen = name_len as _;
+        header.msg_iov = &raw mut self.iov;
+        header.msg_iovlen = 1;
+        header.msg_control = self.control.0.as_mut_ptr().cast();
+        header.msg_controllen = control_len as _;
+        header.msg_flags = 0;
+    }
+}
+
+pub(crate) fn empty_header() -> libc::mmsghdr {
+    // SAFETY: mmsghdr is plain C data: integers and pointers, for all of which zero is a value.
+    unsafe { std::mem::zeroed() }
+}

@@ -1,0 +1,34 @@
+//! TUN queues, outer sockets, readiness, memory and processors, as safe types over system calls.
+//!
+//! Nothing here knows ESP but [`bpf`], which reads the SPI. Nothing allocates after it was made, and
+//! no call blocks but [`poll::Poller::wait`].
+
+pub mod bpf;
+mod cmsg;
+pub mod cpu;
+mod error;
+#[allow(unsafe_code)]
+pub mod mem;
+#[allow(unsafe_code)]
+mod message;
+pub mod poll;
+pub mod raw;
+#[allow(unsafe_code)]
+mod recv;
+#[allow(unsafe_code)]
+pub mod secret;
+#[allow(unsafe_code)]
+mod send;
+mod sockaddr;
+#[allow(unsafe_code)]
+mod sockopt;
+#[allow(unsafe_code)]
+pub mod tun;
+pub mod udp;
+pub mod vnet;
+
+pub use error::{Errno, Error, Result};
+pub use message::Transmit;
+pub use recv::{RecvArena, RecvMeta};
+pub use send::{SendArena, SendOutcome};
+pub use sockopt::SocketOptions;

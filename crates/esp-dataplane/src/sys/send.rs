@@ -1,0 +1,145 @@
+//! Sending: one message by sendmsg(2), many by sendmmsg(2) over storage made once.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use super::error::{Errno, Error, Result, check};
+use super::message::{Slot, Transmit, empty_header};
+
+/// What became of the first message that was not yet sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendOutcome {
+    /// The kernel took this many messages, from the front. Why it took no more, the next call tells.
+    Sent(usize),
+    /// The socket's buffer is full: wait until it is writable.
+    WouldBlock,
+    /// EIO: the network card can't do checksums, so it can't do UDP GSO. Send datagrams one by one.
+    NoOffload,
+    /// EINVAL: a GSO send of more segments than the kernel takes, a blackhole route, and other reasons.
+    /// Blame GSO only where the same bytes pass without it.
+    Invalid,
+    /// EMSGSIZE: a datagram is larger than the path MTU.
+    TooBig,
+    /// This message is lost, as any may be; the socket is sound (no route, refused, filtered, ...).
+    Lost(Errno),
+}
+
+fn outcome(errno: Errno, step: &'static str) -> Result<SendOutcome> {
+    match errno {
+        Errno::AGAIN => Ok(SendOutcome::WouldBlock),
+        Errno::IO => Ok(SendOutcome::NoOffload),
+        Errno::INVAL => Ok(SendOutcome::Invalid),
+        Errno::MSGSIZE => Ok(SendOutcome::TooBig),
+        // Misuse, or no socket. All others are of routes, neighbours, devices and filters, and eBPF
+        // may invent any: they are this packet's fate.
+        Errno::BADF | Errno::NOTSOCK | Errno::FAULT | Errno::AFNOSUPPORT | Errno::DESTADDRREQ => {
+            Err(Error::System { step, errno })
+        }
+        _ => Ok(SendOutcome::Lost(errno)),
+    }
+}
+
+/// Sends one message with sendmsg(2).
+pub(crate) fn send_one(fd: BorrowedFd<'_>, message: &Transmit<'_>) -> Result<SendOutcome> {
+    let mut slot = Slot::EMPTY;
+    let mut header = empty_header().msg_hdr;
+    let (name_len, control_len) = slot.fill(message);
+    slot.point(&mut header, name_len, control_len);
+    loop {
+        // SAFETY: header points to `slot`, which is on this stack frame, and through it to
+        // `message.payload`, which is borrowed for the whole call; the lengths are theirs, and
+        // sendmsg only reads.
+        let returned = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const header, FLAGS) };
+        match check(i64::try_from(returned).unwrap_or(-1)) {
+            Ok(_) => return Ok(SendOutcome::Sent(1)),
+            Err(Errno::INTR) => {}
+            Err(errno) => return outcome(errno, "sendmsg"),
+        }
+    }
+}
+
+const FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+
+/// Storage for sendmmsg(2), made once.
+pub struct SendArena {
+    headers: Box<[libc::mmsghdr]>,
+    slots: Box<[Slot]>,
+}
+
+impl SendArena {
+    /// Makes room for `capacity` messages a call (the kernel takes up to 1024).
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            headers: vec![empty_header(); capacity].into(),
+            slots: vec![Slot::EMPTY; capacity].into(),
+        }
+    }
+
+    /// The most messages of a call.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(crate) fn send<'a>(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        messages: impl IntoIterator<Item = Transmit<'a>>,
+    ) -> Result<SendOutcome> {
+        let mut count = 0;
+        let places = self.headers.iter_mut().zip(self.slots.iter_mut());
+        // The places come first, so that no message is taken that has none.
+        for ((header, slot), message) in places.zip(messages) {
+            let (name_len, control_len) = slot.fill(&message);
+            slot.point(&mut header.msg_hdr, name_len, control_len);
+            count += 1;
+        }
+        if count == 0 {
+            return Ok(SendOutcome::Sent(0));
+        }
+        loop {
+            // SAFETY: the first `count` headers were just filled; each points to its slot, which
+            // `self` owns and nothing moves, and through it to a payload that is borrowed for 'a,
+            // longer than this call. sendmmsg writes nothing but msg_len in the headers.
+            let returned = unsafe {
+                libc::sendmmsg(fd.as_raw_fd(), self.headers.as_mut_ptr(), count, FLAGS as _)
+            };
+            match check(returned) {
+                Ok(sent) => return Ok(SendOutcome::Sent(sent)),
+                Err(Errno::INTR) => {}
+                Err(errno) => return outcome(errno, "sendmmsg"),
+            }
+        }
+    }
+}
+
+// SAFETY: the pointers in headers and slots are written anew by each call before the kernel reads
+// them, and are never followed outside of it: between calls they are no more than stale numbers.
+unsafe impl Send for SendArena {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_that_call_for_another_way_are_told_apart() {
+        let step = "sendmsg";
+        for (errno, expected) in [
+            (Errno::AGAIN, Ok(SendOutcome::WouldBlock)),
+            (Errno::IO, Ok(SendOutcome::NoOffload)),
+            (Errno::INVAL, Ok(SendOutcome::Invalid)),
+            (Errno::MSGSIZE, Ok(SendOutcome::TooBig)),
+            (Errno::PERM, Ok(SendOutcome::Lost(Errno::PERM))),
+            (Errno::NOBUFS, Ok(SendOutcome::Lost(Errno::NOBUFS))),
+            (
+                Errno::BADF,
+                Err(Error::System {
+                    step,
+                    errno: Errno::BADF,
+                }),
+            ),
+        ] {
+            assert_eq!(outcome(errno, step), expected);
+        }
+    }
+}

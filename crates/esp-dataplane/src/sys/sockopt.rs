@@ -1,0 +1,148 @@
+//! What UDP and raw outer sockets have in common: options and their order.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, sockopt};
+
+use super::error::{Errno, Result, Step, check};
+
+/// How an outer socket is to be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketOptions {
+    /// The local address; it may come later than the socket (`IP_FREEBIND`). Raw sockets ignore the
+    /// port.
+    pub local: SocketAddr,
+    /// The firewall mark of what is sent (`SO_MARK`); 0 for none.
+    pub mark: u32,
+    /// Bytes of the receive and of the send buffer. Over `net.core.rmem_max` and
+    /// `wmem_max` only with `CAP_NET_ADMIN`, else the kernel gives what it may.
+    pub buffer: usize,
+    /// Microseconds that a read or poll may spin on the card's queue (`SO_BUSY_POLL`); 0 for none.
+    pub busy_poll_us: u32,
+}
+
+/// Opens an unbound, nonblocking socket with all options that both kinds share.
+pub(crate) fn open(
+    options: &SocketOptions,
+    kind: SocketType,
+    protocol: Protocol,
+) -> Result<OwnedFd> {
+    let ipv4 = options.local.is_ipv4();
+    let family = if ipv4 {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
+    };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let fd = rustix::net::socket_with(family, kind, flags, Some(protocol)).step("socket")?;
+    if options.mark != 0 {
+        set_u32(fd.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, options.mark).step("SO_MARK")?;
+    }
+    if options.busy_poll_us != 0 {
+        let us = options.busy_poll_us;
+        set_u32(fd.as_fd(), libc::SOL_SOCKET, libc::SO_BUSY_POLL, us).step("SO_BUSY_POLL")?;
+    }
+    sockopt::set_socket_recv_buffer_size_force(&fd, options.buffer)
+        .or_else(|_| sockopt::set_socket_recv_buffer_size(&fd, options.buffer))
+        .step("SO_RCVBUF")?;
+    sockopt::set_socket_send_buffer_size_force(&fd, options.buffer)
+        .or_else(|_| sockopt::set_socket_send_buffer_size(&fd, options.buffer))
+        .step("SO_SNDBUF")?;
+    if ipv4 {
+        sockopt::set_ip_freebind(&fd, true).step("IP_FREEBIND")?;
+        sockopt::set_ip_recvtos(&fd, true).step("IP_RECVTOS")?;
+    } else {
+        if kind == SocketType::DGRAM {
+            sockopt::set_ipv6_v6only(&fd, true).step("IPV6_V6ONLY")?;
+        }
+        sockopt::set_ipv6_freebind(&fd, true).step("IPV6_FREEBIND")?;
+        sockopt::set_ipv6_recvtclass(&fd, true).step("IPV6_RECVTCLASS")?;
+    }
+    set_may_fragment(fd.as_fd(), ipv4, false)?;
+    Ok(fd)
+}
+
+/// Lets the kernel fragment what is sent, or (the default here) sets DF and reports `TooBig`.
+pub(crate) fn set_may_fragment(fd: BorrowedFd<'_>, ipv4: bool, may: bool) -> Result<()> {
+    use sockopt::{Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
+    if ipv4 {
+        let value = if may {
+            Ipv4PathMtuDiscovery::DONT
+        } else {
+            Ipv4PathMtuDiscovery::DO
+        };
+        sockopt::set_ip_mtu_discover(fd, value).step("IP_MTU_DISCOVER")
+    } else {
+        let value = if may {
+            Ipv6PathMtuDiscovery::DONT
+        } else {
+            Ipv6PathMtuDiscovery::DO
+        };
+        sockopt::set_ipv6_mtu_discover(fd, value).step("IPV6_MTU_DISCOVER")
+    }
+}
+
+/// The size that the kernel knows of the path to `dst`, IP header included, in bytes.
+///
+/// Asks by a socket of its own, connected to `dst`; nothing is sent. `mark` as in [`SocketOptions`],
+/// since it may choose the route.
+///
+/// # Errors
+/// Where there is no route, or a mark without `CAP_NET_ADMIN`.
+pub fn path_mtu(dst: IpAddr, mark: u32) -> Result<u32> {
+    let family = if dst.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
+    };
+    let fd = rustix::net::socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+        .step("socket")?;
+    if mark != 0 {
+        set_u32(fd.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, mark).step("SO_MARK")?;
+    }
+    // Any port does: connecting a UDP socket looks up the route and sends nothing.
+    rustix::net::connect(&fd, &SocketAddr::new(dst, 9)).step("connect")?;
+    if dst.is_ipv4() {
+        sockopt::ip_mtu(&fd).step("IP_MTU")
+    } else {
+        sockopt::ipv6_mtu(&fd).step("IPV6_MTU")
+    }
+}
+
+/// Sets an option that takes an unsigned int and that rustix has no function for.
+pub(crate) fn set_u32(
+    fd: BorrowedFd<'_>,
+    level: i32,
+    name: i32,
+    value: u32,
+) -> rustix::io::Result<()> {
+    // SAFETY: the kernel reads a u32 and keeps nothing.
+    unsafe { set(fd, level, name, &value) }
+}
+
+/// Attaches a classic BPF program by `SO_ATTACH_FILTER` or `SO_ATTACH_REUSEPORT_CBPF`.
+pub(crate) fn attach(
+    fd: BorrowedFd<'_>,
+    name: i32,
+    program: &[libc::sock_filter],
+) -> rustix::io::Result<()> {
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(|_| Errno::INVAL)?,
+        // The kernel only reads it; the type is shared with getsockopt.
+        filter: program.as_ptr().cast_mut(),
+    };
+    // SAFETY: sock_fprog says where the instructions are and how many, they are borrowed for the
+    // call, and the kernel copies and verifies them before it returns.
+    unsafe { set(fd, libc::SOL_SOCKET, name, &program) }
+}
+
+/// # Safety
+/// The option must take a `T`, and what `value` points to must live through the call.
+unsafe fn set<T>(fd: BorrowedFd<'_>, level: i32, name: i32, value: &T) -> rustix::io::Result<()> {
+    let len = libc::socklen_t::try_from(size_of::<T>()).map_err(|_| Errno::INVAL)?;
+    let value = std::ptr::from_ref(value).cast();
+    // SAFETY: the kernel reads `len` bytes, which is all of the value; the rest is the caller's.
+    let returned = unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, value, len) };
+    check(returned).map(drop)
+}

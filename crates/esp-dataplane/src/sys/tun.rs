@@ -1,0 +1,309 @@
+//! A queue of a TUN device: IP packets and super-packets, each behind a [`VnetHdr`].
+//!
+//! Documentation/networking/tuntap.rst and drivers/net/tun.c of Linux.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use bitflags::bitflags;
+use rustix::fs::{Mode, OFlags};
+
+use super::error::{Errno, Error, Result, Step, check};
+use super::vnet::{VNET_HDR_LEN, VnetHdr};
+
+/// Bytes of the largest packet that the kernel gives: an IPv6 header and 65,535 bytes.
+pub const MAX_PACKET: usize = 40 + 65_535;
+
+bitflags! {
+    /// What the kernel may leave undone in packets that are read (`TUNSETOFFLOAD`).
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct TunOffloads: libc::c_uint {
+        /// Checksums of TCP and UDP.
+        const CSUM = libc::TUN_F_CSUM;
+        /// Segmentation of TCP over IPv4.
+        const TSO4 = libc::TUN_F_TSO4;
+        /// Segmentation of TCP over IPv6.
+        const TSO6 = libc::TUN_F_TSO6;
+        /// The same for packets with CWR.
+        const TSO_ECN = libc::TUN_F_TSO_ECN;
+        /// Segmentation of UDP over IPv4 (Linux 6.2).
+        const USO4 = libc::TUN_F_USO4;
+        /// Segmentation of UDP over IPv6; the kernel takes both or none.
+        const USO6 = libc::TUN_F_USO6;
+
+        /// TCP over both.
+        const TSO = Self::TSO4.bits() | Self::TSO6.bits() | Self::TSO_ECN.bits();
+        /// UDP over both.
+        const USO = Self::USO4.bits() | Self::USO6.bits();
+    }
+}
+
+/// What a read found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TunRead {
+    /// A packet of this many bytes.
+    Packet(VnetHdr, usize),
+    /// None waits.
+    WouldBlock,
+    /// The device was deleted.
+    Gone,
+}
+
+/// What became of a packet that was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TunWrite {
+    /// The kernel has it.
+    Written,
+    /// The kernel has no room now.
+    WouldBlock,
+    /// The interface is down (EIO): the packet is lost, later ones may pass.
+    Down,
+    /// The device was deleted.
+    Gone,
+    /// The packet and its [`VnetHdr`] don't fit together, it is no IP packet, or the kernel had no
+    /// memory for it: it is lost.
+    Rejected,
+}
+
+/// `struct ifreq` of TUNSETIFF and TUNSETQUEUE.
+#[repr(C, align(8))]
+struct InterfaceRequest {
+    name: [u8; libc::IFNAMSIZ],
+    flags: u16,
+    rest: [u8; 22],
+}
+
+/// One queue of a TUN device, nonblocking.
+#[derive(Debug)]
+pub struct TunQueue {
+    fd: OwnedFd,
+    name: String,
+    offloads: TunOffloads,
+}
+
+impl TunQueue {
+    /// Opens a queue of the device `name`, which is made where it isn't there. Each further call
+    /// with the same name adds a queue; the device goes with its last queue.
+    ///
+    /// Of the `wanted` offloads as many are set as the kernel has; they are the device's, so all
+    /// queues should want the same.
+    ///
+    /// # Errors
+    /// The kernel's: EPERM without `CAP_NET_ADMIN`, ENOENT without /dev/net/tun, EBUSY where it is
+    /// not a multi-queue device, or another program's.
+    pub fn open(name: &str, wanted: TunOffloads) -> Result<Self> {
+        let mut request = InterfaceRequest {
+            name: [0; libc::IFNAMSIZ],
+            flags: flags(
+                libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE,
+            ),
+            rest: [0; 22],
+        };
+        // One byte less, for the terminating zero.
+        let room = &mut request.name[..libc::IFNAMSIZ - 1];
+        match room.get_mut(..name.len()) {
+            Some(place) if !name.is_empty() => place.copy_from_slice(name.as_bytes()),
+            _ => {
+                return Err(Error::Argument("an interface name must have 1 to 15 bytes"));
+            }
+        }
+        let how = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = rustix::fs::open("/dev/net/tun", how, Mode::empty()).step("/dev/net/tun")?;
+        // SAFETY: TUNSETIFF reads and writes a struct ifreq, which InterfaceRequest is as large as.
+        check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })
+            .step("TUNSETIFF")?;
+        let header_len = libc::c_int::from(10u8);
+        const { assert!(VNET_HDR_LEN == 10) };
+        // SAFETY: TUNSETVNETHDRSZ reads one int.
+        check(unsafe {
+            libc::ioctl(
+                fd.as_raw_fd(),
+                libc::TUNSETVNETHDRSZ as _,
+                &raw const header_len,
+            )
+        })
+        .step("TUNSETVNETHDRSZ")?;
+        let end = request.name.iter().position(|&byte| byte == 0);
+        let name = &request.name[..end.unwrap_or(libc::IFNAMSIZ)];
+        Ok(Self {
+            offloads: set_offloads(fd.as_fd(), wanted)?,
+            name: String::from_utf8_lossy(name).into_owned(),
+            fd,
+        })
+    }
+
+    /// The device's name, as the kernel has it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The offloads that are on.
+    #[must_use]
+    pub fn offloads(&self) -> TunOffloads {
+        self.offloads
+    }
+
+    /// Reads one packet into `buffer`, which should have [`MAX_PACKET`] bytes: the kernel cuts what
+    /// is longer, without a word.
+    ///
+    /// # Errors
+    /// The kernel's, where it is none of the outcomes.
+    pub fn read(&self, buffer: &mut [u8]) -> Result<TunRead> {
+        let mut header = [0; VNET_HDR_LEN];
+        loop {
+            let mut parts = [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)];
+            let outcome = match rustix::io::readv(&self.fd, &mut parts) {
+                Ok(len) => {
+                    let header = VnetHdr::from_bytes(&header);
+                    TunRead::Packet(header, len.saturating_sub(VNET_HDR_LEN))
+                }
+                Err(Errno::AGAIN) => TunRead::WouldBlock,
+                Err(Errno::BADFD) => TunRead::Gone,
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(errno).step("read from the TUN"),
+            };
+            return Ok(outcome);
+        }
+    }
+
+    /// Writes one packet or super-packet.
+    ///
+    /// # Errors
+    /// The kernel's, where it is none of the outcomes.
+    pub fn write(&self, header: &VnetHdr, packet: &[u8]) -> Result<TunWrite> {
+        let header = header.to_bytes();
+        self.write_parts(&[IoSlice::new(&header), IoSlice::new(packet)])
+    }
+
+    /// Writes one packet from several places (at most 1024); the first ten bytes are its [`VnetHdr::to_bytes`].
+    ///
+    /// # Errors
+    /// The kernel's, where it is none of the outcomes.
+    pub fn write_parts(&self, parts: &[IoSlice<'_>]) -> Result<TunWrite> {
+        loop {
+            let outcome = match rustix::io::writev(&self.fd, parts) {
+                Ok(_) => TunWrite::Written,
+                Err(Errno::AGAIN) => TunWrite::WouldBlock,
+                Err(Errno::IO) => TunWrite::Down,
+                Err(Errno::BADFD) => TunWrite::Gone,
+                Err(
+                    Errno::INVAL | Errno::TOOBIG | Errno::MSGSIZE | Errno::NOBUFS | Errno::NOMEM,
+                ) => TunWrite::Rejected,
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(errno).step("write to the TUN"),
+            };
+            return Ok(outcome);
+        }
+    }
+
+    /// Takes the queue out of the device's flow hashing, until [`Self::attach`]: the other queues get
+    /// its flows. What is written to it still passes.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn detach(&self) -> Result<()> {
+        self.set_queue(libc::IFF_DETACH_QUEUE, "detach the TUN queue")
+    }
+
+    /// Puts a detached queue back.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn attach(&self) -> Result<()> {
+        self.set_queue(libc::IFF_ATTACH_QUEUE, "attach the TUN queue")
+    }
+
+    fn set_queue(&self, flag: libc::c_int, step: &'static str) -> Result<()> {
+        let request = InterfaceRequest {
+            name: [0; libc::IFNAMSIZ],
+            flags: flags(flag),
+            rest: [0; 22],
+        };
+        let fd = self.fd.as_raw_fd();
+        // SAFETY: TUNSETQUEUE reads a struct ifreq, which InterfaceRequest is as large as.
+        check(unsafe { libc::ioctl(fd, libc::TUNSETQUEUE as _, &raw const request) })
+            .step(step)
+            .map(drop)
+    }
+}
+
+impl AsFd for TunQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // 16 bits in struct ifreq
+fn flags(flags: libc::c_int) -> u16 {
+    flags as u16
+}
+
+/// Sets what the kernel has of the wanted offloads, trying less and less, and says what is on.
+fn set_offloads(fd: BorrowedFd<'_>, wanted: TunOffloads) -> Result<TunOffloads> {
+    let wanted = sensible(wanted);
+    let without_uso = wanted - TunOffloads::USO;
+    let tries = [
+        wanted,
+        without_uso,
+        without_uso - TunOffloads::TSO_ECN,
+        without_uso - TunOffloads::TSO,
+        TunOffloads::empty(),
+    ];
+    let mut last = Errno::INVAL;
+    for offloads in tries {
+        // SAFETY: TUNSETOFFLOAD takes a number for its argument, no pointer.
+        let returned = unsafe {
+            libc::ioctl(
+                fd.as_raw_fd(),
+                libc::TUNSETOFFLOAD as _,
+                libc::c_ulong::from(offloads.bits()),
+            )
+        };
+        match check(returned) {
+            Ok(_) => return Ok(offloads),
+            Err(errno) => last = errno,
+        }
+    }
+    Err(last).step("TUNSETOFFLOAD")
+}
+
+/// Leaves out what the kernel would refuse for want of another: all without CSUM, CWR without TCP,
+/// one USO without the other.
+fn sensible(wanted: TunOffloads) -> TunOffloads {
+    let mut wanted = wanted;
+    if !wanted.contains(TunOffloads::CSUM) {
+        return TunOffloads::empty();
+    }
+    if !wanted.intersects(TunOffloads::TSO4 | TunOffloads::TSO6) {
+        wanted -= TunOffloads::TSO_ECN;
+    }
+    if !wanted.contains(TunOffloads::USO) {
+        wanted -= TunOffloads::USO;
+    }
+    wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_request_is_as_large_as_the_kernels() {
+        assert!(size_of::<InterfaceRequest>() >= size_of::<libc::ifreq>());
+    }
+
+    #[test]
+    fn offloads_that_need_another_go_with_it() {
+        let (csum, tso4) = (TunOffloads::CSUM, TunOffloads::TSO4);
+        for (wanted, sensible_of_them) in [
+            (TunOffloads::all(), TunOffloads::all()),
+            (TunOffloads::TSO, TunOffloads::empty()),
+            (csum | TunOffloads::TSO_ECN, csum),
+            (csum | TunOffloads::USO6, csum),
+            (csum | tso4 | TunOffloads::USO4, csum | tso4),
+        ] {
+            assert_eq!(sensible(wanted), sensible_of_them, "{wanted:?}");
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! UDP sockets with segmentation offload (`UDP_SEGMENT`, `UDP_GRO`), one for each worker.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{SocketType, ipproto, sockopt};
+
+use super::bpf;
+use super::error::{Errno, Error, Result, Step};
+use super::message::Transmit;
+use super::recv::{RecvArena, RecvMeta};
+use super::send::{SendArena, SendOutcome, send_one};
+use super::sockopt::{self as options, SocketOptions};
+
+pub use super::sockopt::path_mtu;
+
+/// The most payload of one GSO send over IPv4. With more the packet is larger than the 64 KiB that
+/// network devices take whole: the kernel would split it in software, without a word.
+pub const MAX_GSO_PAYLOAD_V4: usize = 65_493;
+/// The same over IPv6, whose header is 20 bytes longer.
+pub const MAX_GSO_PAYLOAD_V6: usize = 65_473;
+
+/// `UDP_MAX_SEGMENTS` of kernels from 6.9 on.
+const MAX_SEGMENTS: usize = 128;
+/// `UDP_MAX_SEGMENTS` of older kernels.
+const MAX_SEGMENTS_BEFORE_6_9: usize = 64;
+
+/// Which offloads are wanted of a socket; what the kernel gave is told by the socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UdpOffloads {
+    /// Send runs of equal-sized datagrams in one call (`UDP_SEGMENT`).
+    pub gso: bool,
+    /// Receive runs of datagrams as one (`UDP_GRO`).
+    pub gro: bool,
+}
+
+/// A bound, nonblocking UDP socket.
+#[derive(Debug)]
+pub struct UdpSocket {
+    fd: OwnedFd,
+    ipv4: bool,
+    max_segments: usize,
+    gro: bool,
+}
+
+impl UdpSocket {
+    /// Binds `count` sockets to one address and port, steered by SPI modulo `count`: the socket of
+    /// index i gets the packets whose SPI modulo `count` is i (see [`bpf::steer_by_spi`]).
+    ///
+    /// The order is the kernel's for as long as no socket of the group is closed, so keep all of them
+    /// open until the last goes.
+    ///
+    /// # Errors
+    /// The kernel's: EADDRINUSE also where another program shares the port by `SO_REUSEPORT`.
+    pub fn bind_group(
+        options: &SocketOptions,
+        wanted: UdpOffloads,
+        count: u32,
+    ) -> Result<Vec<Self>> {
+        if options.local.port() != 0 {
+            // SO_REUSEPORT would join a stranger's group and lose packets to it.
+            let probe = options::open(options, SocketType::DGRAM, ipproto::UDP)?;
+            rustix::net::bind(&probe, &options.local).step("bind")?;
+        }
+        let mut options = *options;
+        let mut group = Vec::new();
+        for _ in 0..count {
+            let socket = Self::bind(&options, wanted)?;
+            // Of port 0 the first one chooses.
+            options.local = socket.local()?;
+            group.push(socket);
+        }
+        if let [first, _, ..] = &group[..] {
+            bpf::steer_by_spi(first, count)?;
+        }
+        Ok(group)
+    }
+
+    fn bind(options: &SocketOptions, wanted: UdpOffloads) -> Result<Self> {
+        let fd = options::open(options, SocketType::DGRAM, ipproto::UDP)?;
+        sockopt::set_socket_reuseport(&fd, true).step("SO_REUSEPORT")?;
+        rustix::net::bind(&fd, &options.local).step("bind")?;
+        let max_segments = if wanted.gso {
+            probe_segments(options.local.ip())?
+        } else {
+            1
+        };
+        let gro =
+            wanted.gro && options::set_u32(fd.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
+        Ok(Self {
+            fd,
+            ipv4: options.local.is_ipv4(),
+            max_segments,
+            gro,
+        })
+    }
+
+    /// The address and port that the socket is bound to.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn local(&self) -> Result<SocketAddr> {
+        let address = rustix::net::getsockname(&self.fd).step("getsockname")?;
+        SocketAddr::try_from(address).step("getsockname")
+    }
+
+    /// The most segments of one GSO send; 1 where the kernel has no UDP GSO or it isn't wanted.
+    #[must_use]
+    pub fn max_segments(&self) -> usize {
+        self.max_segments
+    }
+
+    /// Whether received datagrams come merged.
+    #[must_use]
+    pub fn gro(&self) -> bool {
+        self.gro
+    }
+
+    /// How many datagrams of `segment_size` bytes one send takes, at least 1. (A shorter one more may
+    /// fit at the end.)
+    #[must_use]
+    pub fn run_of(&self, segment_size: usize) -> usize {
+        let fit = self.max_payload() / segment_size.max(1);
+        fit.clamp(1, self.max_segments)
+    }
+
+    fn max_payload(&self) -> usize {
+        if self.ipv4 {
+            MAX_GSO_PAYLOAD_V4
+        } else {
+            MAX_GSO_PAYLOAD_V6
+        }
+    }
+
+    /// Sends a run of datagrams of `segment_size` bytes (the last may be shorter) in one call.
+    ///
+    /// A run has at most [`Self::max_segments`] datagrams and [`MAX_GSO_PAYLOAD_V4`] or
+    /// [`MAX_GSO_PAYLOAD_V6`] bytes.
+    ///
+    /// # Errors
+    /// `Argument` where the run is over the limits; the kernel's where the socket is unusable.
+    pub fn send_gso(&self, message: &Transmit<'_>) -> Result<SendOutcome> {
+        let (len, segment) = (message.payload.len(), usize::from(message.segment_size));
+        let is_run = segment != 0 && segment < len;
+        if is_run && (len > self.max_payload() || len.div_ceil(segment) > self.max_segments) {
+            return Err(Error::Argument(
+                "a GSO send is over the segments or bytes that the kernel takes",
+            ));
+        }
+        send_one(self.fd.as_fd(), message)
+    }
+
+    /// Sends as many messages as the arena has room for and the kernel takes, in one call. Each may
+    /// be a run of its own.
+    ///
+    /// # Errors
+    /// The kernel's where the socket is unusable.
+    pub fn send_batch<'a>(
+        &self,
+        arena: &mut SendArena,
+        messages: impl IntoIterator<Item = Transmit<'a>>,
+    ) -> Result<SendOutcome> {
+        arena.send(self.fd.as_fd(), messages)
+    }
+
+    /// Receives into as many buffers as there are and the arena has room for, in one call.
+    ///
+    /// Gives what came in, in the order of the buffers; nothing where nothing waits. A buffer should
+    /// have 65,535 bytes where GRO is on.
+    ///
+    /// # Errors
+    /// The kernel's where the socket is unusable.
+    pub fn recv_batch<'r, 'b>(
+        &self,
+        arena: &'r mut RecvArena,
+        buffers: impl IntoIterator<Item = &'b mut [u8]>,
+    ) -> Result<&'r [RecvMeta]> {
+        arena.recv(self.fd.as_fd(), buffers)
+    }
+
+    /// Lets the kernel fragment what is sent from now on (transport mode's large datagrams), or not.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_may_fragment(&self, may: bool) -> Result<()> {
+        options::set_may_fragment(self.fd.as_fd(), self.ipv4, may)
+    }
+}
+
+impl AsFd for UdpSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Finds how many segments the kernel takes, by a send from a socket to itself.
+///
+/// The kernel checks the count after the route and before the device, so it needs no more than a
+/// local address. Where there is none yet, the older limit is taken.
+fn probe_segments(local: IpAddr) -> Result<usize> {
+    let ip = match local {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    let options = SocketOptions {
+        local: SocketAddr::new(ip, 0),
+        mark: 0,
+        buffer: 0,
+        busy_poll_us: 0,
+    };
+    let fd = options::open(&options, SocketType::DGRAM, ipproto::UDP)?;
+    if options::set_u32(fd.as_fd(), libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_err() {
+        return Ok(1);
+    }
+    rustix::net::bind(&fd, &options.local).step("bind")?;
+    let address = rustix::net::getsockname(&fd).step("getsockname")?;
+    let message = Transmit {
+        dst: SocketAddr::try_from(address).step("getsockname")?,
+        payload: &[0; MAX_SEGMENTS],
+        segment_size: 1,
+        tos: 0,
+    };
+    Ok(match send_one(fd.as_fd(), &message)? {
+        SendOutcome::Sent(_) | SendOutcome::Lost(Errno::NETDOWN) => MAX_SEGMENTS,
+        _ => MAX_SEGMENTS_BEFORE_6_9,
+    })
+}
