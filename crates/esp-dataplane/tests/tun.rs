@@ -1,0 +1,407 @@
+//! TUN queues: super-packets of the kernel's own TCP and UDP, carried from one TUN to another.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::cast_possible_truncation
+)]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{IoSlice, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+
+use common::{ALL, NONE, Netns, PATIENCE, address, ip, pattern, readable, receive_udp, udp};
+use esp_dataplane::sys::poll::{Events, Interest, Poller, Waker};
+use esp_dataplane::sys::tun::{MAX_PACKET, TunOffloads, TunQueue, TunRead, TunWrite};
+use esp_dataplane::sys::vnet::{
+    GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, VnetFlags, VnetHdr,
+};
+use esp_dataplane::sys::{Errno, Error, SendArena, SendOutcome, Transmit};
+
+const MTU: usize = 1400;
+
+/// A namespace with a TUN device of two addresses, the other end of which is `host ^ 3`.
+fn tun(host: u8, offloads: TunOffloads) -> (Netns, TunQueue) {
+    let netns = Netns::enter_new();
+    let queue = TunQueue::open("tun0", offloads).unwrap();
+    up(host);
+    (netns, queue)
+}
+
+fn up(host: u8) {
+    ip(&format!("address add 192.0.2.{host}/24 dev tun0"));
+    ip(&format!("address add 2001:db8::{host}/64 dev tun0 nodad"));
+    ip(&format!("link set tun0 up mtu {MTU}"));
+}
+
+/// Reads what the test made the kernel send, not what it says of its own accord (MLD, RS).
+fn read(queue: &TunQueue, buffer: &mut [u8]) -> (VnetHdr, usize) {
+    loop {
+        assert!(readable(queue, PATIENCE), "no packet came");
+        let TunRead::Packet(header, len) = queue.read(buffer).unwrap() else {
+            panic!("readable and nothing to read")
+        };
+        if !is_chatter(&buffer[..len]) {
+            return (header, len);
+        }
+    }
+}
+
+fn is_chatter(packet: &[u8]) -> bool {
+    packet[0] >> 4 == 6 && matches!(packet[6], 0 | 58)
+}
+
+/// Carries packets between two queues, header and all, until woken; gives what they were.
+fn carry(queues: [&TunQueue; 2], stop: &Waker) -> Vec<(VnetHdr, usize)> {
+    let poller = Poller::new().unwrap();
+    for (token, queue) in (0..).zip(queues) {
+        poller.add(queue, token, Interest::READ).unwrap();
+    }
+    poller.add(stop, 2, Interest::READ).unwrap();
+    let (mut events, mut buffer) = (Events::new(3), vec![0; MAX_PACKET]);
+    let mut carried = Vec::new();
+    loop {
+        poller.wait(&mut events, Some(PATIENCE)).unwrap();
+        for event in events.iter() {
+            let from = event.token as usize;
+            if from == 2 {
+                return carried;
+            }
+            while let TunRead::Packet(header, len) = queues[from].read(&mut buffer).unwrap() {
+                let written = queues[1 - from].write(&header, &buffer[..len]);
+                assert_eq!(written, Ok(TunWrite::Written));
+                if !is_chatter(&buffer[..len]) {
+                    carried.push((header, len));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn tcp_super_packets_pass_from_tun_to_tun() {
+    let (left, left_tun) = tun(1, TunOffloads::all());
+    let (right, right_tun) = tun(2, TunOffloads::all());
+    for (host, gso_type) in [("192.0.2.2", GSO_TCPV4), ("2001:db8::2", GSO_TCPV6)] {
+        let data = pattern(2 << 20);
+        right.enter();
+        let listener = TcpListener::bind((host, 0)).unwrap();
+        left.enter();
+        let stop = Waker::new().unwrap();
+        let carried = std::thread::scope(|scope| {
+            let carrier = scope.spawn(|| carry([&left_tun, &right_tun], &stop));
+            scope.spawn(|| {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut got = Vec::new();
+                stream.read_to_end(&mut got).unwrap();
+                stream.write_all(&got).unwrap();
+            });
+            let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.write_all(&data).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            let mut back = Vec::new();
+            stream.read_to_end(&mut back).unwrap();
+            assert_eq!(back.len(), data.len());
+            assert!(back == data, "other bytes came back");
+            stop.wake().unwrap();
+            carrier.join().unwrap()
+        });
+        let supers: Vec<_> = carried
+            .iter()
+            .filter(|(header, _)| header.gso_type & !GSO_ECN == gso_type)
+            .collect();
+        assert!(!supers.is_empty());
+        for (header, len) in &supers {
+            assert!(header.flags.contains(VnetFlags::NEEDS_CSUM));
+            assert_eq!(header.csum_offset, 16);
+            let headers = usize::from(header.hdr_len);
+            assert!(headers + usize::from(header.gso_size) <= MTU);
+            assert!(*len > headers + usize::from(header.gso_size));
+        }
+        let longest = supers.iter().map(|(_, len)| *len).max();
+        assert!(longest > Some(16_000), "{longest:?}");
+        // 4 MiB in packets of the MTU would be 3000 and their acknowledgements.
+        assert!(carried.len() < 2000, "{} packets", carried.len());
+    }
+}
+
+#[test]
+fn udp_super_packets_pass_from_tun_to_tun() {
+    let (left, left_tun) = tun(1, TunOffloads::all());
+    let (right, right_tun) = tun(2, TunOffloads::all());
+    assert!(left_tun.offloads().contains(TunOffloads::USO));
+    for (from, to) in [
+        ("192.0.2.1:0", "192.0.2.2:0"),
+        ("[2001:db8::1]:0", "[2001:db8::2]:0"),
+    ] {
+        right.enter();
+        let receiver = udp(to, ALL);
+        left.enter();
+        let sender = udp(from, ALL);
+        let payload = pattern(30 * 1200 + 77);
+        let message = Transmit {
+            dst: address(&receiver),
+            payload: &payload,
+            segment_size: 1200,
+            tos: 0,
+        };
+        assert_eq!(sender.send_gso(&message), Ok(SendOutcome::Sent(1)));
+        let mut buffer = vec![0; MAX_PACKET];
+        let (header, len) = read(&left_tun, &mut buffer);
+        assert_eq!((header.gso_type, header.gso_size), (GSO_UDP_L4, 1200));
+        assert_eq!(header.csum_offset, 6);
+        assert!(len > payload.len());
+        // In pieces, as merged packets are written: the kernel takes it for the same.
+        let bytes = header.to_bytes();
+        let pieces = buffer[..len].chunks(1000).map(IoSlice::new);
+        let parts: Vec<_> = [IoSlice::new(&bytes)].into_iter().chain(pieces).collect();
+        assert_eq!(right_tun.write_parts(&parts), Ok(TunWrite::Written));
+        let got = receive_udp(&receiver, 1);
+        assert_eq!(got[0].1, payload);
+        assert_eq!(got[0].0.segment_size, 1200);
+    }
+}
+
+#[test]
+fn without_offloads_packets_come_whole_and_no_larger_than_the_mtu() {
+    let (_netns, queue) = tun(1, TunOffloads::empty());
+    assert_eq!(queue.offloads(), TunOffloads::empty());
+    let sender = udp("192.0.2.1:0", ALL);
+    let payload = pattern(3 * 1000);
+    let message = Transmit {
+        dst: "192.0.2.2:9".parse().unwrap(),
+        payload: &payload,
+        segment_size: 1000,
+        tos: 0,
+    };
+    // The card has no checksum offload: older kernels say so, newer ones do without.
+    let outcome = sender.send_gso(&message).unwrap();
+    if outcome == SendOutcome::NoOffload {
+        let messages = payload.chunks(1000).map(|payload| Transmit {
+            payload,
+            segment_size: 0,
+            ..message
+        });
+        let outcome = sender.send_batch(&mut SendArena::new(3), messages);
+        assert_eq!(outcome, Ok(SendOutcome::Sent(3)));
+    } else {
+        assert_eq!(outcome, SendOutcome::Sent(1));
+    }
+    let mut buffer = vec![0; MAX_PACKET];
+    for sent in payload.chunks(1000) {
+        let (header, len) = read(&queue, &mut buffer);
+        assert_eq!(header, VnetHdr::default());
+        assert_eq!((header.gso_type, len), (GSO_NONE, 1028));
+        assert_eq!(&buffer[28..len], sent);
+        assert_eq!(checksum_of_udp(&buffer[..len]), 0xffff);
+    }
+}
+
+/// RFC 768 over an IPv4 packet, its own checksum included: 0xffff where that is right.
+fn checksum_of_udp(packet: &[u8]) -> u16 {
+    let pseudo = [0, 17, 0, 0].iter().chain(&packet[12..20]);
+    let mut bytes: Vec<u8> = pseudo.chain(&packet[20..]).copied().collect();
+    let len = (packet.len() - 20) as u16;
+    bytes[2..4].copy_from_slice(&len.to_be_bytes());
+    let words = bytes.chunks_exact(2);
+    let sum: u32 = words
+        .map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])))
+        .sum();
+    (sum + (sum >> 16)) as u16
+}
+
+#[test]
+fn only_the_wanted_offloads_are_on() {
+    let _netns = Netns::enter_new();
+    for (name, wanted, on) in [
+        ("a", TunOffloads::all(), TunOffloads::all()),
+        ("b", TunOffloads::CSUM, TunOffloads::CSUM),
+        (
+            "c",
+            TunOffloads::CSUM | TunOffloads::TSO,
+            TunOffloads::CSUM | TunOffloads::TSO,
+        ),
+        ("d", TunOffloads::TSO, TunOffloads::empty()),
+    ] {
+        let queue = TunQueue::open(name, wanted).unwrap();
+        assert_eq!((queue.name(), queue.offloads()), (name, on));
+    }
+}
+
+#[test]
+fn a_packet_for_an_interface_that_is_down_is_lost_and_later_ones_pass() {
+    let (_netns, queue) = tun(1, TunOffloads::all());
+    let receiver = udp("192.0.2.1:7", NONE);
+    // Made by hand: the kernel checks the IPv4 header's sum, and takes a UDP checksum of zero.
+    let mut packet = vec![0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0];
+    packet.extend([192, 0, 2, 2, 192, 0, 2, 1]);
+    packet.extend([0, 9, 0, 7, 0, 12, 0, 0]);
+    packet.extend(b"ping");
+    let words = packet[..20].chunks_exact(2);
+    let sum: u32 = words
+        .map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])))
+        .sum();
+    let sum = !((sum + (sum >> 16)) as u16);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    let header = VnetHdr::default();
+    ip("link set tun0 down");
+    assert_eq!(queue.write(&header, &packet), Ok(TunWrite::Down));
+    // What waits already can still be read; after it there is nothing, and no error.
+    while let TunRead::Packet(..) = queue.read(&mut [0; 2000]).unwrap() {}
+    assert_eq!(queue.read(&mut [0; 2000]), Ok(TunRead::WouldBlock));
+    ip("link set tun0 up");
+    assert_eq!(queue.write(&header, &packet), Ok(TunWrite::Written));
+    assert_eq!(receive_udp(&receiver, 1)[0].1, b"ping");
+}
+
+#[test]
+fn a_queue_of_a_deleted_device_is_gone() {
+    let (_netns, queue) = tun(1, TunOffloads::all());
+    ip("link delete tun0");
+    assert_eq!(queue.read(&mut [0; 2000]), Ok(TunRead::Gone));
+    assert_eq!(
+        queue.write(&VnetHdr::default(), &[0x45; 40]),
+        Ok(TunWrite::Gone)
+    );
+    // A worker that sleeps learns of it.
+    assert!(readable(&queue, PATIENCE));
+}
+
+#[test]
+fn a_detached_queue_gets_no_packets_until_it_is_attached() {
+    let (_netns, first) = tun(1, TunOffloads::all());
+    let second = TunQueue::open("tun0", TunOffloads::all()).unwrap();
+    let packets_of_32_flows = |queue: &TunQueue| {
+        for sender in (0..32).map(|_| udp("192.0.2.1:0", NONE)) {
+            let message = Transmit {
+                dst: "192.0.2.2:9".parse().unwrap(),
+                payload: b"flow",
+                segment_size: 0,
+                tos: 0,
+            };
+            assert_eq!(sender.send_gso(&message), Ok(SendOutcome::Sent(1)));
+        }
+        let mut buffer = vec![0; MAX_PACKET];
+        let mut count = 0;
+        while let TunRead::Packet(_, len) = queue.read(&mut buffer).unwrap() {
+            count += usize::from(!is_chatter(&buffer[..len]));
+        }
+        count
+    };
+    second.detach().unwrap();
+    assert_eq!(packets_of_32_flows(&first), 32);
+    assert_eq!(second.read(&mut [0; 2000]), Ok(TunRead::WouldBlock));
+    let written = second.write(&VnetHdr::default(), &[0x45; 40]);
+    assert_eq!(written, Ok(TunWrite::Written));
+    let again = second.detach().unwrap_err();
+    assert_eq!(again.errno(), Some(Errno::INVAL));
+    second.attach().unwrap();
+    assert!(packets_of_32_flows(&first) < 32);
+    assert!(packets_of_32_flows(&second) > 0);
+}
+
+#[test]
+fn what_is_no_ip_packet_or_belies_its_header_is_rejected() {
+    let (_netns, queue) = tun(1, TunOffloads::all());
+    let write = |header: VnetHdr, packet: &[u8]| queue.write(&header, packet).unwrap();
+    let plain = VnetHdr::default();
+    for packet in [&[][..], &[0x00; 40], &[0xff; 40], &[0x15]] {
+        assert_eq!(write(plain, packet), TunWrite::Rejected, "{packet:?}");
+    }
+    let impossible = [
+        VnetHdr {
+            gso_type: GSO_TCPV4,
+            ..plain
+        },
+        VnetHdr {
+            gso_type: 0x7e,
+            gso_size: 10,
+            ..plain
+        },
+        VnetHdr {
+            hdr_len: 100,
+            ..plain
+        },
+        VnetHdr {
+            flags: VnetFlags::NEEDS_CSUM,
+            csum_start: 39,
+            csum_offset: 16,
+            ..plain
+        },
+    ];
+    for header in impossible {
+        assert_eq!(write(header, &[0x45; 40]), TunWrite::Rejected, "{header:?}");
+    }
+    // None of them hurt the queue.
+    let len = queue.read(&mut [0; 2000]);
+    assert!(matches!(len, Ok(TunRead::WouldBlock | TunRead::Packet(..))));
+}
+
+#[test]
+fn flows_spread_over_the_queues_and_each_stays_in_its_own() {
+    let (_netns, first) = tun(1, TunOffloads::all());
+    let second = TunQueue::open("tun0", TunOffloads::all()).unwrap();
+    let mut queues_of: BTreeMap<u16, BTreeSet<usize>> = BTreeMap::new();
+    let senders: Vec<_> = (0..32).map(|_| udp("192.0.2.1:0", NONE)).collect();
+    for round in 0..3 {
+        for sender in &senders {
+            let message = Transmit {
+                dst: "192.0.2.2:9".parse().unwrap(),
+                payload: &[round; 4],
+                segment_size: 0,
+                tos: 0,
+            };
+            assert_eq!(sender.send_gso(&message), Ok(SendOutcome::Sent(1)));
+        }
+    }
+    let mut buffer = vec![0; MAX_PACKET];
+    for (index, queue) in [&first, &second].into_iter().enumerate() {
+        while let TunRead::Packet(_, len) = queue.read(&mut buffer).unwrap() {
+            if !is_chatter(&buffer[..len]) {
+                let port = u16::from_be_bytes([buffer[20], buffer[21]]);
+                queues_of.entry(port).or_default().insert(index);
+            }
+        }
+    }
+    let ports: BTreeSet<_> = senders.iter().map(|s| address(s).port()).collect();
+    assert!(queues_of.keys().eq(&ports), "a flow was lost");
+    assert!(queues_of.values().all(|queues| queues.len() == 1));
+    let used: BTreeSet<_> = queues_of.values().flatten().collect();
+    assert_eq!(used.len(), 2);
+}
+
+#[test]
+fn the_device_goes_with_its_last_queue() {
+    let (_netns, first) = tun(1, TunOffloads::all());
+    let second = TunQueue::open("tun0", TunOffloads::all()).unwrap();
+    drop(first);
+    assert_eq!(second.read(&mut [0; 10]), Ok(TunRead::WouldBlock));
+    drop(second);
+    let listed = std::process::Command::new("ip")
+        .args(["link", "show", "tun0"])
+        .output();
+    assert!(!listed.unwrap().status.success());
+}
+
+#[test]
+fn a_device_that_cannot_have_queues_and_a_bad_name_are_refused() {
+    let _netns = Netns::enter_new();
+    ip("tuntap add single mode tun");
+    let refused = TunQueue::open("single", TunOffloads::all()).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "TUNSETIFF: Invalid argument (os error 22)"
+    );
+    ip("tuntap add many mode tun multi_queue");
+    TunQueue::open("many", TunOffloads::all()).unwrap();
+    for name in ["", "sixteen-letters-"] {
+        let refused = TunQueue::open(name, TunOffloads::all());
+        assert!(matches!(refused, Err(Error::Argument(_))));
+    }
+    TunQueue::open("fifteen-letters", TunOffloads::all()).unwrap();
+    let slash = TunQueue::open("a/b", TunOffloads::all()).unwrap_err();
+    assert_eq!(slash.errno(), Some(Errno::INVAL));
+}
