@@ -17,12 +17,13 @@ from esp_gw.engine.base import EngineFailed, HardExpired, LeaseLow, PathMtuChang
 from esp_gw.errors import EngineError, KeyReuseError, LedgerError, NetworkError
 from esp_gw.gateway import Gateway
 from esp_gw.ledger import LEASE_ESN, Ledger
-from esp_gw.model import Desired, Direction, Sa
+from esp_gw.model import Desired, Direction, Lease, Sa
 from esp_gw.sequences import Sequences
 
 OUT = make_sa("t/out", Direction.OUTBOUND, 0x1001, pair="t/in")
 IN = make_sa("t/in", Direction.INBOUND, 0x1002, pair="t/out")
 MORE = make_sa("m/out", Direction.OUTBOUND, 0x1003, selector("10.1.9.0/24", "10.2.9.0/24"))
+FRESH = replace(OUT, keymat=replace(OUT.keymat, salt=b"othr"))
 ONE = desired((OUT, IN), (protect("t", "t/out", *OUT.selectors),))
 TWO = desired((OUT, IN, MORE), (*ONE.policies, protect("m", "m/out", *MORE.selectors)))
 
@@ -175,7 +176,7 @@ async def test_a_lease_that_is_low_is_extended_where_it_ends(rig: Rig) -> None:
 
 
 async def test_a_lease_is_asked_for_until_the_ledger_gives_it(
-    rig: Rig, caplog: pytest.LogCaptureFixture
+    rig: Rig,
 ) -> None:
     away = rig.path.with_name("away")
     rig.path.rename(away)
@@ -188,10 +189,26 @@ async def test_a_lease_is_asked_for_until_the_ledger_gives_it(
     assert lease.first == LEASE_ESN + 1
 
 
-async def test_a_lease_for_an_sa_that_was_removed_meanwhile_goes_to_nobody(rig: Rig) -> None:
+@pytest.mark.parametrize("sas", [(IN,), (FRESH, IN)], ids=["removed", "replaced"])
+async def test_a_lease_that_comes_after_its_sa_has_gone_is_given_to_nobody(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, sas: tuple[Sa, ...]
+) -> None:
+    written = asyncio.Event()
+    lease = Sequences.lease
+
+    async def slow(sequences: Sequences, sa: Sa) -> Lease:
+        result = await lease(sequences, sa)
+        if sa == OUT:
+            await written.wait()
+        return result
+
+    monkeypatch.setattr(Sequences, "lease", slow)
     rig.engine.tell(LeaseLow("t/out"))
-    await rig.gateway.apply(desired((IN,)))
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0)
+    await rig.gateway.apply(desired(sas))
+    written.set()
+    await asyncio.sleep(0.02)
+    # It is one of another key, too: with the new one its numbers are on no disk.
     assert rig.engine.extensions == []
 
 
@@ -205,16 +222,17 @@ async def test_what_is_left_of_a_lease_is_given_back_at_the_end(
     assert again.engine.leases["t/out"].first == 501
 
 
+@pytest.mark.parametrize("used", [LEASE_ESN - 10, LEASE_ESN, LEASE_ESN + 10])
 async def test_what_is_left_of_an_extended_lease_is_given_back_too(
-    rig: Rig, make_rig: MakeRig
+    rig: Rig, make_rig: MakeRig, used: int
 ) -> None:
     rig.engine.tell(LeaseLow("t/out"))
     await until(lambda: rig.engine.extensions)
-    rig.engine.used["t/out"] = LEASE_ESN + 10
+    rig.engine.used["t/out"] = used
     await rig.gateway.stop()
     again = make_rig()
     await again.gateway.start(ONE)
-    assert again.engine.leases["t/out"].first == LEASE_ESN + 11
+    assert again.engine.leases["t/out"].first == used + 1
 
 
 async def test_no_number_is_given_out_twice_however_an_sa_changes(rig: Rig) -> None:
