@@ -1,0 +1,291 @@
+"""What the control socket offers, over a gateway with a data plane and a kernel made of values."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fakes import MACHINE, FakeEngine, FakeNetlink
+
+from esp_gw import sequences as sequences_module
+from esp_gw.config import load_config
+from esp_gw.control.protocol import PREFIX
+from esp_gw.control.server import Peer
+from esp_gw.errors import ConfigError, ControlError, EspGwError, NetworkError
+from esp_gw.gateway import Gateway
+from esp_gw.ledger import Ledger
+from esp_gw.provision import make_pair
+from esp_gw.sequences import Sequences
+from esp_gw.service import Service
+from esp_gw.store import Store
+
+ROOT, OTHER = Peer(1, 0, 0), Peer(2, 1000, 1000)
+
+
+def sa(number: int, **fields: object) -> dict[str, object]:
+    """The parameters of an outbound SA to 10.100+N.0.0/16."""
+    return {
+        "name": f"n{number}",
+        "direction": "outbound",
+        "spi": 0x8000 + number,
+        "local": "192.0.2.1",
+        "remote": "192.0.2.2",
+        "local_ts": ["10.1.0.0/24"],
+        "remote_ts": [f"10.{100 + number}.0.0/16"],
+        "suite": "aes128gcm16",
+        "key": f"{number:040x}",
+        **fields,
+    }
+
+
+def policy(number: int, **fields: object) -> dict[str, object]:
+    return {
+        "name": f"p{number}",
+        "action": "discard",
+        "remote_ts": [f"10.{100 + number}.0.0/16"],
+        **fields,
+    }
+
+
+class Rig:
+    def __init__(self, folder: Path) -> None:
+        self.config = folder / "init" / "pi-a" / "gateway.yaml"
+        self.store = Store(folder / "added.json")
+        self.ledger = folder / "ledger.db"
+        self.engine, self.netlink = FakeEngine(), FakeNetlink()
+        self.gateway = Gateway(self.engine, self.netlink, Sequences(self.ledger), self._on_failure)
+
+    async def start(self) -> None:
+        self.service = Service(self.gateway, self.config, load_config(self.config), self.store)
+        await self.gateway.start(self.service.desired())
+
+    def _on_failure(self, reason: str) -> None:
+        raise AssertionError(reason)
+
+    async def call(self, method: str, peer: Peer = ROOT, /, **parameters: object) -> dict[str, Any]:
+        return await self.service.handlers()[PREFIX + method](dict(parameters), peer)
+
+    def edit(self, change: Callable[[dict[str, Any]], object]) -> None:
+        document = yaml.safe_load(self.config.read_text())
+        change(document)
+        self.config.write_text(yaml.safe_dump(document))
+
+    async def warnings(self) -> list[str]:
+        status = await self.call("GetStatus")
+        return [text for text in status["warnings"] if "added by the CLI" in text]
+
+    def names(self) -> set[str]:
+        assert set(self.engine.sas) == {sa.name for sa in self.gateway.sas}
+        return set(self.engine.sas) - {"pi-b/out", "pi-b/in"}
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    monkeypatch.setattr(sequences_module, "machine_identity", lambda: MACHINE)
+    make_pair(
+        tmp_path / "init",
+        local=ip_address("192.0.2.1"),
+        remote=ip_address("192.0.2.2"),
+        local_nets=[ip_network("10.1.0.0/24")],
+        remote_nets=[ip_network("10.2.0.0/24")],
+    )
+    Ledger.create(tmp_path / "ledger.db", MACHINE)
+    rig = Rig(tmp_path)
+    await rig.start()
+    return rig
+
+
+async def restarted(rig: Rig) -> Rig:
+    await rig.gateway.stop()
+    again = Rig(rig.ledger.parent)
+    await again.start()
+    return again
+
+
+async def test_additions_at_once_lose_none(rig: Rig) -> None:
+    numbers = range(1, 9)
+    await asyncio.gather(
+        *(rig.call("AddSa", **sa(number)) for number in numbers),
+        *(rig.call("AddPolicy", **policy(number)) for number in numbers),
+        rig.call("Reload"),
+    )
+    assert rig.names() == {f"n{number}" for number in numbers}
+    again = await restarted(rig)
+    assert again.names() == {f"n{number}" for number in numbers}
+    assert len(again.engine.policies) == 1 + len(numbers)
+
+
+async def test_the_same_addition_twice_at_once_is_there_once(rig: Rig) -> None:
+    results = await asyncio.gather(
+        *(rig.call("AddSa", **sa(1)) for _ in range(3)), return_exceptions=True
+    )
+    codes = [result.code for result in results if isinstance(result, ControlError)]
+    assert codes == ["AlreadyExists", "AlreadyExists"]
+    assert rig.names() == {"n1"}
+
+
+async def test_an_addition_that_contradicts_a_new_configuration_rests_until_it_fits(
+    rig: Rig,
+) -> None:
+    await rig.call("AddSa", **sa(1, direction="inbound"))
+    await rig.call("AddSa", **sa(2))
+    spi = load_config(rig.config).sas[1].spi
+    rig.edit(lambda config: config["tunnels"]["pi-b"]["inbound"].update(spi=0x8001))
+    await rig.call("Reload")
+    assert rig.names() == {"n2"}
+    (warning,) = await rig.warnings()
+    assert "'n1'" in warning
+    again = await restarted(rig)
+    assert again.names() == {"n2"}
+    assert await again.warnings() == [warning]
+    again.edit(lambda config: config["tunnels"]["pi-b"]["inbound"].update(spi=spi))
+    await again.call("Reload")
+    assert again.names() == {"n1", "n2"}
+    assert await again.warnings() == []
+
+
+async def test_a_policy_whose_place_is_gone_rests_until_it_is_back(rig: Rig) -> None:
+    await rig.call("AddPolicy", **policy(1, before="pi-b"))
+    await rig.call("AddPolicy", **policy(2, before="p1"))
+    assert [p.name for p in rig.engine.policies] == ["p2", "p1", "pi-b"]
+    text = rig.config.read_text()
+    rig.edit(lambda config: config.update(tunnels={}))
+    await rig.call("Reload")
+    assert rig.engine.policies == ()
+    assert len(await rig.warnings()) == 2
+    rig.config.write_text(text)
+    await rig.call("Reload")
+    assert [p.name for p in rig.engine.policies] == ["p2", "p1", "pi-b"]
+    assert await rig.warnings() == []
+
+
+async def test_an_addition_that_contradicts_what_is_there_is_refused(rig: Rig) -> None:
+    await rig.call("AddSa", **sa(1))
+    before = rig.store.path.read_bytes()
+    for wrong in (sa(2, key=f"{1:040x}"), sa(2, spi=0x8001)):
+        with pytest.raises(ControlError) as error:
+            await rig.call("AddSa", **wrong)
+        assert error.value.code == "Refused"
+    assert rig.names() == {"n1"}
+    assert rig.store.path.read_bytes() == before
+
+
+async def test_an_addition_that_can_not_be_kept_is_taken_back(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.call("AddSa", **sa(1))
+    before = (dict(rig.engine.sas), rig.netlink.network)
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("esp_gw.store.replace", full)
+    for method, fields in (("AddSa", sa(2)), ("AddPolicy", policy(2)), ("DeleteSa", sa(1))):
+        with pytest.raises(EspGwError, match="No space left"):
+            await rig.call(method, **fields)
+        assert rig.netlink.network == before[1]
+        assert rig.engine.sas == before[0]
+    monkeypatch.undo()
+    monkeypatch.setattr(sequences_module, "machine_identity", lambda: MACHINE)
+    await rig.call("AddSa", **sa(2))
+    assert rig.names() == {"n1", "n2"}
+
+
+async def test_an_addition_that_the_kernel_refuses_is_neither_there_nor_kept(rig: Rig) -> None:
+    await rig.call("AddSa", **sa(1))
+    kept, network = rig.store.path.read_bytes(), rig.netlink.network
+    rig.netlink.fail_at(1)
+    with pytest.raises(NetworkError):
+        await rig.call(
+            "AddPolicy", **policy(1, action="protect", sa="n1", local_ts=["10.1.0.0/24"])
+        )
+    assert rig.netlink.network == network
+    assert rig.store.path.read_bytes() == kept
+    assert [p.name for p in rig.engine.policies] == ["pi-b"]
+
+
+async def test_a_broken_configuration_changes_nothing(rig: Rig) -> None:
+    await rig.call("AddSa", **sa(1))
+    before = (dict(rig.engine.sas), rig.netlink.network, rig.engine.policies)
+    good = rig.config.read_text()
+    for text in (good + "\ncolour: blue\n", "[", good.replace("192.0.2.2", "nowhere")):
+        rig.config.write_text(text)
+        with pytest.raises(ConfigError):
+            await rig.call("Reload")
+        assert (rig.engine.sas, rig.netlink.network, rig.engine.policies) == before
+    rig.config.write_text(good)
+    assert (await rig.call("Reload"))["changes"] == []
+
+
+async def test_everything_can_be_read_in_the_middle_of_a_reload(rig: Rig) -> None:
+    text = rig.config.read_text()
+    for _ in range(3):
+        rig.edit(lambda config: config.update(tunnels={}))
+        reload = asyncio.create_task(rig.call("Reload"))
+        while not reload.done():
+            for method in ("GetStatus", "ListSas", "ListPolicies", "ListTunnels", "GetStats"):
+                await rig.call(method)
+            await asyncio.sleep(0)
+        assert (await rig.call("ListTunnels"))["tunnels"] == []
+        rig.config.write_text(text)
+        await rig.call("Reload")
+        assert len((await rig.call("ListTunnels"))["tunnels"]) == 1
+
+
+async def test_keys_are_for_root_alone_and_nothing_else_shows_one(rig: Rig) -> None:
+    await rig.call("AddSa", **sa(1))
+    key = f"{1:040x}"
+    assert (await rig.call("GetSa", name="n1", reveal_keys=True))["sa"]["key"] == key
+    with pytest.raises(ControlError) as error:
+        await rig.call("GetSa", OTHER, name="n1", reveal_keys=True)
+    assert error.value.code == "PermissionDenied"
+    for asked in ("GetStatus", "ListSas", "ListPolicies", "ListTunnels", "GetStats"):
+        assert key not in str(await rig.call(asked))
+    assert "key" not in (await rig.call("GetSa", name="n1"))["sa"]
+    # Only true itself reveals: what a careless client sends for it doesn't.
+    assert "key" not in (await rig.call("GetSa", name="n1", reveal_keys=1))["sa"]
+
+
+async def test_a_deletion_stays_after_a_restart_and_the_key_goes_on(rig: Rig) -> None:
+    await rig.call("AddSa", **sa(1))
+    rig.engine.used["n1"] = 40
+    await rig.call("DeleteSa", name="n1")
+    again = await restarted(rig)
+    assert again.names() == set()
+    await again.call("AddSa", **sa(1, name="other", spi=0x9000))
+    assert again.engine.leases["other"].first == 41
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "code"),
+    [
+        ("DeleteSa", {"name": "nobody"}, "NotFound"),
+        ("DeleteSa", {"name": "pi-b/out"}, "Refused"),
+        ("DeleteSa", {}, "InvalidParameter"),
+        ("DeleteSa", {"name": ["n1"]}, "InvalidParameter"),
+        ("DeletePolicy", {"name": "nobody"}, "NotFound"),
+        ("DeletePolicy", {"name": "pi-b"}, "Refused"),
+        ("GetSa", {"name": "nobody"}, "NotFound"),
+        ("AddPolicy", policy(1, before="nobody"), "NotFound"),
+        ("AddPolicy", policy(1, action="protect", sa="nobody"), "Refused"),
+        ("AddPolicy", policy(1, name="pi-b"), "AlreadyExists"),
+        ("AddSa", sa(1, name="pi-b/out"), "AlreadyExists"),
+        ("AddSa", sa(1, key="00"), "InvalidParameter"),
+        ("AddSa", sa(1, colour="blue"), "InvalidParameter"),
+        ("AddSa", {}, "InvalidParameter"),
+    ],
+)
+async def test_what_can_not_be_is_refused_by_its_name(
+    rig: Rig, method: str, fields: dict[str, object], code: str
+) -> None:
+    before = (dict(rig.engine.sas), rig.netlink.network, rig.engine.policies)
+    with pytest.raises(ControlError) as error:
+        await rig.call(method, **fields)
+    assert error.value.code == code
+    assert (rig.engine.sas, rig.netlink.network, rig.engine.policies) == before
