@@ -265,6 +265,19 @@ def test_a_peer_that_moves_is_followed_and_an_old_packet_turns_nothing_away(
     assert ping(a, INNER[1], count=3).received == 3
 
 
+def test_a_late_packet_is_taken_and_turns_nothing_away(pair: GatewayPair) -> None:
+    a, b = pair.a.namespace, pair.b.namespace
+    sa = configured_sa(pair.b, "pi-a/out")
+    reply = IP(src=INNER[1], dst=INNER[0]) / ICMP(type=0) / Raw(b"late")
+    newer, older = (forge(sa, seq, reply) for seq in (FAR + 1, FAR))
+    send_frames(b, [udp_frame(b, a, newer, src="192.0.2.3", dst="192.0.2.1", sport=4777)])
+    until(lambda: sas(pair.a)["pi-b/out"]["remote_port"] == 4777, "the newest is followed")
+    send_frames(b, [udp_frame(b, a, older, src="192.0.2.4", dst="192.0.2.1")])
+    until(lambda: sas(pair.a)["pi-b/in"]["packets"] == 2, "the older one is taken, too")
+    ours = sas(pair.a)["pi-b/out"]
+    assert (ours["remote"], ours["remote_port"]) == ("192.0.2.3", 4777)
+
+
 def test_a_peer_that_moved_stays_known_when_a_reload_changes_the_outbound_sa(
     pair: GatewayPair,
 ) -> None:
