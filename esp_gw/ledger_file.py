@@ -63,6 +63,7 @@ _OS_HINTS = {
     errno.EACCES: _AS_OWNER,
     errno.EPERM: _AS_OWNER,
     errno.ENOENT: "make the directory first",
+    errno.ELOOP: "its .lock file is a symbolic link that esp-gw did not make: remove it",
     errno.EROFS: "its file system must be writable",
     errno.ENOSPC: "free some space on its file system",
 }
@@ -192,7 +193,9 @@ def acquire_lock(path: Path) -> int:
     Raises LedgerError when another process holds the lock, OSError.
     """
     # Not on the ledger's file itself: closing a second descriptor of it would drop SQLite's locks.
-    lock = os.open(_beside(path, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    # Not through a link: root would give the file that it leads to away, to the daemon's user.
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    lock = os.open(_beside(path, ".lock"), flags, 0o600)
     try:
         _give_to_owner_of_directory(lock, path)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

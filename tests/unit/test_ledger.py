@@ -295,6 +295,14 @@ def test_a_second_open_in_the_same_process_is_refused_and_harmless(
     assert ledger.lease(key(1), 1, ESN).first == 1
 
 
+def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    target = tmp_path / "of-somebody-else"
+    (tmp_path / "ledger.db.lock").symlink_to(target)
+    with pytest.raises(LedgerError, match=r"symbolic link.*remove it"):
+        Ledger.create(tmp_path / "ledger.db", MACHINE)
+    assert not target.exists()
+
+
 def test_another_process_is_refused_until_the_ledger_is_closed(ledger: Ledger, path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from esp_gw.ledger import Ledger\n"
