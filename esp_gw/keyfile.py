@@ -14,12 +14,18 @@ from esp_gw.model import SALT_LEN, KeyMaterial, Suite
 
 MAX_KEY_FILE_LEN = 4096
 _HEX_DIGITS = re.compile(r"[0-9a-fA-F]+")
+_ONLY_A_KEY = re.compile(r"\s*(0[xX])?[0-9a-fA-F]{32,}\s*")
 _CREDENTIAL_NAME = re.compile(r"[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,127}")
 
 
 def generate(suite: Suite) -> KeyMaterial:
     """Fresh random key material for a suite, from the kernel's generator."""
     return KeyMaterial.from_bytes(secrets.token_bytes(suite.keymat_len))
+
+
+def is_a_key(text: str) -> bool:
+    """Whether text that should name a file is key material itself: such text is never repeated."""
+    return _ONLY_A_KEY.fullmatch(text) is not None
 
 
 def format_keymat(keymat: KeyMaterial) -> str:

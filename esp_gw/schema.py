@@ -6,14 +6,13 @@ only where that field is good. The CLI's entries (esp_gw.store) build on the sam
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from esp_gw import fields
 from esp_gw.fields import Strict, fault
-from esp_gw.keyfile import parse_keymat, read_credential, read_key_file
+from esp_gw.keyfile import is_a_key, parse_keymat, read_credential, read_key_file
 from esp_gw.model import (
     DEFAULT_REPLAY_WINDOW,
     DEFAULT_SUITE,
@@ -39,7 +38,6 @@ DEFAULT_KEEPALIVE = 20
 
 Prefixes = tuple[IPNetwork, ...]
 _DEFAULTS = GatewaySettings()
-_ONLY_A_KEY = re.compile(r"(0[xX])?[0-9a-fA-F]{32,}")
 
 
 class GatewayModel(Strict):
@@ -73,7 +71,7 @@ class KeySource(Strict):
     @field_validator("file", "credential")
     @classmethod
     def _is_no_key(cls, value: str | None) -> str | None:
-        if value is not None and _ONLY_A_KEY.fullmatch(value.strip()):
+        if value is not None and is_a_key(value):
             raise fault("looks like a key: write the name of a file or credential that holds it")
         return value
 

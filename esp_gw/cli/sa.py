@@ -153,6 +153,12 @@ def _read_key(source: str, suite: Suite) -> str:
     """The key as hex for the request, checked before it goes anywhere."""
     from esp_gw import keyfile  # noqa: PLC0415 - only this command needs it
 
+    if keyfile.is_a_key(source):
+        raise click.BadParameter(
+            "this is a key, and others may have seen it in the process list: "
+            "make a new one, and give the name of its file, or - for stdin",
+            param_hint="--key-file",
+        )
     if source == "-":
         keymat = keyfile.parse_keymat(sys.stdin.read(MAX_STDIN_KEY), suite)
     else:

@@ -62,6 +62,17 @@ def test_init_writes_a_pair_that_check_accepts_and_says_what_to_type(
     assert here.suite is SUITES["aes128gcm8"]
 
 
+@pytest.mark.parametrize("prefix", ["", "0x"])
+def test_a_key_in_the_place_of_its_file_is_refused_and_not_repeated(
+    prefix: str, capsys: Capture
+) -> None:
+    key = prefix + "0123456789abcdef" * 4 + "01234567"
+    sa = ("--direction", "outbound", "--spi", "4097", "--local", "192.0.2.1", "--remote", "::2")
+    err = fail(capsys, "sa", "add", "x", *sa, "--key-file", key, status=2)
+    assert "Invalid value for --key-file: this is a key" in err
+    assert "0123" not in err
+
+
 def test_init_never_overwrites(tmp_path: Path, capsys: Capture) -> None:
     run(capsys, *INIT, "--out", str(tmp_path))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
