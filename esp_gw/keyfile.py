@@ -111,6 +111,12 @@ def write_key_file(path: Path, keymat: KeyMaterial, comment: str = "") -> None:
             where=printable(path),
             hint="choose another name, or move the old file away",
         ) from None
+    except FileNotFoundError:
+        raise KeyFileError(
+            "can't be made: its folder does not exist",
+            where=printable(path),
+            hint=f"run: mkdir -m 700 {shlex.quote(printable(path.parent))}",
+        ) from None
     except (OSError, ValueError) as error:
         raise _unusable(path, error) from None
 

@@ -171,6 +171,11 @@ def test_writing_never_overwrites(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_writing_into_a_missing_folder_says_that_the_folder_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(KeyFileError, match=r"its folder does not exist; run: mkdir .*/none$"):
+        keyfile.write_key_file(tmp_path / "none" / "k", keyfile.generate(AES128))
+
+
 def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full_disk(fd: int) -> None:
         raise OSError(28, "No space left on device")
