@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import grp
 import os
 import pwd
@@ -34,6 +35,11 @@ REQUEST_TIMEOUT = 30.0
 REPLY_TIMEOUT = 10.0
 """Seconds that a client has to take an answer."""
 READ_SIZE = 64 * 1024
+
+_LISTEN_HINTS = {
+    errno.ENOENT: "make its directory first, as the systemd unit does",
+    errno.EACCES: "run this as root or as the systemd service",
+}
 
 log = structlog.get_logger()
 
@@ -88,6 +94,7 @@ class ControlServer:
             raise EspGwError(
                 f"the control socket can't be made: {error.strerror or error}",
                 where=str(self._path),
+                hint=_LISTEN_HINTS.get(error.errno or 0),
             ) from error
         self._inode = _inode(self._path)
         self._server = await asyncio.start_unix_server(self._on_connection, sock=sock)

@@ -176,6 +176,11 @@ async def test_a_path_that_can_not_be_is_one_clear_error(tmp_path: Path, name: s
         await ControlServer(tmp_path / name, {}).start()
 
 
+async def test_a_missing_directory_is_to_be_made_first(tmp_path: Path) -> None:
+    with pytest.raises(EspGwError, match=r"missing/control\.sock: .*; make its directory first"):
+        await ControlServer(tmp_path / "missing" / "control.sock", {}).start()
+
+
 async def test_close_removes_the_file_and_may_be_called_again(path: Path) -> None:
     async with serving(path) as server:
         assert there(path)
