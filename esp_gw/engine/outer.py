@@ -43,8 +43,7 @@ Queued = tuple[bytes, SocketAddress, int, bool]
 class Outer:
     """One outer socket with what the packet path needs of it.
 
-    `header_len` is what recvmsg gives before the ESP header: 20 or more on raw IPv4 sockets, where
-    the IP header comes along, else 0.
+    `has_ip_header`: recvmsg gives the IP header in front of the ESP header; raw IPv4 sockets do.
     """
 
     def __init__(
