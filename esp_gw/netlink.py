@@ -30,6 +30,8 @@ PROTOCOL = 0xE5
 GUARD_METRIC = 2**32 - 1
 """The metric of unreachable routes: any other route to the prefix comes first."""
 TUN_METRIC = 1024
+TX_QUEUE_LEN = 1000
+"""Packets that the kernel holds for the TUN while the engine is busy, as for an Ethernet card."""
 _FR_ACT_TO_TBL = 1
 _FIB_RULE_INVERT = 2
 _FIB_RULE_FIND_SADDR = 0x00010000
@@ -122,7 +124,8 @@ class Netlink:
             ignore=(errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL),
         )
         await self._do(
-            f"link {self._interface}", self._ipr.link("set", index=self._index, state="up")
+            f"link {self._interface}",
+            self._ipr.link("set", index=self._index, txqlen=TX_QUEUE_LEN, state="up"),
         )
 
     async def _close(self) -> None:

@@ -17,6 +17,7 @@ from esp_gw.errors import LabError
 
 PREFIX = "espgw"
 NETNS_DIR = Path("/run/netns")
+_ACCEPT_DAD = "/proc/sys/net/ipv6/conf/default/accept_dad"
 COMMAND_TIMEOUT = 60.0
 STOP_TIMEOUT = 10.0
 
@@ -71,6 +72,8 @@ def namespaces(*roles: str) -> Iterator[list[Namespace]]:
             _run(["ip", "netns", "add", namespace.name], COMMAND_TIMEOUT, True)
             made.append(namespace)
             namespace.ip("link", "set", "lo", "up")
+            # No waiting for IPv6 addresses to be found unique: a lab has no others.
+            namespace.run("sh", "-c", f"echo 0 > {_ACCEPT_DAD}", check=False)
         yield made
     finally:
         for namespace in made:

@@ -83,7 +83,7 @@ def test_udp_of_several_sizes_arrives_without_loss_at_a_modest_rate(make_pair: M
     target = pair.plan.inner(1)
     with iperf_server(pair.b.namespace, target):
         for size in (16, 64, 512, 1360, 1410, 8000):
-            result = iperf(pair.a.namespace, target, 1, "-u", "-b", "2M", "-l", str(size))
+            result = iperf(pair.a.namespace, target, 1, "-u", "-b", "500K", "-l", str(size))
             assert result.lost_percent == 0.0, f"{size} bytes"
 
 

@@ -225,7 +225,7 @@ def test_overlap_and_cover_agree_with_every_packet_tried(one: Selector, other: S
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.dictionaries(st.sampled_from(["port", "table", "fwmark"]), st.integers(256, 60_000)))
+@given(st.dictionaries(st.sampled_from(["port", "table", "fwmark"]), st.integers(256, 32_000)))
 def test_settings_of_a_side_arrive(values: dict[str, int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         pair = make_pair(
