@@ -90,7 +90,7 @@ def make_pair(
     """Write OUTPUT/NAME/gateway.yaml and OUTPUT/NAME/keys/*.key for both sides of a tunnel.
 
     `local` and `remote` are outer addresses; the inner addresses of the gateways are the first
-    hosts of their first prefixes where they are not given. The settings are further fields of the
+    hosts of their first prefixes where they are not given, none where a side is everything. The settings are further fields of the
     section `gateway` of a side. Folders have mode 0700 and files 0600. Raises EspGwError, also
     where something is there already; then nothing of the pair is left.
     """
@@ -209,8 +209,8 @@ def _gateway_fields(side: _Side, terms: _Terms) -> dict[str, object]:
     if side.address is not None:
         addresses = [side.address]
     elif terms.mode is Mode.TUNNEL:
-        # The first prefix of each family, and the first host in it.
-        first = {net.version: net for net in reversed(side.nets)}
+        # The first prefix of each family, and the first host in it; "everything" is no network.
+        first = {net.version: net for net in reversed(side.nets) if net.prefixlen}
         addresses = [next(iter(first[version].hosts())) for version in sorted(first)]
     return {**({"address": addresses} if addresses else {}), **side.settings}
 

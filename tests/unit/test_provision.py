@@ -70,6 +70,14 @@ def test_transport_mode_needs_no_networks(tmp_path: Path) -> None:
     assert a.settings.addresses == ()
 
 
+def test_everything_behind_a_side_gives_it_no_address(tmp_path: Path) -> None:
+    everything = [ip_network("0.0.0.0/0"), ip_network("::/0")]
+    nets = [ip_network("10.1.0.0/24"), ip_network("fd00:1::/64")]
+    a, b = make(tmp_path, local_nets=nets, remote_nets=everything)
+    assert a.settings.addresses == (ip_address("10.1.0.1"), ip_address("fd00:1::1"))
+    assert b.settings.addresses == ()
+
+
 def test_both_families_over_ipv6(tmp_path: Path) -> None:
     a, b = make(
         tmp_path,
