@@ -90,9 +90,10 @@ def make_pair(
     """Write OUTPUT/NAME/gateway.yaml and OUTPUT/NAME/keys/*.key for both sides of a tunnel.
 
     `local` and `remote` are outer addresses; the inner addresses of the gateways are the first
-    hosts of their first prefixes where they are not given, none where a side is everything. The settings are further fields of the
-    section `gateway` of a side. Folders have mode 0700 and files 0600. Raises EspGwError, also
-    where something is there already; then nothing of the pair is left.
+    hosts of their first prefixes where they are not given, none where a side is everything. The
+    settings are further fields of the section `gateway` of a side. Folders have mode 0700 and
+    files 0600. Raises EspGwError, also where something is there already; then nothing of the pair
+    is left.
     """
     if names[0] == names[1]:
         raise EspGwError(f"both sides have the name {printable(names[0])}", hint="choose two names")
