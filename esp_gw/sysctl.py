@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from esp_gw.model import Desired, Mode
+from esp_gw.model import Desired, Mode, Tunnel
 
 PROC_NET = Path("/proc/sys/net")
 _STRICT = 1
@@ -26,7 +26,7 @@ def network_warnings(desired: Desired, interface: str, root: Path = PROC_NET) ->
                 f"{key} is 0: only this host reaches the other side, not the network behind it; "
                 f"run 'sysctl -w {key}=1'"
             )
-    if any(tunnel.mode is Mode.TRANSPORT for tunnel in desired.tunnels):
+    if any(_returns_into_the_tun(tunnel) for tunnel in desired.tunnels):
         strict = [
             path.parent.name
             for path in sorted((root / "ipv4/conf").glob("*/rp_filter"))
@@ -35,10 +35,21 @@ def network_warnings(desired: Desired, interface: str, root: Path = PROC_NET) ->
         ]
         if strict:
             warnings.append(
-                f"rp_filter is strict on {', '.join(strict)}: the kernel drops what a "
-                "transport-mode peer sends; run 'sysctl -w net.ipv4.conf.all.rp_filter=2'"
+                f"rp_filter is strict on {', '.join(strict)}: the kernel drops what a peer sends "
+                "whose outer address is in remote_ts; run 'sysctl -w net.ipv4.conf.all.rp_filter=2'"
             )
     return warnings
+
+
+def _returns_into_the_tun(tunnel: Tunnel) -> bool:
+    """Whether the kernel, looking for the way back to an IPv4 peer, finds the TUN."""
+    return any(
+        tunnel.remote in theirs
+        # A protected default route takes only what comes from our side of the selector.
+        and (theirs.prefixlen > 0 or any(tunnel.local in ours for ours in tunnel.local_ts))
+        for theirs in tunnel.remote_ts
+        if theirs.version == tunnel.remote.version == 4
+    )
 
 
 def _read(path: Path) -> int:
