@@ -1,0 +1,57 @@
+//! What a provider of cryptography does for one SA.
+
+use std::fmt;
+
+/// Bytes of the nonce: salt, then the explicit IV (RFC 4106 4).
+pub const NONCE_LEN: usize = 12;
+
+/// The ICV doesn't hold, or what was given can't be a sealed text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AuthError;
+
+impl fmt::Display for AuthError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the packet is not authentic")
+    }
+}
+
+impl std::error::Error for AuthError {}
+
+/// The provider could not seal; nothing of `out` may be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SealError;
+
+impl fmt::Display for SealError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the packet could not be sealed")
+    }
+}
+
+impl std::error::Error for SealError {}
+
+/// An AEAD with its key set, kept for one SA by one worker (RFC 5116).
+pub trait Aead: Send {
+    /// Seal `text` into `out`, which has `text.len()` and the ICV's bytes, neither more nor fewer.
+    ///
+    /// # Errors
+    /// `SealError` where the provider fails or the sizes don't fit; `out` is not to be used then.
+    fn seal(
+        &mut self,
+        nonce: &[u8; NONCE_LEN],
+        aad: &[u8],
+        text: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), SealError>;
+
+    /// Open `sealed` into `out`, which has `sealed.len()` bytes without the ICV's.
+    ///
+    /// # Errors
+    /// `AuthError` where the ICV doesn't hold; `out` is all zeros then.
+    fn open(
+        &mut self,
+        nonce: &[u8; NONCE_LEN],
+        aad: &[u8],
+        sealed: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), AuthError>;
+}

@@ -1,0 +1,167 @@
+//! One ESP packet opened (RFC 4303 3.4).
+
+use crate::DropReason;
+use crate::aead::Aead;
+use crate::encap::{Aad, nonce};
+use crate::replay::ReplayWindow;
+use crate::suite::{ESP_HEADER_LEN, SALT_LEN, Suite, TEXT_OFFSET};
+use crate::wire::protocol::NO_NEXT_HEADER;
+use crate::wire::u32_at;
+
+const KEEPALIVE: u8 = 0xFF;
+const NON_ESP_MARKER: u32 = 0;
+
+/// What a datagram that came from outside is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Datagram {
+    /// ESP, with its SPI.
+    Esp(u32),
+    /// A NAT keepalive (RFC 3948 2.3).
+    Keepalive,
+}
+
+/// Tell what a datagram is; for protocol 50, `esp` begins behind the outer IP header.
+///
+/// # Errors
+/// `TooShort`, `IkeDatagram` (in UDP only).
+pub fn classify(esp: &[u8], in_udp: bool) -> Result<Datagram, DropReason> {
+    if in_udp && esp == [KEEPALIVE] {
+        return Ok(Datagram::Keepalive);
+    }
+    if esp.len() < ESP_HEADER_LEN {
+        return Err(DropReason::TooShort);
+    }
+    match u32_at(esp, 0) {
+        Some(NON_ESP_MARKER) if in_udp => Err(DropReason::IkeDatagram),
+        Some(spi) => Ok(Datagram::Esp(spi)),
+        None => Err(DropReason::TooShort),
+    }
+}
+
+/// The payload of an ESP packet that was authentic and new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// Bytes of the payload, from the beginning of the text.
+    pub payload_len: usize,
+    /// What the payload is.
+    pub next_header: u8,
+}
+
+/// What one worker opens the packets of one inbound SA with.
+pub struct Opener {
+    aead: Box<dyn Aead>,
+    suite: &'static Suite,
+    salt: [u8; SALT_LEN],
+    esn: bool,
+}
+
+impl Opener {
+    /// Open with this AEAD, whose key is set already.
+    #[must_use]
+    pub fn new(
+        aead: Box<dyn Aead>,
+        suite: &'static Suite,
+        salt: [u8; SALT_LEN],
+        esn: bool,
+    ) -> Self {
+        Self {
+            aead,
+            suite,
+            salt,
+            esn,
+        }
+    }
+
+    /// Bytes of the text, payload and trailer, of an ESP packet of `esp_len` bytes.
+    ///
+    /// # Errors
+    /// `TooShort` where that is no ESP packet's length.
+    pub const fn text_len(&self, esp_len: usize) -> Result<usize, DropReason> {
+        if esp_len < self.suite.esp_len(0) || esp_len % 4 != 0 {
+            return Err(DropReason::TooShort);
+        }
+        Ok(esp_len - self.suite.overhead())
+    }
+
+    /// Find a packet's sequence number and see whether it can be accepted, before it is opened.
+    ///
+    /// # Errors
+    /// `TooShort`, `ReplayOld`, `ReplayDuplicate`.
+    pub fn check(&self, window: &ReplayWindow, esp: &[u8]) -> Result<u64, DropReason> {
+        self.text_len(esp.len())?;
+        let seq_lo = u32_at(esp, 4).ok_or(DropReason::TooShort)?;
+        let seq = if self.esn {
+            window.infer(seq_lo)
+        } else {
+            seq_lo.into()
+        };
+        window.check(seq)?;
+        Ok(seq)
+    }
+
+    /// Open a packet, SPI to ICV, whose number `check` has found; `text` has `text_len` bytes and
+    /// is all zeros where that fails. RFC 4106 3 to 5, RFC 7634 2.
+    ///
+    /// # Errors
+    /// `TooShort`, `AuthFailed`.
+    pub fn open(&mut self, seq: u64, esp: &[u8], text: &mut [u8]) -> Result<(), DropReason> {
+        let Some((head, sealed)) = esp.split_first_chunk::<TEXT_OFFSET>() else {
+            return Err(DropReason::TooShort);
+        };
+        let [s0, s1, s2, s3, _, _, _, _, iv @ ..] = *head;
+        let aad = Aad::new([s0, s1, s2, s3], seq, self.esn);
+        self.aead
+            .open(&nonce(self.salt, iv), aad.bytes(), sealed, text)
+            .map_err(|_| DropReason::AuthFailed)
+    }
+
+    /// Check, open, commit and read the trailer of one packet, in the order of RFC 4303 3.4; its
+    /// payload is at the beginning of `text`, which has `text_len` bytes.
+    ///
+    /// With the payload comes whether the packet's number is the highest so far.
+    ///
+    /// # Errors
+    /// `TooShort`, `ReplayOld`, `ReplayDuplicate`, `AuthFailed`, and for an authenticated packet
+    /// `BadPadding`, `Dummy`.
+    pub fn decap(
+        &mut self,
+        window: &ReplayWindow,
+        esp: &[u8],
+        text: &mut [u8],
+    ) -> Result<(Opened, bool), DropReason> {
+        let seq = self.check(window, esp)?;
+        self.open(seq, esp, text)?;
+        let newest = window.commit(seq)?;
+        Ok((read_trailer(text)?, newest))
+    }
+}
+
+/// Read the trailer of an opened text (RFC 4303 2.4 to 2.6).
+///
+/// # Errors
+/// `BadPadding`, `Dummy`.
+pub fn read_trailer(text: &[u8]) -> Result<Opened, DropReason> {
+    let (payload, pad_len, next_header) = match text {
+        [rest @ .., pad_len, next_header] => (rest, usize::from(*pad_len), *next_header),
+        _ => return Err(DropReason::BadPadding),
+    };
+    let payload_len = payload
+        .len()
+        .checked_sub(pad_len)
+        .ok_or(DropReason::BadPadding)?;
+    let padding = payload.get(payload_len..).unwrap_or_default();
+    if !padding
+        .iter()
+        .zip(1..=u8::MAX)
+        .all(|(byte, expected)| *byte == expected)
+    {
+        return Err(DropReason::BadPadding);
+    }
+    if next_header == NO_NEXT_HEADER {
+        return Err(DropReason::Dummy);
+    }
+    Ok(Opened {
+        payload_len,
+        next_header,
+    })
+}

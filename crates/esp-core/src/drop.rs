@@ -1,0 +1,73 @@
+//! Why a packet went no further.
+
+use std::fmt;
+
+macro_rules! reasons {
+    ($($variant:ident $name:literal $doc:literal)*) => {
+        /// Why a packet went no further; each reason has a counter, for each SA and in total.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum DropReason {
+            $(#[doc = $doc] $variant,)*
+        }
+
+        impl DropReason {
+            /// Every reason, in the order of its index.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+            /// How many there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The name in counters and `status`.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    MalformedInner "malformed-inner" "The inner packet contradicts itself or is cut off."
+    NoPolicy "no-policy" "No policy matches the packet."
+    PolicyDiscard "policy-discard" "A discard policy matches it."
+    PolicyBypass "policy-bypass" "A bypass policy matches it, and there is no way round the tunnel."
+    NoSa "no-sa" "The policy's SA is not installed."
+    Fragment "fragment" "A fragment that never became part of a whole datagram."
+    UnsupportedHeader "unsupported-header" "Transport mode can't carry its options or extension headers."
+    LeaseExhausted "lease-exhausted" "The SA's leased sequence numbers are used up."
+    SeqExhausted "seq-exhausted" "The SA's last sequence number is used."
+    TooBig "too-big" "The ESP packet is larger than the path MTU."
+    QueueFull "queue-full" "The socket takes no more at the moment."
+    SendError "send-error" "The packet could not be sent."
+    TooShort "too-short" "Too few bytes for an ESP packet."
+    Truncated "truncated" "A datagram longer than any packet can be."
+    IkeDatagram "ike-datagram" "A datagram for the key-management port (RFC 3948 2.2)."
+    UnknownSpi "unknown-spi" "No inbound SA has the SPI."
+    WrongEncapsulation "wrong-encapsulation" "It came another way than the SA's packets come."
+    ReplayOld "replay-old" "Its number is below the replay window."
+    ReplayDuplicate "replay-duplicate" "Its number was seen already."
+    AuthFailed "auth-failed" "The ICV doesn't hold."
+    BadPadding "bad-padding" "The padding is not 1, 2, 3, ... (RFC 4303 2.4)."
+    Dummy "dummy" "A dummy packet (RFC 4303 2.6)."
+    BadNextHeader "bad-next-header" "Not an IP packet, in tunnel mode."
+    SelectorMismatch "selector-mismatch" "The SA's selectors don't allow the packet (RFC 4301 5.2)."
+    EcnNotEct "ecn-not-ect" "Congestion experienced by a flow that knows no ECN (RFC 6040 4.2)."
+    TunQueueFull "tun-queue-full" "The TUN takes no more at the moment."
+    TunError "tun-error" "The TUN refused the packet."
+}
+
+impl DropReason {
+    /// The place of the reason's counter.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl fmt::Display for DropReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,0 +1,154 @@
+//! The verdict of a flow, remembered, so that selectors are looked up once a flow.
+
+use std::hash::{BuildHasher, RandomState};
+
+use crate::wire::{has_ports, is_extension, u32_at, version};
+
+/// Protocol, addresses and ports of a packet, as five words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowKey([u64; 5]);
+
+impl FlowKey {
+    /// Read the key of a packet that has passed `packet_length`; the slice ends where it ends.
+    ///
+    /// None for a packet whose ports aren't at a fixed place (options, extension headers,
+    /// fragments) or are cut off: it is parsed each time instead.
+    #[must_use]
+    pub fn of(packet: &[u8]) -> Option<Self> {
+        match version(packet) {
+            4 => Self::ipv4(packet),
+            6 => Self::ipv6(packet),
+            _ => None,
+        }
+    }
+
+    fn ipv4(packet: &[u8]) -> Option<Self> {
+        let header: &[u8; 20] = packet.first_chunk()?;
+        if header[0] != 0x45 || header[6] & 0x3F != 0 || header[7] != 0 {
+            return None;
+        }
+        let ports = if has_ports(header[9]) {
+            u32_at(packet, 20)?
+        } else {
+            0
+        };
+        let [src, dst] = [u32_at(packet, 12)?, u32_at(packet, 16)?];
+        Some(Self([
+            first(4, header[9], ports),
+            src.into(),
+            0,
+            dst.into(),
+            0,
+        ]))
+    }
+
+    fn ipv6(packet: &[u8]) -> Option<Self> {
+        let header: &[u8; 40] = packet.first_chunk()?;
+        if is_extension(header[6]) {
+            return None;
+        }
+        let ports = if has_ports(header[6]) {
+            u32_at(packet, 40)?
+        } else {
+            0
+        };
+        let word = |at: usize| {
+            packet
+                .get(at..)?
+                .first_chunk()
+                .map(|w| u64::from_be_bytes(*w))
+        };
+        Some(Self([
+            first(6, header[6], ports),
+            word(8)?,
+            word(16)?,
+            word(24)?,
+            word(32)?,
+        ]))
+    }
+
+    /// A hash by which flows are spread over SAs and workers; the same in every process.
+    #[must_use]
+    pub fn spread(&self) -> u64 {
+        self.hash(0x9E37_79B9_7F4A_7C15)
+    }
+
+    fn hash(&self, seed: u64) -> u64 {
+        self.0
+            .iter()
+            .fold(seed, |hash, &word| mix(hash ^ word, 0xD6E8_FEB8_6659_FD93))
+    }
+}
+
+const fn first(version: u8, protocol: u8, ports: u32) -> u64 {
+    (version as u64) << 40 | (protocol as u64) << 32 | ports as u64
+}
+
+/// Fold the product of two words.
+#[allow(clippy::cast_possible_truncation)] // both halves are used
+const fn mix(a: u64, b: u64) -> u64 {
+    let product = a as u128 * b as u128;
+    (product as u64) ^ ((product >> 64) as u64) ^ a.rotate_left(32)
+}
+
+const WAYS: usize = 2;
+
+type Place<V> = [Option<(FlowKey, V)>; WAYS];
+
+/// A bounded memory of flows: a place that is taken by newer flows is forgotten, nothing grows.
+///
+/// The hash is seeded, so that nobody outside can choose flows that share a place.
+#[derive(Debug)]
+pub struct FlowCache<V> {
+    seed: u64,
+    mask: usize,
+    places: Box<[Place<V>]>,
+}
+
+impl<V: Clone> FlowCache<V> {
+    /// Memory for about `flows` flows, rounded up to a power of 2.
+    #[must_use]
+    pub fn new(flows: usize) -> Self {
+        let places = flows.div_ceil(WAYS).next_power_of_two();
+        Self {
+            seed: RandomState::new().hash_one(places),
+            mask: places - 1,
+            places: std::iter::repeat_with(Default::default)
+                .take(places)
+                .collect(),
+        }
+    }
+
+    /// What is remembered of a flow.
+    #[must_use]
+    pub fn get(&self, key: &FlowKey) -> Option<&V> {
+        self.places[self.index(key)]
+            .iter()
+            .flatten()
+            .find_map(|(held, value)| (held == key).then_some(value))
+    }
+
+    /// Remember a flow; the older of the two in its place is forgotten.
+    pub fn insert(&mut self, key: FlowKey, value: V) {
+        let place = &mut self.places[self.index(&key)];
+        if let Some(Some((_, held))) = place
+            .iter_mut()
+            .find(|held| held.as_ref().is_some_and(|(k, _)| *k == key))
+        {
+            *held = value;
+            return;
+        }
+        place.rotate_right(1);
+        place[0] = Some((key, value));
+    }
+
+    /// Forget every flow.
+    pub fn clear(&mut self) {
+        self.places.fill_with(Default::default);
+    }
+
+    #[allow(clippy::cast_possible_truncation)] // masked to the number of places
+    fn index(&self, key: &FlowKey) -> usize {
+        key.hash(self.seed) as usize & self.mask
+    }
+}

@@ -1,0 +1,68 @@
+//! AWS-LC, for the suites whose ICV has 16 bytes.
+
+use aws_lc_rs::aead::{
+    AES_128_GCM, AES_192_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
+};
+
+use super::ProviderError;
+use crate::aead::{Aead, AuthError, NONCE_LEN, SealError};
+use crate::suite::{Cipher, Suite};
+
+const ICV_LEN: usize = 16;
+
+pub(super) fn aead(suite: &Suite, key: &[u8]) -> Result<Box<dyn Aead>, ProviderError> {
+    let algorithm = match (suite.cipher, suite.key_len, suite.icv_len) {
+        (Cipher::ChaCha20Poly1305, _, ICV_LEN) => &CHACHA20_POLY1305,
+        (Cipher::AesGcm, 16, ICV_LEN) => &AES_128_GCM,
+        (Cipher::AesGcm, 24, ICV_LEN) => &AES_192_GCM,
+        (Cipher::AesGcm, 32, ICV_LEN) => &AES_256_GCM,
+        _ => return Err(ProviderError(format!("{suite}: not in AWS-LC"))),
+    };
+    let key = UnboundKey::new(algorithm, key)
+        .map_err(|_| ProviderError(format!("{suite}: AWS-LC doesn't take the key")))?;
+    Ok(Box::new(AwsLc(LessSafeKey::new(key))))
+}
+
+struct AwsLc(LessSafeKey);
+
+impl Aead for AwsLc {
+    fn seal(
+        &mut self,
+        nonce: &[u8; NONCE_LEN],
+        aad: &[u8],
+        text: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), SealError> {
+        let (sealed, icv) = out
+            .split_at_mut_checked(text.len())
+            .filter(|(_, icv)| icv.len() == ICV_LEN)
+            .ok_or(SealError)?;
+        let nonce = Nonce::assume_unique_for_key(*nonce);
+        self.0
+            .seal_out_of_place_scatter(nonce, Aad::from(aad), text, sealed, &[], icv)
+            .map_err(|_| SealError)
+    }
+
+    fn open(
+        &mut self,
+        nonce: &[u8; NONCE_LEN],
+        aad: &[u8],
+        sealed: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), AuthError> {
+        let nonce = Nonce::assume_unique_for_key(*nonce);
+        let opened = sealed
+            .split_at_checked(out.len())
+            .filter(|(_, icv)| icv.len() == ICV_LEN)
+            .is_some_and(|(text, icv)| {
+                self.0
+                    .open_separate_gather(nonce, Aad::from(aad), text, icv, out)
+                    .is_ok()
+            });
+        if opened {
+            return Ok(());
+        }
+        out.fill(0);
+        Err(AuthError)
+    }
+}

@@ -1,0 +1,90 @@
+//! The libraries that seal and open.
+
+#[cfg(feature = "aws-lc")]
+mod aws_lc;
+mod openssl;
+
+use std::fmt;
+
+use crate::aead::Aead;
+use crate::suite::Suite;
+
+/// A library that has the suites.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Provider {
+    /// OpenSSL's libcrypto: every suite.
+    #[default]
+    OpenSsl,
+    /// AWS-LC: the suites with an ICV of 16 bytes.
+    #[cfg(feature = "aws-lc")]
+    AwsLc,
+}
+
+/// A provider doesn't have a suite, or the key is not of its size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProviderError(String);
+
+impl fmt::Display for ProviderError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ProviderError {}
+
+impl Provider {
+    /// Every provider of this build.
+    pub const ALL: &'static [Self] = &[
+        Self::OpenSsl,
+        #[cfg(feature = "aws-lc")]
+        Self::AwsLc,
+    ];
+
+    /// The provider's name in the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::OpenSsl => "openssl",
+            #[cfg(feature = "aws-lc")]
+            Self::AwsLc => "aws-lc",
+        }
+    }
+
+    /// Find a provider of this build by its name.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|provider| provider.name() == name)
+    }
+
+    /// The library and its version, for `status`.
+    #[must_use]
+    pub fn version(self) -> &'static str {
+        match self {
+            Self::OpenSsl => self::openssl::version(),
+            #[cfg(feature = "aws-lc")]
+            Self::AwsLc => "AWS-LC",
+        }
+    }
+
+    /// Make the AEAD of a suite with this key, for one worker.
+    ///
+    /// # Errors
+    /// `ProviderError` where the provider doesn't have the suite or the key is not of its size.
+    pub fn aead(self, suite: &Suite, key: &[u8]) -> Result<Box<dyn Aead>, ProviderError> {
+        if key.len() != suite.key_len {
+            return Err(ProviderError(format!(
+                "{suite}: the key has {} bytes, not {}",
+                key.len(),
+                suite.key_len
+            )));
+        }
+        match self {
+            Self::OpenSsl => self::openssl::aead(suite, key),
+            #[cfg(feature = "aws-lc")]
+            Self::AwsLc => self::aws_lc::aead(suite, key),
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! OpenSSL's EVP: one context an SA and worker, keyed once, an init with the IV alone a packet.
+
+use openssl::cipher::Cipher as EvpCipher;
+use openssl::cipher_ctx::CipherCtx;
+use openssl::error::ErrorStack;
+
+use super::ProviderError;
+use crate::aead::{Aead, AuthError, NONCE_LEN, SealError};
+use crate::suite::{Cipher, SALT_LEN, Suite};
+
+const MAX_ICV_LEN: usize = 16;
+
+pub(super) fn version() -> &'static str {
+    openssl::version::version()
+}
+
+pub(super) fn aead(suite: &Suite, key: &[u8]) -> Result<Box<dyn Aead>, ProviderError> {
+    let cipher = match (suite.cipher, suite.key_len) {
+        (Cipher::ChaCha20Poly1305, _) => EvpCipher::chacha20_poly1305(),
+        (Cipher::AesGcm | Cipher::AesGmac, 16) => EvpCipher::aes_128_gcm(),
+        (Cipher::AesGcm | Cipher::AesGmac, 24) => EvpCipher::aes_192_gcm(),
+        (Cipher::AesGcm | Cipher::AesGmac, _) => EvpCipher::aes_256_gcm(),
+    };
+    let made = CipherCtx::new().and_then(|mut ctx| {
+        ctx.encrypt_init(Some(cipher), Some(key), Some(&[0; NONCE_LEN]))?;
+        Ok(ctx)
+    });
+    let ctx = made.map_err(|error| ProviderError(format!("{suite}: OpenSSL: {error}")))?;
+    let codec = Evp {
+        ctx,
+        icv_len: suite.icv_len,
+    };
+    Ok(match suite.cipher {
+        Cipher::AesGmac => Box::new(Gmac(codec)),
+        Cipher::AesGcm | Cipher::ChaCha20Poly1305 => Box::new(codec),
+    })
+}
+
+/// The context holds the key schedule; OpenSSL clears it when it frees it.
+struct Evp {
+    ctx: CipherCtx,
+    icv_len: usize,
+}
+
+impl Evp {
+    fn encrypt(
+        &mut self,
+        nonce: &[u8; NONCE_LEN],
+        aad: &[&[u8]],
+        text: &[u8],
+        out: &mut [u8],
+        icv: &mut [u8],
+    ) -> Result<(), ErrorStack> {
+        self.ctx.encrypt_init(None, None, Some(nonce))?;
+        for part in aad {
+            self.ctx.cipher_update(part, None)?;
+        }
+        if !text.is_empty() {
+            self.ctx.cipher_update(text, Some(out))?;
+        }
+        self.ctx.cipher_final(&mut [])?;
+        self.ctx.tag(icv)
+    }
+
+    fn decrypt(
+        &mut self,
+        nonce: &[u8; NONCE_LEN],
+        aad: &[&[u8]],
+        sealed: &[u8],
+        icv: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), ErrorStack> {
+        self.ctx.decrypt_init(None, None, Some(nonce))?;
+        self.ctx.set_tag(icv)?;
+        for part in aad {
+            self.ctx.cipher_update(part, None)?;
+        }
+        if !sealed.is_empty() {
+            self.ctx.cipher_update(sealed, Some(out))?;
+        }
+        self.ctx.cipher_final(&mut []).map(|_| ())
+    }
+
+    /// The text and the ICV within `out`, where the sizes fit.
+    fn split<'a>(&self, text: &[u8], out: &'a mut [u8]) -> Option<(&'a mut [u8], &'a mut [u8])> {
+        (out.len() == text.len() + self.icv_len && self.icv_len <= MAX_ICV_LEN)
+            .then(|| out.split_at_mut(text.len()))
+    }
+
+    /// The text and the ICV within `sealed`, where the sizes fit.
+    fn split_sealed<'a>(&self, sealed: &'a [u8], out: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
+        sealed
+            .split_at_checked(out.len())
+            .filter(|(_, icv)| icv.len() == self.icv_len)
+    }
+}
+
+impl Aead for Evp {
+    fn seal(
+        &mut self,
+        nonce: &[u8; NONCE_LEN],
+        aad: &[u8],
+        text: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), SealError> {
+        let (sealed, icv) = self.split(text, out).ok_or(SealError)?;
+        self.encrypt(nonce, &[aad], text, sealed, icv)
+            .map_err(|_| SealError)
+    }
+
+    fn open(
+        &mut self,
+        nonce: &[u8; NONCE_LEN],
+        aad: &[u8],
+        sealed: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), AuthError> {
+        let opened = self
+            .split_sealed(sealed, out)
+            .is_some_and(|(text, icv)| self.decrypt(nonce, &[aad], text, icv, out).is_ok());
+        if opened {
+            return Ok(());
+        }
+        // What was deciphered before the ICV was found wrong must not be there to be used.
+        out.fill(0);
+        Err(AuthError)
+    }
+}
+
+/// AES-GMAC: the text is authenticated behind the IV, and stays as it is (RFC 4543 3).
+struct Gmac(Evp);
+
+impl Aead for Gmac {
+    fn seal(
+        &mut self,
+        nonce: &[u8; NONCE_LEN],
+        aad: &[u8],
+        text: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), SealError> {
+        let (copy, icv) = self.0.split(text, out).ok_or(SealError)?;
+        copy.copy_from_slice(text);
+        let aad = [aad, &nonce[SALT_LEN..], text];
+        self.0
+            .encrypt(nonce, &aad, &[], &mut [], icv)
+            .map_err(|_| SealError)
+    }
+
+    fn open(
+        &mut self,
+        nonce: &[u8; NONCE_LEN],
+        aad: &[u8],
+        sealed: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), AuthError> {
+        if let Some((text, icv)) = self.0.split_sealed(sealed, out) {
+            let aad = [aad, &nonce[SALT_LEN..], text];
+            if self.0.decrypt(nonce, &aad, &[], icv, &mut []).is_ok() {
+                out.copy_from_slice(text);
+                return Ok(());
+            }
+        }
+        out.fill(0);
+        Err(AuthError)
+    }
+}

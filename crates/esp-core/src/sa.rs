@@ -1,0 +1,207 @@
+//! Security associations: what they are, and what all workers share of one (RFC 4301 4.4.2.1).
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use zeroize::Zeroizing;
+
+use crate::aead::Aead;
+use crate::decap::Opener;
+use crate::encap::Sealer;
+use crate::provider::{Provider, ProviderError};
+use crate::replay::ReplayWindow;
+use crate::selector::Selector;
+use crate::seq::{Lease, LeaseError, SeqCounter};
+use crate::suite::{SALT_LEN, Suite};
+use crate::wire::Inner;
+
+/// What ESP protects (RFC 4301 4.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// A whole IP packet.
+    Tunnel,
+    /// The payload of one.
+    Transport,
+}
+
+/// How ESP travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encapsulation {
+    /// In UDP (RFC 3948).
+    Udp,
+    /// As IP protocol 50.
+    None,
+}
+
+/// The secret of one SA: never shown, zeroed when it is dropped.
+pub struct KeyMaterial {
+    key: Zeroizing<Vec<u8>>,
+    salt: Zeroizing<[u8; SALT_LEN]>,
+}
+
+impl KeyMaterial {
+    /// Split `key || salt`, the order of RFC 4106 8.1; None where it isn't of the suite's size.
+    #[must_use]
+    pub fn new(suite: &Suite, keymat: &[u8]) -> Option<Self> {
+        let (key, salt) = keymat.split_at_checked(suite.key_len)?;
+        Some(Self {
+            key: Zeroizing::new(key.to_vec()),
+            salt: Zeroizing::new(salt.try_into().ok()?),
+        })
+    }
+
+    /// The cipher's key.
+    #[must_use]
+    pub fn key(&self) -> &[u8] {
+        &self.key
+    }
+
+    /// The first four bytes of every nonce.
+    #[must_use]
+    pub fn salt(&self) -> [u8; SALT_LEN] {
+        *self.salt
+    }
+}
+
+impl fmt::Debug for KeyMaterial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyMaterial(..)")
+    }
+}
+
+/// One SA as it is wanted; what changes while it runs is in `OutboundSa` and `InboundSa`.
+#[derive(Debug)]
+pub struct SaSpec {
+    /// The SA's name.
+    pub name: Arc<str>,
+    /// 256 or more (RFC 4303 2.1).
+    pub spi: u32,
+    /// The AEAD.
+    pub suite: &'static Suite,
+    /// Key and salt.
+    pub keymat: KeyMaterial,
+    /// Tunnel or transport.
+    pub mode: Mode,
+    /// UDP or protocol 50.
+    pub encapsulation: Encapsulation,
+    /// The outer address on this side.
+    pub local: IpAddr,
+    /// The outer address of the peer.
+    pub remote: IpAddr,
+    /// The peer's UDP port.
+    pub remote_port: u16,
+    /// Which inner packets the SA may carry: any of these.
+    pub selectors: Vec<Selector>,
+    /// Whether sequence numbers have 64 bits (RFC 4303 2.2.1).
+    pub esn: bool,
+    /// Numbers in the anti-replay window, 64 to 8192.
+    pub replay_window: u16,
+    /// Seconds between NAT keepalives (RFC 3948 4), 0 for none.
+    pub keepalive: u16,
+}
+
+impl SaSpec {
+    /// The highest sequence number that the SA may use.
+    #[must_use]
+    pub const fn last_seq(&self) -> u64 {
+        if self.esn { u64::MAX } else { u32::MAX as u64 }
+    }
+
+    fn aead(&self, provider: Provider) -> Result<Box<dyn Aead>, ProviderError> {
+        provider.aead(self.suite, self.keymat.key())
+    }
+}
+
+/// An outbound SA.
+#[derive(Debug)]
+pub struct OutboundSa {
+    /// What it is.
+    pub spec: SaSpec,
+    /// Its sequence numbers.
+    pub seq: SeqCounter,
+}
+
+impl OutboundSa {
+    /// An SA that begins at the lease's first sequence number.
+    ///
+    /// # Errors
+    /// `LeaseError` for a lease that begins at 0 or ends before it begins.
+    pub fn new(spec: SaSpec, lease: Lease) -> Result<Self, LeaseError> {
+        let seq = SeqCounter::new(spec.last_seq(), lease)?;
+        Ok(Self { spec, seq })
+    }
+
+    /// Whether the SA may carry a packet that leaves here.
+    #[must_use]
+    pub fn carries(&self, inner: &Inner) -> bool {
+        self.spec
+            .selectors
+            .iter()
+            .any(|selector| selector.matches_outbound(inner))
+    }
+
+    /// Make what one worker seals the SA's packets with.
+    ///
+    /// # Errors
+    /// `ProviderError` where the provider doesn't have the suite.
+    pub fn sealer(&self, provider: Provider) -> Result<Sealer, ProviderError> {
+        let SaSpec {
+            spi, suite, esn, ..
+        } = self.spec;
+        Ok(Sealer::new(
+            self.spec.aead(provider)?,
+            suite,
+            spi,
+            self.spec.keymat.salt(),
+            esn,
+        ))
+    }
+}
+
+/// An inbound SA.
+#[derive(Debug)]
+pub struct InboundSa {
+    /// What it is.
+    pub spec: SaSpec,
+    /// Its anti-replay window.
+    pub window: ReplayWindow,
+}
+
+impl InboundSa {
+    /// An SA whose window treats every number up to `highest_seq` as seen.
+    #[must_use]
+    pub fn new(spec: SaSpec, highest_seq: u64) -> Self {
+        let window = ReplayWindow::new(spec.replay_window, highest_seq);
+        Self { spec, window }
+    }
+
+    /// Whether the SA may carry a packet that came out of it (RFC 4301 5.2).
+    #[must_use]
+    pub fn carries(&self, inner: &Inner) -> bool {
+        self.spec
+            .selectors
+            .iter()
+            .any(|selector| selector.matches_inbound(inner))
+    }
+
+    /// Whether the SA's packets come this way: in UDP or not, over IPv4 or not.
+    #[must_use]
+    pub fn comes_by(&self, encapsulation: Encapsulation, ipv4: bool) -> bool {
+        self.spec.encapsulation == encapsulation && self.spec.local.is_ipv4() == ipv4
+    }
+
+    /// Make what one worker opens the SA's packets with.
+    ///
+    /// # Errors
+    /// `ProviderError` where the provider doesn't have the suite.
+    pub fn opener(&self, provider: Provider) -> Result<Opener, ProviderError> {
+        let SaSpec { suite, esn, .. } = self.spec;
+        Ok(Opener::new(
+            self.spec.aead(provider)?,
+            suite,
+            self.spec.keymat.salt(),
+            esn,
+        ))
+    }
+}

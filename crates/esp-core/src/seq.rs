@@ -1,0 +1,234 @@
+//! Outbound sequence numbers, taken from leases by any number of workers (RFC 4303 2.2, 3.3.3).
+
+use std::collections::VecDeque;
+use std::fmt;
+
+use crate::DropReason;
+use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, lock};
+
+/// A mark that is told already.
+const NEVER: u64 = u64::MAX;
+
+/// Sequence numbers `first` to `last`, both included and on disk as used; none where `last` is
+/// `first - 1`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The lowest number.
+    pub first: u64,
+    /// The highest number.
+    pub last: u64,
+}
+
+/// Numbers that one worker may use, and nobody else: `count` from `first` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SeqRange {
+    /// The lowest number.
+    pub first: u64,
+    /// How many there are, at least one.
+    pub count: u32,
+}
+
+impl SeqRange {
+    /// The highest number.
+    #[must_use]
+    pub const fn last(self) -> u64 {
+        self.first + (self.count as u64 - 1)
+    }
+}
+
+/// A lease that begins at 0, overlaps those before it, or goes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseError {
+    /// What was given.
+    pub lease: Lease,
+    /// The highest number that was leased before.
+    pub leased: u64,
+}
+
+impl fmt::Display for LeaseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the lease of {} to {} goes back: sequence numbers to {} are leased already",
+            self.lease.first, self.lease.last, self.leased
+        )
+    }
+}
+
+impl std::error::Error for LeaseError {}
+
+/// The sequence numbers of one outbound SA.
+///
+/// The 64-bit sequence number is the IV, so no number may be given out twice: `used` only grows,
+/// by a compare-and-swap that stays within the lease.
+#[derive(Debug)]
+#[repr(align(64))]
+pub struct SeqCounter {
+    /// The highest number given out; the next is one more.
+    used: AtomicU64,
+    /// The highest number that may be given out now.
+    limit: AtomicU64,
+    /// Once `used` reaches it, half of what there was at the last extension is used.
+    low: AtomicU64,
+    soft: AtomicU64,
+    expired: AtomicBool,
+    last_seq: u64,
+    /// Leases behind a gap: what is above the first, up to the second.
+    later: Mutex<VecDeque<(u64, u64)>>,
+}
+
+impl SeqCounter {
+    /// Begin at the lease's first number; `last_seq` is the highest that the SA may use.
+    ///
+    /// # Errors
+    /// `LeaseError` for a lease that begins at 0 or ends before it begins.
+    pub fn new(last_seq: u64, lease: Lease) -> Result<Self, LeaseError> {
+        let before = lease
+            .first
+            .checked_sub(1)
+            .ok_or(LeaseError { lease, leased: 0 })?;
+        let used = before.min(last_seq);
+        // An eighth of the numbers is left: without ESN that is hours at a gigabit, time to act.
+        let soft = (last_seq - last_seq / 8).saturating_sub(1);
+        let counter = Self {
+            used: AtomicU64::new(used),
+            limit: AtomicU64::new(used),
+            low: AtomicU64::new(NEVER),
+            soft: AtomicU64::new(soft),
+            expired: AtomicBool::new(false),
+            last_seq,
+            later: Mutex::new(VecDeque::new()),
+        };
+        counter.extend(lease)?;
+        Ok(counter)
+    }
+
+    /// Add the numbers of a lease that begins where the last one ends, or later; those behind the
+    /// SA's last one are left out.
+    ///
+    /// # Errors
+    /// `LeaseError` for a lease that overlaps those before it or goes back.
+    pub fn extend(&self, lease: Lease) -> Result<(), LeaseError> {
+        let mut later = lock(&self.later);
+        let limit = self.limit.load(Ordering::Acquire);
+        let leased = later.back().map_or(limit, |&(_, last)| last);
+        let error = LeaseError { lease, leased };
+        let before = lease.first.checked_sub(1).ok_or(error)?;
+        if before < leased || lease.last < before {
+            return Err(error);
+        }
+        let before = before.min(self.last_seq);
+        let last = lease.last.min(self.last_seq);
+        if before == limit && later.is_empty() {
+            self.limit.store(last, Ordering::Release);
+        } else {
+            later.push_back((before, last));
+        }
+        self.low.store(self.half_used(&later), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Take up to `n` numbers, in one piece; may give fewer, never none.
+    ///
+    /// # Errors
+    /// `LeaseExhausted`, `SeqExhausted`.
+    pub fn reserve(&self, n: u32) -> Result<SeqRange, DropReason> {
+        let mut used = self.used.load(Ordering::Acquire);
+        loop {
+            // Read after `used`: where a new lease is seen here, the swap below fails.
+            let limit = self.limit.load(Ordering::Acquire);
+            if used >= limit {
+                self.next_lease()?;
+                used = self.used.load(Ordering::Acquire);
+                continue;
+            }
+            let left = u32::try_from(limit - used).unwrap_or(u32::MAX);
+            let count = n.clamp(1, left);
+            let last = used + u64::from(count);
+            match self
+                .used
+                .compare_exchange_weak(used, last, Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(_) => {
+                    return Ok(SeqRange {
+                        first: used + 1,
+                        count,
+                    });
+                }
+                Err(now) => used = now,
+            }
+        }
+    }
+
+    /// Go on to the next lease, unless another worker did.
+    fn next_lease(&self) -> Result<(), DropReason> {
+        let mut later = lock(&self.later);
+        loop {
+            let limit = self.limit.load(Ordering::Acquire);
+            if self.used.load(Ordering::Acquire) < limit {
+                return Ok(());
+            }
+            if limit >= self.last_seq {
+                return Err(DropReason::SeqExhausted);
+            }
+            let (before, last) = later.pop_front().ok_or(DropReason::LeaseExhausted)?;
+            // First `used`, then `limit`: between the two, nobody finds a number.
+            self.used.store(before, Ordering::Release);
+            self.limit.store(last, Ordering::Release);
+        }
+    }
+
+    fn half_used(&self, later: &MutexGuard<'_, VecDeque<(u64, u64)>>) -> u64 {
+        let used = self.used.load(Ordering::Acquire);
+        let now = (used, self.limit.load(Ordering::Acquire).max(used));
+        let leases = || std::iter::once(&now).chain(later.iter());
+        let mut half = leases().map(|&(before, last)| last - before).sum::<u64>() / 2;
+        for &(before, last) in leases() {
+            if half < last - before {
+                return before + half;
+            }
+            half -= last - before;
+        }
+        used
+    }
+
+    /// The highest number given out, 0 for none; the next packet's is one more, or the next
+    /// lease's first.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// The highest number that may be given out before a gap or the end of what is leased.
+    #[must_use]
+    pub fn limit(&self) -> u64 {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Whether half of the numbers are used since the last extension; true once for each.
+    #[must_use]
+    pub fn passed_low(&self) -> bool {
+        self.passed(&self.low)
+    }
+
+    /// Whether an eighth of all the SA's numbers, or less, is left; true once.
+    #[must_use]
+    pub fn passed_soft(&self) -> bool {
+        self.passed(&self.soft)
+    }
+
+    /// Note that the last number is used; true once.
+    #[must_use]
+    pub fn expire(&self) -> bool {
+        !self.expired.swap(true, Ordering::Relaxed)
+    }
+
+    fn passed(&self, mark: &AtomicU64) -> bool {
+        let at = mark.load(Ordering::Relaxed);
+        at != NEVER
+            && self.used.load(Ordering::Relaxed) >= at
+            && mark
+                .compare_exchange(at, NEVER, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
+}

@@ -1,0 +1,321 @@
+use esp_core::coalesce::{Coalescer, Merging};
+use esp_core::wire::VnetHdr;
+use proptest::prelude::*;
+
+use crate::build::{ACK, FIN, PSH, Packet, SYN, packet};
+use crate::segment::split;
+
+const ALL: Merging = Merging {
+    vnet_len: 10,
+    tcp: true,
+    udp: true,
+    max_segments: 128,
+};
+
+#[derive(Debug, PartialEq)]
+struct Written {
+    vnet: VnetHdr,
+    packet: Vec<u8>,
+    packets: u16,
+    bytes: u64,
+    owner: u64,
+}
+
+/// Open packets one after the other, each with a trailer behind it, and write what comes out.
+fn merge(merging: Merging, packets: &[(Vec<u8>, u64)]) -> Vec<Written> {
+    let mut coalescer = Coalescer::new(merging);
+    let mut written = Vec::new();
+    let write = |ready: esp_core::coalesce::Ready<'_>| {
+        let (vnet, packet) = ready.frame.split_at(merging.vnet_len);
+        Written {
+            vnet: VnetHdr::read(vnet).unwrap_or_default(),
+            packet: packet.to_vec(),
+            packets: ready.packets,
+            bytes: ready.bytes,
+            owner: ready.owner,
+        }
+    };
+    for (packet, owner) in packets {
+        // One that isn't authentic comes first: its place is wiped.
+        coalescer.place(packet.len() + 5).unwrap().fill(0);
+        coalescer.cancel();
+        let place = coalescer.place(packet.len() + 5).unwrap();
+        place[..packet.len()].copy_from_slice(packet);
+        place[packet.len()..].fill(0xEE);
+        assert_eq!(&coalescer.placed()[..packet.len()], packet);
+        written.extend(coalescer.accept(packet.len(), *owner).map(write));
+    }
+    written.extend(coalescer.flush().map(write));
+    assert!(coalescer.flush().is_none());
+    written
+}
+
+fn merge_all(packets: &[Packet]) -> Vec<Written> {
+    let packets: Vec<_> = packets.iter().map(|packet| (packet.bytes(), 0)).collect();
+    merge(ALL, &packets)
+}
+
+/// How many packets each write has.
+fn sizes(packets: &[Packet]) -> Vec<u16> {
+    merge_all(packets)
+        .iter()
+        .map(|written| written.packets)
+        .collect()
+}
+
+fn pair(change: impl Fn(&mut Packet)) -> Vec<u16> {
+    let mut packets = Packet {
+        payload: vec![7; 200],
+        ..Packet::default()
+    }
+    .segments(100);
+    change(&mut packets[1]);
+    sizes(&packets)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn the_segments_of_a_super_packet_become_the_super_packet_again(
+        whole in packet(3000), gso_size in 30..1500_u16, push in any::<bool>(),
+    ) {
+        let flags = if push { ACK | PSH } else { ACK };
+        let whole = Packet { flags, ..whole };
+        let segments = whole.segments(gso_size.into());
+        let written = merge_all(&segments);
+        prop_assert_eq!(written.len(), 1);
+        if segments.len() == 1 {
+            prop_assert_eq!(&written[0].packet, &whole.bytes());
+            prop_assert_eq!(written[0].vnet, VnetHdr::default());
+        } else {
+            prop_assert_eq!(&written[0].packet, &whole.bytes_with(true));
+            prop_assert_eq!(written[0].vnet, whole.vnet(gso_size));
+        }
+        let bytes: usize = segments.iter().map(|segment| segment.bytes().len()).sum();
+        prop_assert_eq!(written[0].bytes, bytes as u64);
+        prop_assert_eq!(usize::from(written[0].packets), segments.len());
+    }
+
+    #[test]
+    fn whatever_is_merged_splits_into_what_came(
+        flows in prop::collection::vec(
+            (packet(400), 1..300_usize, any::<u8>(), 0..3_u64, any::<bool>()), 1..6,
+        ),
+        damaged in prop::collection::vec((any::<prop::sample::Index>(), any::<u16>()), 0..3),
+    ) {
+        let mut came = Vec::new();
+        for (whole, gso_size, twist, owner, small) in flows {
+            let whole = if small { Packet { payload: vec![1; 9], ..whole } } else { whole };
+            let flags = if twist & 1 == 0 { ACK } else { whole.flags };
+            for (k, segment) in
+                (Packet { flags, ..whole }).segments(gso_size).into_iter().enumerate()
+            {
+                let id = if twist & 2 == 0 { segment.id } else { segment.id.wrapping_add(9) };
+                let seq = segment.seq.wrapping_add(u32::from(twist & 4 != 0 && k > 1));
+                came.push((Packet { id, seq, ..segment }.bytes(), owner));
+            }
+        }
+        for (index, bit) in damaged {
+            let packet = &mut index.get_mut(&mut came).0;
+            // Not the length: that is looked at before.
+            let at = 8 + usize::from(bit / 8) % (packet.len() - 8);
+            packet[at] ^= 1 << (bit % 8);
+        }
+        let mut out = Vec::new();
+        for written in merge(ALL, &came) {
+            let packets = if written.packets == 1 {
+                vec![written.packet]
+            } else {
+                split(&written.vnet, &written.packet).unwrap()
+            };
+            prop_assert_eq!(packets.len(), usize::from(written.packets));
+            out.extend(packets.into_iter().map(|packet| (packet, written.owner)));
+        }
+        prop_assert_eq!(out, came);
+    }
+}
+
+#[test]
+fn neighbours_are_merged() {
+    assert_eq!(pair(|_| ()), [2]);
+    assert_eq!(pair(|next| next.flags = ACK | PSH), [2]);
+    assert_eq!(pair(|next| next.payload.truncate(40)), [2]);
+    // A fixed id says nothing where nothing may be fragmented.
+    assert_eq!(pair(|next| next.id -= 1), [2]);
+}
+
+#[test]
+fn the_last_window_is_the_super_packets() {
+    let mut packets = Packet {
+        payload: vec![7; 200],
+        ..Packet::default()
+    }
+    .segments(100);
+    packets[1].window = 9;
+    assert_eq!(merge_all(&packets)[0].packet[34..36], [0, 9]);
+}
+
+#[test]
+fn packets_that_differ_are_not_merged() {
+    let changes: [fn(&mut Packet); 13] = [
+        |next| next.seq += 1,
+        |next| next.ack += 1,
+        |next| next.tos = 1,
+        |next| next.ttl = 63,
+        |next| next.df = false,
+        |next| next.id += 1,
+        |next| next.hosts.0 = 9,
+        |next| next.ports.1 = 9,
+        |next| next.options[3] = 0,
+        |next| next.options.truncate(8),
+        |next| next.flags = ACK | FIN,
+        |next| next.flags = SYN,
+        |next| next.payload.push(1),
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        assert_eq!(pair(change), [1, 1], "{number}");
+    }
+    assert_eq!(pair(|next| next.payload.clear()), [1, 1]);
+}
+
+#[test]
+fn nothing_follows_a_short_packet_or_a_push() {
+    let whole = Packet {
+        payload: vec![7; 300],
+        ..Packet::default()
+    };
+    let mut packets = whole.segments(100);
+    packets[1].flags |= PSH;
+    assert_eq!(sizes(&packets), [2, 1]);
+    let mut packets = whole.segments(100);
+    packets[1].payload.truncate(50);
+    packets[2].seq -= 50;
+    assert_eq!(sizes(&packets), [2, 1]);
+    let mut packets = whole.segments(100);
+    packets[0].flags |= PSH;
+    assert_eq!(sizes(&packets), [1, 2]);
+}
+
+#[test]
+fn fixed_and_counting_ids_are_not_mixed() {
+    let mut packets = Packet {
+        payload: vec![7; 300],
+        ..Packet::default()
+    }
+    .segments(100);
+    packets[1].id = packets[0].id;
+    assert_eq!(sizes(&packets), [2, 1]);
+}
+
+#[test]
+fn a_damaged_packet_is_never_merged_and_never_repaired() {
+    let packets = Packet {
+        payload: vec![7; 300],
+        ..Packet::default()
+    }
+    .segments(100);
+    for broken in 0..3 {
+        // Payload; upper checksum; IPv4 checksum.
+        for at in [60, 36, 10] {
+            let mut bytes: Vec<_> = packets.iter().map(|packet| (packet.bytes(), 0)).collect();
+            bytes[broken].0[at] ^= 0x40;
+            let written = merge(ALL, &bytes);
+            let alone: Vec<_> = written
+                .iter()
+                .filter(|written| written.packets == 1)
+                .collect();
+            assert!(
+                alone
+                    .iter()
+                    .any(|written| written.packet == bytes[broken].0),
+                "{broken} {at}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_udp_datagram_without_a_checksum_is_not_merged() {
+    let packets = Packet {
+        tcp: false,
+        payload: vec![7; 200],
+        ..Packet::default()
+    }
+    .segments(100);
+    let mut bytes: Vec<_> = packets.iter().map(|packet| (packet.bytes(), 0)).collect();
+    assert_eq!(merge(ALL, &bytes).len(), 1);
+    for (packet, _) in &mut bytes {
+        packet[26..28].fill(0);
+    }
+    assert_eq!(merge(ALL, &bytes).len(), 2);
+}
+
+#[test]
+fn what_is_switched_off_is_not_merged() {
+    let tcp = Packet {
+        payload: vec![7; 400],
+        ..Packet::default()
+    };
+    let udp = Packet {
+        tcp: false,
+        ..tcp.clone()
+    };
+    let packets = |whole: &Packet| -> Vec<_> {
+        whole
+            .segments(100)
+            .iter()
+            .map(|packet| (packet.bytes(), 0))
+            .collect()
+    };
+    let (tcp, udp) = (packets(&tcp), packets(&udp));
+    assert_eq!(merge(Merging { tcp: false, ..ALL }, &tcp).len(), 4);
+    assert_eq!(merge(Merging { tcp: false, ..ALL }, &udp).len(), 1);
+    assert_eq!(merge(Merging { udp: false, ..ALL }, &udp).len(), 4);
+    assert_eq!(merge(Merging { udp: false, ..ALL }, &tcp).len(), 1);
+    assert_eq!(merge(Merging { vnet_len: 0, ..ALL }, &tcp).len(), 4);
+    assert_eq!(
+        merge(
+            Merging {
+                max_segments: 2,
+                ..ALL
+            },
+            &tcp
+        )
+        .len(),
+        2
+    );
+    let owners: Vec<_> = (0..)
+        .zip(&tcp)
+        .map(|(k, (packet, _))| (packet.clone(), k / 2))
+        .collect();
+    assert_eq!(merge(ALL, &owners).len(), 2);
+}
+
+#[test]
+fn a_super_packet_ends_before_64_kib() {
+    for v6 in [false, true] {
+        let whole = Packet {
+            v6,
+            payload: vec![7; 65000],
+            ..Packet::default()
+        };
+        let mut packets = whole.segments(1000);
+        let end = whole.segments(1000).len() * 1000;
+        packets.extend(
+            Packet {
+                seq: whole.seq + end as u32,
+                id: whole.id + packets.len() as u16,
+                payload: vec![8; 3000],
+                ..whole
+            }
+            .segments(1000),
+        );
+        let written = merge_all(&packets);
+        assert_eq!(
+            written.iter().map(|w| w.packets).collect::<Vec<_>>(),
+            [65, 3]
+        );
+        assert!(written[0].packet.len() <= 65535);
+    }
+}

@@ -1,0 +1,17 @@
+//! What the crate promises, seen from outside.
+#![cfg(not(loom))]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::cast_possible_truncation)]
+
+mod build;
+mod coalesce;
+mod esp;
+mod inner;
+mod no_panic;
+mod reassembly;
+mod replay;
+mod segment;
+mod seq;
+mod spd;
+mod vectors;
+mod wire;
