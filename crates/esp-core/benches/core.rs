@@ -1,0 +1,245 @@
+//! Nanoseconds of the core alone: AEADs, one packet, a super-packet. `cargo bench -p esp-core`.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use divan::counter::{BytesCount, ItemsCount};
+use divan::{Bencher, black_box};
+use esp_core::aead::Aead;
+use esp_core::coalesce::{Coalescer, Merging};
+use esp_core::decap::Opener;
+use esp_core::encap::Sealer;
+use esp_core::provider::Provider;
+use esp_core::replay::ReplayWindow;
+use esp_core::segment::Segmenter;
+use esp_core::seq::{Lease, SeqCounter};
+use esp_core::suite::{Suite, TRAILER_ROOM};
+use esp_core::wire::{GSO_TCPV4, NEEDS_CSUM, VnetHdr, pseudo_header, write_ipv4_header};
+
+const SIZES: [usize; 3] = [64, 576, 1400];
+const SUITES: [&str; 4] = [
+    "aes256gcm16",
+    "aes128gcm16",
+    "chacha20poly1305",
+    "aes256gmac",
+];
+const GSO_SIZE: usize = 1388;
+const HEADERS_LEN: usize = 40;
+const SUPER_LEN: usize = HEADERS_LEN + 45 * GSO_SIZE;
+
+fn main() {
+    divan::main();
+}
+
+fn cases() -> Vec<(Provider, &'static str, usize)> {
+    let mut cases = Vec::new();
+    for name in SUITES {
+        for &provider in Provider::ALL {
+            if aead(provider, name).is_some() {
+                cases.extend(SIZES.map(|size| (provider, name, size)));
+            }
+        }
+    }
+    cases
+}
+
+struct Case(Provider, &'static str, usize);
+
+impl std::fmt::Display for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} {}", self.1, self.0.name(), self.2)
+    }
+}
+
+fn all() -> impl Iterator<Item = Case> {
+    cases()
+        .into_iter()
+        .map(|(provider, name, size)| Case(provider, name, size))
+}
+
+fn suite(name: &str) -> &'static Suite {
+    Suite::by_name(name).unwrap()
+}
+
+fn aead(provider: Provider, name: &str) -> Option<Box<dyn Aead>> {
+    let suite = suite(name);
+    provider.aead(suite, &vec![7; suite.key_len]).ok()
+}
+
+fn sealer(provider: Provider, name: &str) -> Sealer {
+    Sealer::new(
+        aead(provider, name).unwrap(),
+        suite(name),
+        300,
+        [1; 4],
+        true,
+    )
+}
+
+fn opener(provider: Provider, name: &str) -> Opener {
+    Opener::new(aead(provider, name).unwrap(), suite(name), [1; 4], true)
+}
+
+#[divan::bench(args = all())]
+fn encap(bencher: Bencher, case: &Case) {
+    let Case(provider, name, size) = *case;
+    let mut sealer = sealer(provider, name);
+    let seqs = SeqCounter::new(
+        u64::MAX,
+        Lease {
+            first: 1,
+            last: u64::MAX,
+        },
+    )
+    .unwrap();
+    let mut buf = vec![7; size + TRAILER_ROOM];
+    let mut out = vec![0; sealer.esp_len(size)];
+    bencher.counter(BytesCount::new(size)).bench_local(|| {
+        let seq = seqs.reserve(1).unwrap().first;
+        sealer
+            .seal(seq, black_box(&mut buf), size, 4, &mut out)
+            .unwrap()
+    });
+}
+
+#[divan::bench(args = all())]
+fn decap(bencher: Bencher, case: &Case) {
+    let Case(provider, name, size) = *case;
+    let mut sealer = sealer(provider, name);
+    let mut opener = opener(provider, name);
+    let mut buf = vec![7; size + TRAILER_ROOM];
+    let mut esp = vec![0; sealer.esp_len(size)];
+    sealer.seal(9, &mut buf, size, 4, &mut esp).unwrap();
+    let (window, noted) = (ReplayWindow::new(1024, 0), ReplayWindow::new(1024, 0));
+    let mut text = vec![0; opener.text_len(esp.len()).unwrap()];
+    let mut next = 10;
+    bencher.counter(BytesCount::new(size)).bench_local(|| {
+        let seq = opener.check(&window, black_box(&esp)).unwrap();
+        opener.open(seq, &esp, &mut text).unwrap();
+        // The packet is always the same one: what is noted is another number, elsewhere.
+        next += 1;
+        black_box(noted.commit(next)).unwrap();
+        esp_core::decap::read_trailer(&text).unwrap().payload_len
+    });
+}
+
+fn super_packet() -> (VnetHdr, Vec<u8>) {
+    let mut packet = vec![7; SUPER_LEN + TRAILER_ROOM];
+    let length = u16::try_from(SUPER_LEN).unwrap();
+    write_ipv4_header(&mut packet, 0x0A00_0001, 0x0A00_0002, 6, length, 0);
+    packet[20..40].copy_from_slice(&[
+        0, 80, 1, 2, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 16, 1, 1, 0, 0, 0, 0,
+    ]);
+    let seed = pseudo_header(&packet, 6, u32::from(length) - 20).folded();
+    packet[36..38].copy_from_slice(&seed.to_be_bytes());
+    let vnet = VnetHdr {
+        flags: NEEDS_CSUM,
+        gso_type: GSO_TCPV4,
+        hdr_len: 40,
+        gso_size: u16::try_from(GSO_SIZE).unwrap(),
+        csum_start: 20,
+        csum_offset: 16,
+    };
+    (vnet, packet)
+}
+
+/// Split and seal into `out`; returns the length of each ESP packet.
+fn split_and_seal(
+    vnet: &VnetHdr,
+    buf: &mut [u8],
+    sealer: &mut Sealer,
+    first_seq: u64,
+    out: &mut [u8],
+) -> usize {
+    let mut segmenter = Segmenter::new(vnet, buf, SUPER_LEN).unwrap();
+    let (mut seq, mut at) = (first_seq, 0);
+    while let Some(range) = segmenter.next(buf) {
+        let length = range.len();
+        at += sealer
+            .seal(seq, &mut buf[range.start..], length, 4, &mut out[at..])
+            .unwrap();
+        seq += 1;
+    }
+    at / segmenter.count()
+}
+
+#[divan::bench(args = SUITES)]
+fn super_packet_split_and_sealed(bencher: Bencher, name: &str) {
+    let (vnet, packet) = super_packet();
+    let mut sealer = sealer(Provider::OpenSsl, name);
+    let mut out = vec![0; 80_000];
+    let mut buf = packet.clone();
+    let seqs = SeqCounter::new(
+        u64::MAX,
+        Lease {
+            first: 1,
+            last: u64::MAX,
+        },
+    )
+    .unwrap();
+    bencher
+        .counter(BytesCount::new(SUPER_LEN))
+        .counter(ItemsCount::new(45_usize))
+        .bench_local(|| {
+            // As a TUN read would, only shorter: the headers are all that must be whole.
+            buf[..64].copy_from_slice(&packet[..64]);
+            let range = seqs.reserve(45).unwrap();
+            split_and_seal(
+                &vnet,
+                black_box(&mut buf),
+                &mut sealer,
+                range.first,
+                &mut out,
+            )
+        });
+}
+
+#[divan::bench]
+fn super_packet_split_only(bencher: Bencher) {
+    let (vnet, packet) = super_packet();
+    let mut buf = packet.clone();
+    bencher
+        .counter(BytesCount::new(SUPER_LEN))
+        .counter(ItemsCount::new(45_usize))
+        .bench_local(|| {
+            buf[..64].copy_from_slice(&packet[..64]);
+            let mut segmenter = Segmenter::new(&vnet, &mut buf, SUPER_LEN).unwrap();
+            let mut bytes = 0;
+            while let Some(range) = segmenter.next(&mut buf) {
+                bytes += range.len();
+            }
+            bytes
+        });
+}
+
+#[divan::bench(args = SUITES)]
+fn super_packet_opened_and_merged(bencher: Bencher, name: &str) {
+    let (vnet, mut packet) = super_packet();
+    let mut sealer = sealer(Provider::OpenSsl, name);
+    let mut opener = opener(Provider::OpenSsl, name);
+    let mut out = vec![0; 80_000];
+    let size = split_and_seal(&vnet, &mut packet, &mut sealer, 1, &mut out);
+    let mut coalescer = Coalescer::new(Merging {
+        vnet_len: 10,
+        tcp: true,
+        udp: true,
+        max_segments: 64,
+    });
+    bencher
+        .counter(BytesCount::new(SUPER_LEN))
+        .counter(ItemsCount::new(45_usize))
+        .bench_local(|| {
+            let window = ReplayWindow::new(1024, 0);
+            let mut writes = 0;
+            for esp in black_box(&out[..45 * size]).chunks(size) {
+                let place = coalescer
+                    .place(opener.text_len(esp.len()).unwrap())
+                    .unwrap();
+                let (opened, _) = opener.decap(&window, esp, place).unwrap();
+                let payload = &mut place[..opened.payload_len];
+                let length =
+                    esp_core::inner::tunnel_packet(payload, opened.next_header, 0).unwrap();
+                writes += usize::from(coalescer.accept(length, 0).is_some());
+            }
+            writes += usize::from(coalescer.flush().is_some());
+            assert_eq!(writes, 1);
+        });
+}
