@@ -30,7 +30,9 @@ def ledger() -> None:
 @ledger.command()
 @state_dir_option
 @click.option(
-    "--replace", is_flag=True, help="Replace a ledger that can't be used; its keys stay refused."
+    "--replace",
+    is_flag=True,
+    help="Replace a ledger that can't be used; those of its keys that can be read stay refused.",
 )
 def create(state_dir: Path, replace: bool) -> None:
     """State that no key of this machine was ever used before, by making an empty ledger.
@@ -46,6 +48,7 @@ def create(state_dir: Path, replace: bool) -> None:
         retired = Ledger.replace(path, machine_identity())
         keys = output.counted(retired, "key")
         click.echo(f"made {path}; refused from now on: {keys} of the old ledger")
+        click.echo("start with new keys only: what a damaged ledger no longer tells is not refused")
         return
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -131,6 +131,7 @@ def test_ledger_create_makes_one_once_and_show_lists_its_keys(
     )
     replaced = run(capsys, "ledger", "create", "--replace", "--state-dir", str(state))
     assert "1 key of the old ledger" in replaced
+    assert "start with new keys only" in replaced
     assert "retired" in run(capsys, "ledger", "show", "--state-dir", str(state))
 
 
