@@ -11,6 +11,7 @@ mod error;
 pub mod mem;
 #[allow(unsafe_code)]
 mod message;
+mod offloads;
 pub mod poll;
 pub mod raw;
 #[allow(unsafe_code)]

@@ -60,7 +60,6 @@ impl RawSocket {
         let messages = messages.into_iter().map(|message| Transmit {
             // IPv6 raw sockets take a port for the protocol and refuse all but 0 and their own.
             dst: SocketAddr::new(message.dst.ip(), 0),
-            segment_size: 0,
             ..message
         });
         arena.send(self.fd.as_fd(), messages)

@@ -5,38 +5,16 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use bitflags::bitflags;
 use rustix::fs::{Mode, OFlags};
 
 use super::error::{Errno, Error, Result, Step, check};
+use super::offloads::{downwards, sensible};
 use super::vnet::{VNET_HDR_LEN, VnetHdr};
+
+pub use super::offloads::TunOffloads;
 
 /// Bytes of the largest packet that the kernel gives: an IPv6 header and 65,535 bytes.
 pub const MAX_PACKET: usize = 40 + 65_535;
-
-bitflags! {
-    /// What the kernel may leave undone in packets that are read (`TUNSETOFFLOAD`).
-    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    pub struct TunOffloads: libc::c_uint {
-        /// Checksums of TCP and UDP.
-        const CSUM = libc::TUN_F_CSUM;
-        /// Segmentation of TCP over IPv4.
-        const TSO4 = libc::TUN_F_TSO4;
-        /// Segmentation of TCP over IPv6.
-        const TSO6 = libc::TUN_F_TSO6;
-        /// The same for packets with CWR.
-        const TSO_ECN = libc::TUN_F_TSO_ECN;
-        /// Segmentation of UDP over IPv4 (Linux 6.2).
-        const USO4 = libc::TUN_F_USO4;
-        /// Segmentation of UDP over IPv6; the kernel takes both or none.
-        const USO6 = libc::TUN_F_USO6;
-
-        /// TCP over both.
-        const TSO = Self::TSO4.bits() | Self::TSO6.bits() | Self::TSO_ECN.bits();
-        /// UDP over both.
-        const USO = Self::USO4.bits() | Self::USO6.bits();
-    }
-}
 
 /// What a read found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -241,17 +219,8 @@ fn flags(flags: libc::c_int) -> u16 {
 
 /// Sets what the kernel has of the wanted offloads, trying less and less, and says what is on.
 fn set_offloads(fd: BorrowedFd<'_>, wanted: TunOffloads) -> Result<TunOffloads> {
-    let wanted = sensible(wanted);
-    let without_uso = wanted - TunOffloads::USO;
-    let tries = [
-        wanted,
-        without_uso,
-        without_uso - TunOffloads::TSO_ECN,
-        without_uso - TunOffloads::TSO,
-        TunOffloads::empty(),
-    ];
     let mut last = Errno::INVAL;
-    for offloads in tries {
+    for offloads in downwards(sensible(wanted)) {
         // SAFETY: TUNSETOFFLOAD takes a number for its argument, no pointer.
         let returned = unsafe {
             libc::ioctl(
@@ -268,22 +237,6 @@ fn set_offloads(fd: BorrowedFd<'_>, wanted: TunOffloads) -> Result<TunOffloads> 
     Err(last).step("TUNSETOFFLOAD")
 }
 
-/// Leaves out what the kernel would refuse for want of another: all without CSUM, CWR without TCP,
-/// one USO without the other.
-fn sensible(wanted: TunOffloads) -> TunOffloads {
-    let mut wanted = wanted;
-    if !wanted.contains(TunOffloads::CSUM) {
-        return TunOffloads::empty();
-    }
-    if !wanted.intersects(TunOffloads::TSO4 | TunOffloads::TSO6) {
-        wanted -= TunOffloads::TSO_ECN;
-    }
-    if !wanted.contains(TunOffloads::USO) {
-        wanted -= TunOffloads::USO;
-    }
-    wanted
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -291,19 +244,5 @@ mod tests {
     #[test]
     fn the_request_is_as_large_as_the_kernels() {
         assert!(size_of::<InterfaceRequest>() >= size_of::<libc::ifreq>());
-    }
-
-    #[test]
-    fn offloads_that_need_another_go_with_it() {
-        let (csum, tso4) = (TunOffloads::CSUM, TunOffloads::TSO4);
-        for (wanted, sensible_of_them) in [
-            (TunOffloads::all(), TunOffloads::all()),
-            (TunOffloads::TSO, TunOffloads::empty()),
-            (csum | TunOffloads::TSO_ECN, csum),
-            (csum | TunOffloads::USO6, csum),
-            (csum | tso4 | TunOffloads::USO4, csum | tso4),
-        ] {
-            assert_eq!(sensible(wanted), sensible_of_them, "{wanted:?}");
-        }
     }
 }

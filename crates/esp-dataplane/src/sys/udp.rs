@@ -1,6 +1,6 @@
 //! UDP sockets with segmentation offload (`UDP_SEGMENT`, `UDP_GRO`), one for each worker.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{SocketType, ipproto, sockopt};
@@ -196,15 +196,11 @@ impl AsFd for UdpSocket {
 /// Finds how many segments the kernel takes, by a send from a socket to itself.
 ///
 /// The kernel checks the count after the route and before the device, so it needs no more than a
-/// local address. Where there is none yet, the older limit is taken.
+/// local address (a wildcard is sent to over the loopback). Where there is none yet, the older limit
+/// is taken.
 fn probe_segments(local: IpAddr) -> Result<usize> {
-    let ip = match local {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
     let options = SocketOptions {
-        local: SocketAddr::new(ip, 0),
+        local: SocketAddr::new(local, 0),
         mark: 0,
         buffer: 0,
         busy_poll_us: 0,

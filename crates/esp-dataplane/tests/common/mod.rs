@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use esp_dataplane::sys::poll::{Events, Interest, Poller};
 use esp_dataplane::sys::udp::{UdpOffloads, UdpSocket};
@@ -65,6 +65,15 @@ pub fn ip(arguments: &str) {
         .status()
         .expect("ip(8) of iproute2");
     assert!(status.success(), "ip {arguments}");
+}
+
+/// What ip(8) prints in the calling thread's namespace.
+pub fn ip_says(arguments: &str) -> String {
+    let output = Command::new("ip")
+        .args(arguments.split_whitespace())
+        .output()
+        .expect("ip(8) of iproute2");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 pub fn options(local: &str) -> SocketOptions {
@@ -131,6 +140,15 @@ pub fn receive_udp(socket: &UdpSocket, count: usize) -> Vec<(RecvMeta, Vec<u8>)>
         let buffers = buffers.iter_mut().map(Vec::as_mut_slice);
         socket.recv_batch(arena, buffers).unwrap().to_vec()
     })
+}
+
+/// Waits for what nothing tells of.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "{what}: not in {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Bytes that differ from place to place, so that any that are moved show.

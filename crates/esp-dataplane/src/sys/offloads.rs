@@ -1,0 +1,85 @@
+//! The offloads of a TUN device, and what to try where a kernel lacks some.
+
+use bitflags::bitflags;
+
+bitflags! {
+    /// What the kernel may leave undone in packets that are read (`TUNSETOFFLOAD`).
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct TunOffloads: libc::c_uint {
+        /// Checksums of TCP and UDP.
+        const CSUM = libc::TUN_F_CSUM;
+        /// Segmentation of TCP over IPv4.
+        const TSO4 = libc::TUN_F_TSO4;
+        /// Segmentation of TCP over IPv6.
+        const TSO6 = libc::TUN_F_TSO6;
+        /// The same for packets with CWR.
+        const TSO_ECN = libc::TUN_F_TSO_ECN;
+        /// Segmentation of UDP over IPv4 (Linux 6.2).
+        const USO4 = libc::TUN_F_USO4;
+        /// Segmentation of UDP over IPv6; the kernel takes both or none.
+        const USO6 = libc::TUN_F_USO6;
+
+        /// TCP over both.
+        const TSO = Self::TSO4.bits() | Self::TSO6.bits() | Self::TSO_ECN.bits();
+        /// UDP over both.
+        const USO = Self::USO4.bits() | Self::USO6.bits();
+    }
+}
+
+/// What to try, the newest features leaving first.
+pub(crate) fn downwards(wanted: TunOffloads) -> [TunOffloads; 5] {
+    let without_uso = wanted - TunOffloads::USO;
+    [
+        wanted,
+        without_uso,
+        without_uso - TunOffloads::TSO_ECN,
+        without_uso - TunOffloads::TSO,
+        TunOffloads::empty(),
+    ]
+}
+
+/// Leaves out what the kernel would refuse for want of another: all without CSUM, CWR without TCP,
+/// one USO without the other.
+pub(crate) fn sensible(wanted: TunOffloads) -> TunOffloads {
+    let mut wanted = wanted;
+    if !wanted.contains(TunOffloads::CSUM) {
+        return TunOffloads::empty();
+    }
+    if !wanted.intersects(TunOffloads::TSO4 | TunOffloads::TSO6) {
+        wanted -= TunOffloads::TSO_ECN;
+    }
+    if !wanted.contains(TunOffloads::USO) {
+        wanted -= TunOffloads::USO;
+    }
+    wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offloads_that_need_another_go_with_it() {
+        let (csum, tso4) = (TunOffloads::CSUM, TunOffloads::TSO4);
+        for (wanted, sensible_of_them) in [
+            (TunOffloads::all(), TunOffloads::all()),
+            (TunOffloads::TSO, TunOffloads::empty()),
+            (csum | TunOffloads::TSO_ECN, csum),
+            (csum | TunOffloads::USO6, csum),
+            (csum | tso4 | TunOffloads::USO4, csum | tso4),
+        ] {
+            assert_eq!(sensible(wanted), sensible_of_them, "{wanted:?}");
+        }
+    }
+    #[test]
+    fn less_and_less_is_tried_of_what_was_wanted() {
+        let (csum, tso4, tso6) = (TunOffloads::CSUM, TunOffloads::TSO4, TunOffloads::TSO6);
+        let tcp = csum | tso4 | tso6;
+        let all = TunOffloads::all();
+        let none = TunOffloads::empty();
+        let tries = [all, csum | TunOffloads::TSO, tcp, csum, none];
+        assert_eq!(downwards(all), tries);
+        let tries = [csum | tso4, csum | tso4, csum | tso4, csum, none];
+        assert_eq!(downwards(csum | tso4), tries);
+    }
+}
