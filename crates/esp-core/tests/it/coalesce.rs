@@ -1,5 +1,5 @@
 use esp_core::coalesce::{Coalescer, Merging};
-use esp_core::wire::VnetHdr;
+use esp_core::wire::{VnetHdr, update_checksum};
 use proptest::prelude::*;
 
 use crate::build::{ACK, FIN, PSH, Packet, SYN, packet};
@@ -177,6 +177,22 @@ fn packets_that_differ_are_not_merged() {
         assert_eq!(pair(change), [1, 1], "{number}");
     }
     assert_eq!(pair(|next| next.payload.clear()), [1, 1]);
+}
+
+#[test]
+fn a_reserved_bit_of_tcp_is_not_lost() {
+    let packets = Packet {
+        payload: vec![7; 200],
+        ..Packet::default()
+    }
+    .segments(100);
+    let mut bytes: Vec<_> = packets.iter().map(|packet| (packet.bytes(), 0)).collect();
+    let word = |at: usize, bytes: &[u8]| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+    let next = &mut bytes[1].0;
+    let checksum = update_checksum(word(36, next), word(32, next), word(32, next) | 0x100);
+    next[32] |= 1;
+    next[36..38].copy_from_slice(&checksum.to_be_bytes());
+    assert_eq!(merge(ALL, &bytes).len(), 2);
 }
 
 #[test]

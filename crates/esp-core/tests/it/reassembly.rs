@@ -83,6 +83,18 @@ fn an_overlap_forgets_the_datagram() {
 }
 
 #[test]
+fn a_last_fragment_in_front_of_another_forgets_the_datagram() {
+    for v6 in [false, true] {
+        let behind = &fragments(v6, 1, &[7; 96], 32)[1];
+        let last = &fragments(v6, 1, &[7; 24], 8)[2];
+        let mut reassembler = Reassembler::default();
+        reassembler.add(behind, NOW).unwrap();
+        assert_eq!(reassembler.add(last, NOW), Ok(None));
+        assert_eq!(reassembler.dropped(), 2);
+    }
+}
+
+#[test]
 fn unfinished_datagrams_are_given_up_for_age_and_for_new_ones() {
     let mut reassembler = Reassembler::default();
     for id in 0..=MAX_DATAGRAMS as u8 {
