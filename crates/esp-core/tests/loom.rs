@@ -71,6 +71,19 @@ fn a_lease_that_comes_meanwhile_gives_its_numbers_once_and_never_the_gap() {
 }
 
 #[test]
+fn nobody_finds_a_number_of_the_gap_while_another_goes_over_it() {
+    loom::model(|| {
+        let counter = Arc::new(SeqCounter::new(u64::MAX, lease(1, 1)).unwrap());
+        counter.extend(lease(5, 8)).unwrap();
+        let other = Arc::clone(&counter);
+        let worker = thread::spawn(move || take(&other, 2));
+        let mut taken = take(&counter, 2);
+        taken.extend(worker.join().unwrap());
+        assert_each_once(taken, |seq| seq == 1 || (5..=8).contains(&seq));
+    });
+}
+
+#[test]
 fn one_number_is_accepted_by_one_worker() {
     loom::model(|| {
         let window = Arc::new(ReplayWindow::new(64, 0));
