@@ -20,13 +20,12 @@ from esp_gw.model import Desired
 from esp_gw.netlink import Netlink
 from esp_gw.sequences import Sequences
 from esp_gw.service import Service
-from esp_gw.store import Store
+from esp_gw.store import STORE_NAME, Store
 from esp_gw.systemd import Notifier, watchdog_interval
 
 log = structlog.get_logger()
 
 LEDGER_NAME = "ledger.db"
-STORE_NAME = "added.json"
 
 
 def run(config: Path, log_level: str) -> int:

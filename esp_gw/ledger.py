@@ -91,21 +91,24 @@ class Ledger:
             ledger_file.put_in_place(fresh, path)
 
     @staticmethod
-    def replace(path: Path, machine: str) -> int:
+    def replace(path: Path, machine: str, retired: Sequence[KeyMaterial]) -> int:
         """Move a ledger that can't be used aside, to NAME.old-N, and make a new one.
 
-        Every key that the old one knew is known to the new one as retired, and refused for ever; a
-        damaged one may not tell all it knew. Gives the number of keys retired. Raises LedgerError.
+        Every key that the old one knew is known to the new one as retired, and refused for ever. A
+        damaged one may not tell all it knew, so `retired` are refused as well: every key that may
+        have been used with it. Gives the number of keys retired. Raises LedgerError.
         """
         with ledger_file.errors(path), ledger_file.locked(path):
             if not os.path.lexists(path):
                 raise ledger_file.missing(path)
             old = ledger_file.salvage(path)
-            retired = {name: replace(row, role=Role.RETIRED) for name, row in old.rows.items()}
-            fresh = ledger_file.build(path, Contents(machine, old.secret, retired))
+            unknown = Row(Role.RETIRED, 0, int(time.time()))
+            rows = {old.fingerprint(keymat): unknown for keymat in retired}
+            rows |= {name: replace(row, role=Role.RETIRED) for name, row in old.rows.items()}
+            fresh = ledger_file.build(path, Contents(machine, old.secret, rows))
             ledger_file.move_aside(path)
             ledger_file.put_in_place(fresh, path)
-            return len(retired)
+            return len(rows)
 
     @classmethod
     def open(cls, path: Path, machine: str) -> Ledger:
@@ -225,7 +228,7 @@ class Ledger:
         row = self._contents.rows.get(name, Row(role, 0, int(time.time())))
         if row.role is Role.RETIRED:
             raise KeyReuseError(
-                "this key and salt was used before the ledger was replaced",
+                "this key and salt is from before the ledger was replaced",
                 where=_where(sa),
                 hint=NEW_KEYS,
             )

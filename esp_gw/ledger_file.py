@@ -47,7 +47,7 @@ _COMPANIONS = ("-wal", "-shm", "-journal")
 _BUSY_SECONDS = 0.5
 
 NEW_KEYS = "make new keys with 'esp-gw keygen' on both ends"
-REPLACE = f"{NEW_KEYS}, then run 'esp-gw ledger create --replace'"
+REPLACE = f"run 'esp-gw ledger create --replace', then {NEW_KEYS}"
 _AS_OWNER = "run this as root or as the user that owns the directory"
 _BUSY = "another program has the ledger open: end it, then try again"
 _DISK_HINTS = {

@@ -23,6 +23,8 @@ from esp_gw.keyfile import parse_keymat
 from esp_gw.model import Action, Desired, Origin, Policy, Sa
 from esp_gw.schema import PolicyFields, SaFields
 
+STORE_NAME = "added.json"
+"""Its name in the state directory."""
 FORMAT_VERSION = 1
 MAX_STATE_LEN = 16 << 20
 

@@ -8,20 +8,12 @@ from typing import Any
 import click
 
 from esp_gw.cli import output
-from esp_gw.cli.options import Daemon, json_option
+from esp_gw.cli.options import Daemon, config_option, json_option
 from esp_gw.errors import ConfigError
-
-CONFIG = Path("/etc/esp-gw")
 
 
 @click.command()
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    default=CONFIG,
-    show_default=True,
-    help="Configuration file, or a directory of *.yaml files.",
-)
+@config_option
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from esp_gw.cli import output
-from esp_gw.cli.options import DIRECTORY, json_option
-from esp_gw.errors import EspGwError
-from esp_gw.model import GatewaySettings
+from esp_gw.cli.options import DIRECTORY, config_option, json_option
+from esp_gw.errors import ConfigError, EspGwError
+from esp_gw.model import GatewaySettings, KeyMaterial
 
 LEDGER_FILE = "ledger.db"
 
@@ -29,26 +29,36 @@ def ledger() -> None:
 
 @ledger.command()
 @state_dir_option
+@config_option
 @click.option(
     "--replace",
     is_flag=True,
-    help="Replace a ledger that can't be used; those of its keys that can be read stay refused.",
+    help="Replace a ledger that can't be used, and refuse every key there is up to now.",
 )
-def create(state_dir: Path, replace: bool) -> None:
+def create(state_dir: Path, config: Path, replace: bool) -> None:
     """State that no key of this machine was ever used before, by making an empty ledger.
 
     A key that is used a second time from its beginning gives its traffic away. The gateway
     therefore never makes a ledger by itself: where one is lost, make new keys on both ends first.
+
+    With --replace the new ledger refuses the keys that the old one still tells, those of --config,
+    and those of the SAs that the CLI added: any of them may have been used. Make new keys
+    afterwards. Nothing is replaced while one of these can't be read.
     """
     from esp_gw.ledger import Ledger  # noqa: PLC0415 - imports sqlite3
     from esp_gw.machine import machine_identity  # noqa: PLC0415
 
     path = state_dir / LEDGER_FILE
     if replace:
-        retired = Ledger.replace(path, machine_identity())
+        from esp_gw.store import STORE_NAME  # noqa: PLC0415 - pydantic is slow to import
+
+        configured, added = _keys_of_config(config), _keys_of_cli(state_dir / STORE_NAME)
+        retired = Ledger.replace(path, machine_identity(), [*configured, *added])
         keys = output.counted(retired, "key")
-        click.echo(f"made {path}; refused from now on: {keys} of the old ledger")
-        click.echo("start with new keys only: what a damaged ledger no longer tells is not refused")
+        click.echo(f"made {path}; refused from now on: {keys}, all that could be found")
+        click.echo("make new keys with 'esp-gw keygen' on both ends: it won't start with the old")
+        if added:
+            click.echo(f"the CLI's SAs have old keys: move {state_dir / STORE_NAME} away")
         return
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -58,6 +68,34 @@ def create(state_dir: Path, replace: bool) -> None:
         ) from None
     Ledger.create(path, machine_identity())
     click.echo(f"made {path}")
+
+
+def _keys_of_config(config: Path) -> list[KeyMaterial]:
+    from esp_gw.config import load_config  # noqa: PLC0415 - pydantic is slow to import
+
+    try:
+        return [sa.keymat for sa in load_config(config).sas]
+    except ConfigError as error:
+        raise EspGwError(
+            f"the ledger is not replaced, because the keys to be refused can't be read: "
+            f"{error.problems[0]}",
+            where=str(config),
+            hint="correct the configuration, or name the one that was used with --config",
+        ) from None
+
+
+def _keys_of_cli(path: Path) -> list[KeyMaterial]:
+    from esp_gw.store import Store  # noqa: PLC0415 - pydantic is slow to import
+
+    try:
+        return [entry.to_sa().keymat for entry in Store(path).load().sas]
+    except EspGwError as error:
+        raise EspGwError(
+            f"the ledger is not replaced, because the keys to be refused can't be read: "
+            f"{error.what}",
+            where=str(path),
+            hint="restore the file; it holds the keys of the SAs that the CLI added",
+        ) from None
 
 
 @ledger.command()

@@ -63,6 +63,13 @@ PORT = click.IntRange(1, 65535)
 FILE = click.Path(dir_okay=False, path_type=Path)
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
+config_option = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    default=Path("/etc/esp-gw"),
+    show_default=True,
+    help="Configuration file, or a directory of *.yaml files.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 

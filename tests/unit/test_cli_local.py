@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,10 +16,11 @@ import esp_gw.lab
 from esp_gw.cli.main import main
 from esp_gw.cli.output import counted, drops, endpoint, size, span
 from esp_gw.config import load_config
-from esp_gw.errors import ConfigError, EspGwError, Problem
+from esp_gw.errors import ConfigError, EspGwError, KeyReuseError, Problem
 from esp_gw.keyfile import generate, read_key_file
 from esp_gw.ledger import Ledger
 from esp_gw.model import SUITES, Encapsulation, Mode
+from esp_gw.store import Store, StoredState, parse_sa_entry
 
 Capture = pytest.CaptureFixture[str]
 INIT = shlex.split(
@@ -129,10 +131,63 @@ def test_ledger_create_makes_one_once_and_show_lists_its_keys(
     assert f"{key['fingerprint']}  outbound  101" in run(
         capsys, "ledger", "show", "--state-dir", str(state)
     )
-    replaced = run(capsys, "ledger", "create", "--replace", "--state-dir", str(state))
-    assert "1 key of the old ledger" in replaced
-    assert "start with new keys only" in replaced
-    assert "retired" in run(capsys, "ledger", "show", "--state-dir", str(state))
+
+
+@pytest.fixture
+def used(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A gateway that was used: its configuration, state directory, ledger, every key."""
+    monkeypatch.setattr("esp_gw.machine.machine_identity", lambda: "ab" * 32)
+    run(capsys, *INIT, "--out", str(tmp_path))
+    config, state = tmp_path / "pi-a", tmp_path / "state"
+    run(capsys, "ledger", "create", "--state-dir", str(state))
+    added = parse_sa_entry(
+        {"name": "x", "direction": "outbound", "spi": 4097, "local": "192.0.2.1",
+         "remote": "192.0.2.2", "local_ts": ["10.1.0.0/24"], "remote_ts": ["10.3.0.0/24"],
+         "suite": "aes128gcm16", "key": "5a" * 20}
+    )  # fmt: skip
+    Store(state / "added.json").save(StoredState(sas=(added,)))
+    return SimpleNamespace(
+        config=config,
+        state=state,
+        ledger=state / "ledger.db",
+        keymats=[*(sa.keymat for sa in load_config(config).sas), added.to_sa().keymat],
+        replace=("ledger", "create", "--replace", "--state-dir", str(state), "--config"),
+    )
+
+
+def test_ledger_replace_refuses_every_key_of_the_configuration_and_the_cli(
+    used: SimpleNamespace, capsys: Capture
+) -> None:
+    used.ledger.write_bytes(bytes(12288))
+    said = run(capsys, *used.replace, str(used.config))
+    assert (
+        "3 keys" in said and "keygen" in said and f"move {used.state / 'added.json'} away" in said
+    )
+    with closing(Ledger.open(used.ledger, "ab" * 32)) as ledger:
+        for keymat in used.keymats:
+            with pytest.raises(KeyReuseError, match="make new keys with 'esp-gw keygen'"):
+                ledger.lease(keymat, 1, 2**64 - 1)
+    assert run(capsys, "ledger", "show", "--state-dir", str(used.state)).count("retired") == 3
+
+
+@pytest.mark.parametrize("broken", ["a key file", "the configuration", "added.json"])
+def test_ledger_replace_does_nothing_while_the_keys_to_refuse_can_not_be_read(
+    used: SimpleNamespace, capsys: Capture, broken: str
+) -> None:
+    used.ledger.write_bytes(b"damaged")
+    match broken:
+        case "a key file":
+            where = used.config
+            next(iter((used.config / "keys").iterdir())).unlink()
+        case "the configuration":
+            where = used.config
+            (used.config / "gateway.yaml").unlink()
+        case _:
+            where = used.state / "added.json"
+            where.write_text("[")
+    (line,) = fail(capsys, *used.replace, str(used.config)).splitlines()
+    assert line.startswith(f"esp-gw: error: {where}: the ledger is not replaced")
+    assert used.ledger.read_bytes() == b"damaged"
 
 
 def test_the_ledger_is_where_the_daemon_looks_for_it() -> None:

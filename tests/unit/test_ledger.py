@@ -9,7 +9,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -260,6 +260,10 @@ def test_create_keeps_a_ledger_that_is_there(path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def replace_by_none(path: Path, machine: str) -> int:
+    return Ledger.replace(path, machine, ())
+
+
 def test_a_missing_directory_is_an_error_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="make the directory"):
         Ledger.create(tmp_path / "none" / "ledger.db", MACHINE)
@@ -270,12 +274,12 @@ def test_a_missing_ledger_says_when_it_may_be_created(tmp_path: Path, name: str)
     with pytest.raises(LedgerMissingError, match=r"if no key .* 'esp-gw ledger create'; otherwise"):
         Ledger.open(tmp_path / name, MACHINE)
     with pytest.raises(LedgerError):
-        Ledger.replace(tmp_path / name, MACHINE)
+        Ledger.replace(tmp_path / name, MACHINE, ())
     assert not (tmp_path / name).exists()
 
 
 def test_the_ledger_of_another_machine_is_foreign(path: Path) -> None:
-    with pytest.raises(LedgerForeignError, match=r"another machine; .*keygen.*--replace"):
+    with pytest.raises(LedgerForeignError, match=r"another machine; .*--replace.*keygen"):
         Ledger.open(path, "b" * 64)
 
 
@@ -289,7 +293,7 @@ def test_a_ledger_that_others_may_touch_is_refused(path: Path, mode: int) -> Non
 def test_a_second_open_in_the_same_process_is_refused_and_harmless(
     ledger: Ledger, path: Path
 ) -> None:
-    for attempt in (Ledger.open, Ledger.create, Ledger.replace):
+    for attempt in (Ledger.open, Ledger.create, replace_by_none):
         with pytest.raises(LedgerError, match="another esp-gw uses this ledger"):
             attempt(path, MACHINE)
     assert ledger.lease(key(1), 1, ESN).first == 1
@@ -321,7 +325,7 @@ def test_another_process_is_refused_until_the_ledger_is_closed(ledger: Ledger, p
 def test_another_program_in_the_file_is_not_taken_for_damage(path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        for attempt in (Ledger.open, Ledger.replace):
+        for attempt in (Ledger.open, replace_by_none):
             with pytest.raises(LedgerError, match="another program") as refused:
                 attempt(path, MACHINE)
             assert not isinstance(refused.value, LedgerDamagedError)
@@ -372,10 +376,10 @@ def test_what_is_no_ledger_is_damage_is_left_alone_and_can_be_replaced(
     assert callable(spoil)
     spoil(path)
     before = path.read_bytes() if path.is_file() else None
-    with pytest.raises(LedgerDamagedError, match=r"damaged: .*keygen.*--replace"):
+    with pytest.raises(LedgerDamagedError, match=r"damaged: .*--replace.*keygen"):
         Ledger.open(path, MACHINE)
     assert before is None or path.read_bytes() == before
-    Ledger.replace(path, MACHINE)
+    Ledger.replace(path, MACHINE, ())
     Ledger.open(path, MACHINE).close()
 
 
@@ -420,7 +424,7 @@ def test_an_edited_ledger_is_damaged(ledger: Ledger, path: Path, statement: str)
         raw.execute(statement)
     with pytest.raises(LedgerDamagedError) as refused:
         Ledger.open(path, MACHINE)
-    Ledger.replace(path, MACHINE)
+    Ledger.replace(path, MACHINE, ())
     Ledger.open(path, MACHINE).close()
     assert refused.value.__traceback__ is not None  # alive till here, and yet it keeps no file open
 
@@ -484,8 +488,8 @@ def test_replacing_a_foreign_ledger_retires_every_key_for_both_directions(
     ledger.lease(key(1), 10, ESN)
     ledger.replay_floor(key(2))
     ledger.close()
-    assert Ledger.replace(path, "b" * 64) == 2
-    assert Ledger.replace(path, "c" * 64) == 2
+    assert Ledger.replace(path, "b" * 64, ()) == 2
+    assert Ledger.replace(path, "c" * 64, ()) == 2
     assert {"ledger.db.old-1", "ledger.db.old-2"} < {file.name for file in path.parent.iterdir()}
     with closing(Ledger.open(path, "c" * 64)) as again:
         assert [entry.role for entry in again.entries()] == [Role.RETIRED] * 2
@@ -515,17 +519,45 @@ def test_replacing_a_damaged_ledger_retires_what_can_be_read(ledger: Ledger, pat
     path.write_bytes(whole)
     with pytest.raises(LedgerDamagedError):
         Ledger.open(path, MACHINE)
-    count = Ledger.replace(path, MACHINE)
+    count = Ledger.replace(path, MACHINE, ())
     with closing(Ledger.open(path, MACHINE)) as again:
         known = set(again._contents.rows)
     assert count == len(known) < 120
     assert {names[0], names[-1]} <= known
 
 
+@pytest.mark.parametrize("spoil", [make_garbage, make_empty, make_directory])
+def test_the_keys_of_an_unreadable_ledger_are_refused_where_somebody_else_knows_them(
+    ledger: Ledger, path: Path, spoil: Callable[[Path], None]
+) -> None:
+    ledger.lease(key(1), 10, ESN)
+    ledger.replay_floor(key(2))
+    ledger.close()
+    spoil(path)
+    assert Ledger.replace(path, MACHINE, [key(1), key(2), key(1)]) == 2
+    with closing(Ledger.open(path, MACHINE)) as again:
+        for number in (1, 2):
+            with pytest.raises(KeyReuseError, match=r"SA x: .*ledger was replaced; .*keygen"):
+                again.lease(key(number), 1, ESN, sa="x")
+            with pytest.raises(KeyReuseError, match="ledger was replaced"):
+                again.replay_floor(key(number))
+        assert again.lease(key(3), 1, ESN).first == 1
+
+
+def test_a_key_that_old_ledger_and_configuration_know_keeps_its_numbers(
+    ledger: Ledger, path: Path
+) -> None:
+    ledger.lease(key(1), 10, ESN)
+    ledger.close()
+    assert Ledger.replace(path, "b" * 64, [key(1), key(2)]) == 2
+    with closing(Ledger.open(path, "b" * 64)) as again:
+        assert sorted(entry.seq for entry in again.entries()) == [0, 10]
+
+
 def test_replacing_keeps_files_that_sqlite_did_not_take(path: Path) -> None:
     make_directory(path)
     path.with_name("ledger.db-wal").write_bytes(b"old wal")
-    Ledger.replace(path, MACHINE)
+    Ledger.replace(path, MACHINE, ())
     assert path.with_name("ledger.db.old-1-wal").read_bytes() == b"old wal"
     assert path.with_name("ledger.db.old-1").is_dir()
     assert not path.with_name("ledger.db-wal").exists()
@@ -538,7 +570,7 @@ def test_replacing_a_ledger_whose_secret_is_changed_claims_no_key(
     ledger.close()
     with closing(sqlite3.connect(path)) as raw, raw:
         raw.execute("UPDATE settings SET secret = randomblob(32)")
-    assert Ledger.replace(path, MACHINE) == 0
+    assert Ledger.replace(path, MACHINE, ()) == 0
 
 
 def test_a_changed_row_is_retired_too_when_its_fingerprint_is_whole(
@@ -550,7 +582,7 @@ def test_a_changed_row_is_retired_too_when_its_fingerprint_is_whole(
     ledger.close()
     with closing(sqlite3.connect(path)) as raw, raw:
         raw.execute("UPDATE keys SET first_use = 'then' WHERE fingerprint = ?", (name,))
-    assert Ledger.replace(path, MACHINE) == 2
+    assert Ledger.replace(path, MACHINE, ()) == 2
     with (
         closing(Ledger.open(path, MACHINE)) as again,
         pytest.raises(KeyReuseError, match="before the ledger was replaced"),

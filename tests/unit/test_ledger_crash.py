@@ -186,7 +186,7 @@ def test_replacing_takes_the_wal_of_a_crash_along(tmp_path: Path) -> None:
         copies = crash_points(ledger, path, lambda: ledger.lease(KEY, 10, ESN), tmp_path)
     committed = next(copy for copy in copies if files(copy)[1].stat().st_size)
     committed.chmod(0o600)
-    assert Ledger.replace(committed, "b" * 64) == 1
+    assert Ledger.replace(committed, "b" * 64, ()) == 1
     with (
         closing(Ledger.open(committed, "b" * 64)) as fresh,
         pytest.raises(LedgerError, match="before the ledger was replaced"),
