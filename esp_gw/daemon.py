@@ -56,10 +56,12 @@ class _Daemon:
         self._failure: str | None = None
 
     async def main(self) -> None:
-        self._stopping = asyncio.Event()
+        self._stopping, self._reload_asked = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
+        # What comes while the gateway starts waits until it has started.
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
         settings = self._desired.settings
         state_dir = Path(settings.state_dir)
         gateway = Gateway(
@@ -86,15 +88,6 @@ class _Daemon:
             raise EngineError(self._failure, hint="restart the gateway")
 
     async def _serve(self, gateway: Gateway) -> None:
-        loop = asyncio.get_running_loop()
-        reloads: set[asyncio.Task[None]] = set()
-
-        def on_hangup() -> None:
-            task = loop.create_task(self._reload())
-            reloads.add(task)
-            task.add_done_callback(reloads.discard)
-
-        loop.add_signal_handler(signal.SIGHUP, on_hangup)
         log.info(
             "ready",
             engine=gateway.engine.name,
@@ -103,17 +96,24 @@ class _Daemon:
             sas=len(gateway.sas),
         )
         self._notifier.ready(f"{len(gateway.sas)} SAs, engine {gateway.engine.name}")
-        watchdog = loop.create_task(self._watchdog())
+        tasks = [asyncio.create_task(work) for work in (self._watchdog(), self._keep_reloading())]
         await self._stopping.wait()
-        for task in (watchdog, *reloads):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(watchdog, *reloads, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _watchdog(self) -> None:
         interval = watchdog_interval()
         while interval is not None:
             self._notifier.watchdog()
             await asyncio.sleep(interval)
+
+    async def _keep_reloading(self) -> None:
+        while True:
+            await self._reload_asked.wait()
+            # Asked again from here on, it reads the files again: they may have changed meanwhile.
+            self._reload_asked.clear()
+            await self._reload()
 
     async def _reload(self) -> None:
         self._notifier.reloading()
