@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from labtools import write_key
+from labtools import ping, write_key
 
 from esp_gw.lab.gateways import LabGateway
 from esp_gw.lab.netns import Namespace, add_address, namespaces, wire
-from esp_gw.lab.traffic import ping
 
 HUB = "10.0.0.1"
 SITES = (1, 2)
@@ -38,7 +37,7 @@ class Hub:
 
     def reaches(self, site: int) -> bool:
         """Whether packets go through the tunnel to a site and back."""
-        return ping(self.hub.namespace, inner(site), count=2).received == 2
+        return ping(self.hub.namespace, inner(site), count=2) == 2
 
 
 def inner(site: int) -> str:

@@ -231,3 +231,26 @@ def tunnel(config: dict[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any]
     (fields,) = config["tunnels"].values()
     return fields
+
+
+def start_pings(
+    namespace: Namespace, target: str, count: int, size: int = 56, interval: float = 0.01
+) -> subprocess.Popen[str]:
+    """Start sending echo requests; `answers` tells how many came back."""
+    pinger = Path(__file__).with_name("pinger.py")
+    numbers = (str(count), str(size), str(interval))
+    program = (sys.executable, "-I", "-S", str(pinger), target, *numbers)
+    return namespace.start(*program, stdout=subprocess.PIPE)
+
+
+def answers(pings: subprocess.Popen[str]) -> int:
+    """Wait for the end of `start_pings` and return how many requests were answered."""
+    output, _ = pings.communicate(timeout=60)
+    return int(output)
+
+
+def ping(
+    namespace: Namespace, target: str, *, count: int = 5, size: int = 56, interval: float = 0.01
+) -> int:
+    """Send echo requests and return how many were answered."""
+    return answers(start_pings(namespace, target, count, size, interval))

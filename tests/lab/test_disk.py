@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from labtools import Capture, MakePair, drops, edit, esp_packets, sas, tunnel, until
+from labtools import Capture, MakePair, drops, edit, esp_packets, ping, sas, tunnel, until
 
 from esp_gw.lab.netns import end
 from esp_gw.lab.pair import GatewayPair
-from esp_gw.lab.traffic import iperf_server, ping
+from esp_gw.lab.traffic import iperf_server
 from esp_gw.ledger import LEASE_NO_ESN
 
 OUT = "pi-b/out"
@@ -57,7 +57,7 @@ def test_without_a_new_lease_nothing_is_sent_and_with_room_it_goes_on(
         wire = capture(a)
         client.kill()
         end(client)
-    assert ping(a, target, count=20).received == 0
+    assert ping(a, target, count=20) == 0
     assert sas(pair.a)[OUT]["seq"] == LEASE_NO_ESN + 1
     assert pair.a.ask("stats")["packets_out"] <= LEASE_NO_ESN
     spi = sas(pair.a)[OUT]["spi"]
@@ -65,9 +65,9 @@ def test_without_a_new_lease_nothing_is_sent_and_with_room_it_goes_on(
     assert pair.a.log.read_text().count("no new sequence numbers") == 1
 
     (disk / "ballast").unlink()
-    until(lambda: ping(a, target, count=1).received, "numbers are there again")
+    until(lambda: ping(a, target, count=1), "numbers are there again")
     assert LEASE_NO_ESN + 1 < sas(pair.a)[OUT]["seq"] < LEASE_NO_ESN + 1000
-    assert ping(a, target, count=5).received == 5
+    assert ping(a, target, count=5) == 5
 
 
 def test_a_full_disk_lets_no_new_key_in_and_harms_nothing_that_runs(
@@ -93,7 +93,7 @@ def test_a_full_disk_lets_no_new_key_in_and_harms_nothing_that_runs(
     assert set(sas(pair.a)) == {OUT, "pi-b/in"}
     assert [policy["name"] for policy in pair.a.ask("policy", "list")["policies"]] == ["pi-b"]
     assert "10.7.0.0/24" not in pair.a.namespace.ip("route", "show", "table", "all")
-    assert ping(pair.a.namespace, pair.plan.inner(1), count=3).received == 3
+    assert ping(pair.a.namespace, pair.plan.inner(1), count=3) == 3
     (disk / "ballast").unlink()
     pair.a.cli(*add, str(key))
     pair.a.cli(*_policy())

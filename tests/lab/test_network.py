@@ -13,6 +13,7 @@ from labtools import (
     edit,
     forwarding,
     network,
+    ping,
     running,
     site_host,
     tunnel,
@@ -23,7 +24,7 @@ from labtools import (
 from esp_gw.lab.netns import Namespace, add_address, end, namespaces
 from esp_gw.lab.pair import GatewayPair
 from esp_gw.lab.tap import Tap
-from esp_gw.lab.traffic import iperf, iperf_server, ping
+from esp_gw.lab.traffic import iperf, iperf_server
 from esp_gw.model import Encapsulation, Mode
 
 StartTap = Callable[..., Tap]
@@ -59,7 +60,7 @@ def test_what_others_made_stays_and_what_the_daemon_made_goes(make_pair: MakePai
     pair.a.cli("policy", "delete", "x")
     pair.a.cli("reload")
     assert network(host) == during
-    assert ping(host, pair.plan.inner(1), count=2).received == 2
+    assert ping(host, pair.plan.inner(1), count=2) == 2
     assert pair.a.stop() == 0
     assert network(host) == before
     assert before != empty
@@ -115,7 +116,7 @@ def test_a_port_that_is_taken_is_told_and_nothing_is_left(make_pair: MakePair) -
     # What the killed run protected is not let out by a run that never came to life.
     assert "unreachable 10.2.0.0/24" in host.ip("route", "show", "table", "4500")
     pair.a.start()
-    assert ping(host, pair.plan.inner(1), count=2).received == 2
+    assert ping(host, pair.plan.inner(1), count=2) == 2
     pair.a.stop()
     assert network(host) == before
 
@@ -142,7 +143,7 @@ def test_transport_mode_leaves_what_is_bypassed_in_the_clear(
     wire = tap(a)
     with iperf_server(b, "192.0.2.2"):
         assert iperf(a, "192.0.2.2", 1).gbit_s > 0
-    assert ping(a, "192.0.2.2", count=2).received == 2
+    assert ping(a, "192.0.2.2", count=2) == 2
     report = wire.finish()
     assert (report.cleartext, report.esp > 100) == (0, True), report.examples
 
@@ -160,8 +161,9 @@ def _sites(pair: GatewayPair, hosts: tuple[Namespace, Namespace]) -> None:
         site_host(host, gateway.namespace, number)
 
 
-@pytest.mark.parametrize("encapsulation", list(Encapsulation))
-@pytest.mark.parametrize("outer_version", [4, 6])
+@pytest.mark.parametrize(
+    ("encapsulation", "outer_version"), [(Encapsulation.UDP, 4), (Encapsulation.NONE, 6)]
+)
 def test_hosts_behind_both_gateways_reach_each_other_and_learn_the_mtu(
     make_pair: MakePair,
     site_hosts: tuple[Namespace, Namespace],
@@ -178,7 +180,7 @@ def test_hosts_behind_both_gateways_reach_each_other_and_learn_the_mtu(
     mtu = pair.a.ask("status")["mtu"]
     wire = tap(pair.a.namespace)
     for target, header in (("10.2.0.10", 28), ("fd00:2::10", 48)):
-        assert ping(here, target, count=3).received == 3
+        assert ping(here, target, count=3) == 3
         # The first one is too long for the tunnel, and the gateway says so.
         assert f"mtu = {mtu}" in _unfragmented(here, target, 1500 - header).replace(
             "mtu=", "mtu = "
@@ -189,7 +191,7 @@ def test_hosts_behind_both_gateways_reach_each_other_and_learn_the_mtu(
             assert iperf(here, target, 1).gbit_s > 0
             assert iperf(here, target, 1, "-R").gbit_s > 0
     # From the gateway itself, from its own address in the network behind it.
-    assert ping(pair.a.namespace, "10.2.0.10", count=3).received == 3
+    assert ping(pair.a.namespace, "10.2.0.10", count=3) == 3
     report = wire.finish()
     assert report.cleartext == 0, report.examples
 
@@ -257,23 +259,23 @@ def test_everything_of_a_site_goes_through_the_other_one(
     wire = tap(a)
     lan = {4: ("10.1.0.10", "10.1.0.1"), 6: ("fd00:1::10", "fd00:1::1")}
     for version, server in SERVER.items():
-        assert ping(host, server, count=3).received == 3, server
-        assert ping(servers, lan[version][0], count=3).received == 3, server
+        assert ping(host, server, count=3) == 3, server
+        assert ping(servers, lan[version][0], count=3) == 3, server
         with iperf_server(servers, server):
             assert iperf(host, server, 1).gbit_s > 0
         # The gateway and its own network, both ways, and the gateway's own traffic.
-        assert ping(a, lan[version][0], count=2).received == 2
-        assert ping(host, lan[version][1], count=2).received == 2
-        assert ping(a, server, count=2).received == 2
+        assert ping(a, lan[version][0], count=2) == 2
+        assert ping(host, lan[version][1], count=2) == 2
+        assert ping(a, server, count=2) == 2
     inside = pair.a.ask("stats")["packets_out"]
     assert inside > 100
     report = wire.finish()
     assert report.cleartext == 0, report.examples
     pair.a.kill()
-    assert ping(host, SERVER[4], count=2).received == 0
-    assert ping(host, SERVER[6], count=2).received == 0
+    assert ping(host, SERVER[4], count=2) == 0
+    assert ping(host, SERVER[6], count=2) == 0
     pair.a.start()
-    assert ping(host, SERVER[4], count=2).received == 2
+    assert ping(host, SERVER[4], count=2) == 2
     pair.a.stop()
     assert network(a) == before
 
@@ -286,7 +288,7 @@ def test_strict_reverse_path_filtering_is_passed_or_warned_of(
     for gateway in (pair.a, pair.b):
         write(gateway.namespace, {"ipv4/conf/all/rp_filter": 1, "ipv4/conf/wan/rp_filter": 1})
     pair.start()
-    works = ping(pair.a.namespace, pair.plan.inner(1), count=3).received == 3
+    works = ping(pair.a.namespace, pair.plan.inner(1), count=3) == 3
     warned = any("rp_filter" in warning for warning in pair.a.ask("status")["warnings"])
     assert works is not warned
     if warned:
@@ -295,5 +297,5 @@ def test_strict_reverse_path_filtering_is_passed_or_warned_of(
         assert command is not None
         for gateway in (pair.a, pair.b):
             write(gateway.namespace, {command[1].replace(".", "/"): command[2]})
-        assert ping(pair.a.namespace, pair.plan.inner(1), count=3).received == 3
+        assert ping(pair.a.namespace, pair.plan.inner(1), count=3) == 3
         assert pair.a.ask("status")["warnings"] == []
