@@ -125,6 +125,10 @@ class _Daemon:
             for line in str(error).splitlines():
                 log.error("not reloaded", reason=line)
             self._notifier.ready("not reloaded, see the log")
+        except Exception:
+            # The service manager waits for the end of the reload, whatever it was.
+            log.exception("not reloaded")
+            self._notifier.ready("not reloaded, see the log")
 
     def _fail(self, reason: str) -> None:
         self._failure = reason

@@ -15,7 +15,9 @@ from fakes import MACHINE, FakeEngine, FakeNetlink, until
 
 from esp_gw import daemon as daemon_module
 from esp_gw import sequences as sequences_module
+from esp_gw import service as service_module
 from esp_gw.config import load_config
+from esp_gw.errors import EspGwError
 from esp_gw.ledger import Ledger
 from esp_gw.netplan import Network
 from esp_gw.provision import make_pair
@@ -124,3 +126,24 @@ async def test_a_stop_asked_for_during_the_start_leaves_nothing(rig: Rig, number
     assert "RELOADING=1" not in rig.told
     assert (rig.engine.sas, rig.engine.is_open) == ({}, False)
     assert not rig.socket.exists()
+
+
+@pytest.mark.parametrize("error", [EspGwError("a mistake"), ValueError("a fault of ours")])
+async def test_a_reload_that_fails_ends_and_the_next_one_works(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    running = rig.launch()
+    await rig.told_last("READY=1")
+
+    def broken(_: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(service_module, "load_config", broken)
+    send(signal.SIGHUP)
+    await rig.told_last("READY=1", "RELOADING=1", "READY=1")
+    assert set(rig.engine.sas) == {"pi-b/out", "pi-b/in"}
+    monkeypatch.setattr(service_module, "load_config", load_config)
+    send(signal.SIGHUP)
+    await rig.told_last("READY=1", "RELOADING=1", "READY=1", "RELOADING=1", "READY=1")
+    send(signal.SIGTERM)
+    await running
