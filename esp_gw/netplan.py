@@ -10,7 +10,7 @@ Sources: RFC 4301 4.4.1, ip-rule(8), ip-route(8).
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
@@ -197,21 +197,82 @@ def _source_hint(
 def _rules(
     desired: Desired, prefixes: frozenset[IPNetwork], host_addresses: frozenset[IPAddress]
 ) -> list[Rule]:
-    """Four kinds, in the order of their priorities.
+    """Five kinds, in the order of their priorities.
 
-    Bypass policies; what goes to protected prefixes; what a protected 0.0.0.0/0 must leave alone;
-    and the rest for that. A kind has priorities of its own, because the kernel tries rules of one
-    priority in the order in which they came.
+    Bypass policies; near prefixes inside protected ones; what goes to protected prefixes; what a
+    protected 0.0.0.0/0 must leave alone; and the rest for that. A kind has priorities of its own,
+    because the kernel tries rules of one priority in the order in which they came.
     """
     settings = desired.settings
     protected = settings.table - 1
-    rules = _bypass_rules(desired, protected)
+    near = _near_rules(desired, prefixes, protected)
+    rules = _bypass_rules(desired, min((rule.priority for rule in near), default=protected))
+    rules += near
     rules += [
         Rule(version, protected, settings.table, fwmark=settings.fwmark, inverted=True)
         for version in sorted({prefix.version for prefix in prefixes if prefix.prefixlen})
     ]
     rules += _default_route_rules(desired, host_addresses)
     return rules
+
+
+def _near_rules(desired: Desired, prefixes: frozenset[IPNetwork], behind: int) -> list[Rule]:
+    """A local prefix inside a protected one stays near, as a hub's spoke with 10.0.0.0/8 wants it.
+
+    Only where the main table knows a way to it that is no default route. What is protected inside
+    such a prefix is protected all the same: the longest prefix has the first rule.
+    """
+    settings = desired.settings
+    selectors = [
+        selector
+        for policy in desired.policies
+        if policy.action is Action.PROTECT
+        for selector in policy.selectors
+    ]
+    wide = {selector.remote for selector in selectors if selector.remote.prefixlen}
+    near = {
+        selector.local
+        for selector in selectors
+        if selector.local not in prefixes and _is_inside(selector.local, wide)
+    }
+    inside = {prefix for prefix in prefixes if _is_inside(prefix, near)}
+    lengths = sorted({prefix.prefixlen for prefix in near | inside}, reverse=True)
+    first = behind - len(lengths)
+    if near and first < 2:  # 0 is the kernel's, and one is for the mark
+        raise NetworkError(
+            f"the routing table {settings.table} leaves no room for the rules before it",
+            where="gateway.table",
+            hint=f"choose a number above {MAX_BYPASS_RULES}",
+        )
+    # An inverted rule can't name a destination as well: the outer packets go their way before.
+    rules = [
+        Rule(version, first - 1, MAIN_TABLE, fwmark=settings.fwmark)
+        for version in sorted({prefix.version for prefix in near})
+    ]
+    for prefix in sorted(near | inside, key=str):
+        priority = first + lengths.index(prefix.prefixlen)
+        if prefix in near:
+            rules.append(
+                Rule(
+                    prefix.version,
+                    priority,
+                    MAIN_TABLE,
+                    destination=prefix,
+                    suppress_default=True,
+                )
+            )
+        else:
+            rules.append(Rule(prefix.version, priority, settings.table, destination=prefix))
+    return rules
+
+
+def _is_inside(prefix: IPNetwork, wide: Collection[IPNetwork]) -> bool:
+    return any(
+        other.version == prefix.version
+        and other.prefixlen < prefix.prefixlen
+        and prefix.network_address in other
+        for other in wide
+    )
 
 
 def _bypass_rules(desired: Desired, behind: int) -> list[Rule]:
@@ -221,7 +282,7 @@ def _bypass_rules(desired: Desired, behind: int) -> list[Rule]:
         if policy.action is Action.BYPASS
         for selector in policy.selectors
     ]
-    limit = min(MAX_BYPASS_RULES, behind) - 1
+    limit = min(behind - (desired.settings.table - MAX_BYPASS_RULES), behind - 1)
     if len(bypass) > limit:
         raise NetworkError(
             f"there are {len(bypass)} pairs of prefixes in bypass policies, and room for {limit}",

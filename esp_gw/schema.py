@@ -159,6 +159,11 @@ class SaFields(Strict):
     @field_validator("remote_ts")
     @classmethod
     def _is_paired(cls, value: Prefixes | None, info: ValidationInfo) -> Prefixes | None:
+        local = info.data.get("local_ts") or ()
+        for prefix in value or ():
+            # Everything to everything leaves it to routing what is sent at all.
+            if prefix.prefixlen and prefix in local:
+                raise fault(f"local_ts and remote_ts are the same network, {prefix}")
         return _paired(value, info)
 
     @field_validator("local_ts_port", "remote_ts_port")

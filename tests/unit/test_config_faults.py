@@ -214,6 +214,11 @@ LONG_HEX = "0badc0de" * 9
         ("10.2.0.0/24", "10.2.0.0/", "6: tunnels.b.remote_ts: expected a prefix"),
         ("10.2.0.0/24", "{a: b}", "6: tunnels.b.remote_ts: expected a prefix"),
         ("10.2.0.0/24", "[]", "6: tunnels.b.remote_ts: expected 1 to 64 entries"),
+        (
+            "10.2.0.0/24",
+            "[10.3.0.0/24, 10.1.0.0/24]",
+            "6: tunnels.b.remote_ts: local_ts and remote_ts are the same network, 10.1.0.0/24",
+        ),
         ("10.2.0.0/24", "fd00::/64", "6: tunnels.b.remote_ts: 10.1.0.0/24 has no partner"),
         ("10.2.0.0/24", "[10.2.0.0/24, 'fd00::/64']", "6: tunnels.b.remote_ts: fd00::/64 has no"),
         ("0x1001", "255", "7: tunnels.b.outbound.spi: expected a number from 256"),

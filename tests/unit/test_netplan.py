@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -20,6 +20,7 @@ from esp_gw.model import (
     Desired,
     Encapsulation,
     IPAddress,
+    IPNetwork,
     Mode,
     Policy,
     PortRange,
@@ -347,6 +348,69 @@ def test_a_protected_prefix_inside_the_local_prefix_of_a_default_route_is_protec
         assert routed(network, probe("10.1.0.5", "10.3.0.5"), seed=seed) == MAIN
 
 
+def test_a_local_prefix_inside_a_protected_one_stays_near() -> None:
+    """A spoke that protects 10.0.0.0/8 still reaches its own network, and only that."""
+    sa = make_sa()
+    policy = protect("t", sa.name, selector("10.2.0.0/24", "10.0.0.0/8"))
+    network = plan(desired((sa,), (policy,)))
+    assert routed(network, probe("10.2.0.1", "10.2.0.5")) == MAIN
+    assert routed(network, probe("10.2.0.1", "10.1.0.5")) == TUN
+    assert routed(network, probe("10.2.0.1", "10.1.0.5", mark=MARK)) == MAIN
+    assert routed(network, probe("10.2.0.1", "10.2.1.5"), tun=False) == UNREACHABLE
+    (near,) = [rule for rule in network.rules if rule.destination]
+    assert near.suppress_default
+    # Without the main table's route to it, it is protected, but outer packets never are.
+    without = replace(network, rules=network.rules - {near})
+    assert routed(without, probe("10.2.0.1", "10.2.0.5")) == TUN
+    assert routed(without, probe("10.2.0.1", "10.2.0.5", mark=MARK)) == MAIN
+
+
+def test_what_is_protected_inside_a_near_prefix_is_protected() -> None:
+    hub, site = make_sa("hub/out", spi=1000), make_sa("site/out", spi=1001)
+    spd = (
+        protect("hub", "hub/out", selector("10.2.0.0/16", "10.0.0.0/8")),
+        protect("site", "site/out", selector("10.2.7.0/25", "10.2.7.0/24")),
+    )
+    network = plan(desired((hub, site), spd))
+    for seed in range(20):
+        assert routed(network, probe("10.2.0.1", "10.2.0.5"), seed=seed) == MAIN
+        assert routed(network, probe("10.2.0.1", "10.2.7.200"), seed=seed) == TUN
+        assert routed(network, probe("10.2.0.1", "10.2.7.200"), tun=False) == UNREACHABLE
+        assert routed(network, probe("10.2.0.1", "10.2.7.5"), seed=seed) == MAIN
+        assert routed(network, probe("10.2.0.1", "10.3.0.5"), seed=seed) == TUN
+
+
+def test_a_local_prefix_that_is_also_protected_is_protected() -> None:
+    hub, site = make_sa("hub/out", spi=1000), make_sa("site/out", spi=1001)
+    spd = (
+        protect("hub", "hub/out", selector("10.2.0.0/24", "10.0.0.0/8")),
+        protect("site", "site/out", selector("10.3.0.0/24", "10.2.0.0/24")),
+    )
+    network = plan(desired((hub, site), spd))
+    assert routed(network, probe("10.3.0.1", "10.2.0.5")) == TUN
+    assert routed(network, probe("10.2.0.1", "10.3.0.5")) == MAIN
+
+
+def test_bypass_rules_stand_before_those_for_near_prefixes() -> None:
+    sa = make_sa()
+    policy = protect("t", sa.name, selector("10.2.0.0/24", "10.0.0.0/8"))
+    network = plan(desired((sa,), (many(MAX_BYPASS_RULES - 3), policy)))
+    of_bypass = {r.priority for r in network.rules if r.destination and not r.suppress_default}
+    others = {rule.priority for rule in network.rules} - of_bypass
+    assert min(of_bypass) == TABLE - MAX_BYPASS_RULES
+    assert max(of_bypass) < min(others)
+    with pytest.raises(NetworkError, match="room for 397"):
+        plan(desired((sa,), (many(MAX_BYPASS_RULES - 2), policy)))
+
+
+def test_a_table_too_small_for_the_rules_of_near_prefixes_is_refused() -> None:
+    sa = make_sa()
+    policy = protect("t", sa.name, selector("10.2.0.0/24", "10.0.0.0/8"))
+    plan(desired((sa,), (policy,), table=4))
+    with pytest.raises(NetworkError, match=r"^gateway\.table: .*choose a number above"):
+        plan(desired((sa,), (policy,), table=3))
+
+
 def test_a_bypass_policy_goes_around_the_tun_and_only_for_what_it_names() -> None:
     sa, policy = site_to_site()
     dns = bypass("dns", selector("0.0.0.0/0", "10.2.0.53/32", 17, None, PortRange(53, 53)))
@@ -492,6 +556,10 @@ packets = st.builds(
 )
 
 
+def strictly_inside(narrow: IPNetwork, wide: IPNetwork) -> bool:
+    return 0 < wide.prefixlen < narrow.prefixlen and narrow.subnet_of(wide)
+
+
 @given(policies(), packets, st.integers(0, 9))
 @settings(max_examples=300)
 def test_the_kernel_sends_a_packet_where_its_policy_says(
@@ -508,7 +576,15 @@ def test_the_kernel_sends_a_packet_where_its_policy_says(
     to_a_lan = any(
         s.local.prefixlen and packet.dst in s.local for s in guarded if not s.remote.prefixlen
     ) and not any(s.remote.prefixlen and packet.dst in s.remote for s in guarded)
-    if found.action is Action.BYPASS or to_a_lan:
+    ours = [s for p in spd if p.action is Action.PROTECT for s in p.selectors]
+    near = [
+        s.local
+        for s in ours
+        if packet.dst in s.local
+        and any(strictly_inside(s.local, wide.remote) for wide in ours)
+        and not any(packet.dst in p.remote and p.remote.subnet_of(s.local) for p in guarded)
+    ]
+    if found.action is Action.BYPASS or to_a_lan or near:
         assert routed(network, packet, seed=seed) == MAIN
     else:
         assert routed(network, packet, seed=seed) == TUN
