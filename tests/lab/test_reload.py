@@ -17,6 +17,7 @@ from labtools import (
     ping,
     sas,
     start_pings,
+    tunnel,
     until,
     write_key,
 )
@@ -137,6 +138,43 @@ def test_what_is_fixed_while_the_gateway_runs_is_refused(pair: GatewayPair) -> N
         pair.a.config.write_text(text)
     assert pair.a.ask("reload")["changes"] == []
     assert ping(pair.a.namespace, pair.plan.inner(1), count=2) == 2
+
+
+def test_a_reload_follows_new_addresses_prefixes_and_mtu(pair: GatewayPair) -> None:
+    a, b = pair.a.namespace, pair.b.namespace
+    before = network(a)
+    text = pair.a.config.read_text()
+    edit(pair.a, lambda c: c["gateway"].update(address=["10.1.0.7", "10.5.0.1"], mtu=1300))
+    edit(pair.a, lambda c: tunnel(c).update(local_ts=["10.1.0.0/24", "10.5.0.0/24"]))
+    edit(pair.b, lambda c: tunnel(c).update(remote_ts=["10.1.0.0/24", "10.5.0.0/24"]))
+    pair.a.cli("reload")
+    pair.b.cli("reload")
+    assert pair.a.ask("status")["mtu"] == 1300
+    assert [ping(b, address, count=2) for address in ("10.1.0.7", "10.5.0.1", "10.1.0.1")] == [
+        2,
+        2,
+        0,
+    ]
+    assert ping(a, pair.plan.inner(1), count=2, size=1400) == 2
+    pair.a.config.write_text(text)
+    pair.a.cli("reload")
+    assert network(a) == before
+    assert ping(a, pair.plan.inner(1), count=2) == 2
+
+
+def test_a_reload_puts_back_what_somebody_took_away(pair: GatewayPair) -> None:
+    host = pair.a.namespace
+    before = network(host)
+    host.ip("route", "flush", "table", "4500")
+    host.ip("rule", "del", "table", "4500")
+    host.ip("address", "flush", "dev", "esp0")
+    host.ip("link", "set", "esp0", "down")
+    host.ip("link", "set", "esp0", "up")
+    assert network(host) != before
+    pair.a.cli("reload")
+    assert network(host) == before
+    assert ping(host, pair.plan.inner(1), count=2) == 2
+    assert pair.a.ask("reload")["changes"] == []
 
 
 def test_all_tunnels_of_a_hub_carry_traffic_at_once(lab: Hub) -> None:
