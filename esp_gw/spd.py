@@ -5,7 +5,7 @@ A lookup walks the selectors in order; the engine keeps the answer for each flow
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from esp_gw.model import IPNetwork, Policy, PortRange, Selector
 from esp_gw.wire import Inner
@@ -27,6 +27,11 @@ class CompiledSelector:
         self._local_port = _port_bounds(selector.local_port)
         self._remote_port = _port_bounds(selector.remote_port)
 
+    @property
+    def names_ports(self) -> bool:
+        """Whether only packets with certain ports match."""
+        return (self._local_port, self._remote_port) != (ANY_PORT, ANY_PORT)
+
     def matches_outbound(self, inner: Inner) -> bool:
         """Whether a packet that leaves here is the selector's: its source is local."""
         return self._matches(inner, inner.src, inner.dst, inner.src_port, inner.dst_port)
@@ -35,16 +40,25 @@ class CompiledSelector:
         """Whether a packet that came out of an SA is the selector's: its destination is local."""
         return self._matches(inner, inner.dst, inner.src, inner.dst_port, inner.src_port)
 
+    def may_match_whole(self, fragment: Inner) -> bool:
+        """Whether it is the selector's but for the ports, which the whole packet may have."""
+        return self._matches_but_ports(fragment, fragment.src, fragment.dst)
+
     def _matches(
         self, inner: Inner, local: int, remote: int, local_port: int, remote_port: int
     ) -> bool:
+        return (
+            self._matches_but_ports(inner, local, remote)
+            and self._local_port[0] <= local_port <= self._local_port[1]
+            and self._remote_port[0] <= remote_port <= self._remote_port[1]
+        )
+
+    def _matches_but_ports(self, inner: Inner, local: int, remote: int) -> bool:
         return (
             inner.version == self._version
             and local & self._local[1] == self._local[0]
             and remote & self._remote[1] == self._remote[0]
             and self._protocol in (None, inner.protocol)
-            and self._local_port[0] <= local_port <= self._local_port[1]
-            and self._remote_port[0] <= remote_port <= self._remote_port[1]
         )
 
 
@@ -64,6 +78,17 @@ class Spd:
             if selector.matches_outbound(inner):
                 return policy
         return None
+
+    def candidates(self, fragment: Inner) -> Iterator[Policy]:
+        """Yield, in order, the policies that the whole packet of a fragment may match first.
+
+        The same for every fragment of a packet, those with ports and those without.
+        """
+        for selector, policy in self._entries:
+            if selector.may_match_whole(fragment):
+                yield policy
+                if not selector.names_ports:
+                    return
 
 
 def _prefix(network: IPNetwork) -> tuple[int, int]:

@@ -2,8 +2,8 @@
 
 drain       read a packet from the TUN, at most BATCH a call
 _forward    what happens to it
-  _state      its SA, by the selectors, once a flow
   _reassemble transport mode's fragments
+  _state      its SA, by the selectors, once a flow
   _protect    its payload; encap; send; counters
   _notice     lease and lifetime marks
 """
@@ -94,15 +94,17 @@ class OutboundPath:
         if packet_length(packet, length) != length:
             raise Drop(DropReason.MALFORMED_INNER)
         key = flow_key(packet)
-        state = self._state(packet, length, key)
         whole = False
-        if key is None and state.transport and parse(packet, length).fragment:
-            length = self._reassemble(state, packet, length)
+        if (
+            key is None
+            and (candidate := self._transport_candidate(parse(packet, length))) is not None
+        ):
+            # Before the lookup: a fragment may have no ports to match, while the whole has.
+            length = self._reassemble(candidate, packet, length)
             if not length:
                 return
-            # A fragment may have no ports to match; the whole has, so its SA is looked up anew.
-            state = self._state(packet, length, flow_key(packet))
-            whole = True
+            key, whole = flow_key(packet), True
+        state = self._state(packet, length, key)
         try:
             self._protect(state, packet, length, whole)
         except Drop as drop:
@@ -141,6 +143,15 @@ class OutboundPath:
         if not any(selector.matches_outbound(inner) for selector in state.selectors):
             return DropReason.SELECTOR_MISMATCH
         return state
+
+    def _transport_candidate(self, inner: Inner) -> OutboundState | None:
+        """Return the transport-mode SA that may carry what `inner` is a fragment of, if any."""
+        if inner.fragment:
+            for policy in self._spd.candidates(inner):
+                state = self.sas.get(policy.sa or "")
+                if state is not None and state.transport:
+                    return state
+        return None
 
     def _reassemble(self, state: OutboundState, packet: memoryview, length: int) -> int:
         """Return the length of the whole packet, now in `packet`; 0 while fragments are missing."""

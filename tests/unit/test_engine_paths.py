@@ -319,6 +319,42 @@ def test_a_reassembled_packet_goes_where_its_ports_say() -> None:
         assert (state.packets, gateways.a_out.packets) == (2, 0)
 
 
+@both_versions
+def test_fragments_are_put_together_before_ports_are_looked_for(version: int) -> None:
+    """Only the first one has the ports that the policy names."""
+    ends = HOSTS[version]
+    for port, passes in ((2000, True), (2001, False)):
+        with_port = replace(ends, protocol=17, remote_port=PortRange(port, port))
+        with pair(with_port, mode=Mode.TRANSPORT, version=version) as gateways:
+            orders = list(itertools.permutations(fragments(HOST_HEADS[version], bytes(1200))))
+            for order in orders:
+                sent = gateways.a.forward(*order)
+                assert [s.may_fragment for s in sent] == [True] * passes
+                for s in sent:
+                    (arrived,) = gateways.b.receive(s.packet)
+                    assert type(HOST_HEADS[version])(arrived)[UDP].payload.load == bytes(1200)
+            assert gateways.b.drops_in() == {}
+            assert gateways.a.drops_out() == ({} if passes else {DropReason.NO_POLICY: len(orders)})
+
+
+def test_a_policy_without_ports_decides_for_every_fragment_before_any_waits() -> None:
+    with_port = replace(HOSTS[4], protocol=17, remote_port=PortRange(2000, 2000))
+    parts = fragments(HOST_HEADS[4], bytes(1200))
+    with pair(with_port, mode=Mode.TRANSPORT) as gateways:
+        gateways.a.outbound.replace_policies([discard("d", HOSTS[4]), gateways.policy])
+        assert gateways.a.forward(*parts) == []
+        assert gateways.a.drops_out() == {DropReason.POLICY_DISCARD: len(parts)}
+
+
+def test_a_tunnel_with_ports_carries_the_fragment_that_has_them() -> None:
+    """RFC 4301 4.4.1.1: ports that are not there match no selector that names some."""
+    with_port = replace(V4, protocol=17, remote_port=PortRange(2000, 2000))
+    first, *later = fragments(HEADS[4], bytes(1800))
+    with pair(with_port) as gateways:
+        assert gateways.a_to_b(first, *later) == [first]
+        assert gateways.a.drops_out() == {DropReason.NO_POLICY: len(later)}
+
+
 def test_a_tunnel_carries_fragments_as_they_are(tunnel: Pair) -> None:
     parts = fragments(HEADS[4], bytes(1200))
     assert tunnel.a_to_b(*parts) == parts

@@ -123,6 +123,26 @@ def test_the_first_policy_in_order_that_matches_is_found(
     assert Spd(policies).lookup(inner) is expected
 
 
+@given(
+    st.lists(selectors(), max_size=6),
+    inner_packets(),
+    st.lists(st.tuples(port_numbers, port_numbers), min_size=1, max_size=5),
+)
+def test_a_fragment_has_the_candidates_of_its_packet_whatever_the_ports(
+    wanted: list[Selector], inner: Inner, ports: list[tuple[int, int]]
+) -> None:
+    spd = Spd([discard(str(number), entry) for number, entry in enumerate(wanted)])
+    candidates = list(spd.candidates(inner))
+    for src_port, dst_port in ports:
+        whole = inner._replace(src_port=src_port, dst_port=dst_port)
+        assert list(spd.candidates(whole)) == candidates
+        found = spd.lookup(whole)
+        assert found is None or found in candidates
+    portless = [p for p in candidates if p.selectors[0].local_port == p.selectors[0].remote_port]
+    certain = [p for p in portless if p.selectors[0].local_port is None]
+    assert certain in ([], candidates[-1:]), "what a policy without ports decides is decided"
+
+
 def test_the_order_decides_between_policies_that_both_match() -> None:
     narrow = discard("narrow", selector("10.1.0.0/24", "10.2.0.9/32"))
     wide = protect("wide", "t/out", selector("10.1.0.0/24", "10.2.0.0/24"))
