@@ -22,6 +22,7 @@ from esp_gw.sequences import Sequences
 from esp_gw.service import Service
 from esp_gw.store import STORE_NAME, Store
 from esp_gw.systemd import Notifier, watchdog_interval
+from esp_gw.tables import TABLES_NAME, Tables
 
 log = structlog.get_logger()
 
@@ -64,9 +65,11 @@ class _Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
         settings = self._desired.settings
         state_dir = Path(settings.state_dir)
+        tables = Tables(state_dir / TABLES_NAME)
+        former = tables.read()
         gateway = Gateway(
             make_engine(settings.engine),
-            Netlink(settings.interface, settings.table),
+            Netlink(settings.interface, settings.table, former),
             Sequences(state_dir / LEDGER_NAME),
             self._fail,
         )
@@ -75,7 +78,9 @@ class _Daemon:
         # The socket comes first: it is what a second daemon on one configuration stumbles over.
         await control.start()
         try:
+            tables.write(former | {settings.table})
             await gateway.start(self._service.desired())
+            tables.write(frozenset({settings.table}))
             try:
                 await self._serve(gateway)
             finally:

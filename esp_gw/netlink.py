@@ -4,15 +4,17 @@ pyroute2's asyncio core needs a loop that can watch a netlink socket, which uvlo
 runs on a loop of its own in one thread; nothing here delays the packets.
 
 Everything we make carries PROTOCOL (routes, rules) or sits on the TUN, so that a later run knows
-what a killed one left. Nothing else is ever touched.
+what a killed one left. Nothing else is ever touched. The TUN's alias says which table is taken, as
+long as its gateway lives.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import re
 import socket
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address, ip_network
 from typing import Any, TypeVar
@@ -23,7 +25,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from esp_gw import reconcile
 from esp_gw.errors import NetworkError
 from esp_gw.model import IPAddress, IPNetwork, PortRange
-from esp_gw.netplan import MAX_BYPASS_RULES, Network, Route, RouteKind, Rule
+from esp_gw.netplan import MAIN_TABLE, MAX_BYPASS_RULES, Network, Route, RouteKind, Rule
 
 PROTOCOL = 0xE5
 """The routing protocol number of esp_gw, as in /etc/iproute2/rt_protos."""
@@ -32,6 +34,8 @@ GUARD_METRIC = 2**32 - 1
 TUN_METRIC = 1024
 TX_QUEUE_LEN = 1000
 """Packets that the kernel holds for the TUN while the engine is busy, as for an Ethernet card."""
+_ALIAS = "esp_gw table {}"
+_ALIAS_PATTERN = re.compile(r"esp_gw table (\d{1,10})")
 _FR_ACT_TO_TBL = 1
 _FIB_RULE_INVERT = 2
 _FIB_RULE_FIND_SADDR = 0x00010000
@@ -52,21 +56,25 @@ T = TypeVar("T")
 
 
 class Netlink:
-    """The kernel's network as far as the gateway `interface` and its `table` are concerned."""
+    """The kernel's network as far as the gateway `interface` and its `table` are concerned.
 
-    def __init__(self, interface: str, table: int) -> None:
+    What a killed run has left in its `former` tables is taken for ours, too.
+    """
+
+    def __init__(self, interface: str, table: int, former: frozenset[int] = frozenset()) -> None:
         self._interface = interface
-        self._tables = (table, table + 1)
-        self._priorities = range(table - MAX_BYPASS_RULES, table + 2)
+        self._table = table
+        self._owned = former | {table}
+        self._neighbours: dict[int, str] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="netlink")
         self._runner = asyncio.Runner(loop_factory=asyncio.SelectorEventLoop)
         self._ipr: Any = None
         self._index = 0
 
     async def open(self) -> None:
-        """Find the TUN device, silence its IPv6 autoconfiguration and bring it up.
+        """Find the TUN device, claim its table, silence IPv6 autoconfiguration and bring it up.
 
-        Raises NetworkError.
+        Raises NetworkError, also where another gateway lives so near that our rules would mix.
         """
         await self._call(self._open())
 
@@ -107,6 +115,7 @@ class Netlink:
         if not found:
             raise NetworkError("the TUN device is gone", where=self._interface)
         self._index = found[0]
+        await self._claim_table()
         await self._do(
             f"link {self._interface}",
             self._ipr.link(
@@ -127,6 +136,29 @@ class Netlink:
             f"link {self._interface}",
             self._ipr.link("set", index=self._index, txqlen=TX_QUEUE_LEN, state="up"),
         )
+
+    async def _claim_table(self) -> None:
+        # First ours, then a look at the others': of two that start at once, no two go on.
+        await self._do(
+            f"link {self._interface}",
+            self._ipr.link("set", index=self._index, ifalias=_ALIAS.format(self._table)),
+        )
+        async for link in await self._ipr.link("dump"):
+            claim = _ALIAS_PATTERN.fullmatch(link.get("ifalias") or "")
+            if claim is not None and link["index"] != self._index:
+                self._neighbours[int(claim[1])] = link.get("ifname")
+        for table, name in self._neighbours.items():
+            if abs(table - self._table) <= MAX_BYPASS_RULES + 1:
+                raise NetworkError(
+                    f"the gateway of {name} has the routing table {table}, too near to "
+                    f"{self._table}: the rules of both would mix",
+                    where="gateway.table",
+                    hint=f"choose a number at least {MAX_BYPASS_RULES + 2} away from {table}",
+                )
+
+    @property
+    def _tables(self) -> list[int]:
+        return sorted(_pairs(self._owned) - _pairs(self._neighbours))
 
     async def _close(self) -> None:
         if self._ipr is not None:
@@ -175,10 +207,18 @@ class Netlink:
                 ours = (
                     message["family"] == family
                     and message.get("protocol") == PROTOCOL
-                    and message.get("priority") in self._priorities
+                    and self._is_our_rule(message.get("priority"), message.get("table"))
                 )
                 if ours:
                     yield _read_rule(message, version)
+
+    def _is_our_rule(self, priority: int, table: int) -> bool:
+        if not any(priority in _priorities(ours) for ours in self._owned):
+            return False
+        if table == MAIN_TABLE:
+            # All gateways have such rules; those of a neighbour stand in its own range.
+            return not any(priority in _priorities(other) for other in self._neighbours)
+        return table in self._tables
 
     async def _host_addresses(self) -> frozenset[IPAddress]:
         return frozenset(
@@ -295,6 +335,14 @@ class Netlink:
                 where=what,
                 hint=_ADVICE.get(error.code),
             ) from None
+
+
+def _pairs(tables: Iterable[int]) -> set[int]:
+    return {number for table in tables for number in (table, table + 1)}
+
+
+def _priorities(table: int) -> range:
+    return range(table - MAX_BYPASS_RULES, table + 2)
 
 
 def _read_rule(message: Any, version: int) -> Rule:

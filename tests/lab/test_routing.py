@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from ipaddress import ip_address, ip_network
+from pathlib import Path
 
+import pytest
 from labtools import MakePair, edit, network, site_host, tunnel
 
+from esp_gw.errors import LabError
+from esp_gw.lab.gateways import LabGateway
 from esp_gw.lab.netns import namespaces
+from esp_gw.lab.pair import GatewayPair
 from esp_gw.lab.tap import Tap
 from esp_gw.lab.traffic import ping
+from esp_gw.provision import make_pair as make_configurations
 
 StartTap = Callable[..., Tap]
 
@@ -39,3 +46,103 @@ def test_a_spoke_that_protects_a_wide_prefix_reaches_its_own_network(
         assert network(host) == before
         report = wire.finish()
         assert report.cleartext == 0, report.examples
+
+
+def second_gateway(pair: GatewayPair, folder: Path, table: int) -> LabGateway:
+    """Another gateway on the host of `pair.a`, with its own interface and port."""
+    run = folder / f"second-{table}"
+    run.mkdir(mode=0o700)
+    configurations = folder / f"configurations-{table}"
+    gateway = LabGateway(pair.a.namespace, configurations / "c" / "gateway.yaml", run)
+    make_configurations(
+        configurations,
+        local=ip_address("192.0.2.1"),
+        remote=ip_address("192.0.2.9"),
+        local_nets=[ip_network("10.20.0.0/24")],
+        remote_nets=[ip_network("10.21.0.0/24")],
+        names=("c", "d"),
+        local_settings={**gateway.settings, "interface": "esp7", "port": 4700, "table": table},
+    )
+    gateway.create_ledger()
+    return gateway
+
+
+@pytest.mark.parametrize(
+    ("table", "idle"), [(4500, False), (4500, True), (4501, False), (4099, False), (4901, True)]
+)
+def test_a_gateway_too_near_to_another_one_is_refused_and_changes_nothing(
+    make_pair: MakePair, tmp_path: Path, table: int, idle: bool
+) -> None:
+    pair = make_pair()
+    host = pair.a.namespace
+    if idle:  # it has no route yet, and may get one at any time
+        edit(pair.a, lambda config: config.update(tunnels={}))
+    pair.start()
+    before = network(host)
+    second = second_gateway(pair, tmp_path, table)
+    with pytest.raises(LabError, match=r"gateway\.table: .* esp0 .* 4500.*at least 402 away"):
+        second.start()
+    assert second.process is not None
+    assert second.process.wait(10) == 1
+    assert "Traceback" not in second.log.read_text()
+    assert network(host) == before
+
+
+@pytest.mark.parametrize("table", [4098, 4902])
+def test_two_gateways_far_enough_apart_leave_each_other_alone(
+    make_pair: MakePair, tmp_path: Path, table: int
+) -> None:
+    pair = make_pair()
+    host, target = pair.a.namespace, pair.plan.inner(1)
+    for config in (pair.a, pair.b):
+        bypass = {"action": "bypass", "remote_ts": ["10.99.0.0/24"]}
+        edit(config, lambda document, bypass=bypass: document.update(policies=[bypass]))
+    pair.start()
+    alone = network(host)
+    second = second_gateway(pair, tmp_path, table)
+    bypasses = [{"action": "bypass", "remote_ts": [f"10.98.{n}.0/24"]} for n in range(9)]
+    edit(second, lambda document: document.update(policies=bypasses))
+    second.start()
+    both = network(host)
+    assert ping(host, target, count=2).received == 2
+    assert pair.a.ask("reload")["changes"] == []
+    assert second.ask("reload")["changes"] == []
+    pair.a.kill()
+    second.stop()
+    second.start()
+    # What guards the prefixes of a dead neighbour is not ours to remove.
+    assert "unreachable 10.2.0.0/24" in host.ip("route", "show", "table", "4500")
+    assert ping(host, target, count=1).received == 0
+    pair.a.start()
+    assert network(host) == both
+    second.stop()
+    assert network(host) == alone
+    assert ping(host, target, count=2).received == 2
+
+
+@pytest.mark.parametrize("table", [4501, 6000])
+def test_what_a_killed_run_left_in_another_table_is_replaced(
+    make_pair: MakePair, tap: StartTap, table: int
+) -> None:
+    pair = make_pair()
+    host, target = pair.a.namespace, pair.plan.inner(1)
+    host.ip("route", "add", "default", "via", "192.0.2.2")
+    bypass = {"action": "bypass", "remote_ts": ["10.99.0.0/24"]}
+    edit(pair.a, lambda config: config.update(policies=[bypass]))
+    before = network(host)
+    pair.start()
+    wire = tap(host)
+    pair.a.kill()
+    edit(pair.a, lambda config: config["gateway"].update(table=table))
+    pings = host.start("ping", "-i", "0.002", "-c", "500", target)
+    pair.a.start()
+    pings.wait(30)
+    assert ping(host, target, count=2).received == 2
+    rules, routes = host.ip("rule"), host.ip("route", "show", "table", "all")
+    assert f"lookup {table}" in rules
+    assert "lookup 4500" not in rules
+    assert "table 4500" not in routes
+    assert pair.a.stop() == 0
+    assert network(host) == before
+    report = wire.finish()
+    assert report.cleartext == 0, report.examples
