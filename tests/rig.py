@@ -91,11 +91,13 @@ class FakeOuter:
         self.verdicts: deque[DropReason | None] = deque()
 
     def send(
-        self, packet: memoryview, address: tuple[Any, ...], tos: int, may_fragment: bool
+        self, state: OutboundState, packet: memoryview, inner_len: int, tos: int, may_fragment: bool
     ) -> DropReason | None:
         verdict = self.verdicts.popleft() if self.verdicts else None
         if verdict is None:
-            self.sent.append(Sent(bytes(packet), address, tos, may_fragment))
+            state.packets += 1
+            state.bytes += inner_len
+            self.sent.append(Sent(bytes(packet), state.address, tos, may_fragment))
         return verdict
 
     def take(self) -> list[Sent]:

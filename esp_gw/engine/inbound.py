@@ -84,11 +84,19 @@ class InboundPath:
             except Drop as drop:
                 self.drops[drop.reason] += 1
 
+    def discard(self, state: InboundState) -> None:
+        """Drop what waits for the TUN out of one SA, counted as tun-error."""
+        kept = [item for item in self._queue if item[0] is not state]
+        if lost := len(self._queue) - len(kept):
+            state.drops[DropReason.TUN_ERROR] += lost
+            self._queue = deque(kept)
+            if not kept:
+                self._loop.remove_writer(self._tun)
+
     def close(self) -> None:
-        """Forget what waits for the TUN."""
-        if self._queue:
-            self._loop.remove_writer(self._tun)
-            self._queue.clear()
+        """Drop what waits for the TUN, counted as tun-error."""
+        for state in {id(state): state for state, _ in self._queue}.values():
+            self.discard(state)
 
     def _receive(self, outer: Outer, size: int, tos: int, address: SocketAddress) -> None:
         datagram = self._datagram

@@ -4,7 +4,7 @@ drain       read a packet from the TUN, at most BATCH a call
 _forward    what happens to it
   _reassemble transport mode's fragments
   _state      its SA, by the selectors, once a flow
-  _protect    its payload; encap; send; counters
+  _protect    its payload; encap; send
   _notice     lease and lifetime marks
 """
 
@@ -156,7 +156,11 @@ class OutboundPath:
     def _reassemble(self, state: OutboundState, packet: memoryview, length: int) -> int:
         """Return the length of the whole packet, now in `packet`; 0 while fragments are missing."""
         before = self._reassembler.dropped
-        datagram = self._reassembler.add(packet, length, time.monotonic())
+        try:
+            datagram = self._reassembler.add(packet, length, time.monotonic())
+        except Drop as drop:
+            state.drops[drop.reason] += 1
+            return 0
         if self._reassembler.dropped != before:
             state.drops[DropReason.FRAGMENT] += self._reassembler.dropped - before
         if datagram is None:
@@ -170,17 +174,15 @@ class OutboundPath:
         size = state.esp.encap(packet, start, end, next_header, self._out)
         if state.esp.next_seq >= state.notice_at:
             self._notice(state)
-        dropped = state.outer.send(self._out[:size], state.address, tos, whole)
+        dropped = state.outer.send(state, self._out[:size], end, tos, whole)
         if dropped is DropReason.TOO_BIG:
             if packet[0] >> 4 == 6 and end <= MIN_IPV6_MTU:
                 # No IPv6 link is smaller than this (RFC 8200 5): the outer packet is fragmented.
-                dropped = state.outer.send(self._out[:size], state.address, tos, True)
+                dropped = state.outer.send(state, self._out[:size], end, tos, True)
             else:
                 self._too_big(state)
         if dropped is not None:
             raise Drop(dropped)
-        state.packets += 1
-        state.bytes += end
 
     def _notice(self, state: OutboundState) -> None:
         # Each mark is told once: extend_lease sets the next low one.

@@ -10,18 +10,22 @@ import contextlib
 import errno
 import socket
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from esp_gw.engine.base import OuterSocket
 from esp_gw.errors import EngineError
 from esp_gw.model import DropReason, Encapsulation
 from esp_gw.wire import IPPROTO_ESP
 
+if TYPE_CHECKING:
+    from esp_gw.engine.sad import OutboundState
+
 SOCKET_BUFFER = 4 << 20
 """Bytes asked of the kernel each way; it gives at most net.core.wmem_max and rmem_max."""
 MAX_QUEUED = 256
 """Packets that wait for the socket to take more; beyond it they are dropped as queue-full."""
 
+_KEEPALIVE = b"\xff"
 # Names that Python's socket module lacks; values of the kernel's uapi headers.
 _IP_MTU = 14
 _IP_MTU_DISCOVER = 10
@@ -37,7 +41,7 @@ _SO_RCVBUFFORCE = 33
 _SO_SNDBUFFORCE = 32
 
 SocketAddress = tuple[Any, ...]
-Queued = tuple[bytes, SocketAddress, int, bool]
+Queued = tuple["OutboundState", bytes, int, int, bool]
 
 
 class Outer:
@@ -60,58 +64,82 @@ class Outer:
         self._may_fragment = False
 
     def send(
-        self, packet: memoryview, address: SocketAddress, tos: int, may_fragment: bool
+        self, state: OutboundState, packet: memoryview, inner_len: int, tos: int, may_fragment: bool
     ) -> DropReason | None:
         """Send one packet, or queue it where the socket is full; return why it was dropped.
 
-        `tos` becomes the outer DSCP and ECN; `may_fragment` lets the kernel fragment the outer
-        packet, which only transport mode needs, for datagrams that are larger than the path MTU.
+        The SA counts it when the socket takes it, or drops it out of the queue. `tos` becomes the
+        outer DSCP and ECN; `may_fragment` lets the kernel fragment the outer packet, which only
+        transport mode needs, for datagrams that are larger than the path MTU.
         """
         if self._queue:
-            return self._enqueue(packet, address, tos, may_fragment)
+            return self._enqueue(state, packet, inner_len, tos, may_fragment)
         try:
             if tos != self._tos:
                 self._set_tos(tos)
             if may_fragment is not self._may_fragment:
                 self._set_may_fragment(may_fragment)
-            self.sock.sendto(packet, address)
+            self.sock.sendto(packet, state.address)
         except BlockingIOError:
-            return self._enqueue(packet, address, tos, may_fragment)
+            return self._enqueue(state, packet, inner_len, tos, may_fragment)
         except OSError as error:
-            if error.errno == errno.EMSGSIZE:
-                return DropReason.TOO_BIG
-            return DropReason.SEND_ERROR
+            return _drop_reason(error)
+        state.packets += 1
+        state.bytes += inner_len
         return None
 
+    def send_keepalive(self, address: SocketAddress) -> bool:
+        """Send a NAT keepalive now (RFC 3948 4), or never: return whether the socket took it."""
+        if self._queue:
+            return False
+        try:
+            if self._tos:
+                self._set_tos(0)
+            self.sock.sendto(_KEEPALIVE, address)
+        except OSError:
+            return False
+        return True
+
+    def discard(self, state: OutboundState) -> None:
+        """Drop what waits in the queue for an SA, counted as send-error."""
+        kept = [item for item in self._queue if item[0] is not state]
+        if lost := len(self._queue) - len(kept):
+            state.drops[DropReason.SEND_ERROR] += lost
+            self._queue = deque(kept)
+
     def close(self) -> None:
-        """Close the socket and forget what waits for it."""
+        """Close the socket; what waits for it is dropped and counted as send-error."""
         self._loop.remove_reader(self.sock)
         self._loop.remove_writer(self.sock)
+        for state, *_ in self._queue:
+            state.drops[DropReason.SEND_ERROR] += 1
         self._queue.clear()
         self.sock.close()
 
     def _enqueue(
-        self, packet: memoryview, address: SocketAddress, tos: int, may_fragment: bool
+        self, state: OutboundState, packet: memoryview, inner_len: int, tos: int, may_fragment: bool
     ) -> DropReason | None:
         if len(self._queue) >= MAX_QUEUED:
             return DropReason.QUEUE_FULL
         if not self._queue:
             self._loop.add_writer(self.sock, self._drain)
-        self._queue.append((bytes(packet), address, tos, may_fragment))
+        self._queue.append((state, bytes(packet), inner_len, tos, may_fragment))
         return None
 
     def _drain(self) -> None:
         while self._queue:
-            packet, address, tos, may_fragment = self._queue[0]
+            state, packet, inner_len, tos, may_fragment = self._queue[0]
             try:
                 self._set_tos(tos)
                 self._set_may_fragment(may_fragment)
-                self.sock.sendto(packet, address)
+                self.sock.sendto(packet, state.address)
             except BlockingIOError:
                 return
-            except OSError:
-                # A packet that was taken for sent is lost on the way, as any may be.
-                pass
+            except OSError as error:
+                state.drops[_drop_reason(error)] += 1
+            else:
+                state.packets += 1
+                state.bytes += inner_len
             self._queue.popleft()
         self._loop.remove_writer(self.sock)
 
@@ -125,6 +153,10 @@ class Outer:
     def _set_may_fragment(self, may_fragment: bool) -> None:
         _set_path_mtu_discovery(self.sock, _PMTUDISC_DONT if may_fragment else _PMTUDISC_DO)
         self._may_fragment = may_fragment
+
+
+def _drop_reason(error: OSError) -> DropReason:
+    return DropReason.TOO_BIG if error.errno == errno.EMSGSIZE else DropReason.SEND_ERROR
 
 
 def path_mtu(outer: Outer, address: SocketAddress) -> int | None:

@@ -27,8 +27,6 @@ from esp_gw.engine.tun import open_tun
 from esp_gw.errors import EngineError
 from esp_gw.model import Direction, Encapsulation, Lease, Policy, Sa
 
-_KEEPALIVE = memoryview(b"\xff")
-
 
 class PythonEngine:
     """An engine (see engine/base.py) on the running event loop."""
@@ -100,6 +98,7 @@ class PythonEngine:
         spi = self._inbound_spi.pop(name, None)
         if spi is not None:
             inbound = self._inbound.sas.pop(spi)
+            self._inbound.discard(inbound)
             final = inbound.counters()
             self._fold(Direction.INBOUND, final)
             return final
@@ -110,6 +109,7 @@ class PythonEngine:
         timer = self._keepalives.pop(name, None)
         if timer is not None:
             timer.cancel()
+        outbound.outer.discard(outbound)
         final = outbound.counters()
         self._fold(Direction.OUTBOUND, final)
         return final
@@ -171,12 +171,9 @@ class PythonEngine:
         # Half the period, and only where nothing else was sent in it: the mapping of a NAT on the
         # way never rests for longer than the period.
         state = self._outbound.sas[name]
-        active = state.packets + state.activity
+        active = state.packets
         if active == seen:
-            state.outer.send(_KEEPALIVE, state.address, 0, False)
-            state.activity += 1
-            active += 1
-            self._keepalives_out += 1
+            self._keepalives_out += state.outer.send_keepalive(state.address)
         self._keepalives[name] = self._loop.call_later(
             period / 2, self._arm_keepalive, name, period, active
         )

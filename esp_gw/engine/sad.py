@@ -21,7 +21,6 @@ class OutboundState:
     """An outbound SA: its codec, where its packets go, and its counters."""
 
     __slots__ = (
-        "activity",
         "address",
         "bytes",
         "drops",
@@ -47,7 +46,6 @@ class OutboundState:
         self.transport = sa.mode is Mode.TRANSPORT
         self.packets = 0
         self.bytes = 0
-        self.activity = 0
         self.drops: Counter[str] = Counter()
         self.expired = False
         self.next_mtu_question = 0.0

@@ -284,3 +284,20 @@ def test_a_tun_that_fails_costs_a_drop_for_each_packet(tunnel: Pair) -> None:
     side.inbound.drain(side.outer)  # type: ignore[arg-type]
     assert side.drops_in() == {DropReason.TUN_ERROR: 3}
     assert (tunnel.b_in.packets, side.loop.writers) == (0, {})
+
+
+@pytest.mark.parametrize("end", ["discard", "close"])
+def test_what_waits_for_the_tun_when_its_sa_goes_is_counted(tunnel: Pair, end: str) -> None:
+    side = tunnel.b
+    filled = fill(side)
+    for sent in tunnel.a.forward(*[packet()] * 3):
+        side.outer.sock.waiting.append((sent.packet, 0, 0, ("192.0.2.1", 4500)))
+    side.inbound.drain(side.outer)  # type: ignore[arg-type]
+    assert (tunnel.b_in.packets, side.drops_in()) == (0, {})
+    if end == "discard":
+        side.inbound.discard(tunnel.b_in)
+    else:
+        side.inbound.close()
+    assert side.drops_in() == {DropReason.TUN_ERROR: 3}
+    assert len(side.from_tun()) == filled
+    assert side.loop.writers == {}

@@ -380,5 +380,5 @@ def test_headers_that_no_socket_can_put_before_esp_are_not_supported(
         if supported:
             assert arrived == [octets]
         else:
-            assert gateways.a.drops_out() == {DropReason.UNSUPPORTED_HEADER: 1}
+            assert gateways.a_out.drops == {DropReason.UNSUPPORTED_HEADER: 1}
             assert gateways.a_out.esp.next_seq == 1, "no number is spent on it"
