@@ -21,7 +21,7 @@ from esp_gw.errors import ControlError, EspGwError
 from esp_gw.gateway import Gateway
 from esp_gw.keyfile import format_keymat
 from esp_gw.model import Desired, Policy, Sa, Selector
-from esp_gw.store import Store, StoredState, merge, parse_policy_entry, parse_sa_entry
+from esp_gw.store import PolicyEntry, Store, StoredState, merge, parse_policy_entry, parse_sa_entry
 from esp_gw.sysctl import network_warnings
 
 log = structlog.get_logger()
@@ -85,8 +85,7 @@ class Service:
             "policies": len(self._gateway.policies),
             "ledger": str(self._gateway.ledger_path),
             "warnings": [
-                *self._configured.warnings,
-                *self._left_out.values(),
+                *self._warnings(),
                 *network_warnings(self._configured, settings.interface),
             ],
         }
@@ -112,9 +111,11 @@ class Service:
         async with self._changing:
             entry = parse_sa_entry(parameters)
             names = [sa.name for sa in self._gateway.sas]
-            self._refuse_existing(entry.name, [*names, *(old.name for old in self._state.sas)])
+            names += [old.name for old in self._state.sas]
+            _refuse_existing("SA", entry.name, names)
             await self._change(
-                StoredState(sas=(*self._state.sas, entry), policies=self._state.policies)
+                StoredState(sas=(*self._state.sas, entry), policies=self._state.policies),
+                f"SA {entry.name}",
             )
             sa = self._find_sa(entry.name)
             return {"sa": _sa_info(sa, self._gateway.counters().sas[sa.name])}
@@ -131,11 +132,19 @@ class Service:
                         hint=f"remove it from {self._config} and run 'esp-gw reload'",
                     )
                 raise ControlError("NotFound", f"there is no SA {name}")
+            for policy in self._placed():
+                if policy.sa == name:
+                    raise ControlError(
+                        "Refused",
+                        f"the policy {policy.name} needs the SA {name}",
+                        hint=f"run 'esp-gw policy delete {policy.name}' first",
+                    )
             await self._change(
                 StoredState(
                     sas=tuple(entry for entry in self._state.sas if entry.name != name),
                     policies=self._state.policies,
-                )
+                ),
+                f"SA {name}",
             )
             return {}
 
@@ -144,7 +153,10 @@ class Service:
         async with self._changing:
             names = [entry.name for entry in self._state.sas]
             kept = tuple(entry for entry in self._state.policies if entry.sa not in names)
-            await self._change(StoredState(sas=(), policies=kept))
+            self._refuse_displacing(
+                {entry.name for entry in self._state.policies if entry.sa in names}
+            )
+            await self._change(StoredState(sas=(), policies=kept), "flush")
             return {"deleted": names}
 
     async def list_policies(self, parameters: Parameters, peer: Peer) -> Parameters:
@@ -156,11 +168,19 @@ class Service:
         async with self._changing:
             entry = parse_policy_entry(parameters)
             names = [policy.name for policy in self._gateway.policies]
-            self._refuse_existing(entry.name, [*names, *(old.name for old in self._state.policies)])
+            known = [*names, *(old.name for old in self._state.policies)]
+            _refuse_existing("policy", entry.name, known)
             if entry.before is not None and entry.before not in names:
                 raise ControlError("NotFound", f"there is no policy {entry.before} to be before")
+            if entry.sa is not None and entry.sa not in [sa.name for sa in self._gateway.sas]:
+                raise ControlError(
+                    "Refused",
+                    f"there is no SA {entry.sa} for the policy {entry.name}",
+                    hint="add it first, or name one of 'esp-gw sa list'",
+                )
             await self._change(
-                StoredState(sas=self._state.sas, policies=(*self._state.policies, entry))
+                StoredState(sas=self._state.sas, policies=(*self._state.policies, entry)),
+                f"policy {entry.name}",
             )
             (policy,) = [p for p in self._gateway.policies if p.name == entry.name]
             return {"policy": _policy_info(policy)}
@@ -177,11 +197,13 @@ class Service:
                         hint=f"remove it from {self._config} and run 'esp-gw reload'",
                     )
                 raise ControlError("NotFound", f"there is no policy {name}")
+            self._refuse_displacing({name})
             await self._change(
                 StoredState(
                     sas=self._state.sas,
                     policies=tuple(entry for entry in self._state.policies if entry.name != name),
-                )
+                ),
+                f"policy {name}",
             )
             return {}
 
@@ -238,15 +260,25 @@ class Service:
         return {"changes": changes}
 
     def _warn(self) -> None:
-        for warning in (*self._configured.warnings, *self._left_out.values()):
+        for warning in self._warnings():
             log.warning(warning)
 
-    async def _change(self, state: StoredState) -> None:
-        """Apply the CLI's new state, then keep it: what is on disk has been seen to work."""
+    def _warnings(self) -> list[str]:
+        left_out = [
+            f"'{name}', added by the CLI, can't be in place: {message}"
+            for name, message in self._left_out.items()
+        ]
+        return [*self._configured.warnings, *left_out]
+
+    async def _change(self, state: StoredState, what: str) -> None:
+        """Apply the CLI's new state, then keep it: what is on disk has been seen to work.
+
+        `what` it is that changes stands in front of a refusal.
+        """
         wanted, left_out = _without_conflicts(self._configured, state)
         for name, message in left_out.items():
             if name not in self._left_out:
-                raise ControlError("Refused", message)
+                raise ControlError("Refused", f"{what}: {message}")
         before = self._state
         await self._gateway.apply(wanted)
         try:
@@ -264,9 +296,18 @@ class Service:
             "NotFound", f"there is no SA {name}", hint="'esp-gw sa list' shows those there are"
         )
 
-    def _refuse_existing(self, name: str, names: list[str]) -> None:
-        if name in names:
-            raise ControlError("AlreadyExists", f"{name} exists already", hint="delete it first")
+    def _placed(self) -> list[PolicyEntry]:
+        """The CLI's policies that are in place."""
+        return [entry for entry in self._state.policies if entry.name not in self._left_out]
+
+    def _refuse_displacing(self, going: set[str]) -> None:
+        for entry in self._placed():
+            if entry.before in going and entry.name not in going:
+                raise ControlError(
+                    "Refused",
+                    f"the policy {entry.name} has its place before {entry.before}",
+                    hint=f"run 'esp-gw policy delete {entry.name}' first",
+                )
 
     def _refuse_fixed(self, configured: Desired) -> None:
         """What the daemon opened at its start can't change while it runs."""
@@ -281,12 +322,21 @@ class Service:
                 )
 
 
+def _refuse_existing(kind: str, name: str, names: list[str]) -> None:
+    if name in names:
+        raise ControlError(
+            "AlreadyExists",
+            f"the {kind} {name} exists already",
+            hint="choose another name, or delete it first",
+        )
+
+
 def _without_conflicts(configured: Desired, state: StoredState) -> tuple[Desired, dict[str, str]]:
     """Merge, and leave out what the CLI added that can't be: its name, and why."""
     left_out: dict[str, str] = {}
     while (fault := _first_fault(configured, state)) is not None:
         name, message = fault
-        left_out[name] = f"'{name}', added by the CLI, can't be in place: {message}"
+        left_out[name] = message
         state = StoredState(
             sas=tuple(entry for entry in state.sas if entry.name != name),
             policies=tuple(entry for entry in state.policies if entry.name != name),

@@ -72,6 +72,10 @@ def init(
     """Write the configurations and keys of two gateways, A and B, that fit each other."""
     from esp_gw.provision import make_pair  # noqa: PLC0415 - pydantic is slow to import
 
+    if mode == Mode.TUNNEL and not (local_net and remote_net):
+        raise click.UsageError(
+            "tunnel mode joins the networks behind A and B: give --local-net and --remote-net"
+        )
     pair = make_pair(
         out,
         local=ip_address(local),

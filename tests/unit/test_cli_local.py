@@ -75,6 +75,17 @@ def test_a_key_in_the_place_of_its_file_is_refused_and_not_repeated(
     assert "0123" not in err
 
 
+@pytest.mark.parametrize("given", [[], ["--local-net", "10.1.0.0/24"], ["--remote-net", "::/0"]])
+def test_init_of_a_tunnel_without_networks_names_the_options(
+    tmp_path: Path, capsys: Capture, given: list[str]
+) -> None:
+    ends = ("--local", "203.0.113.1", "--remote", "198.51.100.1", "--out", str(tmp_path))
+    err = fail(capsys, "init", *ends, *given, status=2)
+    assert "give --local-net and --remote-net" in err
+    assert list(tmp_path.iterdir()) == []
+    run(capsys, "init", *ends, "--mode", "transport")
+
+
 def test_init_never_overwrites(tmp_path: Path, capsys: Capture) -> None:
     run(capsys, *INIT, "--out", str(tmp_path))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

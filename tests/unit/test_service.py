@@ -289,3 +289,83 @@ async def test_what_can_not_be_is_refused_by_its_name(
         await rig.call(method, **fields)
     assert error.value.code == code
     assert (rig.engine.sas, rig.netlink.network, rig.engine.policies) == before
+
+
+PROTECT: dict[str, object] = {"action": "protect", "local_ts": ["10.1.0.0/24"]}
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "says"),
+    [
+        (
+            "DeleteSa",
+            {"name": "n1"},
+            "the policy p1 needs the SA n1; run 'esp-gw policy delete p1' first",
+        ),
+        (
+            "DeletePolicy",
+            {"name": "p1"},
+            "the policy p2 has its place before p1; run 'esp-gw policy delete p2' first",
+        ),
+        (
+            "FlushSas",
+            {},
+            "the policy p2 has its place before p1; run 'esp-gw policy delete p2' first",
+        ),
+        (
+            "AddSa",
+            sa(3, key=f"{1:040x}"),
+            "SA n3: has the key of n1 (two outbound): this would repeat an IV; "
+            "give every SA its own key",
+        ),
+        (
+            "AddSa",
+            sa(3, spi=0x8001),
+            "SA n3: SPI 0x8001 goes to 192.0.2.2 for n1 too: "
+            "a peer needs an SPI of its own for each SA",
+        ),
+        (
+            "AddSa",
+            sa(1),
+            "the SA n1 exists already; choose another name, or delete it first",
+        ),
+        (
+            "AddPolicy",
+            policy(1),
+            "the policy p1 exists already; choose another name, or delete it first",
+        ),
+        (
+            "AddPolicy",
+            policy(3, **PROTECT, sa="nobody"),
+            "there is no SA nobody for the policy p3; "
+            "add it first, or name one of 'esp-gw sa list'",
+        ),
+        (
+            "AddPolicy",
+            policy(3, **PROTECT, sa="n1"),
+            "policy p3: the policy matches 10.1.0.0/24 to 10.103.0.0/16, "
+            "more than its SA n1 may carry",
+        ),
+    ],
+)
+async def test_a_refusal_says_what_is_in_the_way_and_what_to_do(
+    rig: Rig, method: str, fields: dict[str, object], says: str
+) -> None:
+    await rig.call("AddSa", **sa(1))
+    await rig.call("AddPolicy", **policy(1, **PROTECT, sa="n1"))
+    await rig.call("AddPolicy", **policy(2, before="p1"))
+    before = (dict(rig.engine.sas), rig.netlink.network, rig.engine.policies)
+    with pytest.raises(ControlError) as error:
+        await rig.call(method, **fields)
+    assert str(error.value) == says
+    assert (rig.engine.sas, rig.netlink.network, rig.engine.policies) == before
+
+
+async def test_what_is_in_the_way_can_be_deleted_in_the_order_that_is_said(rig: Rig) -> None:
+    await rig.call("AddSa", **sa(1))
+    await rig.call("AddPolicy", **policy(1, **PROTECT, sa="n1"))
+    await rig.call("AddPolicy", **policy(2, before="p1"))
+    for name in ("p2", "p1"):
+        await rig.call("DeletePolicy", name=name)
+    await rig.call("DeleteSa", name="n1")
+    assert rig.names() == set()
