@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 from collections.abc import Coroutine
 from pathlib import Path
@@ -34,6 +35,8 @@ def run(config: Path, log_level: str) -> int:
 
     Raises EspGwError where it can't start, or can't go on.
     """
+    # A core dump would hold the keys.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logs.configure(log_level)
     desired = load_config(config)
     _run_loop(_Daemon(config, desired).main())

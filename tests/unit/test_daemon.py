@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 from fakes import MACHINE, FakeEngine, FakeNetlink, until
 
 from esp_gw import daemon as daemon_module
+from esp_gw import logs
 from esp_gw import sequences as sequences_module
 from esp_gw import service as service_module
 from esp_gw.config import load_config
@@ -96,6 +98,23 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
 
 def send(number: int) -> None:
     os.kill(os.getpid(), number)
+
+
+def test_core_dumps_are_off_before_any_key_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[object] = []
+
+    def load(_: Path) -> None:
+        steps.append("keys are read")
+        raise EspGwError("no further")
+
+    monkeypatch.setattr(resource, "setrlimit", lambda *limit: steps.append(limit))
+    monkeypatch.setattr(logs, "configure", lambda _: None)
+    monkeypatch.setattr(daemon_module, "load_config", load)
+    with pytest.raises(EspGwError, match="no further"):
+        daemon_module.run(tmp_path, "info")
+    assert steps == [(resource.RLIMIT_CORE, (0, 0)), "keys are read"]
 
 
 async def test_a_reload_asked_for_during_the_start_happens_after_it(rig: Rig) -> None:
