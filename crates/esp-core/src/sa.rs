@@ -26,7 +26,7 @@ pub enum Mode {
 }
 
 /// How ESP travels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Encapsulation {
     /// In UDP (RFC 3948).
     Udp,
@@ -97,8 +97,8 @@ pub struct SaSpec {
     pub esn: bool,
     /// Numbers in the anti-replay window, 64 to 8192.
     pub replay_window: u16,
-    /// Seconds between NAT keepalives (RFC 3948 4), 0 for none.
-    pub keepalive: u16,
+    /// The SA of the other direction.
+    pub pair: Option<Arc<str>>,
 }
 
 impl SaSpec {

@@ -5,4 +5,11 @@
 
 #![deny(unsafe_code)]
 
+pub mod engine;
+mod inbound;
+mod outbound;
+mod run;
+pub mod shared;
+mod socket;
 pub mod sys;
+mod worker;

@@ -27,7 +27,7 @@ pub fn spec(suite: &'static Suite, esn: bool) -> SaSpec {
         selectors: Vec::new(),
         esn,
         replay_window: 64,
-        keepalive: 0,
+        pair: None,
     }
 }
 

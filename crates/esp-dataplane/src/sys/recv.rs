@@ -48,6 +48,12 @@ impl RecvArena {
         self.slots.len()
     }
 
+    /// What came with the message of the last call that is in the buffer of this index.
+    #[must_use]
+    pub fn meta(&self, index: usize) -> Option<RecvMeta> {
+        self.metas.get(index).copied()
+    }
+
     pub(crate) fn recv<'b>(
         &mut self,
         fd: BorrowedFd<'_>,

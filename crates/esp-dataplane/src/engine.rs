@@ -1,0 +1,417 @@
+//! The engine: makes the workers and tells them what to do. Packets never come here.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use arc_swap::ArcSwap;
+use esp_core::counters::Counters;
+use esp_core::provider::Provider;
+use esp_core::sa::{Encapsulation, InboundSa, OutboundSa, SaSpec};
+use esp_core::seq::Lease;
+use esp_core::spd::{Policy, Spd};
+
+use crate::shared::{Event, Events, Inbound, Outbound, Outer, Shared, Tables, Tallies};
+use crate::socket::Socket;
+use crate::sys::poll::Waker;
+use crate::sys::raw::RawSocket;
+use crate::sys::tun::{TunOffloads, TunQueue};
+use crate::sys::udp::{UdpOffloads, UdpSocket};
+use crate::sys::{Error, Result, SocketOptions, cpu};
+use crate::worker::{Command, Mailbox, Worker};
+
+/// Bytes asked of the kernel for each outer socket, each way.
+const SOCKET_BUFFER: usize = 4 << 20;
+
+/// What an engine opens.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The TUN device's name.
+    pub interface: String,
+    /// The UDP port of encapsulated ESP.
+    pub port: u16,
+    /// The mark of outer packets.
+    pub fwmark: u32,
+    /// How many workers; None for the processors that the process may use.
+    pub workers: Option<usize>,
+    /// What seals and opens.
+    pub provider: Provider,
+}
+
+/// What one SA has done.
+#[derive(Clone, Debug)]
+pub struct SaCounters {
+    /// Packets, bytes, drops.
+    pub counters: Counters,
+    /// The next number of an outbound SA, the highest accepted one of an inbound SA.
+    pub seq: u64,
+    /// The first number behind the lease; 0 for an inbound SA.
+    pub lease_end: u64,
+    /// Where the peer is.
+    pub peer: SocketAddr,
+}
+
+/// The data plane: workers, and the tables that they read.
+pub struct Engine {
+    settings: Settings,
+    shared: Arc<Shared>,
+    mailboxes: Vec<Arc<Mailbox>>,
+    threads: Vec<JoinHandle<()>>,
+    sockets: HashSet<Outer>,
+    offloads: TunOffloads,
+}
+
+impl Engine {
+    /// Create the TUN device with a queue for each worker, and start the workers.
+    ///
+    /// # Errors
+    /// The kernel's; the device is gone again then.
+    pub fn start(settings: Settings) -> Result<Self> {
+        let processors = cpu::allowed()?;
+        let count = settings.workers.unwrap_or(processors.len()).max(1);
+        let shared = Arc::new(Shared {
+            tables: ArcSwap::default(),
+            events: Events::new(Waker::new()?),
+            stop: AtomicBool::new(false),
+            outbound: Tallies::new(count),
+            inbound: Tallies::new(count),
+            fwmark: settings.fwmark,
+        });
+        let mut engine = Self {
+            shared,
+            mailboxes: Vec::new(),
+            threads: Vec::new(),
+            sockets: HashSet::new(),
+            offloads: TunOffloads::empty(),
+            settings,
+        };
+        let mut workers = Vec::new();
+        for index in 0..count {
+            let tun = TunQueue::open(&engine.settings.interface, TunOffloads::all())?;
+            engine.offloads = tun.offloads();
+            let mailbox = Arc::new(Mailbox::new()?);
+            engine.mailboxes.push(Arc::clone(&mailbox));
+            let shared = Arc::clone(&engine.shared);
+            workers.push(Worker::new(
+                index,
+                engine.settings.provider,
+                shared,
+                mailbox,
+                tun,
+            )?);
+        }
+        for (index, worker) in workers.into_iter().enumerate() {
+            let shared = Arc::clone(&engine.shared);
+            let processor = processors.get(index % processors.len().max(1)).copied();
+            let thread = std::thread::Builder::new()
+                .name(format!("esp-worker-{index}"))
+                .spawn(move || live(worker, &shared, processor))
+                .map_err(|_| Error::Argument("a worker thread can't be started"))?;
+            engine.threads.push(thread);
+        }
+        Ok(engine)
+    }
+
+    /// The offloads of the TUN device that are on.
+    #[must_use]
+    pub const fn offloads(&self) -> TunOffloads {
+        self.offloads
+    }
+
+    /// How many workers there are.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.mailboxes.len()
+    }
+
+    /// The events, to be waited for and taken.
+    #[must_use]
+    pub fn events(&self) -> &Events {
+        &self.shared.events
+    }
+
+    /// Have these outer sockets open and no others.
+    ///
+    /// # Errors
+    /// The kernel's: those that were open stay so.
+    pub fn set_sockets(&mut self, wanted: &[Outer]) -> Result<()> {
+        for &outer in wanted {
+            if !self.sockets.contains(&outer) {
+                self.open(outer)?;
+            }
+        }
+        let gone: Vec<Outer> = self
+            .sockets
+            .iter()
+            .filter(|o| !wanted.contains(o))
+            .copied()
+            .collect();
+        for outer in gone {
+            self.sockets.remove(&outer);
+            self.tell(|_| Some(Command::Close(outer)))?;
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, outer: Outer) -> Result<()> {
+        let options = SocketOptions {
+            local: SocketAddr::new(outer.address, self.settings.port),
+            mark: self.settings.fwmark,
+            buffer: SOCKET_BUFFER,
+            busy_poll_us: 0,
+        };
+        let count = u32::try_from(self.workers()).unwrap_or(1);
+        let sockets: Vec<Socket> = match outer.encapsulation {
+            Encapsulation::Udp => {
+                let wanted = UdpOffloads {
+                    gso: true,
+                    gro: true,
+                };
+                let group = UdpSocket::bind_group(&options, wanted, count)?;
+                group.into_iter().map(Socket::from).collect()
+            }
+            Encapsulation::None => {
+                let group = RawSocket::bind_group(&options, count)?;
+                group.into_iter().map(Socket::from).collect()
+            }
+        };
+        let mut sockets = sockets.into_iter();
+        self.tell(|_| sockets.next().map(|socket| Command::Open(outer, socket)))?;
+        self.sockets.insert(outer);
+        Ok(())
+    }
+
+    fn tell(&self, mut command: impl FnMut(usize) -> Option<Command>) -> Result<()> {
+        for (index, mailbox) in self.mailboxes.iter().enumerate() {
+            if let Some(command) = command(index) {
+                mailbox.send(command)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Add an outbound SA that begins at the lease's first number.
+    ///
+    /// # Errors
+    /// `Argument` where the lease or the name can't be, or the provider lacks the suite.
+    pub fn install_outbound(&self, spec: SaSpec, lease: Lease) -> Result<()> {
+        let peer = self.peer_of(&spec);
+        let sa =
+            OutboundSa::new(spec, lease).map_err(|_| Error::Argument("the lease is of no use"))?;
+        sa.sealer(self.settings.provider)
+            .map_err(|_| Error::Argument("the provider does not have this suite"))?;
+        let entry = Arc::new(Outbound {
+            sa,
+            peer: ArcSwap::from_pointee(peer),
+            tallies: Tallies::new(self.workers()),
+        });
+        self.change(|tables| {
+            tables
+                .outbound
+                .insert(Arc::clone(&entry.sa.spec.name), entry);
+        })
+    }
+
+    /// Where an outbound SA begins to send: to where its pair's packets come from, which tells only
+    /// when that changes, or else to where it is configured to.
+    fn peer_of(&self, spec: &SaSpec) -> SocketAddr {
+        let tables = self.shared.tables.load();
+        let is_pair = |inbound: &&Arc<Inbound>| {
+            let other = &inbound.sa.spec;
+            Some(&other.name) == spec.pair.as_ref()
+                && other.encapsulation == Encapsulation::Udp
+                && other.encapsulation == spec.encapsulation
+                && (other.remote, other.remote_port) == (spec.remote, spec.remote_port)
+        };
+        match tables.inbound.values().find(is_pair) {
+            Some(inbound) => **inbound.peer.load(),
+            None => SocketAddr::new(spec.remote, spec.remote_port),
+        }
+    }
+
+    /// Add an inbound SA whose window treats every number up to `highest_seq` as seen.
+    ///
+    /// # Errors
+    /// `Argument` where its SPI is taken or the provider lacks the suite.
+    pub fn install_inbound(&self, spec: SaSpec, highest_seq: u64) -> Result<()> {
+        if self.shared.tables.load().inbound.contains_key(&spec.spi) {
+            return Err(Error::Argument("another inbound SA has this SPI"));
+        }
+        let peer = SocketAddr::new(spec.remote, spec.remote_port);
+        let sa = InboundSa::new(spec, highest_seq);
+        sa.opener(self.settings.provider)
+            .map_err(|_| Error::Argument("the provider does not have this suite"))?;
+        let entry = Arc::new(Inbound {
+            sa,
+            peer: ArcSwap::from_pointee(peer),
+            tallies: Tallies::new(self.workers()),
+        });
+        self.change(|tables| {
+            tables.inbound.insert(entry.sa.spec.spi, entry);
+        })
+    }
+}
+
+impl Engine {
+    /// Forget an SA: when this returns no worker seals or opens with it any more.
+    ///
+    /// # Errors
+    /// `Argument` where there is none of this name.
+    pub fn remove(&self, name: &str) -> Result<SaCounters> {
+        let tables = self.shared.tables.load_full();
+        if let Some(entry) = tables.outbound.get(name) {
+            self.change(|tables| {
+                tables.outbound.remove(name);
+            })?;
+            return Ok(outbound_counters(entry));
+        }
+        let entry = tables
+            .inbound
+            .values()
+            .find(|entry| &*entry.sa.spec.name == name)
+            .ok_or(Error::Argument("there is no SA of this name"))?;
+        self.change(|tables| {
+            tables.inbound.remove(&entry.sa.spec.spi);
+        })?;
+        Ok(inbound_counters(entry))
+    }
+
+    /// Put a new SPD in place in one step.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn replace_policies(&self, policies: Vec<Policy>) -> Result<()> {
+        let spd = Arc::new(Spd::new(policies));
+        self.change(|tables| tables.spd = spd)
+    }
+
+    /// Give an outbound SA more sequence numbers.
+    ///
+    /// # Errors
+    /// `Argument` where there is no such SA, or the lease goes back.
+    pub fn extend_lease(&self, name: &str, lease: Lease) -> Result<()> {
+        let tables = self.shared.tables.load();
+        let entry = tables
+            .outbound
+            .get(name)
+            .ok_or(Error::Argument("there is no SA of this name"))?;
+        entry
+            .sa
+            .seq
+            .extend(lease)
+            .map_err(|_| Error::Argument("the lease goes back"))
+    }
+
+    /// Send a NAT keepalive for an outbound SA.
+    ///
+    /// # Errors
+    /// The kernel's; `Argument` where there is no such SA.
+    pub fn keepalive(&self, name: &str) -> Result<()> {
+        let tables = self.shared.tables.load();
+        let entry = tables
+            .outbound
+            .get(name)
+            .ok_or(Error::Argument("there is no SA of this name"))?;
+        let spec = &entry.sa.spec;
+        let outer = Outer {
+            address: spec.local,
+            encapsulation: spec.encapsulation,
+        };
+        let peer = **entry.peer.load();
+        // One worker is enough: the sockets of all have the same address and port.
+        let first = self
+            .mailboxes
+            .first()
+            .ok_or(Error::Argument("there is no worker"))?;
+        first.send(Command::Keepalive(outer, peer))
+    }
+
+    /// The counters of every SA by name, true for outbound ones.
+    #[must_use]
+    pub fn sas(&self) -> Vec<(Arc<str>, bool, SaCounters)> {
+        let tables = self.shared.tables.load();
+        let name = |spec: &SaSpec| Arc::clone(&spec.name);
+        let outbound = tables.outbound.values();
+        let outbound = outbound.map(|entry| (name(&entry.sa.spec), true, outbound_counters(entry)));
+        let inbound = tables.inbound.values();
+        let inbound = inbound.map(|entry| (name(&entry.sa.spec), false, inbound_counters(entry)));
+        outbound.chain(inbound).collect()
+    }
+
+    /// What belongs to no SA: outbound and inbound; their packets are keepalives.
+    #[must_use]
+    pub fn rest(&self) -> (Counters, Counters) {
+        (self.shared.outbound.sum(), self.shared.inbound.sum())
+    }
+
+    /// Publish changed tables, and wait until every worker uses them.
+    fn change(&self, change: impl FnOnce(&mut Tables)) -> Result<()> {
+        let now = self.shared.tables.load_full();
+        let mut next = Tables {
+            generation: now.generation + 1,
+            outbound: now.outbound.clone(),
+            inbound: now.inbound.clone(),
+            spd: Arc::clone(&now.spd),
+        };
+        change(&mut next);
+        let generation = next.generation;
+        self.shared.tables.store(Arc::new(next));
+        for mailbox in &self.mailboxes {
+            mailbox.wake()?;
+        }
+        for mailbox in &self.mailboxes {
+            mailbox.wait_for(generation);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for mailbox in &self.mailboxes {
+            let _ = mailbox.wake();
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A worker's thread: when it ends before it was told to, the control plane hears why.
+fn live(worker: Worker, shared: &Shared, processor: Option<usize>) {
+    if let Some(processor) = processor {
+        // A worker that can't be pinned works all the same.
+        let _ = cpu::pin_current_thread(processor);
+    }
+    let mailbox = worker.mailbox();
+    let ended = catch_unwind(AssertUnwindSafe(|| worker.run()));
+    mailbox.ended();
+    let reason = match ended {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "a worker panicked".to_string(),
+    };
+    shared.events.push(Event::Failed(reason));
+}
+
+fn outbound_counters(entry: &Outbound) -> SaCounters {
+    SaCounters {
+        counters: entry.tallies.sum(),
+        seq: entry.sa.seq.used().saturating_add(1),
+        lease_end: entry.sa.seq.limit().saturating_add(1),
+        peer: **entry.peer.load(),
+    }
+}
+
+fn inbound_counters(entry: &Inbound) -> SaCounters {
+    SaCounters {
+        counters: entry.tallies.sum(),
+        seq: entry.sa.window.highest(),
+        lease_end: 0,
+        peer: **entry.peer.load(),
+    }
+}

@@ -1,0 +1,335 @@
+//! The way in, in the order in which it happens: socket, SPI, window, open, selectors, merge, TUN.
+//!
+//!   drain       receive merged datagrams, at most BUDGET buffers a call
+//!   receive     one ESP packet: its SA
+//!     accept      window, opened into place, who sent it
+//!     inner       the inner packet of tunnel mode; the header that transport mode's payload had
+//!     deliver     the SA's selectors (RFC 4301 5.2); merged with its neighbours
+//!   write       TUN
+
+use std::collections::HashMap;
+use std::io::IoSlice;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use esp_core::DropReason;
+use esp_core::coalesce::{Coalescer, Merging, Ready};
+use esp_core::decap::{Datagram, Opener, classify, read_trailer};
+use esp_core::flow::{FlowCache, FlowKey};
+use esp_core::inner::{transport_header, transport_header_len, tunnel_packet};
+use esp_core::provider::Provider;
+use esp_core::sa::{Encapsulation, Mode};
+use esp_core::wire;
+
+use crate::shared::{Event, Inbound as Entry, Shared, Tables};
+use crate::socket::Socket;
+use crate::sys::mem::Slots;
+use crate::sys::tun::{TunOffloads, TunQueue, TunWrite};
+use crate::sys::{RecvArena, RecvMeta, Result};
+
+/// Buffers of one recvmmsg; with UDP GRO each holds up to 64 KiB of datagrams.
+const BUFFERS: usize = 16;
+/// Calls of recvmmsg a turn, then the other direction has its own.
+const BUDGET: usize = 4;
+const BUFFER_LEN: usize = 65535;
+/// Flows whose SA is remembered.
+const FLOWS: usize = 8192;
+/// Packets in one super-packet at most.
+const MAX_SEGMENTS: u16 = 64;
+const VNET_LEN: usize = 10;
+
+/// An SA as this worker uses it.
+struct Slot {
+    entry: Arc<Entry>,
+    opener: Opener,
+    /// Bytes in front of the text for the header that transport mode's payload had.
+    header_len: usize,
+}
+
+/// One worker's way in.
+pub struct InboundPath {
+    worker: usize,
+    provider: Provider,
+    shared: Arc<Shared>,
+    tables: Arc<Tables>,
+    buffers: Slots,
+    slots: Vec<Slot>,
+    by_spi: HashMap<u32, usize>,
+    /// The SA, as an index of `slots`, that was last found to be allowed to carry a flow.
+    flows: FlowCache<usize>,
+    coalescer: Coalescer,
+}
+
+impl InboundPath {
+    /// Make the buffers and the tables of a worker.
+    ///
+    /// # Errors
+    /// The kernel's, for memory.
+    pub fn new(
+        worker: usize,
+        provider: Provider,
+        shared: Arc<Shared>,
+        offloads: TunOffloads,
+    ) -> Result<Self> {
+        Ok(Self {
+            worker,
+            provider,
+            tables: shared.tables.load_full(),
+            shared,
+            buffers: Slots::new(BUFFERS, BUFFER_LEN)?,
+            slots: Vec::new(),
+            by_spi: HashMap::new(),
+            flows: FlowCache::new(FLOWS),
+            coalescer: Coalescer::new(Merging {
+                vnet_len: VNET_LEN,
+                tcp: offloads.contains(TunOffloads::CSUM),
+                udp: offloads.contains(TunOffloads::USO4),
+                max_segments: MAX_SEGMENTS,
+            }),
+        })
+    }
+
+    /// Use new tables from the next packet on; what was merged has been written.
+    pub fn use_tables(&mut self, tables: Arc<Tables>) {
+        self.tables = tables;
+        self.slots.clear();
+        self.by_spi.clear();
+        self.flows.clear();
+    }
+
+    /// Take what the socket has; true where there may be more.
+    ///
+    /// # Errors
+    /// The kernel's, where the socket or the TUN is unusable.
+    pub fn drain(
+        &mut self,
+        socket: &Socket,
+        arena: &mut RecvArena,
+        tun: &TunQueue,
+    ) -> Result<bool> {
+        let mut more = true;
+        for _ in 0..BUDGET {
+            let received = socket.receive(arena, self.buffers.iter_mut())?.len();
+            // The buffers lie in one region, so that each is looked at by its index.
+            for index in 0..received {
+                let Some(meta) = arena.meta(index) else { break };
+                self.split(index, &meta, socket, tun)?;
+            }
+            if received < BUFFERS {
+                more = false;
+                break;
+            }
+        }
+        self.flush(tun)?;
+        Ok(more)
+    }
+
+    /// Take a received buffer apart into its datagrams.
+    fn split(
+        &mut self,
+        index: usize,
+        meta: &RecvMeta,
+        socket: &Socket,
+        tun: &TunQueue,
+    ) -> Result<()> {
+        let size = meta.segment_size.max(1);
+        let mut at = 0;
+        if meta.len == 0 {
+            self.shared
+                .inbound
+                .of(self.worker)
+                .dropped(DropReason::TooShort, 1);
+        }
+        while at < meta.len {
+            let end = (at + size).min(meta.len);
+            let verdict = if meta.truncated {
+                Err(DropReason::Truncated)
+            } else {
+                self.receive(index, at..end, meta, socket, tun)?
+            };
+            if let Err(reason) = verdict {
+                self.shared.inbound.of(self.worker).dropped(reason, 1);
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Find the SA of a datagram; an error where it has none.
+    fn receive(
+        &mut self,
+        index: usize,
+        range: std::ops::Range<usize>,
+        meta: &RecvMeta,
+        socket: &Socket,
+        tun: &TunQueue,
+    ) -> Result<std::result::Result<(), DropReason>> {
+        let datagram = self
+            .buffers
+            .get(index)
+            .and_then(|buffer| buffer.get(range.clone()))
+            .unwrap_or_default();
+        let (mut start, mut tos) = (range.start, meta.tos);
+        if socket.has_ip_header() {
+            let Some([first, outer_tos, ..]) = datagram.first_chunk::<20>() else {
+                return Ok(Err(DropReason::TooShort));
+            };
+            start += usize::from(first & 15) * 4;
+            tos = *outer_tos;
+        }
+        let esp = datagram.get(start - range.start..).unwrap_or_default();
+        let spi = match classify(esp, socket.is_udp()) {
+            Ok(Datagram::Esp(spi)) => spi,
+            Ok(Datagram::Keepalive) => {
+                self.shared.inbound.of(self.worker).carried(1, 0);
+                return Ok(Ok(()));
+            }
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let Some(slot) = self.slot(spi) else {
+            return Ok(Err(DropReason::UnknownSpi));
+        };
+        let verdict = self.accept(slot, index, start..range.end, tos, meta.src, socket);
+        match verdict {
+            Ok(length) => self.deliver(slot, length, tun)?,
+            Err(reason) => {
+                self.coalescer.cancel();
+                self.slots[slot]
+                    .entry
+                    .tallies
+                    .of(self.worker)
+                    .dropped(reason, 1);
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    fn slot(&mut self, spi: u32) -> Option<usize> {
+        if let Some(&index) = self.by_spi.get(&spi) {
+            return Some(index);
+        }
+        let entry = Arc::clone(self.tables.inbound.get(&spi)?);
+        let spec = &entry.sa.spec;
+        self.slots.push(Slot {
+            opener: entry.sa.opener(self.provider).ok()?,
+            header_len: match spec.mode {
+                Mode::Tunnel => 0,
+                Mode::Transport => transport_header_len(spec.local),
+            },
+            entry,
+        });
+        let index = self.slots.len() - 1;
+        self.by_spi.insert(spi, index);
+        Some(index)
+    }
+
+    /// Open a packet into place; the inner packet's length, when it may be delivered.
+    fn accept(
+        &mut self,
+        index: usize,
+        buffer: usize,
+        range: std::ops::Range<usize>,
+        tos: u8,
+        src: SocketAddr,
+        socket: &Socket,
+    ) -> std::result::Result<usize, DropReason> {
+        let esp = self
+            .buffers
+            .get(buffer)
+            .and_then(|buffer| buffer.get(range))
+            .unwrap_or_default();
+        let slot = &mut self.slots[index];
+        let encapsulation = if socket.is_udp() {
+            Encapsulation::Udp
+        } else {
+            Encapsulation::None
+        };
+        if !slot.entry.sa.comes_by(encapsulation, src.is_ipv4()) {
+            return Err(DropReason::WrongEncapsulation);
+        }
+        let window = &slot.entry.sa.window;
+        let seq = slot.opener.check(window, esp)?;
+        let text_len = slot.opener.text_len(esp.len())?;
+        let place = self.coalescer.place(slot.header_len + text_len)?;
+        let text = &mut place[slot.header_len..];
+        slot.opener.open(seq, esp, text)?;
+        let newest = window.commit(seq)?;
+        if newest && socket.is_udp() && src != **slot.entry.peer.load() {
+            follow(&slot.entry, src, &self.tables, &self.shared);
+        }
+        let opened = read_trailer(text)?;
+        let spec = &slot.entry.sa.spec;
+        let length = if slot.header_len == 0 {
+            tunnel_packet(&mut text[..opened.payload_len], opened.next_header, tos)?
+        } else {
+            let length = slot.header_len + opened.payload_len;
+            let packet = &mut place[..length];
+            transport_header(packet, spec.remote, spec.local, opened.next_header, tos)?;
+            length
+        };
+        let packet = &place[..length];
+        let key = FlowKey::of(packet);
+        let known = key.as_ref().and_then(|key| self.flows.get(key));
+        if known != Some(&index) {
+            if !slot.entry.sa.carries(&wire::parse(packet)?) {
+                return Err(DropReason::SelectorMismatch);
+            }
+            if let Some(key) = key {
+                self.flows.insert(key, index);
+            }
+        }
+        Ok(length)
+    }
+
+    /// Merge the packet in place with those before it, or write those.
+    fn deliver(&mut self, slot: usize, length: usize, tun: &TunQueue) -> Result<()> {
+        match self.coalescer.accept(length, slot as u64) {
+            Some(ready) => write(&ready, &self.slots, self.worker, tun),
+            None => Ok(()),
+        }
+    }
+
+    /// Write what was merged.
+    ///
+    /// # Errors
+    /// The kernel's, where the TUN is unusable.
+    pub fn flush(&mut self, tun: &TunQueue) -> Result<()> {
+        match self.coalescer.flush() {
+            Some(ready) => write(&ready, &self.slots, self.worker, tun),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Only the newest packet counts: an old one, delayed or resent, must not turn replies away.
+fn follow(entry: &Arc<Entry>, src: SocketAddr, tables: &Tables, shared: &Shared) {
+    entry.peer.store(Arc::new(src));
+    let spec = &entry.sa.spec;
+    let pair = spec
+        .pair
+        .as_ref()
+        .and_then(|name| tables.outbound.get(name));
+    if let Some(outbound) = pair {
+        outbound.peer.store(Arc::new(src));
+    }
+    let name = Arc::clone(&spec.name);
+    shared.events.push(Event::PeerAddressChanged(name, src));
+}
+
+fn write(ready: &Ready<'_>, slots: &[Slot], worker: usize, tun: &TunQueue) -> Result<()> {
+    let written = tun.write_parts(&[IoSlice::new(ready.frame)])?;
+    let slot = usize::try_from(ready.owner)
+        .ok()
+        .and_then(|index| slots.get(index));
+    if let Some(slot) = slot {
+        let tally = slot.entry.tallies.of(worker);
+        match written {
+            TunWrite::Written => tally.carried(ready.packets.into(), ready.bytes),
+            TunWrite::WouldBlock => tally.dropped(DropReason::TunQueueFull, ready.packets.into()),
+            TunWrite::Down | TunWrite::Gone | TunWrite::Rejected => {
+                tally.dropped(DropReason::TunError, ready.packets.into());
+            }
+        }
+    }
+    Ok(())
+}

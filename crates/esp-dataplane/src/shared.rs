@@ -1,0 +1,181 @@
+//! What the workers share: the tables, published in one step, and the events for the control plane.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+use esp_core::counters::{Counters, Tally};
+use esp_core::sa::{Encapsulation, InboundSa, OutboundSa};
+use esp_core::spd::Spd;
+
+use crate::sys::poll::Waker;
+
+/// Events that wait to be taken at most; a control plane that sleeps loses later ones.
+const MAX_EVENTS: usize = 4096;
+
+/// What the control plane is told; the names are those of the SAs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Half of an outbound SA's lease is used.
+    LeaseLow(Arc<str>),
+    /// An eighth of an SA's sequence numbers is left.
+    SoftExpired(Arc<str>),
+    /// An SA has no sequence number left.
+    HardExpired(Arc<str>),
+    /// The newest authenticated packet of an inbound SA came from here; replies go there now.
+    PeerAddressChanged(Arc<str>, SocketAddr),
+    /// The kernel knows the path MTU to an address: bytes with the outer IP header.
+    PathMtuChanged(IpAddr, u32),
+    /// A worker can't go on.
+    Failed(String),
+}
+
+/// Tallies of one SA or direction: one for each worker, which alone writes it.
+#[derive(Debug)]
+pub struct Tallies(Box<[Line]>);
+
+/// A tally on cache lines of its own.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Line(Tally);
+
+impl Tallies {
+    /// Make a tally for each of `workers`.
+    #[must_use]
+    pub fn new(workers: usize) -> Self {
+        Self((0..workers).map(|_| Line::default()).collect())
+    }
+
+    /// The tally of a worker.
+    #[must_use]
+    pub fn of(&self, worker: usize) -> &Tally {
+        &self.0[worker % self.0.len()].0
+    }
+
+    /// All of them added up.
+    #[must_use]
+    pub fn sum(&self) -> Counters {
+        let mut sum = Counters::default();
+        for line in &self.0 {
+            sum += &line.0.snapshot();
+        }
+        sum
+    }
+}
+
+/// An outbound SA at work: where its packets go, and what it has carried.
+#[derive(Debug)]
+pub struct Outbound {
+    /// The SA.
+    pub sa: OutboundSa,
+    /// Where the peer is now.
+    pub peer: ArcSwap<SocketAddr>,
+    /// What it has carried.
+    pub tallies: Tallies,
+}
+
+/// An inbound SA at work.
+#[derive(Debug)]
+pub struct Inbound {
+    /// The SA.
+    pub sa: InboundSa,
+    /// Where its newest packet came from.
+    pub peer: ArcSwap<SocketAddr>,
+    /// What it has carried.
+    pub tallies: Tallies,
+}
+
+/// One outer socket of the gateway; each worker has a socket of its own for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Outer {
+    /// The local address.
+    pub address: IpAddr,
+    /// In UDP or not.
+    pub encapsulation: Encapsulation,
+}
+
+/// SAD and SPD as they are from one moment to the next; never changed, only replaced.
+#[derive(Debug, Default)]
+pub struct Tables {
+    /// Grows with each replacement.
+    pub generation: u64,
+    /// By name.
+    pub outbound: HashMap<Arc<str>, Arc<Outbound>>,
+    /// By SPI.
+    pub inbound: HashMap<u32, Arc<Inbound>>,
+    /// The policies.
+    pub spd: Arc<Spd>,
+}
+
+/// The events that wait, and what wakes the control plane for them.
+#[derive(Debug)]
+pub struct Events {
+    queue: Mutex<VecDeque<Event>>,
+    waker: Waker,
+}
+
+impl Events {
+    /// Wake with this waker.
+    #[must_use]
+    pub fn new(waker: Waker) -> Self {
+        Self {
+            queue: Mutex::default(),
+            waker,
+        }
+    }
+
+    /// Put an event in the queue.
+    pub fn push(&self, event: Event) {
+        let mut queue = lock(&self.queue);
+        if queue.len() < MAX_EVENTS {
+            queue.push_back(event);
+        }
+        drop(queue);
+        // A full eventfd is awake already.
+        let _ = self.waker.wake();
+    }
+
+    /// Take the events that wait.
+    pub fn take(&self) -> Vec<Event> {
+        let _ = self.waker.clear();
+        lock(&self.queue).drain(..).collect()
+    }
+
+    /// What is readable when events wait.
+    #[must_use]
+    pub const fn waker(&self) -> &Waker {
+        &self.waker
+    }
+}
+
+/// Everything that workers and control plane share.
+#[derive(Debug)]
+pub struct Shared {
+    /// SAD and SPD.
+    pub tables: ArcSwap<Tables>,
+    /// What the control plane is told.
+    pub events: Events,
+    /// Set when the workers are to end.
+    pub stop: AtomicBool,
+    /// What belongs to no SA, outbound.
+    pub outbound: Tallies,
+    /// What belongs to no SA, inbound; its packets are keepalives.
+    pub inbound: Tallies,
+    /// The mark of outer packets.
+    pub fwmark: u32,
+}
+
+impl Shared {
+    /// Whether the workers are to end.
+    #[must_use]
+    pub fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
+/// A lock that a panic elsewhere has not spoiled: what it guards is whole after every step.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,256 @@
+//! One worker: a thread with a TUN queue, a socket for each outer address, and both directions.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use esp_core::provider::Provider;
+
+use crate::inbound::InboundPath;
+use crate::outbound::{Drained, OutboundPath};
+use crate::shared::{Outer, Shared, lock};
+use crate::socket::Socket;
+use crate::sys::poll::{Events, Interest, Poller, Waker};
+use crate::sys::tun::TunQueue;
+use crate::sys::{Error, RecvArena, Result};
+
+const WAKER: u64 = 0;
+const TUN: u64 = 1;
+const FIRST_SOCKET: u64 = 2;
+const MAX_READY: usize = 64;
+const RECV_BATCH: usize = 16;
+
+/// What the control plane asks of a worker.
+pub enum Command {
+    /// Serve one more outer socket.
+    Open(Outer, Socket),
+    /// Close one.
+    Close(Outer),
+    /// Send a keepalive through the socket of this outer address.
+    Keepalive(Outer, std::net::SocketAddr),
+}
+
+/// What a worker is reached by.
+pub struct Mailbox {
+    commands: Mutex<Vec<Command>>,
+    waker: Waker,
+    /// The generation of the tables that the worker uses; all of them once it has ended.
+    uses: Mutex<u64>,
+    moved: Condvar,
+}
+
+impl Mailbox {
+    /// Make an empty one.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new() -> Result<Self> {
+        Ok(Self {
+            commands: Mutex::default(),
+            waker: Waker::new()?,
+            uses: Mutex::new(0),
+            moved: Condvar::new(),
+        })
+    }
+
+    /// Give the worker a command.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn send(&self, command: Command) -> Result<()> {
+        lock(&self.commands).push(command);
+        self.waker.wake()
+    }
+
+    /// Wake the worker, to see that the tables changed or that it is to end.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn wake(&self) -> Result<()> {
+        self.waker.wake()
+    }
+
+    /// Wait until the worker uses these tables, or has ended.
+    pub fn wait_for(&self, generation: u64) {
+        let mut uses = lock(&self.uses);
+        while *uses < generation {
+            uses = self
+                .moved
+                .wait(uses)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Say that the worker has ended: it uses no tables any more.
+    pub fn ended(&self) {
+        self.uses(u64::MAX);
+    }
+
+    fn uses(&self, generation: u64) {
+        *lock(&self.uses) = generation;
+        self.moved.notify_all();
+    }
+
+    fn take(&self) -> Result<Vec<Command>> {
+        self.waker.clear()?;
+        Ok(std::mem::take(&mut *lock(&self.commands)))
+    }
+}
+
+/// One worker's state; `run` is its thread.
+pub struct Worker {
+    shared: Arc<Shared>,
+    mailbox: Arc<Mailbox>,
+    tun: TunQueue,
+    poller: Poller,
+    sockets: HashMap<Outer, Socket>,
+    tokens: HashMap<u64, Outer>,
+    next_token: u64,
+    outbound: OutboundPath,
+    inbound: InboundPath,
+    arena: RecvArena,
+    generation: u64,
+    blocked: bool,
+}
+
+impl Worker {
+    /// Make a worker with its TUN queue and no outer sockets.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new(
+        index: usize,
+        provider: Provider,
+        shared: Arc<Shared>,
+        mailbox: Arc<Mailbox>,
+        tun: TunQueue,
+    ) -> Result<Self> {
+        let poller = Poller::new()?;
+        poller.add(&mailbox.waker, WAKER, Interest::READ)?;
+        poller.add(&tun, TUN, Interest::READ)?;
+        Ok(Self {
+            outbound: OutboundPath::new(index, provider, Arc::clone(&shared))?,
+            inbound: InboundPath::new(index, provider, Arc::clone(&shared), tun.offloads())?,
+            generation: shared.tables.load().generation,
+            shared,
+            mailbox,
+            tun,
+            poller,
+            sockets: HashMap::new(),
+            tokens: HashMap::new(),
+            next_token: FIRST_SOCKET,
+            arena: RecvArena::new(RECV_BATCH),
+            blocked: false,
+        })
+    }
+
+    /// What the worker is reached by.
+    #[must_use]
+    pub fn mailbox(&self) -> Arc<Mailbox> {
+        Arc::clone(&self.mailbox)
+    }
+
+    /// Carry packets until the workers are to end.
+    ///
+    /// # Errors
+    /// The kernel's, where the TUN or a socket is unusable.
+    pub fn run(mut self) -> Result<()> {
+        let mut ready = Events::new(MAX_READY);
+        while !self.shared.stopping() {
+            self.poller.wait(&mut ready, None)?;
+            for event in ready.iter() {
+                match event.token {
+                    WAKER => self.obey()?,
+                    TUN => self.drain_tun()?,
+                    token => self.serve(token, event.readable, event.writable)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn drain_tun(&mut self) -> Result<()> {
+        self.follow_tables();
+        match self.outbound.drain(&self.tun, &self.sockets)? {
+            Drained::Empty | Drained::Budget => self.set_blocked(false),
+            Drained::Blocked => self.set_blocked(true),
+            Drained::Gone => Err(Error::Argument("the TUN device is gone")),
+        }
+    }
+
+    fn serve(&mut self, token: u64, readable: bool, writable: bool) -> Result<()> {
+        self.follow_tables();
+        if writable && self.blocked {
+            self.drain_tun()?;
+        }
+        let socket = self
+            .tokens
+            .get(&token)
+            .and_then(|outer| self.sockets.get(outer));
+        if let Some(socket) = socket.filter(|_| readable) {
+            self.inbound.drain(socket, &mut self.arena, &self.tun)?;
+        }
+        Ok(())
+    }
+
+    /// While a socket is full the TUN is not read: its packets wait in the kernel's queue.
+    fn set_blocked(&mut self, blocked: bool) -> Result<()> {
+        if blocked == self.blocked {
+            return Ok(());
+        }
+        self.blocked = blocked;
+        let (tun, outer) = if blocked {
+            (Interest::empty(), Interest::READ | Interest::WRITE)
+        } else {
+            (Interest::READ, Interest::READ)
+        };
+        self.poller.modify(&self.tun, TUN, tun)?;
+        for (token, name) in &self.tokens {
+            if let Some(socket) = self.sockets.get(name) {
+                self.poller.modify(socket, *token, outer)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn follow_tables(&mut self) {
+        let tables = self.shared.tables.load();
+        if tables.generation == self.generation {
+            return;
+        }
+        self.generation = tables.generation;
+        let tables = Arc::clone(&tables);
+        self.outbound.use_tables(Arc::clone(&tables));
+        self.inbound.use_tables(tables);
+        self.mailbox.uses(self.generation);
+    }
+
+    fn obey(&mut self) -> Result<()> {
+        for command in self.mailbox.take()? {
+            match command {
+                Command::Open(outer, socket) => {
+                    let interest = if self.blocked {
+                        Interest::READ | Interest::WRITE
+                    } else {
+                        Interest::READ
+                    };
+                    self.poller.add(&socket, self.next_token, interest)?;
+                    self.tokens.insert(self.next_token, outer);
+                    self.sockets.insert(outer, socket);
+                    self.next_token += 1;
+                }
+                Command::Close(outer) => {
+                    self.tokens.retain(|_, name| *name != outer);
+                    // Its file leaves the poller when it is closed.
+                    self.sockets.remove(&outer);
+                }
+                Command::Keepalive(outer, peer) => {
+                    if let Some(socket) = self.sockets.get(&outer) {
+                        self.outbound.keepalive(socket, peer);
+                    }
+                }
+            }
+        }
+        self.follow_tables();
+        Ok(())
+    }
+}

@@ -1,0 +1,319 @@
+//! Python bindings of the native data plane: values in, values out, nothing decided here.
+
+#![allow(clippy::needless_pass_by_value)] // what comes from Python is the function's own
+
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+
+use esp_core::provider::Provider;
+use esp_core::sa::{Encapsulation, KeyMaterial, Mode, SaSpec};
+use esp_core::selector::{Prefix, Selector};
+use esp_core::seq::Lease;
+use esp_core::spd::{Action, Policy};
+use esp_core::suite::Suite;
+use esp_dataplane::engine::{Engine, SaCounters, Settings};
+use esp_dataplane::shared::{Event, Outer};
+use esp_dataplane::sys::tun::TunOffloads;
+use pyo3::exceptions::{PyOSError, PyValueError};
+use pyo3::prelude::*;
+
+/// Local address and bits, remote address and bits, protocol, local ports, remote ports.
+type SelectorTuple = (
+    (String, u8),
+    (String, u8),
+    Option<u8>,
+    Option<(u16, u16)>,
+    Option<(u16, u16)>,
+);
+/// Name, action, selectors, SA.
+type PolicyTuple = (String, String, Vec<SelectorTuple>, Option<String>);
+/// Kind, name or address or reason, address, number.
+type EventTuple = (&'static str, String, String, u32);
+/// Packets, bytes, drops by reason.
+type CountersTuple = (u64, u64, Vec<(&'static str, u64)>);
+/// Name, whether outbound, counters, seq, end of the lease, peer's address and port.
+type SaTuple = (String, bool, CountersTuple, u64, u64, String, u16);
+
+fn value_error(what: impl std::fmt::Display) -> PyErr {
+    PyValueError::new_err(what.to_string())
+}
+
+fn os_error(error: &esp_dataplane::sys::Error) -> PyErr {
+    match error.errno() {
+        Some(errno) => PyOSError::new_err((errno.raw_os_error(), error.to_string())),
+        None => value_error(error),
+    }
+}
+
+fn address(text: &str) -> PyResult<IpAddr> {
+    text.parse().map_err(value_error)
+}
+
+fn prefix((text, bits): &(String, u8)) -> PyResult<Prefix> {
+    Prefix::new(address(text)?, *bits).ok_or_else(|| value_error("too many bits in a prefix"))
+}
+
+fn selector(
+    (local, remote, protocol, local_port, remote_port): &SelectorTuple,
+) -> PyResult<Selector> {
+    Ok(Selector {
+        local: prefix(local)?,
+        remote: prefix(remote)?,
+        protocol: *protocol,
+        local_port: local_port.map(|(first, last)| first..=last),
+        remote_port: remote_port.map(|(first, last)| first..=last),
+    })
+}
+
+fn encapsulation(text: &str) -> PyResult<Encapsulation> {
+    match text {
+        "udp" => Ok(Encapsulation::Udp),
+        "none" => Ok(Encapsulation::None),
+        _ => Err(value_error("encapsulation is udp or none")),
+    }
+}
+
+/// One SA as it is wanted.
+#[derive(FromPyObject)]
+struct SaArguments {
+    name: String,
+    spi: u32,
+    suite: String,
+    keymat: Vec<u8>,
+    mode: String,
+    encapsulation: String,
+    local: String,
+    remote: String,
+    remote_port: u16,
+    selectors: Vec<SelectorTuple>,
+    esn: bool,
+    replay_window: u16,
+    pair: Option<String>,
+}
+
+impl SaArguments {
+    fn spec(self) -> PyResult<SaSpec> {
+        let suite = Suite::by_name(&self.suite).ok_or_else(|| value_error("no such suite"))?;
+        let keymat = zeroize::Zeroizing::new(self.keymat);
+        Ok(SaSpec {
+            name: self.name.into(),
+            spi: self.spi,
+            suite,
+            keymat: KeyMaterial::new(suite, &keymat)
+                .ok_or_else(|| value_error("the key does not fit the suite"))?,
+            mode: match self.mode.as_str() {
+                "tunnel" => Mode::Tunnel,
+                "transport" => Mode::Transport,
+                _ => return Err(value_error("mode is tunnel or transport")),
+            },
+            encapsulation: encapsulation(&self.encapsulation)?,
+            local: address(&self.local)?,
+            remote: address(&self.remote)?,
+            remote_port: self.remote_port,
+            selectors: self
+                .selectors
+                .iter()
+                .map(selector)
+                .collect::<PyResult<_>>()?,
+            esn: self.esn,
+            replay_window: self.replay_window,
+            pair: self.pair.map(Arc::from),
+        })
+    }
+}
+
+fn lease((first, end): (u64, u128)) -> PyResult<Lease> {
+    let last = end.checked_sub(1).and_then(|last| u64::try_from(last).ok());
+    let last = last.ok_or_else(|| value_error("a lease ends between 1 and 2**64"))?;
+    Ok(Lease { first, last })
+}
+
+fn counters(counters: &esp_core::counters::Counters) -> CountersTuple {
+    let drops = counters
+        .drops()
+        .map(|(reason, count)| (reason.name(), count));
+    (counters.packets, counters.bytes, drops.collect())
+}
+
+fn sa_tuple(name: &str, outbound: bool, sa: &SaCounters) -> SaTuple {
+    let (ip, port) = (sa.peer.ip().to_string(), sa.peer.port());
+    let name = name.to_string();
+    (
+        name,
+        outbound,
+        counters(&sa.counters),
+        sa.seq,
+        sa.lease_end,
+        ip,
+        port,
+    )
+}
+
+fn event_tuple(event: Event) -> EventTuple {
+    let name = |name: Arc<str>| name.to_string();
+    match event {
+        Event::LeaseLow(sa) => ("lease-low", name(sa), String::new(), 0),
+        Event::SoftExpired(sa) => ("soft-expired", name(sa), String::new(), 0),
+        Event::HardExpired(sa) => ("hard-expired", name(sa), String::new(), 0),
+        Event::PeerAddressChanged(sa, peer) => (
+            "peer-address-changed",
+            name(sa),
+            peer.ip().to_string(),
+            peer.port().into(),
+        ),
+        Event::PathMtuChanged(remote, mtu) => {
+            ("path-mtu-changed", String::new(), remote.to_string(), mtu)
+        }
+        Event::Failed(reason) => ("failed", reason, String::new(), 0),
+    }
+}
+
+/// The data plane: worker threads between a TUN device and ESP. See `esp_gw_core.pyi`.
+#[pyclass(module = "esp_gw_core")]
+struct NativeEngine(Engine);
+
+#[pymethods]
+impl NativeEngine {
+    #[new]
+    #[pyo3(signature = (interface, port, fwmark, workers=None))]
+    fn new(
+        py: Python<'_>,
+        interface: String,
+        port: u16,
+        fwmark: u32,
+        workers: Option<usize>,
+    ) -> PyResult<Self> {
+        let settings = Settings {
+            interface,
+            port,
+            fwmark,
+            workers,
+            provider: Provider::OpenSsl,
+        };
+        py.detach(|| Engine::start(settings))
+            .map(Self)
+            .map_err(|error| os_error(&error))
+    }
+
+    fn workers(&self) -> usize {
+        self.0.workers()
+    }
+
+    fn offloads(&self) -> Vec<&'static str> {
+        let names = [
+            (TunOffloads::CSUM, "csum"),
+            (TunOffloads::TSO4, "tso4"),
+            (TunOffloads::TSO6, "tso6"),
+            (TunOffloads::TSO_ECN, "tso-ecn"),
+            (TunOffloads::USO, "uso"),
+        ];
+        let on = self.0.offloads();
+        names
+            .into_iter()
+            .filter_map(|(offload, name)| on.contains(offload).then_some(name))
+            .collect()
+    }
+
+    fn event_fd(&self) -> i32 {
+        self.0.events().waker().as_fd().as_raw_fd()
+    }
+
+    fn take_events(&self) -> Vec<EventTuple> {
+        self.0
+            .events()
+            .take()
+            .into_iter()
+            .map(event_tuple)
+            .collect()
+    }
+
+    fn set_sockets(&mut self, py: Python<'_>, wanted: Vec<(String, String)>) -> PyResult<()> {
+        let wanted = wanted
+            .iter()
+            .map(|(text, how)| {
+                Ok(Outer {
+                    address: address(text)?,
+                    encapsulation: encapsulation(how)?,
+                })
+            })
+            .collect::<PyResult<Vec<_>>>()?;
+        py.detach(|| self.0.set_sockets(&wanted))
+            .map_err(|error| os_error(&error))
+    }
+
+    fn install_outbound(
+        &self,
+        py: Python<'_>,
+        sa: SaArguments,
+        numbers: (u64, u128),
+    ) -> PyResult<()> {
+        let (spec, lease) = (sa.spec()?, lease(numbers)?);
+        py.detach(|| self.0.install_outbound(spec, lease))
+            .map_err(|error| os_error(&error))
+    }
+
+    fn install_inbound(&self, py: Python<'_>, sa: SaArguments, highest_seq: u64) -> PyResult<()> {
+        let spec = sa.spec()?;
+        py.detach(|| self.0.install_inbound(spec, highest_seq))
+            .map_err(|error| os_error(&error))
+    }
+
+    fn remove_sa(&self, py: Python<'_>, name: &str) -> PyResult<SaTuple> {
+        let sa = py
+            .detach(|| self.0.remove(name))
+            .map_err(|error| os_error(&error))?;
+        Ok(sa_tuple(name, sa.lease_end != 0, &sa))
+    }
+
+    fn replace_policies(&self, py: Python<'_>, policies: Vec<PolicyTuple>) -> PyResult<()> {
+        let policies = policies
+            .into_iter()
+            .map(|(name, action, selectors, sa)| {
+                Ok(Policy {
+                    name: name.into(),
+                    action: match action.as_str() {
+                        "protect" => Action::Protect,
+                        "bypass" => Action::Bypass,
+                        "discard" => Action::Discard,
+                        _ => return Err(value_error("no such action")),
+                    },
+                    selectors: selectors.iter().map(selector).collect::<PyResult<_>>()?,
+                    sa: sa.map(Arc::from),
+                })
+            })
+            .collect::<PyResult<Vec<_>>>()?;
+        py.detach(|| self.0.replace_policies(policies))
+            .map_err(|error| os_error(&error))
+    }
+
+    fn extend_lease(&self, name: &str, numbers: (u64, u128)) -> PyResult<()> {
+        self.0
+            .extend_lease(name, lease(numbers)?)
+            .map_err(|error| os_error(&error))
+    }
+
+    fn keepalive(&self, name: &str) -> PyResult<()> {
+        self.0.keepalive(name).map_err(|error| os_error(&error))
+    }
+
+    fn sas(&self) -> Vec<SaTuple> {
+        let sas = self.0.sas();
+        sas.iter()
+            .map(|(name, outbound, sa)| sa_tuple(name, *outbound, sa))
+            .collect()
+    }
+
+    fn rest(&self) -> (CountersTuple, CountersTuple) {
+        let (outbound, inbound) = self.0.rest();
+        (counters(&outbound), counters(&inbound))
+    }
+}
+
+/// The native data plane of `esp_gw`.
+#[pymodule]
+fn esp_gw_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add("openssl_version", Provider::OpenSsl.version())?;
+    module.add_class::<NativeEngine>()
+}
