@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from esp_gw.engine.base import Engine
 from esp_gw.engine.python import PythonEngine
 from esp_gw.errors import EngineError
@@ -9,8 +11,13 @@ from esp_gw.errors import EngineError
 
 def make_engine(name: str) -> Engine:
     """Return the engine called `name`: auto, python or native. Raises EngineError."""
-    if name == "native":
+    installed = find_spec("esp_gw_core") is not None
+    if name == "native" and not installed:
         raise EngineError(
             "the native engine is not installed", hint="set 'engine: python' or 'engine: auto'"
         )
-    return PythonEngine()
+    if name == "python" or not installed:
+        return PythonEngine()
+    from esp_gw.engine.native import NativeEngine  # noqa: PLC0415 - only where it is installed
+
+    return NativeEngine()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,13 @@ _SO_MARK = getattr(socket, "SO_MARK", 36)
 _SO_RCVBUFFORCE = 33
 _SO_SNDBUFFORCE = 32
 
+_ADVICE = {
+    errno.EPERM: "raw ESP needs CAP_NET_RAW",
+    errno.EADDRINUSE: (
+        "another program listens there (an IKE daemon?): stop it, or set another 'port'"
+    ),
+}
+
 SocketAddress = tuple[Any, ...]
 Queued = tuple["OutboundState", bytes, int, int, bool]
 
@@ -57,7 +65,7 @@ class Outer:
         self.is_udp = wanted.encapsulation is Encapsulation.UDP
         self.is_ipv4 = wanted.address.version == 4
         self.has_ip_header = self.is_ipv4 and not self.is_udp
-        self.sock = _open(wanted, port if self.is_udp else 0, fwmark)
+        self.sock = _open(wanted, port, fwmark)
         self._loop = loop
         self._queue: deque[Queued] = deque()
         self._tos = 0
@@ -172,31 +180,31 @@ def path_mtu(outer: Outer, address: SocketAddress) -> int | None:
     return None
 
 
+def refused(wanted: OuterSocket, port: int, error: OSError) -> EngineError:
+    """Return the error that says why the kernel gives no such socket, and what to do."""
+    udp = wanted.encapsulation is Encapsulation.UDP
+    return EngineError(
+        f"can't open the outer socket: {os.strerror(error.errno or 0)}",
+        where=f"{wanted.address} port {port}/udp" if udp else f"{wanted.address} protocol 50",
+        hint=_ADVICE.get(error.errno or 0),
+    )
+
+
 def _open(wanted: OuterSocket, port: int, fwmark: int) -> socket.socket:
     ipv4 = wanted.address.version == 4
     family = socket.AF_INET if ipv4 else socket.AF_INET6
-    place = f"{wanted.address} port {port}/udp" if port else f"{wanted.address} protocol 50"
-    kind, protocol = (socket.SOCK_DGRAM, 0) if port else (socket.SOCK_RAW, IPPROTO_ESP)
+    udp = wanted.encapsulation is Encapsulation.UDP
+    kind, protocol = (socket.SOCK_DGRAM, 0) if udp else (socket.SOCK_RAW, IPPROTO_ESP)
     try:
         sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
     except OSError as error:
-        hint = "raw ESP needs CAP_NET_RAW" if error.errno == errno.EPERM else None
-        raise EngineError(
-            f"can't open the outer socket: {error.strerror}", where=place, hint=hint
-        ) from None
+        raise refused(wanted, port, error) from None
     try:
-        _configure(sock, ipv4, bool(port), fwmark)
-        sock.bind((str(wanted.address), port))
+        _configure(sock, ipv4, udp, fwmark)
+        sock.bind((str(wanted.address), port if udp else 0))
     except OSError as error:
         sock.close()
-        hint = (
-            "another program listens there (an IKE daemon?): stop it, or set another 'port'"
-            if error.errno == errno.EADDRINUSE
-            else None
-        )
-        raise EngineError(
-            f"can't open the outer socket: {error.strerror}", where=place, hint=hint
-        ) from None
+        raise refused(wanted, port, error) from None
     return sock
 
 

@@ -17,10 +17,10 @@ _TUNSETIFF = 0x400454CA
 _IFF_TUN = 0x0001
 _IFF_NO_PI = 0x1000
 _IFF_TUN_EXCL = 0x8000
-_DEVICE = "/dev/net/tun"
+DEVICE = "/dev/net/tun"
 
 _OPEN_ADVICE = {
-    errno.EACCES: f"{_DEVICE} is closed to this user: udev gives it mode 0666, 'chmod' does, too",
+    errno.EACCES: f"{DEVICE} is closed to this user: udev gives it mode 0666, 'chmod' does, too",
     errno.ENOENT: "load the module with 'modprobe tun'",
     errno.ENODEV: "load the module with 'modprobe tun'",
 }
@@ -39,18 +39,29 @@ def open_tun(name: str) -> int:
     Raises EngineError.
     """
     try:
-        fd = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise _failed(name, error, _OPEN_ADVICE) from None
+        raise not_opened(name, error) from None
     request = struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI | _IFF_TUN_EXCL)
     try:
         fcntl.ioctl(fd, _TUNSETIFF, request)
     except OSError as error:
         os.close(fd)
-        raise _failed(name, error, _CREATE_ADVICE) from None
+        raise not_created(name, error) from None
     return fd
 
 
+def not_opened(name: str, error: OSError) -> EngineError:
+    """Return the error that says why /dev/net/tun can't be opened, and what to do."""
+    return _failed(name, error, _OPEN_ADVICE)
+
+
+def not_created(name: str, error: OSError) -> EngineError:
+    """Return the error that says why the kernel makes no such TUN device, and what to do."""
+    return _failed(name, error, _CREATE_ADVICE)
+
+
 def _failed(name: str, error: OSError, advice: Mapping[int, str]) -> EngineError:
-    hint = advice.get(error.errno or 0)
-    return EngineError(f"can't make the TUN device: {error.strerror}", where=name, hint=hint)
+    number = error.errno or 0
+    reason = os.strerror(number)
+    return EngineError(f"can't make the TUN device: {reason}", where=name, hint=advice.get(number))

@@ -1,0 +1,215 @@
+"""Adapter to the native engine: Rust worker threads carry the packets, Python configures them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from ipaddress import ip_address
+from typing import Any
+
+import esp_gw_core
+
+from esp_gw.engine.base import (
+    Counters,
+    EngineFailed,
+    EngineSettings,
+    Event,
+    HardExpired,
+    LeaseLow,
+    OuterSocket,
+    PathMtuChanged,
+    PeerAddressChanged,
+    SaCounters,
+    SoftExpired,
+)
+from esp_gw.engine.outer import refused
+from esp_gw.engine.tun import DEVICE, not_created, not_opened
+from esp_gw.errors import EngineError
+from esp_gw.model import Encapsulation, Lease, Policy, Sa, Selector
+
+
+class NativeEngine:
+    """An engine (see engine/base.py) whose packets never touch Python."""
+
+    name = "native"
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._keepalives: dict[str, asyncio.TimerHandle] = {}
+        self._removed: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+        self._removed_drops: Counter[str] = Counter()
+
+    def open(self, settings: EngineSettings, on_event: Callable[[Event], None]) -> None:
+        """Create the TUN device and start the workers. Raises EngineError."""
+        self._on_event = on_event
+        try:
+            self._core: Any = esp_gw_core.NativeEngine(
+                settings.interface, settings.port, settings.fwmark
+            )
+        except OSError as error:
+            opening = DEVICE in str(error.strerror)
+            raise (not_opened if opening else not_created)(settings.interface, error) from None
+        self._port = settings.port
+        self._outers: list[OuterSocket] = []
+        self._event_fd = self._core.event_fd()
+        self._loop.add_reader(self._event_fd, self._take_events)
+
+    def close(self) -> None:
+        """End the workers; the TUN device goes with them."""
+        for timer in self._keepalives.values():
+            timer.cancel()
+        self._keepalives.clear()
+        self._loop.remove_reader(self._event_fd)
+        del self._core
+
+    def set_outer_sockets(self, wanted: Sequence[OuterSocket]) -> None:
+        """Open those that are missing, then close those not named. Raises EngineError."""
+        for outer in [outer for outer in wanted if outer not in self._outers]:
+            try:
+                self._set_sockets([*self._outers, outer])
+            except OSError as error:
+                raise refused(outer, self._port, error) from None
+        self._set_sockets(wanted)
+
+    def _set_sockets(self, wanted: Sequence[OuterSocket]) -> None:
+        self._core.set_sockets([(str(s.address), s.encapsulation.value) for s in wanted])
+        self._outers = list(wanted)
+
+    def install_outbound(self, sa: Sa, lease: Lease) -> None:
+        """Add an outbound SA that begins at the lease's first sequence number."""
+        self._core.install_outbound(_Arguments(sa), (lease.first, lease.end))
+        if sa.keepalive and sa.encapsulation is Encapsulation.UDP:
+            self._arm_keepalive(sa.name, sa.keepalive, -1)
+
+    def install_inbound(self, sa: Sa, highest_seq: int) -> None:
+        """Add an inbound SA whose window treats every number up to `highest_seq` as seen."""
+        try:
+            self._core.install_inbound(_Arguments(sa), highest_seq)
+        except ValueError as error:
+            raise EngineError(str(error), where=sa.name) from None
+
+    def remove_sa(self, name: str) -> SaCounters:
+        """Forget an SA and its key; the counters are final: nothing more is sent or accepted."""
+        timer = self._keepalives.pop(name, None)
+        if timer is not None:
+            timer.cancel()
+        try:
+            found = self._core.remove_sa(name)
+        except ValueError:
+            raise EngineError("no such SA", where=name) from None
+        final = _sa_counters(found)
+        totals = self._removed[found[1]]
+        totals["packets"] += final.packets
+        totals["bytes"] += final.bytes
+        self._removed_drops.update(final.drops)
+        return final
+
+    def replace_policies(self, policies: Sequence[Policy]) -> None:
+        """Put a new SPD in place in one step, in the order given."""
+        self._core.replace_policies(
+            [
+                (
+                    policy.name,
+                    policy.action.value,
+                    [_selector(selector) for selector in policy.selectors],
+                    policy.sa,
+                )
+                for policy in policies
+            ]
+        )
+
+    def extend_lease(self, name: str, lease: Lease) -> None:
+        """Give an outbound SA more sequence numbers, used after those it has."""
+        try:
+            self._core.extend_lease(name, (lease.first, lease.end))
+        except ValueError as error:
+            raise EngineError(str(error), where=name) from None
+
+    def counters(self) -> Counters:
+        """Return a snapshot of every counter."""
+        sas: dict[str, SaCounters] = {}
+        totals = {way: Counter(counts) for way, counts in self._removed.items()}
+        drops = Counter(self._removed_drops)
+        for found in self._core.sas():
+            sa = sas[found[0]] = _sa_counters(found)
+            totals[found[1]]["packets"] += sa.packets
+            totals[found[1]]["bytes"] += sa.bytes
+            drops.update(sa.drops)
+        (keepalives_out, _, drops_out), (keepalives_in, _, drops_in) = self._core.rest()
+        drops.update(dict(drops_out))
+        drops.update(dict(drops_in))
+        return Counters(
+            packets_out=totals[True]["packets"],
+            bytes_out=totals[True]["bytes"],
+            packets_in=totals[False]["packets"],
+            bytes_in=totals[False]["bytes"],
+            keepalives_out=keepalives_out,
+            keepalives_in=keepalives_in,
+            drops=dict(drops),
+            sas=sas,
+        )
+
+    def _take_events(self) -> None:
+        for kind, text, address, number in self._core.take_events():
+            match kind:
+                case "lease-low":
+                    self._on_event(LeaseLow(text))
+                case "soft-expired":
+                    self._on_event(SoftExpired(text))
+                case "hard-expired":
+                    self._on_event(HardExpired(text))
+                case "peer-address-changed":
+                    self._on_event(PeerAddressChanged(text, ip_address(address), number))
+                case "path-mtu-changed":
+                    self._on_event(PathMtuChanged(ip_address(address), number))
+                case "failed":
+                    self._on_event(EngineFailed(text))
+
+    def _arm_keepalive(self, name: str, period: float, seen: int) -> None:
+        # As in the python engine: half the period, and only where nothing else was sent in it.
+        sent = {found[0]: found[2][0] for found in self._core.sas()}[name]
+        if sent == seen:
+            self._core.keepalive(name)
+            sent = -1
+        self._keepalives[name] = self._loop.call_later(
+            period / 2, self._arm_keepalive, name, period, sent
+        )
+
+
+class _Arguments:
+    """An SA as the extension reads it, attribute by attribute."""
+
+    def __init__(self, sa: Sa) -> None:
+        self.name = sa.name
+        self.spi = sa.spi
+        self.suite = sa.suite.name
+        self.keymat = sa.keymat.to_bytes()
+        self.mode = sa.mode.value
+        self.encapsulation = sa.encapsulation.value
+        self.local = str(sa.local)
+        self.remote = str(sa.remote)
+        self.remote_port = sa.remote_port
+        self.selectors = [_selector(selector) for selector in sa.selectors]
+        self.esn = sa.esn
+        self.replay_window = sa.replay_window
+        self.pair = sa.pair
+
+
+def _selector(selector: Selector) -> tuple[Any, ...]:
+    return (
+        (str(selector.local.network_address), selector.local.prefixlen),
+        (str(selector.remote.network_address), selector.remote.prefixlen),
+        selector.protocol,
+        _ports(selector.local_port),
+        _ports(selector.remote_port),
+    )
+
+
+def _ports(ports: Any) -> tuple[int, int] | None:
+    return None if ports is None else (ports.first, ports.last)
+
+
+def _sa_counters(found: tuple[Any, ...]) -> SaCounters:
+    _, _, (packets, size, drops), seq, lease_end, address, port = found
+    return SaCounters(packets, size, seq, lease_end, ip_address(address), port, dict(drops))
