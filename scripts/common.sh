@@ -80,3 +80,27 @@ need_tun() {
         exit 1
     fi
 }
+
+# make_native: builds the native engine into .venv where there is a Rust toolchain, and says so where
+# there is none.
+make_native() {
+    local stamp=$venv/.native wanted rust
+    rust=$(rustc --version 2>/dev/null | cut -d' ' -f2) || true
+    if [ -z "$rust" ] || ! command -v cargo >/dev/null; then
+        say "no Rust toolchain here: the python engine is used"
+        return
+    fi
+    if [ "$(printf '%s\n' 1.85 "$rust" | sort -V | head -n 1)" != 1.85 ]; then
+        say "rustc $rust is older than 1.85: the python engine is used"
+        return
+    fi
+    need_packages cc:gcc make:make
+    # OpenSSL's build needs more of Perl than the base system has.
+    perl -MFindBin -MIPC::Cmd -e 1 2>/dev/null || need_packages none-such:perl
+    wanted=$(find "$root/crates" -path "$root/crates/target" -prune -o -type f -print0 |
+        sort -z | xargs -0 sha256sum | sha256sum)
+    if [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then return; fi
+    say "building the native engine; the first time takes some minutes, most of them for OpenSSL"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$root/crates/esp-py" >&2
+    printf '%s' "$wanted" >"$stamp"
+}

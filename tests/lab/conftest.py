@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -33,11 +34,18 @@ def stack() -> Iterator[contextlib.ExitStack]:
         yield stack
 
 
-@pytest.fixture
-def make_pair(tmp_path: Path, stack: contextlib.ExitStack) -> MakePair:
+# Every test that builds a pair runs over each engine that is installed.
+ENGINES = ["python", *(["native"] if find_spec("esp_gw_core") else [])]
+
+
+@pytest.fixture(params=ENGINES)
+def make_pair(
+    request: pytest.FixtureRequest, tmp_path: Path, stack: contextlib.ExitStack
+) -> MakePair:
     """Build a pair of gateways from PairPlan fields; it is not started."""
 
     def make(**fields: object) -> GatewayPair:
+        fields["settings"] = {"engine": request.param, **fields.get("settings", {})}  # type: ignore[dict-item]
         return stack.enter_context(gateway_pair(tmp_path, PairPlan(**fields)))  # type: ignore[arg-type]
 
     return make

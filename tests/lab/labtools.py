@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import secrets
 import struct
@@ -23,7 +24,7 @@ from scapy.packet import Packet, Raw
 
 from esp_gw.config import load_config
 from esp_gw.lab.gateways import LabGateway
-from esp_gw.lab.netns import Namespace, add_address, end
+from esp_gw.lab.netns import NETNS_DIR, Namespace, add_address, end
 from esp_gw.lab.pair import GatewayPair
 from esp_gw.model import CHACHA20_POLY1305, Sa
 
@@ -35,6 +36,7 @@ class Capture:
 
     def __init__(self, namespace: Namespace, path: Path, device: str = "wan") -> None:
         self.path = path
+        _send_as_on_a_wire(device)
         self._process = namespace.start(
             *("tcpdump", "-i", device, "-n", "-s", "0", "-B", "65536"),
             *("--immediate-mode", "-U", "-w", str(path), "-Z", "root"),
@@ -46,6 +48,17 @@ class Capture:
     def stop(self) -> Path:
         end(self._process)
         return self.path
+
+
+def _send_as_on_a_wire(device: str) -> None:
+    """Turn off, on both ends of a device, what makes frames others than a wire would carry.
+
+    A veth passes super-packets whole and leaves checksums to be computed by nobody.
+    """
+    for entry in NETNS_DIR.iterdir():
+        if entry.name.endswith(f"-{os.getpid()}"):
+            command = ("ethtool", "-K", device, "tx", "off", "tso", "off", "gso", "off")
+            Namespace(entry.name).run(*command, check=False)
 
 
 @dataclass(frozen=True)
