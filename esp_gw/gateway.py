@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ from esp_gw.engine.base import (
 from esp_gw.errors import EngineError, EspGwError, LedgerError
 from esp_gw.model import Desired, Direction, IPAddress, Lease, Policy, Sa
 from esp_gw.netlink import Netlink
-from esp_gw.netplan import Network, plan_network
+from esp_gw.netplan import Network, missing_from, plan_network
 from esp_gw.reconcile import Observed
 from esp_gw.sequences import Sequences
+from esp_gw.watch import Look, Watch
 
 log = structlog.get_logger()
 
@@ -70,8 +71,10 @@ class Gateway:
         self._policies: tuple[Policy, ...] = ()
         self._sockets: frozenset[OuterSocket] = frozenset()
         self._learned_mtus: dict[IPAddress, int] = {}
+        self._path_mtus: dict[IPAddress, int] = {}
+        self._network = Network(mtu=0)
+        self._watch = Watch(netlink.changed, self._look)
         self._stopped = False
-        self.mtu = 0
 
     async def start(self, desired: Desired) -> None:
         """Open the data plane and bring it to `desired`. Raises EspGwError.
@@ -94,6 +97,7 @@ class Gateway:
             await (self.abandon() if guarded else self.stop())
             raise
         self._spawn(self._keep_floors())
+        self._spawn(self._watch.run())
 
     async def apply(self, desired: Desired) -> list[str]:
         """Bring everything to `desired`, touching only what differs; say what was done.
@@ -104,7 +108,9 @@ class Gateway:
             if self._stopped:
                 raise EngineError("the gateway is stopping")
             try:
-                return await self._apply(desired)
+                changes = await self._apply(desired)
+                self._watch.forget()
+                return changes
             except EspGwError:
                 await self._go_back()
                 raise
@@ -150,6 +156,16 @@ class Gateway:
         return self._sequences.path
 
     @property
+    def mtu(self) -> int:
+        """The TUN's MTU, in bytes."""
+        return self._network.mtu
+
+    @property
+    def warnings(self) -> list[str]:
+        """What other programs do to the gateway's network."""
+        return self._watch.warnings
+
+    @property
     def sas(self) -> list[Sa]:
         """The SAs that are installed."""
         return [entry.sa for entry in self._installed.values()]
@@ -164,6 +180,37 @@ class Gateway:
         actions = reconcile.reconcile(
             desired, network, self._observed(await self._netlink.observe())
         )
+        await self._carry_out(actions)
+        self._desired, self._network = desired, network
+        return [text for action in actions if (text := _describe(action))]
+
+    async def _look(self) -> Look:
+        """Put back what is missing, and follow the paths to the peers as they are now."""
+        async with self._lock:
+            there = await self._netlink.observe()
+            network = await self._plan(self._desired)
+            # On the TUN, too, others may have addresses of their own while we run.
+            ours = there.addresses & (self._network.addresses | network.addresses)
+            actions = reconcile.reconcile(
+                self._desired, network, self._observed(replace(there, addresses=ours))
+            )
+            missing, fault = missing_from(there, self._network, network), None
+            if not there.is_up:
+                # The kernel takes no route into it; what keeps packets in is there all the same.
+                actions = [action for action in actions if reconcile.is_guard(action)]
+                missing = missing if actions else ()
+                name = self._desired.settings.interface
+                fault = f"{name} is down: no tunnel works; run 'ip link set {name} up'"
+            done = tuple(text for action in actions if (text := _describe(action)))
+            try:
+                await self._carry_out(actions)
+            except EspGwError as error:
+                return Look(missing, done, str(error))
+            if there.is_up:
+                self._network = network
+            return Look(missing, done, fault, waits=True)
+
+    async def _carry_out(self, actions: Sequence[reconcile.Action]) -> None:
         ready = await self._prepare(actions)
         for action in actions:
             match action:
@@ -179,9 +226,6 @@ class Gateway:
                     self._policies = policies
                 case _:
                     await self._netlink.apply([action])
-        self._desired = desired
-        self.mtu = network.mtu
-        return [text for action in actions if (text := _describe(action))]
 
     async def _go_back(self) -> None:
         try:
@@ -193,7 +237,10 @@ class Gateway:
         mtus: dict[IPAddress, int] = {}
         for remote in sorted({sa.remote for sa in desired.sas}, key=str):
             mtu = await self._netlink.path_mtu(remote, desired.settings.fwmark)
+            # While there is no way to it, it is expected back where it was.
+            mtu = self._path_mtus.get(remote) if mtu is None else mtu
             if mtu is not None:
+                self._path_mtus[remote] = mtu
                 mtus[remote] = min(mtu, self._learned_mtus.get(remote, mtu))
         return plan_network(desired, mtus, await self._netlink.host_addresses())
 

@@ -32,6 +32,11 @@ PROTOCOL = 0xE5
 GUARD_METRIC = 2**32 - 1
 """The metric of unreachable routes: any other route to the prefix comes first."""
 TUN_METRIC = 1024
+SETTLE_TIME = 0.1
+"""Seconds from the first of the kernel's messages to a look: changes come in bursts."""
+_WATCHED = (1, 5, 7, 8, 9, 11, 19)
+"""The multicast groups of links, addresses, routes and rules, IPv4 and IPv6 (rtnetlink(7))."""
+_MAX_DRAINED = 4096
 TX_QUEUE_LEN = 1000
 """Packets that the kernel holds for the TUN while the engine is busy, as for an Ethernet card."""
 _ALIAS = "esp_gw table {}"
@@ -40,6 +45,7 @@ _FR_ACT_TO_TBL = 1
 _FIB_RULE_INVERT = 2
 _FIB_RULE_FIND_SADDR = 0x00010000
 _IFA_F_NODAD = 2
+_IFF_UP = 1
 _IN6_ADDR_GEN_MODE_NONE = 1
 _RTN_UNICAST = 1
 _RTN_UNREACHABLE = 7
@@ -48,6 +54,7 @@ _GONE = (errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ENODEV)
 _ADVICE = {
     errno.EPERM: "it needs CAP_NET_ADMIN: run it as root or as the systemd service",
     errno.EACCES: "IPv6 may be off: see net.ipv6.conf.all.disable_ipv6",
+    errno.ENETDOWN: "the interface is down: 'ip link set' brings it up",
     errno.EOPNOTSUPP: "the kernel lacks policy routing for this family",
     errno.EAFNOSUPPORT: "the kernel lacks this address family",
 }
@@ -76,13 +83,29 @@ class Netlink:
 
         Raises NetworkError, also where another gateway lives so near that our rules would mix.
         """
+        self._monitor = _open_monitor()
         await self._call(self._open())
 
     async def close(self) -> None:
-        """End the netlink socket and its thread."""
+        """End the netlink sockets and the thread."""
+        self._monitor.close()
         await self._call(self._close())
         await asyncio.get_running_loop().run_in_executor(self._thread, self._runner.close)
         self._thread.shutdown()
+
+    async def changed(self) -> None:
+        """Wait until links, addresses, routes or rules have changed since the last call.
+
+        It may also return where only what is not ours has. A burst of changes counts once.
+        """
+        loop, readable = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._monitor.fileno(), readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(self._monitor.fileno())
+        await asyncio.sleep(SETTLE_TIME)
+        _drain(self._monitor)
 
     async def observe(self) -> Network:
         """Return the TUN's MTU and addresses, and the routes and rules that are ours."""
@@ -173,6 +196,7 @@ class Netlink:
         ]
         return Network(
             mtu=link.get("mtu"),
+            is_up=bool(link["flags"] & _IFF_UP),
             addresses=frozenset(addresses),
             routes=frozenset([route async for route in self._our_routes()]),
             rules=frozenset([rule async for rule in self._our_rules()]),
@@ -335,6 +359,26 @@ class Netlink:
                 where=what,
                 hint=_ADVICE.get(error.code),
             ) from None
+
+
+def _open_monitor() -> socket.socket:
+    """A socket that is readable when something has changed; the loop of pyroute2 seldom runs."""
+    monitor = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK)
+    groups = sum(1 << (group - 1) for group in _WATCHED)
+    monitor.bind((0, groups))
+    return monitor
+
+
+def _drain(monitor: socket.socket) -> None:
+    """Forget the messages: what they say is looked up, so that none that was lost matters."""
+    for _ in range(_MAX_DRAINED):
+        try:
+            monitor.recv(1)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
 
 
 def _pairs(tables: Iterable[int]) -> set[int]:

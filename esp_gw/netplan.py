@@ -89,12 +89,28 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """The TUN's MTU and addresses, our routes and our rules."""
+    """The TUN's MTU and addresses, our routes and our rules, and whether the TUN is up."""
 
     mtu: int
     addresses: frozenset[IPAddress] = frozenset()
     routes: frozenset[Route] = frozenset()
     rules: frozenset[Rule] = frozenset()
+    is_up: bool = True
+
+
+def missing_from(there: Network, before: Network, now: Network) -> tuple[str, ...]:
+    """Name what was planned before, is now, and isn't there: rules first, without them it leaks."""
+    rules = sorted(
+        (before.rules & now.rules) - there.rules, key=lambda rule: (rule.version, rule.priority)
+    )
+    names = [f"rule {rule.priority} (IPv{rule.version})" for rule in rules]
+    routes = sorted((before.routes & now.routes) - there.routes, key=str)
+    names += [f"route {route.destination} {route.kind}" for route in routes]
+    addresses = (before.addresses & now.addresses) - there.addresses
+    names += [f"address {address}" for address in sorted(addresses, key=str)]
+    if before.mtu == now.mtu != there.mtu:
+        names.append(f"mtu {now.mtu}")
+    return tuple(dict.fromkeys(names))
 
 
 def inner_mtu(sa: Sa, path_mtu: int) -> int:

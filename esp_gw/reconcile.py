@@ -170,6 +170,17 @@ def reconcile(desired: Desired, network: Network, observed: Observed) -> list[Ac
     return actions
 
 
+def is_guard(action: Action) -> bool:
+    """Whether an action keeps packets from leaving in the clear, even while the TUN is down."""
+    match action:
+        case AddRoute(route):
+            return route.kind is RouteKind.UNREACHABLE
+        case AddRule():
+            return True
+        case _:
+            return False
+
+
 def outer_sockets(desired: Desired) -> frozenset[OuterSocket]:
     """Return the sockets that the SAs need."""
     return frozenset(OuterSocket(sa.local, sa.encapsulation) for sa in desired.sas)

@@ -86,6 +86,7 @@ class Service:
             "ledger": str(self._gateway.ledger_path),
             "warnings": [
                 *self._warnings(),
+                *self._gateway.warnings,
                 *network_warnings(self._configured, settings.interface),
             ],
         }

@@ -102,6 +102,7 @@ class FakeNetlink:
     def __init__(self) -> None:
         self.network = Network(mtu=1500)
         self.actions = 0
+        self.events = asyncio.Semaphore(0)
         self._failing: int | None = None
 
     def fail_at(self, number: int | None) -> None:
@@ -111,6 +112,9 @@ class FakeNetlink:
     async def open(self) -> None: ...
 
     async def close(self) -> None: ...
+
+    async def changed(self) -> None:
+        await self.events.acquire()
 
     async def observe(self) -> Network:
         await asyncio.sleep(0)

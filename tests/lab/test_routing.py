@@ -7,11 +7,11 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
-from labtools import MakePair, edit, network, site_host, tunnel
+from labtools import MakePair, edit, network, running, site_host, tunnel, until
 
 from esp_gw.errors import LabError
 from esp_gw.lab.gateways import LabGateway
-from esp_gw.lab.netns import namespaces
+from esp_gw.lab.netns import end, namespaces
 from esp_gw.lab.pair import GatewayPair
 from esp_gw.lab.tap import Tap
 from esp_gw.lab.traffic import ping
@@ -146,3 +146,119 @@ def test_what_a_killed_run_left_in_another_table_is_replaced(
     assert network(host) == before
     report = wire.finish()
     assert report.cleartext == 0, report.examples
+
+
+FLOOD = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+print("ready", flush=True)
+sys.stdin.close()
+import time
+while True:
+    try:
+        s.sendto(b"PLAINTEXT", (sys.argv[1], 9))
+    except OSError:
+        pass
+    time.sleep(0.002)
+"""
+
+
+def warned(gateway: LabGateway, text: str) -> bool:
+    return any(text in warning for warning in gateway.ask("status")["warnings"])
+
+
+REMOVALS = [
+    (("rule", "del", "pref", "4499"), "rule 4499 (IPv4)"),
+    (("-6", "rule", "del", "pref", "4499"), "rule 4499 (IPv6)"),
+    (("route", "flush", "table", "4500"), "route 10.2.0.0/24 tun"),
+    (("address", "flush", "dev", "esp0"), "address 10.1.0.1"),
+    (("link", "set", "esp0", "mtu", "1300"), "mtu 1438"),
+]
+
+
+@pytest.mark.parametrize(("command", "name"), REMOVALS)
+def test_what_another_program_removes_comes_back_and_is_told(
+    make_pair: MakePair, command: tuple[str, ...], name: str
+) -> None:
+    pair = make_pair(inner_versions=(4, 6))
+    host = pair.a.namespace
+    pair.start()
+    during = network(host)
+    host.ip(*command)
+    until(lambda: network(host) == during, "the network is as before")
+    assert ping(host, "10.2.0.1", count=2).received == 2
+    assert ping(host, "fd00:2::1", count=2).received == 2
+    assert warned(pair.a, name)
+    (line,) = [line for line in pair.a.log.read_text().splitlines() if "took away" in line]
+    assert name in line
+    pair.a.cli("reload")
+    assert pair.a.ask("status")["warnings"] == pair.b.ask("status")["warnings"]
+
+
+def test_a_rule_that_is_removed_leaves_a_moment_of_cleartext_at_most(
+    pair: GatewayPair, tap: StartTap
+) -> None:
+    host, target = pair.a.namespace, pair.plan.inner(1)
+    host.ip("route", "add", "default", "via", "192.0.2.2")
+    wire = tap(host)
+    with running(host, FLOOD, target):
+        host.ip("rule", "del", "pref", "4499")
+        until(lambda: "lookup 4500" in host.ip("rule"), "the rule is back")
+    during = wire.finish()
+    assert during.cleartext > 0  # the way in the clear was open: the test sees a leak
+    wire = tap(host)
+    with running(host, FLOOD, target):
+        assert ping(host, target, count=20).received == 20
+    report = wire.finish()
+    assert report.cleartext == 0, report.examples
+    assert warned(pair.a, "rule 4499 (IPv4)")
+
+
+def test_a_program_that_keeps_removing_a_rule_is_not_raced(pair: GatewayPair) -> None:
+    host = pair.a.namespace
+    loop = "while :; do ip rule del pref 4499 2>/dev/null; sleep 0.05; done"
+    fight = host.start("sh", "-c", loop)
+    busy = pair.a.usage().cpu_s
+    until(lambda: pair.a.log.read_text().count("took away") >= 3, "three repairs", 20)
+    assert pair.a.log.read_text().count("took away") <= 4
+    assert pair.a.usage().cpu_s - busy < 1.5
+    assert warned(pair.a, "rule 4499 (IPv4)")
+    end(fight)
+    until(lambda: "lookup 4500" in host.ip("rule"), "the rule is back", 20)
+    assert ping(host, pair.plan.inner(1), count=2).received == 2
+
+
+def test_an_interface_set_down_is_told_and_works_again_when_it_is_up(make_pair: MakePair) -> None:
+    pair = make_pair(inner_versions=(4, 6))
+    host = pair.a.namespace
+    pair.start()
+    during = network(host)
+    host.ip("link", "set", "esp0", "down")
+    until(lambda: warned(pair.a, "esp0 is down"), "the warning")
+    # What keeps packets in is mended even so.
+    host.ip("rule", "del", "pref", "4499")
+    until(lambda: "lookup 4500" in host.ip("rule"), "the rule is back")
+    assert ping(host, "10.2.0.1", count=1).received == 0
+    host.ip("link", "set", "esp0", "up")
+    until(lambda: network(host) == during, "the network is as before")
+    assert ping(host, "10.2.0.1", count=2).received == 2
+    assert ping(host, "fd00:2::1", count=2).received == 2
+    until(lambda: not warned(pair.a, "esp0 is down"), "the warning goes")
+
+
+def test_the_path_to_the_peer_is_followed(pair: GatewayPair) -> None:
+    host = pair.a.namespace
+    before = pair.a.ask("status")["mtu"]
+    host.ip("route", "add", "192.0.2.2/32", "dev", "wan", "mtu", "1400")
+    until(lambda: pair.a.ask("status")["mtu"] == before - 100, "the smaller MTU")
+    assert f"mtu {before - 100}" in host.ip("link", "show", "esp0")
+    assert not warned(pair.a, "took away")
+
+
+def test_addresses_of_others_on_the_tun_stay_and_nothing_is_told(pair: GatewayPair) -> None:
+    host = pair.a.namespace
+    host.ip("address", "add", "10.55.0.1/32", "dev", "esp0")
+    host.ip("rule", "del", "pref", "4499")
+    until(lambda: "lookup 4500" in host.ip("rule"), "the rule is back")
+    assert "10.55.0.1" in host.ip("address", "show", "esp0")
+    assert "10.55.0.1" not in pair.a.log.read_text()
