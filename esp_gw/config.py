@@ -17,12 +17,11 @@ from esp_gw.files import printable
 from esp_gw.keyfile import generate
 from esp_gw.model import DEFAULT_SUITE, Desired, KeyMaterial, Policy, Sa, Suite, Tunnel
 from esp_gw.schema import GatewayModel, KeySource, PolicyModel, TunnelModel
+from esp_gw.wire import MIN_IPV6_MTU
 from esp_gw.yamlfile import Document, read_document
 
 MAX_SELECTORS = 4096
 """Pairs of prefixes in the whole configuration."""
-MIN_IPV6_MTU = 1280
-"""RFC 8200 5."""
 
 SECTIONS = ("gateway", "policies", "tunnels")
 

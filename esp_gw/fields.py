@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from esp_gw import wire
 from esp_gw.files import printable
 from esp_gw.model import (
     MAX_REPLAY_WINDOW,
@@ -39,6 +40,7 @@ from esp_gw.model import (
     Selector,
     Suite,
 )
+from esp_gw.netplan import LAST_TABLE
 
 Location = tuple[str | int, ...]
 """Names and list positions that lead to a value."""
@@ -47,9 +49,8 @@ MAX_LIST_LEN = 64
 MAX_PAIRS = 1024
 """Pairs of a local and a remote prefix in one tunnel, SA or policy."""
 MAX_NAME_LEN = 32
+PORT_PROTOCOLS = wire.PORT_PROTOCOLS
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}
-PORT_PROTOCOLS = frozenset({6, 17, 33, 132, 136})
-"""TCP, UDP, DCCP, SCTP, UDP-Lite: the protocols whose packets carry ports (RFC 4301 4.4.1.1)."""
 
 EVERYTHING: dict[int, IPNetwork] = {
     4: ipaddress.IPv4Network("0.0.0.0/0"),
@@ -62,7 +63,6 @@ _SA_NAME = re.compile(rf"{_NAME.pattern}(/(in|out))?")
 _INTERFACE = re.compile(r"(?![^/:%]*[/:%])[!-~]{1,15}")
 _LIKE_A_KEY = re.compile(r"[0-9a-fA-F]{16}")
 _PORTS = re.compile(r"([0-9]{1,5})(?:\s*-\s*([0-9]{1,5}))?")
-MAX_TABLE = 32764
 _RESERVED_TABLES = {252: "compat", 253: "default", 254: "main", 255: "local"}
 
 
@@ -298,8 +298,7 @@ def parse_window(value: object) -> int:
 
 def parse_table(value: object) -> int:
     """A routing table that is ours alone."""
-    # Its rules have the number as their priority, and must come before main's 32766.
-    table = parse_integer(value, 1, MAX_TABLE)
+    table = parse_integer(value, 1, LAST_TABLE)
     if table in _RESERVED_TABLES:
         raise fault(f"is the system's table '{_RESERVED_TABLES[table]}': choose another number")
     return table

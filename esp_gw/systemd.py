@@ -33,10 +33,6 @@ class Notifier:
         """Say that starting or reloading is done."""
         self._send("READY=1", f"STATUS={_one_line(status)}")
 
-    def status(self, text: str) -> None:
-        """Set the line that `systemctl status` shows."""
-        self._send(f"STATUS={_one_line(text)}")
-
     def reloading(self) -> None:
         """Say that reloading has begun; `ready` ends it."""
         usec = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000

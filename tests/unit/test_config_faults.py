@@ -5,15 +5,19 @@ import re
 from pathlib import Path
 
 import pytest
+from builders import desired, make_sa, protect
+from pydantic_core import PydanticCustomError
 
 from esp_gw.config import MAX_SELECTORS, load_config
-from esp_gw.errors import ConfigError
+from esp_gw.errors import ConfigError, NetworkError
+from esp_gw.fields import parse_table
 from esp_gw.keyfile import generate, write_key_file
 from esp_gw.model import (
     DEFAULT_SUITE,
     Desired,
     GatewaySettings,
 )
+from esp_gw.netplan import LAST_TABLE, plan_network
 from esp_gw.yamlfile import MAX_FILE_LEN
 
 TUNNEL = """\
@@ -369,3 +373,15 @@ def test_the_number_of_selectors_is_bounded(folder: Path) -> None:
     assert "more than 1024 pairs" in only(folder, wide)
     long = TUNNEL.replace("10.1.0.0/24", many(1, 65))
     assert "not 65" in only(folder, long)
+
+
+@pytest.mark.parametrize("table", [2, 251, *range(252, 258), LAST_TABLE, LAST_TABLE + 1, 2**32 - 1])
+def test_a_table_is_refused_here_exactly_when_no_network_can_be_planned_with_it(table: int) -> None:
+    protected = desired((make_sa(),), (protect("t", "t/out", *make_sa().selectors),), table=table)
+    try:
+        plan_network(protected, {}, frozenset())
+    except NetworkError:
+        with pytest.raises(PydanticCustomError):
+            parse_table(str(table))
+    else:
+        assert parse_table(str(table)) == table

@@ -34,13 +34,11 @@ def test_each_state_is_one_datagram(manager: tuple[socket.socket, str]) -> None:
     receiver, path = manager
     notifier = Notifier.from_environment({"NOTIFY_SOCKET": path})
     notifier.ready("2 tunnels")
-    notifier.status("1 tunnel")
     notifier.stopping()
     notifier.watchdog()
-    received = [receiver.recv(4096) for _ in range(4)]
+    received = [receiver.recv(4096) for _ in range(3)]
     assert received == [
         b"READY=1\nSTATUS=2 tunnels",
-        b"STATUS=1 tunnel",
         b"STOPPING=1",
         b"WATCHDOG=1",
     ]
@@ -64,8 +62,8 @@ def test_a_status_text_can_not_smuggle_another_assignment(
     manager: tuple[socket.socket, str],
 ) -> None:
     receiver, path = manager
-    Notifier.from_environment({"NOTIFY_SOCKET": path}).status("up\nSTOPPING=1\r\nMAINPID=1\udcff")
-    assert receiver.recv(4096) == b"STATUS=up STOPPING=1 MAINPID=1?"
+    Notifier.from_environment({"NOTIFY_SOCKET": path}).ready("up\nSTOPPING=1\r\nMAINPID=1\udcff")
+    assert receiver.recv(4096) == b"READY=1\nSTATUS=up STOPPING=1 MAINPID=1?"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +85,7 @@ def test_a_status_text_can_not_smuggle_another_assignment(
 def test_without_a_usable_address_everything_is_silent(address: str | None) -> None:
     notifier = Notifier.from_environment({} if address is None else {"NOTIFY_SOCKET": address})
     notifier.ready("up")
-    notifier.status("up")
+    notifier.ready("up")
     notifier.reloading()
     notifier.watchdog()
     notifier.stopping()
