@@ -298,7 +298,8 @@ def parse_window(value: object) -> int:
 
 def parse_table(value: object) -> int:
     """A routing table that is ours alone."""
-    table = parse_integer(value, 1, LAST_TABLE)
+    # With 1 a rule of ours would stand beside the kernel's first one, for addresses of this host.
+    table = parse_integer(value, 2, LAST_TABLE)
     if table in _RESERVED_TABLES:
         raise fault(f"is the system's table '{_RESERVED_TABLES[table]}': choose another number")
     return table

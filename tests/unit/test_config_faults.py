@@ -285,6 +285,7 @@ def test_a_tunnels_settings_are_checked(folder: Path, line: str, words: str) -> 
         ("port: 65536", "port: expected a number from 1 to 65535"),
         ("engine: fast", "engine: expected auto or python or native"),
         ("mtu: 575", "mtu: expected a number from 576"),
+        ("table: 1", "table: expected a number from 2"),
         ("table: 254", "table: is the system's table 'main'"),
         ("fwmark: 0", "fwmark: expected a number from 1"),
         ("state_dir: var/lib", "state_dir: expected a path that begins with '/'"),
