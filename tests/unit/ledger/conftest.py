@@ -1,0 +1,25 @@
+"""A fresh ledger, and it opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from ledgers import MACHINE
+
+from esp_gw.ledger import Ledger
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "ledger.db"
+    Ledger.create(path, MACHINE)
+    return path
+
+
+@pytest.fixture
+def ledger(path: Path) -> Iterator[Ledger]:
+    with closing(Ledger.open(path, MACHINE)) as ledger:
+        yield ledger
