@@ -87,12 +87,11 @@ class Watch:
             names = ", ".join(found.missing[:_NAMED])
             if len(found.missing) > _NAMED:
                 names += f" and {len(found.missing) - _NAMED} more"
-            # Without a number, that the log can be searched for it.
             log.warning("another program took away what is ours", missing=names)
             self._loss = (
                 f"another program took away {names}, at {time.strftime('%Y-%m-%d %H:%M:%S')}, "
-                f"{self._mended} times in all; let it leave the gateway's routing alone, "
-                "then run 'esp-gw reload'"
+                f"repair {self._mended} since the last reload; tell it to leave the gateway's "
+                "routing alone, then run 'esp-gw reload'"
             )
         elif found.done:
             log.info("the network changed", changes=", ".join(found.done))

@@ -68,7 +68,7 @@ def test_it_pauses_longer_with_a_program_that_keeps_undoing_it(
     assert scene.pauses[-1] == LONGEST_PAUSE
     (warning,) = watch.warnings
     assert "rule 4499 (IPv4)" in warning
-    assert "9 times" in warning
+    assert "repair 9 " in warning
 
 
 def test_the_look_after_its_own_change_does_not_end_the_row(
