@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -212,6 +213,35 @@ def test_a_rule_that_is_removed_leaves_a_moment_of_cleartext_at_most(
     report = wire.finish()
     assert report.cleartext == 0, report.examples
     assert warned(pair.a, "rule 4499 (IPv4)")
+
+
+def test_the_documented_routes_close_the_gap_between_a_stop_and_a_start(
+    make_pair: MakePair, tap: StartTap
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "safety.md").read_text()
+    commands = re.findall(r"(?m)^ip ((?:-6 )?route add unreachable .*)$", text)
+    assert len(commands) == 2
+    pair = make_pair(inner_versions=(4, 6))
+    host = pair.a.namespace
+    host.ip("route", "add", "default", "via", "192.0.2.2")
+    host.ip("-6", "route", "add", "default", "via", "2001:db8::2")
+    for command in commands:
+        host.ip(*command.split())
+    before = network(host)
+    pair.start()
+    wire = tap(host)
+    with running(host, FLOOD, "10.2.0.1"):
+        for _ in range(2):
+            assert ping(host, "10.2.0.1", count=2).received == 2
+            assert ping(host, "fd00:2::1", count=2).received == 2
+            pair.a.stop()
+            assert network(host) == before
+            assert ping(host, "10.2.0.1", count=2).received == 0
+            assert ping(host, "fd00:2::1", count=2).received == 0
+            pair.a.start()
+    report = wire.finish()
+    assert report.cleartext == 0, report.examples
+    assert report.esp > 0
 
 
 def test_a_program_that_keeps_removing_a_rule_is_not_raced(pair: GatewayPair) -> None:
