@@ -162,19 +162,29 @@ def _beside(path: Path, suffix: str) -> Path:
 def inode(path: Path) -> tuple[int, int] | None:
     """Which file `path` is now, None for none. Raises OSError."""
     try:
-        status = path.stat()
+        status = path.lstat()
     except FileNotFoundError:
         return None
     return status.st_dev, status.st_ino
 
 
+def _refuse_link(path: Path) -> None:
+    """Raise LedgerError for a link: in somebody else's directory it may lead root anywhere."""
+    if path.is_symlink():
+        raise LedgerError(
+            "the ledger is a symbolic link", where=str(path), hint="put the file itself there"
+        )
+
+
 def check_file(path: Path) -> None:
     """See what there is before SQLite does.
 
-    Raises LedgerMissingError, LedgerDamagedError, and LedgerError for one that others may read.
+    Raises LedgerMissingError, LedgerDamagedError, and LedgerError for a link or one that others may
+    read.
     """
+    _refuse_link(path)
     try:
-        status = path.stat()
+        status = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         raise missing(path) from None
     if not stat.S_ISREG(status.st_mode):
@@ -221,15 +231,25 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _give_to_owner_of_directory(descriptor: int, path: Path) -> None:
-    """Root makes the ledger for the daemon's user, who owns the state directory."""
+    """Root makes the ledger for the daemon's user, who owns the state directory.
+
+    Raises LedgerError for a file with a second name, which may be anybody's.
+    """
     if os.geteuid() == 0:
         owner, mine = path.parent.stat(), os.fstat(descriptor)
         if (owner.st_uid, owner.st_gid) != (mine.st_uid, mine.st_gid):
+            if not stat.S_ISREG(mine.st_mode) or mine.st_nlink != 1:
+                raise LedgerError(
+                    "a file of the ledger has another name, too",
+                    where=str(_beside(path, ".lock")),
+                    hint="remove this one, esp-gw makes it anew",
+                )
             os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open the file that is there. Raises sqlite3.Error."""
+    """Open the file that is there. Raises sqlite3.Error, and LedgerError for a link."""
+    _refuse_link(path)
     connection = sqlite3.connect(
         path.absolute().as_uri() + "?mode=rw",
         uri=True,
@@ -336,8 +356,9 @@ def _parse(name: object, role: object, highest: object, first_use: object) -> Ro
 def salvage(path: Path) -> Contents:
     """The secret and the keys of a ledger that can't be opened, as many as can still be read.
 
-    Raises sqlite3.Error when the reason may pass.
+    Raises sqlite3.Error when the reason may pass, LedgerError for a link.
     """
+    _refuse_link(path)
     nothing = Contents("", secrets.token_bytes(SECRET_LEN), {})
     if not path.is_file():
         return nothing

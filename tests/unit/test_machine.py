@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from esp_gw.errors import (
-    LedgerError,
-)
+from esp_gw.errors import LedgerError
 from esp_gw.machine import machine_identity
 
 

@@ -18,9 +18,7 @@ from ledgers import (
     make_rollback_journal,
 )
 
-from esp_gw.errors import (
-    LedgerDamagedError,
-)
+from esp_gw.errors import LedgerDamagedError
 from esp_gw.ledger import Ledger
 
 

@@ -12,10 +12,7 @@ from pathlib import Path
 import pytest
 from ledgers import ESN, MACHINE, key, reopened
 
-from esp_gw.errors import (
-    LedgerDamagedError,
-    LedgerError,
-)
+from esp_gw.errors import LedgerDamagedError, LedgerError
 from esp_gw.ledger import Ledger
 from esp_gw.model import Lease
 

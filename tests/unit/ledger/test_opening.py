@@ -7,18 +7,15 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from ledgers import ESN, MACHINE, key
 
-from esp_gw.errors import (
-    LedgerDamagedError,
-    LedgerError,
-    LedgerForeignError,
-    LedgerMissingError,
-)
+from esp_gw import ledger_file
+from esp_gw.errors import LedgerDamagedError, LedgerError, LedgerForeignError, LedgerMissingError
 from esp_gw.ledger import Ledger
 
 
@@ -86,6 +83,48 @@ def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match=r"symbolic link.*remove it"):
         Ledger.create(tmp_path / "ledger.db", MACHINE)
     assert not target.exists()
+
+
+@pytest.mark.parametrize("attempt", [Ledger.open, Ledger.create, replace_by_none])
+def test_a_ledger_that_is_a_link_is_not_followed(
+    path: Path, tmp_path: Path, attempt: Callable[[Path, str], object]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    link = tmp_path / "mine" / "ledger.db"
+    link.symlink_to(path)
+    before = path.read_bytes(), path.stat()
+    with pytest.raises(LedgerError):
+        attempt(link, MACHINE)
+    assert link.readlink() == path
+    assert (path.read_bytes(), path.stat()) == before
+    for opens in (ledger_file.connect, ledger_file.salvage):
+        with pytest.raises(LedgerError, match=r"symbolic link; put the file itself there"):
+            opens(link)
+
+
+def test_root_gives_no_file_away_that_has_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a directory of another user, who can't read the file, and linked it to the lock's name."""
+    secret, given = tmp_path / "secret", []
+    secret.write_text("of root")
+    secret.chmod(0o600)
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / "ledger.db.lock").hardlink_to(secret)
+    owner = os.stat_result((*folder.stat()[:4], 4242, 4242, *folder.stat()[6:]))
+    real = Path.stat
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "fchown", lambda *owned: given.append(owned))
+    monkeypatch.setattr(
+        Path, "stat", lambda self, **how: owner if self == folder else real(self, **how)
+    )
+    with pytest.raises(LedgerError, match="another name, too; remove this one"):
+        Ledger.create(folder / "ledger.db", MACHINE)
+    assert given == []
+    (folder / "ledger.db.lock").unlink()
+    Ledger.create(folder / "ledger.db", MACHINE)
+    assert [owned[1:] for owned in given] == [(4242, 4242)] * 2
 
 
 def test_another_process_is_refused_until_the_ledger_is_closed(ledger: Ledger, path: Path) -> None:

@@ -10,10 +10,7 @@ from pathlib import Path
 import pytest
 from ledgers import ESN, MACHINE, key, make_directory, make_empty, make_garbage
 
-from esp_gw.errors import (
-    KeyReuseError,
-    LedgerDamagedError,
-)
+from esp_gw.errors import KeyReuseError, LedgerDamagedError
 from esp_gw.ledger import Ledger, Role
 
 

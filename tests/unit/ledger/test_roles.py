@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 from ledgers import ESN, key, reopened
 
-from esp_gw.errors import (
-    KeyReuseError,
-)
+from esp_gw.errors import KeyReuseError
 from esp_gw.ledger import Ledger, Role
 
 
