@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,8 @@ FLOOR_INTERVAL = 5.0
 """Seconds between two writes of the replay floors: what a crash forgets of accepted packets."""
 LEASE_RETRY = 1.0
 """Seconds before a lease that could not be extended is tried again."""
+ADDRESS_LOG_INTERVAL = 10.0
+"""Seconds between two lines on where an SA's peer is; behind some NATs it changes all the time."""
 PATH_MTU_LIFETIME = 660.0
 """Seconds after which a learned path MTU is asked again; the kernel forgets it after 600."""
 
@@ -49,6 +52,7 @@ class _Installed:
     sa: Sa
     lease: Lease | None = None
     floor: int = 0
+    quiet_until: float = 0.0
 
 
 class Gateway:
@@ -306,7 +310,10 @@ class Gateway:
                     self._learned_mtus[remote] = mtu
                     self._spawn(self._follow_path_mtu(remote, mtu))
             case PeerAddressChanged(name, address, port):
-                log.info("the peer has a new address", sa=name, address=str(address), port=port)
+                entry, now = self._installed.get(name), time.monotonic()
+                if entry is not None and now >= entry.quiet_until:
+                    entry.quiet_until = now + ADDRESS_LOG_INTERVAL
+                    log.info("the peer has a new address", sa=name, address=str(address), port=port)
             case SoftExpired(name):
                 log.warning("an SA's sequence numbers run out: give it a new key", sa=name)
             case HardExpired(name):

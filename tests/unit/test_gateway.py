@@ -6,14 +6,22 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from builders import desired, make_sa, protect, selector
 from fakes import MACHINE, FakeEngine, FakeNetlink, until
+from structlog.testing import capture_logs
 
 from esp_gw import gateway as gateway_module
 from esp_gw import sequences as sequences_module
-from esp_gw.engine.base import EngineFailed, HardExpired, LeaseLow, PathMtuChanged
+from esp_gw.engine.base import (
+    EngineFailed,
+    HardExpired,
+    LeaseLow,
+    PathMtuChanged,
+    PeerAddressChanged,
+)
 from esp_gw.errors import EngineError, KeyReuseError, LedgerError, NetworkError
 from esp_gw.gateway import Gateway
 from esp_gw.ledger import LEASE_ESN, Ledger
@@ -338,3 +346,24 @@ async def test_changes_at_once_are_done_one_after_the_other(rig: Rig) -> None:
         )
     )
     assert {sa.name for sa in rig.gateway.sas} == {"t/out", "t/in", *(sa.name for sa in sas)}
+
+
+async def test_a_peer_whose_address_flaps_is_told_of_once_in_an_interval(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(gateway_module, "time", SimpleNamespace(monotonic=lambda: now))
+    with capture_logs() as lines:
+        for port in range(50):
+            rig.engine.tell(PeerAddressChanged("t/in", IN.remote, 1000 + port))
+        rig.engine.tell(PeerAddressChanged("t/out", IN.remote, 3))
+        now += gateway_module.ADDRESS_LOG_INTERVAL - 0.1
+        rig.engine.tell(PeerAddressChanged("t/in", IN.remote, 4))
+        now += 0.1
+        rig.engine.tell(PeerAddressChanged("t/in", IN.remote, 5))
+        rig.engine.tell(PeerAddressChanged("gone", IN.remote, 6))
+    assert [(line["sa"], line["port"]) for line in lines] == [
+        ("t/in", 1000),
+        ("t/out", 3),
+        ("t/in", 5),
+    ]
