@@ -97,17 +97,11 @@ impl InboundPath {
         self.flows.clear();
     }
 
-    /// Take what the socket has; true where there may be more.
+    /// Take what the socket has, at most `BUDGET` calls' worth; the poller tells of the rest.
     ///
     /// # Errors
     /// The kernel's, where the socket or the TUN is unusable.
-    pub fn drain(
-        &mut self,
-        socket: &Socket,
-        arena: &mut RecvArena,
-        tun: &TunQueue,
-    ) -> Result<bool> {
-        let mut more = true;
+    pub fn drain(&mut self, socket: &Socket, arena: &mut RecvArena, tun: &TunQueue) -> Result<()> {
         for _ in 0..BUDGET {
             let received = socket.receive(arena, self.buffers.iter_mut())?.len();
             // The buffers lie in one region, so that each is looked at by its index.
@@ -116,12 +110,10 @@ impl InboundPath {
                 self.split(index, &meta, socket, tun)?;
             }
             if received < BUFFERS {
-                more = false;
                 break;
             }
         }
-        self.flush(tun)?;
-        Ok(more)
+        self.flush(tun)
     }
 
     /// Take a received buffer apart into its datagrams.
