@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +19,7 @@ from esp_gw.schema import GatewayModel, KeySource, PolicyModel, TunnelModel
 from esp_gw.wire import MIN_IPV6_MTU
 from esp_gw.yamlfile import Document, read_document
 
-MAX_SELECTORS = 4096
+MAX_SELECTORS = 32768
 """Pairs of prefixes in the whole configuration."""
 
 SECTIONS = ("gateway", "policies", "tunnels")
@@ -203,18 +202,17 @@ class _Reader:
             source = KeySource.model_validate(raw.get("key") if isinstance(raw, dict) else None)
         except ValidationError:
             return None
-        where = document.problem((*place, "key", source.kind), "")
         if source.inline is not None:
             if not self._gateway.allow_inline_keys:
                 text = "keys in the configuration need allow_inline_keys: true; use a key file"
                 self._complain(document, (*place, "key", "inline"), text)
                 return None
             text = "the key stands in the configuration itself; a key file keeps it apart"
-            self._warnings.append(str(replace(where, message=text)))
+            self._warnings.append(str(document.problem((*place, "key", "inline"), text)))
         try:
             return source.read(suite, document.path.parent)
         except KeyFileError as error:
-            self._problems.append(replace(where, message=str(error)))
+            self._complain(document, (*place, "key", source.kind), str(error))
             return None
 
     def _check_together(self) -> None:

@@ -12,7 +12,10 @@ from pathlib import Path
 
 def printable(text: object) -> str:
     """`str(text)` on one line: what is not printable is escaped."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+    line = str(text)
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 @contextlib.contextmanager

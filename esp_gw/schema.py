@@ -197,12 +197,13 @@ class SaFields(Strict):
         direction: Direction,
         spi: int,
         keymat: KeyMaterial,
+        selectors: tuple[Selector, ...],
         *,
         tunnel: str | None = None,
         pair: str | None = None,
         origin: Origin = Origin.CONFIG,
     ) -> Sa:
-        """One SA of these settings."""
+        """One SA of these settings, which has their `selectors`."""
         keepalive = 0
         if direction is Direction.OUTBOUND and self.encapsulation is Encapsulation.UDP:
             keepalive = DEFAULT_KEEPALIVE if self.keepalive is None else self.keepalive
@@ -216,7 +217,7 @@ class SaFields(Strict):
             encapsulation=self.encapsulation,
             local=self.local,
             remote=self.remote,
-            selectors=self.selectors(),
+            selectors=selectors,
             remote_port=self.remote_port or UDP_ENCAP_PORT,
             esn=self.esn,
             replay_window=self.replay_window,
@@ -238,20 +239,28 @@ class TunnelModel(SaFields):
     ) -> tuple[Tunnel, tuple[Sa, Sa], Policy]:
         """The tunnel, its SAs NAME/out and NAME/in, and its protect policy NAME."""
         out_name, in_name = f"{name}/out", f"{name}/in"
+        selectors = self.selectors()
         sas = (
             self.build_sa(
                 out_name,
                 Direction.OUTBOUND,
                 self.outbound.spi,
                 keymat_out,
+                selectors,
                 tunnel=name,
                 pair=in_name,
             ),
             self.build_sa(
-                in_name, Direction.INBOUND, self.inbound.spi, keymat_in, tunnel=name, pair=out_name
+                in_name,
+                Direction.INBOUND,
+                self.inbound.spi,
+                keymat_in,
+                selectors,
+                tunnel=name,
+                pair=out_name,
             ),
         )
-        policy = Policy(name, Action.PROTECT, self.selectors(), sa=out_name, tunnel=name)
+        policy = Policy(name, Action.PROTECT, selectors, sa=out_name, tunnel=name)
         tunnel = Tunnel(
             name=name,
             mode=self.mode,

@@ -61,7 +61,13 @@ class SaEntry(SaFields):
         """The SA of this entry, its origin the CLI."""
         keymat = parse_keymat(self.key.get_secret_value(), self.suite)
         return self.build_sa(
-            self.name, self.direction, self.spi, keymat, pair=self.pair, origin=Origin.CLI
+            self.name,
+            self.direction,
+            self.spi,
+            keymat,
+            self.selectors(),
+            pair=self.pair,
+            origin=Origin.CLI,
         )
 
 
