@@ -10,7 +10,7 @@ Sources: RFC 4301 4.4.1, ip-rule(8), ip-route(8).
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
@@ -28,6 +28,7 @@ from esp_gw.model import (
     Sa,
     Selector,
 )
+from esp_gw.prefixes import PrefixIndex
 from esp_gw.wire import IPV4_HEADER_LEN, IPV6_HEADER_LEN, MIN_IPV6_MTU
 
 MAIN_TABLE = 254
@@ -135,7 +136,7 @@ def plan_network(
     _check_table(settings.table)
     # Who is first in the SPD gives a prefix its source address.
     selectors: dict[IPNetwork, Selector] = {}
-    protected: list[tuple[IPNetwork, int]] = []
+    narrowest: dict[IPNetwork, int] = {}
     for policy in desired.policies:
         if policy.action is Action.BYPASS:
             continue
@@ -144,8 +145,9 @@ def plan_network(
             if policy.sa in sas:
                 sa = sas[policy.sa]
                 mtu = inner_mtu(sa, path_mtus.get(sa.remote, DEFAULT_PATH_MTU))
-                protected.append((selector.remote, mtu))
+                narrowest[selector.remote] = min(mtu, narrowest.get(selector.remote, mtu))
     addresses = frozenset(settings.addresses)
+    protected = PrefixIndex(narrowest)
     routes = set()
     for prefix, selector in selectors.items():
         table = settings.table + (1 if prefix.prefixlen == 0 else 0)
@@ -171,20 +173,9 @@ def _check_table(table: int) -> None:
         )
 
 
-def _prefix_mtu(
-    prefix: IPNetwork, protected: list[tuple[IPNetwork, int]], limit: int | None
-) -> int:
+def _prefix_mtu(prefix: IPNetwork, protected: PrefixIndex[int], limit: int | None) -> int:
     """The smallest of all SAs that a packet to the prefix may meet: its route is the narrowest."""
-    mtu = min(
-        (
-            mtu
-            for remote, mtu in protected
-            if remote.version == prefix.version
-            and remote.prefixlen <= prefix.prefixlen
-            and prefix.network_address in remote
-        ),
-        default=DEFAULT_PATH_MTU,
-    )
+    mtu = min(protected.around(prefix), default=DEFAULT_PATH_MTU)
     if prefix.version == 6:
         # IPv6 has no smaller links (RFC 8200 5); the outer packet is fragmented then.
         mtu = max(mtu, MIN_IPV6_MTU)
@@ -245,13 +236,10 @@ def _near_rules(desired: Desired, prefixes: frozenset[IPNetwork], behind: int) -
         if policy.action is Action.PROTECT
         for selector in policy.selectors
     ]
-    wide = {selector.remote for selector in selectors if selector.remote.prefixlen}
-    near = {
-        selector.local
-        for selector in selectors
-        if selector.local not in prefixes and _is_inside(selector.local, wide)
-    }
-    inside = {prefix for prefix in prefixes if _is_inside(prefix, near)}
+    remotes = {selector.remote for selector in selectors if selector.remote.prefixlen}
+    locals_ = {selector.local for selector in selectors} - prefixes
+    near = _those_inside(locals_, remotes)
+    inside = _those_inside(prefixes, near)
     lengths = sorted({prefix.prefixlen for prefix in near | inside}, reverse=True)
     first = behind - len(lengths)
     if near and first < 2:  # 0 is the kernel's, and one is for the mark
@@ -282,13 +270,10 @@ def _near_rules(desired: Desired, prefixes: frozenset[IPNetwork], behind: int) -
     return rules
 
 
-def _is_inside(prefix: IPNetwork, wide: Collection[IPNetwork]) -> bool:
-    return any(
-        other.version == prefix.version
-        and other.prefixlen < prefix.prefixlen
-        and prefix.network_address in other
-        for other in wide
-    )
+def _those_inside(prefixes: Iterable[IPNetwork], wide: Iterable[IPNetwork]) -> set[IPNetwork]:
+    """The prefixes that lie in a wider one."""
+    index = PrefixIndex(dict.fromkeys(wide, True))
+    return {prefix for prefix in prefixes if any(index.around(prefix, shorter=1))}
 
 
 def _bypass_rules(desired: Desired, behind: int) -> list[Rule]:

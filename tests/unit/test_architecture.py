@@ -17,6 +17,7 @@ SANS_IO = {
     "replay",
     "wire",
     "spd",
+    "prefixes",
     "reassembly",
     "netplan",
     "reconcile",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -48,7 +49,7 @@ def model_matches(wanted: Selector, inner: Inner) -> bool:
 
 
 PREFIXES = {
-    4: ["0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/24", "10.1.0.128/25", "10.1.0.1/32", "128.0.0.0/1"],
+    4: ["0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/24", "10.1.0.128/25", "10.1.0.1/32", "10.1.1.0/24"],
     6: ["::/0", "fd00::/8", "fd00:1::/64", "fd00:1::1/128", "::a01:0/120", "8000::/1"],
 }
 ADDRESSES = {
@@ -141,6 +142,20 @@ def test_a_fragment_has_the_candidates_of_its_packet_whatever_the_ports(
     portless = [p for p in candidates if p.selectors[0].local_port == p.selectors[0].remote_port]
     certain = [p for p in portless if p.selectors[0].local_port is None]
     assert certain in ([], candidates[-1:]), "what a policy without ports decides is decided"
+
+
+@given(st.lists(selectors(), max_size=6), inner_packets())
+def test_candidates_come_in_order_up_to_the_first_that_needs_no_ports(
+    wanted: list[Selector], inner: Inner
+) -> None:
+    spd = Spd([discard(str(number), entry) for number, entry in enumerate(wanted)])
+    expected = []
+    for number, entry in enumerate(wanted):
+        if model_matches(replace(entry, local_port=None, remote_port=None), inner):
+            expected.append(str(number))
+            if (entry.local_port, entry.remote_port) == (None, None):
+                break
+    assert [policy.name for policy in spd.candidates(inner)] == expected
 
 
 def test_the_order_decides_between_policies_that_both_match() -> None:

@@ -1,6 +1,6 @@
 //! The outbound policies in their order, looked up by packet (RFC 4301 4.4.1).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::selector::{Prefix, Selector};
@@ -32,16 +32,17 @@ pub struct Policy {
 
 /// The policies in their order: the first that matches a packet is the packet's.
 ///
-/// The selectors are found by the remote prefix, so that 10,000 policies with their own remote
-/// networks cost one look-up for each prefix length in use.
+/// The selectors are found by their two prefixes, so that 10,000 policies with networks of their
+/// own cost one look-up for each pair of prefix lengths in use.
 #[derive(Debug, Default)]
 pub struct Spd {
     policies: Vec<Policy>,
     /// Policy and selector, in order.
     entries: Vec<(usize, usize)>,
-    /// The entries with one remote prefix, in order.
-    by_remote: HashMap<Prefix, Vec<usize>>,
-    lengths: Vec<(u8, u8)>,
+    /// The entries with one local and one remote prefix, in order.
+    by_prefixes: HashMap<(Prefix, Prefix), Vec<usize>>,
+    /// The pairs of prefix lengths in use: IP version, local bits, remote bits.
+    lengths: HashSet<(u8, u8, u8)>,
 }
 
 impl Spd {
@@ -54,15 +55,14 @@ impl Spd {
         };
         for (p, policy) in spd.policies.iter().enumerate() {
             for (s, selector) in policy.selectors.iter().enumerate() {
-                spd.by_remote
-                    .entry(selector.remote)
+                let (local, remote) = (selector.local, selector.remote);
+                spd.by_prefixes
+                    .entry((local, remote))
                     .or_default()
                     .push(spd.entries.len());
                 spd.entries.push((p, s));
-                let length = (selector.remote.version(), selector.remote.bits());
-                if !spd.lengths.contains(&length) {
-                    spd.lengths.push(length);
-                }
+                spd.lengths
+                    .insert((remote.version(), local.bits(), remote.bits()));
             }
         }
         spd
@@ -79,10 +79,12 @@ impl Spd {
     pub fn lookup(&self, inner: &Inner) -> Option<&Policy> {
         self.lengths
             .iter()
-            .filter(|(version, _)| *version == inner.version)
-            .filter_map(|&(version, bits)| {
-                let remote = Prefix::network_of(version, bits, inner.dst);
-                self.by_remote.get(&remote)?.iter().copied().find(|&entry| {
+            .filter(|(version, ..)| *version == inner.version)
+            .filter_map(|&(version, local, remote)| {
+                let local = Prefix::network_of(version, local, inner.src);
+                let remote = Prefix::network_of(version, remote, inner.dst);
+                let mut near = self.by_prefixes.get(&(local, remote))?.iter().copied();
+                near.find(|&entry| {
                     self.selector(entry)
                         .is_some_and(|selector| selector.matches_outbound(inner))
                 })
