@@ -26,7 +26,15 @@ need_packages() {
         exit 1
     fi
     as_root apt-get update -qq >&2
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}" >&2
+    as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq "${apt_options[@]}" "${missing[@]}" >&2
+}
+apt_options=()
+
+# need_qemu: what scripts/vm needs; without the graphics that Debian recommends with it.
+need_qemu() {
+    local apt_options=(--no-install-recommends)
+    need_packages qemu-system-x86_64:qemu-system-x86 depmod:kmod setpriv:util-linux
 }
 
 # A python3 of 3.11 or newer that can make virtual environments.

@@ -6,21 +6,19 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from esp_gw.errors import LabError
 from esp_gw.lab.gateways import LabGateway
 from esp_gw.lab.netns import Namespace
 from esp_gw.lab.pair import GatewayPair, PairPlan, gateway_pair
+from esp_gw.lab.signals import ended_by_signals
 from esp_gw.lab.tap import Tap, WireReport
 from esp_gw.lab.traffic import iperf, iperf_server, ping
 from esp_gw.model import UDP_ENCAP_PORT, Encapsulation, Mode, Suite
@@ -76,7 +74,7 @@ def run(options: DemoOptions) -> int:
     Raises LabError where it can't run here. Whatever happens, nothing of it is left.
     """
     _check_machine()
-    with _ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="esp-gw-demo-") as folder:
+    with ended_by_signals(), tempfile.TemporaryDirectory(prefix="esp-gw-demo-") as folder:
         result = _Demo(options, Path(folder)).run()
     if options.json_output:
         print(json.dumps(asdict(result)))
@@ -180,24 +178,6 @@ def _check_machine() -> None:
         )
     if not Path("/dev/net/tun").exists():
         raise LabError("there is no /dev/net/tun", hint="load the module with 'modprobe tun'")
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into the exception of Ctrl-C, so that the same way out cleans up."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 def _wait_for_reply(namespace: Namespace, target: str) -> bool:

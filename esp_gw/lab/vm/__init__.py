@@ -1,0 +1,8 @@
+"""Virtual machines: Debian's kernel under qemu's software emulation, over this machine's files.
+
+image.py      the kernel's packages, fetched, checked and unpacked once
+initramfs.py  what the machine boots into, and how it comes to this machine's files
+machine.py    one running qemu and the commands in it
+agent.py      its other end: runs the commands inside
+protocol.py   what the two say to each other
+"""

@@ -1,0 +1,159 @@
+"""What a machine boots into: an archive of busybox, a few modules and one script, sans-IO.
+
+The script mounts the host's root read-only (9p) below an overlay in memory, so that the machine
+has every file of the host and can write where it likes without changing any, and starts the agent
+there.
+"""
+
+from __future__ import annotations
+
+import shlex
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
+
+from esp_gw.errors import LabError
+
+MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_console")
+"""What is needed to reach the host's files and the agent's port; modprobe finds the rest there."""
+PORT = "/dev/vport0p1"
+OUT = "/out"
+MODULES_INSIDE = "/lib/modules"
+"""Where the modules lie in the initramfs and in the machine."""
+BLACKLIST = "/etc/modprobe.d/esp-gw-vm.conf"
+
+_INIT = """\
+#!/bin/busybox sh
+export PATH=/bin
+/bin/busybox --install /bin
+fail() { echo "esp-gw-vm: $*"; poweroff -f; exit; }
+mount -t devtmpfs dev /dev || fail "no /dev"
+# Depended-on modules come first.
+for module in @LOAD@; do insmod "$module" || fail "can't load $module"; done
+share=trans=virtio,version=9p2000.L,msize=524288
+mkdir -p /lower /memory /root
+mount -t 9p -o "ro,cache=loose,$share" host /lower || fail "can't mount the host's root"
+mount -t tmpfs -o size=75% memory /memory && mkdir /memory/upper /memory/work || fail "no memory"
+mount -t overlay -o lowerdir=/lower,upperdir=/memory/upper,workdir=/memory/work overlay /root ||
+    fail "no overlay"
+mkdir -p /root/proc /root/sys /root/dev /root/run /root@OUT@ /root@MODULES@ /root/etc/modprobe.d
+mount -t proc proc /root/proc
+mount -t sysfs sys /root/sys
+mount -t devtmpfs dev /root/dev
+mkdir -p /root/dev/pts /root/dev/shm
+mount -t devpts -o ptmxmode=666 pts /root/dev/pts
+mount -t tmpfs shm /root/dev/shm
+mount -t tmpfs -o mode=755 run /root/run
+mkdir -p /root/run/lock
+@MOUNT_OUT@
+ln -s @TREE@ /root@MODULES@/@VERSION@
+echo @BLACKLISTED@ > /root@BLACKLIST_FILE@
+# Another machine than the host, and than any other one.
+tr -d - < /root/proc/sys/kernel/random/uuid > /root/etc/machine-id
+exec switch_root /root /bin/sh -c @START@
+"""
+
+_START = """\
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+hostname vm
+ip link set lo up
+modprobe -a tun virtio_net
+cd /
+{agent}
+echo o > /proc/sysrq-trigger
+sleep 60
+"""
+
+
+def load_order(modules_dep: str, builtin: str, wanted: Iterable[str]) -> list[str]:
+    """Return the files of modules and of all they depend on, each after what it depends on.
+
+    `modules_dep` and `builtin` are depmod's files modules.dep and modules.builtin (modules.dep(5)).
+    Names have underscores. Raises LabError for a module that the kernel has neither way.
+    """
+    needs: dict[str, tuple[str, list[str]]] = {}
+    for line in modules_dep.splitlines():
+        path, _, rest = line.partition(":")
+        needs[module_name(path)] = (path, rest.split())
+    inside = {module_name(path) for path in builtin.split()}
+    order: list[str] = []
+    for name in wanted:
+        if name in inside:
+            continue
+        if name not in needs:
+            raise LabError(f"this kernel has no module {name}")
+        path, others = needs[name]
+        # depmod lists what must be there first last.
+        order += [other for other in (*reversed(others), path) if other not in order]
+    return order
+
+
+def module_name(path: str) -> str:
+    """Return the name of a module's file: without .ko or .ko.xz, with underscores."""
+    return PurePosixPath(path).name.partition(".ko")[0].replace("-", "_")
+
+
+def init_script(
+    load: Sequence[str],
+    version: str,
+    tree: str,
+    agent: Sequence[str],
+    blacklist: Iterable[str],
+    out: bool,
+) -> bytes:
+    """Return the script /init: loads the modules `load`, comes to the host's root, starts `agent`.
+
+    `tree` is the folder of the kernel's modules, `version` its name. With `out` the share `out` is
+    mounted. Modules of `blacklist` can't be loaded inside, not by the kernel's own request either.
+    """
+    mount = f'mount -t 9p -o "cache=mmap,$share" out /root{OUT} || fail "no {OUT}"' if out else ""
+    # 'blacklist' alone would leave 'modprobe NAME' working.
+    blocked = "".join(f"install {name} /bin/false\n" for name in blacklist)
+    values = {
+        "LOAD": " ".join(shlex.quote(f"{MODULES_INSIDE}/{module_name(path)}.ko") for path in load),
+        "OUT": OUT,
+        "MODULES": MODULES_INSIDE,
+        "MOUNT_OUT": mount,
+        "TREE": shlex.quote(tree),
+        "VERSION": shlex.quote(version),
+        "BLACKLISTED": shlex.quote(blocked),
+        "BLACKLIST_FILE": BLACKLIST,
+        "START": shlex.quote(_START.format(agent=shlex.join(agent))),
+    }
+    script = _INIT
+    for name, value in values.items():
+        script = script.replace(f"@{name}@", value)
+    return script.encode()
+
+
+def archive(files: Mapping[str, bytes]) -> bytes:
+    """Return an initramfs (cpio, format newc) of executable files by their absolute paths.
+
+    Kernel: Documentation/driver-api/early-userspace/buffer-format.rst.
+    """
+    folders = {
+        str(parent): None
+        for path in files
+        for parent in reversed(PurePosixPath(path).parents)
+        if parent.name
+    }
+    entries: list[tuple[str, int, bytes]] = [
+        *((folder, stat.S_IFDIR | 0o755, b"") for folder in (*folders, "/dev")),
+        *((path, stat.S_IFREG | 0o755, data) for path, data in files.items()),
+        ("/TRAILER!!!", 0, b""),
+    ]
+    return b"".join(_entries(entries))
+
+
+def _entries(entries: Iterable[tuple[str, int, bytes]]) -> Iterator[bytes]:
+    for number, (path, mode, data) in enumerate(entries, start=1):
+        name = path.removeprefix("/").encode() + b"\0"
+        # inode, mode, uid, gid, links, mtime, size, device twice, name's length, checksum
+        fields = (number, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name), 0)
+        header = b"070701" + b"".join(b"%08X" % value for value in fields)
+        yield _padded(header + name)
+        yield _padded(data)
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 4)
