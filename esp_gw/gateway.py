@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from esp_gw.engine.base import (
     SoftExpired,
 )
 from esp_gw.errors import EngineError, EspGwError, LedgerError
-from esp_gw.model import Desired, Direction, IPAddress, Lease, Policy, Sa
+from esp_gw.model import Desired, Direction, IPAddress, KeyMaterial, Lease, Policy, Sa
 from esp_gw.netlink import Netlink
 from esp_gw.netplan import Network, missing_from, plan_network
 from esp_gw.reconcile import Observed
@@ -41,6 +42,8 @@ LEASE_RETRY = 1.0
 """Seconds before a lease that could not be extended is tried again."""
 ADDRESS_LOG_INTERVAL = 10.0
 """Seconds between two lines on where an SA's peer is; behind some NATs it changes all the time."""
+_NAMED = 5
+"""SAs that a line of the log names when it is about many."""
 PATH_MTU_LIFETIME = 660.0
 """Seconds after which a learned path MTU is asked again; the kernel forgets it after 600."""
 
@@ -53,6 +56,14 @@ class _Installed:
     lease: Lease | None = None
     floor: int = 0
     quiet_until: float = 0.0
+
+
+@dataclass(slots=True)
+class _Ready:
+    """SAs that the ledger knows of, to be installed: by name, and the inbound ones by key."""
+
+    entries: dict[str, _Installed] = field(default_factory=dict)
+    inbound: dict[KeyMaterial, _Installed] = field(default_factory=dict)
 
 
 class Gateway:
@@ -142,8 +153,7 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         async with self._lock:
             self._stopped = True
-            for name in list(self._installed):
-                await self._remove_sa(name, {})
+            await self._remove_sas(list(self._installed), _Ready())
 
     async def _close(self) -> None:
         self.engine.close()
@@ -215,21 +225,23 @@ class Gateway:
             return Look(missing, done, fault, waits=True)
 
     async def _carry_out(self, actions: Sequence[reconcile.Action]) -> None:
+        """Carry actions out in their order; neighbours of one kind are one step."""
         ready = await self._prepare(actions)
-        for action in actions:
-            match action:
+        for _, group in groupby(actions, _kind):
+            run = list(group)
+            match run[0]:
                 case reconcile.SetSockets(sockets):
                     self.engine.set_outer_sockets(sorted(sockets, key=str))
                     self._sockets = sockets
-                case reconcile.InstallSa(sa):
-                    await self._install_sa(ready[sa.name], ready)
-                case reconcile.RemoveSa(name):
-                    await self._remove_sa(name, ready)
+                case reconcile.InstallSa():
+                    await self._install_sas([ready.entries[name] for name in _names(run)], ready)
+                case reconcile.RemoveSa():
+                    await self._remove_sas(_names(run), ready)
                 case reconcile.ReplacePolicies(policies):
                     self.engine.replace_policies(policies)
                     self._policies = policies
                 case _:
-                    await self._netlink.apply([action])
+                    await self._netlink.apply(run)
 
     async def _go_back(self) -> None:
         try:
@@ -252,54 +264,69 @@ class Gateway:
         sas = {name: entry.sa for name, entry in self._installed.items()}
         return Observed(sas, self._policies, self._sockets, network)
 
-    async def _prepare(self, actions: Sequence[reconcile.Action]) -> dict[str, _Installed]:
+    async def _prepare(self, actions: Sequence[reconcile.Action]) -> _Ready:
         """Ask the ledger for every SA first: a refusal comes before anything was changed."""
-        ready: dict[str, _Installed] = {}
-        for action in actions:
-            if isinstance(action, reconcile.InstallSa):
-                sa = action.sa
-                if sa.direction is Direction.OUTBOUND:
-                    ready[sa.name] = _Installed(sa, lease=await self._sequences.lease(sa))
-                else:
-                    ready[sa.name] = _Installed(sa, floor=await self._sequences.replay_floor(sa))
+        ready = _Ready()
+        sas = [action.sa for action in actions if isinstance(action, reconcile.InstallSa)]
+        if sas:
+            outbound = [sa for sa in sas if sa.direction is Direction.OUTBOUND]
+            inbound = [sa for sa in sas if sa.direction is Direction.INBOUND]
+            leases, floors = await self._sequences.begin(outbound, inbound)
+            for sa, lease in zip(outbound, leases, strict=True):
+                ready.entries[sa.name] = _Installed(sa, lease=lease)
+            for sa, floor in zip(inbound, floors, strict=True):
+                entry = ready.entries[sa.name] = _Installed(sa, floor=floor)
+                ready.inbound[sa.keymat] = entry
         return ready
 
-    async def _install_sa(self, entry: _Installed, ready: Mapping[str, _Installed]) -> None:
-        old = self._forget(entry.sa.name, ready) if entry.sa.name in self._installed else None
-        if entry.lease is not None:
-            self.engine.install_outbound(entry.sa, entry.lease)
-        else:
-            self.engine.install_inbound(entry.sa, entry.floor)
-        self._installed[entry.sa.name] = entry
-        if old is not None and old[0].lease is None:
-            await self._write(*old)
-
-    async def _remove_sa(self, name: str, ready: Mapping[str, _Installed]) -> None:
-        await self._write(*self._forget(name, ready))
-
-    def _forget(self, name: str, ready: Mapping[str, _Installed]) -> tuple[_Installed, int]:
-        """Take an SA out of the engine; return it with its last number.
-
-        What it has accepted since the ledger was asked must not be accepted again by an SA with the
-        same key that is ready to come, under its name or another.
-        """
-        gone = self._installed.pop(name)
-        seq = self.engine.remove_sa(name).seq
-        for entry in ready.values():
-            if gone.lease is None and entry.sa.keymat == gone.sa.keymat:
-                entry.floor = max(entry.floor, seq)
-        return gone, seq
-
-    async def _write(self, gone: _Installed, seq: int) -> None:
-        """Put the last number of an SA that the engine forgot on disk."""
+    async def _install_sas(self, entries: Sequence[_Installed], ready: _Ready) -> None:
+        replaced = [entry.sa.name for entry in entries if entry.sa.name in self._installed]
+        gone = self._forget(replaced, ready)
         try:
-            if gone.lease is not None:
-                await self._sequences.release(gone.sa.keymat, gone.lease, seq)
-            else:
-                await self._sequences.store_replay_floors([(gone.sa.keymat, seq)])
+            with self.engine.at_once():
+                for entry in entries:
+                    if entry.lease is not None:
+                        self.engine.install_outbound(entry.sa, entry.lease)
+                    else:
+                        self.engine.install_inbound(entry.sa, entry.floor)
+            self._installed.update((entry.sa.name, entry) for entry in entries)
+        finally:
+            # Leases are not given back: the ledger has leased behind them already.
+            await self._write([(entry, seq) for entry, seq in gone if entry.lease is None])
+
+    async def _remove_sas(self, names: Sequence[str], ready: _Ready) -> None:
+        await self._write(self._forget(names, ready))
+
+    def _forget(self, names: Sequence[str], ready: _Ready) -> list[tuple[_Installed, int]]:
+        """Take SAs out of the engine; return them with their last numbers.
+
+        What one has accepted since the ledger was asked must not be accepted again by an SA with
+        the same key that is ready to come, under its name or another.
+        """
+        if not names:
+            return []
+        counters = self.engine.remove_sas(names)
+        gone = [(self._installed.pop(name), c.seq) for name, c in zip(names, counters, strict=True)]
+        for entry, seq in gone:
+            coming = ready.inbound.get(entry.sa.keymat) if entry.lease is None else None
+            if coming is not None:
+                coming.floor = max(coming.floor, seq)
+        return gone
+
+    async def _write(self, gone: Sequence[tuple[_Installed, int]]) -> None:
+        """Put the last numbers of SAs that the engine forgot on disk."""
+        if not gone:
+            return
+        try:
+            await self._sequences.end(
+                [(e.sa.keymat, e.lease, seq) for e, seq in gone if e.lease is not None],
+                [(e.sa.keymat, seq) for e, seq in gone if e.lease is None],
+            )
         except LedgerError as error:
             # Safe for IVs: the rest of the lease stays spent. Replays since the last floor are not.
-            log.error("the ledger can't be written", sa=gone.sa.name, reason=str(error))
+            names = ", ".join(entry.sa.name for entry, _ in gone[:_NAMED])
+            more = f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else ""
+            log.error("the ledger can't be written", sa=f"{names}{more}", reason=str(error))
 
     def _on_event(self, event: Event) -> None:
         match event:
@@ -368,7 +395,7 @@ class Gateway:
                 continue
             floors = [(self._installed[name].sa.keymat, seq) for name, seq in moved.items()]
             try:
-                await self._sequences.store_replay_floors(floors)
+                await self._sequences.end([], floors)
             except LedgerError as error:
                 if not failed:
                     log.error("the replay floors can't be written", reason=str(error))
@@ -388,6 +415,34 @@ class Gateway:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a background task failed", reason=str(error))
+
+
+def _kind(action: reconcile.Action) -> str:
+    """What neighbours in the order have in common that can be done together."""
+    match action:
+        case reconcile.InstallSa(sa):
+            # Apart, so that packets of the one direction don't wait for the other's SAs.
+            return f"install {sa.direction}"
+        case reconcile.RemoveSa():
+            return "remove"
+        case reconcile.SetSockets():
+            return "sockets"
+        case reconcile.ReplacePolicies():
+            return "policies"
+        case _:
+            return "network"
+
+
+def _names(actions: Sequence[reconcile.Action]) -> list[str]:
+    """The SAs of actions that install or remove one."""
+    names = []
+    for action in actions:
+        match action:
+            case reconcile.InstallSa(sa):
+                names.append(sa.name)
+            case reconcile.RemoveSa(name):
+                names.append(name)
+    return names
 
 
 def _describe(action: reconcile.Action) -> str:

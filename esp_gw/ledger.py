@@ -27,7 +27,15 @@ from esp_gw.errors import KeyReuseError, LedgerError, LedgerForeignError
 from esp_gw.ledger_file import NEW_KEYS, REPLACE, Contents, Role, Row
 from esp_gw.model import KeyMaterial, Lease
 
-__all__ = ["LEASE_ESN", "LEASE_NO_ESN", "Ledger", "LedgerEntry", "Role"]
+__all__ = [
+    "LEASE_ESN",
+    "LEASE_NO_ESN",
+    "FloorRequest",
+    "LeaseRequest",
+    "Ledger",
+    "LedgerEntry",
+    "Role",
+]
 
 LEASE_ESN = 2**20
 """How many numbers to lease with ESN: 12 s of full packets at 1 Gbit/s; the next lease is asked for
@@ -52,6 +60,24 @@ class LedgerEntry:
     role: Role
     seq: int
     first_use: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRequest:
+    """What an outbound SA needs: see `Ledger.lease`."""
+
+    keymat: KeyMaterial
+    count: int
+    last: int
+    sa: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FloorRequest:
+    """What an inbound SA needs: see `Ledger.replay_floor`."""
+
+    keymat: KeyMaterial
+    sa: str | None
 
 
 class Ledger:
@@ -149,19 +175,52 @@ class Ledger:
         used inbound, is retired, or has no number left up to `last`; LedgerError. `sa` names the
         SA in the error's text.
         """
-        if count < 1 or not 1 <= last <= _MAX_SEQ:
-            raise ValueError("count must be positive and last a sequence number")
+        return self.begin([LeaseRequest(keymat, count, last, sa)], [])[0][0]
+
+    def replay_floor(self, keymat: KeyMaterial, *, sa: str | None = None) -> int:
+        """The highest sequence number stored for an inbound key, 0 for a fresh one, now registered.
+
+        Raises KeyReuseError when the key was used outbound or is retired; LedgerError.
+        """
+        return self.begin([], [FloorRequest(keymat, sa)])[1][0]
+
+    def begin(
+        self, outbound: Sequence[LeaseRequest], inbound: Sequence[FloorRequest]
+    ) -> tuple[list[Lease], list[int]]:
+        """Lease numbers for all outbound keys and give the floors of all inbound ones, or nothing.
+
+        One write for all, so that thousands of SAs don't wait for the disk one after the other.
+        Raises as `lease` and `replay_floor`; no number is used and no key is known then.
+        """
+        for wanted in outbound:
+            if wanted.count < 1 or not 1 <= wanted.last <= _MAX_SEQ:
+                raise ValueError("count must be positive and last a sequence number")
         with self._mutex:
-            name, row = self._find(keymat, Role.OUTBOUND, sa)
-            first = row.highest + 1
-            end = min(first + count, last + 1)
-            if first >= end:
-                raise KeyReuseError(
-                    "the sequence numbers of this key are used up", where=_where(sa), hint=NEW_KEYS
-                )
-            self._write({name: replace(row, highest=end - 1)})
-            self._first.setdefault(name, first)
-            return Lease(first, end)
+            changes: dict[bytes, Row] = {}
+            leases = []
+            firsts: dict[bytes, int] = {}
+            for wanted in outbound:
+                name, row = self._find(wanted.keymat, Role.OUTBOUND, wanted.sa, changes)
+                first = row.highest + 1
+                end = min(first + wanted.count, wanted.last + 1)
+                if first >= end:
+                    raise KeyReuseError(
+                        "the sequence numbers of this key are used up",
+                        where=_where(wanted.sa),
+                        hint=NEW_KEYS,
+                    )
+                changes[name] = replace(row, highest=end - 1)
+                firsts.setdefault(name, first)
+                leases.append(Lease(first, end))
+            floors = []
+            for asked in inbound:
+                name, row = self._find(asked.keymat, Role.INBOUND, asked.sa, changes)
+                if name not in self._contents.rows:
+                    changes[name] = row
+                floors.append(row.highest)
+            self._write(changes)
+            self._first = firsts | self._first
+            return leases, floors
 
     def release(self, keymat: KeyMaterial, lease: Lease, next_seq: int) -> None:
         """Give back the numbers from `next_seq` on, once the engine has forgotten the SA.
@@ -170,44 +229,46 @@ class Ledger:
         joined, where each begins at the end of the one before; it can be given back once. For any
         other, or a `next_seq` outside of it, nothing happens. Raises LedgerError.
         """
-        with self._mutex:
-            name = self._contents.fingerprint(keymat)
-            if not self._first.get(name, _MAX_SEQ + 1) <= lease.first <= next_seq <= lease.end:
-                return
-            row = self._contents.rows[name]
-            if row.highest + 1 != lease.end:
-                return
-            del self._first[name]
-            if next_seq < lease.end:
-                self._write({name: replace(row, highest=next_seq - 1)})
-
-    def replay_floor(self, keymat: KeyMaterial, *, sa: str | None = None) -> int:
-        """The highest sequence number stored for an inbound key, 0 for a fresh one, now registered.
-
-        Raises KeyReuseError when the key was used outbound or is retired; LedgerError.
-        """
-        with self._mutex:
-            name, row = self._find(keymat, Role.INBOUND, sa)
-            if name not in self._contents.rows:
-                self._write({name: row})
-            return row.highest
+        self.end([(keymat, lease, next_seq)], [])
 
     def store_replay_floors(self, floors: Sequence[tuple[KeyMaterial, int]]) -> None:
         """Store the highest authenticated number of each inbound key, all or none; none goes down.
 
         Raises KeyReuseError when a key was used outbound or is retired; LedgerError.
         """
+        self.end([], floors)
+
+    def end(
+        self,
+        leases: Sequence[tuple[KeyMaterial, Lease, int]],
+        floors: Sequence[tuple[KeyMaterial, int]],
+    ) -> None:
+        """Do what `release` does for each of `leases`, and store floors, in one write.
+
+        Raises as both do; nothing is given back or stored then.
+        """
         with self._mutex:
             changes: dict[bytes, Row] = {}
+            released = set()
+            for keymat, lease, next_seq in leases:
+                name = self._contents.fingerprint(keymat)
+                known = self._first.get(name, _MAX_SEQ + 1)
+                if name in released or not known <= lease.first <= next_seq <= lease.end:
+                    continue
+                row = self._contents.rows[name]
+                if row.highest + 1 == lease.end:
+                    released.add(name)
+                    if next_seq < lease.end:
+                        changes[name] = replace(row, highest=next_seq - 1)
             for keymat, highest in floors:
                 if not 0 <= highest <= _MAX_SEQ:
                     raise ValueError("not a sequence number")
-                name, row = self._find(keymat, Role.INBOUND, None)
-                row = changes.get(name, row)
+                name, row = self._find(keymat, Role.INBOUND, None, changes)
                 if highest > row.highest or name not in self._contents.rows:
                     changes[name] = replace(row, highest=max(highest, row.highest))
-            if changes:
-                self._write(changes)
+            for name in released:
+                del self._first[name]
+            self._write(changes)
 
     def entries(self) -> list[LedgerEntry]:
         """Every key that the ledger knows, the oldest first."""
@@ -223,9 +284,14 @@ class Ledger:
             for name, row in rows
         ]
 
-    def _find(self, keymat: KeyMaterial, role: Role, sa: str | None) -> tuple[bytes, Row]:
+    def _find(
+        self, keymat: KeyMaterial, role: Role, sa: str | None, changes: Mapping[bytes, Row]
+    ) -> tuple[bytes, Row]:
+        """The row of a key with the changes that aren't written yet, a new one for a fresh key."""
         name = self._contents.fingerprint(keymat)
-        row = self._contents.rows.get(name, Row(role, 0, int(time.time())))
+        row = changes.get(name) or self._contents.rows.get(name)
+        if row is None:
+            row = Row(role, 0, int(time.time()))
         if row.role is Role.RETIRED:
             raise KeyReuseError(
                 "this key and salt is from before the ledger was replaced",
@@ -246,6 +312,8 @@ class Ledger:
         After an error the file may be ahead, never behind: the numbers of a lease that failed were
         not given out, so the next try may take them again.
         """
+        if not changes:
+            return
         if self._closed:
             raise LedgerError("the ledger is closed", where=str(self._path))
         contents = replace(self._contents, rows={**self._contents.rows, **changes})

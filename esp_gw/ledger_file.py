@@ -93,6 +93,11 @@ class Contents:
     machine: str
     secret: bytes = field(repr=False)
     rows: Mapping[bytes, Row]
+    _row_key: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Derived once: a seal is over thousands of rows.
+        object.__setattr__(self, "_row_key", self._key(b"row"))
 
     def fingerprint(self, keymat: KeyMaterial) -> bytes:
         """The name under which the ledger knows a key: HMAC-SHA256 of key and salt, 32 bytes."""
@@ -101,16 +106,16 @@ class Contents:
     def row_mac(self, name: bytes, row: Row) -> bytes:
         """The MAC of one row, 32 bytes."""
         numbers = row.highest.to_bytes(8, "big") + row.first_use.to_bytes(8, "big")
-        return self._mac(b"row", name + numbers + row.role.encode())
+        return hmac.digest(self._row_key, name + numbers + row.role.encode(), hashlib.sha256)
 
     def seal(self) -> bytes:
         """The MAC of all rows and the machine, 32 bytes."""
         macs = b"".join(self.row_mac(name, self.rows[name]) for name in sorted(self.rows))
-        return self._mac(b"seal", hashlib.sha256(self.machine.encode()).digest() + macs)
+        message = hashlib.sha256(self.machine.encode()).digest() + macs
+        return hmac.digest(self._key(b"seal"), message, hashlib.sha256)
 
-    def _mac(self, label: bytes, message: bytes) -> bytes:
-        key = hmac.digest(self.secret, b"esp-gw ledger " + label, hashlib.sha256)
-        return hmac.digest(key, message, hashlib.sha256)
+    def _key(self, label: bytes) -> bytes:
+        return hmac.digest(self.secret, b"esp-gw ledger " + label, hashlib.sha256)
 
 
 def missing(path: Path) -> LedgerMissingError:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from esp_gw.ledger import LEASE_ESN, LEASE_NO_ESN, Ledger
+from esp_gw.ledger import LEASE_ESN, LEASE_NO_ESN, FloorRequest, LeaseRequest, Ledger
 from esp_gw.machine import machine_identity
 from esp_gw.model import KeyMaterial, Lease, Sa
 
@@ -28,22 +28,28 @@ class Sequences:
 
     async def lease(self, sa: Sa) -> Lease:
         """Reserve sequence numbers for an outbound SA; they are on disk. Raises LedgerError."""
-        count = LEASE_ESN if sa.esn else LEASE_NO_ESN
-        return await self._run(
-            lambda: self._open().lease(sa.keymat, count, sa.last_seq, sa=sa.name)
-        )
+        (lease,), _ = await self.begin([sa], [])
+        return lease
 
-    async def release(self, keymat: KeyMaterial, lease: Lease, next_seq: int) -> None:
-        """Give back what was not used of a lease, when nothing more is sent with the key."""
-        await self._run(lambda: self._open().release(keymat, lease, next_seq))
+    async def begin(
+        self, outbound: Sequence[Sa], inbound: Sequence[Sa]
+    ) -> tuple[list[Lease], list[int]]:
+        """Reserve numbers for all outbound SAs, and return the highest known ones of the inbound.
 
-    async def replay_floor(self, sa: Sa) -> int:
-        """Return the highest number known to have been accepted. Raises LedgerError."""
-        return await self._run(lambda: self._open().replay_floor(sa.keymat, sa=sa.name))
+        All are on disk, by one write. Raises LedgerError, and then no number is used.
+        """
+        leases = [LeaseRequest(sa.keymat, _lease_len(sa), sa.last_seq, sa.name) for sa in outbound]
+        floors = [FloorRequest(sa.keymat, sa.name) for sa in inbound]
+        return await self._run(lambda: self._open().begin(leases, floors))
 
-    async def store_replay_floors(self, floors: Sequence[tuple[KeyMaterial, int]]) -> None:
-        """Put the highest accepted numbers on disk. Raises LedgerError."""
-        await self._run(lambda: self._open().store_replay_floors(floors))
+    async def end(
+        self,
+        leases: Sequence[tuple[KeyMaterial, Lease, int]],
+        floors: Sequence[tuple[KeyMaterial, int]],
+    ) -> None:
+        """Give back what follows the next number in leases with whose keys nothing more is sent,
+        and put the highest accepted numbers on disk, by one write. Raises LedgerError."""
+        await self._run(lambda: self._open().end(leases, floors))
 
     async def close(self) -> None:
         """Close the ledger and end the thread."""
@@ -58,3 +64,7 @@ class Sequences:
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def _lease_len(sa: Sa) -> int:
+    return LEASE_ESN if sa.esn else LEASE_NO_ESN

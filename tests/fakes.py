@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from esp_gw import reconcile
@@ -68,10 +69,20 @@ class FakeEngine:
         self.sas[sa.name] = sa
         self.used.pop(sa.name, None)
 
-    def remove_sa(self, name: str) -> SaCounters:
-        counters = self.counters().sas[name]
-        del self.sas[name]
-        return counters
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        before = dict(self.sas)
+        try:
+            yield
+        except BaseException:
+            self.sas = before
+            raise
+
+    def remove_sas(self, names: Sequence[str]) -> list[SaCounters]:
+        counters = self.counters().sas
+        for name in names:
+            del self.sas[name]
+        return [counters[name] for name in names]
 
     def replace_policies(self, policies: Sequence[Policy]) -> None:
         assert {policy.sa for policy in policies} - {None} <= self.sas.keys()

@@ -7,6 +7,7 @@ same thread, through the callback given to `open`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -129,8 +130,18 @@ class Engine(Protocol):
     def install_inbound(self, sa: Sa, highest_seq: int) -> None:
         """Add an inbound SA whose window treats every number up to `highest_seq` as seen."""
 
-    def remove_sa(self, name: str) -> SaCounters:
-        """Forget an SA and its key; the counters are final: nothing more is sent or accepted."""
+    def at_once(self) -> AbstractContextManager[None]:
+        """Let the SAs that are installed inside come into use in one step, at its end.
+
+        Where one of them can't be installed none is, and the EngineError goes on.
+        """
+
+    def remove_sas(self, names: Sequence[str]) -> list[SaCounters]:
+        """Forget SAs and their keys; the counters are final: nothing more is sent or accepted.
+
+        They are in the order of `names`. Raises EngineError where there is no such SA, and then
+        none is forgotten.
+        """
 
     def replace_policies(self, policies: Sequence[Policy]) -> None:
         """Put a new SPD in place in one step, in the order given."""

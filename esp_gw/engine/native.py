@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from ipaddress import ip_address
 from typing import Any
 
@@ -26,7 +27,7 @@ from esp_gw.engine.base import (
 from esp_gw.engine.outer import refused
 from esp_gw.engine.tun import DEVICE, not_created, not_opened
 from esp_gw.errors import EngineError
-from esp_gw.model import Encapsulation, Lease, Policy, Sa, Selector
+from esp_gw.model import Direction, Encapsulation, Lease, Policy, Sa, Selector
 
 
 class NativeEngine:
@@ -39,6 +40,7 @@ class NativeEngine:
         self._keepalives: dict[str, asyncio.TimerHandle] = {}
         self._removed: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
         self._removed_drops: Counter[str] = Counter()
+        self._waiting: list[tuple[Sa, tuple[Any, Any]]] | None = None
 
     def open(self, settings: EngineSettings, on_event: Callable[[Event], None]) -> None:
         """Create the TUN device and start the workers. Raises EngineError."""
@@ -78,26 +80,53 @@ class NativeEngine:
 
     def install_outbound(self, sa: Sa, lease: Lease) -> None:
         """Add an outbound SA that begins at the lease's first sequence number."""
-        self._core.install_outbound(_Arguments(sa), (lease.first, lease.end))
-        if sa.keepalive and sa.encapsulation is Encapsulation.UDP:
-            self._arm_keepalive(sa.name, sa.keepalive, -1)
+        self._install(sa, (_Arguments(sa), (lease.first, lease.end)))
 
     def install_inbound(self, sa: Sa, highest_seq: int) -> None:
         """Add an inbound SA whose window treats every number up to `highest_seq` as seen."""
-        try:
-            self._core.install_inbound(_Arguments(sa), highest_seq)
-        except ValueError as error:
-            raise EngineError(str(error), where=sa.name) from None
+        self._install(sa, (_Arguments(sa), highest_seq))
 
-    def remove_sa(self, name: str) -> SaCounters:
-        """Forget an SA and its key; the counters are final: nothing more is sent or accepted."""
-        timer = self._keepalives.pop(name, None)
-        if timer is not None:
-            timer.cancel()
+    def _install(self, sa: Sa, arguments: tuple[Any, Any]) -> None:
+        if self._waiting is not None:
+            self._waiting.append((sa, arguments))
+        else:
+            with self.at_once():
+                self._install(sa, arguments)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Collect what is installed inside; the workers get new tables once, at its end."""
+        waiting = self._waiting = []
         try:
-            found = self._core.remove_sa(name)
-        except ValueError:
-            raise EngineError("no such SA", where=name) from None
+            yield
+        finally:
+            self._waiting = None
+        ways = (Direction.OUTBOUND, Direction.INBOUND)
+        lists = [[given for sa, given in waiting if sa.direction is way] for way in ways]
+        try:
+            self._core.install(*lists)
+        except ValueError as error:
+            # It begins with the SA's name.
+            where, _, text = str(error).partition(": ")
+            raise EngineError(text, where=where) from None
+        for sa, _ in waiting:
+            if sa.keepalive and sa.encapsulation is Encapsulation.UDP:
+                self._arm_keepalive(sa.name, sa.keepalive, -1)
+
+    def remove_sas(self, names: Sequence[str]) -> list[SaCounters]:
+        """Forget SAs and their keys; the counters are final: nothing more is sent or accepted."""
+        try:
+            found = self._core.remove(list(names))
+        except ValueError as error:
+            raise EngineError(str(error)) from None
+        for name in names:
+            timer = self._keepalives.pop(name, None)
+            if timer is not None:
+                timer.cancel()
+        return [self._fold(sa) for sa in found]
+
+    def _fold(self, found: tuple[Any, ...]) -> SaCounters:
+        """Keep in the totals what a removed SA has counted."""
         final = _sa_counters(found)
         totals = self._removed[found[1]]
         totals["packets"] += final.packets
@@ -168,7 +197,7 @@ class NativeEngine:
 
     def _arm_keepalive(self, name: str, period: float, seen: int) -> None:
         # As in the python engine: half the period, and only where nothing else was sent in it.
-        sent = {found[0]: found[2][0] for found in self._core.sas()}[name]
+        sent = self._core.sent(name)
         if sent == seen:
             self._core.keepalive(name)
             sent = -1

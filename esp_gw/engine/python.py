@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from esp_gw.engine.base import (
     Counters,
@@ -93,8 +94,25 @@ class PythonEngine:
         self._inbound.sas[sa.spi] = InboundState(sa, highest_seq)
         self._inbound_spi[sa.name] = sa.spi
 
-    def remove_sa(self, name: str) -> SaCounters:
-        """Forget an SA and its key; the counters are final: nothing more is sent or accepted."""
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Take back what was installed inside where one SA can't be; all else is one step here."""
+        before = {*self._inbound_spi, *self._outbound.sas}
+        try:
+            yield
+        except BaseException:
+            new = {*self._inbound_spi, *self._outbound.sas} - before
+            self.remove_sas(sorted(new))
+            raise
+
+    def remove_sas(self, names: Sequence[str]) -> list[SaCounters]:
+        """Forget SAs and their keys; the counters are final: nothing more is sent or accepted."""
+        for name in names:
+            if name not in self._inbound_spi and name not in self._outbound.sas:
+                raise EngineError("no such SA", where=name)
+        return [self._remove(name) for name in names]
+
+    def _remove(self, name: str) -> SaCounters:
         spi = self._inbound_spi.pop(name, None)
         if spi is not None:
             inbound = self._inbound.sas.pop(spi)
@@ -102,9 +120,7 @@ class PythonEngine:
             final = inbound.counters()
             self._fold(Direction.INBOUND, final)
             return final
-        outbound = self._outbound.sas.pop(name, None)
-        if outbound is None:
-            raise EngineError("no such SA", where=name)
+        outbound = self._outbound.sas.pop(name)
         self._outbound.forget_flows()
         timer = self._keepalives.pop(name, None)
         if timer is not None:

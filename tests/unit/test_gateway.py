@@ -149,6 +149,26 @@ async def test_an_engine_that_refuses_an_sa_loses_no_other(rig: Rig) -> None:
     assert set(rig.engine.sas) == {sa.name for sa in rig.gateway.sas}
 
 
+async def test_where_one_of_many_sas_is_refused_none_of_them_comes_into_use(rig: Rig) -> None:
+    before = rig.seen()
+    many = tuple(make_sa(f"n{n}/out", Direction.OUTBOUND, 0x2011 + n) for n in range(8))
+    rig.engine.refuses = "n5/out"
+    with pytest.raises(EngineError):
+        await rig.gateway.apply(desired((OUT, IN, *many), ONE.policies))
+    assert rig.seen() == before
+
+
+async def test_where_the_ledger_refuses_one_key_it_leases_no_number_of_the_others(
+    rig: Rig,
+) -> None:
+    turned = make_sa("m/out", Direction.OUTBOUND, 0x1003, key=IN.spi)
+    fresh = make_sa("n/out", Direction.OUTBOUND, 0x1004)
+    with pytest.raises(KeyReuseError):
+        await rig.gateway.apply(desired((OUT, IN, fresh, turned), ONE.policies))
+    await rig.gateway.apply(desired((OUT, IN, fresh), ONE.policies))
+    assert rig.engine.leases["n/out"].first == 1
+
+
 async def test_a_start_that_fails_takes_back_what_it_made(make_rig: MakeRig) -> None:
     rig = make_rig()
     untouched = rig.netlink.network

@@ -1,6 +1,7 @@
 //! The engine: makes the workers and tells them what to do. Packets never come here.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -53,6 +54,23 @@ pub struct SaCounters {
     /// Where the peer is.
     pub peer: SocketAddr,
 }
+
+/// An SA that can't be installed, and why.
+#[derive(Debug)]
+pub struct Refused {
+    /// The SA's name.
+    pub sa: Arc<str>,
+    /// Why.
+    pub why: Error,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.sa, self.why)
+    }
+}
+
+impl std::error::Error for Refused {}
 
 /// The data plane: workers, and the tables that they read.
 pub struct Engine {
@@ -193,90 +211,123 @@ impl Engine {
         Ok(())
     }
 
-    /// Add an outbound SA that begins at the lease's first number.
+    /// Add SAs in one step, all or none: an outbound one begins at its lease's first number, the
+    /// window of an inbound one treats every number up to the given one as seen.
     ///
     /// # Errors
-    /// `Argument` where the lease or the name can't be, or the provider lacks the suite.
-    pub fn install_outbound(&self, spec: SaSpec, lease: Lease) -> Result<()> {
-        let peer = self.peer_of(&spec);
-        let sa =
-            OutboundSa::new(spec, lease).map_err(|_| Error::Argument("the lease is of no use"))?;
-        sa.sealer(self.settings.provider)
-            .map_err(|_| Error::Argument("the provider does not have this suite"))?;
-        let entry = Arc::new(Outbound {
-            sa,
-            peer: ArcSwap::from_pointee(peer),
-            tallies: Tallies::new(self.workers()),
-        });
+    /// `Refused` with the SA whose lease or SPI can't be, or whose suite the provider lacks.
+    pub fn install(
+        &self,
+        outbound: Vec<(SaSpec, Lease)>,
+        inbound: Vec<(SaSpec, u64)>,
+    ) -> std::result::Result<(), Refused> {
+        let tables = self.shared.tables.load_full();
+        let mut arriving = HashMap::new();
+        for (spec, highest_seq) in inbound {
+            let spi = spec.spi;
+            let name = Arc::clone(&spec.name);
+            if tables.inbound.contains_key(&spi) || arriving.contains_key(&spi) {
+                return Err(refused(name, "another inbound SA has this SPI"));
+            }
+            let entry = self.inbound(spec, highest_seq);
+            arriving.insert(spi, entry.map_err(|why| refused(name, why))?);
+        }
+        let known = tables.inbound.values().chain(arriving.values());
+        let known: HashMap<&str, &Inbound> = known
+            .map(|entry| (&*entry.sa.spec.name, &**entry))
+            .collect();
+        let mut leaving = Vec::new();
+        for (spec, lease) in outbound {
+            let name = Arc::clone(&spec.name);
+            let pair = spec.pair.as_ref().and_then(|pair| known.get(&**pair));
+            let peer = peer_of(&spec, pair.copied());
+            let entry = self.outbound(spec, lease, peer);
+            leaving.push(entry.map_err(|why| refused(name, why))?);
+        }
+        drop(known);
         self.change(|tables| {
-            tables
-                .outbound
-                .insert(Arc::clone(&entry.sa.spec.name), entry);
+            tables.inbound.extend(arriving);
+            let named = leaving
+                .into_iter()
+                .map(|entry| (Arc::clone(&entry.sa.spec.name), entry));
+            tables.outbound.extend(named);
+        })
+        .map_err(|why| Refused {
+            sa: Arc::from(""),
+            why,
         })
     }
 
-    /// Where an outbound SA begins to send: to where its pair's packets come from, which tells only
-    /// when that changes, or else to where it is configured to.
-    fn peer_of(&self, spec: &SaSpec) -> SocketAddr {
-        let tables = self.shared.tables.load();
-        let is_pair = |inbound: &&Arc<Inbound>| {
-            let other = &inbound.sa.spec;
-            Some(&other.name) == spec.pair.as_ref()
-                && other.encapsulation == Encapsulation::Udp
-                && other.encapsulation == spec.encapsulation
-                && (other.remote, other.remote_port) == (spec.remote, spec.remote_port)
-        };
-        match tables.inbound.values().find(is_pair) {
-            Some(inbound) => **inbound.peer.load(),
-            None => SocketAddr::new(spec.remote, spec.remote_port),
-        }
+    fn outbound(
+        &self,
+        spec: SaSpec,
+        lease: Lease,
+        peer: SocketAddr,
+    ) -> std::result::Result<Arc<Outbound>, &'static str> {
+        let sa = OutboundSa::new(spec, lease).map_err(|_| "the lease is of no use")?;
+        sa.sealer(self.settings.provider)
+            .map_err(|_| "the provider does not have this suite")?;
+        Ok(Arc::new(Outbound {
+            sa,
+            peer: ArcSwap::from_pointee(peer),
+            tallies: Tallies::new(self.workers()),
+        }))
     }
 
-    /// Add an inbound SA whose window treats every number up to `highest_seq` as seen.
-    ///
-    /// # Errors
-    /// `Argument` where its SPI is taken or the provider lacks the suite.
-    pub fn install_inbound(&self, spec: SaSpec, highest_seq: u64) -> Result<()> {
-        if self.shared.tables.load().inbound.contains_key(&spec.spi) {
-            return Err(Error::Argument("another inbound SA has this SPI"));
-        }
+    fn inbound(
+        &self,
+        spec: SaSpec,
+        highest_seq: u64,
+    ) -> std::result::Result<Arc<Inbound>, &'static str> {
         let peer = SocketAddr::new(spec.remote, spec.remote_port);
         let sa = InboundSa::new(spec, highest_seq);
         sa.opener(self.settings.provider)
-            .map_err(|_| Error::Argument("the provider does not have this suite"))?;
-        let entry = Arc::new(Inbound {
+            .map_err(|_| "the provider does not have this suite")?;
+        Ok(Arc::new(Inbound {
             sa,
             peer: ArcSwap::from_pointee(peer),
             tallies: Tallies::new(self.workers()),
-        });
-        self.change(|tables| {
-            tables.inbound.insert(entry.sa.spec.spi, entry);
-        })
+        }))
     }
 }
 
 impl Engine {
-    /// Forget an SA: when this returns no worker seals or opens with it any more.
+    /// Forget SAs: when this returns no worker seals or opens with them any more. For each, whether
+    /// it was outbound, and its last counters.
     ///
     /// # Errors
-    /// `Argument` where there is none of this name.
-    pub fn remove(&self, name: &str) -> Result<SaCounters> {
+    /// `Argument` where there is none of a name; all are there still then.
+    pub fn remove(&self, names: &[&str]) -> Result<Vec<(bool, SaCounters)>> {
         let tables = self.shared.tables.load_full();
-        if let Some(entry) = tables.outbound.get(name) {
-            self.change(|tables| {
-                tables.outbound.remove(name);
-            })?;
-            return Ok(outbound_counters(entry));
-        }
-        let entry = tables
+        let by_name: HashMap<&str, &Arc<Inbound>> = tables
             .inbound
             .values()
-            .find(|entry| &*entry.sa.spec.name == name)
-            .ok_or(Error::Argument("there is no SA of this name"))?;
+            .map(|entry| (&*entry.sa.spec.name, entry))
+            .collect();
+        let found = names
+            .iter()
+            .map(|name| {
+                let outbound = tables.outbound.get(*name).map(Going::Outbound);
+                outbound
+                    .or_else(|| by_name.get(name).copied().map(Going::Inbound))
+                    .ok_or(Error::Argument("there is no SA of this name"))
+            })
+            .collect::<Result<Vec<_>>>()?;
         self.change(|tables| {
-            tables.inbound.remove(&entry.sa.spec.spi);
+            for going in &found {
+                match going {
+                    Going::Outbound(entry) => drop(tables.outbound.remove(&entry.sa.spec.name)),
+                    Going::Inbound(entry) => drop(tables.inbound.remove(&entry.sa.spec.spi)),
+                }
+            }
         })?;
-        Ok(inbound_counters(entry))
+        Ok(found
+            .into_iter()
+            .map(|going| match going {
+                Going::Outbound(entry) => (true, outbound_counters(entry)),
+                Going::Inbound(entry) => (false, inbound_counters(entry)),
+            })
+            .collect())
     }
 
     /// Put a new SPD in place in one step.
@@ -329,6 +380,17 @@ impl Engine {
         first.send(Command::Keepalive(outer, peer))
     }
 
+    /// The packets that an outbound SA has sent.
+    ///
+    /// # Errors
+    /// `Argument` where there is no such SA.
+    pub fn sent(&self, name: &str) -> Result<u64> {
+        let tables = self.shared.tables.load();
+        let entry = tables.outbound.get(name);
+        let entry = entry.ok_or(Error::Argument("there is no SA of this name"))?;
+        Ok(entry.tallies.sum().packets)
+    }
+
     /// The counters of every SA by name, true for outbound ones.
     #[must_use]
     pub fn sas(&self) -> Vec<(Arc<str>, bool, SaCounters)> {
@@ -379,6 +441,32 @@ impl Drop for Engine {
             let _ = thread.join();
         }
     }
+}
+
+/// An SA that is to be forgotten.
+enum Going<'a> {
+    Outbound(&'a Arc<Outbound>),
+    Inbound(&'a Arc<Inbound>),
+}
+
+/// Where an outbound SA begins to send: to where its pair's packets come from, which tells only
+/// when that changes, or else to where it is configured to.
+fn peer_of(spec: &SaSpec, pair: Option<&Inbound>) -> SocketAddr {
+    let is_same_peer = |inbound: &&Inbound| {
+        let other = &inbound.sa.spec;
+        other.encapsulation == Encapsulation::Udp
+            && other.encapsulation == spec.encapsulation
+            && (other.remote, other.remote_port) == (spec.remote, spec.remote_port)
+    };
+    match pair.filter(is_same_peer) {
+        Some(inbound) => **inbound.peer.load(),
+        None => SocketAddr::new(spec.remote, spec.remote_port),
+    }
+}
+
+fn refused(sa: Arc<str>, why: &'static str) -> Refused {
+    let why = Error::Argument(why);
+    Refused { sa, why }
 }
 
 /// A worker's thread: when it ends before it was told to, the control plane hears why.

@@ -242,28 +242,38 @@ impl NativeEngine {
             .map_err(|error| os_error(&error))
     }
 
-    fn install_outbound(
+    fn install(
         &self,
         py: Python<'_>,
-        sa: SaArguments,
-        numbers: (u64, u128),
+        outbound: Vec<(SaArguments, (u64, u128))>,
+        inbound: Vec<(SaArguments, u64)>,
     ) -> PyResult<()> {
-        let (spec, lease) = (sa.spec()?, lease(numbers)?);
-        py.detach(|| self.0.install_outbound(spec, lease))
-            .map_err(|error| os_error(&error))
+        let outbound = outbound
+            .into_iter()
+            .map(|(sa, numbers)| Ok((sa.spec()?, lease(numbers)?)))
+            .collect::<PyResult<Vec<_>>>()?;
+        let inbound = inbound
+            .into_iter()
+            .map(|(sa, highest_seq)| Ok((sa.spec()?, highest_seq)))
+            .collect::<PyResult<Vec<_>>>()?;
+        py.detach(|| self.0.install(outbound, inbound))
+            .map_err(value_error)
     }
 
-    fn install_inbound(&self, py: Python<'_>, sa: SaArguments, highest_seq: u64) -> PyResult<()> {
-        let spec = sa.spec()?;
-        py.detach(|| self.0.install_inbound(spec, highest_seq))
-            .map_err(|error| os_error(&error))
-    }
-
-    fn remove_sa(&self, py: Python<'_>, name: &str) -> PyResult<SaTuple> {
-        let sa = py
-            .detach(|| self.0.remove(name))
+    fn remove(&self, py: Python<'_>, names: Vec<String>) -> PyResult<Vec<SaTuple>> {
+        let wanted: Vec<&str> = names.iter().map(String::as_str).collect();
+        let found = py
+            .detach(|| self.0.remove(&wanted))
             .map_err(|error| os_error(&error))?;
-        Ok(sa_tuple(name, sa.lease_end != 0, &sa))
+        Ok(wanted
+            .iter()
+            .zip(&found)
+            .map(|(name, (outbound, sa))| sa_tuple(name, *outbound, sa))
+            .collect())
+    }
+
+    fn sent(&self, name: &str) -> PyResult<u64> {
+        self.0.sent(name).map_err(|error| os_error(&error))
     }
 
     fn replace_policies(&self, py: Python<'_>, policies: Vec<PolicyTuple>) -> PyResult<()> {
