@@ -11,10 +11,18 @@ from pydantic_core import PydanticCustomError
 
 from esp_gw.conflicts import find_conflicts
 from esp_gw.errors import ConfigError, KeyFileError, Problem
-from esp_gw.fields import Location, Strict, describe, parse_name, parse_suite, unknown_field
+from esp_gw.fields import (
+    Location,
+    Strict,
+    describe,
+    parse_integer,
+    parse_name,
+    parse_suite,
+    unknown_field,
+)
 from esp_gw.files import printable
 from esp_gw.keyfile import generate
-from esp_gw.model import DEFAULT_SUITE, Desired, KeyMaterial, Policy, Sa, Suite, Tunnel
+from esp_gw.model import DEFAULT_SUITE, MAX_SAS, Desired, KeyMaterial, Policy, Sa, Suite, Tunnel
 from esp_gw.schema import GatewayModel, KeySource, PolicyModel, TunnelModel
 from esp_gw.wire import MIN_IPV6_MTU
 from esp_gw.yamlfile import Document, read_document
@@ -147,17 +155,18 @@ class _Reader:
             keymats = self._keymats(document, place, raw)
             if model is None or self._selector_count > MAX_SELECTORS:
                 continue
-            # A stand-in for a key that couldn't be read lets the conflicts be found all the same;
-            # its problem is noted, so it never leaves here.
-            out, in_ = (keymat or generate(model.suite) for keymat in keymats)
+            # Stand-ins for keys that couldn't be read let the conflicts be found all the same;
+            # their problem is noted, so they never leave here.
+            out, in_ = (
+                read or tuple(generate(model.suite) for _ in range(model.sas)) for read in keymats
+            )
             tunnel, sas, policy = model.expand(name, out, in_)
             self._tunnels.append(tunnel)
             self._sas += sas
             self._protects.append(policy)
             self._selector_count += len(policy.selectors)
             self._places[name] = (document, place)
-            self._places[sas[0].name] = (document, (*place, "outbound"))
-            self._places[sas[1].name] = (document, (*place, "inbound"))
+            self._places |= {sa.name: (document, (*place, sa.direction)) for sa in sas}
 
     def _validated(
         self, model: type[Model], document: Document, place: Location, raw: object
@@ -182,22 +191,23 @@ class _Reader:
 
     def _keymats(
         self, document: Document, place: Location, raw: object
-    ) -> tuple[KeyMaterial | None, KeyMaterial | None]:
-        """Both keys of a tunnel, read also where other fields of it are wrong."""
+    ) -> tuple[tuple[KeyMaterial, ...] | None, tuple[KeyMaterial, ...] | None]:
+        """The keys of both directions of a tunnel, read also where other fields of it are wrong."""
         if not isinstance(raw, dict):
             return None, None
         try:
             suite = parse_suite(raw.get("suite", DEFAULT_SUITE.name))
+            count = parse_integer(raw.get("sas", 1), 1, MAX_SAS)
         except PydanticCustomError:
             return None, None
         return (
-            self._keymat(document, (*place, "outbound"), raw.get("outbound"), suite),
-            self._keymat(document, (*place, "inbound"), raw.get("inbound"), suite),
+            self._keymat(document, (*place, "outbound"), raw.get("outbound"), suite, count),
+            self._keymat(document, (*place, "inbound"), raw.get("inbound"), suite, count),
         )
 
     def _keymat(
-        self, document: Document, place: Location, raw: object, suite: Suite
-    ) -> KeyMaterial | None:
+        self, document: Document, place: Location, raw: object, suite: Suite, count: int
+    ) -> tuple[KeyMaterial, ...] | None:
         try:
             source = KeySource.model_validate(raw.get("key") if isinstance(raw, dict) else None)
         except ValidationError:
@@ -210,7 +220,7 @@ class _Reader:
             text = "the key stands in the configuration itself; a key file keeps it apart"
             self._warnings.append(str(document.problem((*place, "key", "inline"), text)))
         try:
-            return source.read(suite, document.path.parent)
+            return source.read(suite, count, document.path.parent)
         except KeyFileError as error:
             self._complain(document, (*place, "key", source.kind), str(error))
             return None

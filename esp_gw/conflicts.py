@@ -131,24 +131,32 @@ def _unusable_sas(sas: Sequence[Sa], policies: Sequence[Policy]) -> Iterator[Con
     for policy in policies:
         if policy.action is not Action.PROTECT:
             continue
-        sa = known.get(policy.sa or "")
-        if sa is None:
-            yield Conflict((policy.name,), f"the policy's SA {policy.sa or '(none)'} is not there")
-        elif sa.direction is not Direction.OUTBOUND:
-            yield Conflict(
-                (policy.name, sa.name),
-                f"the policy {policy.name} protects with {sa.name}, which is not an outbound SA",
-            )
-        else:
-            same = set(sa.selectors)
-            for narrow in policy.selectors:
-                if narrow not in same and not any(covers(wide, narrow) for wide in sa.selectors):
-                    yield Conflict(
-                        (policy.name,),
-                        f"the policy matches {describe_selector(narrow)}, "
-                        f"more than its SA {sa.name} may carry",
-                    )
-                    break
+        for name in policy.sas or ("(none)",):
+            sa = known.get(name)
+            if sa is None:
+                yield Conflict((policy.name,), f"the policy's SA {name} is not there")
+            elif sa.direction is not Direction.OUTBOUND:
+                yield Conflict(
+                    (policy.name, name),
+                    f"the policy {policy.name} protects with {name}, which is not an outbound SA",
+                )
+            elif (narrow := _beyond(policy, sa)) is not None:
+                yield Conflict(
+                    (policy.name,),
+                    f"the policy matches {describe_selector(narrow)}, "
+                    f"more than its SA {name} may carry",
+                )
+
+
+def _beyond(policy: Policy, sa: Sa) -> Selector | None:
+    """What the policy matches and its SA may not carry."""
+    if policy.selectors == sa.selectors:
+        return None
+    same = set(sa.selectors)
+    for narrow in policy.selectors:
+        if narrow not in same and not any(covers(wide, narrow) for wide in sa.selectors):
+            return narrow
+    return None
 
 
 def _leaking_bypasses(policies: Sequence[Policy]) -> Iterator[Conflict]:

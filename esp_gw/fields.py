@@ -26,6 +26,7 @@ from esp_gw import wire
 from esp_gw.files import printable
 from esp_gw.model import (
     MAX_REPLAY_WINDOW,
+    MAX_SAS,
     MAX_SPI,
     MIN_REPLAY_WINDOW,
     MIN_SPI,
@@ -59,7 +60,7 @@ EVERYTHING: dict[int, IPNetwork] = {
 
 _INTEGER = re.compile(r"0|[1-9][0-9]{0,19}|0[xX][0-9a-fA-F]{1,16}")
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_LEN - 1}}}")
-_SA_NAME = re.compile(rf"{_NAME.pattern}(/(in|out))?")
+_SA_NAME = re.compile(rf"{_NAME.pattern}(/(in|out)(\.[1-9][0-9]?)?)?")
 _INTERFACE = re.compile(r"(?![^/:%]*[/:%])[!-~]{1,15}")
 _LIKE_A_KEY = re.compile(r"[0-9a-fA-F]{16}")
 _PORTS = re.compile(r"([0-9]{1,5})(?:\s*-\s*([0-9]{1,5}))?")
@@ -160,12 +161,12 @@ def parse_name(value: object) -> str:
 
 
 def parse_sa_name(value: object) -> str:
-    """The name of an SA: like a policy's, and /out or /in may follow."""
+    """The name of an SA: like a policy's, and /out or /in may follow, and a number after a dot."""
     if isinstance(value, str) and _SA_NAME.fullmatch(value):
         return value
     raise fault(
         f"expected a name: at most {MAX_NAME_LEN} letters, digits, '.', '_' and '-', beginning "
-        "with a letter or a digit; /out or /in may follow"
+        "with a letter or a digit; /out or /in may follow, or /out.2 and so on"
     )
 
 
@@ -420,6 +421,7 @@ Mark = Annotated[int, integer(1, 2**32 - 1)]
 Table = Annotated[int, PlainValidator(parse_table)]
 Mtu = Annotated[int, integer(576, 65535)]
 Keepalive = Annotated[int, integer(0, 3600)]
+SaCount = Annotated[int, integer(1, MAX_SAS)]
 ReplayWindow = Annotated[int, PlainValidator(parse_window)]
 Flag = Annotated[bool, PlainValidator(parse_flag)]
 EngineName = Annotated[str, PlainValidator(choice("auto", "python", "native"))]

@@ -1,4 +1,4 @@
-"""Key material in files and systemd credentials: one line of hex, key then salt, never shown."""
+"""Key material in files and systemd credentials: lines of hex, key then salt, never shown."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import os
 import re
 import secrets
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from esp_gw.errors import KeyFileError
 from esp_gw.files import open_regular, printable, privacy_fault, read_bounded, write_new
 from esp_gw.model import SALT_LEN, KeyMaterial, Suite
 
-MAX_KEY_FILE_LEN = 4096
+MAX_KEY_FILE_LEN = 16384
 _HEX_DIGITS = re.compile(r"[0-9a-fA-F]+")
 _ONLY_A_KEY = re.compile(r"\s*(0[xX])?[0-9a-fA-F]{32,}\s*")
 _CREDENTIAL_NAME = re.compile(r"[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,127}")
@@ -29,7 +30,7 @@ def is_a_key(text: str) -> bool:
 
 
 def format_keymat(keymat: KeyMaterial) -> str:
-    """Key and salt as hex digits without a prefix, the text of a key file's one line."""
+    """Key and salt as hex digits without a prefix, the text of a line of a key file."""
     return keymat.to_bytes().hex()
 
 
@@ -54,8 +55,8 @@ def parse_keymat(text: str, suite: Suite) -> KeyMaterial:
     return KeyMaterial.from_bytes(bytes.fromhex(digits))
 
 
-def read_key_file(path: Path, suite: Suite) -> KeyMaterial:
-    """Key material from a text file: `#` comments and one line of hex, as `ip xfrm` takes it.
+def read_key_file(path: Path, suite: Suite, count: int = 1) -> tuple[KeyMaterial, ...]:
+    """The key material of `count` SAs from a text file: `#` comments, and a line of hex for each.
 
     The file has to be a regular one with mode 0600 or stricter, owned by root or by the user that
     runs this. Raises KeyFileError with the path in `where`.
@@ -63,13 +64,14 @@ def read_key_file(path: Path, suite: Suite) -> KeyMaterial:
     return _read(
         path,
         suite,
+        count,
         forbidden=0o077,
         hint=f"it has to be yours or root's: chmod 600 {shlex.quote(printable(path))}",
     )
 
 
-def read_credential(name: str, suite: Suite) -> KeyMaterial:
-    """Key material from the systemd credential `name`, in the text format of a key file.
+def read_credential(name: str, suite: Suite, count: int = 1) -> tuple[KeyMaterial, ...]:
+    """The key material of `count` SAs from the systemd credential `name`, text as in a key file.
 
     Raises KeyFileError. Source: systemd.exec(5), LoadCredential=.
     """
@@ -91,18 +93,22 @@ def read_credential(name: str, suite: Suite) -> KeyMaterial:
     return _read(
         Path(folder) / name,
         suite,
+        count,
         forbidden=0o037,
         hint="let systemd provide it by LoadCredential=",
     )
 
 
-def write_key_file(path: Path, keymat: KeyMaterial, comment: str = "") -> None:
-    """Create a key file with mode 0600, on the disk when this returns; never overwrites.
+def write_key_file(path: Path, keymats: Sequence[KeyMaterial], comment: str = "") -> None:
+    """Create a key file, a line for each key, with mode 0600; never overwrites.
+
+    It is on the disk when this returns.
 
     Raises KeyFileError with the path in `where`.
     """
     lines = [f"# {printable(line)}\n" for line in comment.splitlines()]
-    content = "".join([*lines, format_keymat(keymat), "\n"])
+    lines += [f"{format_keymat(keymat)}\n" for keymat in keymats]
+    content = "".join(lines)
     try:
         write_new(path, content.encode())
     except FileExistsError:
@@ -121,7 +127,9 @@ def write_key_file(path: Path, keymat: KeyMaterial, comment: str = "") -> None:
         raise _unusable(path, error) from None
 
 
-def _read(path: Path, suite: Suite, *, forbidden: int, hint: str) -> KeyMaterial:
+def _read(
+    path: Path, suite: Suite, count: int, *, forbidden: int, hint: str
+) -> tuple[KeyMaterial, ...]:
     where = printable(path)
     try:
         with open_regular(path) as (fd, status):
@@ -130,20 +138,35 @@ def _read(path: Path, suite: Suite, *, forbidden: int, hint: str) -> KeyMaterial
             content = read_bounded(fd, MAX_KEY_FILE_LEN)
     except OSError as error:
         raise _unusable(path, error) from None
-    try:
-        return parse_keymat(_single_line(content), suite)
-    except KeyFileError as error:
-        raise KeyFileError(error.what, where=where, hint=error.hint) from None
-
-
-def _single_line(content: bytes) -> str:
     # Comments may be in any encoding, so lines are split before anything is decoded.
-    bare = (raw.partition(b"#")[0].strip() for raw in content.split(b"\n"))
-    lines = [line for line in bare if line]
-    if len(lines) != 1:
-        found = f"there are {len(lines)} lines" if lines else "there is no line"
-        raise KeyFileError(f"{found} of hex in it, one is needed: key then salt")
-    return lines[0].decode("latin-1")
+    bare = [raw.partition(b"#")[0].strip() for raw in content.split(b"\n")]
+    lines = [(number, line.decode("latin-1")) for number, line in enumerate(bare, 1) if line]
+    if len(lines) != count:
+        raise _wrong_count(where, len(lines), count)
+    keymats = []
+    for number, line in lines:
+        try:
+            keymats.append(parse_keymat(line, suite))
+        except KeyFileError as error:
+            raise KeyFileError(
+                error.what, where=f"{where}, line {number}", hint=error.hint
+            ) from None
+    return tuple(keymats)
+
+
+def _wrong_count(where: str, found: int, count: int) -> KeyFileError:
+    there = {0: "there is no line", 1: "there is one line"}.get(found, f"there are {found} lines")
+    if count == 1:
+        return KeyFileError(
+            f"{there} of hex in it, one is needed: key then salt",
+            where=where,
+            hint=f"for a tunnel of {found} SAs say sas: {found}" if found > 1 else None,
+        )
+    return KeyFileError(
+        f"{there} of hex in it, {count} are needed: key then salt, a line for each SA",
+        where=where,
+        hint=f"'esp-gw keygen --sas {count}' writes such a file",
+    )
 
 
 def _unusable(path: Path, error: OSError | ValueError) -> KeyFileError:

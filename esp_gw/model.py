@@ -22,6 +22,8 @@ IV_LEN = 8
 DEFAULT_REPLAY_WINDOW = 1024
 MIN_REPLAY_WINDOW = 64
 MAX_REPLAY_WINDOW = 8192
+MAX_SAS = 64
+"""SAs of one tunnel in each direction: as many as the largest machines have workers for."""
 
 
 class Mode(enum.StrEnum):
@@ -207,12 +209,12 @@ class Sa:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """One entry of the SPD; `sa` names the outbound SA of a protect policy."""
+    """One entry of the SPD; `sas` names the outbound SAs of a protect policy, one a flow."""
 
     name: str
     action: Action
     selectors: tuple[Selector, ...]
-    sa: str | None = None
+    sas: tuple[str, ...] = ()
     tunnel: str | None = None
     origin: Origin = Origin.CONFIG
 

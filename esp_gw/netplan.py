@@ -142,8 +142,7 @@ def plan_network(
             continue
         for selector in policy.selectors:
             selectors.setdefault(selector.remote, selector)
-            if policy.sa in sas:
-                sa = sas[policy.sa]
+            for sa in [sas[name] for name in policy.sas if name in sas]:
                 mtu = inner_mtu(sa, path_mtus.get(sa.remote, DEFAULT_PATH_MTU))
                 narrowest[selector.remote] = min(mtu, narrowest.get(selector.remote, mtu))
     addresses = frozenset(settings.addresses)

@@ -60,15 +60,16 @@ class _Terms:
     mode: Mode
     encapsulation: Encapsulation
     suite: Suite
+    sas: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """One direction between the two."""
+    """One direction between the two: the first SPI, and a key for each SA."""
 
     name: str
     spi: int
-    keymat: KeyMaterial
+    keymats: tuple[KeyMaterial, ...]
 
 
 def make_pair(
@@ -82,6 +83,7 @@ def make_pair(
     mode: Mode = Mode.TUNNEL,
     encapsulation: Encapsulation = Encapsulation.UDP,
     suite: Suite = DEFAULT_SUITE,
+    sas: int = 1,
     local_address: IPAddress | None = None,
     remote_address: IPAddress | None = None,
     local_settings: Mapping[str, object] | None = None,
@@ -89,11 +91,11 @@ def make_pair(
 ) -> Pair:
     """Write OUTPUT/NAME/gateway.yaml and OUTPUT/NAME/keys/*.key for both sides of a tunnel.
 
-    `local` and `remote` are outer addresses; the inner addresses of the gateways are the first
-    hosts of their first prefixes where they are not given, none where a side is everything. The
-    settings are further fields of the section `gateway` of a side. Folders have mode 0700 and
-    files 0600. Raises EspGwError, also where something is there already; then nothing of the pair
-    is left.
+    `local` and `remote` are outer addresses, `sas` is the number of SAs in each direction; the
+    inner addresses of the gateways are the first hosts of their first prefixes where they are not
+    given, none where a side is everything. The settings are further fields of the section `gateway`
+    of a side. Folders have mode 0700 and files 0600. Raises EspGwError, also where something is
+    there already; then nothing of the pair is left.
     """
     if names[0] == names[1]:
         raise EspGwError(f"both sides have the name {printable(names[0])}", hint="choose two names")
@@ -104,9 +106,14 @@ def make_pair(
             raise EspGwError(error.message(), where=f"name {printable(name)}") from None
     ours = _Side(names[0], local, tuple(local_nets), local_address, local_settings or {})
     theirs = _Side(names[1], remote, tuple(remote_nets), remote_address, remote_settings or {})
-    terms = _Terms(mode, encapsulation, suite)
-    there = _Way(f"{ours.name} to {theirs.name}", _random_spi(), generate(suite))
-    back = _Way(f"{theirs.name} to {ours.name}", _random_spi(there.spi), generate(suite))
+    terms = _Terms(mode, encapsulation, suite, sas)
+    spis = _random_spis(sas)
+    there, back = (
+        _Way(name, spi, tuple(generate(suite) for _ in range(sas)))
+        for name, spi in zip(
+            (f"{ours.name} to {theirs.name}", f"{theirs.name} to {ours.name}"), spis, strict=True
+        )
+    )
     with contextlib.ExitStack() as undo:
         try:
             _make_output(output, undo)
@@ -131,11 +138,12 @@ def make_pair(
     return pair
 
 
-def _random_spi(other: int | None = None) -> int:
+def _random_spis(sas: int) -> tuple[int, int]:
+    """The first SPI of each direction; those of all SAs differ."""
     while True:
-        spi = MIN_SPI + secrets.randbelow(MAX_SPI - MIN_SPI + 1)
-        if spi != other:
-            return spi
+        one, other = (MIN_SPI + secrets.randbelow(MAX_SPI - MIN_SPI - sas + 2) for _ in range(2))
+        if abs(one - other) >= sas:
+            return one, other
 
 
 def _make_output(output: Path, undo: contextlib.ExitStack) -> None:
@@ -166,7 +174,7 @@ def _write_side(
     (folder / "keys").mkdir(mode=0o700)
     for end, way in (("out", outbound), ("in", inbound)):
         comment = f"Key and salt for {way.name}, {terms.suite}: a secret of these two gateways."
-        write_key_file(folder / "keys" / f"{there.name}.{end}.key", way.keymat, comment)
+        write_key_file(folder / "keys" / f"{there.name}.{end}.key", way.keymats, comment)
     path = folder / "gateway.yaml"
     write_new(path, _config_text(here, there, terms, outbound, inbound).encode())
     load_config(path)
@@ -198,6 +206,13 @@ def _config_text(here: _Side, there: _Side, terms: _Terms, outbound: _Way, inbou
         ]
     lines += [
         f"    suite: {terms.suite}",
+    ]
+    if terms.sas > 1:
+        lines += [
+            "    # Flows are spread over as many SAs each way; each SPI is one more than the last.",
+            f"    sas: {terms.sas}",
+        ]
+    lines += [
         f"    # What is outbound here is inbound on {there.name}.",
         f"    outbound: {{spi: {outbound.spi:#x}, key: {{file: keys/{there.name}.out.key}}}}",
         f"    inbound: {{spi: {inbound.spi:#x}, key: {{file: keys/{there.name}.in.key}}}}",

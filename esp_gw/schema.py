@@ -6,16 +6,20 @@ only where that field is good. The CLI's entries (esp_gw.store) build on the sam
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from esp_gw import fields
+from esp_gw.errors import KeyFileError
 from esp_gw.fields import Strict, fault
 from esp_gw.keyfile import is_a_key, parse_keymat, read_credential, read_key_file
 from esp_gw.model import (
     DEFAULT_REPLAY_WINDOW,
     DEFAULT_SUITE,
+    MAX_SPI,
     UDP_ENCAP_PORT,
     Action,
     Direction,
@@ -86,17 +90,20 @@ class KeySource(Strict):
         """The field that is given."""
         return next(name for name in type(self).model_fields if getattr(self, name) is not None)
 
-    def read(self, suite: Suite, folder: Path) -> KeyMaterial:
-        """The key material; a file's name is relative to `folder`. Raises KeyFileError."""
+    def read(self, suite: Suite, count: int, folder: Path) -> tuple[KeyMaterial, ...]:
+        """The keys of `count` SAs; a file's name is relative to `folder`. Raises KeyFileError."""
         if self.inline is not None:
-            return parse_keymat(self.inline.get_secret_value(), suite)
+            if count > 1:
+                text = f"holds one key, and each of {count} SAs needs its own: use a key file"
+                raise KeyFileError(text)
+            return (parse_keymat(self.inline.get_secret_value(), suite),)
         if self.credential is not None:
-            return read_credential(self.credential, suite)
-        return read_key_file(folder / str(self.file), suite)
+            return read_credential(self.credential, suite, count)
+        return read_key_file(folder / str(self.file), suite, count)
 
 
 class HalfModel(Strict):
-    """One direction of a tunnel."""
+    """One direction of a tunnel: the SPI of its first SA, and the keys of all."""
 
     spi: fields.Spi
     key: KeySource
@@ -229,38 +236,58 @@ class SaFields(Strict):
 
 
 class TunnelModel(SaFields):
-    """One entry of `tunnels`: a pair of SAs and the policy that sends traffic into it."""
+    """One entry of `tunnels`: pairs of SAs and the policy that sends traffic into them."""
 
+    sas: fields.SaCount = 1
     outbound: HalfModel
     inbound: HalfModel
 
+    @field_validator("outbound", "inbound")
+    @classmethod
+    def _has_spis_for_all(cls, half: HalfModel, info: ValidationInfo) -> HalfModel:
+        count = info.data.get("sas", 1)
+        if half.spi + count - 1 > MAX_SPI:
+            raise fault(
+                f"spi: {count} SAs have SPIs from {half.spi:#x} on, and the last there is is "
+                f"{MAX_SPI:#x}"
+            )
+        return half
+
     def expand(
-        self, name: str, keymat_out: KeyMaterial, keymat_in: KeyMaterial
-    ) -> tuple[Tunnel, tuple[Sa, Sa], Policy]:
-        """The tunnel, its SAs NAME/out and NAME/in, and its protect policy NAME."""
-        out_name, in_name = f"{name}/out", f"{name}/in"
+        self, name: str, keymats_out: Sequence[KeyMaterial], keymats_in: Sequence[KeyMaterial]
+    ) -> tuple[Tunnel, tuple[Sa, ...], Policy]:
+        """The tunnel, its SAs NAME/out and NAME/in, and its protect policy NAME.
+
+        Further SAs are NAME/out.2 and NAME/in.2 and so on: with more or fewer of them, the others
+        stay what they are.
+        """
         selectors = self.selectors()
-        sas = (
-            self.build_sa(
-                out_name,
+        sas: list[Sa] = []
+        for index, (keymat_out, keymat_in) in enumerate(zip(keymats_out, keymats_in, strict=True)):
+            number = f".{index + 1}" if index else ""
+            names = (f"{name}/out{number}", f"{name}/in{number}")
+            outbound = self.build_sa(
+                names[0],
                 Direction.OUTBOUND,
-                self.outbound.spi,
+                self.outbound.spi + index,
                 keymat_out,
                 selectors,
                 tunnel=name,
-                pair=in_name,
-            ),
-            self.build_sa(
-                in_name,
+                pair=names[1],
+            )
+            inbound = self.build_sa(
+                names[1],
                 Direction.INBOUND,
-                self.inbound.spi,
+                self.inbound.spi + index,
                 keymat_in,
                 selectors,
                 tunnel=name,
-                pair=out_name,
-            ),
-        )
-        policy = Policy(name, Action.PROTECT, selectors, sa=out_name, tunnel=name)
+                pair=names[0],
+            )
+            # All of them have one NAT mapping; the first SA's keepalives keep it.
+            sas += [replace(outbound, keepalive=0) if index else outbound, inbound]
+        outbound_names = tuple(sa.name for sa in sas if sa.direction is Direction.OUTBOUND)
+        policy = Policy(name, Action.PROTECT, selectors, sas=outbound_names, tunnel=name)
         tunnel = Tunnel(
             name=name,
             mode=self.mode,
@@ -270,10 +297,10 @@ class TunnelModel(SaFields):
             remote=self.remote,
             local_ts=self.local_prefixes,
             remote_ts=self.remote_prefixes,
-            sas=(out_name, in_name),
+            sas=tuple(sa.name for sa in sas),
             policies=(name,),
         )
-        return tunnel, sas, policy
+        return tunnel, tuple(sas), policy
 
 
 class PolicyFields(Strict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,8 @@ from esp_gw.sysctl import network_warnings
 log = structlog.get_logger()
 
 Parameters = dict[str, object]
+
+_SILENT = "no packet received yet"
 
 
 class Service:
@@ -216,10 +219,12 @@ class Service:
             # In the middle of a reload an SA may be gone already.
             if not counters.keys() >= set(tunnel.sas):
                 continue
-            out, inbound = (counters[name] for name in tunnel.sas)
-            drops: dict[str, int] = dict(out.drops)
-            for reason, count in inbound.drops.items():
-                drops[reason] = drops.get(reason, 0) + count
+            sas = [counters[name] for name in tunnel.sas]
+            # The two directions of each pair in turn.
+            outbound, inbound = sas[::2], sas[1::2]
+            drops: Counter[str] = Counter()
+            for sa in sas:
+                drops.update(sa.drops)
             tunnels.append(
                 {
                     "name": tunnel.name,
@@ -227,15 +232,16 @@ class Service:
                     "encapsulation": tunnel.encapsulation,
                     "suite": tunnel.suite.name,
                     "local": str(tunnel.local),
-                    "remote": str(out.remote),
+                    "remote": str(outbound[0].remote),
                     "local_ts": [str(prefix) for prefix in tunnel.local_ts],
                     "remote_ts": [str(prefix) for prefix in tunnel.remote_ts],
-                    "state": "up" if inbound.packets else "no packet received yet",
-                    "packets_out": out.packets,
-                    "bytes_out": out.bytes,
-                    "packets_in": inbound.packets,
-                    "bytes_in": inbound.bytes,
-                    "drops": drops,
+                    "sas": list(tunnel.sas),
+                    "state": "up" if any(sa.packets for sa in inbound) else _SILENT,
+                    "packets_out": sum(sa.packets for sa in outbound),
+                    "bytes_out": sum(sa.bytes for sa in outbound),
+                    "packets_in": sum(sa.packets for sa in inbound),
+                    "bytes_in": sum(sa.bytes for sa in inbound),
+                    "drops": dict(drops),
                 }
             )
         return {"tunnels": tunnels}
@@ -412,7 +418,7 @@ def _policy_info(policy: Policy) -> Parameters:
         "name": policy.name,
         "action": policy.action,
         "selectors": [_selector_info(selector) for selector in policy.selectors],
-        "sa": policy.sa,
+        "sas": list(policy.sas),
         "tunnel": policy.tunnel,
         "origin": policy.origin,
     }

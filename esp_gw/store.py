@@ -98,7 +98,8 @@ class PolicyEntry(PolicyFields):
 
     def to_policy(self) -> Policy:
         """The policy of this entry, its origin the CLI."""
-        return Policy(self.name, self.action, self.selectors(), sa=self.sa, origin=Origin.CLI)
+        sas = () if self.sa is None else (self.sa,)
+        return Policy(self.name, self.action, self.selectors(), sas=sas, origin=Origin.CLI)
 
 
 @dataclass(frozen=True, slots=True)

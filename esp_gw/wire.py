@@ -37,6 +37,8 @@ NO_PORT = -1
 _IPV4 = struct.Struct("!BBHHHBBHII")
 _IPV6 = struct.Struct("!IHBB16s16s")
 _PORTS = struct.Struct("!HH")
+_WORD = 2**64 - 1
+_SPREAD_SEED, _SPREAD_FACTOR = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93
 
 
 class Inner(NamedTuple):
@@ -100,6 +102,34 @@ def flow_key(packet: memoryview) -> tuple[int, bytes] | None:
         if packet[4] or packet[5] >= 4:
             return protocol, bytes(packet[8:44])
     return None
+
+
+def address_key(packet: memoryview) -> tuple[int, bytes]:
+    """Return the addresses alone as a key: all fragments of a packet have it in common."""
+    return 0, bytes(packet[12:20] if packet[0] >> 4 == 4 else packet[8:40])
+
+
+def spread(key: tuple[int, bytes]) -> int:
+    """Return 64 bits by which flows are spread over the SAs of a tunnel, the same in both engines.
+
+    Both directions of a flow have the same. `key` is of flow_key or address_key.
+    """
+    protocol, data = key
+    version, size = (4, 4) if len(data) < 32 else (6, 16)
+    ports = data[2 * size :]
+    low, high = sorted(
+        [
+            (int.from_bytes(data[:size]), int.from_bytes(ports[:2])),
+            (int.from_bytes(data[size : 2 * size]), int.from_bytes(ports[2:])),
+        ]
+    )
+    kind = version << 40 | protocol << 32 | low[1] << 16 | high[1]
+    mixed = _SPREAD_SEED
+    for word in (kind, low[0] >> 64, low[0], high[0] >> 64, high[0]):
+        mixed ^= word & _WORD
+        product = mixed * _SPREAD_FACTOR
+        mixed = (product ^ product >> 64 ^ mixed << 32 ^ mixed >> 32) & _WORD
+    return mixed
 
 
 def parse(packet: memoryview, length: int) -> Inner:

@@ -75,7 +75,7 @@ def make_sa(
 
 
 def protect(name: str, sa: str, *selectors: Selector) -> Policy:
-    return Policy(name, Action.PROTECT, selectors, sa=sa)
+    return Policy(name, Action.PROTECT, selectors, sas=(sa,))
 
 
 def bypass(name: str, *selectors: Selector) -> Policy:

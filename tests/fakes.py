@@ -85,7 +85,7 @@ class FakeEngine:
         return [counters[name] for name in names]
 
     def replace_policies(self, policies: Sequence[Policy]) -> None:
-        assert {policy.sa for policy in policies} - {None} <= self.sas.keys()
+        assert {name for policy in policies for name in policy.sas} <= self.sas.keys()
         self.policies = tuple(policies)
 
     def extend_lease(self, name: str, lease: Lease) -> None:
@@ -102,9 +102,9 @@ class FakeEngine:
         if sa.direction is Direction.OUTBOUND:
             lease = self.leases[sa.name]
             seq = lease.first if used is None else used + 1
-            return SaCounters(0, 0, seq, lease.end, sa.remote, sa.remote_port)
+            return SaCounters(used or 0, 0, seq, lease.end, sa.remote, sa.remote_port)
         seq = self.floors[sa.name] if used is None else used
-        return SaCounters(0, 0, seq, 0, sa.remote, sa.remote_port)
+        return SaCounters(used or 0, 0, seq, 0, sa.remote, sa.remote_port)
 
 
 class FakeNetlink:

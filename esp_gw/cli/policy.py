@@ -63,7 +63,7 @@ def delete(daemon: Daemon, name: str, as_json: bool) -> None:
 def _print(policies: list[dict[str, Any]]) -> None:
     rows = []
     for entry in policies:
-        name, action, sa = entry["name"], entry["action"], entry["sa"] or ""
+        name, action, sa = entry["name"], entry["action"], _sas(entry["sas"])
         # One line a selector, the policy's own columns on the first.
         for selector in entry["selectors"]:
             rows.append(
@@ -84,6 +84,11 @@ def _print(policies: list[dict[str, Any]]) -> None:
 
 def _side(network: str, ports: object) -> str:
     return network if ports is None else f"{network} port {ports}"
+
+
+def _sas(names: list[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return names[0] + more if names else ""
 
 
 def _protocol(protocol: int | str | None) -> str:

@@ -10,7 +10,7 @@ import click
 
 from esp_gw.cli import output
 from esp_gw.cli.options import DIRECTORY, FILE, SUITE, address, network
-from esp_gw.model import DEFAULT_SUITE, SUITES, Encapsulation, Mode
+from esp_gw.model import DEFAULT_SUITE, MAX_SAS, SUITES, Encapsulation, Mode
 
 suite_option = click.option(
     "--suite",
@@ -19,6 +19,15 @@ suite_option = click.option(
     show_default=True,
     metavar="NAME",
     help=f"One of {', '.join(SUITES)}.",
+)
+
+sas_option = click.option(
+    "--sas",
+    type=click.IntRange(1, MAX_SAS),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="SAs of the tunnel in each direction, each with a key of its own.",
 )
 
 
@@ -48,6 +57,7 @@ suite_option = click.option(
     show_default=True,
 )
 @suite_option
+@sas_option
 @click.option(
     "--out",
     type=DIRECTORY,
@@ -67,6 +77,7 @@ def init(
     mode: str,
     encapsulation: str,
     suite: str,
+    sas: int,
     out: Path,
 ) -> None:
     """Write the configurations and keys of two gateways, A and B, that fit each other."""
@@ -86,6 +97,7 @@ def init(
         mode=Mode(mode),
         encapsulation=Encapsulation(encapsulation),
         suite=SUITES[suite],
+        sas=sas,
         local_address=None if local_address is None else ip_address(local_address),
         remote_address=None if remote_address is None else ip_address(remote_address),
     )
@@ -103,15 +115,18 @@ def init(
 
 @click.command()
 @suite_option
+@sas_option
 @click.option(
     "--out", type=FILE, required=True, metavar="FILE", help="The key file to make, mode 0600."
 )
-def keygen(suite: str, out: Path) -> None:
-    """Write a key file with a fresh random key and salt; it is never printed."""
+def keygen(suite: str, sas: int, out: Path) -> None:
+    """Write a key file with a fresh random key and salt, or several; they are never printed."""
     from esp_gw.keyfile import generate, write_key_file  # noqa: PLC0415 - only needed here
 
-    write_key_file(out, generate(SUITES[suite]), f"Key and salt for {suite}.")
-    click.echo(output.printable(f"wrote {out}: a key for {suite}"))
+    keymats = [generate(SUITES[suite]) for _ in range(sas)]
+    write_key_file(out, keymats, f"Key and salt for {suite}.")
+    what = "a key" if sas == 1 else f"{sas} keys"
+    click.echo(output.printable(f"wrote {out}: {what} for {suite}"))
 
 
 def _word(path: Path | str) -> str:

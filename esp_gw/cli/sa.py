@@ -162,7 +162,7 @@ def _read_key(source: str, suite: Suite) -> str:
     if source == "-":
         keymat = keyfile.parse_keymat(sys.stdin.read(MAX_STDIN_KEY), suite)
     else:
-        keymat = keyfile.read_key_file(Path(source), suite)
+        (keymat,) = keyfile.read_key_file(Path(source), suite)
     return keyfile.format_keymat(keymat)
 
 

@@ -23,13 +23,26 @@ def list_(daemon: Daemon, as_json: bool) -> None:
         print_json(reply)
         return
     print_table(
-        ("NAME", "STATE", "MODE", "SUITE", "LOCAL", "REMOTE", "TRAFFIC", "OUT", "IN", "DROPS"),
+        (
+            "NAME",
+            "STATE",
+            "MODE",
+            "SUITE",
+            "SAS",
+            "LOCAL",
+            "REMOTE",
+            "TRAFFIC",
+            "OUT",
+            "IN",
+            "DROPS",
+        ),
         [
             (
                 entry["name"],
                 entry["state"],
                 f"{entry['mode']}/{entry['encapsulation']}",
                 entry["suite"],
+                str(len(entry["sas"])),
                 entry["local"],
                 entry["remote"],
                 f"{joined(entry['local_ts'])} - {joined(entry['remote_ts'])}",

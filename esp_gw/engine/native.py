@@ -142,7 +142,7 @@ class NativeEngine:
                     policy.name,
                     policy.action.value,
                     [_selector(selector) for selector in policy.selectors],
-                    policy.sa,
+                    policy.sas,
                 )
                 for policy in policies
             ]

@@ -31,9 +31,11 @@ from esp_gw.wire import (
     MIN_IPV6_MTU,
     ROUTING,
     Inner,
+    address_key,
     flow_key,
     packet_length,
     parse,
+    spread,
     traffic_class,
 )
 
@@ -95,10 +97,7 @@ class OutboundPath:
             raise Drop(DropReason.MALFORMED_INNER)
         key = flow_key(packet)
         whole = False
-        if (
-            key is None
-            and (candidate := self._transport_candidate(parse(packet, length))) is not None
-        ):
+        if key is None and (candidate := self._transport_candidate(packet, length)) is not None:
             # Before the lookup: a fragment may have no ports to match, while the whole has.
             length = self._reassemble(candidate, packet, length)
             if not length:
@@ -118,7 +117,7 @@ class OutboundPath:
     ) -> OutboundState:
         target = self._flows.get(key) if key else None
         if target is None:
-            target = self._find(parse(packet, length))
+            target = self._find(parse(packet, length), key or address_key(packet))
             if key is not None:
                 if len(self._flows) >= MAX_FLOWS:
                     self._flows.clear()
@@ -127,7 +126,7 @@ class OutboundPath:
             raise Drop(target)
         return target
 
-    def _find(self, inner: Inner) -> Target:
+    def _find(self, inner: Inner, flow: tuple[int, bytes]) -> Target:
         policy = self._spd.lookup(inner)
         if policy is None:
             return DropReason.NO_POLICY
@@ -135,7 +134,7 @@ class OutboundPath:
             return DropReason.POLICY_DISCARD
         if policy.action is Action.BYPASS:
             return DropReason.POLICY_BYPASS
-        state = self.sas.get(policy.sa or "")
+        state = self._sa_of(policy, flow)
         if state is None:
             return DropReason.NO_SA
         # While a reload replaces SAs, a policy of before may name an SA of after, which leads to
@@ -144,11 +143,17 @@ class OutboundPath:
             return DropReason.SELECTOR_MISMATCH
         return state
 
-    def _transport_candidate(self, inner: Inner) -> OutboundState | None:
-        """Return the transport-mode SA that may carry what `inner` is a fragment of, if any."""
+    def _sa_of(self, policy: Policy, flow: tuple[int, bytes]) -> OutboundState | None:
+        if not policy.sas:
+            return None
+        return self.sas.get(policy.sas[spread(flow) % len(policy.sas)])
+
+    def _transport_candidate(self, packet: memoryview, length: int) -> OutboundState | None:
+        """Return the transport-mode SA that may carry what a packet is a fragment of, if any."""
+        inner = parse(packet, length)
         if inner.fragment:
             for policy in self._spd.candidates(inner):
-                state = self.sas.get(policy.sa or "")
+                state = self._sa_of(policy, address_key(packet))
                 if state is not None and state.transport:
                     return state
         return None

@@ -35,6 +35,7 @@ class PairPlan:
     mode: Mode = Mode.TUNNEL
     encapsulation: Encapsulation = Encapsulation.UDP
     suite: Suite = DEFAULT_SUITE
+    sas: int = 1
     outer_version: int = 4
     inner_versions: tuple[int, ...] = (4,)
     mtu: int = 1500
@@ -107,6 +108,7 @@ def gateway_pair(folder: Path, plan: PairPlan) -> Iterator[GatewayPair]:
             mode=plan.mode,
             encapsulation=plan.encapsulation,
             suite=plan.suite,
+            sas=plan.sas,
             local_settings={**gateways[0].settings, **_addresses(plan, 0), **plan.settings},
             remote_settings={**gateways[1].settings, **_addresses(plan, 1), **plan.settings},
         )

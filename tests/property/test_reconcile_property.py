@@ -111,9 +111,10 @@ class World:
     def served(self) -> set[str]:
         """The SAs that policies in place name and that are there to be used."""
         return {
-            policy.sa
+            name
             for policy in self.policies
-            if policy.sa in self.sas and self.sas[policy.sa].direction is Direction.OUTBOUND
+            for name in policy.sas
+            if name in self.sas and self.sas[name].direction is Direction.OUTBOUND
         }
 
     def guarded(self) -> set[tuple[IPNetwork, IPNetwork | None]]:
@@ -136,32 +137,33 @@ LOCALS = {4: ["10.1.0.0/24", "0.0.0.0/0"], 6: ["fd00:1::/64", "::/0"]}
 @st.composite
 def states(draw: st.DrawFn) -> Desired:
     names = draw(st.lists(st.sampled_from(NAMES), unique=True, max_size=3))
-    spis = draw(st.permutations(range(300, 306)))
-    keys = draw(st.permutations(range(1, 7)))
+    spis = iter(draw(st.permutations(range(300, 309))))
+    keys = iter(draw(st.permutations(range(1, 10))))
     sas: list[Sa] = []
     policies: list[Policy] = []
-    for number, name in enumerate(names):
+    for name in names:
         remote = draw(st.sampled_from(REMOTES))
         local = draw(st.sampled_from(LOCALS[ip_network(remote).version]))
         traffic = selector(local, remote)
         outer = draw(st.sampled_from(["192.0.2.1", "192.0.2.7"]))
         encapsulation = draw(st.sampled_from(Encapsulation))
-        ends = [Direction.OUTBOUND, Direction.INBOUND]
-        if draw(st.booleans()):
-            ends.reverse()
-        for half, direction in enumerate(ends):
-            sa = make_sa(
-                f"{name}/{half}",
+        both = [Direction.OUTBOUND, Direction.INBOUND]
+        ends = draw(st.permutations(both + draw(st.sampled_from([[], both[:1]]))))
+        made = [
+            make_sa(
+                f"{name}/{number}",
                 direction,
-                spis[2 * number + half],
+                next(spis),
                 traffic,
-                key=keys[2 * number + half],
+                key=next(keys),
                 local=outer,
                 encapsulation=encapsulation,
             )
-            sas.append(sa)
-            if direction is Direction.OUTBOUND:
-                policies.append(Policy(name, Action.PROTECT, (traffic,), sa=sa.name))
+            for number, direction in enumerate(ends)
+        ]
+        sas += made
+        outbound = tuple(sa.name for sa in made if sa.direction is Direction.OUTBOUND)
+        policies.append(Policy(name, Action.PROTECT, (traffic,), sas=outbound))
     for number in range(draw(st.integers(0, 2))):
         action = draw(st.sampled_from([Action.BYPASS, Action.DISCARD]))
         remote = draw(st.sampled_from(REMOTES))
@@ -206,7 +208,7 @@ def go(world: World, wanted: Desired, path_mtu: int = 1500) -> None:
         if isinstance(step, AddRoute) and step.route.kind is RouteKind.TUN:
             assert is_guarded(world, step.route), "routed into the TUN with no guard behind it"
         if isinstance(step, ReplacePolicies):
-            assert {p.sa for p in step.policies if p.sa} <= world.sas.keys()
+            assert {name for p in step.policies for name in p.sas} <= world.sas.keys()
         world.apply(step)
         assert guarded <= world.guarded(), "a wanted prefix was neither guarded nor in the TUN"
         assert served <= world.served(), "a policy in place lost its SA"

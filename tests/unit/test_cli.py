@@ -39,11 +39,11 @@ SA_IN = SA_OUT | {
 }  # fmt: skip
 ANY = {"protocol": None, "local_port": None, "remote_port": None}
 POLICIES = [
-    {"name": "office", "action": "protect", "sa": "office/out", "tunnel": "office",
-     "origin": "config", "selectors": [
+    {"name": "office", "action": "protect", "sas": ["office/out", "office/out.2"],
+     "tunnel": "office", "origin": "config", "selectors": [
          {"local": "10.1.0.0/24", "remote": "10.2.0.0/24", **ANY},
          {"local": "10.1.0.0/24", "remote": "10.3.0.0/24", **ANY}]},
-    {"name": "no-smtp", "action": "discard", "sa": None, "tunnel": None, "origin": "cli",
+    {"name": "no-smtp", "action": "discard", "sas": [], "tunnel": None, "origin": "cli",
      "selectors": [{"local": "0.0.0.0/0", "remote": "10.9.0.0/16", "protocol": 6,
                     "local_port": None, "remote_port": "25"}]},
 ]  # fmt: skip
@@ -63,7 +63,8 @@ REPLIES: dict[str, dict[str, object]] = {
     "ListTunnels": {"tunnels": [
         {"name": "office", "mode": "tunnel", "encapsulation": "udp", "suite": "aes256gcm16",
          "local": "192.0.2.1", "remote": "198.51.100.7", "local_ts": ["10.1.0.0/24"],
-         "remote_ts": ["10.2.0.0/24"], "state": "up", "packets_out": 1, "bytes_out": 2048,
+         "remote_ts": ["10.2.0.0/24"], "sas": ["office/out", "office/in"],
+         "state": "up", "packets_out": 1, "bytes_out": 2048,
          "packets_in": 2, "bytes_in": 100, "drops": {}}]},
     "GetStats": {"packets_out": 10, "bytes_out": 1536, "packets_in": 20, "bytes_in": 30,
                  "keepalives_out": 4, "keepalives_in": 5, "drops": {"no-sa": 6, "dummy": 0},
@@ -145,7 +146,7 @@ def table(text: str) -> list[str]:
 @pytest.fixture
 def key_file(tmp_path: Path) -> Path:
     path = tmp_path / "office.key"
-    write_key_file(path, generate(SUITES["aes256gcm16"]))
+    write_key_file(path, [generate(SUITES["aes256gcm16"])])
     return path
 
 
@@ -229,7 +230,7 @@ def test_policy_list_keeps_the_order_and_has_a_row_for_each_selector(
     gateway: Gateway, capsys: Capture
 ) -> None:
     assert table(run(capsys, "policy", "list"))[1:] == [
-        "office protect 10.1.0.0/24 10.2.0.0/24 any office/out config",
+        "office protect 10.1.0.0/24 10.2.0.0/24 any office/out and 1 more config",
         "10.1.0.0/24 10.3.0.0/24 any",
         "no-smtp discard 0.0.0.0/0 10.9.0.0/16 port 25 tcp cli",
     ]
@@ -281,7 +282,7 @@ def test_sa_add_sends_all_options_under_their_names(
     gateway: Gateway, capsys: Capture, tmp_path: Path
 ) -> None:
     key = tmp_path / "k"
-    write_key_file(key, generate(SUITES["aes128gcm8"]))
+    write_key_file(key, [generate(SUITES["aes128gcm8"])])
     options = shlex.split(
         "--remote-port 4501 --mode tunnel --encapsulation udp --suite aes128gcm8 --protocol tcp "
         "--local-ts 10.1.0.0/24 --local-ts 10.4.0.1 --remote-ts fd00::/64 --local-ts-port 80 "
@@ -329,7 +330,7 @@ def test_a_key_of_the_wrong_size_goes_nowhere_and_is_not_repeated(
     gateway: Gateway, capsys: Capture, key_file: Path
 ) -> None:
     err = fail(capsys, *ADD, "--key-file", str(key_file), "--suite", "aes128gcm16")
-    assert err.startswith(f"esp-gw: error: {key_file}: the key has 72 hex digits")
+    assert err.startswith(f"esp-gw: error: {key_file}, line 1: the key has 72 hex digits")
     assert key_in(key_file)[:8] not in err
     assert gateway.asked == []
 

@@ -111,6 +111,8 @@ def test_check_names_every_problem_with_its_line(tmp_path: Path, capsys: Capture
 
 def test_check_says_as_json_what_it_found(tmp_path: Path, capsys: Capture) -> None:
     run(capsys, *INIT, "--out", str(tmp_path))
+    run(capsys, *INIT, "--sas", "4", "--out", str(tmp_path / "four"))
+    assert run(capsys, "check", str(tmp_path / "four" / "pi-b")).endswith("1 tunnel, 8 SAs\n")
     (entry,) = json.loads(run(capsys, "check", "--json", str(tmp_path / "pi-a")))["files"]
     assert (entry["ok"], entry["tunnels"], entry["sas"], entry["problems"]) == (True, 1, 2, [])
 
@@ -119,9 +121,14 @@ def test_keygen_writes_a_key_to_a_file_and_nowhere_else(tmp_path: Path, capsys: 
     path = tmp_path / "a.key"
     out = run(capsys, "keygen", "--suite", "chacha20poly1305", "--out", str(path))
     assert path.stat().st_mode & 0o777 == 0o600
-    keymat = read_key_file(path, SUITES["chacha20poly1305"])
+    (keymat,) = read_key_file(path, SUITES["chacha20poly1305"])
     assert keymat.to_bytes().hex() not in out
     assert "exists already" in fail(capsys, "keygen", "--out", str(path))
+    several = tmp_path / "b.key"
+    assert ": 4 keys for " in run(capsys, "keygen", "--sas", "4", "--out", str(several))
+    keymats = read_key_file(several, SUITES["aes256gcm16"], 4)
+    assert len({keymat.to_bytes() for keymat in keymats}) == 4
+    assert "--sas" in fail(capsys, "keygen", "--sas", "65", "--out", str(path), status=2)
     assert "--out" in fail(capsys, "keygen", status=2)
 
 

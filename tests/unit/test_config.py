@@ -39,7 +39,7 @@ tunnels:
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "keys").mkdir()
     for name in ("b.out", "b.in"):
-        write_key_file(tmp_path / "keys" / f"{name}.key", generate(DEFAULT_SUITE))
+        write_key_file(tmp_path / "keys" / f"{name}.key", [generate(DEFAULT_SUITE)])
     return tmp_path
 
 
@@ -78,10 +78,10 @@ def test_a_tunnel_becomes_two_sas_and_a_policy(folder: Path) -> None:
         assert sa.remote_port == 4500
     assert (out.keepalive, in_.keepalive) == (20, 0)
     (policy,) = desired.policies
-    assert (policy.name, policy.action, policy.sa, policy.tunnel) == (
+    assert (policy.name, policy.action, policy.sas, policy.tunnel) == (
         "b",
         Action.PROTECT,
-        "b/out",
+        ("b/out",),
         "b",
     )
     assert policy.selectors == selectors
@@ -245,7 +245,7 @@ def test_an_inline_key_of_decimal_digits_stays_what_it_is(folder: Path) -> None:
 
 def test_a_folder_is_read_in_the_order_of_names(folder: Path) -> None:
     for name in ("c.out", "c.in"):
-        write_key_file(folder / "keys" / f"{name}.key", generate(DEFAULT_SUITE))
+        write_key_file(folder / "keys" / f"{name}.key", [generate(DEFAULT_SUITE)])
     other = (
         TUNNEL.replace("  b:", "  c:")
         .replace("/b.", "/c.")

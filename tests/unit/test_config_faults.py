@@ -36,7 +36,7 @@ tunnels:
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "keys").mkdir()
     for name in ("b.out", "b.in"):
-        write_key_file(tmp_path / "keys" / f"{name}.key", generate(DEFAULT_SUITE))
+        write_key_file(tmp_path / "keys" / f"{name}.key", [generate(DEFAULT_SUITE)])
     return tmp_path
 
 

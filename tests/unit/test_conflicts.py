@@ -51,7 +51,7 @@ OUT = Sa(
 IN = replace(
     OUT, name="b/in", direction=Direction.INBOUND, spi=0x1002, keymat=keymat(2), pair="b/out"
 )
-PROTECT = Policy("b", Action.PROTECT, (selector(),), sa="b/out")
+PROTECT = Policy("b", Action.PROTECT, (selector(),), sas=("b/out",))
 
 
 def only(conflicts: list[Conflict]) -> Conflict:
@@ -112,9 +112,11 @@ def test_one_key_with_another_salt_is_another_key() -> None:
     assert find_conflicts([OUT, replace(IN, keymat=other)], []) == []
 
 
-@pytest.mark.parametrize("sa", [None, "gone/out", "b/in"])
-def test_a_protect_policy_needs_an_outbound_sa(sa: str | None) -> None:
-    conflict = only(find_conflicts([OUT, IN], [replace(PROTECT, sa=sa)]))
+@pytest.mark.parametrize(
+    "sas", [(), ("gone/out",), ("b/in",), ("b/out", "gone/out"), ("b/out", "b/in")]
+)
+def test_a_protect_policy_needs_outbound_sas(sas: tuple[str, ...]) -> None:
+    conflict = only(find_conflicts([OUT, IN], [replace(PROTECT, sas=sas)]))
     assert "b" in conflict.names
 
 
@@ -126,13 +128,17 @@ def test_a_policy_wider_than_its_sa() -> None:
     wide = replace(PROTECT, selectors=(selector(), selector(remote="10.2.0.0/23")))
     conflict = only(find_conflicts([OUT], [wide]))
     assert "10.2.0.0/23" in conflict.message
+    second = replace(OUT, name="b/out.2", spi=0x1003, keymat=keymat(3), selectors=wide.selectors)
+    both = replace(wide, sas=(second.name, OUT.name))
+    conflict = only(find_conflicts([second, OUT], [both]))
+    assert "more than its SA b/out may" in conflict.message
     narrow = replace(PROTECT, selectors=(selector(remote="10.2.0.7/32", protocol=6),))
     assert find_conflicts([OUT], [narrow]) == []
 
 
 @pytest.mark.parametrize("action", [Action.PROTECT, Action.DISCARD])
 def test_a_bypass_behind_a_guard_that_it_overlaps(action: Action) -> None:
-    guard = replace(PROTECT, action=action, sa="b/out" if action is Action.PROTECT else None)
+    guard = replace(PROTECT, action=action, sas=("b/out",) if action is Action.PROTECT else ())
     bypass = Policy("x", Action.BYPASS, (selector("0.0.0.0/0", "10.2.0.128/25"),))
     conflict = only(find_conflicts([OUT], [guard, bypass]))
     assert conflict.names == ("b", "x")

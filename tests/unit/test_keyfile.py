@@ -43,7 +43,7 @@ def refusal(path: Path) -> str:
     ],
 )
 def test_key_comes_first_and_salt_last(tmp_path: Path, content: str) -> None:
-    keymat = keyfile.read_key_file(key_file(tmp_path, content), AES128)
+    (keymat,) = keyfile.read_key_file(key_file(tmp_path, content), AES128)
     assert keymat.key == bytes(range(16))
     assert keymat.salt == b"\xca\xfe\xba\xbe"
 
@@ -144,7 +144,7 @@ def test_what_is_no_regular_file_is_refused_and_does_not_hang(tmp_path: Path) ->
 def test_a_file_without_end_is_refused(tmp_path: Path) -> None:
     content = f"{KEY_HEX}{SALT_HEX}\n#".encode().ljust(keyfile.MAX_KEY_FILE_LEN, b"#")
     keyfile.read_key_file(key_file(tmp_path, content), AES128)
-    assert "larger than 4096 bytes" in refusal(key_file(tmp_path, content + b"#"))
+    assert "larger than 16384 bytes" in refusal(key_file(tmp_path, content + b"#"))
 
 
 def test_a_written_key_file_reads_back_and_is_private(tmp_path: Path) -> None:
@@ -152,11 +152,11 @@ def test_a_written_key_file_reads_back_and_is_private(tmp_path: Path) -> None:
     path = tmp_path / "new.key"
     old_umask = os.umask(0)
     try:
-        keyfile.write_key_file(path, keymat, "from a\nto b")
+        keyfile.write_key_file(path, [keymat], "from a\nto b")
     finally:
         os.umask(old_umask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert keyfile.read_key_file(path, AES128) == keymat
+    assert keyfile.read_key_file(path, AES128) == (keymat,)
     assert path.read_text().splitlines()[:2] == ["# from a", "# to b"]
 
 
@@ -166,14 +166,14 @@ def test_writing_never_overwrites(tmp_path: Path) -> None:
     dangling.symlink_to(tmp_path / "elsewhere")
     for target in (path, dangling):
         with pytest.raises(KeyFileError, match="exists already"):
-            keyfile.write_key_file(target, keyfile.generate(AES128))
+            keyfile.write_key_file(target, [keyfile.generate(AES128)])
     assert path.read_text() == "precious"
     assert not (tmp_path / "elsewhere").exists()
 
 
 def test_writing_into_a_missing_folder_says_that_the_folder_is_missing(tmp_path: Path) -> None:
     with pytest.raises(KeyFileError, match=r"its folder does not exist; run: mkdir .*/none$"):
-        keyfile.write_key_file(tmp_path / "none" / "k", keyfile.generate(AES128))
+        keyfile.write_key_file(tmp_path / "none" / "k", [keyfile.generate(AES128)])
 
 
 def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +182,7 @@ def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(files.os, "fsync", full_disk)
     with pytest.raises(KeyFileError, match="No space left"):
-        keyfile.write_key_file(tmp_path / "new.key", keyfile.generate(AES128))
+        keyfile.write_key_file(tmp_path / "new.key", [keyfile.generate(AES128)])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -197,7 +197,7 @@ def test_a_key_file_is_on_the_disk_before_writing_returns(
         real(fd)
 
     monkeypatch.setattr(files.os, "fsync", note)
-    keyfile.write_key_file(tmp_path / "new.key", keyfile.generate(AES128))
+    keyfile.write_key_file(tmp_path / "new.key", [keyfile.generate(AES128)])
     assert synced == [tmp_path / "new.key", tmp_path]
 
 
@@ -217,7 +217,7 @@ def test_a_credential_is_read_with_the_modes_that_systemd_gives(
     path = key_file(tmp_path, KEY_HEX + SALT_HEX)
     for mode in (0o400, 0o440):
         path.chmod(mode)
-        keymat = keyfile.read_credential("site.key", AES128)
+        (keymat,) = keyfile.read_credential("site.key", AES128)
         assert keymat == KeyMaterial.from_bytes(bytes.fromhex(KEY_HEX + SALT_HEX))
     for mode in (0o404, 0o460):
         path.chmod(mode)

@@ -539,7 +539,7 @@ def policies(draw: st.DrawFn) -> tuple[Policy, ...]:
             str(number),
             action,
             tuple(draw(st.lists(selectors(), min_size=1, max_size=2))),
-            sa="t/out" if action is Action.PROTECT else None,
+            sas=("t/out",) if action is Action.PROTECT else (),
         )
         for number, action in enumerate(actions)
     )

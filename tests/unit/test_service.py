@@ -238,6 +238,25 @@ async def test_everything_can_be_read_in_the_middle_of_a_reload(rig: Rig) -> Non
         assert len((await rig.call("ListTunnels"))["tunnels"]) == 1
 
 
+async def test_a_tunnel_of_several_sas_is_listed_as_one(rig: Rig) -> None:
+    folder = rig.config.parent / "keys"
+    for end in ("out", "in"):
+        first = (folder / f"pi-b.{end}.key").read_text()
+        (folder / f"pi-b.{end}.key").write_text(first + {"out": "aa", "in": "bb"}[end] * 36)
+    rig.edit(lambda config: config["tunnels"]["pi-b"].update(sas=2))
+    assert sorted((await rig.call("Reload"))["changes"]) == [
+        "1 policies in place",
+        "sa pi-b/in.2 installed",
+        "sa pi-b/out.2 installed",
+    ]
+    rig.engine.used = {"pi-b/out": 1, "pi-b/out.2": 20, "pi-b/in.2": 300}
+    (tunnel,) = (await rig.call("ListTunnels"))["tunnels"]
+    assert tunnel["sas"] == ["pi-b/out", "pi-b/in", "pi-b/out.2", "pi-b/in.2"]
+    assert (tunnel["packets_out"], tunnel["packets_in"], tunnel["state"]) == (21, 300, "up")
+    (policy,) = (await rig.call("ListPolicies"))["policies"]
+    assert policy["sas"] == ["pi-b/out", "pi-b/out.2"]
+
+
 async def test_keys_are_for_root_alone_and_nothing_else_shows_one(rig: Rig) -> None:
     await rig.call("AddSa", **sa(1))
     key = f"{1:040x}"

@@ -181,7 +181,7 @@ def test_a_policy_without_local_ts_matches_all_of_its_family() -> None:
             Selector(ip_network("0.0.0.0/0"), ip_network("10.2.0.0/24")),
             Selector(ip_network("::/0"), ip_network("fd00::/64")),
         ),
-        sa="b/out",
+        sas=("b/out",),
         origin=Origin.CLI,
     )
 

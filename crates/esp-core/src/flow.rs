@@ -32,14 +32,7 @@ impl FlowKey {
         } else {
             0
         };
-        let [src, dst] = [u32_at(packet, 12)?, u32_at(packet, 16)?];
-        Some(Self([
-            first(4, header[9], ports),
-            src.into(),
-            0,
-            dst.into(),
-            0,
-        ]))
+        Self::new(packet, header[9], ports)
     }
 
     fn ipv6(packet: &[u8]) -> Option<Self> {
@@ -52,25 +45,48 @@ impl FlowKey {
         } else {
             0
         };
+        Self::new(packet, header[6], ports)
+    }
+
+    /// Read the addresses alone, which all fragments of a packet have in common.
+    ///
+    /// None only for what hasn't passed `packet_length`.
+    #[must_use]
+    pub fn of_addresses(packet: &[u8]) -> Option<Self> {
+        Self::new(packet, 0, 0)
+    }
+
+    fn new(packet: &[u8], protocol: u8, ports: u32) -> Option<Self> {
+        let version = version(packet);
+        let kind = u64::from(version) << 40 | u64::from(protocol) << 32 | u64::from(ports);
         let word = |at: usize| {
             packet
                 .get(at..)?
                 .first_chunk()
                 .map(|w| u64::from_be_bytes(*w))
         };
-        Some(Self([
-            first(6, header[6], ports),
-            word(8)?,
-            word(16)?,
-            word(24)?,
-            word(32)?,
-        ]))
+        Some(Self(if version == 4 {
+            let [src, dst] = [u32_at(packet, 12)?, u32_at(packet, 16)?];
+            [kind, 0, src.into(), 0, dst.into()]
+        } else {
+            [kind, word(8)?, word(16)?, word(24)?, word(32)?]
+        }))
     }
 
-    /// A hash by which flows are spread over SAs and workers; the same in every process.
+    /// A hash by which flows are spread over the SAs of a tunnel; the same in every process and in
+    /// both engines, and no secret.
+    ///
+    /// Both directions of a flow have the same: the kernel gives what leaves by a TUN device to the
+    /// queue by which the flow's other direction came, so that one worker alone seals for an SA.
+    /// Two would overtake each other, and leave the peer's replay window.
     #[must_use]
     pub fn spread(&self) -> u64 {
-        self.hash(0x9E37_79B9_7F4A_7C15)
+        let [kind, src_hi, src_lo, dst_hi, dst_lo] = self.0;
+        let src = (src_hi, src_lo, kind >> 16 & 0xFFFF);
+        let dst = (dst_hi, dst_lo, kind & 0xFFFF);
+        let (low, high) = (src.min(dst), src.max(dst));
+        let kind = kind >> 32 << 32 | low.2 << 16 | high.2;
+        Self([kind, low.0, low.1, high.0, high.1]).hash(0x9E37_79B9_7F4A_7C15)
     }
 
     fn hash(&self, seed: u64) -> u64 {
@@ -78,10 +94,6 @@ impl FlowKey {
             .iter()
             .fold(seed, |hash, &word| mix(hash ^ word, 0xD6E8_FEB8_6659_FD93))
     }
-}
-
-const fn first(version: u8, protocol: u8, ports: u32) -> u64 {
-    (version as u64) << 40 | (protocol as u64) << 32 | ports as u64
 }
 
 /// Fold the product of two words.

@@ -26,8 +26,17 @@ pub struct Policy {
     pub action: Action,
     /// Which packets it is about: any of these.
     pub selectors: Vec<Selector>,
-    /// The outbound SA of a protect policy.
-    pub sa: Option<Arc<str>>,
+    /// The outbound SAs of a protect policy; each flow has one of them.
+    pub sas: Vec<Arc<str>>,
+}
+
+impl Policy {
+    /// The SA of a flow, by what `FlowKey::spread` says of it; None where the policy has no SA.
+    #[must_use]
+    pub fn sa_of(&self, spread: u64) -> Option<&Arc<str>> {
+        let index = spread.checked_rem(self.sas.len() as u64)?;
+        self.sas.get(usize::try_from(index).ok()?)
+    }
 }
 
 /// The policies in their order: the first that matches a packet is the packet's.

@@ -214,7 +214,9 @@ impl OutboundPath {
             target
         } else {
             let inner = wire::parse(packet)?;
-            let target = self.look_up(&inner);
+            // Without ports at a fixed place, as in all but the first fragment, the addresses alone.
+            let flow = key.or_else(|| FlowKey::of_addresses(packet));
+            let target = self.look_up(&inner, flow.as_ref().map_or(0, FlowKey::spread));
             if let Some(key) = key {
                 self.flows.insert(key, target);
             }
@@ -226,7 +228,7 @@ impl OutboundPath {
         }
     }
 
-    fn look_up(&mut self, inner: &wire::Inner) -> Target {
+    fn look_up(&mut self, inner: &wire::Inner, spread: u64) -> Target {
         let tables = Arc::clone(&self.tables);
         let Some(policy) = tables.spd.lookup(inner) else {
             return Target::Drop(DropReason::NoPolicy);
@@ -237,8 +239,7 @@ impl OutboundPath {
             Action::Protect => {}
         }
         let entry = policy
-            .sa
-            .as_ref()
+            .sa_of(spread)
             .and_then(|name| tables.outbound.get(name));
         let Some(entry) = entry else {
             return Target::Drop(DropReason::NoSa);

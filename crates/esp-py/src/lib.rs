@@ -26,8 +26,8 @@ type SelectorTuple = (
     Option<(u16, u16)>,
     Option<(u16, u16)>,
 );
-/// Name, action, selectors, SA.
-type PolicyTuple = (String, String, Vec<SelectorTuple>, Option<String>);
+/// Name, action, selectors, SAs.
+type PolicyTuple = (String, String, Vec<SelectorTuple>, Vec<String>);
 /// Kind, name or address or reason, address, number.
 type EventTuple = (&'static str, String, String, u32);
 /// Packets, bytes, drops by reason.
@@ -279,7 +279,7 @@ impl NativeEngine {
     fn replace_policies(&self, py: Python<'_>, policies: Vec<PolicyTuple>) -> PyResult<()> {
         let policies = policies
             .into_iter()
-            .map(|(name, action, selectors, sa)| {
+            .map(|(name, action, selectors, sas)| {
                 Ok(Policy {
                     name: name.into(),
                     action: match action.as_str() {
@@ -289,7 +289,7 @@ impl NativeEngine {
                         _ => return Err(value_error("no such action")),
                     },
                     selectors: selectors.iter().map(selector).collect::<PyResult<_>>()?,
-                    sa: sa.map(Arc::from),
+                    sas: sas.into_iter().map(Arc::from).collect(),
                 })
             })
             .collect::<PyResult<Vec<_>>>()?;

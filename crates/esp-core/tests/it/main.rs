@@ -6,6 +6,7 @@
 mod build;
 mod coalesce;
 mod esp;
+mod flow;
 mod inner;
 mod no_panic;
 mod reassembly;

@@ -60,6 +60,7 @@ proptest! {
     #[test]
     fn readers_take_anything(bytes in bytes(), tos: u8) {
         let _ = (packet_length(&bytes), parse(&bytes), FlowKey::of(&bytes));
+        let _ = FlowKey::of_addresses(&bytes);
         let _ = (traffic_class(&bytes), transport_payload(&bytes), tunnel_next_header(&bytes));
         let _ = (classify(&bytes, true), classify(&bytes, false), read_trailer(&bytes));
         let mut bytes = bytes;

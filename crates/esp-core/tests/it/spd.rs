@@ -64,7 +64,7 @@ fn policy(number: usize, selectors: Vec<Selector>) -> Policy {
         name: number.to_string().into(),
         action: Action::Protect,
         selectors,
-        sa: Some("sa".into()),
+        sas: vec!["sa".into()],
     }
 }
 
