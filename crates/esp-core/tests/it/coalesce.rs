@@ -2,8 +2,9 @@ use esp_core::coalesce::{Coalescer, Merging};
 use esp_core::wire::{VnetHdr, update_checksum};
 use proptest::prelude::*;
 
-use crate::build::{ACK, FIN, PSH, Packet, SYN, packet};
+use crate::build::{ACK, FIN, PSH, Packet, SYN};
 use crate::segment::split;
+use crate::strategy::packet;
 
 const ALL: Merging = Merging {
     vnet_len: 10,

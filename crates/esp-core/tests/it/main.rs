@@ -14,5 +14,6 @@ mod replay;
 mod segment;
 mod seq;
 mod spd;
+mod strategy;
 mod vectors;
 mod wire;

@@ -11,7 +11,7 @@ use esp_core::segment::Segmenter;
 use esp_core::wire::{VnetHdr, packet_length, parse, set_ecn, traffic_class};
 use proptest::prelude::*;
 
-use crate::build::packet;
+use crate::strategy::packet;
 
 /// Arbitrary bytes, and packets with some of their bytes changed.
 fn bytes() -> impl Strategy<Value = Vec<u8>> {

@@ -3,7 +3,8 @@ use esp_core::segment::Segmenter;
 use esp_core::wire::{GSO_NONE, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VnetHdr};
 use proptest::prelude::*;
 
-use crate::build::{Packet, packet};
+use crate::build::Packet;
+use crate::strategy::packet;
 
 /// Split as the engine does: the trailer overwrites what lies behind each segment.
 pub fn split(vnet: &VnetHdr, packet: &[u8]) -> Result<Vec<Vec<u8>>, DropReason> {

@@ -9,8 +9,9 @@ use esp_core::suite::SUITES;
 use esp_core::wire::parse;
 use proptest::prelude::*;
 
-use crate::build::{Packet, packet};
+use crate::build::Packet;
 use crate::esp::spec;
+use crate::strategy::packet;
 
 fn prefix(text: &str, bits: u8) -> Prefix {
     Prefix::new(text.parse::<IpAddr>().unwrap(), bits).unwrap()

@@ -6,7 +6,8 @@ use esp_core::wire::{
 };
 use proptest::prelude::*;
 
-use crate::build::{Packet, packet, sum};
+use crate::build::{Packet, sum};
+use crate::strategy::packet;
 
 proptest! {
     #[test]
