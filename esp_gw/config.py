@@ -18,19 +18,30 @@ from esp_gw.fields import (
     parse_integer,
     parse_name,
     parse_suite,
+    provider_fault,
     unknown_field,
 )
 from esp_gw.files import printable
 from esp_gw.keyfile import generate
-from esp_gw.model import DEFAULT_SUITE, MAX_SAS, Desired, KeyMaterial, Policy, Sa, Suite, Tunnel
-from esp_gw.schema import GatewayModel, KeySource, PolicyModel, TunnelModel
+from esp_gw.model import (
+    AWS_LC,
+    DEFAULT_SUITE,
+    MAX_SAS,
+    Desired,
+    KeyMaterial,
+    Policy,
+    Sa,
+    Suite,
+    Tunnel,
+)
+from esp_gw.schema import CryptoModel, GatewayModel, KeySource, PolicyModel, TunnelModel
 from esp_gw.wire import MIN_IPV6_MTU
 from esp_gw.yamlfile import Document, read_document
 
 MAX_SELECTORS = 32768
 """Pairs of prefixes in the whole configuration."""
 
-SECTIONS = ("gateway", "policies", "tunnels")
+SECTIONS = ("gateway", "crypto", "policies", "tunnels")
 
 Model = TypeVar("Model", bound=Strict)
 
@@ -72,6 +83,8 @@ class _Reader:
         self._warnings = warnings
         self._problems = [problem for document in documents for problem in document.problems]
         self._gateway = GatewayModel()
+        self._crypto = CryptoModel()
+        self._homes: dict[str, Document] = {}
         self._tunnels: list[Tunnel] = []
         self._tunnel_files: dict[str, str] = {}
         self._sas: list[Sa] = []
@@ -87,7 +100,9 @@ class _Reader:
                 if name not in SECTIONS:
                     self._complain(document, (name,), unknown_field(name, SECTIONS))
         for document, section in self._sections("gateway"):
-            self._read_gateway(document, section)
+            self._gateway = self._only(GatewayModel, document, "gateway", section) or self._gateway
+        for document, section in self._sections("crypto"):
+            self._crypto = self._only(CryptoModel, document, "crypto", section) or self._crypto
         for document, section in self._sections("policies"):
             self._read_policies(document, section)
         for document, section in self._sections("tunnels"):
@@ -97,7 +112,7 @@ class _Reader:
             order = {document.name: index for index, document in enumerate(self._documents)}
             raise ConfigError(sorted(self._problems, key=lambda p: (order[p.file], p.line)))
         return Desired(
-            settings=self._gateway.settings(),
+            settings=self._gateway.settings(self._crypto),
             tunnels=tuple(self._tunnels),
             sas=tuple(self._sas),
             policies=(*self._policies, *self._protects),
@@ -113,15 +128,16 @@ class _Reader:
             if section is not None:
                 yield document, section
 
-    def _read_gateway(self, document: Document, section: object) -> None:
-        place: Location = ("gateway",)
-        if "gateway" in self._places:
-            first, _ = self._places["gateway"]
-            text = f"is in {first.name} already: only one file has this section"
-            self._complain(document, place, text)
-            return
-        self._places["gateway"] = (document, place)
-        self._gateway = self._validated(GatewayModel, document, place, section) or self._gateway
+    def _only(
+        self, model: type[Model], document: Document, name: str, section: object
+    ) -> Model | None:
+        """The model of a section that one file has."""
+        if name in self._homes:
+            text = f"is in {self._homes[name].name} already: only one file has this section"
+            self._complain(document, (name,), text)
+            return None
+        self._homes[name] = document
+        return self._validated(model, document, (name,), section)
 
     def _read_policies(self, document: Document, section: object) -> None:
         if not isinstance(section, list):
@@ -239,7 +255,18 @@ class _Reader:
         if mtu is not None and mtu < MIN_IPV6_MTU:
             for policy in self._protects:
                 if any(selector.local.version == 6 for selector in policy.selectors):
-                    document, place = self._places["gateway"]
                     text = f"IPv6 in tunnel {policy.name} needs at least {MIN_IPV6_MTU}"
-                    self._complain(document, (*place, "mtu"), text)
+                    self._complain(self._homes["gateway"], ("gateway", "mtu"), text)
                     break
+        self._check_provider()
+
+    def _check_provider(self) -> None:
+        provider = self._crypto.provider
+        if provider == AWS_LC and self._gateway.engine == "python":
+            text = "aws-lc needs the native engine, and gateway.engine is python"
+            self._complain(self._homes["crypto"], ("crypto", "provider"), text)
+        for tunnel in self._tunnels:
+            lacking = provider_fault(provider, tunnel.suite)
+            if lacking is not None:
+                document, place = self._places[tunnel.name]
+                self._complain(document, (*place, "suite"), lacking)

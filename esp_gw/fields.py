@@ -25,11 +25,15 @@ from pydantic_core import PydanticCustomError
 from esp_gw import wire
 from esp_gw.files import printable
 from esp_gw.model import (
+    AES_GCM,
+    AWS_LC,
+    CHACHA20_POLY1305,
     MAX_REPLAY_WINDOW,
     MAX_SAS,
     MAX_SPI,
     MIN_REPLAY_WINDOW,
     MIN_SPI,
+    PROVIDERS,
     SUITES,
     Action,
     Direction,
@@ -333,6 +337,13 @@ def ports_fault(ports: PortRange | None, protocol: int | None) -> str | None:
     return f"protocol {protocol} has no ports: leave this out, or choose tcp, udp or sctp"
 
 
+def provider_fault(provider: str, suite: Suite) -> str | None:
+    """Why a provider can't seal a suite: AWS-LC has only the ICV of 16 bytes."""
+    if provider != AWS_LC or (suite.cipher in (AES_GCM, CHACHA20_POLY1305) and suite.icv_len == 16):
+        return None
+    return f"crypto.provider aws-lc has no {suite}: choose a suite with an ICV of 16, or auto"
+
+
 def selectors_of(
     local: tuple[IPNetwork, ...],
     remote: tuple[IPNetwork, ...],
@@ -425,6 +436,9 @@ SaCount = Annotated[int, integer(1, MAX_SAS)]
 ReplayWindow = Annotated[int, PlainValidator(parse_window)]
 Flag = Annotated[bool, PlainValidator(parse_flag)]
 EngineName = Annotated[str, PlainValidator(choice("auto", "python", "native"))]
+Workers = Annotated[int, integer(1, 64)]
+BusyPoll = Annotated[int, integer(0, 1000)]
+ProviderName = Annotated[str, PlainValidator(choice(*PROVIDERS))]
 SuiteName = Annotated[Suite, PlainValidator(parse_suite), _TEXT]
 ModeName = Annotated[Mode, PlainValidator(lambda value: Mode(choice(*Mode)(value))), _TEXT]
 EncapsulationName = Annotated[

@@ -19,6 +19,7 @@ from esp_gw.engine.base import (
     EngineFailed,
     EngineSettings,
     Event,
+    GsoRefused,
     HardExpired,
     LeaseLow,
     OuterSocket,
@@ -86,6 +87,7 @@ class Gateway:
         self._policies: tuple[Policy, ...] = ()
         self._sockets: frozenset[OuterSocket] = frozenset()
         self._learned_mtus: dict[IPAddress, int] = {}
+        self._without_gso: set[IPAddress] = set()
         self._path_mtus: dict[IPAddress, int] = {}
         self._network = Network(mtu=0)
         self._watch = Watch(netlink.changed, self._look)
@@ -100,7 +102,17 @@ class Gateway:
         settings = desired.settings
         self._desired = Desired(settings)
         self.engine.open(
-            EngineSettings(settings.interface, settings.port, settings.fwmark), self._on_event
+            EngineSettings(
+                interface=settings.interface,
+                port=settings.port,
+                fwmark=settings.fwmark,
+                workers=settings.workers,
+                pin_workers=settings.pin_workers,
+                busy_poll_us=settings.busy_poll_us,
+                offload=settings.offload,
+                provider=settings.provider,
+            ),
+            self._on_event,
         )
         guarded = True
         try:
@@ -341,6 +353,11 @@ class Gateway:
                 if entry is not None and now >= entry.quiet_until:
                     entry.quiet_until = now + ADDRESS_LOG_INTERVAL
                     log.info("the peer has a new address", sa=name, address=str(address), port=port)
+            case GsoRefused(remote, error):
+                if remote not in self._without_gso:
+                    self._without_gso.add(remote)
+                    text = "the kernel refuses UDP segmentation: packets are sent one by one"
+                    log.warning(text, remote=str(remote), error=error)
             case SoftExpired(name):
                 log.warning("an SA's sequence numbers run out: give it a new key", sa=name)
             case HardExpired(name):

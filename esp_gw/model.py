@@ -228,12 +228,36 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class Offloads:
+    """What the native engine leaves to the kernel and the network card, where they have it.
+
+    `tso`, `uso`: super-packets of TCP and UDP from the TUN. `udp_gso`, `udp_gro`: runs of ESP
+    packets in one send, in one receive. `merge`: neighbours merged before the TUN write.
+    """
+
+    tso: bool = True
+    uso: bool = True
+    udp_gso: bool = True
+    udp_gro: bool = True
+    merge: bool = True
+
+
+PROVIDER_AUTO = "auto"
+OPENSSL = "openssl"
+AWS_LC = "aws-lc"
+PROVIDERS = (PROVIDER_AUTO, OPENSSL, AWS_LC)
+"""What `crypto.provider` may be; the python engine has OpenSSL alone."""
+
+
+@dataclass(frozen=True, slots=True)
 class GatewaySettings:
     """What the gateway itself is, beside its tunnels.
 
     `mtu` None means: computed from the path MTU. `port` is the local UDP port. `fwmark` marks the
     outer sockets' packets so that routing keeps them out of the TUN; `table` is the routing table
-    that holds the routes into the TUN.
+    that holds the routes into the TUN. Of the native engine alone are `workers` (None: as many as
+    the process may use processors), `pin_workers`, `busy_poll_us` (microseconds that an idle worker
+    looks before it sleeps) and `offload`.
     """
 
     interface: str = "esp0"
@@ -245,6 +269,11 @@ class GatewaySettings:
     table: int = 4500
     state_dir: str = "/var/lib/esp-gw"
     control_socket: str = "/run/esp-gw/control.sock"
+    workers: int | None = None
+    pin_workers: bool = False
+    busy_poll_us: int = 0
+    offload: Offloads = Offloads()
+    provider: str = PROVIDER_AUTO
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,6 +234,8 @@ def _gateway_fields(side: _Side, terms: _Terms) -> dict[str, object]:
 def _scalar(value: object) -> str:
     if isinstance(value, bool | int):
         return json.dumps(value)
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {_scalar(entry)}' for name, entry in value.items())}}}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_scalar, value))}]"
     text = str(value)

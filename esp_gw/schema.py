@@ -28,6 +28,7 @@ from esp_gw.model import (
     IPNetwork,
     KeyMaterial,
     Mode,
+    Offloads,
     Origin,
     Policy,
     PortRange,
@@ -44,6 +45,22 @@ Prefixes = tuple[IPNetwork, ...]
 _DEFAULTS = GatewaySettings()
 
 
+class OffloadModel(Strict):
+    """The mapping `gateway.offload`."""
+
+    tso: fields.Flag = True
+    uso: fields.Flag = True
+    udp_gso: fields.Flag = True
+    udp_gro: fields.Flag = True
+    merge: fields.Flag = True
+
+
+class CryptoModel(Strict):
+    """The section `crypto`."""
+
+    provider: fields.ProviderName = _DEFAULTS.provider
+
+
 class GatewayModel(Strict):
     """The section `gateway`."""
 
@@ -56,13 +73,22 @@ class GatewayModel(Strict):
     table: fields.Table = _DEFAULTS.table
     state_dir: fields.AbsolutePath = _DEFAULTS.state_dir
     control_socket: fields.SocketPath = _DEFAULTS.control_socket
+    workers: fields.Workers | None = None
+    pin_workers: fields.Flag = _DEFAULTS.pin_workers
+    busy_poll_us: fields.BusyPoll = _DEFAULTS.busy_poll_us
+    offload: OffloadModel = OffloadModel()
     allow_inline_keys: fields.Flag = False
 
-    def settings(self) -> GatewaySettings:
+    def settings(self, crypto: CryptoModel) -> GatewaySettings:
         """The gateway's settings without what matters only while the files are read."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
         del values["allow_inline_keys"]
-        return GatewaySettings(addresses=values.pop("address"), **values)
+        return GatewaySettings(
+            addresses=values.pop("address"),
+            offload=Offloads(**values.pop("offload").model_dump()),
+            provider=crypto.provider,
+            **values,
+        )
 
 
 class KeySource(Strict):

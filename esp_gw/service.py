@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 
 import structlog
@@ -19,6 +20,7 @@ from esp_gw.control.protocol import PREFIX
 from esp_gw.control.server import Handler, Peer
 from esp_gw.engine.base import SaCounters
 from esp_gw.errors import ControlError, EspGwError
+from esp_gw.fields import provider_fault
 from esp_gw.gateway import Gateway
 from esp_gw.keyfile import format_keymat
 from esp_gw.model import Desired, Policy, Sa, Selector
@@ -75,9 +77,11 @@ class Service:
     async def get_status(self, parameters: Parameters, peer: Peer) -> Parameters:
         """Say what runs, and what the person should know about it."""
         settings = self._configured.settings
+        status = asdict(self._gateway.engine.status())
         return {
             "version": __version__,
             "engine": self._gateway.engine.name,
+            **status,
             "interface": settings.interface,
             "mtu": self._gateway.mtu,
             "pid": os.getpid(),
@@ -319,12 +323,14 @@ class Service:
     def _refuse_fixed(self, configured: Desired) -> None:
         """What the daemon opened at its start can't change while it runs."""
         old, new = self._configured.settings, configured.settings
-        fixed = ("interface", "port", "engine", "fwmark", "table", "state_dir", "control_socket")
-        for field in fixed:
-            if getattr(old, field) != getattr(new, field):
+        for field in dataclass_fields(old):
+            if field.name not in ("addresses", "mtu") and (
+                getattr(old, field.name) != getattr(new, field.name)
+            ):
+                section = "crypto" if field.name == "provider" else "gateway"
                 raise ControlError(
                     "Refused",
-                    f"gateway.{field} can't change while the gateway runs",
+                    f"{section}.{field.name} can't change while the gateway runs",
                     hint="restart it with 'systemctl restart esp-gw'",
                 )
 
@@ -358,6 +364,9 @@ def _first_fault(configured: Desired, state: StoredState) -> tuple[str, str] | N
             return entry.name, f"it has to stand before {entry.before}, which is not there"
         placed.add(entry.name)
     ours = {entry.name for entry in state.sas} | {entry.name for entry in state.policies}
+    for sa in state.sas:
+        if text := provider_fault(configured.settings.provider, sa.suite):
+            return sa.name, text
     wanted = merge(configured, state)
     for conflict in find_conflicts(wanted.sas, wanted.policies):
         for name in reversed(conflict.names):

@@ -108,7 +108,7 @@ make_native() {
     wanted=$(find "$root/crates" -path "$root/crates/target" -prune -o -type f -print0 |
         sort -z | xargs -0 sha256sum | sha256sum)
     if [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then return; fi
-    say "building the native engine; the first time takes some minutes, most of them for OpenSSL"
+    say "building the native engine; the first time takes some minutes, most of them for OpenSSL and AWS-LC"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$root/crates/esp-py" >&2
     printf '%s' "$wanted" >"$stamp"
 }

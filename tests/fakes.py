@@ -9,7 +9,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from esp_gw import reconcile
-from esp_gw.engine.base import Counters, EngineSettings, Event, OuterSocket, SaCounters
+from esp_gw.engine.base import (
+    Counters,
+    EngineSettings,
+    EngineStatus,
+    Event,
+    Offload,
+    OuterSocket,
+    SaCounters,
+)
 from esp_gw.errors import EngineError, NetworkError
 from esp_gw.model import Direction, IPAddress, Lease, Policy, Sa
 from esp_gw.netplan import Network
@@ -91,6 +99,11 @@ class FakeEngine:
     def extend_lease(self, name: str, lease: Lease) -> None:
         assert name in self.sas
         self.extensions.append((name, lease))
+
+    def status(self) -> EngineStatus:
+        offload = {"udp_gso": Offload(True), "merge": Offload(False, "switched off")}
+        suites = {sa.suite.name: "OpenSSL 3.6.0" for sa in self.sas.values()}
+        return EngineStatus(1, False, 0, suites, "AES-NI", offload)
 
     def counters(self) -> Counters:
         return Counters(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,12 @@ def status(daemon: Daemon, as_json: bool) -> None:
         reply["version"],
         {
             "running": f"for {output.span(reply['uptime_s'])}, pid {reply['pid']}",
-            "engine": reply["engine"],
+            "engine": _engine(reply),
+            "cryptography": _cryptography(reply),
+            "offload": output.joined(
+                name for name, entry in reply["offload"].items() if entry["in_use"]
+            ),
+            "not offloaded": output.joined(_faults(reply["offload"])),
             "interface": f"{reply['interface']}, mtu {reply['mtu']}",
             "config": str(reply["config"]),
             "ledger": str(reply["ledger"]),
@@ -92,6 +98,34 @@ def status(daemon: Daemon, as_json: bool) -> None:
     )
     for warning in reply["warnings"]:
         click.echo(f"  warning: {output.printable(str(warning))}")
+
+
+def _engine(reply: Mapping[str, Any]) -> str:
+    words = [str(reply["engine"]), output.counted(reply["workers"], "worker")]
+    if reply["pinned"]:
+        words.append("pinned")
+    if reply["busy_poll_us"]:
+        words.append(f"busy poll {reply['busy_poll_us']} us")
+    return ", ".join(words)
+
+
+def _cryptography(reply: Mapping[str, Any]) -> str:
+    """The libraries with the suites that they seal, then what the processor has for AES."""
+    suites: dict[str, list[str]] = {}
+    for suite, provider in sorted(reply["provider"].items()):
+        suites.setdefault(provider, []).append(suite)
+    libraries = [f"{provider} ({', '.join(names)})" for provider, names in suites.items()]
+    aes = "no AES instructions" if reply["aes"] == "none" else f"AES by {reply['aes']}"
+    return output.joined([*libraries, aes])
+
+
+def _faults(offload: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What is not in use, or not everywhere, a reason with all whose reason it is."""
+    reasons: dict[str, list[str]] = {}
+    for name, entry in offload.items():
+        if entry["why"]:
+            reasons.setdefault(str(entry["why"]), []).append(name)
+    return [f"{' '.join(names)} ({why})" for why, names in reasons.items()]
 
 
 @click.command()

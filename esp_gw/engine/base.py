@@ -11,7 +11,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from esp_gw.model import Encapsulation, IPAddress, Lease, Policy, Sa
+from esp_gw.model import (
+    PROVIDER_AUTO,
+    Encapsulation,
+    IPAddress,
+    Lease,
+    Offloads,
+    Policy,
+    Sa,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +61,29 @@ class PathMtuChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class GsoRefused:
+    """The kernel refused runs of packets to `remote` in one send, with `error`: they go singly."""
+
+    remote: IPAddress
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class EngineFailed:
     """The TUN device or a socket is gone and the engine can't go on: the daemon must end."""
 
     reason: str
 
 
-Event = LeaseLow | SoftExpired | HardExpired | PeerAddressChanged | PathMtuChanged | EngineFailed
+Event = (
+    LeaseLow
+    | SoftExpired
+    | HardExpired
+    | PeerAddressChanged
+    | PathMtuChanged
+    | GsoRefused
+    | EngineFailed
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +127,44 @@ class OuterSocket:
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """What an engine opens: the TUN's name, the UDP port, and the mark of its outer packets."""
+    """What an engine opens: the TUN's name, the UDP port, the mark of its outer packets, and how.
+
+    `workers`, `pin_workers`, `busy_poll_us` and `offload` are as in `GatewaySettings`; an engine
+    without such a thing leaves it out, and `status` says so.
+    """
 
     interface: str
     port: int
     fwmark: int
+    workers: int | None = None
+    pin_workers: bool = False
+    busy_poll_us: int = 0
+    offload: Offloads = field(default_factory=Offloads)
+    provider: str = PROVIDER_AUTO
+
+
+@dataclass(frozen=True, slots=True)
+class Offload:
+    """Whether an offload is in use; `why` it is not, or not everywhere: one line, or empty."""
+
+    in_use: bool
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """How an engine works.
+
+    `provider` is the library, with its version, by the names of the suites in use; `aes` the
+    processor's instructions for AES-GCM; `offload` is by the names of `Offloads`.
+    """
+
+    workers: int
+    pinned: bool
+    busy_poll_us: int
+    provider: Mapping[str, str]
+    aes: str
+    offload: Mapping[str, Offload]
 
 
 class Engine(Protocol):
@@ -151,3 +208,6 @@ class Engine(Protocol):
 
     def counters(self) -> Counters:
         """A snapshot of every counter."""
+
+    def status(self) -> EngineStatus:
+        """How it works: what it uses of what there is, and why not more."""

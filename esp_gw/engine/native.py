@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from ipaddress import ip_address
 from typing import Any
 
@@ -15,9 +16,12 @@ from esp_gw.engine.base import (
     Counters,
     EngineFailed,
     EngineSettings,
+    EngineStatus,
     Event,
+    GsoRefused,
     HardExpired,
     LeaseLow,
+    Offload,
     OuterSocket,
     PathMtuChanged,
     PeerAddressChanged,
@@ -46,13 +50,13 @@ class NativeEngine:
         """Create the TUN device and start the workers. Raises EngineError."""
         self._on_event = on_event
         try:
-            self._core: Any = esp_gw_core.NativeEngine(
-                settings.interface, settings.port, settings.fwmark
-            )
+            self._core: Any = esp_gw_core.NativeEngine(_Settings(settings))
         except OSError as error:
             opening = DEVICE in str(error.strerror)
             raise (not_opened if opening else not_created)(settings.interface, error) from None
-        self._port = settings.port
+        except ValueError as error:
+            raise EngineError(f"the native engine: {error}") from None
+        self._settings = settings
         self._outers: list[OuterSocket] = []
         self._event_fd = self._core.event_fd()
         self._loop.add_reader(self._event_fd, self._take_events)
@@ -71,7 +75,7 @@ class NativeEngine:
             try:
                 self._set_sockets([*self._outers, outer])
             except OSError as error:
-                raise refused(outer, self._port, error) from None
+                raise refused(outer, self._settings.port, error) from None
         self._set_sockets(wanted)
 
     def _set_sockets(self, wanted: Sequence[OuterSocket]) -> None:
@@ -179,6 +183,17 @@ class NativeEngine:
             sas=sas,
         )
 
+    def status(self) -> EngineStatus:
+        """How it works: what it uses of what there is, and why not more."""
+        return EngineStatus(
+            workers=self._core.workers(),
+            pinned=self._settings.pin_workers,
+            busy_poll_us=self._settings.busy_poll_us,
+            provider=self._core.providers(),
+            aes=esp_gw_core.aes_path,
+            offload={name: Offload(in_use, why) for name, in_use, why in self._core.offloads()},
+        )
+
     def _take_events(self) -> None:
         for kind, text, address, number in self._core.take_events():
             match kind:
@@ -192,6 +207,8 @@ class NativeEngine:
                     self._on_event(PeerAddressChanged(text, ip_address(address), number))
                 case "path-mtu-changed":
                     self._on_event(PathMtuChanged(ip_address(address), number))
+                case "gso-refused":
+                    self._on_event(GsoRefused(ip_address(address), text))
                 case "failed":
                     self._on_event(EngineFailed(text))
 
@@ -204,6 +221,20 @@ class NativeEngine:
         self._keepalives[name] = self._loop.call_later(
             period / 2, self._arm_keepalive, name, period, sent
         )
+
+
+class _Settings:
+    """The settings as the extension reads them, attribute by attribute."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.interface = settings.interface
+        self.port = settings.port
+        self.fwmark = settings.fwmark
+        self.workers = settings.workers
+        self.pin_workers = settings.pin_workers
+        self.busy_poll_us = settings.busy_poll_us
+        self.provider = settings.provider
+        self.offloads = [name for name, wanted in asdict(settings.offload).items() if wanted]
 
 
 class _Arguments:

@@ -10,12 +10,16 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 
+from esp_gw.crypto import openssl
 from esp_gw.engine.base import (
     Counters,
     EngineFailed,
     EngineSettings,
+    EngineStatus,
     Event,
+    Offload,
     OuterSocket,
     PeerAddressChanged,
     SaCounters,
@@ -26,7 +30,7 @@ from esp_gw.engine.outer import Outer
 from esp_gw.engine.sad import InboundState, OutboundState, socket_address
 from esp_gw.engine.tun import open_tun
 from esp_gw.errors import EngineError
-from esp_gw.model import Direction, Encapsulation, Lease, Policy, Sa
+from esp_gw.model import AWS_LC, Direction, Encapsulation, Lease, Offloads, Policy, Sa
 
 
 class PythonEngine:
@@ -44,6 +48,11 @@ class PythonEngine:
 
     def open(self, settings: EngineSettings, on_event: Callable[[Event], None]) -> None:
         """Create the TUN device and start reading it. Raises EngineError."""
+        if settings.provider == AWS_LC:
+            raise EngineError(
+                "crypto.provider aws-lc needs the native engine, which does not run",
+                hint="install it, or set 'provider: auto'",
+            )
         self._settings = settings
         self._on_event = on_event
         self._tun = open_tun(settings.interface)
@@ -156,6 +165,20 @@ class PythonEngine:
             keepalives_in=self._inbound.keepalives,
             drops=dict(drops),
             sas=outbound | inbound,
+        )
+
+    def status(self) -> EngineStatus:
+        """How it works: what it uses of what there is, and why not more."""
+        suites = {state.sa.suite.name for state in self._outbound.sas.values()}
+        suites |= {state.sa.suite.name for state in self._inbound.sas.values()}
+        single = Offload(False, "the python engine carries one packet a system call")
+        return EngineStatus(
+            workers=1,
+            pinned=False,
+            busy_poll_us=0,
+            provider=dict.fromkeys(sorted(suites), openssl.version()),
+            aes=openssl.aes_path(),
+            offload={field.name: single for field in fields(Offloads)},
         )
 
     def _read_tun(self) -> None:

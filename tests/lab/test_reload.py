@@ -124,6 +124,10 @@ FIXED = {
     "table": 5000,
     "state_dir": "/nowhere",
     "control_socket": "/nowhere/control.sock",
+    "workers": 3,
+    "pin_workers": True,
+    "busy_poll_us": 20,
+    "offload": {"merge": False},
 }
 
 

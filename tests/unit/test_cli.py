@@ -47,11 +47,19 @@ POLICIES = [
      "selectors": [{"local": "0.0.0.0/0", "remote": "10.9.0.0/16", "protocol": 6,
                     "local_port": None, "remote_port": "25"}]},
 ]  # fmt: skip
+OFFLOAD = {
+    "tso": {"in_use": False, "why": "switched off"},
+    "uso": {"in_use": False, "why": "switched off"},
+    "udp_gso": {"in_use": True, "why": "refused for 192.0.2.2 (EIO)"},
+    "merge": {"in_use": True, "why": ""},
+}
 REPLIES: dict[str, dict[str, object]] = {
     "GetStatus": {"version": "0.1.0", "engine": "python", "interface": "esp0", "pid": 7,
                   "uptime_s": 7384.2, "mtu": 1400, "sas": 2, "policies": 2, "tunnels": 1,
                   "ledger": "/var/lib/esp-gw/ledger.db", "warnings": ["rp_filter drops\x1b[2J"],
-                  "config": "/etc/esp-gw"},
+                  "config": "/etc/esp-gw", "workers": 2, "pinned": True, "busy_poll_us": 50,
+                  "provider": {"aes256gcm8": "OpenSSL 3.6.0", "aes256gcm16": "AWS-LC 5.12.0"},
+                  "aes": "AES-NI, AVX2", "offload": OFFLOAD},
     "ListSas": {"sas": [SA_OUT, SA_IN]},
     "GetSa": {"sa": SA_OUT},
     "AddSa": {"sa": SA_OUT},
@@ -240,6 +248,15 @@ def test_tunnel_list_status_and_stats_are_for_people(gateway: Gateway, capsys: C
     assert "10.1.0.0/24 - 10.2.0.0/24" in run(capsys, "tunnel", "list")
     status = run(capsys, "status")
     assert "running: for 2 h 3 min, pid 7\n" in status
+    assert "engine: python, 2 workers, pinned, busy poll 50 us\n" in status
+    assert (
+        "cryptography: AWS-LC 5.12.0 (aes256gcm16), OpenSSL 3.6.0 (aes256gcm8), "
+        "AES by AES-NI, AVX2\n"
+    ) in status
+    assert "  offload: udp_gso, merge\n" in status
+    assert (
+        "not offloaded: tso uso (switched off), udp_gso (refused for 192.0.2.2 (EIO))\n" in status
+    )
     assert "  warning: rp_filter drops\\x1b[2J\n" in status
     stats = run(capsys, "stats")
     assert "out: 10 packets, 1.50 KiB\n" in stats

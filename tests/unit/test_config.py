@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields, replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -11,12 +12,14 @@ from esp_gw.errors import ConfigError
 from esp_gw.keyfile import format_keymat, generate, write_key_file
 from esp_gw.model import (
     DEFAULT_SUITE,
+    SUITES,
     Action,
     Desired,
     Direction,
     Encapsulation,
     GatewaySettings,
     Mode,
+    Offloads,
     Origin,
     PortRange,
     Selector,
@@ -118,6 +121,12 @@ gateway:
   state_dir: /tmp/state
   control_socket: /tmp/control.sock
   allow_inline_keys: no
+  workers: 4
+  pin_workers: yes
+  busy_poll_us: 1000
+  offload: {tso: no, uso: off, udp_gso: false, udp_gro: no, merge: no}
+crypto:
+  provider: aws-lc
 """,
     )
     assert desired.settings == GatewaySettings(
@@ -130,7 +139,35 @@ gateway:
         table=77,
         state_dir="/tmp/state",
         control_socket="/tmp/control.sock",
+        workers=4,
+        pin_workers=True,
+        busy_poll_us=1000,
+        offload=Offloads(False, False, False, False, False),
+        provider="aws-lc",
     )
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Offloads)])
+def test_an_offload_that_is_switched_off_leaves_the_others_on(tmp_path: Path, name: str) -> None:
+    settings = load(tmp_path, f"gateway: {{offload: {{{name}: false}}}}\n").settings
+    assert settings.offload == replace(Offloads(), **{name: False})
+
+
+def test_aws_lc_has_every_suite_whose_icv_is_not_truncated(folder: Path) -> None:
+    for suite in SUITES.values():
+        for name in ("b.out", "b.in"):
+            path = folder / "keys" / f"{name}.key"
+            path.unlink()
+            write_key_file(path, [generate(suite)])
+        text = f"{TUNNEL}    suite: {suite}\ncrypto: {{provider: aws-lc}}\n"
+        if suite.icv_len == 16:
+            assert load(folder, text).settings.provider == "aws-lc"
+            continue
+        with pytest.raises(ConfigError) as caught:
+            load(folder, text)
+        (problem,) = caught.value.problems
+        assert (problem.line, problem.field) == (text.count("\n") - 1, "tunnels.b.suite")
+        assert f"aws-lc has no {suite}" in problem.message
 
 
 def test_every_tunnel_field_arrives(folder: Path) -> None:

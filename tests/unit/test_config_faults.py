@@ -350,6 +350,51 @@ def test_a_byte_order_mark_is_harmless(tmp_path: Path) -> None:
     assert load_config(path).settings.port == 4501
 
 
+def test_options_of_the_native_engine_out_of_their_range(folder: Path) -> None:
+    text = """\
+gateway:
+  engine: python
+  workers: 65
+  pin_workers: maybe
+  busy_poll_us: 1001
+  offload:
+    udp_gs: no
+    tso: 1
+crypto:
+  provider: gnutls
+  offload: af_alg
+"""
+    found = [problem.split(": ", 2) for problem in faults(folder, text)]
+    assert [entry[:2] for entry in found] == [
+        ["gw.yaml:3", "gateway.workers"],
+        ["gw.yaml:4", "gateway.pin_workers"],
+        ["gw.yaml:5", "gateway.busy_poll_us"],
+        ["gw.yaml:7", "gateway.offload.udp_gs"],
+        ["gw.yaml:8", "gateway.offload.tso"],
+        ["gw.yaml:10", "crypto.provider"],
+        ["gw.yaml:11", "crypto.offload"],
+    ]
+    assert "from 1 to 64" in found[0][2]
+    assert "from 0 to 1000" in found[2][2]
+    assert "did you mean udp_gso?" in found[3][2]
+    assert "auto or openssl or aws-lc" in found[5][2]
+    assert "from 1 to 64" in only(folder, "gateway: {workers: 0}")
+    assert "expected a mapping with tso" in only(folder, "gateway: {offload: no}")
+
+
+def test_aws_lc_is_of_the_native_engine(folder: Path) -> None:
+    problem = only(folder, "gateway: {engine: python}\ncrypto:\n  provider: aws-lc\n")
+    assert problem.startswith("gw.yaml:3: crypto.provider: ")
+    assert "native" in problem
+
+
+def test_one_file_has_the_section_crypto(folder: Path) -> None:
+    write(folder, "crypto: {provider: openssl}", "1.yaml")
+    write(folder, "\ncrypto: {provider: auto}", "2.yaml")
+    (problem,) = problems(folder)
+    assert problem.startswith("2.yaml:2: crypto: is in ")
+
+
 def test_sections_without_content_are_fine(tmp_path: Path) -> None:
     assert load(tmp_path, "gateway:\npolicies:\ntunnels:\n") == Desired(GatewaySettings())
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from esp_gw.crypto import openssl
 from esp_gw.crypto.base import AuthenticationError
 from esp_gw.crypto.openssl import make_aead
 from esp_gw.errors import EngineError
@@ -148,3 +149,24 @@ def test_a_full_icv_is_sealed_and_opened_by_the_library_itself(name: str) -> Non
         "encrypt_into",
         "decrypt_into",
     ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "path"),
+    [
+        ("fpu aes pclmulqdq avx2 vaes vpclmulqdq avx512f avx512vl", "VAES, AVX-512"),
+        ("fpu aes pclmulqdq avx2 vaes vpclmulqdq", "AES-NI, AVX2"),
+        ("fpu aes pclmulqdq", "AES-NI"),
+        ("fp asimd aes pmull sha1", "ARMv8 Crypto Extensions"),
+        ("fp asimd", "none"),
+        ("fpu aes", "none"),
+    ],
+)
+def test_the_processors_aes_instructions_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, path: str
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    monkeypatch.setattr(openssl, "_CPUINFO", cpuinfo)
+    assert openssl.aes_path() == "none"
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    assert openssl.aes_path() == path

@@ -17,6 +17,7 @@ from esp_gw import gateway as gateway_module
 from esp_gw import sequences as sequences_module
 from esp_gw.engine.base import (
     EngineFailed,
+    GsoRefused,
     HardExpired,
     LeaseLow,
     PathMtuChanged,
@@ -366,6 +367,16 @@ async def test_changes_at_once_are_done_one_after_the_other(rig: Rig) -> None:
         )
     )
     assert {sa.name for sa in rig.gateway.sas} == {"t/out", "t/in", *(sa.name for sa in sas)}
+
+
+async def test_the_refusal_of_gso_is_told_once_for_each_peer(rig: Rig) -> None:
+    with capture_logs() as lines:
+        for remote in (IN.remote, IN.remote, IN.local):
+            rig.engine.tell(GsoRefused(remote, "EIO"))
+    assert [(line["remote"], line["error"]) for line in lines] == [
+        (str(IN.remote), "EIO"),
+        (str(IN.local), "EIO"),
+    ]
 
 
 async def test_a_peer_whose_address_flaps_is_told_of_once_in_an_interval(

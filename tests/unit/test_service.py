@@ -223,6 +223,53 @@ async def test_a_broken_configuration_changes_nothing(rig: Rig) -> None:
     assert (await rig.call("Reload"))["changes"] == []
 
 
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (lambda config: config["gateway"].update(workers=2), "gateway.workers"),
+        (lambda config: config["gateway"].update(pin_workers=True), "gateway.pin_workers"),
+        (lambda config: config["gateway"].update(busy_poll_us=5), "gateway.busy_poll_us"),
+        (lambda config: config["gateway"].update(offload={"tso": False}), "gateway.offload"),
+        (lambda config: config.update(crypto={"provider": "openssl"}), "crypto.provider"),
+    ],
+)
+async def test_how_the_engine_works_is_fixed_while_it_runs(
+    rig: Rig, change: Callable[[dict[str, Any]], object], names: str
+) -> None:
+    rig.edit(change)
+    with pytest.raises(ControlError, match=f"{names} can't change") as error:
+        await rig.call("Reload")
+    assert "restart" in str(error.value.hint)
+
+
+async def test_status_tells_how_the_engine_works(rig: Rig) -> None:
+    status = await rig.call("GetStatus")
+    assert (status["engine"], status["workers"], status["pinned"]) == ("fake", 1, False)
+    assert (status["busy_poll_us"], status["aes"]) == (0, "AES-NI")
+    assert status["provider"] == {"aes256gcm16": "OpenSSL 3.6.0"}
+    assert status["offload"] == {
+        "udp_gso": {"in_use": True, "why": ""},
+        "merge": {"in_use": False, "why": "switched off"},
+    }
+
+
+async def test_an_addition_whose_suite_the_provider_lacks_is_left_out_and_said(
+    rig: Rig, tmp_path: Path
+) -> None:
+    await rig.call("AddSa", **sa(1, suite="aes256gcm8", key=f"{7:072x}"))
+    assert rig.names() == {"n1"}
+    await rig.gateway.stop()
+    rig.edit(lambda config: config.update(crypto={"provider": "aws-lc"}))
+    again = Rig(tmp_path)
+    await again.start()
+    assert again.names() == set()
+    (warning,) = await again.warnings()
+    assert "'n1'" in warning
+    assert "aws-lc has no aes256gcm8" in warning
+    with pytest.raises(ControlError, match="aws-lc has no aes256gcm12"):
+        await again.call("AddSa", **sa(2, suite="aes256gcm12", key=f"{8:072x}"))
+
+
 async def test_everything_can_be_read_in_the_middle_of_a_reload(rig: Rig) -> None:
     text = rig.config.read_text()
     for _ in range(3):

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 use crate::aead::Aead;
 use crate::decap::Opener;
 use crate::encap::Sealer;
-use crate::provider::{Provider, ProviderError};
+use crate::provider::{Choice, ProviderError};
 use crate::replay::ReplayWindow;
 use crate::selector::Selector;
 use crate::seq::{Lease, LeaseError, SeqCounter};
@@ -108,8 +108,8 @@ impl SaSpec {
         if self.esn { u64::MAX } else { u32::MAX as u64 }
     }
 
-    fn aead(&self, provider: Provider) -> Result<Box<dyn Aead>, ProviderError> {
-        provider.aead(self.suite, self.keymat.key())
+    fn aead(&self, choice: Choice) -> Result<Box<dyn Aead>, ProviderError> {
+        choice.of(self.suite).aead(self.suite, self.keymat.key())
     }
 }
 
@@ -145,12 +145,12 @@ impl OutboundSa {
     ///
     /// # Errors
     /// `ProviderError` where the provider doesn't have the suite.
-    pub fn sealer(&self, provider: Provider) -> Result<Sealer, ProviderError> {
+    pub fn sealer(&self, choice: Choice) -> Result<Sealer, ProviderError> {
         let SaSpec {
             spi, suite, esn, ..
         } = self.spec;
         Ok(Sealer::new(
-            self.spec.aead(provider)?,
+            self.spec.aead(choice)?,
             suite,
             spi,
             self.spec.keymat.salt(),
@@ -195,10 +195,10 @@ impl InboundSa {
     ///
     /// # Errors
     /// `ProviderError` where the provider doesn't have the suite.
-    pub fn opener(&self, provider: Provider) -> Result<Opener, ProviderError> {
+    pub fn opener(&self, choice: Choice) -> Result<Opener, ProviderError> {
         let SaSpec { suite, esn, .. } = self.spec;
         Ok(Opener::new(
-            self.spec.aead(provider)?,
+            self.spec.aead(choice)?,
             suite,
             self.spec.keymat.salt(),
             esn,

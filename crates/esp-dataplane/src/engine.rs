@@ -1,20 +1,20 @@
 //! The engine: makes the workers and tells them what to do. Packets never come here.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
 use esp_core::counters::Counters;
-use esp_core::provider::Provider;
 use esp_core::sa::{Encapsulation, InboundSa, OutboundSa, SaSpec};
 use esp_core::seq::Lease;
 use esp_core::spd::{Policy, Spd};
 
+use crate::settings::{MAX_WORKERS, Offloads, Settings};
 use crate::shared::{Event, Events, Inbound, Outbound, Outer, Shared, Tables, Tallies};
 use crate::socket::Socket;
 use crate::sys::poll::Waker;
@@ -26,21 +26,6 @@ use crate::worker::{Command, Mailbox, Worker};
 
 /// Bytes asked of the kernel for each outer socket, each way.
 const SOCKET_BUFFER: usize = 4 << 20;
-
-/// What an engine opens.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The TUN device's name.
-    pub interface: String,
-    /// The UDP port of encapsulated ESP.
-    pub port: u16,
-    /// The mark of outer packets.
-    pub fwmark: u32,
-    /// How many workers; None for the processors that the process may use.
-    pub workers: Option<usize>,
-    /// What seals and opens.
-    pub provider: Provider,
-}
 
 /// What one SA has done.
 #[derive(Clone, Debug)]
@@ -74,12 +59,14 @@ impl std::error::Error for Refused {}
 
 /// The data plane: workers, and the tables that they read.
 pub struct Engine {
-    settings: Settings,
-    shared: Arc<Shared>,
+    pub(crate) settings: Settings,
+    pub(crate) shared: Arc<Shared>,
     mailboxes: Vec<Arc<Mailbox>>,
     threads: Vec<JoinHandle<()>>,
-    sockets: HashSet<Outer>,
-    offloads: TunOffloads,
+    /// What is open, with the offloads that the kernel gave.
+    pub(crate) sockets: HashMap<Outer, UdpOffloads>,
+    /// The TUN's offloads: those that the kernel has, those that are on.
+    pub(crate) tun: (TunOffloads, TunOffloads),
 }
 
 impl Engine {
@@ -89,7 +76,8 @@ impl Engine {
     /// The kernel's; the device is gone again then.
     pub fn start(settings: Settings) -> Result<Self> {
         let processors = cpu::allowed()?;
-        let count = settings.workers.unwrap_or(processors.len()).max(1);
+        let count = settings.workers.unwrap_or(processors.len());
+        let count = count.clamp(1, MAX_WORKERS);
         let shared = Arc::new(Shared {
             tables: ArcSwap::default(),
             events: Events::new(Waker::new()?),
@@ -102,28 +90,24 @@ impl Engine {
             shared,
             mailboxes: Vec::new(),
             threads: Vec::new(),
-            sockets: HashSet::new(),
-            offloads: TunOffloads::empty(),
+            sockets: HashMap::new(),
+            tun: (TunOffloads::empty(), TunOffloads::empty()),
             settings,
         };
         let mut workers = Vec::new();
         for index in 0..count {
-            let tun = TunQueue::open(&engine.settings.interface, TunOffloads::all())?;
-            engine.offloads = tun.offloads();
+            let wanted = engine.settings.offloads.of_tun();
+            let tun = TunQueue::open(&engine.settings.interface, wanted)?;
+            engine.tun = (tun.supported(), tun.offloads());
             let mailbox = Arc::new(Mailbox::new()?);
             engine.mailboxes.push(Arc::clone(&mailbox));
             let shared = Arc::clone(&engine.shared);
-            workers.push(Worker::new(
-                index,
-                engine.settings.provider,
-                shared,
-                mailbox,
-                tun,
-            )?);
+            workers.push(Worker::new(index, &engine.settings, shared, mailbox, tun)?);
         }
         for (index, worker) in workers.into_iter().enumerate() {
             let shared = Arc::clone(&engine.shared);
-            let processor = processors.get(index % processors.len().max(1)).copied();
+            let processor = processors.get(index % processors.len().max(1));
+            let processor = processor.filter(|_| engine.settings.pin_workers).copied();
             let thread = std::thread::Builder::new()
                 .name(format!("esp-worker-{index}"))
                 .spawn(move || live(worker, &shared, processor))
@@ -131,12 +115,6 @@ impl Engine {
             engine.threads.push(thread);
         }
         Ok(engine)
-    }
-
-    /// The offloads of the TUN device that are on.
-    #[must_use]
-    pub const fn offloads(&self) -> TunOffloads {
-        self.offloads
     }
 
     /// How many workers there are.
@@ -157,13 +135,13 @@ impl Engine {
     /// The kernel's: those that were open stay so.
     pub fn set_sockets(&mut self, wanted: &[Outer]) -> Result<()> {
         for &outer in wanted {
-            if !self.sockets.contains(&outer) {
+            if !self.sockets.contains_key(&outer) {
                 self.open(outer)?;
             }
         }
         let gone: Vec<Outer> = self
             .sockets
-            .iter()
+            .keys()
             .filter(|o| !wanted.contains(o))
             .copied()
             .collect();
@@ -179,26 +157,32 @@ impl Engine {
             local: SocketAddr::new(outer.address, self.settings.port),
             mark: self.settings.fwmark,
             buffer: SOCKET_BUFFER,
-            busy_poll_us: 0,
+            busy_poll_us: u32::try_from(self.settings.busy_poll.as_micros()).unwrap_or(u32::MAX),
         };
         let count = u32::try_from(self.workers()).unwrap_or(1);
+        let mut got = UdpOffloads {
+            gso: false,
+            gro: false,
+        };
         let sockets: Vec<Socket> = match outer.encapsulation {
             Encapsulation::Udp => {
                 let wanted = UdpOffloads {
-                    gso: true,
-                    gro: true,
+                    gso: self.settings.offloads.contains(Offloads::UDP_GSO),
+                    gro: self.settings.offloads.contains(Offloads::UDP_GRO),
                 };
                 let group = UdpSocket::bind_group(&options, wanted, count)?;
-                group.into_iter().map(Socket::from).collect()
+                got.gso = group.iter().all(|socket| socket.max_segments() > 1);
+                got.gro = group.iter().all(UdpSocket::gro);
+                group.into_iter().map(Socket::Udp).collect()
             }
             Encapsulation::None => {
                 let group = RawSocket::bind_group(&options, count)?;
-                group.into_iter().map(Socket::from).collect()
+                group.into_iter().map(Socket::Raw).collect()
             }
         };
         let mut sockets = sockets.into_iter();
         self.tell(|_| sockets.next().map(|socket| Command::Open(outer, socket)))?;
-        self.sockets.insert(outer);
+        self.sockets.insert(outer, got);
         Ok(())
     }
 
@@ -270,6 +254,7 @@ impl Engine {
         Ok(Arc::new(Outbound {
             sa,
             peer: ArcSwap::from_pointee(peer),
+            gso_refused: OnceLock::new(),
             tallies: Tallies::new(self.workers()),
         }))
     }

@@ -17,7 +17,7 @@ use esp_core::coalesce::{Coalescer, Merging, Ready};
 use esp_core::decap::{Datagram, Opener, classify, read_trailer};
 use esp_core::flow::{FlowCache, FlowKey};
 use esp_core::inner::{transport_header, transport_header_len, tunnel_packet};
-use esp_core::provider::Provider;
+use esp_core::provider::Choice;
 use esp_core::sa::{Encapsulation, Mode};
 use esp_core::wire;
 
@@ -49,7 +49,7 @@ struct Slot {
 /// One worker's way in.
 pub struct InboundPath {
     worker: usize,
-    provider: Provider,
+    provider: Choice,
     shared: Arc<Shared>,
     tables: Arc<Tables>,
     buffers: Slots,
@@ -67,7 +67,7 @@ impl InboundPath {
     /// The kernel's, for memory.
     pub fn new(
         worker: usize,
-        provider: Provider,
+        provider: Choice,
         shared: Arc<Shared>,
         offloads: TunOffloads,
     ) -> Result<Self> {

@@ -8,8 +8,11 @@
 pub mod engine;
 mod inbound;
 mod outbound;
+mod patience;
 mod run;
+pub mod settings;
 pub mod shared;
-mod socket;
+pub mod socket;
+mod status;
 pub mod sys;
 mod worker;

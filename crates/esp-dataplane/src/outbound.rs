@@ -16,7 +16,7 @@ use esp_core::DropReason;
 use esp_core::encap::Sealer;
 use esp_core::flow::{FlowCache, FlowKey};
 use esp_core::inner::{transport_payload, tunnel_next_header};
-use esp_core::provider::Provider;
+use esp_core::provider::Choice;
 use esp_core::reassembly::Reassembler;
 use esp_core::sa::Mode;
 use esp_core::segment::Segmenter;
@@ -25,7 +25,7 @@ use esp_core::spd::Action;
 use esp_core::suite::TRAILER_ROOM;
 use esp_core::wire::{self, VnetHdr};
 
-use crate::run::{Run, send};
+use crate::run::{Run, longest, send};
 use crate::shared::{Event, Outbound as Entry, Outer, Shared, Tables};
 use crate::socket::Socket;
 use crate::sys::mem::Region;
@@ -77,7 +77,7 @@ struct Slot {
 /// One worker's way out.
 pub struct OutboundPath {
     worker: usize,
-    provider: Provider,
+    provider: Choice,
     shared: Arc<Shared>,
     tables: Arc<Tables>,
     input: Region,
@@ -96,7 +96,7 @@ impl OutboundPath {
     ///
     /// # Errors
     /// The kernel's, for memory.
-    pub fn new(worker: usize, provider: Provider, shared: Arc<Shared>) -> Result<Self> {
+    pub fn new(worker: usize, provider: Choice, shared: Arc<Shared>) -> Result<Self> {
         Ok(Self {
             worker,
             provider,
@@ -383,7 +383,7 @@ impl OutboundPath {
         let slot = &self.slots[index];
         let most = sockets
             .get(&slot.outer)
-            .map_or(1, |socket| socket.run_of(size, &self.arena))
+            .map_or(1, |socket| longest(socket, &slot.entry, size, &self.arena))
             .min(OUT_LEN / size.max(1))
             .max(1);
         self.run = Some(Run {
@@ -456,11 +456,14 @@ impl OutboundPath {
             tally.dropped(DropReason::SendError, run.packets);
             return Ok(true);
         };
-        let mut outcome = send(socket, &mut self.arena, &mut run, &self.output)?;
+        let (entry, events) = (&slot.entry, &self.shared.events);
+        let mut attempt =
+            |run: &mut Run| send(socket, &mut self.arena, run, &self.output, entry, events);
+        let mut outcome = attempt(&mut run)?;
         if outcome == SendOutcome::TooBig && run.any_link && !run.may_fragment {
             // No IPv6 link is smaller than this (RFC 8200 5): the outer packet is fragmented.
             run.may_fragment = true;
-            outcome = send(socket, &mut self.arena, &mut run, &self.output)?;
+            outcome = attempt(&mut run)?;
         }
         match outcome {
             SendOutcome::Sent(_) => tally.carried(run.packets, run.bytes),

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use crate::shared::{Event, Events, Outbound};
 use crate::socket::Socket;
 use crate::sys::{Result, SendArena, SendOutcome, Transmit};
 
@@ -25,12 +26,22 @@ pub(crate) struct Run {
     pub(crate) any_link: bool,
 }
 
+/// Packets of `size` bytes that a run to the SA's peer may have.
+pub(crate) fn longest(socket: &Socket, entry: &Outbound, size: usize, arena: &SendArena) -> usize {
+    let gso = entry.gso_refused.get().is_none();
+    gso.then(|| socket.gso_run_of(size))
+        .flatten()
+        .unwrap_or(arena.capacity())
+}
+
 /// Send what is left of a run, all of it or until the kernel says no.
 pub(crate) fn send(
     socket: &Socket,
     arena: &mut SendArena,
     run: &mut Run,
     sealed: &[u8],
+    entry: &Outbound,
+    events: &Events,
 ) -> Result<SendOutcome> {
     if run.may_fragment {
         socket.set_may_fragment(true)?;
@@ -43,12 +54,22 @@ pub(crate) fn send(
             segment_size: u16::try_from(run.segment).unwrap_or(0),
             tos: run.tos,
         };
-        let (result, taken) = socket.send_run(arena, &message)?;
-        outcome = result;
+        // What is to be fragmented the kernel takes only one by one.
+        let sending = if run.may_fragment || entry.gso_refused.get().is_some() {
+            socket.send_each(arena, &message)?
+        } else {
+            socket.send_run(arena, &message)?
+        };
+        if let Some(errno) = sending.gso_refused {
+            if entry.gso_refused.set(errno).is_ok() {
+                events.push(Event::GsoRefused(run.dst.ip(), errno));
+            }
+        }
+        outcome = sending.outcome;
         if !matches!(outcome, SendOutcome::Sent(_)) {
             break;
         }
-        run.sent += taken;
+        run.sent += sending.taken;
     }
     if run.may_fragment {
         socket.set_may_fragment(false)?;

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
 use esp_core::counters::{Counters, Tally};
@@ -28,6 +28,8 @@ pub enum Event {
     PeerAddressChanged(Arc<str>, SocketAddr),
     /// The kernel knows the path MTU to an address: bytes with the outer IP header.
     PathMtuChanged(IpAddr, u32),
+    /// The kernel refuses GSO sends to an address, with this errno: packets go one by one now.
+    GsoRefused(IpAddr, &'static str),
     /// A worker can't go on.
     Failed(String),
 }
@@ -72,6 +74,9 @@ pub struct Outbound {
     pub sa: OutboundSa,
     /// Where the peer is now.
     pub peer: ArcSwap<SocketAddr>,
+    /// With what the kernel has refused a GSO send to the peer: the route decides the network card,
+    /// and what the card can't do, the other peers needn't do without.
+    pub gso_refused: OnceLock<&'static str>,
     /// What it has carried.
     pub tallies: Tallies,
 }

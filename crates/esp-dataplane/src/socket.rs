@@ -1,6 +1,5 @@
 //! One worker's outer socket: ESP in UDP or as protocol 50.
 
-use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::sys::raw::RawSocket;
@@ -9,98 +8,106 @@ use crate::sys::{RecvArena, RecvMeta, Result, SendArena, SendOutcome, Transmit};
 
 /// One outer socket of one worker.
 #[derive(Debug)]
-pub struct Socket {
-    kind: Kind,
-    /// Whether runs go out in one GSO send; off for good once the kernel refused one.
-    gso: Cell<bool>,
-}
-
-#[derive(Debug)]
-enum Kind {
+pub enum Socket {
+    /// ESP in UDP.
     Udp(UdpSocket),
+    /// ESP as protocol 50.
     Raw(RawSocket),
 }
 
-impl From<UdpSocket> for Socket {
-    fn from(udp: UdpSocket) -> Self {
-        Self {
-            gso: Cell::new(udp.max_segments() > 1),
-            kind: Kind::Udp(udp),
-        }
-    }
-}
-
-impl From<RawSocket> for Socket {
-    fn from(raw: RawSocket) -> Self {
-        Self {
-            gso: Cell::new(false),
-            kind: Kind::Raw(raw),
-        }
-    }
+/// What became of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sending {
+    /// What the kernel said last.
+    pub outcome: SendOutcome,
+    /// Bytes that it has taken, from the front.
+    pub taken: usize,
+    /// With what it refused them as a GSO send, where they passed one by one.
+    pub gso_refused: Option<&'static str>,
 }
 
 impl Socket {
     /// Whether ESP is in UDP.
     #[must_use]
     pub const fn is_udp(&self) -> bool {
-        matches!(self.kind, Kind::Udp(_))
+        matches!(self, Self::Udp(_))
     }
 
     /// Whether what is received begins with the IP header.
     #[must_use]
     pub fn has_ip_header(&self) -> bool {
-        matches!(&self.kind, Kind::Raw(raw) if raw.has_ip_header())
+        matches!(self, Self::Raw(raw) if raw.has_ip_header())
     }
 
-    /// Packets of `segment_size` bytes that one run may have.
+    /// Packets of `segment_size` bytes that one GSO send takes; None where there is no GSO.
     #[must_use]
-    pub fn run_of(&self, segment_size: usize, arena: &SendArena) -> usize {
-        match &self.kind {
-            Kind::Udp(udp) if self.gso.get() => udp.run_of(segment_size),
-            _ => arena.capacity(),
+    pub fn gso_run_of(&self, segment_size: usize) -> Option<usize> {
+        match self {
+            Self::Udp(udp) if udp.max_segments() > 1 => Some(udp.run_of(segment_size)),
+            _ => None,
         }
     }
 
-    /// Send a run of packets of one size, of which the last may be shorter, or its beginning; how
-    /// many bytes of it were taken comes with the outcome.
+    /// Send a run of packets of one size, of which the last may be shorter, in one GSO send; where
+    /// the kernel refuses that, or there is no GSO, one by one.
     ///
     /// # Errors
     /// The kernel's where the socket is unusable.
-    pub fn send_run(
-        &self,
-        arena: &mut SendArena,
-        run: &Transmit<'_>,
-    ) -> Result<(SendOutcome, usize)> {
-        let all = run.payload.len();
-        if let (Kind::Udp(udp), true) = (&self.kind, self.gso.get()) {
-            let outcome = udp.send_gso(run)?;
-            if !matches!(outcome, SendOutcome::NoOffload | SendOutcome::Invalid) {
-                return Ok((outcome, all));
+    pub fn send_run(&self, arena: &mut SendArena, run: &Transmit<'_>) -> Result<Sending> {
+        let udp = match self {
+            Self::Udp(udp) if udp.max_segments() > 1 => udp,
+            _ => return self.send_each(arena, run),
+        };
+        let outcome = udp.send_gso(run)?;
+        let is_run = run.is_run();
+        let refused = match outcome {
+            SendOutcome::NoOffload if is_run => "EIO",
+            SendOutcome::Invalid if is_run => "EINVAL",
+            SendOutcome::TooBig if is_run => "EMSGSIZE",
+            _ => {
+                return Ok(Sending {
+                    outcome,
+                    taken: run.payload.len(),
+                    gso_refused: None,
+                });
             }
-            // To blame is GSO only where the same bytes pass without it.
-            let (outcome, taken) = self.send_each(arena, run)?;
-            self.gso.set(!matches!(outcome, SendOutcome::Sent(_)));
-            return Ok((outcome, taken));
-        }
-        self.send_each(arena, run)
+        };
+        let sending = self.send_each(arena, run)?;
+        // To blame is GSO only where the same bytes pass without it.
+        Ok(Sending {
+            gso_refused: (sending.taken > 0).then_some(refused),
+            ..sending
+        })
     }
 
-    fn send_each(&self, arena: &mut SendArena, run: &Transmit<'_>) -> Result<(SendOutcome, usize)> {
-        let size = usize::from(run.segment_size).max(1);
+    /// Send the packets of a run, or as many of them as the arena has room for, one by one.
+    ///
+    /// # Errors
+    /// The kernel's where the socket is unusable.
+    pub fn send_each(&self, arena: &mut SendArena, run: &Transmit<'_>) -> Result<Sending> {
+        let size = if run.is_run() {
+            run.segment_size.into()
+        } else {
+            run.payload.len().max(1)
+        };
         let packets = run.payload.chunks(size).map(|payload| Transmit {
             payload,
             segment_size: 0,
             ..*run
         });
-        let outcome = match &self.kind {
-            Kind::Udp(udp) => udp.send_batch(arena, packets)?,
-            Kind::Raw(raw) => raw.send_batch(arena, packets)?,
+        let outcome = match self {
+            Self::Udp(udp) => udp.send_batch(arena, packets)?,
+            Self::Raw(raw) => raw.send_batch(arena, packets)?,
         };
         let taken = match outcome {
             SendOutcome::Sent(count) => (count * size).min(run.payload.len()),
             _ => 0,
         };
-        Ok((outcome, taken))
+        Ok(Sending {
+            outcome,
+            taken,
+            gso_refused: None,
+        })
     }
 
     /// Receive into as many buffers as there are.
@@ -112,9 +119,9 @@ impl Socket {
         arena: &'r mut RecvArena,
         buffers: impl IntoIterator<Item = &'b mut [u8]>,
     ) -> Result<&'r [RecvMeta]> {
-        match &self.kind {
-            Kind::Udp(udp) => udp.recv_batch(arena, buffers),
-            Kind::Raw(raw) => raw.recv_batch(arena, buffers),
+        match self {
+            Self::Udp(udp) => udp.recv_batch(arena, buffers),
+            Self::Raw(raw) => raw.recv_batch(arena, buffers),
         }
     }
 
@@ -123,18 +130,18 @@ impl Socket {
     /// # Errors
     /// The kernel's.
     pub fn set_may_fragment(&self, may: bool) -> Result<()> {
-        match &self.kind {
-            Kind::Udp(udp) => udp.set_may_fragment(may),
-            Kind::Raw(raw) => raw.set_may_fragment(may),
+        match self {
+            Self::Udp(udp) => udp.set_may_fragment(may),
+            Self::Raw(raw) => raw.set_may_fragment(may),
         }
     }
 }
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.kind {
-            Kind::Udp(udp) => udp.as_fd(),
-            Kind::Raw(raw) => raw.as_fd(),
+        match self {
+            Self::Udp(udp) => udp.as_fd(),
+            Self::Raw(raw) => raw.as_fd(),
         }
     }
 }

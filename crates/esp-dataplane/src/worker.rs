@@ -2,15 +2,16 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-
-use esp_core::provider::Provider;
+use std::time::Instant;
 
 use crate::inbound::InboundPath;
 use crate::outbound::{Drained, OutboundPath};
+use crate::patience::Patience;
+use crate::settings::{Offloads, Settings};
 use crate::shared::{Outer, Shared, lock};
 use crate::socket::Socket;
 use crate::sys::poll::{Events, Interest, Poller, Waker};
-use crate::sys::tun::TunQueue;
+use crate::sys::tun::{TunOffloads, TunQueue};
 use crate::sys::{Error, RecvArena, Result};
 
 const WAKER: u64 = 0;
@@ -108,6 +109,7 @@ pub struct Worker {
     outbound: OutboundPath,
     inbound: InboundPath,
     arena: RecvArena,
+    patience: Patience,
     generation: u64,
     blocked: bool,
 }
@@ -119,7 +121,7 @@ impl Worker {
     /// The kernel's.
     pub fn new(
         index: usize,
-        provider: Provider,
+        settings: &Settings,
         shared: Arc<Shared>,
         mailbox: Arc<Mailbox>,
         tun: TunQueue,
@@ -127,9 +129,16 @@ impl Worker {
         let poller = Poller::new()?;
         poller.add(&mailbox.waker, WAKER, Interest::READ)?;
         poller.add(&tun, TUN, Interest::READ)?;
+        let provider = settings.provider;
+        let mergeable = if settings.offloads.contains(Offloads::MERGE) {
+            tun.supported()
+        } else {
+            TunOffloads::empty()
+        };
         Ok(Self {
             outbound: OutboundPath::new(index, provider, Arc::clone(&shared))?,
-            inbound: InboundPath::new(index, provider, Arc::clone(&shared), tun.offloads())?,
+            inbound: InboundPath::new(index, provider, Arc::clone(&shared), mergeable)?,
+            patience: Patience::new(settings.busy_poll),
             generation: shared.tables.load().generation,
             shared,
             mailbox,
@@ -155,9 +164,13 @@ impl Worker {
     /// The kernel's, where the TUN or a socket is unusable.
     pub fn run(mut self) -> Result<()> {
         let mut ready = Events::new(MAX_READY);
+        let mut worked = false;
         while !self.shared.stopping() {
-            self.poller.wait(&mut ready, None)?;
+            let timeout = self.patience.timeout(worked, Instant::now);
+            self.poller.wait(&mut ready, timeout)?;
+            worked = false;
             for event in ready.iter() {
+                worked |= event.token != WAKER;
                 match event.token {
                     WAKER => self.obey()?,
                     TUN => self.drain_tun()?,

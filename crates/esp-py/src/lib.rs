@@ -2,19 +2,21 @@
 
 #![allow(clippy::needless_pass_by_value)] // what comes from Python is the function's own
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
-use esp_core::provider::Provider;
+use esp_core::provider::{Choice, aes_path};
 use esp_core::sa::{Encapsulation, KeyMaterial, Mode, SaSpec};
 use esp_core::selector::{Prefix, Selector};
 use esp_core::seq::Lease;
 use esp_core::spd::{Action, Policy};
 use esp_core::suite::Suite;
-use esp_dataplane::engine::{Engine, SaCounters, Settings};
+use esp_dataplane::engine::{Engine, SaCounters};
+use esp_dataplane::settings::{Offloads, Settings};
 use esp_dataplane::shared::{Event, Outer};
-use esp_dataplane::sys::tun::TunOffloads;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 
@@ -165,7 +167,43 @@ fn event_tuple(event: Event) -> EventTuple {
         Event::PathMtuChanged(remote, mtu) => {
             ("path-mtu-changed", String::new(), remote.to_string(), mtu)
         }
+        Event::GsoRefused(remote, errno) => {
+            ("gso-refused", errno.to_string(), remote.to_string(), 0)
+        }
         Event::Failed(reason) => ("failed", reason, String::new(), 0),
+    }
+}
+
+/// What the engine opens.
+#[derive(FromPyObject)]
+struct SettingsArguments {
+    interface: String,
+    port: u16,
+    fwmark: u32,
+    workers: Option<usize>,
+    pin_workers: bool,
+    busy_poll_us: u64,
+    provider: String,
+    offloads: Vec<String>,
+}
+
+impl SettingsArguments {
+    fn settings(self) -> PyResult<Settings> {
+        let offloads = self.offloads.iter().map(|name| {
+            Offloads::by_name(name).ok_or_else(|| value_error(format!("no offload {name}")))
+        });
+        Ok(Settings {
+            interface: self.interface,
+            port: self.port,
+            fwmark: self.fwmark,
+            workers: self.workers,
+            pin_workers: self.pin_workers,
+            busy_poll: Duration::from_micros(self.busy_poll_us),
+            provider: Choice::by_name(&self.provider).ok_or_else(|| {
+                value_error(format!("this build has no provider {}", self.provider))
+            })?,
+            offloads: offloads.collect::<PyResult<_>>()?,
+        })
     }
 }
 
@@ -176,21 +214,8 @@ struct NativeEngine(Engine);
 #[pymethods]
 impl NativeEngine {
     #[new]
-    #[pyo3(signature = (interface, port, fwmark, workers=None))]
-    fn new(
-        py: Python<'_>,
-        interface: String,
-        port: u16,
-        fwmark: u32,
-        workers: Option<usize>,
-    ) -> PyResult<Self> {
-        let settings = Settings {
-            interface,
-            port,
-            fwmark,
-            workers,
-            provider: Provider::OpenSsl,
-        };
+    fn new(py: Python<'_>, settings: SettingsArguments) -> PyResult<Self> {
+        let settings = settings.settings()?;
         py.detach(|| Engine::start(settings))
             .map(Self)
             .map_err(|error| os_error(&error))
@@ -200,19 +225,15 @@ impl NativeEngine {
         self.0.workers()
     }
 
-    fn offloads(&self) -> Vec<&'static str> {
-        let names = [
-            (TunOffloads::CSUM, "csum"),
-            (TunOffloads::TSO4, "tso4"),
-            (TunOffloads::TSO6, "tso6"),
-            (TunOffloads::TSO_ECN, "tso-ecn"),
-            (TunOffloads::USO, "uso"),
-        ];
-        let on = self.0.offloads();
-        names
-            .into_iter()
-            .filter_map(|(offload, name)| on.contains(offload).then_some(name))
+    fn offloads(&self) -> Vec<(&'static str, bool, String)> {
+        let offloads = self.0.offloads().into_iter();
+        offloads
+            .map(|offload| (offload.name, offload.in_use, offload.why))
             .collect()
+    }
+
+    fn providers(&self) -> BTreeMap<&'static str, String> {
+        self.0.providers()
     }
 
     fn event_fd(&self) -> i32 {
@@ -324,6 +345,6 @@ impl NativeEngine {
 #[pymodule]
 fn esp_gw_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-    module.add("openssl_version", Provider::OpenSsl.version())?;
+    module.add("aes_path", aes_path())?;
     module.add_class::<NativeEngine>()
 }

@@ -1,7 +1,8 @@
 //! AWS-LC, for the suites whose ICV has 16 bytes.
 
 use aws_lc_rs::aead::{
-    AES_128_GCM, AES_192_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
+    AES_128_GCM, AES_192_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce,
+    UnboundKey,
 };
 
 use super::ProviderError;
@@ -10,14 +11,29 @@ use crate::suite::{Cipher, Suite};
 
 const ICV_LEN: usize = 16;
 
+pub(super) fn version() -> String {
+    let number = aws_lc_sys::AWSLC_VERSION_NUMBER_STRING;
+    let number = String::from_utf8_lossy(number);
+    format!("AWS-LC {}", number.trim_end_matches('\0'))
+}
+
+fn algorithm(suite: &Suite) -> Option<&'static Algorithm> {
+    match (suite.cipher, suite.key_len, suite.icv_len) {
+        (Cipher::ChaCha20Poly1305, _, ICV_LEN) => Some(&CHACHA20_POLY1305),
+        (Cipher::AesGcm, 16, ICV_LEN) => Some(&AES_128_GCM),
+        (Cipher::AesGcm, 24, ICV_LEN) => Some(&AES_192_GCM),
+        (Cipher::AesGcm, 32, ICV_LEN) => Some(&AES_256_GCM),
+        _ => None,
+    }
+}
+
+pub(super) fn has(suite: &Suite) -> bool {
+    algorithm(suite).is_some()
+}
+
 pub(super) fn aead(suite: &Suite, key: &[u8]) -> Result<Box<dyn Aead>, ProviderError> {
-    let algorithm = match (suite.cipher, suite.key_len, suite.icv_len) {
-        (Cipher::ChaCha20Poly1305, _, ICV_LEN) => &CHACHA20_POLY1305,
-        (Cipher::AesGcm, 16, ICV_LEN) => &AES_128_GCM,
-        (Cipher::AesGcm, 24, ICV_LEN) => &AES_192_GCM,
-        (Cipher::AesGcm, 32, ICV_LEN) => &AES_256_GCM,
-        _ => return Err(ProviderError(format!("{suite}: not in AWS-LC"))),
-    };
+    let algorithm =
+        algorithm(suite).ok_or_else(|| ProviderError(format!("AWS-LC has no {suite}")))?;
     let key = UnboundKey::new(algorithm, key)
         .map_err(|_| ProviderError(format!("{suite}: AWS-LC doesn't take the key")))?;
     Ok(Box::new(AwsLc(LessSafeKey::new(key))))

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "aws-lc")]
 mod aws_lc;
+mod machine;
 mod openssl;
 
 use std::fmt;
@@ -9,11 +10,12 @@ use std::fmt;
 use crate::aead::Aead;
 use crate::suite::Suite;
 
+pub use machine::aes_path;
+
 /// A library that has the suites.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Provider {
     /// OpenSSL's libcrypto: every suite.
-    #[default]
     OpenSsl,
     /// AWS-LC: the suites with an ICV of 16 bytes.
     #[cfg(feature = "aws-lc")]
@@ -61,11 +63,11 @@ impl Provider {
 
     /// The library and its version, for `status`.
     #[must_use]
-    pub fn version(self) -> &'static str {
+    pub fn version(self) -> String {
         match self {
             Self::OpenSsl => self::openssl::version(),
             #[cfg(feature = "aws-lc")]
-            Self::AwsLc => "AWS-LC",
+            Self::AwsLc => self::aws_lc::version(),
         }
     }
 
@@ -85,6 +87,37 @@ impl Provider {
             Self::OpenSsl => self::openssl::aead(suite, key),
             #[cfg(feature = "aws-lc")]
             Self::AwsLc => self::aws_lc::aead(suite, key),
+        }
+    }
+}
+
+/// Which provider an SA gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// The faster one of those that have the suite: AWS-LC, then OpenSSL.
+    Auto,
+    /// One for every suite.
+    Only(Provider),
+}
+
+impl Choice {
+    /// Find a choice by its name: `auto`, or that of a provider of this build.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        match name {
+            "auto" => Some(Self::Auto),
+            _ => Provider::by_name(name).map(Self::Only),
+        }
+    }
+
+    /// The provider of a suite.
+    #[must_use]
+    pub fn of(self, suite: &Suite) -> Provider {
+        match self {
+            Self::Only(provider) => provider,
+            #[cfg(feature = "aws-lc")]
+            Self::Auto if self::aws_lc::has(suite) => Provider::AwsLc,
+            Self::Auto => Provider::OpenSsl,
         }
     }
 }

@@ -10,8 +10,10 @@ use crate::suite::{Cipher, SALT_LEN, Suite};
 
 const MAX_ICV_LEN: usize = 16;
 
-pub(super) fn version() -> &'static str {
-    openssl::version::version()
+pub(super) fn version() -> String {
+    // "OpenSSL 3.6.0 1 Oct 2025": without the date, as the other's.
+    let words = openssl::version::version().split(' ').take(2);
+    words.collect::<Vec<_>>().join(" ")
 }
 
 pub(super) fn aead(suite: &Suite, key: &[u8]) -> Result<Box<dyn Aead>, ProviderError> {

@@ -4,7 +4,7 @@ use esp_core::DropReason;
 use esp_core::aead::AuthError;
 use esp_core::decap::{Datagram, Opened, Opener, classify, read_trailer};
 use esp_core::encap::Sealer;
-use esp_core::provider::Provider;
+use esp_core::provider::{Choice, Provider};
 use esp_core::replay::ReplayWindow;
 use esp_core::sa::{Encapsulation, InboundSa, KeyMaterial, Mode, OutboundSa, SaSpec};
 use esp_core::seq::Lease;
@@ -35,8 +35,8 @@ fn codecs(suite: &'static Suite, esn: bool, provider: Provider) -> Option<(Seale
     let outbound = OutboundSa::new(spec(suite, esn), Lease { first: 1, last: 9 }).unwrap();
     let inbound = InboundSa::new(spec(suite, esn), 0);
     Some((
-        outbound.sealer(provider).ok()?,
-        inbound.opener(provider).ok()?,
+        outbound.sealer(Choice::Only(provider)).ok()?,
+        inbound.opener(Choice::Only(provider)).ok()?,
     ))
 }
 
@@ -119,6 +119,24 @@ fn openssl_has_every_suite() {
         assert!(codecs(suite, true, Provider::OpenSsl).is_some(), "{suite}");
         assert!(Provider::OpenSsl.aead(suite, &[0; 5]).is_err());
     }
+}
+
+#[test]
+fn the_provider_of_a_suite_has_it_and_is_the_one_that_was_chosen() {
+    for suite in &SUITES {
+        let auto = Choice::Auto.of(suite);
+        assert!(auto.aead(suite, &vec![0; suite.key_len]).is_ok(), "{suite}");
+        for &provider in Provider::ALL {
+            let name = provider.name();
+            assert_eq!(Choice::by_name(name).unwrap().of(suite), provider);
+            let lacks = provider.aead(suite, &vec![0; suite.key_len]).is_err();
+            let gcm16 = suite.icv_len == 16 && !suite.name.ends_with("gmac");
+            assert_eq!(lacks, name == "aws-lc" && !gcm16, "{suite} {name}");
+            assert_eq!(auto == provider, (name == "aws-lc") == gcm16, "{suite}");
+        }
+    }
+    assert_eq!(Choice::by_name("auto"), Some(Choice::Auto));
+    assert_eq!(Choice::by_name("nss"), None);
 }
 
 #[test]

@@ -26,6 +26,14 @@ pub struct Transmit<'a> {
     pub tos: u8,
 }
 
+impl Transmit<'_> {
+    /// Whether it is more than one datagram.
+    #[must_use]
+    pub fn is_run(&self) -> bool {
+        self.segment_size != 0 && usize::from(self.segment_size) < self.payload.len()
+    }
+}
+
 /// Everything of one message but its payload: what the kernel's `msghdr` points to.
 #[derive(Clone, Copy)]
 pub(crate) struct Slot {
@@ -59,8 +67,7 @@ impl Slot {
             };
             push(level, kind, &i32::from(message.tos).to_ne_bytes());
         }
-        let segment = usize::from(message.segment_size);
-        if segment != 0 && segment < message.payload.len() {
+        if message.is_run() {
             let size = message.segment_size.to_ne_bytes();
             push(libc::SOL_UDP, libc::UDP_SEGMENT, &size);
         }

@@ -56,6 +56,7 @@ struct InterfaceRequest {
 pub struct TunQueue {
     fd: OwnedFd,
     name: String,
+    supported: TunOffloads,
     offloads: TunOffloads,
 }
 
@@ -103,8 +104,10 @@ impl TunQueue {
         .step("TUNSETVNETHDRSZ")?;
         let end = request.name.iter().position(|&byte| byte == 0);
         let name = &request.name[..end.unwrap_or(libc::IFNAMSIZ)];
+        let supported = set_offloads(fd.as_fd(), TunOffloads::all())?;
         Ok(Self {
-            offloads: set_offloads(fd.as_fd(), wanted)?,
+            supported,
+            offloads: set_offloads(fd.as_fd(), wanted & supported)?,
             name: String::from_utf8_lossy(name).into_owned(),
             fd,
         })
@@ -114,6 +117,12 @@ impl TunQueue {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The offloads that the kernel has, on or not. Super-packets of these kinds can be written.
+    #[must_use]
+    pub fn supported(&self) -> TunOffloads {
+        self.supported
     }
 
     /// The offloads that are on.

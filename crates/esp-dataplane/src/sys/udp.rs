@@ -141,8 +141,9 @@ impl UdpSocket {
     /// `Argument` where the run is over the limits; the kernel's where the socket is unusable.
     pub fn send_gso(&self, message: &Transmit<'_>) -> Result<SendOutcome> {
         let (len, segment) = (message.payload.len(), usize::from(message.segment_size));
-        let is_run = segment != 0 && segment < len;
-        if is_run && (len > self.max_payload() || len.div_ceil(segment) > self.max_segments) {
+        if message.is_run()
+            && (len > self.max_payload() || len.div_ceil(segment) > self.max_segments)
+        {
             return Err(Error::Argument(
                 "a GSO send is over the segments or bytes that the kernel takes",
             ));

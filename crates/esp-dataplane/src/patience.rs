@@ -1,0 +1,65 @@
+//! How long an idle worker looks before it sleeps: the decision, without clock and poller.
+
+use std::time::{Duration, Instant};
+
+/// Decides how long the next wait may be.
+#[derive(Debug)]
+pub struct Patience {
+    busy: Duration,
+    until: Option<Instant>,
+}
+
+impl Patience {
+    /// Look for so long after the last work; zero is to sleep at once.
+    #[must_use]
+    pub const fn new(busy: Duration) -> Self {
+        Self { busy, until: None }
+    }
+
+    /// The next wait's timeout: zero while the worker keeps looking, None when it sleeps until
+    /// there is work. The clock is read only where the answer needs it.
+    pub fn timeout(&mut self, worked: bool, now: impl FnOnce() -> Instant) -> Option<Duration> {
+        if self.busy.is_zero() || (!worked && self.until.is_none()) {
+            return None;
+        }
+        let now = now();
+        if worked {
+            self.until = now.checked_add(self.busy);
+        }
+        self.until = self.until.filter(|&until| now < until);
+        self.until.map(|_| Duration::ZERO)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BUSY: Duration = Duration::from_micros(50);
+    const SHORT: Duration = Duration::from_micros(49);
+
+    #[test]
+    fn a_worker_looks_for_its_time_after_the_last_work_and_sleeps_then() {
+        let began = Instant::now();
+        let mut patience = Patience::new(BUSY);
+        assert_eq!(patience.timeout(false, || began), None, "nothing yet");
+        assert_eq!(patience.timeout(true, || began), Some(Duration::ZERO));
+        let soon = began + SHORT;
+        assert_eq!(patience.timeout(false, || soon), Some(Duration::ZERO));
+        // More work begins the time anew.
+        assert_eq!(patience.timeout(true, || soon), Some(Duration::ZERO));
+        let later = soon + SHORT;
+        assert_eq!(patience.timeout(false, || later), Some(Duration::ZERO));
+        assert_eq!(patience.timeout(false, || soon + BUSY), None);
+        // Once it slept, only work makes it look again.
+        assert_eq!(patience.timeout(false, || began), None);
+    }
+
+    #[test]
+    fn without_busy_polling_the_clock_is_never_read() {
+        let mut patience = Patience::new(Duration::ZERO);
+        for worked in [true, false] {
+            assert_eq!(patience.timeout(worked, || panic!("the clock")), None);
+        }
+    }
+}

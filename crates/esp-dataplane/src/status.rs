@@ -1,0 +1,106 @@
+//! What of the settings is in use, and why not.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use esp_core::sa::Encapsulation;
+use esp_core::suite::Suite;
+
+use crate::engine::Engine;
+use crate::settings::Offloads;
+use crate::sys::tun::TunOffloads;
+
+/// Peers that are named where GSO is refused.
+const MAX_NAMED: usize = 4;
+const NOT_IN_KERNEL: &str = "the kernel lacks it";
+
+/// One offload: whether it is in use; why it is not, or not everywhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OffloadStatus {
+    /// Its name in the configuration.
+    pub name: &'static str,
+    /// Whether it is in use.
+    pub in_use: bool,
+    /// One line for a person; empty where it is in use everywhere.
+    pub why: String,
+}
+
+impl Engine {
+    /// The offloads, in the order of the configuration.
+    #[must_use]
+    pub fn offloads(&self) -> Vec<OffloadStatus> {
+        let status = |(offload, name)| {
+            let (in_use, why) = if self.settings.offloads.contains(offload) {
+                self.wanted(offload)
+            } else {
+                (false, "switched off".to_string())
+            };
+            OffloadStatus { name, in_use, why }
+        };
+        Offloads::NAMES.map(status).into()
+    }
+
+    /// Each suite of an SA with the library that seals and opens it.
+    #[must_use]
+    pub fn providers(&self) -> BTreeMap<&'static str, String> {
+        let tables = self.shared.tables.load();
+        let outbound = tables.outbound.values().map(|entry| entry.sa.spec.suite);
+        let inbound = tables.inbound.values().map(|entry| entry.sa.spec.suite);
+        let mut providers = BTreeMap::new();
+        for suite in outbound.chain(inbound) {
+            let version = |suite: &Suite| self.settings.provider.of(suite).version();
+            providers
+                .entry(suite.name)
+                .or_insert_with(|| version(suite));
+        }
+        providers
+    }
+
+    fn wanted(&self, offload: Offloads) -> (bool, String) {
+        let (supported, on) = self.tun;
+        let mut udp = self
+            .sockets
+            .iter()
+            .filter(|(outer, _)| outer.encapsulation == Encapsulation::Udp)
+            .map(|(_, given)| given)
+            .peekable();
+        let in_kernel = |has: bool| (has, if has { "" } else { NOT_IN_KERNEL }.to_string());
+        match offload {
+            Offloads::TSO => in_kernel(on.contains(TunOffloads::TSO4 | TunOffloads::TSO6)),
+            Offloads::USO => in_kernel(on.contains(TunOffloads::USO)),
+            Offloads::MERGE if supported.contains(TunOffloads::USO) => (true, String::new()),
+            Offloads::MERGE => (true, "TCP only: the kernel lacks USO".to_string()),
+            _ if udp.peek().is_none() => (false, "no tunnel is in UDP".to_string()),
+            Offloads::UDP_GRO => in_kernel(udp.all(|given| given.gro)),
+            _ if !udp.all(|given| given.gso) => in_kernel(false),
+            _ => self.gso_to_peers(),
+        }
+    }
+
+    fn gso_to_peers(&self) -> (bool, String) {
+        let tables = self.shared.tables.load();
+        let mut refused: BTreeMap<IpAddr, &'static str> = BTreeMap::new();
+        let mut taken = false;
+        let all = tables.outbound.values();
+        for entry in all.filter(|entry| entry.sa.spec.encapsulation == Encapsulation::Udp) {
+            match entry.gso_refused.get() {
+                Some(errno) => {
+                    refused.insert(entry.peer.load().ip(), errno);
+                }
+                None => taken = true,
+            }
+        }
+        if refused.is_empty() {
+            return (true, String::new());
+        }
+        let mut named: Vec<String> = refused
+            .iter()
+            .take(MAX_NAMED)
+            .map(|(peer, errno)| format!("{peer} ({errno})"))
+            .collect();
+        if refused.len() > MAX_NAMED {
+            named.push(format!("{} more", refused.len() - MAX_NAMED));
+        }
+        (taken, format!("refused for {}", named.join(", ")))
+    }
+}

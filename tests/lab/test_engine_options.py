@@ -1,0 +1,217 @@
+"""The options of the native engine, at work; the python engine goes without and says so."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from labtools import edit, ping, until
+
+from esp_gw.lab.gateways import LabGateway
+from esp_gw.lab.netns import Namespace
+from esp_gw.lab.pair import GatewayPair
+from esp_gw.lab.traffic import iperf, iperf_server
+from esp_gw.model import Encapsulation
+
+MakePair = Callable[..., GatewayPair]
+ALL = ("tso", "uso", "udp_gso", "udp_gro", "merge")
+WIRE_FRAME = 1514
+_PIDFD_GETFD = 438
+
+
+def is_native(pair: GatewayPair) -> bool:
+    return bool(pair.a.ask("status")["engine"] == "native")
+
+
+def both_ways(pair: GatewayPair, *options: str) -> None:
+    target = pair.plan.inner(1)
+    with iperf_server(pair.b.namespace, target):
+        assert iperf(pair.a.namespace, target, 1, *options).gbit_s > 0
+        assert iperf(pair.a.namespace, target, 1, "-R", *options).gbit_s > 0
+
+
+@pytest.mark.parametrize("encapsulation", list(Encapsulation))
+@pytest.mark.parametrize("workers", [1, 4])
+def test_any_number_of_workers_carries_everything(
+    make_pair: MakePair, encapsulation: Encapsulation, workers: int
+) -> None:
+    settings = {"workers": workers, "pin_workers": True}
+    pair = make_pair(encapsulation=encapsulation, settings=settings)
+    pair.start()
+    both_ways(pair, "-P", "4")
+    assert ping(pair.a.namespace, pair.plan.inner(1), count=20, size=1400) == 20
+    status = pair.a.ask("status")
+    native = status["engine"] == "native"
+    assert (status["workers"], status["pinned"]) == ((workers, True) if native else (1, False))
+    assert (
+        not {"auth-failed", "replay-duplicate", "unknown-spi"} & pair.b.ask("stats")["drops"].keys()
+    )
+
+
+def test_more_workers_than_there_are_queues_of_flows_to_fill_do_no_harm(
+    make_pair: MakePair,
+) -> None:
+    pair = make_pair(settings={"workers": 64})
+    pair.start()
+    assert ping(pair.a.namespace, pair.plan.inner(1), count=5) == 5
+    edit(pair.a, lambda config: config["gateway"].update(workers=65))
+    assert "from 1 to 64" in pair.a.cli("reload", check=False).stderr
+
+
+@contextmanager
+def mean_size(namespace: Namespace, device: str, way: str) -> Iterator[list[float]]:
+    """Bytes of a packet that went through a device meanwhile, super-packets counted as one."""
+
+    def counters() -> tuple[int, int]:
+        names = (
+            f"/sys/class/net/{device}/statistics/{way}_{what}" for what in ("bytes", "packets")
+        )
+        size, packets = namespace.run("cat", *names).stdout.split()
+        return int(size), int(packets)
+
+    size, packets = counters()
+    result: list[float] = []
+    yield result
+    now_size, now_packets = counters()
+    result.append((now_size - size) / (now_packets - packets))
+
+
+@pytest.mark.parametrize("off", [(), *((name,) for name in ALL), ALL], ids="+".join)
+def test_super_packets_are_where_their_offload_is_on(
+    make_pair: MakePair, off: tuple[str, ...]
+) -> None:
+    pair = make_pair(settings={"offload": dict.fromkeys(off, False)})
+    pair.start()
+    target = pair.plan.inner(1)
+    with (
+        iperf_server(pair.b.namespace, target),
+        mean_size(pair.a.namespace, "esp0", "tx") as read,
+        mean_size(pair.a.namespace, "wan", "tx") as sent,
+        mean_size(pair.b.namespace, "esp0", "rx") as written,
+    ):
+        assert iperf(pair.a.namespace, target, 1).gbit_s > 0
+    native = is_native(pair)
+    offload = pair.a.ask("status")["offload"]
+    for (mean,), name in ((read, "tso"), (sent, "udp_gso"), (written, "merge")):
+        assert (mean > 2 * WIRE_FRAME) == (native and name not in off), (name, mean)
+    for name, entry in offload.items():
+        assert entry["in_use"] == (native and name not in off)
+        if native:
+            assert entry["why"] == ("switched off" if name in off else "")
+
+
+def test_one_side_may_do_without_all_offloads(make_pair: MakePair) -> None:
+    pair = make_pair()
+    edit(pair.a, lambda config: config["gateway"].update(offload=dict.fromkeys(ALL, False)))
+    pair.start()
+    both_ways(pair)
+    target = pair.plan.inner(1)
+    with iperf_server(pair.b.namespace, target):
+        result = iperf(pair.a.namespace, target, 1, "-u", "-b", "2M", "-l", "1360")
+    assert result.lost_percent == 0.0
+
+
+def test_the_providers_understand_each_other(make_pair: MakePair) -> None:
+    pair = make_pair()
+    pair.start()
+    native = is_native(pair)
+    pair.stop()
+    names = ("openssl", "aws-lc" if native else "auto")
+    for gateway, name in zip((pair.a, pair.b), names, strict=True):
+        edit(gateway, lambda config, name=name: config.update(crypto={"provider": name}))
+    pair.start()
+    both_ways(pair)
+    libraries = [gateway.ask("status")["provider"] for gateway in (pair.a, pair.b)]
+    assert [list(library) for library in libraries] == [["aes256gcm16"]] * 2
+    assert libraries[0]["aes256gcm16"].startswith("OpenSSL ")
+    assert libraries[1]["aes256gcm16"].startswith("AWS-LC " if native else "OpenSSL ")
+
+
+def refuse_gso(gateway: LabGateway) -> None:
+    """Have the kernel refuse UDP_SEGMENT on every UDP socket of a daemon: without checksums it
+    answers EINVAL (net/ipv4/udp.c, udp_send_skb)."""
+    assert gateway.process is not None
+    pid = gateway.process.pid
+    pidfd = os.pidfd_open(pid)
+    libc = ctypes.CDLL(None, use_errno=True)
+    found = 0
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        if not entry.readlink().name.startswith("socket:"):
+            continue
+        fd = libc.syscall(_PIDFD_GETFD, pidfd, int(entry.name), 0)
+        assert fd >= 0, os.strerror(ctypes.get_errno())
+        with socket.socket(fileno=fd) as theirs:
+            if (theirs.family, theirs.type) == (socket.AF_INET, socket.SOCK_DGRAM):
+                theirs.setsockopt(socket.SOL_SOCKET, 11, 1)  # SO_NO_CHECK
+                found += 1
+    os.close(pidfd)
+    assert found
+
+
+def test_where_the_kernel_refuses_gso_packets_go_one_by_one_and_none_is_lost(
+    make_pair: MakePair,
+) -> None:
+    pair = make_pair(settings={"workers": 2})
+    pair.start()
+    both_ways(pair)
+    native = is_native(pair)
+    before = pair.a.ask("stats")
+    refuse_gso(pair.a)
+    target = pair.plan.inner(1)
+    # Its fragments are a run; with one of them lost there is no answer, to the first one, too.
+    assert ping(pair.a.namespace, target, count=3, size=20000) == 3
+    with iperf_server(pair.b.namespace, target), mean_size(pair.a.namespace, "wan", "tx") as sent:
+        assert iperf(pair.a.namespace, target, 1, "-P", "4").gbit_s > 0
+    assert sent[0] <= WIRE_FRAME
+    after = pair.a.ask("stats")
+    assert after["packets_out"] > before["packets_out"]
+    assert after["drops"].get("send-error", 0) == before["drops"].get("send-error", 0)
+    assert after["drops"].get("too-big", 0) == before["drops"].get("too-big", 0)
+    lines = [line for line in pair.a.log.read_text().splitlines() if "segmentation" in line]
+    entry = pair.a.ask("status")["offload"]["udp_gso"]
+    if not native:
+        assert lines == []
+        return
+    (line,) = lines
+    assert "192.0.2.2" in line
+    assert "EINVAL" in line
+    assert entry == {"in_use": False, "why": "refused for 192.0.2.2 (EINVAL)"}
+    assert "udp_gso (refused for 192.0.2.2 (EINVAL))" in pair.a.cli("status").stdout
+
+
+def worker_times(gateway: LabGateway) -> Mapping[str, int]:
+    """Nanoseconds that each worker thread has run, by its id."""
+    assert gateway.process is not None
+    threads = Path(f"/proc/{gateway.process.pid}/task").iterdir()
+    return {
+        thread.name: int((thread / "schedstat").read_text().split()[0])
+        for thread in threads
+        if (thread / "comm").read_text().startswith("esp-worker")
+    }
+
+
+def test_a_worker_that_busy_polls_sleeps_when_nothing_comes(make_pair: MakePair) -> None:
+    pair = make_pair(settings={"busy_poll_us": 1000})
+    pair.start()
+    both_ways(pair)
+    assert ping(pair.a.namespace, pair.plan.inner(1), count=20) == 20
+    status = pair.a.ask("status")
+    if status["engine"] == "python":
+        assert (status["busy_poll_us"], worker_times(pair.a)) == (0, {})
+        return
+    assert status["busy_poll_us"] == 1000
+
+    def sleeps() -> bool:
+        # A worker that looked all the time would have run in between.
+        before: Any = worker_times(pair.a)
+        time.sleep(0.1)
+        return bool(before) and worker_times(pair.a) == before
+
+    until(sleeps, "the workers sleep")
