@@ -1,0 +1,309 @@
+//! The two ways of a packet as a worker of the native engine goes them, with buffers in place of the
+//! TUN and the socket.
+
+use std::collections::HashMap;
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use esp_core::coalesce::{Coalescer, Merging};
+use esp_core::decap::{Datagram, Opener, classify, read_trailer};
+use esp_core::encap::Sealer;
+use esp_core::flow::{FlowCache, FlowKey};
+use esp_core::inner::{tunnel_next_header, tunnel_packet};
+use esp_core::provider::{Choice, Provider};
+use esp_core::sa::{Encapsulation, InboundSa, KeyMaterial, Mode, OutboundSa, SaSpec};
+use esp_core::segment::Segmenter;
+use esp_core::selector::{Prefix, Selector};
+use esp_core::seq::Lease;
+use esp_core::spd::{Action, Policy, Spd};
+use esp_core::suite::{Suite, TRAILER_ROOM};
+use esp_core::wire::{self, GSO_TCPV4, NEEDS_CSUM, VnetHdr, pseudo_header, write_ipv4_header};
+
+/// Packets of one send and of one received buffer.
+const BATCH: usize = 64;
+const SEGMENTS: usize = 45;
+const GSO_SIZE: usize = 1388;
+const TCP_HEADERS_LEN: usize = 40;
+/// Bytes of a super-packet.
+pub const SUPER_LEN: usize = TCP_HEADERS_LEN + SEGMENTS * GSO_SIZE;
+const HEAD: usize = 64;
+const SPI: u32 = 300;
+
+/// An SA of each direction, as workers share them.
+pub struct Shared {
+    outbound: Arc<OutboundSa>,
+    inbound: Arc<InboundSa>,
+    spd: Arc<Spd>,
+    /// The numbers that the peer's packets have.
+    arrived: Arc<AtomicU64>,
+}
+
+impl Shared {
+    pub fn new(suite: &'static Suite) -> Self {
+        let lease = Lease {
+            first: 1,
+            last: u64::MAX,
+        };
+        Self {
+            outbound: Arc::new(OutboundSa::new(spec(suite, "out"), lease).unwrap()),
+            inbound: Arc::new(InboundSa::new(spec(suite, "in"), 0)),
+            spd: Arc::new(Spd::new(vec![Policy {
+                name: "all".into(),
+                action: Action::Protect,
+                selectors: vec![selector()],
+                sas: vec!["out".into()],
+            }])),
+            arrived: Arc::new(AtomicU64::new(1)),
+        }
+    }
+}
+
+fn selector() -> Selector {
+    let all = Prefix::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0).unwrap();
+    Selector {
+        local: all,
+        remote: all,
+        protocol: None,
+        local_port: None,
+        remote_port: None,
+    }
+}
+
+fn spec(suite: &'static Suite, name: &str) -> SaSpec {
+    let address = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+    SaSpec {
+        name: name.into(),
+        spi: SPI,
+        suite,
+        keymat: KeyMaterial::new(suite, &vec![7; suite.keymat_len()]).unwrap(),
+        mode: Mode::Tunnel,
+        encapsulation: Encapsulation::Udp,
+        local: address,
+        remote: address,
+        remote_port: 4500,
+        selectors: vec![selector()],
+        esn: true,
+        replay_window: 4096,
+        pair: None,
+    }
+}
+
+/// One worker's way out or in.
+pub enum Way {
+    Encap(Box<Outbound>),
+    Decap(Box<Inbound>),
+}
+
+impl Way {
+    pub fn new(test: &str, size: usize, provider: Provider, shared: &Shared) -> Self {
+        let outbound = Outbound::new(size, provider, shared);
+        if test == "encap" {
+            Self::Encap(Box::new(outbound))
+        } else {
+            Self::Decap(Box::new(Inbound::new(outbound, provider, shared)))
+        }
+    }
+
+    /// Carry what one send or one received buffer has; the number of ESP packets.
+    pub fn batch(&mut self) -> u32 {
+        match self {
+            Self::Encap(outbound) => outbound.batch(),
+            Self::Decap(inbound) => inbound.batch(),
+        }
+    }
+}
+
+pub struct Outbound {
+    vnet: VnetHdr,
+    head: [u8; HEAD],
+    length: usize,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    reads: usize,
+    flows: FlowCache<bool>,
+    spd: Arc<Spd>,
+    sa: Arc<OutboundSa>,
+    sealer: Sealer,
+}
+
+impl Outbound {
+    fn new(size: usize, provider: Provider, shared: &Shared) -> Self {
+        let (vnet, input) = if size == SUPER_LEN {
+            super_packet()
+        } else {
+            (VnetHdr::default(), datagram(size))
+        };
+        Self {
+            vnet,
+            head: *input.first_chunk().unwrap(),
+            length: size,
+            input,
+            output: vec![0; 2 * (65535 + 512)],
+            reads: if size == SUPER_LEN { 1 } else { BATCH },
+            flows: FlowCache::new(8192),
+            spd: Arc::clone(&shared.spd),
+            sealer: shared.outbound.sealer(Choice::Only(provider)).unwrap(),
+            sa: Arc::clone(&shared.outbound),
+        }
+    }
+
+    fn batch(&mut self) -> u32 {
+        let (mut at, mut packets) = (0, 0);
+        for _ in 0..self.reads {
+            // As a TUN read would, only shorter: the headers are all that must be whole.
+            self.input[..HEAD].copy_from_slice(&self.head);
+            packets += self.forward(&mut at);
+        }
+        black_box(&self.output[..at]);
+        packets
+    }
+
+    fn forward(&mut self, at: &mut usize) -> u32 {
+        let packet = &self.input[..self.length];
+        assert_eq!(wire::packet_length(packet), Ok(self.length));
+        let key = FlowKey::of(packet).unwrap();
+        let protect = self.flows.get(&key).copied().unwrap_or_else(|| {
+            let inner = wire::parse(packet).unwrap();
+            self.spd.lookup(&inner).is_some() && self.sa.carries(&inner)
+        });
+        assert!(protect);
+        self.flows.insert(key, protect);
+        let next_header = tunnel_next_header(packet);
+        black_box(wire::traffic_class(packet));
+        let mut segments = Segmenter::new(&self.vnet, &mut self.input, self.length).unwrap();
+        let count = u32::try_from(segments.count()).unwrap();
+        let numbers = self.sa.seq.reserve(count).unwrap();
+        black_box((self.sa.seq.passed_low(), self.sa.seq.passed_soft()));
+        assert_eq!(numbers.count, count);
+        let mut seq = numbers.first;
+        while let Some(range) = segments.next(&mut self.input) {
+            let (start, payload_len) = (range.start, range.len());
+            let (buf, out) = (&mut self.input[start..], &mut self.output[*at..]);
+            *at += self
+                .sealer
+                .seal(seq, buf, payload_len, next_header, out)
+                .unwrap();
+            seq += 1;
+        }
+        count
+    }
+}
+
+pub struct Inbound {
+    /// ESP packets of one size, as UDP GRO gives them.
+    received: Vec<u8>,
+    esp_len: usize,
+    first_seq: u64,
+    by_spi: HashMap<u32, usize>,
+    flows: FlowCache<usize>,
+    sa: Arc<InboundSa>,
+    opener: Opener,
+    coalescer: Coalescer,
+    arrived: Arc<AtomicU64>,
+}
+
+impl Inbound {
+    fn new(mut outbound: Outbound, provider: Provider, shared: &Shared) -> Self {
+        let first_seq = shared.outbound.seq.used() + 1;
+        let count = outbound.batch() as usize;
+        let esp_len = outbound.sealer.esp_len(if outbound.length == SUPER_LEN {
+            TCP_HEADERS_LEN + GSO_SIZE
+        } else {
+            outbound.length
+        });
+        outbound.output.truncate(count * esp_len);
+        Self {
+            received: outbound.output,
+            esp_len,
+            first_seq,
+            by_spi: HashMap::from([(SPI, 0)]),
+            flows: FlowCache::new(8192),
+            sa: Arc::clone(&shared.inbound),
+            opener: shared.inbound.opener(Choice::Only(provider)).unwrap(),
+            coalescer: Coalescer::new(Merging {
+                vnet_len: VnetHdr::LEN,
+                tcp: true,
+                udp: true,
+                max_segments: 64,
+            }),
+            arrived: Arc::clone(&shared.arrived),
+        }
+    }
+
+    fn batch(&mut self) -> u32 {
+        let mut packets = 0;
+        // The same packets come again and again; the numbers that the window sees go on.
+        let count = (self.received.len() / self.esp_len) as u64;
+        let first = self.arrived.fetch_add(count, Ordering::Relaxed);
+        for (k, esp) in (0..).zip(self.received.chunks_exact(self.esp_len)) {
+            let (seq, number) = (self.first_seq + k, first + k);
+            let Ok(Datagram::Esp(spi)) = classify(esp, true) else {
+                panic!("no ESP packet")
+            };
+            let slot = self.by_spi[&spi];
+            assert!(self.sa.comes_by(Encapsulation::Udp, true));
+            let text_len = self.opener.text_len(esp.len()).unwrap();
+            // A thread that the kernel held up has numbers that are old by now.
+            if self.sa.window.check(number).is_err() {
+                continue;
+            }
+            let text = self.coalescer.place(text_len).unwrap();
+            self.opener.open(seq, esp, text).unwrap();
+            if black_box(self.sa.window.commit(number)).is_err() {
+                self.coalescer.cancel();
+                continue;
+            }
+            let opened = read_trailer(text).unwrap();
+            let payload = &mut text[..opened.payload_len];
+            let length = tunnel_packet(payload, opened.next_header, 0).unwrap();
+            let packet = &payload[..length];
+            let key = FlowKey::of(packet).unwrap();
+            if self.flows.get(&key) != Some(&slot) {
+                assert!(self.sa.carries(&wire::parse(packet).unwrap()));
+                self.flows.insert(key, slot);
+            }
+            if let Some(ready) = self.coalescer.accept(length, slot as u64) {
+                black_box(ready.frame);
+            }
+            packets += 1;
+        }
+        if let Some(ready) = self.coalescer.flush() {
+            black_box(ready.frame);
+        }
+        packets
+    }
+}
+
+/// A UDP datagram of `size` bytes with its IP header, and room for a trailer.
+fn datagram(size: usize) -> Vec<u8> {
+    let mut packet = vec![7; size + TRAILER_ROOM];
+    let length = u16::try_from(size).unwrap();
+    write_ipv4_header(&mut packet, 0x0A00_0001, 0x0A00_0002, 17, length, 0);
+    packet[20..28].copy_from_slice(&[0, 80, 1, 2, 0, 0, 0, 0]);
+    packet[24..26].copy_from_slice(&(length - 20).to_be_bytes());
+    let sum = pseudo_header(&packet, 17, u32::from(length) - 20).bytes(&packet[20..size]);
+    packet[26..28].copy_from_slice(&sum.checksum().to_be_bytes());
+    packet
+}
+
+fn super_packet() -> (VnetHdr, Vec<u8>) {
+    let mut packet = vec![7; SUPER_LEN + TRAILER_ROOM];
+    let length = u16::try_from(SUPER_LEN).unwrap();
+    write_ipv4_header(&mut packet, 0x0A00_0001, 0x0A00_0002, 6, length, 0);
+    packet[20..40].copy_from_slice(&[
+        0, 80, 1, 2, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 16, 1, 1, 0, 0, 0, 0,
+    ]);
+    let seed = pseudo_header(&packet, 6, u32::from(length) - 20).folded();
+    packet[36..38].copy_from_slice(&seed.to_be_bytes());
+    let vnet = VnetHdr {
+        flags: NEEDS_CSUM,
+        gso_type: GSO_TCPV4,
+        hdr_len: 40,
+        gso_size: u16::try_from(GSO_SIZE).unwrap(),
+        csum_start: 20,
+        csum_offset: 16,
+    };
+    (vnet, packet)
+}
