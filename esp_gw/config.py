@@ -182,6 +182,9 @@ class _Reader:
             self._protects.append(policy)
             self._selector_count += len(policy.selectors)
             self._places[name] = (document, place)
+            if model.suite.is_readable:
+                text = f"{model.suite} authenticates and does not encrypt: all on the way can read"
+                self._warnings.append(str(document.problem((*place, "suite"), text)))
             self._places |= {sa.name: (document, (*place, sa.direction)) for sa in sas}
 
     def _validated(

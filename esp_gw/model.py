@@ -98,12 +98,17 @@ class DropReason(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """An AEAD with its sizes in bytes (RFC 4106, RFC 7634); salt 4 and IV 8 in all of them."""
+    """An AEAD with its sizes in bytes (RFC 4106, 7634, 4543); salt 4 and IV 8 in all of them."""
 
     name: str
     cipher: str
     key_len: int
     icv_len: int
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether what it protects can be read on the way: authenticated, not encrypted."""
+        return self.cipher == AES_GMAC
 
     @property
     def keymat_len(self) -> int:
@@ -116,6 +121,7 @@ class Suite:
 
 AES_GCM = "aes-gcm"
 CHACHA20_POLY1305 = "chacha20-poly1305"
+AES_GMAC = "aes-gmac"
 
 SUITES: dict[str, Suite] = {
     suite.name: suite
@@ -126,6 +132,7 @@ SUITES: dict[str, Suite] = {
             for icv in (16, 12, 8)
         ),
         Suite("chacha20poly1305", CHACHA20_POLY1305, 32, 16),
+        Suite("aes256gmac", AES_GMAC, 32, 16),
     )
 }
 DEFAULT_SUITE = SUITES["aes256gcm16"]

@@ -1,4 +1,4 @@
-"""AES-GCM and ChaCha20-Poly1305 by OpenSSL, through pyca/cryptography."""
+"""AES-GCM, ChaCha20-Poly1305 and AES-GMAC by OpenSSL, through pyca/cryptography."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 from esp_gw.crypto.base import Aead, Buffer
 from esp_gw.errors import EngineError
-from esp_gw.model import AES_GCM, CHACHA20_POLY1305, SALT_LEN, KeyMaterial, Suite
+from esp_gw.model import AES_GCM, AES_GMAC, CHACHA20_POLY1305, SALT_LEN, KeyMaterial, Suite
 
 _FULL_ICV_LEN = 16
 _CPUINFO = Path("/proc/cpuinfo")
@@ -36,7 +36,7 @@ def aes_path() -> str:
 
 
 def make_aead(suite: Suite, keymat: KeyMaterial) -> Aead:
-    """Make the AEAD of a suite with the key of `keymat` (RFC 4106, RFC 7634).
+    """Make the AEAD of a suite with the key of `keymat` (RFC 4106, RFC 7634, RFC 4543).
 
     Raises EngineError when the key or the salt does not have the suite's length.
     """
@@ -48,6 +48,8 @@ def make_aead(suite: Suite, keymat: KeyMaterial) -> Aead:
     if suite.cipher == CHACHA20_POLY1305:
         chacha = ChaCha20Poly1305(keymat.key)
         return Aead(chacha.encrypt_into, chacha.decrypt_into)
+    if suite.cipher == AES_GMAC:
+        return _gmac(keymat.key)
     if suite.cipher != AES_GCM:
         raise EngineError(f"{suite} is not a suite that OpenSSL can do")
     if suite.icv_len != _FULL_ICV_LEN:
@@ -73,5 +75,22 @@ def _truncated_gcm(key: bytes, icv_len: int) -> Aead:
         plaintext = decryptor.update(ciphertext_and_icv[:text_len])
         decryptor.finalize()
         out[:] = plaintext
+
+    return Aead(seal_into, open_into)
+
+
+def _gmac(key: bytes) -> Aead:
+    """Make AES-GMAC: the text stays as it is, authenticated behind header and IV (RFC 4543 3.3)."""
+    gcm = AESGCM(key)
+
+    def seal_into(nonce: bytes, plaintext: Buffer, aad: bytes, out: memoryview) -> None:
+        text = bytes(plaintext)
+        out[:] = text + gcm.encrypt(nonce, b"", aad + nonce[SALT_LEN:] + text)
+
+    def open_into(nonce: bytes, ciphertext_and_icv: Buffer, aad: bytes, out: memoryview) -> None:
+        text = bytes(ciphertext_and_icv[:-_FULL_ICV_LEN])
+        icv = bytes(ciphertext_and_icv[-_FULL_ICV_LEN:])
+        gcm.decrypt(nonce, icv, aad + nonce[SALT_LEN:] + text)
+        out[:] = text
 
     return Aead(seal_into, open_into)

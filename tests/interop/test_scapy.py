@@ -17,6 +17,8 @@ from esp_gw.crypto.openssl import make_aead
 from esp_gw.esp import Drop, InboundEsp, OutboundEsp
 from esp_gw.model import (
     AES_GCM,
+    AES_GMAC,
+    CHACHA20_POLY1305,
     SUITES,
     Direction,
     DropReason,
@@ -32,6 +34,11 @@ SPI = 0xDECAF123
 KEYMAT = KeyMaterial(bytes(range(100, 132)), b"\xca\xfe\xba\xbe")
 SEQS = [1, 2**32 - 1, 2**32, 0x0000_0007_89AB_CDEF, 2**64 - 1]
 
+SCAPY_CIPHERS = {
+    AES_GCM: "AES-GCM",
+    CHACHA20_POLY1305: "CHACHA20-POLY1305",
+    AES_GMAC: "AES-NULL-GMAC",
+}
 HEADERS: dict[int, Callable[[], Packet]] = {
     4: lambda: IP(src="192.0.2.1", dst="198.51.100.2", id=7, ttl=61, tos=0x48),
     6: lambda: IPv6(src="2001:db8::1", dst="2001:db8:1::2", hlim=61, tc=0x48, fl=5),
@@ -98,7 +105,7 @@ def scapy_sa(suite: Suite, shape: Shape, esn: bool, seq: int) -> SecurityAssocia
         ESP,
         spi=SPI,
         seq_num=seq % 2**32,
-        crypt_algo="AES-GCM" if suite.cipher == AES_GCM else "CHACHA20-POLY1305",
+        crypt_algo=SCAPY_CIPHERS[suite.cipher],
         crypt_key=KEYMAT.key[: suite.key_len] + KEYMAT.salt,
         tunnel_header=OUTER_HEADERS[shape.version]() if shape.mode is Mode.TUNNEL else None,
         nat_t_header=UDP(sport=4500, dport=4500) if shape.udp else None,

@@ -41,8 +41,9 @@ def suites_of(case: dict[str, str]) -> list[Suite]:
 
 
 def test_there_are_vectors_for_every_cipher_and_key_length() -> None:
+    """But for GMAC, whose other side is scapy's (tests/interop)."""
     assert {SUITES[case["suite"]] for case in CASES} == {
-        suite for suite in SUITES.values() if suite.icv_len == 16
+        suite for suite in SUITES.values() if suite.icv_len == 16 and not suite.is_readable
     }
 
 
