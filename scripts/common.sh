@@ -25,9 +25,12 @@ need_packages() {
         say "error: no apt-get here: install them by your system's means, then run this again"
         exit 1
     fi
-    as_root apt-get update -qq >&2
-    as_root env DEBIAN_FRONTEND=noninteractive \
-        apt-get install -y -qq "${apt_options[@]}" "${missing[@]}" >&2
+    as_root apt-get update -qq >&2 || true
+    if ! as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq "${apt_options[@]}" "${missing[@]}" >&2; then
+        say "error: apt-get could not install ${missing[*]}: see above; is there a network?"
+        exit 1
+    fi
 }
 apt_options=()
 

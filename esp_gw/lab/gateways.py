@@ -28,8 +28,18 @@ class Usage:
     rss: int
 
 
+def usage(pid: int) -> Usage:
+    """Return what a process has used so far. Raises LabError where it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        raise LabError(f"the process {pid} has ended") from None
+    ticks = int(fields[11]) + int(fields[12])
+    return Usage(ticks / _TICKS, int(fields[21]) * os.sysconf("SC_PAGE_SIZE"))
+
+
 class LabGateway:
-    """One esp-gw daemon: `folder` holds its configuration, state and control socket."""
+    """One esp-gw daemon: `folder` holds its state and control socket, `env` is added to its own."""
 
     def __init__(self, namespace: Namespace, config: Path, folder: Path) -> None:
         self.namespace = namespace
@@ -37,6 +47,7 @@ class LabGateway:
         self.folder = folder
         self.log = folder / "log"
         self.socket = folder / "control.sock"
+        self.env: dict[str, str] = {}
         self.process: subprocess.Popen[str] | None = None
 
     @property
@@ -48,6 +59,11 @@ class LabGateway:
     def is_running(self) -> bool:
         """Whether the daemon was started and has not ended."""
         return self.process is not None and self.process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process id. Raises LabError where it was never started."""
+        return self._running().pid
 
     def start(self) -> None:
         """Start the daemon and wait until it is ready. Raises LabError."""
@@ -66,7 +82,7 @@ class LabGateway:
                 "run",
                 "--config",
                 str(self.config),
-                env={"NOTIFY_SOCKET": str(path)},
+                env={**self.env, "NOTIFY_SOCKET": str(path)},
                 stderr=log.fileno(),
             )
 
@@ -123,10 +139,7 @@ class LabGateway:
 
     def usage(self) -> Usage:
         """Return what the daemon has used so far."""
-        pid = self._running().pid
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks = int(fields[11]) + int(fields[12])
-        return Usage(ticks / _TICKS, int(fields[21]) * os.sysconf("SC_PAGE_SIZE"))
+        return usage(self.pid)
 
     def _running(self) -> subprocess.Popen[str]:
         if self.process is None:

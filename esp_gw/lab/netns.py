@@ -69,8 +69,9 @@ def namespaces(*roles: str) -> Iterator[list[Namespace]]:
     try:
         for role in roles:
             namespace = Namespace(f"{PREFIX}-{role}-{os.getpid()}")
-            _run(["ip", "netns", "add", namespace.name], COMMAND_TIMEOUT, True)
+            # Before it is there, so that an interrupt in between leaves nothing.
             made.append(namespace)
+            _run(["ip", "netns", "add", namespace.name], COMMAND_TIMEOUT, True)
             namespace.ip("link", "set", "lo", "up")
             # No waiting for IPv6 addresses to be found unique: a lab has no others.
             namespace.run("sh", "-c", f"echo 0 > {_ACCEPT_DAD}", check=False)

@@ -8,6 +8,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from esp_gw.errors import LabError
 from esp_gw.lab.netns import Namespace, end
@@ -68,6 +69,13 @@ def iperf_server(namespace: Namespace, address: str) -> Iterator[None]:
 
 def iperf(namespace: Namespace, target: str, seconds: int, *options: str) -> Iperf:
     """Run an iperf3 client to `target`. Raises LabError where it fails."""
+    summary = iperf_summary(namespace, target, seconds, *options)
+    received = summary.get("sum_received") or summary["sum"]
+    return Iperf(received["bits_per_second"] / 1e9, summary.get("sum", {}).get("lost_percent", 0.0))
+
+
+def iperf_summary(namespace: Namespace, target: str, seconds: int, *options: str) -> dict[str, Any]:
+    """Run an iperf3 client to `target`; return what its report has under `end`. Raises LabError."""
     result = namespace.run(
         *("iperf3", "-J", "-c", target, "-t", str(seconds), "--connect-timeout", "3000"),
         *options,
@@ -80,6 +88,5 @@ def iperf(namespace: Namespace, target: str, seconds: int, *options: str) -> Ipe
         raise LabError("iperf3 gave no report", where=target) from None
     if "error" in report:
         raise LabError(f"iperf3: {report['error']}", where=target)
-    summary = report["end"]
-    received = summary.get("sum_received") or summary["sum"]
-    return Iperf(received["bits_per_second"] / 1e9, summary.get("sum", {}).get("lost_percent", 0.0))
+    summary: dict[str, Any] = report["end"]
+    return summary

@@ -1,0 +1,81 @@
+"""The benchmark runs for real, at its smallest, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from esp_gw.lab.netns import NETNS_DIR
+
+BENCH = (sys.executable, "-m", "esp_gw.lab.bench")
+SMALLEST = ("--quick", "--rounds", "1", "--only", "systems")
+
+
+def namespaces_of(pid: int) -> list[str]:
+    return [path.name for path in NETNS_DIR.glob(f"*-{pid}")] if NETNS_DIR.exists() else []
+
+
+def test_the_smallest_benchmark_measures_a_wire_and_a_gateway(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    chosen = ("--system", "veth", "--system", "python", "--test", "tcp", "--test", "rtt")
+    command = [*BENCH, *SMALLEST, *chosen, "--test", "memory", "--json", str(file)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    output, progress = process.communicate(timeout=60)
+    assert process.returncode == 0, progress
+    document = json.loads(file.read_text())
+    assert document["rounds"] == 1
+    assert document["failures"] == []
+    found = {(each["system"], each["test"], each["metric"]): each for each in document["results"]}
+    assert set(found) == {
+        ("veth", "tcp", "throughput"),
+        ("veth", "rtt", "median"),
+        ("veth", "rtt", "p99"),
+        ("python", "tcp", "throughput"),
+        ("python", "rtt", "median"),
+        ("python", "rtt", "p99"),
+        ("python", "memory", "rss"),
+    }
+    for each in document["results"]:
+        assert 0 < each["min"] <= each["median"] <= each["max"]
+    assert found["python", "tcp", "throughput"]["cpu"] > 0
+    assert found["veth", "tcp", "throughput"]["cpu"] is None
+    assert "### TCP, Gbit/s" in output
+    assert "round 1 of 1: systems, python" in progress
+    assert namespaces_of(process.pid) == []
+
+
+def test_a_system_that_does_not_start_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    chosen = ("--system", "wireguard-go", "--system", "veth", "--test", "rtt")
+    result = subprocess.run(
+        [*BENCH, *SMALLEST, *chosen, "--wireguard-go", "/bin/false", "--json", str(file)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    document = json.loads(file.read_text())
+    assert {each["system"] for each in document["results"]} == {"veth"}
+    (failure,) = document["failures"]
+    assert failure["system"] == "wireguard-go"
+    assert "ended" in failure["reason"]
+    assert "### Not measured" in result.stdout
+
+
+def test_an_interrupted_benchmark_leaves_no_namespace() -> None:
+    command = [*BENCH, *SMALLEST, "--system", "python"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stderr is not None
+        assert any("round 1 of 1" in line for line in run.stderr)
+        while not namespaces_of(run.pid):
+            assert run.poll() is None
+        run.send_signal(signal.SIGINT)
+        assert "everything was removed" in run.stderr.read()
+        assert run.wait(timeout=30) == 130
+    assert namespaces_of(run.pid) == []
