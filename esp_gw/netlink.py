@@ -17,6 +17,7 @@ import socket
 from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address, ip_network
+from itertools import groupby
 from typing import Any, TypeVar
 
 from pyroute2 import AsyncIPRoute
@@ -25,13 +26,9 @@ from pyroute2.netlink.exceptions import NetlinkError
 from esp_gw import reconcile
 from esp_gw.errors import NetworkError
 from esp_gw.model import IPAddress, IPNetwork, PortRange
-from esp_gw.netplan import MAIN_TABLE, MAX_BYPASS_RULES, Network, Route, RouteKind, Rule
+from esp_gw.netplan import MAIN_TABLE, MAX_BYPASS_RULES, Network, Route, Rule
+from esp_gw.routes import PROTOCOL, RouteSocket, refusal
 
-PROTOCOL = 0xE5
-"""The routing protocol number of esp_gw, as in /etc/iproute2/rt_protos."""
-GUARD_METRIC = 2**32 - 1
-"""The metric of unreachable routes: any other route to the prefix comes first."""
-TUN_METRIC = 1024
 SETTLE_TIME = 0.1
 """Seconds from the first of the kernel's messages to a look: changes come in bursts."""
 _WATCHED = (1, 5, 7, 8, 9, 11, 19)
@@ -47,17 +44,8 @@ _FIB_RULE_FIND_SADDR = 0x00010000
 _IFA_F_NODAD = 2
 _IFF_UP = 1
 _IN6_ADDR_GEN_MODE_NONE = 1
-_RTN_UNICAST = 1
-_RTN_UNREACHABLE = 7
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _GONE = (errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ENODEV)
-_ADVICE = {
-    errno.EPERM: "it needs CAP_NET_ADMIN: run it as root or as the systemd service",
-    errno.EACCES: "IPv6 may be off: see net.ipv6.conf.all.disable_ipv6",
-    errno.ENETDOWN: "the interface is down: 'ip link set' brings it up",
-    errno.EOPNOTSUPP: "the kernel lacks policy routing for this family",
-    errno.EAFNOSUPPORT: "the kernel lacks this address family",
-}
 
 T = TypeVar("T")
 
@@ -76,6 +64,7 @@ class Netlink:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="netlink")
         self._runner = asyncio.Runner(loop_factory=asyncio.SelectorEventLoop)
         self._ipr: Any = None
+        self._routes: Any = None
         self._index = 0
 
     async def open(self) -> None:
@@ -131,6 +120,8 @@ class Netlink:
             raise NetworkError(
                 f"the kernel refused it: {error.args[-1]}", where=self._interface
             ) from None
+        except OSError as error:
+            raise refusal(error.errno or errno.EIO, self._interface) from None
 
     async def _open(self) -> None:
         self._ipr = AsyncIPRoute()
@@ -138,6 +129,7 @@ class Netlink:
         if not found:
             raise NetworkError("the TUN device is gone", where=self._interface)
         self._index = found[0]
+        self._routes = RouteSocket(self._index)
         await self._claim_table()
         await self._do(
             f"link {self._interface}",
@@ -186,6 +178,8 @@ class Netlink:
     async def _close(self) -> None:
         if self._ipr is not None:
             self._ipr.close()
+        if self._routes is not None:
+            self._routes.close()
 
     async def _observe(self) -> Network:
         link = (await self._ipr.link("get", index=self._index))[0]
@@ -198,31 +192,8 @@ class Netlink:
             mtu=link.get("mtu"),
             is_up=bool(link["flags"] & _IFF_UP),
             addresses=frozenset(addresses),
-            routes=frozenset([route async for route in self._our_routes()]),
+            routes=frozenset(self._routes.routes(self._tables)),
             rules=frozenset([rule async for rule in self._our_rules()]),
-        )
-
-    async def _our_routes(self) -> Any:
-        for family in _FAMILY.values():
-            for table in self._tables:
-                async for message in await self._ipr.route("dump", family=family, table=table):
-                    if message["proto"] == PROTOCOL and message.get("table") == table:
-                        route = self._read_route(message, table)
-                        if route is not None:
-                            yield route
-
-    def _read_route(self, message: Any, table: int) -> Route | None:
-        family = message["family"]
-        anywhere = "0.0.0.0" if family == socket.AF_INET else "::"  # noqa: S104 - a prefix
-        destination = ip_network(f"{message.get('dst') or anywhere}/{message['dst_len']}")
-        if message["type"] == _RTN_UNREACHABLE:
-            return Route(RouteKind.UNREACHABLE, destination, table)
-        if message["type"] != _RTN_UNICAST or message.get("oif") != self._index:
-            return None
-        metrics, source = message.get("metrics"), message.get("prefsrc")
-        mtu = metrics.get("mtu") if metrics else 0
-        return Route(
-            RouteKind.TUN, destination, table, mtu or 0, ip_address(source) if source else None
         )
 
     async def _our_rules(self) -> Any:
@@ -267,44 +238,31 @@ class Netlink:
         return min(int(link.get("mtu")), 65535)
 
     async def _apply(self, actions: Sequence[reconcile.Action]) -> None:
-        for action in actions:
-            match action:
-                case reconcile.AddRoute(route):
-                    await self._route("replace", route)
-                case reconcile.RemoveRoute(route):
-                    await self._route("del", route)
-                case reconcile.AddRule(rule):
-                    await self._rule("add", rule)
-                case reconcile.RemoveRule(rule):
-                    await self._rule("del", rule)
-                case reconcile.AddAddress(address):
-                    await self._address("add", address)
-                case reconcile.RemoveAddress(address):
-                    await self._address("del", address)
-                case reconcile.SetMtu(mtu):
-                    await self._do(
-                        f"link {self._interface} mtu {mtu}",
-                        self._ipr.link("set", index=self._index, mtu=mtu),
-                    )
+        for kind, run in groupby(actions, type):
+            # Thousands of routes come together: they are a few messages, not thousands.
+            if kind is reconcile.AddRoute:
+                self._routes.replace(_routes(run))
+            elif kind is reconcile.RemoveRoute:
+                self._routes.remove(_routes(run))
+            else:
+                for action in run:
+                    await self._apply_one(action)
 
-    async def _route(self, command: str, route: Route) -> None:
-        arguments: dict[str, Any] = {
-            "dst": str(route.destination),
-            "family": _FAMILY[route.destination.version],
-            "table": route.table,
-            "proto": PROTOCOL,
-        }
-        if route.kind is RouteKind.UNREACHABLE:
-            arguments |= {"type": "unreachable", "priority": GUARD_METRIC}
-        else:
-            arguments |= {"oif": self._index, "priority": TUN_METRIC}
-            if command != "del":
-                arguments["metrics"] = {"mtu": route.mtu}
-                if route.source is not None:
-                    arguments["prefsrc"] = str(route.source)
-        ignore = _GONE if command == "del" else ()
-        name = f"route {route.destination} table {route.table}"
-        await self._do(name, self._ipr.route(command, **arguments), ignore)
+    async def _apply_one(self, action: reconcile.Action) -> None:
+        match action:
+            case reconcile.AddRule(rule):
+                await self._rule("add", rule)
+            case reconcile.RemoveRule(rule):
+                await self._rule("del", rule)
+            case reconcile.AddAddress(address):
+                await self._address("add", address)
+            case reconcile.RemoveAddress(address):
+                await self._address("del", address)
+            case reconcile.SetMtu(mtu):
+                await self._do(
+                    f"link {self._interface} mtu {mtu}",
+                    self._ipr.link("set", index=self._index, mtu=mtu),
+                )
 
     async def _rule(self, command: str, rule: Rule) -> None:
         arguments: dict[str, Any] = {
@@ -353,12 +311,7 @@ class Netlink:
         except NetlinkError as error:
             if error.code in ignore:
                 return
-            reason = errno.errorcode.get(error.code, str(error.code))
-            raise NetworkError(
-                f"the kernel refused it: {error.args[-1]} ({reason})",
-                where=what,
-                hint=_ADVICE.get(error.code),
-            ) from None
+            raise refusal(error.code, what) from None
 
 
 def _open_monitor() -> socket.socket:
@@ -379,6 +332,14 @@ def _drain(monitor: socket.socket) -> None:
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
+
+
+def _routes(actions: Iterable[reconcile.Action]) -> list[Route]:
+    return [
+        action.route
+        for action in actions
+        if isinstance(action, reconcile.AddRoute | reconcile.RemoveRoute)
+    ]
 
 
 def _pairs(tables: Iterable[int]) -> set[int]:
