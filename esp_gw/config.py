@@ -176,7 +176,8 @@ class _Reader:
             out, in_ = (
                 read or tuple(generate(model.suite) for _ in range(model.sas)) for read in keymats
             )
-            tunnel, sas, policy = model.expand(name, out, in_)
+            # A copy of the name: one text that stays keeps the pages of the document around it.
+            tunnel, sas, policy = model.expand(name.encode().decode(), out, in_)
             self._tunnels.append(tunnel)
             self._sas += sas
             self._protects.append(policy)

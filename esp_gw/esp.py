@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 
-from esp_gw.crypto.base import Aead, AuthenticationError
+from esp_gw.crypto.base import Aead
 from esp_gw.errors import EngineError
 from esp_gw.model import IV_LEN, DropReason, Lease, Sa, Suite
 from esp_gw.replay import ReplayWindow
@@ -163,6 +163,7 @@ class InboundEsp:
     """Opens the packets of one inbound SA; `window` is its anti-replay window."""
 
     __slots__ = (
+        "_authentication_error",
         "_esn",
         "_min_len",
         "_open_into",
@@ -179,6 +180,7 @@ class InboundEsp:
         self._esn = sa.esn
         self._pack_aad = _AAD_ESN.pack if sa.esn else _AAD.pack
         self._open_into = aead.open_into
+        self._authentication_error = aead.authentication_error
         self.window = ReplayWindow(sa.replay_window, highest_seq)
 
     def decap(self, esp: memoryview, out: memoryview) -> tuple[int, int, bool]:
@@ -203,7 +205,7 @@ class InboundEsp:
         text = out[:text_len]
         try:
             self._open_into(self._salt + iv, esp[_TEXT_OFFSET:], self._pack_aad(spi, seq), text)
-        except AuthenticationError:
+        except self._authentication_error:
             # What was deciphered before the ICV was found wrong must not be there to be used.
             text[:] = bytes(text_len)
             raise Drop(DropReason.AUTH_FAILED) from None

@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cryptography.exceptions import InvalidTag
-
 Buffer = bytes | bytearray | memoryview
-
-AuthenticationError = InvalidTag
-"""Raised by `Aead.open_into`: the ICV does not belong to these bytes under this key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +15,11 @@ class Aead:
     `seal_into(nonce, plaintext, aad, out)` fills `out`, which is exactly as long as the plaintext
     and the ICV together. `open_into(nonce, ciphertext_and_icv, aad, out)` fills `out`, which is
     exactly as long as the plaintext. The nonce is 12 bytes. Raises ValueError when a length is
-    wrong and, from `open_into`, AuthenticationError; `out` may then hold plaintext that nobody
-    vouches for, and the caller wipes it.
+    wrong and, from `open_into`, the library's own `authentication_error` where the ICV does not
+    belong to these bytes under this key; `out` may then hold plaintext that nobody vouches for, and
+    the caller wipes it.
     """
 
     seal_into: Callable[[bytes, Buffer, bytes, memoryview], object]
     open_into: Callable[[bytes, Buffer, bytes, memoryview], object]
+    authentication_error: type[Exception]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.backends.openssl import backend
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
@@ -47,7 +48,7 @@ def make_aead(suite: Suite, keymat: KeyMaterial) -> Aead:
         )
     if suite.cipher == CHACHA20_POLY1305:
         chacha = ChaCha20Poly1305(keymat.key)
-        return Aead(chacha.encrypt_into, chacha.decrypt_into)
+        return Aead(chacha.encrypt_into, chacha.decrypt_into, InvalidTag)
     if suite.cipher == AES_GMAC:
         return _gmac(keymat.key)
     if suite.cipher != AES_GCM:
@@ -55,7 +56,7 @@ def make_aead(suite: Suite, keymat: KeyMaterial) -> Aead:
     if suite.icv_len != _FULL_ICV_LEN:
         return _truncated_gcm(keymat.key, suite.icv_len)
     gcm = AESGCM(keymat.key)
-    return Aead(gcm.encrypt_into, gcm.decrypt_into)
+    return Aead(gcm.encrypt_into, gcm.decrypt_into, InvalidTag)
 
 
 def _truncated_gcm(key: bytes, icv_len: int) -> Aead:
@@ -76,7 +77,7 @@ def _truncated_gcm(key: bytes, icv_len: int) -> Aead:
         decryptor.finalize()
         out[:] = plaintext
 
-    return Aead(seal_into, open_into)
+    return Aead(seal_into, open_into, InvalidTag)
 
 
 def _gmac(key: bytes) -> Aead:
@@ -93,4 +94,4 @@ def _gmac(key: bytes) -> Aead:
         gcm.decrypt(nonce, icv, aad + nonce[SALT_LEN:] + text)
         out[:] = text
 
-    return Aead(seal_into, open_into)
+    return Aead(seal_into, open_into, InvalidTag)

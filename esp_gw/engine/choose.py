@@ -1,11 +1,13 @@
 """Which engine runs: the native one where it is installed, else the reference."""
 
+# Each is imported only where it runs: the one brings cryptography, the other may not be there.
+# ruff: noqa: PLC0415
+
 from __future__ import annotations
 
 from importlib.util import find_spec
 
 from esp_gw.engine.base import Engine
-from esp_gw.engine.python import PythonEngine
 from esp_gw.errors import EngineError
 
 
@@ -17,7 +19,9 @@ def make_engine(name: str) -> Engine:
             "the native engine is not installed", hint="set 'engine: python' or 'engine: auto'"
         )
     if name == "python" or not installed:
+        from esp_gw.engine.python import PythonEngine
+
         return PythonEngine()
-    from esp_gw.engine.native import NativeEngine  # noqa: PLC0415 - only where it is installed
+    from esp_gw.engine.native import NativeEngine
 
     return NativeEngine()

@@ -503,6 +503,11 @@ def test_json_needs_none_of_the_heavy_libraries(gateway: Gateway) -> None:
     assert json.loads(result.stdout) == REPLIES["ListSas"]
 
 
+def test_only_the_python_engine_needs_pyca_cryptography() -> None:
+    code = "import sys, esp_gw.daemon; sys.exit('cryptography' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_version_and_usage(capsys: Capture) -> None:
     assert run(capsys, "--version") == "esp-gw 0.1.0\n"
     assert "No such command 'wg'" in fail(capsys, "wg", status=2)

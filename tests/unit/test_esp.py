@@ -237,7 +237,7 @@ def test_replays_are_told_from_old_packets_before_anything_is_opened(esn: bool) 
     receiver = inbound(sa)
     assert decap(receiver, packets[99])[2] is True
     assert decap(receiver, packets[98])[2] is False
-    refusing = InboundEsp(sa, 0, Aead(never_open, never_open))
+    refusing = InboundEsp(sa, 0, Aead(never_open, never_open, ValueError))
     refusing.window = receiver.window
     assert reason_of(lambda: decap(refusing, packets[98])) is DropReason.REPLAY_DUPLICATE
     assert reason_of(lambda: decap(refusing, packets[99])) is DropReason.REPLAY_DUPLICATE
@@ -403,7 +403,7 @@ def test_a_number_is_spent_even_when_its_packet_could_not_be_made() -> None:
     def fail(*_: object) -> None:
         raise ValueError("no")
 
-    esp = OutboundEsp(SA, Lease(1, 10), Aead(fail, fail))
+    esp = OutboundEsp(SA, Lease(1, 10), Aead(fail, fail, ValueError))
     buf, out = memoryview(bytearray(20)), memoryview(bytearray(100))
     for arguments in (
         (buf, 0, 10, IPV4, out),
