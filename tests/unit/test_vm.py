@@ -17,9 +17,10 @@ import pytest
 
 from esp_gw.errors import LabError
 from esp_gw.lab.vm import agent
+from esp_gw.lab.vm.__main__ import Printer
 from esp_gw.lab.vm.image import ARCHITECTURES, Image, kernel_image
 from esp_gw.lab.vm.initramfs import archive, init_script, load_order
-from esp_gw.lab.vm.machine import Setup, command_line
+from esp_gw.lab.vm.machine import Machine, Setup, VmError, command_line
 from esp_gw.lab.vm.protocol import (
     PAYLOAD_MAX,
     Command,
@@ -165,6 +166,34 @@ def test_folders_with_commas_are_one_value_of_a_qemu_option(tmp_path: Path) -> N
     assert f"{tmp_path}/a,b/boot/vmlinuz-6.1" in line
     assert line[line.index("-cpu") + 1] == "cortex,x=off"
     assert "-netdev" not in line
+
+
+def test_without_qemu_there_is_an_error_that_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    setup = Setup(X86, Image(tmp_path, "6.1"), Path(sys.executable))
+    with pytest.raises(VmError, match=r"qemu-system-x86_64 is not installed; run \./scripts/vm"):
+        Machine(setup)
+
+
+def test_two_machines_on_one_wire_have_addresses_of_their_own(tmp_path: Path) -> None:
+    setup = Setup(X86, Image(tmp_path, "6.1"), Path(sys.executable))
+    macs = {command_line(setup, tmp_path, 3, 4)[-1].partition("mac=")[2] for _ in range(2)}
+    assert len(macs) == 2
+
+
+def test_output_of_several_machines_is_told_apart_line_by_line(
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    printers = Printer(b"a: "), Printer(b"b: ")
+    printers[0](Kind.STDOUT, b"one\ntw")
+    printers[1](Kind.STDOUT, b"\n\xff")
+    printers[0](Kind.STDERR, b"error\n")
+    printers[0](Kind.STDOUT, b"o\n")
+    for printer in printers:
+        printer.finish()
+    assert capfdbinary.readouterr() == (b"a: one\nb: \na: two\nb: \xff\n", b"a: error\n")
 
 
 class TestCachedKernel:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
 from esp_gw.errors import LabError
 from esp_gw.lab.signals import ended_by_signals
 from esp_gw.lab.vm.image import ARCHITECTURES, kernel_image
-from esp_gw.lab.vm.machine import Machine, Setup, VmError, run
+from esp_gw.lab.vm.machine import Machine, Setup, VmError, run, run_all
 from esp_gw.lab.vm.protocol import Command, Kind
 
 FAILED = 125
@@ -31,37 +36,100 @@ def vm() -> None:
     """
 
 
+def _machine_options(function: Callable[..., int]) -> Callable[..., int]:
+    for option in (
+        click.option(
+            "--arch", type=click.Choice(list(ARCHITECTURES)), default="x86_64", show_default=True
+        ),
+        click.option("--cpu", metavar="MODEL", help="A processor as qemu calls it. [default: max]"),
+        click.option(
+            "--out",
+            type=click.Path(file_okay=False, path_type=Path),
+            help="A folder that the command sees as /out, to leave files in.",
+        ),
+        click.option(
+            "--blacklist", metavar="MODULE,...", help="Modules that can't be loaded inside."
+        ),
+        click.option(
+            "--timeout",
+            type=click.IntRange(1, 86400),
+            default=300,
+            show_default=True,
+            metavar="SECONDS",
+            help="When a machine is ended that has not.",
+        ),
+        click.argument("command", nargs=-1, required=True),
+    ):
+        function = option(function)
+    return function
+
+
 @vm.command("run")
-@click.option("--arch", type=click.Choice(list(ARCHITECTURES)), default="x86_64", show_default=True)
-@click.option("--cpu", metavar="MODEL", help="A processor as qemu calls it. [default: max]")
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="A folder that the command sees as /out, to leave files in.",
-)
-@click.option("--blacklist", metavar="MODULE,...", help="Modules that can't be loaded inside.")
-@click.option(
-    "--timeout",
-    type=click.IntRange(1, 86400),
-    default=300,
-    show_default=True,
-    metavar="SECONDS",
-    help="When a machine is ended that has not.",
-)
-@click.argument("command", nargs=-1, required=True)
-def run_command(
-    arch: str,
-    cpu: str | None,
-    out: Path | None,
-    blacklist: str | None,
-    timeout: int,
-    command: tuple[str, ...],
-) -> int:
+@_machine_options
+def run_command(command: tuple[str, ...], timeout: int, **machine: Any) -> int:
     """Run COMMAND as root in a machine, in this folder; its output and exit status come back."""
+    setup = _setup(**machine)
+    deadline = time.monotonic() + timeout
+    with Machine(setup) as running:
+        return run(running, here(command, Path.cwd()), _print, deadline)
+
+
+@vm.command("pair")
+@_machine_options
+def pair_command(command: tuple[str, ...], timeout: int, **machine: Any) -> int:
+    """Run COMMAND in two machines at once that are joined by a wire.
+
+    It tells them apart by $VM: a has 192.0.2.1 and 2001:db8::1 on its device 'wan', b has 192.0.2.2
+    and 2001:db8::2. Both see the same /out. It ends when both have, or with the first that fails.
+    """
+    setup = _setup(**machine)
+    deadline = time.monotonic() + timeout
+    with ExitStack() as stack:
+        ends = [stack.enter_context(end) for end in socket.socketpair(type=socket.SOCK_DGRAM)]
+        work = []
+        for end, name in zip(ends, PAIR, strict=True):
+            running = stack.enter_context(Machine(replace(setup, wire=end)))
+            wired = here(("sh", "-c", _JOIN, PAIR[name], *command), Path.cwd())
+            environment = {**wired.environment, "VM": name}
+            printer = Printer(f"{name}: ".encode())
+            stack.callback(printer.finish)
+            work.append((running, replace(wired, environment=environment), printer))
+        return run_all(work, deadline)
+
+
+PAIR = {"a": "1", "b": "2"}
+"""The machines of a pair, and the last part of their addresses."""
+_JOIN = """
+ip link set eth0 name wan && ip address add 192.0.2.$0/24 dev wan &&
+ip address add 2001:db8::$0/64 dev wan nodad && ip link set wan up && exec "$@"
+"""
+
+
+class Printer:
+    """Prints what one of several machines says, its whole lines behind a mark."""
+
+    def __init__(self, mark: bytes) -> None:
+        self._mark = mark
+        self._begun = {Kind.STDOUT: b"", Kind.STDERR: b""}
+
+    def __call__(self, kind: Kind, data: bytes) -> None:
+        """Take a piece of output."""
+        *whole, self._begun[kind] = (self._begun[kind] + data).split(b"\n")
+        if whole:
+            _print(kind, b"".join(self._mark + line + b"\n" for line in whole))
+
+    def finish(self) -> None:
+        """Print the lines that did not end."""
+        for kind, begun in self._begun.items():
+            if begun:
+                self(kind, b"\n")
+
+
+def _setup(arch: str, cpu: str | None, out: Path | None, blacklist: str | None) -> Setup:
     architecture = ARCHITECTURES[arch]
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    setup = Setup(
+    return Setup(
         architecture,
         kernel_image(CHECKOUT / ".vm", architecture, _say),
         Path(sys.executable),
@@ -69,17 +137,14 @@ def run_command(
         out=out and out.resolve(),
         blacklist=tuple(blacklist.split(",")) if blacklist else (),
     )
-    deadline = time.monotonic() + timeout
-    with Machine(setup) as machine:
-        return run(machine, here(command), _print, deadline)
 
 
-def here(arguments: tuple[str, ...]) -> Command:
-    """Return a command that runs in this folder and finds this environment's programs."""
-    folder = Path(sys.executable).parent
-    path = f"{folder}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+def here(arguments: tuple[str, ...], folder: Path) -> Command:
+    """Return a command that runs in `folder` and finds this environment's programs."""
+    programs = Path(sys.executable).parent
+    path = f"{programs}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     kept = {name: os.environ[name] for name in ("LANG", "TERM") if name in os.environ}
-    return Command(arguments, str(Path.cwd()), {"PATH": path, "HOME": "/root", **kept})
+    return Command(arguments, str(folder), {"PATH": path, "HOME": "/root", **kept})
 
 
 def _print(kind: Kind, data: bytes) -> None:

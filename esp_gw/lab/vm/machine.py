@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import selectors
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -142,15 +143,40 @@ def run(machine: Machine, command: Command, output: Output, deadline: float) -> 
 
     Raises VmError where the machine ends before it, or where monotonic time is past `deadline`.
     """
-    machine.begin(command)
+    return run_all([(machine, command, output)], deadline)
+
+
+def run_all(work: Sequence[tuple[Machine, Command, Output]], deadline: float) -> int:
+    """Run commands side by side, one in each machine; return 0 when all have ended with that.
+
+    Returns the status of the first that fails, at once. Raises VmError as `run` does.
+    """
     with selectors.DefaultSelector() as selector:
-        selector.register(machine, selectors.EVENT_READ)
-        while selector.select(max(0.0, deadline - time.monotonic())):
-            for frame in machine.hear():
-                if frame.kind is Kind.EXIT:
-                    return frame.status
-                output(frame.kind, frame.payload)
-    raise VmError("the machine did not end in time, and was ended", machine.console())
+        for machine, command, output in work:
+            machine.begin(command)
+            selector.register(machine, selectors.EVENT_READ, output)
+        while running := list(selector.get_map().values()):
+            ready = selector.select(max(0.0, deadline - time.monotonic()))
+            if not ready:
+                machine = running[0].fileobj  # type: ignore[assignment]
+                what = "the machine did not end in time, and was ended"
+                raise VmError(what, machine.console())
+            for key, _ in ready:
+                status = _pass_on(key.fileobj, key.data)  # type: ignore[arg-type]
+                if status:
+                    return status
+                if status == 0:
+                    selector.unregister(key.fileobj)
+    return 0
+
+
+def _pass_on(machine: Machine, output: Output) -> int | None:
+    """Pass on what a machine says; return its command's status where that has ended."""
+    for frame in machine.hear():
+        if frame.kind is Kind.EXIT:
+            return frame.status
+        output(frame.kind, frame.payload)
+    return None
 
 
 def command_line(setup: Setup, folder: Path, port: int, wire: int | None = None) -> list[str]:
@@ -188,7 +214,9 @@ def command_line(setup: Setup, folder: Path, port: int, wire: int | None = None)
         arguments += ["-device", f"virtio-9p-pci,fsdev={name},mount_tag={name}"]
     if wire is not None:
         arguments += ["-netdev", f"dgram,id=wire,local.type=fd,local.str={wire}"]
-        arguments += ["-device", "virtio-net-pci,netdev=wire,romfile="]
+        # Two machines on one wire must not have qemu's one default address.
+        mac = "52:54:00:" + secrets.token_bytes(3).hex(":")
+        arguments += ["-device", f"virtio-net-pci,netdev=wire,romfile=,mac={mac}"]
     return arguments
 
 

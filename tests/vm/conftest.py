@@ -1,0 +1,54 @@
+"""Virtual machines for tests: one for all of a run, in which several tests take their turn."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from guest import INSIDE, LIMIT, Guest, MakeSetup
+
+from esp_gw.lab.vm.__main__ import CHECKOUT
+from esp_gw.lab.vm.image import ARCHITECTURES, kernel_image
+from esp_gw.lab.vm.machine import Machine, Setup
+
+# What needs the machine's kernel is run there, by tests here.
+collect_ignore = [] if INSIDE in os.environ else ["inside"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tests/vm" in str(item.path) and INSIDE not in os.environ:
+            item.add_marker(pytest.mark.vm)
+            item.add_marker(pytest.mark.timeout(LIMIT + 60))
+
+
+@pytest.fixture(scope="session")
+def make_setup() -> MakeSetup:
+    """Describe a machine with the host's files; the kernel is fetched where it isn't there."""
+    architecture = ARCHITECTURES["x86_64"]
+    image = kernel_image(CHECKOUT / ".vm", architecture, print)
+
+    def make(**fields: object) -> Setup:
+        return Setup(architecture, image, Path(sys.executable), **fields)  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def out() -> Path:
+    """The folder that is /out in `guest`; results of tests inside stay there."""
+    folder = CHECKOUT / ".vm/out"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def guest(make_setup: MakeSetup, out: Path) -> Iterator[Guest]:
+    """The machine that most tests share."""
+    with Machine(make_setup(out=out)) as machine:
+        yield Guest(machine)

@@ -1,0 +1,58 @@
+"""A virtual machine as tests use it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from esp_gw.lab.vm.__main__ import CHECKOUT, here
+from esp_gw.lab.vm.initramfs import OUT
+from esp_gw.lab.vm.machine import Machine, Setup, run
+from esp_gw.lab.vm.protocol import Kind
+
+LIMIT = 900.0
+"""Seconds for one command in a machine: it is an emulator, and may share two processors."""
+INSIDE = "ESP_GW_INSIDE_VM"
+"""The environment variable that is set for tests that run in a machine."""
+
+MakeSetup = Callable[..., Setup]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command in a machine came to; its output of both kinds as it came."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def tail(self) -> str:
+        """The end of all that was said, for a failure's message."""
+        return f"status {self.status}\n{self.stdout[-6000:]}\n{self.stderr[-3000:]}"
+
+
+class Guest:
+    """A machine that runs commands for tests, in the folder of the checkout."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def run(self, *arguments: str, env: Mapping[str, str] | None = None) -> Result:
+        said = {Kind.STDOUT: b"", Kind.STDERR: b""}
+
+        def hear(kind: Kind, data: bytes) -> None:
+            said[kind] += data
+
+        words = ("env", *(f"{name}={value}" for name, value in (env or {}).items()), *arguments)
+        command = here(words, CHECKOUT)
+        status = run(self._machine, command, hear, time.monotonic() + LIMIT)
+        return Result(status, said[Kind.STDOUT].decode(), said[Kind.STDERR].decode())
+
+    def pytest(self, name: str) -> Result:
+        """Run NAME.py of tests/vm/inside in the machine; the results go to /out/NAME.xml."""
+        program = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--timeout=600")
+        results = f"--junit-xml={OUT}/{name}.xml"
+        return self.run(*program, results, f"tests/vm/inside/{name}.py", env={INSIDE: "1"})

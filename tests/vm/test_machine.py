@@ -1,0 +1,158 @@
+"""Machines themselves: what they offer, what comes back, how they end."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from guest import Guest, MakeSetup
+
+from esp_gw.lab.vm.machine import Machine, VmError
+
+VM = (sys.executable, "-m", "esp_gw.lab.vm")
+
+AF_ALG = """
+import socket
+with socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET) as sock:
+    sock.bind(("aead", "rfc4106(gcm(aes))"))
+"""
+
+
+def test_the_kernel_is_debians_and_has_af_alg_esp_and_netem(guest: Guest) -> None:
+    script = (
+        'uname -r && python -c "$0" && ip netns add peer && ip -n peer link set lo up'
+        " && ip -n peer xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x100 reqid 1"
+        " mode tunnel aead 'rfc4106(gcm(aes))' 0x$(printf %072d 1) 128"
+        " && ip -n peer xfrm state && tc -n peer qdisc add dev lo root netem delay 1ms"
+        " && ip netns del peer"
+    )
+    result = guest.run("sh", "-c", script, AF_ALG)
+    assert result.status == 0, result.tail
+    assert result.stdout.split()[0].endswith("-amd64")
+    assert "proto esp spi 0x00000100" in result.stdout
+
+
+def test_output_and_exit_status_come_back(guest: Guest) -> None:
+    result = guest.run("sh", "-c", "echo to here; echo to there >&2; exit 42")
+    assert (result.status, result.stdout, result.stderr) == (42, "to here\n", "to there\n")
+
+
+def test_files_come_back_in_out_and_nowhere_else(guest: Guest, out: Path, tmp_path: Path) -> None:
+    (out / "in").write_text("from the host")
+    (tmp_path / "host").write_text("as it was")
+    result = guest.run("sh", "-c", f"cat /out/in; echo new > /out/back; echo no > {tmp_path}/host")
+    assert (result.status, result.stdout) == (0, "from the host"), result.tail
+    assert (out / "back").read_text() == "new\n"
+    assert (tmp_path / "host").read_text() == "as it was"
+
+
+def test_the_machine_has_no_way_to_any_network(guest: Guest) -> None:
+    assert guest.run("ls", "/sys/class/net").stdout.split() == ["lo"]
+
+
+def test_a_hanging_machine_is_ended_and_its_console_is_shown() -> None:
+    result = subprocess.run(
+        [*VM, "run", "--timeout", "20", "--", "sleep", "1000"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 125
+    *console, error = result.stderr.splitlines()
+    assert error == "vm: error: the machine did not end in time, and was ended"
+    assert console
+    assert all(line.startswith("console: ") for line in console), console
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_machine_outlives_its_supervisor(number: signal.Signals) -> None:
+    supervisor = subprocess.Popen([*VM, "run", "--", "sleep", "1000"], stderr=subprocess.DEVNULL)
+    try:
+        children = Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children")
+        machine = 0
+        while not machine:
+            assert supervisor.poll() is None
+            pids = [int(pid) for pid in children.read_text().split()]
+            # Until it is qemu, what runs sets the signal that ends it.
+            machine = next((pid for pid in pids if _program(pid).startswith("qemu")), 0)
+        ended = os.pidfd_open(machine)
+        supervisor.send_signal(number)
+        assert select.select([ended], [], [], 30)[0] == [ended]
+    finally:
+        supervisor.kill()
+        supervisor.wait()
+        os.close(ended)
+
+
+def _program(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def test_a_machine_that_cannot_start_says_why_in_one_line(make_setup: MakeSetup) -> None:
+    with (
+        pytest.raises(VmError, match="qemu-system-x86_64: unable to find CPU model 'abacus'"),
+        Machine(make_setup(cpu="abacus")) as machine,
+    ):
+        list(machine.hear())
+
+
+NO_KERNEL = """
+import sys; from pathlib import Path
+from esp_gw.lab.vm.image import ARCHITECTURES, kernel_image
+kernel_image(Path(sys.argv[1]), ARCHITECTURES["x86_64"], print)
+"""
+
+
+def test_without_a_network_for_the_packages_there_is_an_error_that_says_so(tmp_path: Path) -> None:
+    result = subprocess.run(
+        ["unshare", "--net", sys.executable, "-c", NO_KERNEL, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 1
+    error = result.stderr.splitlines()[-1]
+    assert "LabError: apt-get: Failed to fetch" in error
+    assert error.endswith("is the network there, and Debian's sources?")
+
+
+JOINED = """
+case $VM in a) other=2 ;; b) other=1 ;; esac
+ping -c 1 -W 60 192.0.2.$other && ping -c 1 -W 60 2001:db8::$other && touch /out/$VM
+until [ -e /out/a ] && [ -e /out/b ]; do sleep 1; done
+echo $VM reached $other
+"""
+
+
+def test_a_pair_is_joined_by_a_wire(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [*VM, "pair", "--out", str(tmp_path), "--", "sh", "-ec", JOINED],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert {"a: a reached 2", "b: b reached 1"} <= set(lines), lines
+
+
+def test_a_pair_ends_with_the_first_command_that_fails() -> None:
+    result = subprocess.run(
+        [*VM, "pair", "--", "sh", "-c", "[ $VM = b ] && exit 7; sleep 1000"],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (7, "")
