@@ -1,7 +1,7 @@
 //! ESP (RFC 4303) without input or output: bytes in, bytes and verdicts out.
 //!
-//! The way out: [`segment`] splits what the TUN gave, [`spd`] and [`sad`] find the SA, [`seq`]
-//! spends a sequence number, [`encap`] seals. The way in: [`sad`], [`replay`], [`decap`], [`inner`],
+//! The way out: [`segment`] splits what the TUN gave, [`spd`] finds the SA, [`seq`] spends a
+//! sequence number, [`encap`] seals. The way in: [`replay`], [`decap`], [`inner`],
 //! [`sa`]'s selectors, [`coalesce`]. Nothing here panics, allocates or logs because of a packet.
 #![forbid(unsafe_code)]
 
@@ -21,7 +21,6 @@ pub mod replay;
 #[cfg(not(loom))]
 pub mod sa;
 #[cfg(not(loom))]
-pub mod sad;
 pub mod segment;
 pub mod selector;
 pub mod seq;

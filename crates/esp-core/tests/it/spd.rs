@@ -1,16 +1,11 @@
 use std::net::IpAddr;
 
-use esp_core::sa::InboundSa;
-use esp_core::sad::Sad;
 use esp_core::selector::{Prefix, Selector};
-use esp_core::seq::Lease;
 use esp_core::spd::{Action, Policy, Spd};
-use esp_core::suite::SUITES;
 use esp_core::wire::parse;
 use proptest::prelude::*;
 
 use crate::build::Packet;
-use crate::esp::spec;
 use crate::strategy::packet;
 
 fn prefix(text: &str, bits: u8) -> Prefix {
@@ -155,43 +150,4 @@ fn prefixes_have_no_more_bits_than_addresses() {
     assert!(prefix("192.0.2.77", 24).contains(0xC000_0201));
     assert!(!prefix("192.0.2.77", 24).contains(0xC000_0301));
     assert!(prefix("::1", 128).contains(1) && !prefix("::1", 128).contains(2));
-}
-
-#[test]
-fn the_sad_refuses_a_name_or_spi_twice() {
-    let mut sad = Sad::default();
-    let inbound = |name: &str, spi| {
-        let mut spec = spec(&SUITES[0], true);
-        spec.name = name.into();
-        spec.spi = spi;
-        std::sync::Arc::new(InboundSa::new(spec, 0))
-    };
-    let outbound = |name: &str| {
-        let mut spec = spec(&SUITES[0], true);
-        spec.name = name.into();
-        let lease = Lease { first: 1, last: 2 };
-        std::sync::Arc::new(esp_core::sa::OutboundSa::new(spec, lease).unwrap())
-    };
-    sad.insert_inbound(inbound("in", 300)).unwrap();
-    sad.insert_outbound(outbound("out")).unwrap();
-    assert!(sad.insert_inbound(inbound("in", 301)).is_err());
-    assert!(sad.insert_inbound(inbound("other", 300)).is_err());
-    assert!(sad.insert_inbound(inbound("out", 302)).is_err());
-    assert!(sad.insert_outbound(outbound("in")).is_err());
-    assert_eq!(
-        sad.insert_outbound(outbound("out"))
-            .unwrap_err()
-            .to_string(),
-        "out: an SA with its name or SPI is installed already"
-    );
-    assert!(sad.inbound(300).is_some() && sad.inbound(301).is_none());
-    assert!(sad.inbound_by_name("in").is_some() && sad.outbound("out").is_some());
-    let copy = sad.clone();
-    assert!(sad.remove("in") && !sad.remove("in") && sad.remove("out"));
-    assert!(sad.inbound(300).is_none() && copy.inbound(300).is_some());
-    sad.insert_inbound(inbound("in", 300)).unwrap();
-    assert_eq!(
-        (copy.inbound_sas().count(), copy.outbound_sas().count()),
-        (1, 1)
-    );
 }
