@@ -83,6 +83,21 @@ pub struct Selector {
 }
 
 impl Selector {
+    /// Whether only packets with certain ports match.
+    #[must_use]
+    pub const fn names_ports(&self) -> bool {
+        self.local_port.is_some() || self.remote_port.is_some()
+    }
+
+    /// Whether a fragment that leaves here is the selector's but for the ports, which the whole
+    /// packet may have.
+    #[must_use]
+    pub fn may_match_whole(&self, fragment: &Inner) -> bool {
+        self.local.contains(fragment.src)
+            && self.remote.contains(fragment.dst)
+            && self.matches_but_ports(fragment)
+    }
+
     /// Whether a packet that leaves here is the selector's: its source is local.
     #[must_use]
     pub fn matches_outbound(&self, inner: &Inner) -> bool {
@@ -105,12 +120,16 @@ impl Selector {
                 .as_ref()
                 .is_none_or(|range| port.is_some_and(|port| range.contains(&port)))
         };
+        self.matches_but_ports(inner)
+            && within(&self.local_port, local)
+            && within(&self.remote_port, remote)
+    }
+
+    fn matches_but_ports(&self, inner: &Inner) -> bool {
         self.local.version == inner.version
             && self.remote.version == inner.version
             && self
                 .protocol
                 .is_none_or(|protocol| protocol == inner.protocol)
-            && within(&self.local_port, local)
-            && within(&self.remote_port, remote)
     }
 }

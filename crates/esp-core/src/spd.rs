@@ -86,20 +86,49 @@ impl Spd {
     /// The first policy that matches a packet that leaves here.
     #[must_use]
     pub fn lookup(&self, inner: &Inner) -> Option<&Policy> {
-        self.lengths
-            .iter()
-            .filter(|(version, ..)| *version == inner.version)
-            .filter_map(|&(version, local, remote)| {
-                let local = Prefix::network_of(version, local, inner.src);
-                let remote = Prefix::network_of(version, remote, inner.dst);
-                let mut near = self.by_prefixes.get(&(local, remote))?.iter().copied();
-                near.find(|&entry| {
+        self.near(inner)
+            .filter_map(|entries| {
+                let mut entries = entries.iter().copied();
+                entries.find(|&entry| {
                     self.selector(entry)
                         .is_some_and(|selector| selector.matches_outbound(inner))
                 })
             })
             .min()
             .and_then(|entry| self.policies.get(self.entries.get(entry)?.0))
+    }
+
+    /// The policies, in order, that the whole packet of a fragment may match first: the same for
+    /// every fragment of a packet, those with ports and those without.
+    pub fn candidates(&self, fragment: &Inner) -> impl Iterator<Item = &Policy> {
+        let may_match = |entry: &usize| {
+            self.selector(*entry)
+                .is_some_and(|selector| selector.may_match_whole(fragment))
+        };
+        let mut entries: Vec<usize> = self.near(fragment).flatten().copied().collect();
+        entries.retain(may_match);
+        entries.sort_unstable();
+        let names_ports = |&entry: &usize| self.selector(entry).is_some_and(Selector::names_ports);
+        let open = entries
+            .iter()
+            .take_while(|&entry| names_ports(entry))
+            .count();
+        entries.truncate(open + 1);
+        entries
+            .into_iter()
+            .filter_map(|entry| self.policies.get(self.entries.get(entry)?.0))
+    }
+
+    /// The entries of the two prefixes, of each length in use, that a packet is in.
+    fn near(&self, inner: &Inner) -> impl Iterator<Item = &Vec<usize>> {
+        self.lengths
+            .iter()
+            .filter(|(version, ..)| *version == inner.version)
+            .filter_map(|&(version, local, remote)| {
+                let local = Prefix::network_of(version, local, inner.src);
+                let remote = Prefix::network_of(version, remote, inner.dst);
+                self.by_prefixes.get(&(local, remote))
+            })
     }
 
     fn selector(&self, entry: usize) -> Option<&Selector> {

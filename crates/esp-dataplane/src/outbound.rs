@@ -1,9 +1,10 @@
 //! The way out, in the order in which it happens: TUN, selectors, numbers, segments, seal, socket.
 //!
 //!   drain        read super-packets from the TUN, at most BUDGET a call
-//!   forward      one of them: its SA; its segments, each sealed behind the one before it
-//!     target       selectors, once a flow
+//!   forward      what happens to one of them
 //!     reassemble   transport mode's fragments
+//!     target       selectors, once a flow
+//!     protect      its segments, each sealed behind the one before it
 //!   flush        send the run of equal-sized ESP packets, whatever flows they are of
 
 use std::collections::HashMap;
@@ -175,23 +176,25 @@ impl OutboundPath {
         length: usize,
         sockets: &HashMap<Outer, Socket>,
     ) -> Verdict<()> {
-        let mut index = self.target(length)?;
-        let mut length = length;
-        let mut vnet = *vnet;
+        if wire::packet_length(&self.input[..length])? != length {
+            return Err(DropReason::MalformedInner);
+        }
+        let (mut vnet, mut length) = (*vnet, length);
+        let mut key = FlowKey::of(&self.input[..length]);
         let mut whole = false;
-        if self.slots[index].transport {
-            let packet = &self.input[..length];
-            if FlowKey::of(packet).is_none() && wire::parse(packet)?.fragment {
-                match self.reassemble(index, length)? {
-                    Some(joined) => length = joined,
-                    None => return Ok(()),
-                }
-                // A fragment may have no ports to match; the whole has, so its SA is found anew.
-                index = self.target(length)?;
+        if key.is_none() {
+            if let Some(index) = self.transport_candidate(length)? {
+                // Before the look-up: a fragment may have no ports to match, while the whole has.
+                let Some(joined) = self.reassemble(index, length) else {
+                    return Ok(());
+                };
+                length = joined;
                 vnet = VnetHdr::default();
+                key = FlowKey::of(&self.input[..length]);
                 whole = true;
             }
         }
+        let index = self.target(length, key)?;
         if let Err(reason) = self.protect(index, &vnet, length, whole, sockets) {
             self.slots[index]
                 .entry
@@ -203,16 +206,12 @@ impl OutboundPath {
     }
 
     /// The SA of a packet, as an index of `slots`.
-    fn target(&mut self, length: usize) -> Verdict<usize> {
-        let packet = &self.input[..length];
-        if wire::packet_length(packet)? != length {
-            return Err(DropReason::MalformedInner);
-        }
-        let key = FlowKey::of(packet);
+    fn target(&mut self, length: usize, key: Option<FlowKey>) -> Verdict<usize> {
         let known = key.as_ref().and_then(|key| self.flows.get(key)).copied();
         let target = if let Some(target) = known {
             target
         } else {
+            let packet = &self.input[..length];
             let inner = wire::parse(packet)?;
             // Without ports at a fixed place, as in all but the first fragment, the addresses alone.
             let flow = key.or_else(|| FlowKey::of_addresses(packet));
@@ -275,21 +274,43 @@ impl OutboundPath {
         Some(index)
     }
 
+    /// The transport-mode SA that may carry what a packet is a fragment of, if any.
+    fn transport_candidate(&mut self, length: usize) -> Verdict<Option<usize>> {
+        let packet = &self.input[..length];
+        let inner = wire::parse(packet)?;
+        if !inner.fragment {
+            return Ok(None);
+        }
+        let spread = FlowKey::of_addresses(packet).map_or(0, |flow| flow.spread());
+        let tables = Arc::clone(&self.tables);
+        Ok(tables.spd.candidates(&inner).find_map(|policy| {
+            let entry = tables.outbound.get(policy.sa_of(spread)?)?;
+            let index = self.slot(entry)?;
+            self.slots[index].transport.then_some(index)
+        }))
+    }
+
     /// Join a fragment with those before it; the length of the whole, now in the buffer.
-    fn reassemble(&mut self, index: usize, length: usize) -> Verdict<Option<usize>> {
+    fn reassemble(&mut self, index: usize, length: usize) -> Option<usize> {
         let before = self.reassembler.dropped();
         let joined = self
             .reassembler
             .add(&self.input[..length], self.began.elapsed());
+        let tally = self.slots[index].entry.tallies.of(self.worker);
         let lost = self.reassembler.dropped() - before;
         if lost != 0 {
-            let tally = self.slots[index].entry.tallies.of(self.worker);
             tally.dropped(DropReason::Fragment, lost);
         }
-        Ok(joined?.map(|datagram| {
-            self.input[..datagram.len()].copy_from_slice(&datagram);
-            datagram.len()
-        }))
+        match joined {
+            Ok(joined) => joined.map(|datagram| {
+                self.input[..datagram.len()].copy_from_slice(&datagram);
+                datagram.len()
+            }),
+            Err(reason) => {
+                tally.dropped(reason, 1);
+                None
+            }
+        }
     }
 
     fn protect(

@@ -2,7 +2,7 @@ use std::net::IpAddr;
 
 use esp_core::selector::{Prefix, Selector};
 use esp_core::spd::{Action, Policy, Spd};
-use esp_core::wire::parse;
+use esp_core::wire::{Inner, parse};
 use proptest::prelude::*;
 
 use crate::build::Packet;
@@ -79,6 +79,33 @@ proptest! {
             .cloned();
         let spd = Spd::new(policies);
         prop_assert_eq!(spd.lookup(&inner).cloned(), expected);
+    }
+
+    #[test]
+    fn a_fragment_has_the_candidates_of_its_packet_whatever_the_ports(
+        selectors in prop::collection::vec(selector(), 0..20),
+        packet in packet(5), hosts in (0..4_u8, 0..4_u8), ports in (0..4_u16, 0..4_u16),
+    ) {
+        let policies: Vec<_> =
+            selectors.into_iter().enumerate().map(|(n, s)| policy(n, vec![s])).collect();
+        let whole = parse(&Packet { hosts, ports, ..packet }.bytes()).unwrap();
+        let fragment = Inner { src_port: None, dst_port: None, fragment: true, ..whole };
+        let mut expected = Vec::new();
+        for policy in &policies {
+            let but_ports =
+                Selector { local_port: None, remote_port: None, ..policy.selectors[0].clone() };
+            if but_ports.matches_outbound(&fragment) {
+                expected.push(policy.clone());
+                if policy.selectors[0] == but_ports {
+                    break;
+                }
+            }
+        }
+        let spd = Spd::new(policies);
+        let candidates: Vec<_> = spd.candidates(&fragment).cloned().collect();
+        prop_assert_eq!(&candidates, &expected);
+        prop_assert_eq!(&spd.candidates(&whole).cloned().collect::<Vec<_>>(), &expected);
+        prop_assert!(spd.lookup(&whole).is_none_or(|found| candidates.contains(found)));
     }
 }
 
