@@ -4,14 +4,14 @@
 //!   forward      what happens to one of them
 //!     reassemble   transport mode's fragments
 //!     target       selectors, once a flow
-//!     protect      its segments, each sealed behind the one before it
+//!     protect      numbers; each segment sealed behind the one before it
 //!   flush        send the run of equal-sized ESP packets, whatever flows they are of
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use esp_core::DropReason;
 use esp_core::encap::Sealer;
@@ -21,18 +21,17 @@ use esp_core::provider::Choice;
 use esp_core::reassembly::Reassembler;
 use esp_core::sa::Mode;
 use esp_core::segment::Segmenter;
-use esp_core::seq::SeqRange;
 use esp_core::spd::Action;
 use esp_core::suite::TRAILER_ROOM;
 use esp_core::wire::{self, VnetHdr};
 
-use crate::run::{Run, longest, send};
+use crate::run::{Flushed, Packet, Run, Sender, longest};
 use crate::shared::{Event, Outbound as Entry, Outer, Shared, Tables};
 use crate::socket::Socket;
 use crate::sys::mem::Region;
 use crate::sys::tun::{MAX_PACKET, TunQueue, TunRead};
 use crate::sys::udp::path_mtu;
-use crate::sys::{Result, SendArena, SendOutcome, Transmit};
+use crate::sys::{Error, Result, SendArena, SendOutcome, Transmit};
 
 /// Super-packets a call: up to 4 MiB, then the other direction has its turn.
 const BUDGET: usize = 64;
@@ -42,8 +41,13 @@ const FLOWS: usize = 8192;
 const OUT_LEN: usize = 2 * (MAX_PACKET + 512);
 /// Packets of one sendmmsg.
 const SEND_BATCH: usize = 64;
+/// Packets that a run may have, and at least what one send takes.
+const MAX_RUN: usize = 128;
 /// RFC 8200 5: no IPv6 link takes less.
 const MIN_IPV6_MTU: usize = 1280;
+
+/// Between two questions for the path MTU of an SA, however many packets were too big.
+const MTU_QUESTION_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Why the queue is not drained further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +77,7 @@ struct Slot {
     sealer: Sealer,
     outer: Outer,
     transport: bool,
+    next_mtu_question: Duration,
 }
 
 /// One worker's way out.
@@ -88,6 +93,10 @@ pub struct OutboundPath {
     by_name: HashMap<Arc<str>, usize>,
     flows: FlowCache<Target>,
     run: Option<Run>,
+    /// Those of the run.
+    packets: Vec<Packet>,
+    /// What made a socket unusable, until `drain` ends the worker with it.
+    failed: Option<Error>,
     reassembler: Reassembler,
     began: Instant,
 }
@@ -110,6 +119,8 @@ impl OutboundPath {
             by_name: HashMap::new(),
             flows: FlowCache::new(FLOWS),
             run: None,
+            packets: Vec::with_capacity(MAX_RUN),
+            failed: None,
             reassembler: Reassembler::default(),
             began: Instant::now(),
         })
@@ -117,17 +128,27 @@ impl OutboundPath {
 
     /// Use new tables from the next packet on; what is sealed has been flushed.
     pub fn use_tables(&mut self, tables: Arc<Tables>) {
+        // What a full socket did not take goes on waiting, if its SA is still there.
+        let waiting = self.run.take().and_then(|run| {
+            let entry = Arc::clone(&self.slots.get(run.slot)?.entry);
+            Some((run, entry))
+        });
         self.tables = tables;
-        // What waits for a full socket is of an SA that may be gone.
-        if let Some(run) = self.run.take() {
-            if let Some(slot) = self.slots.get(run.slot) {
-                let tally = slot.entry.tallies.of(self.worker);
-                tally.dropped(DropReason::QueueFull, run.packets);
-            }
-        }
         self.slots.clear();
         self.by_name.clear();
         self.flows.clear();
+        if let Some((mut run, entry)) = waiting {
+            let now = self.tables.outbound.get(&entry.sa.spec.name);
+            let stays = now.is_some_and(|now| Arc::ptr_eq(now, &entry));
+            if let Some(index) = stays.then(|| self.slot(&entry)).flatten() {
+                run.slot = index;
+                self.run = Some(run);
+            } else {
+                let left = self.packets.len() - run.packets_done();
+                let tally = entry.tallies.of(self.worker);
+                tally.dropped(DropReason::SendError, left as u64);
+            }
+        }
     }
 
     /// Forward what the TUN has, at most `BUDGET` super-packets.
@@ -151,8 +172,14 @@ impl OutboundPath {
                         csum_start: header.csum_start,
                         csum_offset: header.csum_offset,
                     };
-                    if let Err(reason) = self.forward(&vnet, length, sockets) {
-                        self.shared.outbound.of(self.worker).dropped(reason, 1);
+                    let mut packets = 1;
+                    let verdict = self.forward(&vnet, length, &mut packets, sockets);
+                    if let Err(reason) = verdict {
+                        let tally = self.shared.outbound.of(self.worker);
+                        tally.dropped(reason, packets as u64);
+                    }
+                    if let Some(error) = self.failed.take() {
+                        return Err(error);
                     }
                 }
                 TunRead::WouldBlock => {
@@ -169,17 +196,18 @@ impl OutboundPath {
         })
     }
 
-    /// Seal the segments of a packet that was read; an error where it has no SA.
+    /// Seal the segments of a packet that was read; an error where they, which are `packets`, have
+    /// no SA.
     fn forward(
         &mut self,
         vnet: &VnetHdr,
         length: usize,
+        packets: &mut usize,
         sockets: &HashMap<Outer, Socket>,
     ) -> Verdict<()> {
-        if wire::packet_length(&self.input[..length])? != length {
-            return Err(DropReason::MalformedInner);
-        }
-        let (mut vnet, mut length) = (*vnet, length);
+        let mut segments = Segmenter::new(vnet, &mut self.input, length)?;
+        *packets = segments.count();
+        let mut length = length;
         let mut key = FlowKey::of(&self.input[..length]);
         let mut whole = false;
         if key.is_none() {
@@ -188,19 +216,17 @@ impl OutboundPath {
                 let Some(joined) = self.reassemble(index, length) else {
                     return Ok(());
                 };
+                segments = Segmenter::new(&VnetHdr::default(), &mut self.input, joined)?;
                 length = joined;
-                vnet = VnetHdr::default();
                 key = FlowKey::of(&self.input[..length]);
                 whole = true;
             }
         }
         let index = self.target(length, key)?;
-        if let Err(reason) = self.protect(index, &vnet, length, whole, sockets) {
-            self.slots[index]
-                .entry
-                .tallies
-                .of(self.worker)
-                .dropped(reason, 1);
+        let mut left = segments.count();
+        if let Err(reason) = self.protect(index, &mut segments, &mut left, whole, sockets) {
+            let tally = self.slots[index].entry.tallies.of(self.worker);
+            tally.dropped(reason, left as u64);
         }
         Ok(())
     }
@@ -267,6 +293,7 @@ impl OutboundPath {
                 encapsulation: spec.encapsulation,
             },
             transport: spec.mode == Mode::Transport,
+            next_mtu_question: Duration::ZERO,
             entry: Arc::clone(entry),
         });
         let index = self.slots.len() - 1;
@@ -313,54 +340,54 @@ impl OutboundPath {
         }
     }
 
+    /// Seal what is `left` of a packet; an error for all that is left then.
     fn protect(
         &mut self,
         index: usize,
-        vnet: &VnetHdr,
-        length: usize,
+        segments: &mut Segmenter,
+        left: &mut usize,
         whole: bool,
         sockets: &HashMap<Outer, Socket>,
     ) -> Verdict<()> {
-        let packet = &self.input[..length];
         let (offset, next_header) = if self.slots[index].transport {
-            transport_payload(packet)?
+            transport_payload(&self.input)?
         } else {
-            (0, tunnel_next_header(packet))
+            (0, tunnel_next_header(&self.input))
         };
-        let tos = wire::traffic_class(packet);
-        let ipv6 = wire::version(packet) == 6;
-        let mut segments = Segmenter::new(vnet, &mut self.input, length)?;
-        let mut left = segments.count();
-        let mut numbers = SeqRange { first: 0, count: 0 };
-        loop {
-            let Some(range) = segments.next(&mut self.input) else {
-                return Ok(());
-            };
-            if numbers.count == 0 {
-                numbers = self.numbers(index, left)?;
+        let tos = wire::traffic_class(&self.input);
+        let ipv6 = wire::version(&self.input) == 6;
+        // Empty: it is asked for more before the first segment.
+        let mut numbers = RangeInclusive::new(1, 0);
+        while let Some(range) = segments.next(&mut self.input) {
+            if numbers.is_empty() {
+                numbers = self.numbers(index, *left)?;
             }
+            let seq = numbers.next().ok_or(DropReason::LeaseExhausted)?;
             let size = self.slots[index].sealer.esp_len(range.len() - offset);
             if !self.fits(index, size, tos, whole) {
-                if self.flush(sockets).unwrap_or(false) {
-                    self.begin(index, size, tos, whole, sockets);
-                } else {
+                match self.flush(sockets) {
+                    Ok(true) => {}
                     // The socket is full: what is sealed waits, the rest is lost.
-                    let tally = self.slots[index].entry.tallies.of(self.worker);
-                    tally.dropped(DropReason::QueueFull, left as u64);
-                    return Ok(());
+                    Ok(false) => return Err(DropReason::QueueFull),
+                    Err(error) => {
+                        self.failed = Some(error);
+                        return Err(DropReason::SendError);
+                    }
                 }
+                let slot = &self.slots[index];
+                let most = sockets
+                    .get(&slot.outer)
+                    .map_or(1, |socket| longest(socket, &slot.entry, size, &self.arena));
+                self.begin(index, size, tos, whole, most);
             }
-            self.seal(index, numbers.first, range, (offset, next_header, ipv6))?;
-            numbers = SeqRange {
-                first: numbers.first + 1,
-                count: numbers.count - 1,
-            };
-            left -= 1;
+            self.seal(index, seq, range, (offset, next_header, ipv6))?;
+            *left -= 1;
         }
+        Ok(())
     }
 
     /// Sequence numbers for as many of `left` segments as there are in one piece.
-    fn numbers(&self, index: usize, left: usize) -> Verdict<SeqRange> {
+    fn numbers(&self, index: usize, left: usize) -> Verdict<RangeInclusive<u64>> {
         let entry = &self.slots[index].entry;
         let seq = &entry.sa.seq;
         let name = || Arc::clone(&entry.sa.spec.name);
@@ -371,55 +398,34 @@ impl OutboundPath {
         if seq.passed_soft() {
             self.shared.events.push(Event::SoftExpired(name()));
         }
-        numbers.inspect_err(|&reason| {
-            if reason == DropReason::SeqExhausted && seq.expire() {
-                self.shared.events.push(Event::HardExpired(name()));
-            }
-            // All that is left of the packet but the one that the caller counts.
-            let rest = (left as u64).saturating_sub(1);
-            entry.tallies.of(self.worker).dropped(reason, rest);
-        })
+        if numbers == Err(DropReason::SeqExhausted) && seq.expire() {
+            self.shared.events.push(Event::HardExpired(name()));
+        }
+        numbers.map(|numbers| numbers.first..=numbers.last())
     }
 
     /// Whether a packet of `size` bytes may follow those of the run.
     fn fits(&self, index: usize, size: usize, tos: u8, whole: bool) -> bool {
         self.run.as_ref().is_some_and(|run| {
-            run.slot == index
-                && run.tos == tos
-                && run.may_fragment == whole
+            (run.slot, run.tos, run.may_fragment) == (index, tos, whole)
                 && !run.closed
                 && size <= run.segment
-                && run.packets < run.most
+                && self.packets.len() < run.most
         })
     }
 
-    fn begin(
-        &mut self,
-        index: usize,
-        size: usize,
-        tos: u8,
-        whole: bool,
-        sockets: &HashMap<Outer, Socket>,
-    ) {
-        let slot = &self.slots[index];
-        let most = sockets
-            .get(&slot.outer)
-            .map_or(1, |socket| longest(socket, &slot.entry, size, &self.arena))
-            .min(OUT_LEN / size.max(1))
-            .max(1);
+    fn begin(&mut self, index: usize, size: usize, tos: u8, whole: bool, most: usize) {
+        self.packets.clear();
         self.run = Some(Run {
             slot: index,
-            dst: **slot.entry.peer.load(),
+            dst: **self.slots[index].entry.peer.load(),
             tos,
             segment: size,
             len: 0,
-            packets: 0,
-            bytes: 0,
-            most: most as u64,
-            sent: 0,
+            most: most.min(OUT_LEN / size.max(1)).clamp(1, MAX_RUN),
+            done: 0,
             closed: false,
             may_fragment: whole,
-            any_link: true,
         });
     }
 
@@ -442,10 +448,11 @@ impl OutboundPath {
             &mut self.output[run.len..],
         )?;
         run.len += size;
-        run.packets += 1;
-        run.bytes += range.len() as u64;
         run.closed = size < run.segment;
-        run.any_link &= ipv6 && range.len() <= MIN_IPV6_MTU;
+        self.packets.push(Packet {
+            bytes: range.len() as u64,
+            any_link: ipv6 && range.len() <= MIN_IPV6_MTU,
+        });
         Ok(())
     }
 
@@ -457,8 +464,10 @@ impl OutboundPath {
             segment_size: 0,
             tos: 0,
         };
-        let _ = socket.send_run(&mut self.arena, &message);
-        self.shared.outbound.of(self.worker).carried(1, 0);
+        let sending = socket.send_run(&mut self.arena, &message);
+        if sending.is_ok_and(|sending| matches!(sending.outcome, SendOutcome::Sent(_))) {
+            self.shared.outbound.of(self.worker).carried(1, 0);
+        }
     }
 
     /// Send the run; false where the socket is full and it has to wait.
@@ -474,36 +483,39 @@ impl OutboundPath {
         };
         let tally = slot.entry.tallies.of(self.worker);
         let Some(socket) = sockets.get(&slot.outer) else {
-            tally.dropped(DropReason::SendError, run.packets);
+            let left = self.packets.len() - run.packets_done();
+            tally.dropped(DropReason::SendError, left as u64);
             return Ok(true);
         };
-        let (entry, events) = (&slot.entry, &self.shared.events);
-        let mut attempt =
-            |run: &mut Run| send(socket, &mut self.arena, run, &self.output, entry, events);
-        let mut outcome = attempt(&mut run)?;
-        if outcome == SendOutcome::TooBig && run.any_link && !run.may_fragment {
-            // No IPv6 link is smaller than this (RFC 8200 5): the outer packet is fragmented.
-            run.may_fragment = true;
-            outcome = attempt(&mut run)?;
+        let mut sender = Sender {
+            socket,
+            arena: &mut self.arena,
+            entry: &slot.entry,
+            tally,
+            events: &self.shared.events,
+        };
+        let flushed = sender.flush(&mut run, &self.packets, &self.output)?;
+        if flushed == Flushed::Blocked {
+            run.closed = true;
+            self.run = Some(run);
+            return Ok(false);
         }
-        match outcome {
-            SendOutcome::Sent(_) => tally.carried(run.packets, run.bytes),
-            SendOutcome::WouldBlock => {
-                run.closed = true;
-                self.run = Some(run);
-                return Ok(false);
-            }
-            SendOutcome::TooBig => {
-                tally.dropped(DropReason::TooBig, run.packets);
-                let remote = run.dst.ip();
-                if let Ok(mtu) = path_mtu(remote, self.shared.fwmark) {
-                    self.shared.events.push(Event::PathMtuChanged(remote, mtu));
-                }
-            }
-            SendOutcome::NoOffload | SendOutcome::Invalid | SendOutcome::Lost(_) => {
-                tally.dropped(DropReason::SendError, run.packets);
-            }
+        if flushed == Flushed::TooBig {
+            self.ask_path_mtu(&run);
         }
         Ok(true)
+    }
+
+    fn ask_path_mtu(&mut self, run: &Run) {
+        let now = self.began.elapsed();
+        let slot = &mut self.slots[run.slot];
+        if now < slot.next_mtu_question {
+            return;
+        }
+        slot.next_mtu_question = now + MTU_QUESTION_INTERVAL;
+        let remote = run.dst.ip();
+        if let Ok(mtu) = path_mtu(remote, self.shared.fwmark) {
+            self.shared.events.push(Event::PathMtuChanged(remote, mtu));
+        }
     }
 }
