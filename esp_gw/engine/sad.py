@@ -14,7 +14,8 @@ from esp_gw.spd import CompiledSelector
 if TYPE_CHECKING:
     from esp_gw.engine.outer import Outer, SocketAddress
 
-NEVER = 2**64
+NEVER = 2**64 + 1
+"""Beyond every sequence number, and beyond the one that follows the last."""
 
 
 class OutboundState:

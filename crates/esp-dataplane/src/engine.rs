@@ -32,10 +32,11 @@ const SOCKET_BUFFER: usize = 4 << 20;
 pub struct SaCounters {
     /// Packets, bytes, drops.
     pub counters: Counters,
-    /// The next number of an outbound SA, the highest accepted one of an inbound SA.
-    pub seq: u64,
+    /// The next number of an outbound SA, which is behind the last one when that is used; the
+    /// highest accepted one of an inbound SA.
+    pub seq: u128,
     /// The first number behind the lease; 0 for an inbound SA.
-    pub lease_end: u64,
+    pub lease_end: u128,
     /// Where the peer is.
     pub peer: SocketAddr,
 }
@@ -474,8 +475,8 @@ fn live(worker: Worker, shared: &Shared, processor: Option<usize>) {
 fn outbound_counters(entry: &Outbound) -> SaCounters {
     SaCounters {
         counters: entry.tallies.sum(),
-        seq: entry.sa.seq.used().saturating_add(1),
-        lease_end: entry.sa.seq.limit().saturating_add(1),
+        seq: u128::from(entry.sa.seq.used()) + 1,
+        lease_end: u128::from(entry.sa.seq.limit()) + 1,
         peer: **entry.peer.load(),
     }
 }
@@ -483,7 +484,7 @@ fn outbound_counters(entry: &Outbound) -> SaCounters {
 fn inbound_counters(entry: &Inbound) -> SaCounters {
     SaCounters {
         counters: entry.tallies.sum(),
-        seq: entry.sa.window.highest(),
+        seq: entry.sa.window.highest().into(),
         lease_end: 0,
         peer: **entry.peer.load(),
     }

@@ -35,7 +35,7 @@ type EventTuple = (&'static str, String, String, u32);
 /// Packets, bytes, drops by reason.
 type CountersTuple = (u64, u64, Vec<(&'static str, u64)>);
 /// Name, whether outbound, counters, seq, end of the lease, peer's address and port.
-type SaTuple = (String, bool, CountersTuple, u64, u64, String, u16);
+type SaTuple = (String, bool, CountersTuple, u128, u128, String, u16);
 
 fn value_error(what: impl std::fmt::Display) -> PyErr {
     PyValueError::new_err(what.to_string())
