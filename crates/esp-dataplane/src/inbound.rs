@@ -246,10 +246,10 @@ impl InboundPath {
         let text = &mut place[slot.header_len..];
         slot.opener.open(seq, esp, text)?;
         let newest = window.commit(seq)?;
+        let opened = read_trailer(text)?;
         if newest && socket.is_udp() && src != **slot.entry.peer.load() {
             follow(&slot.entry, src, &self.tables, &self.shared);
         }
-        let opened = read_trailer(text)?;
         let spec = &slot.entry.sa.spec;
         let length = if slot.header_len == 0 {
             tunnel_packet(&mut text[..opened.payload_len], opened.next_header, tos)?
