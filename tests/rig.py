@@ -18,6 +18,7 @@ from scapy.packet import Packet, Raw
 from esp_gw.engine.base import Event
 from esp_gw.engine.inbound import InboundPath
 from esp_gw.engine.outbound import BATCH, OutboundPath
+from esp_gw.engine.peers import Peers
 from esp_gw.engine.sad import InboundState, OutboundState
 from esp_gw.model import (
     SUITES,
@@ -97,7 +98,7 @@ class FakeOuter:
         if verdict is None:
             state.packets += 1
             state.bytes += inner_len
-            self.sent.append(Sent(bytes(packet), state.address, tos, may_fragment))
+            self.sent.append(Sent(bytes(packet), state.peer.address, tos, may_fragment))
         return verdict
 
     def take(self) -> list[Sent]:
@@ -107,9 +108,10 @@ class FakeOuter:
 
 
 class FakeLoop:
-    """The writer callbacks of an event loop."""
+    """The writer callbacks and the clock of an event loop."""
 
     def __init__(self) -> None:
+        self.now = 1000.0
         self.writers: dict[int, Callable[[], None]] = {}
 
     def add_writer(self, fd: int, callback: Callable[[], None]) -> None:
@@ -117,6 +119,9 @@ class FakeLoop:
 
     def remove_writer(self, fd: int) -> None:
         del self.writers[fd]
+
+    def time(self) -> float:
+        return self.now
 
 
 class Side:
@@ -130,18 +135,21 @@ class Side:
         self.events: list[Event] = []
         self.outer = FakeOuter(version, udp)
         self.loop = FakeLoop()
+        self.peers = Peers()
         fd = self._inner.fileno()
         self.outbound = OutboundPath(fd, self.events.append)
         self.inbound = InboundPath(fd, self.events.append, cast("Any", self.loop))
 
     def install_outbound(self, sa: Sa, lease: Lease | None = None) -> OutboundState:
-        state = OutboundState(sa, lease or Lease(1, 2**31), cast("Any", self.outer))
+        state = OutboundState(
+            sa, lease or Lease(1, 2**31), cast("Any", self.outer), self.peers.place(sa)
+        )
         self.outbound.sas[sa.name] = state
         self.outbound.forget_flows()
         return state
 
     def install_inbound(self, sa: Sa, highest_seq: int = 0) -> InboundState:
-        state = InboundState(sa, highest_seq)
+        state = InboundState(sa, highest_seq, self.peers.place(sa))
         self.inbound.sas[sa.spi] = state
         return state
 

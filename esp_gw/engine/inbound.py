@@ -133,20 +133,23 @@ class InboundPath:
         if udp is not outer.is_udp or ipv4 is not outer.is_ipv4:
             raise Drop(DropReason.WRONG_ENCAPSULATION)
         length, next_header, newest = state.esp.decap(datagram, self._payload)
-        if newest and address != state.peer:
-            self._follow(state, address)
+        # Only the newest packet counts: an old one, delayed or resent, must not turn replies away.
+        if newest and udp:
+            self._hear(state, address)
         if state.transport:
             packet = self._transport(state, length, next_header, tos)
         else:
             packet = self._tunnel(length, next_header, tos)
         self._deliver(state, packet)
 
-    def _follow(self, state: InboundState, address: SocketAddress) -> None:
-        # Only the newest packet counts: an old one, delayed or resent, must not turn replies away.
-        state.peer = address
-        if state.sa.encapsulation is Encapsulation.UDP:
-            remote = state.sa.remote.__class__(address[0].partition("%")[0])
-            self._on_event(PeerAddressChanged(state.sa.name, remote, address[1]))
+    def _hear(self, state: InboundState, address: SocketAddress) -> None:
+        peer = state.peer
+        if address == peer.address:
+            state.heard = peer.moves
+        elif peer.follow(address, state.heard, self._loop.time()):
+            state.heard = peer.moves
+            remote, port = peer.ends(state.sa)
+            self._on_event(PeerAddressChanged(state.sa.name, remote, port))
 
     def _tunnel(self, length: int, next_header: int, tos: int) -> memoryview:
         if next_header not in (IPPROTO_IPIP, IPPROTO_IPV6):

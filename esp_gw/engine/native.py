@@ -254,6 +254,7 @@ class _Arguments:
         self.esn = sa.esn
         self.replay_window = sa.replay_window
         self.pair = sa.pair
+        self.tunnel = sa.tunnel
 
 
 def _selector(selector: Selector) -> tuple[Any, ...]:

@@ -204,7 +204,7 @@ class OutboundPath:
         if now < state.next_mtu_question:
             return
         state.next_mtu_question = now + MTU_QUESTION_INTERVAL
-        mtu = path_mtu(state.outer, state.address)
+        mtu = path_mtu(state.outer, state.peer.address)
         if mtu is not None:
             self._on_event(PathMtuChanged(state.sa.remote, mtu))
 

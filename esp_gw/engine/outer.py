@@ -87,7 +87,7 @@ class Outer:
                 self._set_tos(tos)
             if may_fragment is not self._may_fragment:
                 self._set_may_fragment(may_fragment)
-            self.sock.sendto(packet, state.address)
+            self.sock.sendto(packet, state.peer.address)
         except BlockingIOError:
             return self._enqueue(state, packet, inner_len, tos, may_fragment)
         except OSError as error:
@@ -140,7 +140,7 @@ class Outer:
             try:
                 self._set_tos(tos)
                 self._set_may_fragment(may_fragment)
-                self.sock.sendto(packet, state.address)
+                self.sock.sendto(packet, state.peer.address)
             except BlockingIOError:
                 return
             except OSError as error:

@@ -21,13 +21,13 @@ from esp_gw.engine.base import (
     Event,
     Offload,
     OuterSocket,
-    PeerAddressChanged,
     SaCounters,
 )
 from esp_gw.engine.inbound import InboundPath
 from esp_gw.engine.outbound import OutboundPath
 from esp_gw.engine.outer import Outer
-from esp_gw.engine.sad import InboundState, OutboundState, socket_address
+from esp_gw.engine.peers import Peers
+from esp_gw.engine.sad import InboundState, OutboundState
 from esp_gw.engine.tun import open_tun
 from esp_gw.errors import EngineError
 from esp_gw.model import AWS_LC, Direction, Encapsulation, Lease, Offloads, Policy, Sa
@@ -43,6 +43,7 @@ class PythonEngine:
         self._outers: dict[OuterSocket, Outer] = {}
         self._keepalives: dict[str, asyncio.TimerHandle] = {}
         self._inbound_spi: dict[str, int] = {}
+        self._peers = Peers()
         self._removed = Counters(0, 0, 0, 0, 0, 0, {}, {})
         self._keepalives_out = 0
 
@@ -57,7 +58,7 @@ class PythonEngine:
         self._on_event = on_event
         self._tun = open_tun(settings.interface)
         self._outbound = OutboundPath(self._tun, on_event)
-        self._inbound = InboundPath(self._tun, self._on_inbound_event, self._loop)
+        self._inbound = InboundPath(self._tun, on_event, self._loop)
         self._loop.add_reader(self._tun, self._read_tun)
 
     def close(self) -> None:
@@ -84,13 +85,9 @@ class PythonEngine:
 
     def install_outbound(self, sa: Sa, lease: Lease) -> None:
         """Add an outbound SA that begins at the lease's first sequence number."""
-        state = OutboundState(sa, lease, self._outer_of(sa))
-        inbound = self._inbound.sas.get(self._inbound_spi.get(sa.pair or "", 0))
-        if inbound is not None and _same_peer(inbound.sa, sa):
-            # The peer has moved before; the inbound SA tells it only when it moves again.
-            peer = inbound.counters()
-            state.address = socket_address(peer.remote, peer.remote_port, Encapsulation.UDP)
-        self._outbound.sas[sa.name] = state
+        self._outbound.sas[sa.name] = OutboundState(
+            sa, lease, self._outer_of(sa), self._peers.place(sa)
+        )
         self._outbound.forget_flows()
         if sa.keepalive and sa.encapsulation is Encapsulation.UDP:
             self._arm_keepalive(sa.name, sa.keepalive, -1)
@@ -100,7 +97,7 @@ class PythonEngine:
         if sa.spi in self._inbound.sas:
             raise EngineError("another inbound SA has this SPI", where=sa.name)
         self._outer_of(sa)
-        self._inbound.sas[sa.spi] = InboundState(sa, highest_seq)
+        self._inbound.sas[sa.spi] = InboundState(sa, highest_seq, self._peers.place(sa))
         self._inbound_spi[sa.name] = sa.spi
 
     @contextmanager
@@ -192,14 +189,6 @@ class PythonEngine:
                 )
             )
 
-    def _on_inbound_event(self, event: Event) -> None:
-        if isinstance(event, PeerAddressChanged):
-            pair = self._inbound.sas[self._inbound_spi[event.sa]].sa.pair
-            state = self._outbound.sas.get(pair or "")
-            if state is not None:
-                state.address = socket_address(event.address, event.port, Encapsulation.UDP)
-        self._on_event(event)
-
     def _outer_of(self, sa: Sa) -> Outer:
         outer = self._outers.get(OuterSocket(sa.local, sa.encapsulation))
         if outer is None:
@@ -212,7 +201,7 @@ class PythonEngine:
         state = self._outbound.sas[name]
         active = state.packets
         if active == seen:
-            self._keepalives_out += state.outer.send_keepalive(state.address)
+            self._keepalives_out += state.outer.send_keepalive(state.peer.address)
         self._keepalives[name] = self._loop.call_later(
             period / 2, self._arm_keepalive, name, period, active
         )
@@ -231,9 +220,3 @@ class PythonEngine:
             drops=dict(Counter(before.drops) + Counter(final.drops)),
             sas={},
         )
-
-
-def _same_peer(one: Sa, other: Sa) -> bool:
-    """Whether both are configured for one peer behind UDP, whose address may have changed since."""
-    both = {(sa.encapsulation, sa.remote, sa.remote_port) for sa in (one, other)}
-    return both == {(Encapsulation.UDP, other.remote, other.remote_port)}

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from esp_gw.crypto.openssl import make_aead
 from esp_gw.engine.base import SaCounters
+from esp_gw.engine.peers import NOT_HEARD, Peer
 from esp_gw.esp import InboundEsp, OutboundEsp
-from esp_gw.model import Encapsulation, IPAddress, Lease, Mode, Sa
+from esp_gw.model import Lease, Mode, Sa
 from esp_gw.spd import CompiledSelector
 
 if TYPE_CHECKING:
-    from esp_gw.engine.outer import Outer, SocketAddress
+    from esp_gw.engine.outer import Outer
 
 NEVER = 2**64 + 1
 """Beyond every sequence number, and beyond the one that follows the last."""
@@ -22,7 +23,6 @@ class OutboundState:
     """An outbound SA: its codec, where its packets go, and its counters."""
 
     __slots__ = (
-        "address",
         "bytes",
         "drops",
         "esp",
@@ -32,18 +32,19 @@ class OutboundState:
         "notice_at",
         "outer",
         "packets",
+        "peer",
         "sa",
         "selectors",
         "soft",
         "transport",
     )
 
-    def __init__(self, sa: Sa, lease: Lease, outer: Outer) -> None:
+    def __init__(self, sa: Sa, lease: Lease, outer: Outer, peer: Peer) -> None:
         self.sa = sa
         self.esp = OutboundEsp(sa, lease, make_aead(sa.suite, sa.keymat))
         self.outer = outer
         self.selectors = [CompiledSelector(selector) for selector in sa.selectors]
-        self.address = socket_address(sa.remote, sa.remote_port, sa.encapsulation)
+        self.peer = peer
         self.transport = sa.mode is Mode.TRANSPORT
         self.packets = 0
         self.bytes = 0
@@ -62,13 +63,14 @@ class OutboundState:
 
     def counters(self) -> SaCounters:
         """Return the SA's counters as they are now."""
+        remote, remote_port = self.peer.ends(self.sa)
         return SaCounters(
             packets=self.packets,
             bytes=self.bytes,
             seq=self.esp.next_seq,
             lease_end=self.esp.lease_end,
-            remote=self.sa.remote.__class__(self.address[0].partition("%")[0]),
-            remote_port=self.address[1] or self.sa.remote_port,
+            remote=remote,
+            remote_port=remote_port,
             drops=dict(self.drops),
         )
 
@@ -76,7 +78,7 @@ class OutboundState:
 class InboundState:
     """An inbound SA: its codec with the replay window, its selectors, and its counters.
 
-    `peer` is the socket address that the newest packet came from.
+    `heard` is after which of its peer's moves it was last heard where the peer is.
     """
 
     __slots__ = (
@@ -84,6 +86,7 @@ class InboundState:
         "drops",
         "esp",
         "flows",
+        "heard",
         "local",
         "packets",
         "peer",
@@ -93,32 +96,28 @@ class InboundState:
         "transport",
     )
 
-    def __init__(self, sa: Sa, highest_seq: int) -> None:
+    def __init__(self, sa: Sa, highest_seq: int, peer: Peer) -> None:
         self.sa = sa
         self.esp = InboundEsp(sa, highest_seq, make_aead(sa.suite, sa.keymat))
         self.selectors = [CompiledSelector(selector) for selector in sa.selectors]
         self.flows: set[tuple[int, bytes]] = set()
         self.transport = sa.mode is Mode.TRANSPORT
         self.local, self.remote = int(sa.local), int(sa.remote)
-        self.peer = socket_address(sa.remote, sa.remote_port, sa.encapsulation)
+        self.peer = peer
+        self.heard = NOT_HEARD
         self.packets = 0
         self.bytes = 0
         self.drops: Counter[str] = Counter()
 
     def counters(self) -> SaCounters:
         """Return the SA's counters as they are now."""
+        remote, remote_port = self.peer.ends(self.sa)
         return SaCounters(
             packets=self.packets,
             bytes=self.bytes,
             seq=self.esp.window.highest,
             lease_end=0,
-            remote=self.sa.remote.__class__(self.peer[0].partition("%")[0]),
-            remote_port=self.peer[1] or self.sa.remote_port,
+            remote=remote,
+            remote_port=remote_port,
             drops=dict(self.drops),
         )
-
-
-def socket_address(address: IPAddress, port: int, encapsulation: Encapsulation) -> SocketAddress:
-    """Return an address as the socket module has it; raw sockets have port 0."""
-    number = port if encapsulation is Encapsulation.UDP else 0
-    return (str(address), number) if address.version == 4 else (str(address), number, 0, 0)

@@ -17,6 +17,7 @@ from esp_gw.engine import outer as outer_module
 from esp_gw.engine import python as python_module
 from esp_gw.engine.base import EngineSettings, OuterSocket
 from esp_gw.engine.outer import MAX_QUEUED, Outer
+from esp_gw.engine.peers import Peer
 from esp_gw.engine.python import PythonEngine
 from esp_gw.engine.sad import OutboundState
 from esp_gw.errors import EngineError
@@ -68,8 +69,8 @@ class Rig:
             patch.setattr(outer_module, "_open", lambda *_: self.sock)
             self.outer = Outer(wanted, 4500, 1, cast("Any", self.loop))
         self.one, self.two = (
-            OutboundState(make_sa(name, spi=spi), Lease(1, 9), self.outer)
-            for name, spi in (("one", 0x1001), ("two", 0x1002))
+            OutboundState(sa, Lease(1, 9), self.outer, Peer(sa))
+            for sa in (make_sa("one", spi=0x1001), make_sa("two", spi=0x1002))
         )
 
     def send(self, state: OutboundState, payload: bytes = b"packet") -> DropReason | None:
@@ -136,16 +137,20 @@ def test_what_waits_when_the_socket_closes_is_counted(rig: Rig) -> None:
 def test_what_waited_goes_to_where_the_peer_is_by_then(rig: Rig) -> None:
     rig.sock.faults.append(FULL)
     rig.send(rig.one)
-    rig.one.address = ("203.0.113.9", 61000)
+    rig.one.peer.address = ("203.0.113.9", 61000)
     rig.run_writers()
     assert rig.sock.taken == [(b"packet", ("203.0.113.9", 61000))]
 
 
 def test_a_keepalive_never_waits(rig: Rig) -> None:
     rig.sock.faults.extend([None, FULL, BROKEN, FULL])
-    assert [rig.outer.send_keepalive(rig.one.address) for _ in range(3)] == [True, False, False]
+    assert [rig.outer.send_keepalive(rig.one.peer.address) for _ in range(3)] == [
+        True,
+        False,
+        False,
+    ]
     rig.send(rig.one)
-    assert not rig.outer.send_keepalive(rig.one.address)
+    assert not rig.outer.send_keepalive(rig.one.peer.address)
     rig.run_writers()
     assert [packet for packet, _ in rig.sock.taken] == [b"\xff", b"packet"]
 

@@ -99,6 +99,8 @@ pub struct SaSpec {
     pub replay_window: u16,
     /// The SA of the other direction.
     pub pair: Option<Arc<str>>,
+    /// The tunnel whose SAs have one peer, wherever it moves.
+    pub tunnel: Option<Arc<str>>,
 }
 
 impl SaSpec {

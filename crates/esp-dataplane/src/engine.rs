@@ -14,6 +14,7 @@ use esp_core::sa::{Encapsulation, InboundSa, OutboundSa, SaSpec};
 use esp_core::seq::Lease;
 use esp_core::spd::{Policy, Spd};
 
+use crate::peers::{Heard, Peers};
 use crate::settings::{MAX_WORKERS, Offloads, Settings};
 use crate::shared::{Event, Events, Inbound, Outbound, Outer, Shared, Tables, Tallies};
 use crate::socket::Socket;
@@ -207,6 +208,7 @@ impl Engine {
         inbound: Vec<(SaSpec, u64)>,
     ) -> std::result::Result<(), Refused> {
         let tables = self.shared.tables.load_full();
+        let mut peers = Peers::of(&tables);
         let mut arriving = HashMap::new();
         for (spec, highest_seq) in inbound {
             let spi = spec.spi;
@@ -214,22 +216,15 @@ impl Engine {
             if tables.inbound.contains_key(&spi) || arriving.contains_key(&spi) {
                 return Err(refused(name, "another inbound SA has this SPI"));
             }
-            let entry = self.inbound(spec, highest_seq);
+            let entry = self.inbound(spec, highest_seq, &mut peers);
             arriving.insert(spi, entry.map_err(|why| refused(name, why))?);
         }
-        let known = tables.inbound.values().chain(arriving.values());
-        let known: HashMap<&str, &Inbound> = known
-            .map(|entry| (&*entry.sa.spec.name, &**entry))
-            .collect();
         let mut leaving = Vec::new();
         for (spec, lease) in outbound {
             let name = Arc::clone(&spec.name);
-            let pair = spec.pair.as_ref().and_then(|pair| known.get(&**pair));
-            let peer = peer_of(&spec, pair.copied());
-            let entry = self.outbound(spec, lease, peer);
+            let entry = self.outbound(spec, lease, &mut peers);
             leaving.push(entry.map_err(|why| refused(name, why))?);
         }
-        drop(known);
         self.change(|tables| {
             tables.inbound.extend(arriving);
             let named = leaving
@@ -247,14 +242,15 @@ impl Engine {
         &self,
         spec: SaSpec,
         lease: Lease,
-        peer: SocketAddr,
+        peers: &mut Peers,
     ) -> std::result::Result<Arc<Outbound>, &'static str> {
+        let peer = peers.place(&spec);
         let sa = OutboundSa::new(spec, lease).map_err(|_| "the lease is of no use")?;
         sa.sealer(self.settings.provider)
             .map_err(|_| "the provider does not have this suite")?;
         Ok(Arc::new(Outbound {
             sa,
-            peer: ArcSwap::from_pointee(peer),
+            peer,
             gso_refused: OnceLock::new(),
             tallies: Tallies::new(self.workers()),
         }))
@@ -264,14 +260,16 @@ impl Engine {
         &self,
         spec: SaSpec,
         highest_seq: u64,
+        peers: &mut Peers,
     ) -> std::result::Result<Arc<Inbound>, &'static str> {
-        let peer = SocketAddr::new(spec.remote, spec.remote_port);
+        let peer = peers.place(&spec);
         let sa = InboundSa::new(spec, highest_seq);
         sa.opener(self.settings.provider)
             .map_err(|_| "the provider does not have this suite")?;
         Ok(Arc::new(Inbound {
             sa,
-            peer: ArcSwap::from_pointee(peer),
+            peer,
+            heard: Heard::default(),
             tallies: Tallies::new(self.workers()),
         }))
     }
@@ -357,7 +355,7 @@ impl Engine {
             address: spec.local,
             encapsulation: spec.encapsulation,
         };
-        let peer = **entry.peer.load();
+        let peer = entry.peer.address();
         // One worker is enough: the sockets of all have the same address and port.
         let first = self
             .mailboxes
@@ -435,21 +433,6 @@ enum Going<'a> {
     Inbound(&'a Arc<Inbound>),
 }
 
-/// Where an outbound SA begins to send: to where its pair's packets come from, which tells only
-/// when that changes, or else to where it is configured to.
-fn peer_of(spec: &SaSpec, pair: Option<&Inbound>) -> SocketAddr {
-    let is_same_peer = |inbound: &&Inbound| {
-        let other = &inbound.sa.spec;
-        other.encapsulation == Encapsulation::Udp
-            && other.encapsulation == spec.encapsulation
-            && (other.remote, other.remote_port) == (spec.remote, spec.remote_port)
-    };
-    match pair.filter(is_same_peer) {
-        Some(inbound) => **inbound.peer.load(),
-        None => SocketAddr::new(spec.remote, spec.remote_port),
-    }
-}
-
 fn refused(sa: Arc<str>, why: &'static str) -> Refused {
     let why = Error::Argument(why);
     Refused { sa, why }
@@ -477,7 +460,7 @@ fn outbound_counters(entry: &Outbound) -> SaCounters {
         counters: entry.tallies.sum(),
         seq: u128::from(entry.sa.seq.used()) + 1,
         lease_end: u128::from(entry.sa.seq.limit()) + 1,
-        peer: **entry.peer.load(),
+        peer: entry.peer.address(),
     }
 }
 
@@ -486,6 +469,6 @@ fn inbound_counters(entry: &Inbound) -> SaCounters {
         counters: entry.tallies.sum(),
         seq: entry.sa.window.highest().into(),
         lease_end: 0,
-        peer: **entry.peer.load(),
+        peer: entry.peer.address(),
     }
 }

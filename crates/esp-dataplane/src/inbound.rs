@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use esp_core::DropReason;
 use esp_core::coalesce::{Coalescer, Merging, Ready};
@@ -247,8 +248,10 @@ impl InboundPath {
         slot.opener.open(seq, esp, text)?;
         let newest = window.commit(seq)?;
         let opened = read_trailer(text)?;
-        if newest && socket.is_udp() && src != **slot.entry.peer.load() {
-            follow(&slot.entry, src, &self.tables, &self.shared);
+        // Only the newest packet counts: an old one, delayed or resent, must not turn replies away.
+        let entry = &slot.entry;
+        if newest && socket.is_udp() && !entry.peer.is_at(src, &entry.heard) {
+            follow(entry, src, &self.shared);
         }
         let spec = &slot.entry.sa.spec;
         let length = if slot.header_len == 0 {
@@ -293,19 +296,11 @@ impl InboundPath {
     }
 }
 
-/// Only the newest packet counts: an old one, delayed or resent, must not turn replies away.
-fn follow(entry: &Arc<Entry>, src: SocketAddr, tables: &Tables, shared: &Shared) {
-    entry.peer.store(Arc::new(src));
-    let spec = &entry.sa.spec;
-    let pair = spec
-        .pair
-        .as_ref()
-        .and_then(|name| tables.outbound.get(name));
-    if let Some(outbound) = pair {
-        outbound.peer.store(Arc::new(src));
+fn follow(entry: &Entry, src: SocketAddr, shared: &Shared) {
+    if entry.peer.follow(src, &entry.heard, Instant::now()) {
+        let name = Arc::clone(&entry.sa.spec.name);
+        shared.events.push(Event::PeerAddressChanged(name, src));
     }
-    let name = Arc::clone(&spec.name);
-    shared.events.push(Event::PeerAddressChanged(name, src));
 }
 
 fn write(ready: &Ready<'_>, slots: &[Slot], worker: usize, tun: &TunQueue) -> Result<()> {

@@ -9,6 +9,7 @@ pub mod engine;
 mod inbound;
 mod outbound;
 mod patience;
+pub mod peers;
 mod run;
 pub mod settings;
 pub mod shared;

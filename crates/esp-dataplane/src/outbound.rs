@@ -418,7 +418,7 @@ impl OutboundPath {
         self.packets.clear();
         self.run = Some(Run {
             slot: index,
-            dst: **self.slots[index].entry.peer.load(),
+            dst: self.slots[index].entry.peer.address(),
             tos,
             segment: size,
             len: 0,

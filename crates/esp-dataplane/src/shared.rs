@@ -10,6 +10,7 @@ use esp_core::counters::{Counters, Tally};
 use esp_core::sa::{Encapsulation, InboundSa, OutboundSa};
 use esp_core::spd::Spd;
 
+use crate::peers::{Heard, Peer};
 use crate::sys::poll::Waker;
 
 /// Events that wait to be taken at most; a control plane that sleeps loses later ones.
@@ -73,7 +74,7 @@ pub struct Outbound {
     /// The SA.
     pub sa: OutboundSa,
     /// Where the peer is now.
-    pub peer: ArcSwap<SocketAddr>,
+    pub peer: Arc<Peer>,
     /// With what the kernel has refused a GSO send to the peer: the route decides the network card,
     /// and what the card can't do, the other peers needn't do without.
     pub gso_refused: OnceLock<&'static str>,
@@ -86,8 +87,10 @@ pub struct Outbound {
 pub struct Inbound {
     /// The SA.
     pub sa: InboundSa,
-    /// Where its newest packet came from.
-    pub peer: ArcSwap<SocketAddr>,
+    /// Where the peer is now.
+    pub peer: Arc<Peer>,
+    /// Whether it was heard there.
+    pub heard: Heard,
     /// What it has carried.
     pub tallies: Tallies,
 }

@@ -85,7 +85,7 @@ impl Engine {
         for entry in all.filter(|entry| entry.sa.spec.encapsulation == Encapsulation::Udp) {
             match entry.gso_refused.get() {
                 Some(errno) => {
-                    refused.insert(entry.peer.load().ip(), errno);
+                    refused.insert(entry.peer.address().ip(), errno);
                 }
                 None => taken = true,
             }

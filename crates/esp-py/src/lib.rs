@@ -92,6 +92,7 @@ struct SaArguments {
     esn: bool,
     replay_window: u16,
     pair: Option<String>,
+    tunnel: Option<String>,
 }
 
 impl SaArguments {
@@ -121,6 +122,7 @@ impl SaArguments {
             esn: self.esn,
             replay_window: self.replay_window,
             pair: self.pair.map(Arc::from),
+            tunnel: self.tunnel.map(Arc::from),
         })
     }
 }

@@ -87,6 +87,7 @@ fn spec(suite: &'static Suite, name: &str) -> SaSpec {
         esn: true,
         replay_window: 4096,
         pair: None,
+        tunnel: None,
     }
 }
 

@@ -28,6 +28,7 @@ pub fn spec(suite: &'static Suite, esn: bool) -> SaSpec {
         esn,
         replay_window: 64,
         pair: None,
+        tunnel: None,
     }
 }
 
