@@ -57,6 +57,7 @@ class DemoResult:
     rss_mb: float
     esp_packets_on_wire: int
     cleartext_packets_on_wire: int
+    cleartext_examples: tuple[str, ...]
     packets_out: int
     packets_in: int
     drops: dict[str, int]
@@ -157,6 +158,7 @@ class _Demo:
             rss_mb=round(max(usage.rss for usage in after) / 2**20, 1),
             esp_packets_on_wire=report.esp,
             cleartext_packets_on_wire=_cleartext(report),
+            cleartext_examples=report.examples,
             packets_out=sum(values["packets_out"] for values in stats),
             packets_in=sum(values["packets_in"] for values in stats),
             drops=_sum_drops(stats),
@@ -224,6 +226,7 @@ def _print_table(result: DemoResult, seconds: int) -> None:
         ("dropped", drops or "none"),
         ("ESP packets on the wire", str(result.esp_packets_on_wire)),
         ("cleartext on the wire", str(result.cleartext_packets_on_wire)),
+        *(("one of them, from its IP header on", example) for example in result.cleartext_examples),
         ("verdict", verdict),
     )
     width = max(len(name) for name, _ in rows)

@@ -33,6 +33,9 @@ _IPPROTO_ICMPV6 = 58
 # Router and neighbour discovery, multicast listener reports: how IPv6 hosts find each other.
 _NEIGHBOUR_TYPES = frozenset((130, 131, 132, 133, 134, 135, 136, 143))
 
+# Protocol and type.
+_REFUSALS = frozenset(((1, 3), (_IPPROTO_ICMPV6, 1), (_IPPROTO_ICMPV6, 4)))
+
 _LD_H, _LD_B, _LD_W = 0x28, 0x30, 0x20
 _LDX_IHL, _LD_H_X, _LD_W_X = 0xB1, 0x48, 0x40
 _JEQ, _JSET, _RET = 0x15, 0x45, 0x06
@@ -147,6 +150,28 @@ def is_keepalive(frame: bytes, port: int) -> bool:
     return port in (source, destination) and length == 9 and frame[at + 8] == 0xFF
 
 
+def is_refusal(frame: bytes, port: int) -> bool:
+    """Whether a frame is a host's word that no gateway takes its ESP yet, which it quotes.
+
+    ICMP destination unreachable (RFC 792), its ICMPv6 twin or an unknown next header (RFC 4443).
+    """
+    try:
+        protocol, at = _upper(frame, _ETH_HEADER)
+        if (protocol, frame[at]) not in _REFUSALS:
+            return False
+        quoted, at = _upper(frame, at + 8)
+        return quoted == 50 or (quoted == 17 and port in struct.unpack_from("!HH", frame, at))
+    except (IndexError, struct.error):
+        return False
+
+
+def _upper(frame: bytes, at: int) -> tuple[int, int]:
+    """Return the protocol in the IP packet that begins at `at`, and where its header begins."""
+    if frame[at] >> 4 == 4:
+        return frame[at + 9], at + ((frame[at] & 15) << 2)
+    return frame[at + 6], at + 40
+
+
 def _open(device: str, program: list[tuple[int, int, int, int]], buffer: int) -> socket.socket:
     # Bound to nothing until the filter is there, so that no frame gets in unsorted.
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
@@ -186,7 +211,9 @@ def main(device: str, port: int, plaintext: bytes) -> None:
     strange = [
         frame
         for frame in _frames(other)
-        if not is_address_resolution(frame) and not is_keepalive(frame, port)
+        if not is_address_resolution(frame)
+        and not is_keepalive(frame, port)
+        and not is_refusal(frame, port)
     ]
     leaked = sum(1 for frame in _frames(esp) if plaintext and plaintext in frame)
     report = {

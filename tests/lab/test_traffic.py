@@ -63,6 +63,21 @@ def test_transport_mode_carries_host_to_host_traffic_of_every_size(
         assert reply == 1, f"{size} bytes"
 
 
+@pytest.mark.parametrize("encapsulation", ENCAPSULATIONS)
+@pytest.mark.parametrize("outer_version", [4, 6])
+def test_no_cleartext_is_on_the_wire_while_the_peer_is_not_there(
+    make_pair: MakePair, tap: StartTap, encapsulation: Encapsulation, outer_version: int
+) -> None:
+    pair = make_pair(encapsulation=encapsulation, outer_version=outer_version)
+    wire = tap(pair.b.namespace)
+    pair.a.start()
+    # The other host refuses the ESP by ICMP, which quotes it.
+    assert ping(pair.a.namespace, pair.plan.inner(1), count=1) == 0
+    report = wire.finish()
+    assert report.cleartext == 0, report.examples
+    assert report.esp > 0
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("suite", ["aes192gcm16", "aes128gcm12", "aes256gcm8", "chacha20poly1305"])
 def test_every_kind_of_suite_carries_tcp_both_ways(
