@@ -16,7 +16,7 @@ from typing import Any
 from esp_gw.errors import LabError
 from esp_gw.lab.netns import Namespace, end
 
-START_TIMEOUT = 15.0
+START_TIMEOUT = 180.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 

@@ -18,7 +18,7 @@ from esp_gw.errors import LabError
 PREFIX = "espgw"
 NETNS_DIR = Path("/run/netns")
 _ACCEPT_DAD = "/proc/sys/net/ipv6/conf/default/accept_dad"
-COMMAND_TIMEOUT = 60.0
+COMMAND_TIMEOUT = 180.0
 STOP_TIMEOUT = 10.0
 
 
