@@ -59,7 +59,7 @@ def _several(values: Sequence[str]) -> click.Choice[str]:
     "--rounds",
     type=click.IntRange(1, 100),
     metavar="N",
-    help="Rounds in which each system takes its turn [default: 7, quick 3].",
+    help="Rounds in which each system takes its turn [default: 6, quick 2].",
 )
 @click.option(
     "--only",
@@ -145,7 +145,7 @@ def bench(
         json_file.write_text(json.dumps(values, indent=1) + "\n")
     if plot_dir is not None:
         caption = f"{described['date']}, {described['cpu']}, {described['cores']} cores"
-        plots.draw(results, plot_dir, f"{caption}; median and range of {plan.rounds} rounds")
+        plots.draw(results, plot_dir, f"{caption}; medians and ranges, rounds: {plan.rounds}")
 
 
 def _measure_scale(session: Session, plan: Plan) -> None:

@@ -100,7 +100,7 @@ def turn_seconds(subject: Subject, lengths: Lengths) -> float:
 
 def make_plan(options: Options) -> Plan:
     """Expand what was asked for. Raises LabError where that is nothing."""
-    rounds = options.rounds or (3 if options.quick else 7)
+    rounds = options.rounds or (2 if options.quick else 6)
     few = min(rounds, 1 if options.quick else 3)
     subjects = {
         "systems": (_systems(options, SYSTEM_TESTS), rounds),
@@ -200,6 +200,9 @@ def _providers() -> Iterator[Subject]:
 
 
 SUITE_NAMES = ("aes256gcm16", "aes128gcm16", "chacha20poly1305", "aes256gmac")
+NULL = "null"
+"""Stands for AES-256-GCM with the cipher left out."""
+SUITE_LABELS = {name: name for name in SUITE_NAMES} | {NULL: "aes256gcm16, cipher left out"}
 BASELINE_SUITES = ("aes256gmac", "aes256gcm16")
 """The suites of the NetDev 1.1 table: authenticated only, and AES-GCM-256."""
 
@@ -207,11 +210,6 @@ BASELINE_SUITES = ("aes256gmac", "aes256gcm16")
 def suite_system(suite: str, mode: str, *, plain: bool = False) -> str:
     """The name of a suite and mode in the results; `plain` without any offload."""
     return f"native-{suite}-{mode}{'-none' if plain else ''}"
-
-
-def null_system(mode: str) -> str:
-    """The name in the results of AES-256-GCM with the cipher left out."""
-    return f"native-null-{mode}"
 
 
 def _suites(null_cipher: Path | None) -> Iterator[Subject]:
@@ -226,4 +224,4 @@ def _suites(null_cipher: Path | None) -> Iterator[Subject]:
                 yield Subject(suite_system(name, mode, plain=True), ("tcp",), opener)
         if null_cipher is not None:
             opener = EspGw("native", mode=mode, extension=null_cipher)
-            yield Subject(null_system(mode), ("tcp",), opener)
+            yield Subject(suite_system(NULL, mode), ("tcp",), opener)

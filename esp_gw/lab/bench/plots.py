@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esp_gw.errors import LabError
-from esp_gw.lab.bench.plan import SUITE_NAMES, SYSTEMS, suite_system
+from esp_gw.lab.bench.plan import SUITE_LABELS, SYSTEMS, suite_system
 from esp_gw.lab.bench.report import LATENCY_TESTS, TECHNIQUES, THROUGHPUT_TESTS, UDP_TESTS
 from esp_gw.lab.bench.results import Result, Results
 from esp_gw.model import Mode
@@ -208,7 +208,7 @@ def _suites(results: Results) -> Figure | None:
     figure, axes = _figure(9, 4.5)
     names = [
         name
-        for name in SUITE_NAMES
+        for name in SUITE_LABELS
         if any(results.get(suite_system(name, mode), "tcp", "throughput") for mode in Mode)
     ]
     if not names:
@@ -232,5 +232,6 @@ def _suites(results: Results) -> Figure | None:
             label=f"{mode} mode",
             color=colour,
         )
-    _finish_groups(axes, names, "Gbit/s", "Suites of the native engine, one TCP stream")
+    labels = [SUITE_LABELS[name] for name in names]
+    _finish_groups(axes, labels, "Gbit/s", "Suites of the native engine, one TCP stream")
     return figure

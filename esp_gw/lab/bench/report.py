@@ -11,9 +11,8 @@ from esp_gw.lab.bench.model import Failure
 from esp_gw.lab.bench.plan import (
     BASELINE_SUITES,
     PEERS,
-    SUITE_NAMES,
+    SUITE_LABELS,
     SYSTEMS,
-    null_system,
     suite_system,
 )
 from esp_gw.lab.bench.results import Result, Results
@@ -33,7 +32,7 @@ TECHNIQUES = {
     "native-no-udp_gso": "no UDP GSO (udp_gso)",
     "native-no-udp_gro": "no UDP GRO (udp_gro)",
     "native-no-gso-gro": "sendmmsg and recvmmsg for UDP GSO and GRO (udp_gso, udp_gro)",
-    "native-none": "none of them",
+    "native-none": "none of them: sendmmsg and recvmmsg alone",
     "native-gso-max-size": "all, gso_max_size of the TUN as the kernel has it",
     "native-esp": "all, protocol 50",
     "native-esp-none": "none of them, protocol 50",
@@ -80,7 +79,7 @@ def render(
     lines = [
         f"{machine['date']}; {machine['kernel']}; {machine['cpu']}, {machine['cores']} cores.",
         f"Versions: {', '.join(f'{name} {text}' for name, text in versions.items())}.",
-        f"Medians of up to {rounds} rounds, the range of all rounds in parentheses.",
+        f"Medians, and the range of all rounds in parentheses; rounds: {rounds} at most.",
     ]
     parts = ["\n".join(lines) + "\n"]
     parts += [table.render() for table in tables(results) if table.rows]
@@ -268,12 +267,8 @@ def _providers(results: Results) -> Table:
 
 def _suites(results: Results) -> Table:
     rows = []
-    names = {name: name for name in SUITE_NAMES} | {"null": "aes256gcm16, cipher left out"}
-    for name, what in names.items():
-        systems = [
-            null_system(mode) if name == "null" else suite_system(name, mode) for mode in Mode
-        ]
-        found = [results.get(system, "tcp", "throughput") for system in systems]
+    for name, what in SUITE_LABELS.items():
+        found = [results.get(suite_system(name, mode), "tcp", "throughput") for mode in Mode]
         if any(found):
             columns = ((cell(each), percents(each.cpu if each else ())) for each in found)
             rows.append((what, *(text for pair in columns for text in pair)))
@@ -334,7 +329,8 @@ def _core(results: Results) -> Table:
         *("a packet", "ns", "ns, 2 threads", "ns, 2 threads on one SA"),
         *("2 threads / 1", "2 / 1 on one SA", "instructions"),
     )
-    return Table("The core alone", head, tuple(rows))
+    note = "Instructions are counted by valgrind, which knows no AVX-512."
+    return Table("The core alone", head, tuple(rows), note)
 
 
 def _failure(failure: Failure) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from esp_gw.lab.bench.core import SUPER_LEN
-from esp_gw.lab.bench.plan import PEERS, null_system, suite_system
+from esp_gw.lab.bench.plan import NULL, PEERS, suite_system
 from esp_gw.lab.bench.results import Results
 
 MAX_RSS_MIB = 64.0
@@ -55,7 +55,7 @@ def _median(system: str, test: str, metric: str) -> Callable[[Results], float | 
 
 def _cipher(mode: str) -> Callable[[Results], float | None]:
     sealed = (suite_system("aes256gcm16", mode), "tcp", "throughput")
-    return lambda results: results.ratio(sealed, (null_system(mode), "tcp", "throughput"))
+    return lambda results: results.ratio(sealed, (suite_system(NULL, mode), "tcp", "throughput"))
 
 
 def _threads(test: str) -> Callable[[Results], float | None]:
