@@ -2,13 +2,15 @@
 
 from typing import Any, final
 
+__all__ = ["NativeEngine", "__version__", "aes_path"]
+
 __version__: str
 aes_path: str
 
 _Prefix = tuple[str, int]
 _Ports = tuple[int, int] | None
 _Selector = tuple[_Prefix, _Prefix, int | None, _Ports, _Ports]
-_Policy = tuple[str, str, list[_Selector], str | None]
+_Policy = tuple[str, str, list[_Selector], list[str]]
 _Counters = tuple[int, int, list[tuple[str, int]]]
 _Sa = tuple[str, bool, _Counters, int, int, str, int]
 

@@ -41,7 +41,7 @@ fuzz_target!(|input: Input| {
             name: number.to_string().into(),
             action: Action::Discard,
             selectors: wanted.iter().take(5).map(selector).collect(),
-            sa: None,
+            sas: Vec::new(),
         });
     let spd = Spd::new(policies.collect());
     for seen in &input.packets {
