@@ -397,28 +397,22 @@ class Gateway:
 
     async def _keep_floors(self) -> None:
         """Write the replay floors while they move; an idle gateway writes nothing."""
-        stored: dict[str, int] = {}
+        floors: dict[KeyMaterial, int] = {}
         failed = False
         while True:
             await asyncio.sleep(FLOOR_INTERVAL)
-            counters = self.engine.counters().sas
-            moved = {
-                name: counters[name].seq
-                for name, entry in self._installed.items()
-                if entry.sa.direction is Direction.INBOUND
-                and counters[name].seq != stored.get(name, 0)
-            }
-            if not moved:
+            for name, seq in self.engine.advanced().items():
+                floors[self._installed[name].sa.keymat] = seq
+            if not floors:
                 continue
-            floors = [(self._installed[name].sa.keymat, seq) for name, seq in moved.items()]
             try:
-                await self._sequences.end([], floors)
+                await self._sequences.end([], list(floors.items()))
             except LedgerError as error:
                 if not failed:
                     log.error("the replay floors can't be written", reason=str(error))
                 failed = True
                 continue
-            stored.update(moved)
+            floors.clear()
             if failed:
                 log.info("the replay floors are written again")
             failed = False

@@ -43,6 +43,7 @@ class FakeEngine:
         self.leases: dict[str, Lease] = {}
         self.floors: dict[str, int] = {}
         self.used: dict[str, int] = {}
+        self.told: dict[str, int] = {}
         self.extensions: list[tuple[str, Lease]] = []
         self.policies: tuple[Policy, ...] = ()
         self.sockets: frozenset[OuterSocket] = frozenset()
@@ -104,6 +105,13 @@ class FakeEngine:
         offload = {"udp_gso": Offload(True), "merge": Offload(False, "switched off")}
         suites = {sa.suite.name: "OpenSSL 3.6.0" for sa in self.sas.values()}
         return EngineStatus(1, False, 0, suites, "AES-NI", offload)
+
+    def advanced(self) -> dict[str, int]:
+        inbound = [sa.name for sa in self.sas.values() if sa.direction is Direction.INBOUND]
+        now = {name: self.used[name] for name in inbound if name in self.used}
+        advanced = dict(now.items() - self.told.items())
+        self.told |= now
+        return advanced
 
     def counters(self) -> Counters:
         return Counters(

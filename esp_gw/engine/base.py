@@ -209,5 +209,8 @@ class Engine(Protocol):
     def counters(self) -> Counters:
         """A snapshot of every counter."""
 
+    def advanced(self) -> dict[str, int]:
+        """How far the inbound SAs came whose windows advanced since the last call."""
+
     def status(self) -> EngineStatus:
         """How it works: what it uses of what there is, and why not more."""

@@ -183,6 +183,10 @@ class NativeEngine:
             sas=sas,
         )
 
+    def advanced(self) -> dict[str, int]:
+        """Return how far the inbound SAs came whose windows advanced since the last call."""
+        return dict(self._core.advanced())
+
     def status(self) -> EngineStatus:
         """How it works: what it uses of what there is, and why not more."""
         return EngineStatus(

@@ -164,6 +164,14 @@ class PythonEngine:
             sas=outbound | inbound,
         )
 
+    def advanced(self) -> dict[str, int]:
+        """Return how far the inbound SAs came whose windows advanced since the last call."""
+        advanced = {}
+        for state in self._inbound.sas.values():
+            if state.esp.window.highest != state.told_highest:
+                state.told_highest = advanced[state.sa.name] = state.esp.window.highest
+        return advanced
+
     def status(self) -> EngineStatus:
         """How it works: what it uses of what there is, and why not more."""
         suites = {state.sa.suite.name for state in self._outbound.sas.values()}

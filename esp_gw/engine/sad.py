@@ -78,7 +78,8 @@ class OutboundState:
 class InboundState:
     """An inbound SA: its codec with the replay window, its selectors, and its counters.
 
-    `heard` is after which of its peer's moves it was last heard where the peer is.
+    `heard` is after which of its peer's moves it was last heard where the peer is; `told_highest`
+    the highest sequence number that the control plane knows.
     """
 
     __slots__ = (
@@ -93,12 +94,14 @@ class InboundState:
         "remote",
         "sa",
         "selectors",
+        "told_highest",
         "transport",
     )
 
     def __init__(self, sa: Sa, highest_seq: int, peer: Peer) -> None:
         self.sa = sa
         self.esp = InboundEsp(sa, highest_seq, make_aead(sa.suite, sa.keymat))
+        self.told_highest = highest_seq
         self.selectors = [CompiledSelector(selector) for selector in sa.selectors]
         self.flows: set[tuple[int, bytes]] = set()
         self.transport = sa.mode is Mode.TRANSPORT

@@ -335,7 +335,7 @@ async def test_a_ledger_that_can_not_be_written_stops_no_removal(rig: Rig) -> No
 async def test_a_smaller_path_mtu_reaches_the_tunnel(rig: Rig) -> None:
     assert rig.gateway.mtu > 1200
     rig.engine.tell(PathMtuChanged(OUT.remote, 1200))
-    await until(lambda: rig.netlink.network.mtu < 1200)
+    await until(lambda: rig.gateway.mtu < 1200)
     assert rig.gateway.mtu == rig.netlink.network.mtu
 
 

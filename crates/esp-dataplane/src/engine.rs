@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
@@ -270,6 +270,7 @@ impl Engine {
             sa,
             peer,
             heard: Heard::default(),
+            told_highest: AtomicU64::new(highest_seq),
             tallies: Tallies::new(self.workers()),
         }))
     }

@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 pub mod engine;
+mod floors;
 mod inbound;
 mod outbound;
 mod patience;

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -91,6 +91,8 @@ pub struct Inbound {
     pub peer: Arc<Peer>,
     /// Whether it was heard there.
     pub heard: Heard,
+    /// The highest number that the control plane was told; it alone reads and writes this.
+    pub told_highest: AtomicU64,
     /// What it has carried.
     pub tallies: Tallies,
 }

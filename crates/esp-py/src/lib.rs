@@ -337,6 +337,13 @@ impl NativeEngine {
             .collect()
     }
 
+    fn advanced(&self) -> Vec<(String, u64)> {
+        let advanced = self.0.advanced().into_iter();
+        advanced
+            .map(|(name, highest)| (name.to_string(), highest))
+            .collect()
+    }
+
     fn rest(&self) -> (CountersTuple, CountersTuple) {
         let (outbound, inbound) = self.0.rest();
         (counters(&outbound), counters(&inbound))
