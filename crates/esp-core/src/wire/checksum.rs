@@ -21,14 +21,16 @@ impl Sum {
         // wider words give the same sum (2 (C)).
         // Wrapping, for no slice overflows the sum and a check at each addition keeps the loop from
         // being vectorised.
-        let words = bytes.chunks_exact(4);
+        let words = bytes.chunks_exact(8);
         let rest = words.remainder();
-        let mut sum = words.fold(0_u64, |sum, word| {
-            sum.wrapping_add(u32::from_ne_bytes([word[0], word[1], word[2], word[3]]).into())
-        });
-        let mut last = [0; 4];
+        let mut last = [0; 8];
         last[..rest.len()].copy_from_slice(rest);
-        sum += u64::from(u32::from_ne_bytes(last));
+        let sum = words.fold(halves(last), |sum, word| {
+            let word = [
+                word[0], word[1], word[2], word[3], word[4], word[5], word[6], word[7],
+            ];
+            sum.wrapping_add(halves(word))
+        });
         Self(self.0 + u64::from(u16::from_be(fold(sum))))
     }
 
@@ -56,6 +58,12 @@ impl Sum {
     pub const fn checksum(self) -> u16 {
         !self.folded()
     }
+}
+
+/// Both halves of a word, added up: the whole would overflow the sum.
+const fn halves(word: [u8; 8]) -> u64 {
+    let word = u64::from_ne_bytes(word);
+    (word & 0xFFFF_FFFF) + (word >> 32)
 }
 
 #[allow(clippy::cast_possible_truncation)] // four folds leave 16 bits
