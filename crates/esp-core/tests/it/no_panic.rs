@@ -13,6 +13,12 @@ use proptest::prelude::*;
 
 use crate::strategy::packet;
 
+#[test]
+#[should_panic(expected = "attempt to add with overflow")]
+fn arithmetic_is_checked_in_this_build_too() {
+    std::hint::black_box(std::hint::black_box(u8::MAX) + 1);
+}
+
 /// Arbitrary bytes, and packets with some of their bytes changed.
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
     let changed = (
