@@ -123,7 +123,7 @@ pub struct Outbound {
     input: Vec<u8>,
     output: Vec<u8>,
     reads: usize,
-    flows: FlowCache<bool>,
+    flows: FlowCache<()>,
     spd: Arc<Spd>,
     sa: Arc<OutboundSa>,
     sealer: Sealer,
@@ -165,12 +165,11 @@ impl Outbound {
         let packet = &self.input[..self.length];
         assert_eq!(wire::packet_length(packet), Ok(self.length));
         let key = FlowKey::of(packet).unwrap();
-        let protect = self.flows.get(&key).copied().unwrap_or_else(|| {
+        if self.flows.get(&key).is_none() {
             let inner = wire::parse(packet).unwrap();
-            self.spd.lookup(&inner).is_some() && self.sa.carries(&inner)
-        });
-        assert!(protect);
-        self.flows.insert(key, protect);
+            assert!(self.spd.lookup(&inner).is_some() && self.sa.carries(&inner));
+            self.flows.insert(key, ());
+        }
         let next_header = tunnel_next_header(packet);
         black_box(wire::traffic_class(packet));
         let mut segments = Segmenter::new(&self.vnet, &mut self.input, self.length).unwrap();
