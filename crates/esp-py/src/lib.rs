@@ -217,6 +217,13 @@ struct NativeEngine(Engine);
 impl NativeEngine {
     #[new]
     fn new(py: Python<'_>, settings: SettingsArguments) -> PyResult<Self> {
+        #[cfg(feature = "null-cipher")]
+        if std::env::var_os("ESP_GW_NULL_CIPHER").is_none() {
+            return Err(value_error(
+                "it was built for benchmarks and protects nothing; \
+                 'pip install --force-reinstall ./crates/esp-py' brings the ordinary one",
+            ));
+        }
         let settings = settings.settings()?;
         py.detach(|| Engine::start(settings))
             .map(Self)

@@ -67,3 +67,5 @@ class EspGw:
             (gateway.config / "crypto.yaml").write_text("\n".join(["crypto:", *lines]) + "\n")
         if self.extension is not None:
             gateway.env["PYTHONPATH"] = str(self.extension)
+            # Such a build protects nothing and starts for nobody else.
+            gateway.env["ESP_GW_NULL_CIPHER"] = "1"

@@ -3,6 +3,8 @@
 #[cfg(feature = "aws-lc")]
 mod aws_lc;
 mod machine;
+#[cfg(feature = "null-cipher")]
+mod null;
 mod openssl;
 
 use std::fmt;
@@ -20,6 +22,9 @@ pub enum Provider {
     /// AWS-LC: the suites with an ICV of 16 bytes.
     #[cfg(feature = "aws-lc")]
     AwsLc,
+    /// Nothing is protected: for benchmarks.
+    #[cfg(feature = "null-cipher")]
+    Null,
 }
 
 /// A provider doesn't have a suite, or the key is not of its size.
@@ -35,11 +40,13 @@ impl fmt::Display for ProviderError {
 impl std::error::Error for ProviderError {}
 
 impl Provider {
-    /// Every provider of this build.
+    /// Every provider of this build, the fastest last.
     pub const ALL: &'static [Self] = &[
         Self::OpenSsl,
         #[cfg(feature = "aws-lc")]
         Self::AwsLc,
+        #[cfg(feature = "null-cipher")]
+        Self::Null,
     ];
 
     /// The provider's name in the configuration.
@@ -49,6 +56,8 @@ impl Provider {
             Self::OpenSsl => "openssl",
             #[cfg(feature = "aws-lc")]
             Self::AwsLc => "aws-lc",
+            #[cfg(feature = "null-cipher")]
+            Self::Null => "null",
         }
     }
 
@@ -68,6 +77,18 @@ impl Provider {
             Self::OpenSsl => self::openssl::version(),
             #[cfg(feature = "aws-lc")]
             Self::AwsLc => self::aws_lc::version(),
+            #[cfg(feature = "null-cipher")]
+            Self::Null => "NO CIPHER: NOTHING IS PROTECTED".to_string(),
+        }
+    }
+
+    fn has(self, suite: &Suite) -> bool {
+        match self {
+            Self::OpenSsl => self::openssl::has(suite),
+            #[cfg(feature = "aws-lc")]
+            Self::AwsLc => self::aws_lc::has(suite),
+            #[cfg(feature = "null-cipher")]
+            Self::Null => self::null::has(suite),
         }
     }
 
@@ -87,6 +108,8 @@ impl Provider {
             Self::OpenSsl => self::openssl::aead(suite, key),
             #[cfg(feature = "aws-lc")]
             Self::AwsLc => self::aws_lc::aead(suite, key),
+            #[cfg(feature = "null-cipher")]
+            Self::Null => Ok(self::null::aead(suite)),
         }
     }
 }
@@ -115,9 +138,11 @@ impl Choice {
     pub fn of(self, suite: &Suite) -> Provider {
         match self {
             Self::Only(provider) => provider,
-            #[cfg(feature = "aws-lc")]
-            Self::Auto if self::aws_lc::has(suite) => Provider::AwsLc,
-            Self::Auto => Provider::OpenSsl,
+            Self::Auto => Provider::ALL
+                .iter()
+                .rfind(|provider| provider.has(suite))
+                .copied()
+                .unwrap_or(Provider::OpenSsl),
         }
     }
 }

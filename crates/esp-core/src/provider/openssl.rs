@@ -16,6 +16,10 @@ pub(super) fn version() -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
+pub(super) const fn has(_suite: &Suite) -> bool {
+    true
+}
+
 pub(super) fn aead(suite: &Suite, key: &[u8]) -> Result<Box<dyn Aead>, ProviderError> {
     let cipher = match (suite.cipher, suite.key_len) {
         (Cipher::ChaCha20Poly1305, _) => EvpCipher::chacha20_poly1305(),
