@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 import signal
 from collections.abc import Coroutine
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from esp_gw import logs
+from esp_gw import logs, memory
 from esp_gw.config import load_config
 from esp_gw.control.server import ControlServer, Peer
 from esp_gw.engine.choose import make_engine
@@ -35,9 +34,11 @@ def run(config: Path, log_level: str) -> int:
 
     Raises EspGwError where it can't start, or can't go on.
     """
-    # A core dump would hold the keys.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logs.configure(log_level)
+    # Before there is a key in it.
+    memory.forbid_core_dumps()
+    if not memory.lock():
+        log.warning("keys may be swapped out: the limit of locked memory is too small")
     desired = load_config(config)
     _run_loop(_Daemon(config, desired).main())
     return 0

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 from fakes import MACHINE, FakeEngine, FakeNetlink, until
+from structlog.testing import capture_logs
 
 from esp_gw import daemon as daemon_module
-from esp_gw import logs
+from esp_gw import logs, memory
 from esp_gw import sequences as sequences_module
 from esp_gw import service as service_module
 from esp_gw.config import load_config
@@ -100,8 +101,9 @@ def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-def test_core_dumps_are_off_before_any_key_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("locked", [True, False])
+def test_memory_is_made_safe_before_any_key_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: bool
 ) -> None:
     steps: list[object] = []
 
@@ -109,12 +111,20 @@ def test_core_dumps_are_off_before_any_key_is_read(
         steps.append("keys are read")
         raise EspGwError("no further")
 
+    def lock() -> bool:
+        steps.append("memory is locked")
+        return locked
+
     monkeypatch.setattr(resource, "setrlimit", lambda *limit: steps.append(limit))
+    monkeypatch.setattr(memory, "lock", lock)
     monkeypatch.setattr(logs, "configure", lambda _: None)
     monkeypatch.setattr(daemon_module, "load_config", load)
-    with pytest.raises(EspGwError, match="no further"):
+    with capture_logs() as lines, pytest.raises(EspGwError, match="no further"):
         daemon_module.run(tmp_path, "info")
-    assert steps == [(resource.RLIMIT_CORE, (0, 0)), "keys are read"]
+    assert steps == [(resource.RLIMIT_CORE, (0, 0)), "memory is locked", "keys are read"]
+    assert [line["event"].partition(":")[0] for line in lines] == (
+        [] if locked else ["keys may be swapped out"]
+    )
 
 
 async def test_a_reload_asked_for_during_the_start_happens_after_it(rig: Rig) -> None:

@@ -179,9 +179,10 @@ def test_the_exposure_of_the_service_is_low() -> None:
     assert float(score[1]) <= 2.5
 
 
-def test_the_unit_keeps_keys_out_of_dumps_and_has_two_capabilities() -> None:
+def test_the_unit_keeps_keys_out_of_dumps_and_swap_and_has_two_capabilities() -> None:
     settings = settings_of(SERVICE)
     assert settings["LimitCORE"] == ["0"]
+    assert settings["LimitMEMLOCK"] == ["infinity"]
     assert settings["UMask"] == ["0077"]
     for name in ("AmbientCapabilities", "CapabilityBoundingSet"):
         assert [set(value.split()) for value in settings[name]] == [

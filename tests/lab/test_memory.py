@@ -1,0 +1,42 @@
+"""The memory of real gateways: keys in it are never swapped out where the limit allows it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from labtools import ping
+
+from esp_gw.lab.pair import GatewayPair
+
+SMALL = 4 << 20
+"""Bytes: less than any interpreter maps."""
+
+
+def mappings(pid: int) -> dict[str, set[str]]:
+    """The flags of each mapping that a process alone may write to, and that is plain memory."""
+    found = {}
+    for block in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path(f"/proc/{pid}/smaps").read_text()):
+        flags = set(re.findall(r"^VmFlags: (.*)$", block, re.MULTILINE)[0].split())
+        if "wr" in flags and not flags & {"sh", "io", "pf", "ht"}:
+            found[block.partition("\n")[0]] = flags
+    return found
+
+
+def test_no_memory_of_a_running_gateway_may_be_swapped_out(pair: GatewayPair) -> None:
+    assert ping(pair.a.namespace, pair.plan.inner(1), count=2) == 2
+    found = mappings(pair.a.pid)
+    assert any("[heap]" in name for name in found)
+    assert [name for name, flags in found.items() if "lo" not in flags] == []
+    assert "swapped" not in pair.a.log.read_text()
+
+
+def test_under_a_small_limit_nothing_is_locked_and_memory_is_there_all_the_same() -> None:
+    script = "from esp_gw import memory\nprint(memory.lock(), len(bytearray(64 << 20)))"
+    limited = ("setpriv", "--bounding-set=-ipc_lock,-sys_resource", "prlimit", f"--memlock={SMALL}")
+    run = subprocess.run(
+        [*limited, sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == ["False", str(64 << 20)]
