@@ -1,4 +1,4 @@
-//! Memory, secrets, processors and waiting.
+//! Memory, processors and waiting.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use esp_dataplane::sys::mem::{CACHE_LINE, Pages, Region, Slots};
 use esp_dataplane::sys::poll::{Event, Events, Interest, Poller, Waker};
-use esp_dataplane::sys::secret::{MAX_SECRET, Secret, SecretPool};
 use esp_dataplane::sys::{Errno, Error, cpu};
 
 #[test]
@@ -59,56 +58,6 @@ fn only_large_regions_ask_for_huge_pages() {
     *large.last_mut().unwrap() = 1;
     let (first, rest) = large.split_first().unwrap();
     assert_eq!((*first, *rest.last().unwrap()), (0, 1));
-}
-
-#[test]
-fn secrets_are_kept_apart_and_never_printed() {
-    let pool = SecretPool::new();
-    let keys: Vec<Vec<u8>> = (0..200u8).map(|i| vec![i; usize::from(i % 65)]).collect();
-    let mut secrets: Vec<_> = keys.iter().map(|key| pool.store(key).unwrap()).collect();
-    let same = |secrets: &[Secret], keys: &[Vec<u8>]| {
-        let stored = secrets.iter().map(Secret::as_bytes);
-        stored.eq(keys.iter().map(Vec::as_slice))
-    };
-    assert!(same(&secrets, &keys));
-    // What is freed is used again, and by no two.
-    drop(secrets.drain(50..150));
-    let others: Vec<Vec<u8>> = (0..100u8).map(|i| vec![!i; 32]).collect();
-    secrets.splice(50..50, others.iter().map(|key| pool.store(key).unwrap()));
-    let expected = [&keys[..50], &others, &keys[150..]].concat();
-    assert!(same(&secrets, &expected));
-    assert_eq!(format!("{:?}", secrets[60]), "Secret");
-    let refused = pool.store(&[9; MAX_SECRET + 1]);
-    assert!(matches!(refused, Err(Error::Argument(_))));
-}
-
-#[test]
-fn secrets_outlive_the_callers_pool_and_move_between_threads() {
-    let pool = SecretPool::new();
-    let secret = pool.store(b"salt and key").unwrap();
-    drop(pool);
-    let secret = Arc::new(secret);
-    let there = Arc::clone(&secret);
-    let read = std::thread::spawn(move || there.as_bytes().to_vec());
-    assert_eq!(read.join().unwrap(), secret.as_bytes());
-}
-
-#[test]
-fn secrets_are_locked_and_left_out_of_core_dumps() {
-    let pool = SecretPool::new();
-    let secret = pool.store(&[1; 32]).unwrap();
-    assert!(pool.is_locked());
-    let address = secret.as_bytes().as_ptr().addr();
-    let holds = |line: &&str| {
-        let range = line.split(' ').next().and_then(|word| word.split_once('-'));
-        let number = |hex| usize::from_str_radix(hex, 16).ok();
-        let range = range.and_then(|(start, end)| Some(number(start)?..number(end)?));
-        range.is_some_and(|range| range.contains(&address))
-    };
-    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-    let mut lines = maps.lines().skip_while(|line| !holds(line));
-    let flags = lines.find(|line| line.starts_with("VmFlags:")).unwrap();
-    assert!(flags.contains(" lo") && flags.contains(" dd"), "{flags}");
 }
 
 #[test]

@@ -17,8 +17,6 @@ pub mod raw;
 #[allow(unsafe_code)]
 mod recv;
 #[allow(unsafe_code)]
-pub mod secret;
-#[allow(unsafe_code)]
 mod send;
 mod sockaddr;
 #[allow(unsafe_code)]
