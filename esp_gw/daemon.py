@@ -13,7 +13,7 @@ import structlog
 from esp_gw import logs, memory
 from esp_gw.config import load_config
 from esp_gw.control.server import ControlServer, Peer
-from esp_gw.engine.choose import make_engine
+from esp_gw.engine.choose import is_native, make_engine
 from esp_gw.errors import EngineError, EspGwError
 from esp_gw.gateway import Gateway
 from esp_gw.model import Desired
@@ -40,11 +40,16 @@ def run(config: Path, log_level: str) -> int:
     if not memory.lock():
         log.warning("keys may be swapped out: the limit of locked memory is too small")
     desired = load_config(config)
-    _run_loop(_Daemon(config, desired).main())
+    daemon = _Daemon(config, desired)
+    if is_native(desired.settings.engine):
+        # No packet comes to the loop: uvloop would be 2 MB for nothing.
+        asyncio.run(daemon.main())
+    else:
+        _run_fast_loop(daemon.main())
     return 0
 
 
-def _run_loop(main: Coroutine[Any, Any, None]) -> None:
+def _run_fast_loop(main: Coroutine[Any, Any, None]) -> None:
     try:
         import uvloop  # noqa: PLC0415 - not on every platform
     except ImportError:

@@ -11,17 +11,22 @@ from esp_gw.engine.base import Engine
 from esp_gw.errors import EngineError
 
 
-def make_engine(name: str) -> Engine:
-    """Return the engine called `name`: auto, python or native. Raises EngineError."""
+def is_native(name: str) -> bool:
+    """Whether `name` (auto, python or native) means the native engine. Raises EngineError."""
     installed = find_spec("esp_gw_core") is not None
     if name == "native" and not installed:
         raise EngineError(
             "the native engine is not installed", hint="set 'engine: python' or 'engine: auto'"
         )
-    if name == "python" or not installed:
-        from esp_gw.engine.python import PythonEngine
+    return installed and name != "python"
 
-        return PythonEngine()
-    from esp_gw.engine.native import NativeEngine
 
-    return NativeEngine()
+def make_engine(name: str) -> Engine:
+    """Return the engine called `name`: auto, python or native. Raises EngineError."""
+    if is_native(name):
+        from esp_gw.engine.native import NativeEngine
+
+        return NativeEngine()
+    from esp_gw.engine.python import PythonEngine
+
+    return PythonEngine()

@@ -41,7 +41,8 @@ class NativeEngine:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._keepalives: dict[str, asyncio.TimerHandle] = {}
+        self._keepalives: dict[int, dict[str, int]] = {}
+        self._timers: dict[int, asyncio.TimerHandle] = {}
         self._removed: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
         self._removed_drops: Counter[str] = Counter()
         self._waiting: list[tuple[Sa, tuple[Any, Any]]] | None = None
@@ -63,9 +64,8 @@ class NativeEngine:
 
     def close(self) -> None:
         """End the workers; the TUN device goes with them."""
-        for timer in self._keepalives.values():
+        for timer in self._timers.values():
             timer.cancel()
-        self._keepalives.clear()
         self._loop.remove_reader(self._event_fd)
         del self._core
 
@@ -115,7 +115,9 @@ class NativeEngine:
             raise EngineError(text, where=where) from None
         for sa, _ in waiting:
             if sa.keepalive and sa.encapsulation is Encapsulation.UDP:
-                self._arm_keepalive(sa.name, sa.keepalive, -1)
+                self._keepalives.setdefault(sa.keepalive, {})[sa.name] = 0
+                if sa.keepalive not in self._timers:
+                    self._arm_keepalives(sa.keepalive)
 
     def remove_sas(self, names: Sequence[str]) -> list[SaCounters]:
         """Forget SAs and their keys; the counters are final: nothing more is sent or accepted."""
@@ -123,10 +125,9 @@ class NativeEngine:
             found = self._core.remove(list(names))
         except ValueError as error:
             raise EngineError(str(error)) from None
-        for name in names:
-            timer = self._keepalives.pop(name, None)
-            if timer is not None:
-                timer.cancel()
+        for sas in self._keepalives.values():
+            for name in names:
+                sas.pop(name, None)
         return [self._fold(sa) for sa in found]
 
     def _fold(self, found: tuple[Any, ...]) -> SaCounters:
@@ -216,15 +217,20 @@ class NativeEngine:
                 case "failed":
                     self._on_event(EngineFailed(text))
 
-    def _arm_keepalive(self, name: str, period: float, seen: int) -> None:
-        # As in the python engine: half the period, and only where nothing else was sent in it.
-        sent = self._core.sent(name)
-        if sent == seen:
-            self._core.keepalive(name)
-            sent = -1
-        self._keepalives[name] = self._loop.call_later(
-            period / 2, self._arm_keepalive, name, period, sent
-        )
+    def _arm_keepalives(self, period: int) -> None:
+        self._timers[period] = self._loop.call_later(period / 2, self._send_keepalives, period)
+
+    def _send_keepalives(self, period: int) -> None:
+        # As in the python engine: half the period, and only where nothing else was sent in it. One
+        # timer does for all SAs with this period: there may be thousands.
+        sas = self._keepalives[period]
+        for name, seen in sas.items():
+            sent = self._core.sent(name)
+            if sent == seen:
+                self._core.keepalive(name)
+                sent = -1
+            sas[name] = sent
+        self._arm_keepalives(period)
 
 
 class _Settings:

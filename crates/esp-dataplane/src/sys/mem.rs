@@ -42,8 +42,8 @@ impl Region {
         if len == 0 {
             return Err(Error::Argument("a memory region must have a byte"));
         }
-        // A huge page for much less than one would be waste.
-        if len < HUGE_PAGE / 2 {
+        // A huge page for less than one would be waste: each worker has several regions.
+        if len < HUGE_PAGE {
             return Self::map(len, MapFlags::PRIVATE, Pages::Plain);
         }
         let len = len.checked_next_multiple_of(HUGE_PAGE);
