@@ -5,27 +5,19 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable
-from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from fakes import MACHINE, FakeEngine, FakeNetlink
+from fakes import MACHINE
+from service_rig import Rig, restarted, start_rig
 
 from esp_gw import sequences as sequences_module
 from esp_gw.config import load_config
-from esp_gw.control.protocol import PREFIX
 from esp_gw.control.server import Peer
 from esp_gw.errors import ConfigError, ControlError, EspGwError, NetworkError
-from esp_gw.gateway import Gateway
-from esp_gw.ledger import Ledger
-from esp_gw.provision import make_pair
-from esp_gw.sequences import Sequences
-from esp_gw.service import Service
-from esp_gw.store import Store
 
-ROOT, OTHER = Peer(1, 0, 0), Peer(2, 1000, 1000)
+OTHER = Peer(2, 1000, 1000)
 
 
 def sa(number: int, **fields: object) -> dict[str, object]:
@@ -53,59 +45,9 @@ def policy(number: int, **fields: object) -> dict[str, object]:
     }
 
 
-class Rig:
-    def __init__(self, folder: Path) -> None:
-        self.config = folder / "init" / "pi-a" / "gateway.yaml"
-        self.store = Store(folder / "added.json")
-        self.ledger = folder / "ledger.db"
-        self.engine, self.netlink = FakeEngine(), FakeNetlink()
-        self.gateway = Gateway(self.engine, self.netlink, Sequences(self.ledger), self._on_failure)
-
-    async def start(self) -> None:
-        self.service = Service(self.gateway, self.config, load_config(self.config), self.store)
-        await self.gateway.start(self.service.desired())
-
-    def _on_failure(self, reason: str) -> None:
-        raise AssertionError(reason)
-
-    async def call(self, method: str, peer: Peer = ROOT, /, **parameters: object) -> dict[str, Any]:
-        return await self.service.handlers()[PREFIX + method](dict(parameters), peer)
-
-    def edit(self, change: Callable[[dict[str, Any]], object]) -> None:
-        document = yaml.safe_load(self.config.read_text())
-        change(document)
-        self.config.write_text(yaml.safe_dump(document))
-
-    async def warnings(self) -> list[str]:
-        status = await self.call("GetStatus")
-        return [text for text in status["warnings"] if "added by the CLI" in text]
-
-    def names(self) -> set[str]:
-        assert set(self.engine.sas) == {sa.name for sa in self.gateway.sas}
-        return set(self.engine.sas) - {"pi-b/out", "pi-b/in"}
-
-
 @pytest.fixture
 async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
-    monkeypatch.setattr(sequences_module, "machine_identity", lambda: MACHINE)
-    make_pair(
-        tmp_path / "init",
-        local=ip_address("192.0.2.1"),
-        remote=ip_address("192.0.2.2"),
-        local_nets=[ip_network("10.1.0.0/24")],
-        remote_nets=[ip_network("10.2.0.0/24")],
-    )
-    Ledger.create(tmp_path / "ledger.db", MACHINE)
-    rig = Rig(tmp_path)
-    await rig.start()
-    return rig
-
-
-async def restarted(rig: Rig) -> Rig:
-    await rig.gateway.stop()
-    again = Rig(rig.ledger.parent)
-    await again.start()
-    return again
+    return await start_rig(tmp_path, monkeypatch)
 
 
 async def test_additions_at_once_lose_none(rig: Rig) -> None:
