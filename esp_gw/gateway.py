@@ -369,6 +369,7 @@ class Gateway:
         failed = False
         while (entry := self._installed.get(name)) is not None and entry.lease is not None:
             if entry.lease.end > entry.sa.last_seq:
+                log.warning("an SA uses its last sequence numbers: give it a new key", sa=name)
                 return
             try:
                 lease = await self._sequences.lease(entry.sa)

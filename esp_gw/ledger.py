@@ -64,20 +64,22 @@ class LedgerEntry:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRequest:
-    """What an outbound SA needs: see `Ledger.lease`."""
+    """What an outbound SA needs: see `Ledger.lease`. Up to `used` numbers were used elsewhere."""
 
     keymat: KeyMaterial
     count: int
     last: int
     sa: str | None
+    used: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class FloorRequest:
-    """What an inbound SA needs: see `Ledger.replay_floor`."""
+    """What an inbound SA needs: see `Ledger.replay_floor`. `used` was accepted elsewhere."""
 
     keymat: KeyMaterial
     sa: str | None
+    used: int = 0
 
 
 class Ledger:
@@ -201,7 +203,7 @@ class Ledger:
             firsts: dict[bytes, int] = {}
             for wanted in outbound:
                 name, row = self._find(wanted.keymat, Role.OUTBOUND, wanted.sa, changes)
-                first = row.highest + 1
+                first = max(row.highest, wanted.used) + 1
                 end = min(first + wanted.count, wanted.last + 1)
                 if first >= end:
                     raise KeyReuseError(
@@ -215,9 +217,10 @@ class Ledger:
             floors = []
             for asked in inbound:
                 name, row = self._find(asked.keymat, Role.INBOUND, asked.sa, changes)
-                if name not in self._contents.rows:
-                    changes[name] = row
-                floors.append(row.highest)
+                floor = max(row.highest, asked.used)
+                if name not in self._contents.rows or floor > row.highest:
+                    changes[name] = replace(row, highest=floor)
+                floors.append(floor)
             self._write(changes)
             self._first = firsts | self._first
             return leases, floors

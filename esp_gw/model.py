@@ -187,7 +187,8 @@ class Sa:
 
     `local` and `remote` are the outer addresses, `remote_port` the peer's UDP port. `selectors` say
     which inner packets the SA may carry. `keepalive` is the seconds between NAT keepalives of an
-    outbound SA (RFC 3948 4), 0 for none. `pair` names the SA of the other direction.
+    outbound SA (RFC 3948 4), 0 for none. `pair` names the SA of the other direction. `used_seq` is
+    the highest sequence number that another program may have used with the key, 0 for none.
     """
 
     name: str
@@ -207,11 +208,16 @@ class Sa:
     tunnel: str | None = None
     pair: str | None = None
     origin: Origin = Origin.CONFIG
+    used_seq: int = 0
 
     @property
     def last_seq(self) -> int:
-        """The highest sequence number that the SA may use: 64 bits with ESN, 32 without."""
-        return 2**64 - 1 if self.esn else 2**32 - 1
+        """The highest sequence number that the SA may send: 64 bits with ESN, 32 without.
+
+        One that another program began stays in 32 bits, where the IVs of that program are not
+        met (docs/safety.md).
+        """
+        return 2**64 - 1 if self.esn and not self.used_seq else 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -235,6 +235,7 @@ class SaFields(Strict):
         tunnel: str | None = None,
         pair: str | None = None,
         origin: Origin = Origin.CONFIG,
+        used_seq: int = 0,
     ) -> Sa:
         """One SA of these settings, which has their `selectors`."""
         keepalive = 0
@@ -258,6 +259,7 @@ class SaFields(Strict):
             tunnel=tunnel,
             pair=pair,
             origin=origin,
+            used_seq=used_seq,
         )
 
 

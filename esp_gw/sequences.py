@@ -38,8 +38,11 @@ class Sequences:
 
         All are on disk, by one write. Raises LedgerError, and then no number is used.
         """
-        leases = [LeaseRequest(sa.keymat, _lease_len(sa), sa.last_seq, sa.name) for sa in outbound]
-        floors = [FloorRequest(sa.keymat, sa.name) for sa in inbound]
+        leases = [
+            LeaseRequest(sa.keymat, _lease_len(sa), sa.last_seq, sa.name, sa.used_seq)
+            for sa in outbound
+        ]
+        floors = [FloorRequest(sa.keymat, sa.name, sa.used_seq) for sa in inbound]
         return await self._run(lambda: self._open().begin(leases, floors))
 
     async def end(

@@ -24,7 +24,15 @@ from esp_gw.fields import provider_fault
 from esp_gw.gateway import Gateway
 from esp_gw.keyfile import format_keymat
 from esp_gw.model import Desired, Policy, Sa, Selector
-from esp_gw.store import PolicyEntry, Store, StoredState, merge, parse_policy_entry, parse_sa_entry
+from esp_gw.store import (
+    PolicyEntry,
+    Store,
+    StoredState,
+    merge,
+    parse_additions,
+    parse_policy_entry,
+    parse_sa_entry,
+)
 from esp_gw.sysctl import network_warnings
 
 log = structlog.get_logger()
@@ -65,6 +73,8 @@ class Service:
             "AddSa": self.add_sa,
             "DeleteSa": self.delete_sa,
             "FlushSas": self.flush_sas,
+            "CheckImport": self.check_import,
+            "ImportSas": self.import_sas,
             "ListPolicies": self.list_policies,
             "AddPolicy": self.add_policy,
             "DeletePolicy": self.delete_policy,
@@ -166,6 +176,46 @@ class Service:
             )
             await self._change(StoredState(sas=(), policies=kept), "flush")
             return {"deleted": names}
+
+    async def check_import(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Say whether `import_sas` would be refused; the ledger alone is not asked."""
+        async with self._changing:
+            _, state = self._with_import(parameters)
+            self._refuse_left_out(_without_conflicts(self._configured, state)[1])
+            return {}
+
+    async def import_sas(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Install SAs that another program began, and policies, all or none; remember them."""
+        async with self._changing:
+            added, state = self._with_import(parameters)
+            await self._change(state)
+            log.info("imported", sas=len(added.sas), policies=len(added.policies))
+            return {
+                "sas": [entry.name for entry in added.sas],
+                "policies": [entry.name for entry in added.policies],
+            }
+
+    def _with_import(self, parameters: Parameters) -> tuple[StoredState, StoredState]:
+        """What is to be imported, and the CLI's additions with it."""
+        added = parse_additions(parameters)
+        names = [sa.name for sa in self._gateway.sas] + [old.name for old in self._state.sas]
+        for sa in added.sas:
+            _refuse_existing("SA", sa.name, names)
+        names = [policy.name for policy in self._gateway.policies]
+        names += [old.name for old in self._state.policies]
+        for policy in added.policies:
+            _refuse_existing("policy", policy.name, names)
+        port = self._configured.settings.port
+        if parameters.get("port") not in (None, port):
+            raise ControlError(
+                "Refused",
+                f"the SAs use another local UDP port than the gateway, which has {port}",
+                hint="set gateway.port to theirs, and restart the gateway",
+            )
+        state = StoredState(
+            sas=(*self._state.sas, *added.sas), policies=(*self._state.policies, *added.policies)
+        )
+        return added, state
 
     async def list_policies(self, parameters: Parameters, peer: Peer) -> Parameters:
         """Return the SPD in its order."""
@@ -281,15 +331,18 @@ class Service:
         ]
         return [*self._configured.warnings, *left_out]
 
-    async def _change(self, state: StoredState, what: str) -> None:
-        """Apply the CLI's new state, then keep it: what is on disk has been seen to work.
-
-        `what` it is that changes stands in front of a refusal.
-        """
-        wanted, left_out = _without_conflicts(self._configured, state)
+    def _refuse_left_out(self, left_out: Mapping[str, str], what: str | None = None) -> None:
         for name, message in left_out.items():
             if name not in self._left_out:
-                raise ControlError("Refused", f"{what}: {message}")
+                raise ControlError("Refused", f"{what or name}: {message}")
+
+    async def _change(self, state: StoredState, what: str | None = None) -> None:
+        """Apply the CLI's new state, then keep it: what is on disk has been seen to work.
+
+        `what` it is that changes stands in front of a refusal, else what can't be in place.
+        """
+        wanted, left_out = _without_conflicts(self._configured, state)
+        self._refuse_left_out(left_out, what)
         before = self._state
         await self._gateway.apply(wanted)
         try:

@@ -32,13 +32,17 @@ Entry = TypeVar("Entry", bound=Strict)
 
 
 class SaEntry(SaFields):
-    """One SA that the CLI added; `key` is hex, key then salt, and shows in no repr and no dump."""
+    """One SA that the CLI added; `key` is hex, key then salt, and shows in no repr and no dump.
+
+    `used_seq` is the highest sequence number that another program may have used before.
+    """
 
     name: fields.SaName
     direction: fields.DirectionName
     spi: fields.Spi
     key: SecretStr
     pair: fields.SaName | None = None
+    used_seq: fields.Seq = 0
 
     @field_validator("key")
     @classmethod
@@ -68,6 +72,7 @@ class SaEntry(SaFields):
             self.selectors(),
             pair=self.pair,
             origin=Origin.CLI,
+            used_seq=self.used_seq,
         )
 
 
@@ -150,8 +155,8 @@ class Store:
         """Put `state` on the disk in one step; raises EspGwError, and then the old one is there."""
         document = {
             "version": FORMAT_VERSION,
-            "sas": [_revealed(entry) for entry in state.sas],
-            "policies": [_plain(entry) for entry in state.policies],
+            "sas": [revealed(entry) for entry in state.sas],
+            "policies": [plain(entry) for entry in state.policies],
         }
         try:
             replace(self.path, json.dumps(document, indent=1).encode() + b"\n")
@@ -226,6 +231,26 @@ def parse_policy_entry(parameters: Mapping[str, object]) -> PolicyEntry:
     return _parse(PolicyEntry, parameters)
 
 
+def parse_additions(parameters: Mapping[str, object]) -> StoredState:
+    """Lists of SAs and policies, as an import asks for them. Raises ControlError."""
+    return StoredState(
+        _parse_all(SaEntry, "sas", parameters.get("sas", [])),
+        _parse_all(PolicyEntry, "policies", parameters.get("policies", [])),
+    )
+
+
+def _parse_all(model: type[Entry], name: str, items: object) -> tuple[Entry, ...]:
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise ControlError("InvalidParameter", f"{name}: expected a list of mappings")
+    entries = []
+    for index, item in enumerate(items):
+        try:
+            entries.append(_parse(model, item))
+        except ControlError as error:
+            raise ControlError(error.code, f"{name}[{index}]: {error.what}") from None
+    return tuple(entries)
+
+
 def _parse(model: type[Entry], parameters: Mapping[str, object]) -> Entry:
     try:
         return model.model_validate(dict(parameters))
@@ -239,10 +264,12 @@ def _on_one_line(faults: Iterable[tuple[fields.Location, str]]) -> str:
     return "; ".join(f"{fields.label(location)}: {text}" for location, text in faults)
 
 
-def _plain(entry: Strict) -> dict[str, object]:
+def plain(entry: Strict) -> dict[str, object]:
+    """An entry as JSON values, without a key."""
     # Defaults are written out: a later version's must not change an SA that is in use.
     return entry.model_dump(mode="json", exclude_none=True)
 
 
-def _revealed(entry: SaEntry) -> dict[str, object]:
-    return {**_plain(entry), "key": entry.key.get_secret_value()}
+def revealed(entry: SaEntry) -> dict[str, object]:
+    """An SA's entry as JSON values, the key among them."""
+    return {**plain(entry), "key": entry.key.get_secret_value()}

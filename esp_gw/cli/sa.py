@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from esp_gw.cli import output
+from esp_gw.cli.kernel import import_
 from esp_gw.cli.options import (
     PORT,
     SUITE,
@@ -147,6 +148,9 @@ def flush(daemon: Daemon, yes: bool, as_json: bool) -> None:
         output.print_json(reply)
     else:
         click.echo(f"deleted: {output.printable(output.joined(reply['deleted'])) or 'none'}")
+
+
+sa.add_command(import_)
 
 
 def _read_key(source: str, suite: Suite) -> str:

@@ -22,6 +22,9 @@ SANS_IO = {
     "netplan",
     "reconcile",
     "control.protocol",
+    "xfrm.records",
+    "xfrm.lines",
+    "xfrm.parser",
 }
 """Bytes and `now` in, bytes and events out."""
 LAYERS = {
