@@ -8,14 +8,13 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from esp_gw import logs, memory
 from esp_gw.config import load_config
 from esp_gw.control.server import ControlServer, Peer
 from esp_gw.engine.choose import is_native, make_engine
 from esp_gw.errors import EngineError, EspGwError
 from esp_gw.gateway import Gateway
+from esp_gw.logs import log
 from esp_gw.model import Desired
 from esp_gw.netlink import Netlink
 from esp_gw.sequences import Sequences
@@ -23,8 +22,6 @@ from esp_gw.service import Service
 from esp_gw.store import STORE_NAME, Store
 from esp_gw.systemd import Notifier, watchdog_interval
 from esp_gw.tables import TABLES_NAME, Tables
-
-log = structlog.get_logger()
 
 LEDGER_NAME = "ledger.db"
 

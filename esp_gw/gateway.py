@@ -10,8 +10,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from esp_gw import reconcile
 from esp_gw.engine.base import (
     Counters,
@@ -28,14 +26,13 @@ from esp_gw.engine.base import (
     SoftExpired,
 )
 from esp_gw.errors import EngineError, EspGwError, LedgerError
+from esp_gw.logs import log
 from esp_gw.model import Desired, Direction, IPAddress, KeyMaterial, Lease, Policy, Sa
 from esp_gw.netlink import Netlink
 from esp_gw.netplan import Network, missing_from, plan_network
 from esp_gw.reconcile import Observed
 from esp_gw.sequences import Sequences
 from esp_gw.watch import Look, Watch
-
-log = structlog.get_logger()
 
 FLOOR_INTERVAL = 5.0
 """Seconds between two writes of the replay floors: what a crash forgets of accepted packets."""

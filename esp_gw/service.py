@@ -11,8 +11,6 @@ from dataclasses import asdict
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 
-import structlog
-
 from esp_gw import __version__
 from esp_gw.config import load_config
 from esp_gw.conflicts import find_conflicts
@@ -23,6 +21,7 @@ from esp_gw.errors import ControlError, EspGwError
 from esp_gw.fields import provider_fault
 from esp_gw.gateway import Gateway
 from esp_gw.keyfile import format_keymat
+from esp_gw.logs import log
 from esp_gw.model import Desired, Policy, Sa, Selector
 from esp_gw.store import (
     PolicyEntry,
@@ -34,8 +33,6 @@ from esp_gw.store import (
     parse_sa_entry,
 )
 from esp_gw.sysctl import network_warnings
-
-log = structlog.get_logger()
 
 Parameters = dict[str, object]
 

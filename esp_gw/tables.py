@@ -9,11 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import structlog
-
 from esp_gw import files
-
-log = structlog.get_logger()
+from esp_gw.logs import log
 
 TABLES_NAME = "tables.json"
 

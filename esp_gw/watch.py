@@ -11,11 +11,8 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-import structlog
-
 from esp_gw.errors import EspGwError
-
-log = structlog.get_logger()
+from esp_gw.logs import log
 
 FIRST_PAUSE = 1.0
 """Seconds after something was mended before the next look."""

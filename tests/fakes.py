@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 from esp_gw import reconcile
 from esp_gw.engine.base import (
@@ -23,6 +25,33 @@ from esp_gw.model import Direction, IPAddress, Lease, Policy, Sa
 from esp_gw.netplan import Network
 
 MACHINE = "a machine of tests"
+
+
+class _Keeper(logging.Handler):
+    def __init__(self, kept: list[dict[str, Any]]) -> None:
+        super().__init__()
+        self.kept = kept
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = {"event": record.getMessage(), "log_level": record.levelname.lower()}
+        if record.exc_info:
+            line["exc_info"] = record.exc_info
+        self.kept.append(line | record.__dict__["fields"])
+
+
+@contextmanager
+def captured_logs() -> Iterator[list[dict[str, Any]]]:
+    """Keep what is logged: the event, its level and its fields."""
+    logger = logging.getLogger("esp_gw")
+    before = logger.level
+    keeper = _Keeper([])
+    logger.addHandler(keeper)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield keeper.kept
+    finally:
+        logger.removeHandler(keeper)
+        logger.setLevel(before)
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -88,7 +88,7 @@ def _complain(text: str) -> None:
 
 def _complain_internal(error: Exception) -> None:
     """A fault of the program itself: one line, and more only for those who ask for it."""
-    from esp_gw.logs import scrub  # noqa: PLC0415 - imports structlog, for this case alone
+    from esp_gw.logs import scrub  # noqa: PLC0415 - for this case alone
 
     text = scrub(f"{type(error).__name__}: {error}")
     _complain(f"esp-gw: internal error: {text}; set ESP_GW_DEBUG=1 to see where")

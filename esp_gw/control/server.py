@@ -19,8 +19,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
-
 from esp_gw.control.protocol import (
     Request,
     RequestDecoder,
@@ -28,6 +26,7 @@ from esp_gw.control.protocol import (
     encode_reply,
 )
 from esp_gw.errors import ControlError, EspGwError
+from esp_gw.logs import log
 
 MAX_CONNECTIONS = 32
 REQUEST_TIMEOUT = 30.0
@@ -40,8 +39,6 @@ _LISTEN_HINTS = {
     errno.ENOENT: "make its directory first, as the systemd unit does",
     errno.EACCES: "run this as root or as the systemd service",
 }
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ IO_MODULES = {
     "time",
     "uvloop",
     "pyroute2",
-    "structlog",
+    "logging",
 }
 
 

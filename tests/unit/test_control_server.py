@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
-import structlog
 import uvloop
+from fakes import captured_logs
 
 from esp_gw.control import server as server_module
 from esp_gw.control.protocol import PREFIX, encode_request
@@ -200,7 +200,7 @@ async def test_what_a_handler_raises_becomes_an_answer(
     async def fail(_parameters: dict[str, object], _peer: Peer) -> dict[str, object]:
         raise raised
 
-    with structlog.testing.capture_logs() as logged:
+    with captured_logs() as logged:
         async with serving(path, {"Fail": fail, "Echo": echo}), connected(path) as stream:
             expected = {"message": message} | ({"hint": hint} if hint else {})
             assert await ask(stream, "Fail") == {
@@ -311,7 +311,7 @@ async def test_a_client_that_does_not_read_is_dropped_and_blocks_nobody(
 
 
 async def test_a_client_that_leaves_in_the_middle_of_an_answer_harms_nobody(path: Path) -> None:
-    with structlog.testing.capture_logs() as logged:
+    with captured_logs() as logged:
         async with serving(path) as server:
             for _ in range(5):
                 async with connected(path) as (reader, writer):

@@ -12,8 +12,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
-from fakes import MACHINE, FakeEngine, FakeNetlink, until
-from structlog.testing import capture_logs
+from fakes import MACHINE, FakeEngine, FakeNetlink, captured_logs, until
 
 from esp_gw import daemon as daemon_module
 from esp_gw import logs, memory
@@ -119,7 +118,7 @@ def test_memory_is_made_safe_before_any_key_is_read(
     monkeypatch.setattr(memory, "lock", lock)
     monkeypatch.setattr(logs, "configure", lambda _: None)
     monkeypatch.setattr(daemon_module, "load_config", load)
-    with capture_logs() as lines, pytest.raises(EspGwError, match="no further"):
+    with captured_logs() as lines, pytest.raises(EspGwError, match="no further"):
         daemon_module.run(tmp_path, "info")
     assert steps == [(resource.RLIMIT_CORE, (0, 0)), "memory is locked", "keys are read"]
     assert [line["event"].partition(":")[0] for line in lines] == (

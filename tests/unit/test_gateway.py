@@ -10,8 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from builders import desired, make_sa, protect, selector
-from fakes import MACHINE, FakeEngine, FakeNetlink, until
-from structlog.testing import capture_logs
+from fakes import MACHINE, FakeEngine, FakeNetlink, captured_logs, until
 
 from esp_gw import gateway as gateway_module
 from esp_gw import sequences as sequences_module
@@ -370,7 +369,7 @@ async def test_changes_at_once_are_done_one_after_the_other(rig: Rig) -> None:
 
 
 async def test_the_refusal_of_gso_is_told_once_for_each_peer(rig: Rig) -> None:
-    with capture_logs() as lines:
+    with captured_logs() as lines:
         for remote in (IN.remote, IN.remote, IN.local):
             rig.engine.tell(GsoRefused(remote, "EIO"))
     assert [(line["remote"], line["error"]) for line in lines] == [
@@ -384,7 +383,7 @@ async def test_a_peer_whose_address_flaps_is_told_of_once_in_an_interval(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr(gateway_module, "time", SimpleNamespace(monotonic=lambda: now))
-    with capture_logs() as lines:
+    with captured_logs() as lines:
         for port in range(50):
             rig.engine.tell(PeerAddressChanged("t/in", IN.remote, 1000 + port))
         rig.engine.tell(PeerAddressChanged("t/out", IN.remote, 3))

@@ -8,10 +8,8 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import structlog
 
 from esp_gw import logs
 from esp_gw.errors import EspGwError
@@ -23,12 +21,14 @@ KEYMAT = KeyMaterial.from_bytes(SECRET)
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    """Leave structlog and logging as they were."""
+    """Leave logging as it was."""
     root = logging.getLogger()
-    before = root.handlers[:], root.level
+    ours = logging.getLogger("esp_gw")
+    before = root.handlers[:], root.level, ours.level
     yield
-    structlog.reset_defaults()
-    root.handlers[:], root.level = before
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    ours.setLevel(before[2])
 
 
 class Stderr:
@@ -62,8 +62,8 @@ def stderr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stderr]:
     output.stream.close()
 
 
-def logger() -> Any:
-    return structlog.get_logger()
+def logger() -> logs.Log:
+    return logs.log
 
 
 def line_of(stderr: Stderr, **fields: object) -> str:
