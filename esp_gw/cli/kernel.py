@@ -1,16 +1,19 @@
-"""`esp-gw sa import`: the kernel's SAs and policies come here."""
+"""`esp-gw sa import` and `sa export`: from the kernel's ESP, and to it."""
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from pathlib import Path
 
 import click
 
 from esp_gw.cli import output
-from esp_gw.cli.options import Daemon, json_option
+from esp_gw.cli.options import Daemon, address, config_option, json_option
 from esp_gw.control.protocol import MAX_REQUEST, encode_request
-from esp_gw.errors import EspGwError
+from esp_gw.errors import ControlError, EspGwError
+from esp_gw.model import Direction, Encapsulation
 
 MAX_INPUT = 16 << 20
 STDIN = "stdin"
@@ -52,6 +55,97 @@ def import_(daemon: Daemon, files: tuple[str, ...], check: bool, as_json: bool) 
     for kind, entries in (("SA", found.sas), ("policy", found.policies)):
         for entry in entries:
             click.echo(f"{'would import' if check else 'imported'} {kind} {entry.name}")
+
+
+@click.command()
+@click.option("--format", "form", type=click.Choice(["iproute2"]), default="iproute2")
+@click.option(
+    "--output",
+    "target",
+    required=True,
+    metavar="FILE|-",
+    help="The file to make, mode 0600; - is stdout, which has to be a pipe.",
+)
+@click.option("--remote", type=address, metavar="IP", help="The other end; needed with several.")
+@config_option
+@click.pass_obj
+def export(daemon: Daemon, form: str, target: str, remote: str | None, config: Path) -> None:
+    """Write the other end's SAs and policies as lines of 'ip -batch', with the keys.
+
+    They are read from the configuration, its key files, and what 'sa add' and 'sa import' added,
+    so this needs root; how far the keys are used, from the daemon if it runs.
+    """
+    from esp_gw.config import load_config  # noqa: PLC0415 - pydantic is slow to import
+    from esp_gw.store import STORE_NAME, Store, merge  # noqa: PLC0415
+    from esp_gw.xfrm.commands import batch  # noqa: PLC0415
+
+    _refuse_open_stdout(target)
+    wanted = load_config(config)
+    wanted = merge(wanted, Store(Path(wanted.settings.state_dir) / STORE_NAME).load())
+    peers = sorted({str(sa.remote) for sa in wanted.sas})
+    if remote is None and len(peers) == 1:
+        (remote,) = peers
+    if remote not in peers:
+        raise EspGwError(
+            f"there is no SA with {remote}" if remote else "the other end is not one host",
+            hint=f"choose it with --remote: {', '.join(peers) or 'there are no SAs'}",
+        )
+    sas = [sa for sa in wanted.sas if str(sa.remote) == remote]
+    seqs = _seqs(daemon)
+    text = batch(sas, wanted.policies, seqs, wanted.settings.port)
+    if any(sa.encapsulation is Encapsulation.UDP for sa in sas):
+        _note("over there a program has to hold the UDP port with UDP_ENCAP, as IKE daemons do")
+    _write(target, text)
+
+
+def _seqs(daemon: Daemon) -> dict[str, int]:
+    """The last number sent or the highest accepted, by SA; none where the daemon does not run."""
+    try:
+        entries = daemon.call("ListSas")["sas"]
+    except ControlError:
+        raise
+    except EspGwError as error:
+        _note(f"the numbers begin at 1, as for keys that were never used: {error.what}")
+        return {}
+    return {
+        entry["name"]: entry["seq"] - (entry["direction"] == Direction.OUTBOUND)
+        for entry in entries
+    }
+
+
+def _note(text: str) -> None:
+    click.echo(output.printable(f"note: {text}"), err=True)
+
+
+def _refuse_open_stdout(target: str) -> None:
+    if target != "-":
+        return
+    mode = os.fstat(sys.stdout.fileno()).st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        raise EspGwError(
+            "stdout is not a pipe, and the keys would be there for others to see",
+            hint="name a file with --output, or pipe into 'ssh root@peer ip -batch -'",
+        )
+
+
+def _write(target: str, text: str) -> None:
+    if target == "-":
+        click.echo(text, nl=False)
+        return
+    from esp_gw.files import write_new  # noqa: PLC0415
+
+    try:
+        write_new(Path(target), text.encode())
+    except FileExistsError:
+        raise EspGwError(
+            "exists already and is not overwritten",
+            where=output.printable(target),
+            hint="choose another name, or move the old file away",
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "is not a usable file name"
+        raise EspGwError(reason, where=output.printable(target)) from None
+    click.echo(output.printable(f"wrote {target}; type at the other end: ip -batch {target}"))
 
 
 def _name(file: str) -> str:

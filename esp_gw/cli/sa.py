@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from esp_gw.cli import output
-from esp_gw.cli.kernel import import_
+from esp_gw.cli.kernel import export, import_
 from esp_gw.cli.options import (
     PORT,
     SUITE,
@@ -151,6 +151,7 @@ def flush(daemon: Daemon, yes: bool, as_json: bool) -> None:
 
 
 sa.add_command(import_)
+sa.add_command(export)
 
 
 def _read_key(source: str, suite: Suite) -> str:
