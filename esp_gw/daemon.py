@@ -142,5 +142,6 @@ class _Daemon:
             self._notifier.ready("not reloaded, see the log")
 
     def _fail(self, reason: str) -> None:
-        self._failure = reason
+        # The first reason: what fails next, fails of it.
+        self._failure = self._failure or reason
         self._stopping.set()

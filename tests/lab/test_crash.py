@@ -1,4 +1,7 @@
-"""A daemon killed at a bad moment repeats no IV, leaves no way out in the clear, and comes back."""
+"""A daemon killed at a bad moment repeats no IV, leaves no way out in the clear, and comes back.
+
+So does one that ends by itself because its data plane can't go on.
+"""
 
 from __future__ import annotations
 
@@ -63,6 +66,31 @@ def test_after_a_kill_nothing_leaves_in_the_clear_and_a_start_cleans_up(
     pair.b.stop()
     report = wire.finish()
     assert (report.cleartext, report.leaked) == (0, 0), report.examples
+
+
+def test_a_data_plane_that_fails_ends_the_daemon_in_one_line_and_lets_nothing_out(
+    make_pair: MakePair, tap: Callable[[Namespace, bytes], Tap]
+) -> None:
+    pair = make_pair()
+    host, target = pair.a.namespace, pair.plan.inner(1)
+    # A default route is the way out that a protected packet would take by mistake.
+    host.ip("route", "add", "default", "via", "192.0.2.2")
+    wire = tap(host, ip_address(target).packed)
+    pair.start()
+    host.ip("link", "del", "esp0")
+    process = pair.a.process
+    assert process is not None
+    assert process.wait(10) == 1
+    assert re.fullmatch(
+        r"esp0: (worker \d+: )?the TUN device is gone.*", pair.a.last_words().splitlines()[-1]
+    )
+    assert "Traceback" not in pair.a.log.read_text()
+    assert "unreachable 10.2.0.0/24" in host.ip("route", "show", "table", "4500")
+    assert ping(host, target, count=2) == 0
+    report = wire.finish()
+    assert (report.cleartext, report.leaked) == (0, 0), report.examples
+    pair.a.start()
+    assert ping(host, target, count=2) == 2
 
 
 def test_what_was_accepted_before_the_last_floor_is_refused_after_a_kill(

@@ -242,16 +242,3 @@ def test_an_outer_address_may_come_after_the_start(make_pair: MakePair, version:
     nodad = ["nodad"] if version == 6 else []
     pair.a.namespace.ip("address", "add", address, "dev", "wan", *nodad)
     until(lambda: ping(pair.a.namespace, target, count=1), "traffic flows")
-
-
-def test_a_tun_device_that_is_deleted_ends_the_daemon_in_one_line(pair: GatewayPair) -> None:
-    host = pair.a.namespace
-    host.ip("link", "del", "esp0")
-    process = pair.a.process
-    assert process is not None
-    assert process.wait(10) == 1
-    assert "TUN device is gone" in pair.a.last_words()
-    assert "Traceback" not in pair.a.log.read_text()
-    assert "unreachable 10.2.0.0/24" in host.ip("route", "show", "table", "4500")
-    pair.a.start()
-    assert ping(host, pair.plan.inner(1), count=2) == 2

@@ -19,7 +19,8 @@ from esp_gw import logs, memory
 from esp_gw import sequences as sequences_module
 from esp_gw import service as service_module
 from esp_gw.config import load_config
-from esp_gw.errors import EspGwError
+from esp_gw.engine.base import EngineFailed
+from esp_gw.errors import EngineError, EspGwError
 from esp_gw.ledger import Ledger
 from esp_gw.netplan import Network
 from esp_gw.provision import make_pair
@@ -145,6 +146,17 @@ async def test_a_reload_asked_for_during_the_start_happens_after_it(rig: Rig) ->
     assert rig.states()[-1] == "STOPPING=1"
     assert not rig.engine.is_open
     assert not rig.socket.exists()
+
+
+async def test_a_data_plane_that_fails_ends_the_daemon_with_the_first_reason(rig: Rig) -> None:
+    running = rig.launch()
+    await rig.told_last("READY=1")
+    rig.engine.tell(EngineFailed("esp0: worker 1: panicked: a fault of ours"))
+    rig.engine.tell(EngineFailed("esp0: worker 0: the TUN device is gone"))
+    with pytest.raises(EngineError, match="worker 1: panicked"):
+        await running
+    assert rig.states()[-1] == "STOPPING=1"
+    assert not rig.engine.is_open
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -16,14 +15,14 @@ use esp_core::spd::{Policy, Spd};
 
 use crate::peers::{Heard, Peers};
 use crate::settings::{MAX_WORKERS, Offloads, Settings};
-use crate::shared::{Event, Events, Inbound, Outbound, Outer, Shared, Tables, Tallies};
+use crate::shared::{Events, Inbound, Outbound, Outer, Shared, Tables, Tallies};
 use crate::socket::Socket;
 use crate::sys::poll::Waker;
 use crate::sys::raw::RawSocket;
 use crate::sys::tun::{TunOffloads, TunQueue};
 use crate::sys::udp::{UdpOffloads, UdpSocket};
 use crate::sys::{Error, Result, SocketOptions, cpu};
-use crate::worker::{Command, Mailbox, Worker};
+use crate::worker::{Command, Mailbox, Worker, live};
 
 /// Bytes asked of the kernel for each outer socket, each way.
 const SOCKET_BUFFER: usize = 4 << 20;
@@ -110,9 +109,17 @@ impl Engine {
             let shared = Arc::clone(&engine.shared);
             let processor = processors.get(index % processors.len().max(1));
             let processor = processor.filter(|_| engine.settings.pin_workers).copied();
+            let name = format!("{}: worker {index}", engine.settings.interface);
             let thread = std::thread::Builder::new()
                 .name(format!("esp-worker-{index}"))
-                .spawn(move || live(worker, &shared, processor))
+                .spawn(move || {
+                    if let Some(processor) = processor {
+                        // A worker that can't be pinned works all the same.
+                        let _ = cpu::pin_current_thread(processor);
+                    }
+                    let mailbox = worker.mailbox();
+                    live(&name, &mailbox, &shared.events, || worker.run());
+                })
                 .map_err(|_| Error::Argument("a worker thread can't be started"))?;
             engine.threads.push(thread);
         }
@@ -437,23 +444,6 @@ enum Going<'a> {
 fn refused(sa: Arc<str>, why: &'static str) -> Refused {
     let why = Error::Argument(why);
     Refused { sa, why }
-}
-
-/// A worker's thread: when it ends before it was told to, the control plane hears why.
-fn live(worker: Worker, shared: &Shared, processor: Option<usize>) {
-    if let Some(processor) = processor {
-        // A worker that can't be pinned works all the same.
-        let _ = cpu::pin_current_thread(processor);
-    }
-    let mailbox = worker.mailbox();
-    let ended = catch_unwind(AssertUnwindSafe(|| worker.run()));
-    mailbox.ended();
-    let reason = match ended {
-        Ok(Ok(())) => return,
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => "a worker panicked".to_string(),
-    };
-    shared.events.push(Event::Failed(reason));
 }
 
 fn outbound_counters(entry: &Outbound) -> SaCounters {

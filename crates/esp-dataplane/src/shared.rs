@@ -13,7 +13,8 @@ use esp_core::spd::Spd;
 use crate::peers::{Heard, Peer};
 use crate::sys::poll::Waker;
 
-/// Events that wait to be taken at most; a control plane that sleeps loses later ones.
+/// Events that packets cause without end wait to be taken at most; a control plane that sleeps loses
+/// later ones, and learns what they told from the next packets.
 const MAX_EVENTS: usize = 4096;
 
 /// What the control plane is told; the names are those of the SAs.
@@ -33,6 +34,16 @@ pub enum Event {
     GsoRefused(IpAddr, &'static str),
     /// A worker can't go on.
     Failed(String),
+}
+
+impl Event {
+    /// Whether packets cause it again and again; the others come once for each SA, peer or worker.
+    const fn may_come_again(&self) -> bool {
+        matches!(
+            self,
+            Self::PeerAddressChanged(..) | Self::PathMtuChanged(..)
+        )
+    }
 }
 
 /// Tallies of one SA or direction: one for each worker, which alone writes it.
@@ -139,7 +150,7 @@ impl Events {
     /// Put an event in the queue.
     pub fn push(&self, event: Event) {
         let mut queue = lock(&self.queue);
-        if queue.len() < MAX_EVENTS {
+        if queue.len() < MAX_EVENTS || !event.may_come_again() {
             queue.push_back(event);
         }
         drop(queue);
@@ -188,4 +199,25 @@ impl Shared {
 /// A lock that a panic elsewhere has not spoiled: what it guards is whole after every step.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_once_is_not_lost_behind_what_is_told_without_end() {
+        let events = Events::new(Waker::new().unwrap());
+        let peer = SocketAddr::from(([192, 0, 2, 1], 4500));
+        for _ in 0..2 * MAX_EVENTS {
+            events.push(Event::PeerAddressChanged("sa".into(), peer));
+        }
+        events.push(Event::LeaseLow("sa".into()));
+        events.push(Event::Failed("why".into()));
+        let told = events.take();
+        assert_eq!(told.len(), MAX_EVENTS + 2);
+        let last = [Event::LeaseLow("sa".into()), Event::Failed("why".into())];
+        assert_eq!(told[MAX_EVENTS..], last);
+    }
 }

@@ -1,0 +1,116 @@
+//! The engine with its threads, on a real TUN device and real sockets.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::cast_possible_truncation
+)]
+
+mod common;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::{Netns, PATIENCE, ip, ip_says, readable};
+use esp_core::provider::Choice;
+use esp_core::sa::{Encapsulation, KeyMaterial, Mode, SaSpec};
+use esp_core::selector::{Prefix, Selector};
+use esp_core::seq::Lease;
+use esp_core::spd::{Action, Policy};
+use esp_core::suite::SUITES;
+use esp_dataplane::engine::Engine;
+use esp_dataplane::settings::{Offloads, Settings};
+use esp_dataplane::shared::{Event, Outer};
+
+const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+fn settings() -> Settings {
+    Settings {
+        interface: "esp0".into(),
+        port: 4500,
+        fwmark: 0,
+        workers: Some(2),
+        pin_workers: false,
+        busy_poll: Duration::ZERO,
+        provider: Choice::Auto,
+        offloads: Offloads::all(),
+    }
+}
+
+fn everything_from_the_tun() -> Selector {
+    let net = |host| Prefix::new(IpAddr::V4(Ipv4Addr::new(10, 0, host, 0)), 24).unwrap();
+    Selector {
+        local: net(1),
+        remote: net(2),
+        protocol: None,
+        local_port: None,
+        remote_port: None,
+    }
+}
+
+/// An SA whose peer no socket of its local address can reach, which no configuration may hold.
+fn impossible() -> SaSpec {
+    let suite = &SUITES[0];
+    SaSpec {
+        name: "sa".into(),
+        spi: 0x1001,
+        suite,
+        keymat: KeyMaterial::new(suite, &vec![1; suite.keymat_len()]).unwrap(),
+        mode: Mode::Tunnel,
+        encapsulation: Encapsulation::Udp,
+        local: LOCAL,
+        remote: IpAddr::V6(Ipv6Addr::LOCALHOST),
+        remote_port: 4500,
+        selectors: vec![everything_from_the_tun()],
+        esn: true,
+        replay_window: 64,
+        pair: None,
+        tunnel: None,
+    }
+}
+
+#[test]
+fn a_worker_whose_socket_fails_is_told_of_and_the_engine_goes_on_answering() {
+    let _netns = Netns::enter_new();
+    let mut engine = Engine::start(settings()).unwrap();
+    ip("address add 10.0.1.1/24 dev esp0");
+    ip("link set esp0 up");
+    ip("route add 10.0.2.0/24 dev esp0");
+    let outer = Outer {
+        address: LOCAL,
+        encapsulation: Encapsulation::Udp,
+    };
+    engine.set_sockets(&[outer]).unwrap();
+    let lease = Lease { first: 1, last: 99 };
+    engine
+        .install(vec![(impossible(), lease)], Vec::new())
+        .unwrap();
+    let protect = Policy {
+        name: "p".into(),
+        action: Action::Protect,
+        selectors: vec![everything_from_the_tun()],
+        sas: vec![Arc::from("sa")],
+    };
+    engine.replace_policies(vec![protect]).unwrap();
+
+    let host = UdpSocket::bind("10.0.1.1:0").unwrap();
+    host.send_to(b"to a worker", "10.0.2.1:9").unwrap();
+    assert!(
+        readable(engine.events().waker(), PATIENCE),
+        "nothing is told"
+    );
+    let [Event::Failed(reason)] = &engine.events().take()[..] else {
+        panic!("no failure, or more")
+    };
+    assert!(reason.starts_with("esp0: worker "), "{reason}");
+    assert!(reason.contains("sendm"), "{reason}");
+
+    // One of two workers is there no more: nobody waits for it.
+    engine.replace_policies(Vec::new()).unwrap();
+    let (outbound, last) = &engine.remove(&["sa"]).unwrap()[0];
+    assert!(outbound);
+    assert_eq!((last.seq, last.counters.packets), (2, 0));
+    drop(engine);
+    assert!(!ip_says("link show").contains("esp0"));
+}
