@@ -56,6 +56,8 @@ pub struct InboundPath {
     buffers: Slots,
     slots: Vec<Slot>,
     by_spi: HashMap<u32, usize>,
+    /// The slot of the packet before; packets come in trains.
+    recent: usize,
     /// The SA, as an index of `slots`, that was last found to be allowed to carry a flow.
     flows: FlowCache<usize>,
     coalescer: Coalescer,
@@ -80,6 +82,7 @@ impl InboundPath {
             buffers: Slots::new(BUFFERS, BUFFER_LEN)?,
             slots: Vec::new(),
             by_spi: HashMap::new(),
+            recent: 0,
             flows: FlowCache::new(FLOWS),
             coalescer: Coalescer::new(Merging {
                 vnet_len: VNET_LEN,
@@ -198,6 +201,14 @@ impl InboundPath {
     }
 
     fn slot(&mut self, spi: u32) -> Option<usize> {
+        let recent = self.slots.get(self.recent);
+        if recent.is_none_or(|slot| slot.entry.sa.spec.spi != spi) {
+            self.recent = self.look_up(spi)?;
+        }
+        Some(self.recent)
+    }
+
+    fn look_up(&mut self, spi: u32) -> Option<usize> {
         if let Some(&index) = self.by_spi.get(&spi) {
             return Some(index);
         }

@@ -1,7 +1,6 @@
 //! The two ways of a packet as a worker of the native engine goes them, with buffers in place of the
 //! TUN and the socket.
 
-use std::collections::HashMap;
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -196,7 +195,6 @@ pub struct Inbound {
     received: Vec<u8>,
     esp_len: usize,
     first_seq: u64,
-    by_spi: HashMap<u32, usize>,
     flows: FlowCache<usize>,
     sa: Arc<InboundSa>,
     opener: Opener,
@@ -218,7 +216,6 @@ impl Inbound {
             received: outbound.output,
             esp_len,
             first_seq,
-            by_spi: HashMap::from([(SPI, 0)]),
             flows: FlowCache::new(8192),
             sa: Arc::clone(&shared.inbound),
             opener: shared.inbound.opener(Choice::Only(provider)).unwrap(),
@@ -242,7 +239,8 @@ impl Inbound {
             let Ok(Datagram::Esp(spi)) = classify(esp, true) else {
                 panic!("no ESP packet")
             };
-            let slot = self.by_spi[&spi];
+            assert_eq!(spi, self.sa.spec.spi);
+            let slot = 0;
             assert!(self.sa.comes_by(Encapsulation::Udp, true));
             let text_len = self.opener.text_len(esp.len()).unwrap();
             // A thread that the kernel held up has numbers that are old by now.
