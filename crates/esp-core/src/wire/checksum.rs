@@ -3,6 +3,9 @@
 use super::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
 
 /// A one's complement sum of 16-bit words that is being added up.
+///
+/// Wider words give the same sum (RFC 1071 2 (C)), and so does the machine's byte order but for a
+/// swap at the end (2 (B)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sum(u64);
 
@@ -17,40 +20,36 @@ impl Sum {
     /// zero followed.
     #[must_use]
     pub fn bytes(self, bytes: &[u8]) -> Self {
-        // The sum doesn't depend on the byte order but for a swap at the end (RFC 1071 2 (B)), and
-        // wider words give the same sum (2 (C)).
         // Wrapping, for no slice overflows the sum and a check at each addition keeps the loop from
         // being vectorised.
         let words = bytes.chunks_exact(8);
-        let rest = words.remainder();
-        let mut last = [0; 8];
-        last[..rest.len()].copy_from_slice(rest);
-        let sum = words.fold(halves(last), |sum, word| {
+        let last = last_word(words.remainder());
+        let sum = words.fold(last, |sum, word| {
             let word = [
                 word[0], word[1], word[2], word[3], word[4], word[5], word[6], word[7],
             ];
-            sum.wrapping_add(halves(word))
+            sum.wrapping_add(halves(u64::from_ne_bytes(word)))
         });
-        Self(self.0 + u64::from(u16::from_be(fold(sum))))
+        Self(self.0 + halves(sum))
     }
 
     /// Add a word.
     #[must_use]
     pub const fn word(self, word: u16) -> Self {
-        Self(self.0 + word as u64)
+        Self(self.0 + word.to_be() as u64)
     }
 
     /// Add a double word.
     #[must_use]
     pub const fn double(self, double: u32) -> Self {
-        Self(self.0 + (double >> 16) as u64 + (double & 0xFFFF) as u64)
+        Self(self.0 + double.to_be() as u64)
     }
 
     /// The sum as it is: what seeds a checksum field that is yet to be completed, and 0xFFFF where
     /// data with its checksum was summed and is right.
     #[must_use]
     pub const fn folded(self) -> u16 {
-        fold(self.0)
+        u16::from_be(fold(self.0))
     }
 
     /// The checksum: the sum inverted.
@@ -61,9 +60,23 @@ impl Sum {
 }
 
 /// Both halves of a word, added up: the whole would overflow the sum.
-const fn halves(word: [u8; 8]) -> u64 {
-    let word = u64::from_ne_bytes(word);
+const fn halves(word: u64) -> u64 {
     (word & 0xFFFF_FFFF) + (word >> 32)
+}
+
+/// The sum of 7 bytes or fewer.
+fn last_word(rest: &[u8]) -> u64 {
+    let (four, rest) = match rest.split_first_chunk::<4>() {
+        Some((four, rest)) => (u32::from_ne_bytes(*four), rest),
+        None => (0, rest),
+    };
+    let behind = match *rest {
+        [a, b, c] => [a, b, c, 0],
+        [a, b] => [a, b, 0, 0],
+        [a] => [a, 0, 0, 0],
+        _ => [0; 4],
+    };
+    u64::from(four) + u64::from(u32::from_ne_bytes(behind))
 }
 
 #[allow(clippy::cast_possible_truncation)] // four folds leave 16 bits
