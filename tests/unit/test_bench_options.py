@@ -22,7 +22,7 @@ from esp_gw.lab.bench.__main__ import main
         (["--plot", "/etc/passwd/plots"], "/etc/passwd: can't write there"),
         (["--rounds", "0"], "--rounds"),
         (["--only", "everything"], "--only"),
-        (["--system", "ipsec"], "nothing to measure"),
+        (["--system", "veth", "--system", "ipsec"], "no system is called 'ipsec'"),
         (["--system", "veth", "--test", "memory"], "nothing to measure"),
         (["surplus"], "surplus"),
     ],

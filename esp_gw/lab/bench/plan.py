@@ -109,6 +109,10 @@ def make_plan(options: Options) -> Plan:
         "providers": (tuple(_providers()), few),
         "suites": (tuple(_suites(options.null_cipher)), few),
     }
+    known = {subject.system for found, _ in subjects.values() for subject in found}
+    for name in options.systems:
+        if name not in known:
+            raise LabError(f"no system is called '{name}'", hint=f"there are {_listed(known)}")
     wanted = set(options.sections or SECTIONS)
     sections = [
         Section(name, kept, count)
@@ -127,6 +131,10 @@ def make_plan(options: Options) -> Plan:
         scale_rounds=few if has_scale else 0,
         core_seconds=has_core * (_QUICK_CORE if options.quick else _CORE),
     )
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(sorted(names, key=lambda name: (name not in SYSTEMS, name)))
 
 
 def _only(subjects: tuple[Subject, ...], options: Options, section: str) -> Iterator[Subject]:
