@@ -17,4 +17,5 @@ pub mod shared;
 pub mod socket;
 mod status;
 pub mod sys;
+mod targets;
 mod worker;

@@ -3,7 +3,7 @@
 //!   drain        read super-packets from the TUN, at most BUDGET a call
 //!   forward      what happens to one of them
 //!     reassemble   transport mode's fragments
-//!     target       selectors, once a flow
+//!     targets      selectors, once a flow: targets.rs
 //!     protect      numbers; each segment sealed behind the one before it
 //!   flush        send the run of equal-sized ESP packets, whatever flows they are of
 
@@ -14,29 +14,25 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use esp_core::DropReason;
-use esp_core::encap::Sealer;
-use esp_core::flow::{FlowCache, FlowKey};
+use esp_core::flow::FlowKey;
 use esp_core::inner::{transport_payload, tunnel_next_header};
 use esp_core::provider::Choice;
 use esp_core::reassembly::Reassembler;
-use esp_core::sa::Mode;
 use esp_core::segment::Segmenter;
-use esp_core::spd::Action;
 use esp_core::suite::TRAILER_ROOM;
 use esp_core::wire::{self, VnetHdr};
 
 use crate::run::{Flushed, Packet, Run, Sender, longest};
-use crate::shared::{Event, Outbound as Entry, Outer, Shared, Tables};
+use crate::shared::{Event, Outer, Shared, Tables};
 use crate::socket::Socket;
 use crate::sys::mem::Region;
 use crate::sys::tun::{MAX_PACKET, TunQueue, TunRead};
 use crate::sys::udp::path_mtu;
 use crate::sys::{Error, Result, SendArena, SendOutcome, Transmit};
+use crate::targets::{Targets, Verdict};
 
 /// Super-packets a call: up to 4 MiB, then the other direction has its turn.
 const BUDGET: usize = 64;
-/// Flows whose SA is remembered.
-const FLOWS: usize = 8192;
 /// Bytes of sealed packets that one run may have, and room for one more packet.
 const OUT_LEN: usize = 2 * (MAX_PACKET + 512);
 /// Packets of one sendmmsg.
@@ -62,36 +58,14 @@ pub enum Drained {
     Gone,
 }
 
-/// Of one packet: what came of it, or why it goes no further.
-type Verdict<T> = std::result::Result<T, DropReason>;
-
-#[derive(Clone, Copy)]
-enum Target {
-    Sa(usize),
-    Drop(DropReason),
-}
-
-/// An SA as this worker uses it.
-struct Slot {
-    entry: Arc<Entry>,
-    sealer: Sealer,
-    outer: Outer,
-    transport: bool,
-    next_mtu_question: Duration,
-}
-
 /// One worker's way out.
 pub struct OutboundPath {
     worker: usize,
-    provider: Choice,
     shared: Arc<Shared>,
-    tables: Arc<Tables>,
+    targets: Targets,
     input: Region,
     output: Region,
     arena: SendArena,
-    slots: Vec<Slot>,
-    by_name: HashMap<Arc<str>, usize>,
-    flows: FlowCache<Target>,
     run: Option<Run>,
     /// Those of the run.
     packets: Vec<Packet>,
@@ -109,15 +83,11 @@ impl OutboundPath {
     pub fn new(worker: usize, provider: Choice, shared: Arc<Shared>) -> Result<Self> {
         Ok(Self {
             worker,
-            provider,
-            tables: shared.tables.load_full(),
+            targets: Targets::new(provider, shared.tables.load_full()),
             shared,
             input: Region::new(MAX_PACKET + TRAILER_ROOM)?,
             output: Region::new(OUT_LEN)?,
             arena: SendArena::new(SEND_BATCH),
-            slots: Vec::new(),
-            by_name: HashMap::new(),
-            flows: FlowCache::new(FLOWS),
             run: None,
             packets: Vec::with_capacity(MAX_RUN),
             failed: None,
@@ -130,17 +100,12 @@ impl OutboundPath {
     pub fn use_tables(&mut self, tables: Arc<Tables>) {
         // What a full socket did not take goes on waiting, if its SA is still there.
         let waiting = self.run.take().and_then(|run| {
-            let entry = Arc::clone(&self.slots.get(run.slot)?.entry);
+            let entry = Arc::clone(&self.targets.get(run.slot)?.entry);
             Some((run, entry))
         });
-        self.tables = tables;
-        self.slots.clear();
-        self.by_name.clear();
-        self.flows.clear();
+        self.targets.replace(tables);
         if let Some((mut run, entry)) = waiting {
-            let now = self.tables.outbound.get(&entry.sa.spec.name);
-            let stays = now.is_some_and(|now| Arc::ptr_eq(now, &entry));
-            if let Some(index) = stays.then(|| self.slot(&entry)).flatten() {
+            if let Some(index) = self.targets.again(&entry) {
                 run.slot = index;
                 self.run = Some(run);
             } else {
@@ -211,7 +176,7 @@ impl OutboundPath {
         let mut key = FlowKey::of(&self.input[..length]);
         let mut whole = false;
         if key.is_none() {
-            if let Some(index) = self.transport_candidate(length)? {
+            if let Some(index) = self.targets.transport_candidate(&self.input[..length])? {
                 // Before the look-up: a fragment may have no ports to match, while the whole has.
                 let Some(joined) = self.reassemble(index, length) else {
                     return Ok(());
@@ -222,99 +187,13 @@ impl OutboundPath {
                 whole = true;
             }
         }
-        let index = self.target(length, key)?;
+        let index = self.targets.of(&self.input[..length], key)?;
         let mut left = segments.count();
         if let Err(reason) = self.protect(index, &mut segments, &mut left, whole, sockets) {
-            let tally = self.slots[index].entry.tallies.of(self.worker);
+            let tally = self.targets[index].entry.tallies.of(self.worker);
             tally.dropped(reason, left as u64);
         }
         Ok(())
-    }
-
-    /// The SA of a packet, as an index of `slots`.
-    fn target(&mut self, length: usize, key: Option<FlowKey>) -> Verdict<usize> {
-        let known = key.as_ref().and_then(|key| self.flows.get(key)).copied();
-        let target = if let Some(target) = known {
-            target
-        } else {
-            let packet = &self.input[..length];
-            let inner = wire::parse(packet)?;
-            // Without ports at a fixed place, as in all but the first fragment, the addresses alone.
-            let flow = key.or_else(|| FlowKey::of_addresses(packet));
-            let target = self.look_up(&inner, flow.as_ref().map_or(0, FlowKey::spread));
-            if let Some(key) = key {
-                self.flows.insert(key, target);
-            }
-            target
-        };
-        match target {
-            Target::Sa(index) => Ok(index),
-            Target::Drop(reason) => Err(reason),
-        }
-    }
-
-    fn look_up(&mut self, inner: &wire::Inner, spread: u64) -> Target {
-        let tables = Arc::clone(&self.tables);
-        let Some(policy) = tables.spd.lookup(inner) else {
-            return Target::Drop(DropReason::NoPolicy);
-        };
-        match policy.action {
-            Action::Discard => return Target::Drop(DropReason::PolicyDiscard),
-            Action::Bypass => return Target::Drop(DropReason::PolicyBypass),
-            Action::Protect => {}
-        }
-        let entry = policy
-            .sa_of(spread)
-            .and_then(|name| tables.outbound.get(name));
-        let Some(entry) = entry else {
-            return Target::Drop(DropReason::NoSa);
-        };
-        // While a reload replaces SAs, a policy of before may name an SA of after, which leads to
-        // another peer.
-        if !entry.sa.carries(inner) {
-            return Target::Drop(DropReason::SelectorMismatch);
-        }
-        match self.slot(entry) {
-            Some(index) => Target::Sa(index),
-            None => Target::Drop(DropReason::NoSa),
-        }
-    }
-
-    fn slot(&mut self, entry: &Arc<Entry>) -> Option<usize> {
-        let name = &entry.sa.spec.name;
-        if let Some(&index) = self.by_name.get(name) {
-            return Some(index);
-        }
-        let spec = &entry.sa.spec;
-        self.slots.push(Slot {
-            sealer: entry.sa.sealer(self.provider).ok()?,
-            outer: Outer {
-                address: spec.local,
-                encapsulation: spec.encapsulation,
-            },
-            transport: spec.mode == Mode::Transport,
-            next_mtu_question: Duration::ZERO,
-            entry: Arc::clone(entry),
-        });
-        let index = self.slots.len() - 1;
-        self.by_name.insert(Arc::clone(name), index);
-        Some(index)
-    }
-
-    /// The transport-mode SA that may carry what a packet is a fragment of, if any.
-    fn transport_candidate(&mut self, length: usize) -> Verdict<Option<usize>> {
-        let packet = &self.input[..length];
-        let inner = wire::parse(packet)?;
-        if !inner.fragment {
-            return Ok(None);
-        }
-        let spread = FlowKey::of_addresses(packet).map_or(0, |flow| flow.spread());
-        let tables = Arc::clone(&self.tables);
-        Ok(tables.spd.candidates(&inner).find_map(|policy| {
-            let entry = tables.outbound.get(policy.sa_of(spread)?)?;
-            let index = self.slot(entry)?;
-            self.slots[index].transport.then_some(index)
-        }))
     }
 
     /// Join a fragment with those before it; the length of the whole, now in the buffer.
@@ -323,7 +202,7 @@ impl OutboundPath {
         let joined = self
             .reassembler
             .add(&self.input[..length], self.began.elapsed());
-        let tally = self.slots[index].entry.tallies.of(self.worker);
+        let tally = self.targets[index].entry.tallies.of(self.worker);
         let lost = self.reassembler.dropped() - before;
         if lost != 0 {
             tally.dropped(DropReason::Fragment, lost);
@@ -349,7 +228,7 @@ impl OutboundPath {
         whole: bool,
         sockets: &HashMap<Outer, Socket>,
     ) -> Verdict<()> {
-        let (offset, next_header) = if self.slots[index].transport {
+        let (offset, next_header) = if self.targets[index].transport {
             transport_payload(&self.input)?
         } else {
             (0, tunnel_next_header(&self.input))
@@ -363,7 +242,7 @@ impl OutboundPath {
                 numbers = self.numbers(index, *left)?;
             }
             let seq = numbers.next().ok_or(DropReason::LeaseExhausted)?;
-            let size = self.slots[index].sealer.esp_len(range.len() - offset);
+            let size = self.targets[index].sealer.esp_len(range.len() - offset);
             if !self.fits(index, size, tos, whole) {
                 match self.flush(sockets) {
                     Ok(true) => {}
@@ -374,7 +253,7 @@ impl OutboundPath {
                         return Err(DropReason::SendError);
                     }
                 }
-                let slot = &self.slots[index];
+                let slot = &self.targets[index];
                 let most = sockets
                     .get(&slot.outer)
                     .map_or(1, |socket| longest(socket, &slot.entry, size, &self.arena));
@@ -388,7 +267,7 @@ impl OutboundPath {
 
     /// Sequence numbers for as many of `left` segments as there are in one piece.
     fn numbers(&self, index: usize, left: usize) -> Verdict<RangeInclusive<u64>> {
-        let entry = &self.slots[index].entry;
+        let entry = &self.targets[index].entry;
         let seq = &entry.sa.seq;
         let name = || Arc::clone(&entry.sa.spec.name);
         let numbers = seq.reserve(u32::try_from(left).unwrap_or(u32::MAX));
@@ -418,7 +297,7 @@ impl OutboundPath {
         self.packets.clear();
         self.run = Some(Run {
             slot: index,
-            dst: self.slots[index].entry.peer.address(),
+            dst: self.targets[index].entry.peer.address(),
             tos,
             segment: size,
             len: 0,
@@ -440,7 +319,7 @@ impl OutboundPath {
             return Err(DropReason::QueueFull);
         };
         let payload_len = range.len() - offset;
-        let size = self.slots[index].sealer.seal(
+        let size = self.targets[index].sealer.seal(
             seq,
             &mut self.input[range.start + offset..],
             payload_len,
@@ -478,7 +357,7 @@ impl OutboundPath {
         let Some(mut run) = self.run.take() else {
             return Ok(true);
         };
-        let Some(slot) = self.slots.get(run.slot) else {
+        let Some(slot) = self.targets.get(run.slot) else {
             return Ok(true);
         };
         let tally = slot.entry.tallies.of(self.worker);
@@ -508,7 +387,7 @@ impl OutboundPath {
 
     fn ask_path_mtu(&mut self, run: &Run) {
         let now = self.began.elapsed();
-        let slot = &mut self.slots[run.slot];
+        let slot = &mut self.targets[run.slot];
         if now < slot.next_mtu_question {
             return;
         }

@@ -1,0 +1,154 @@
+//! One worker's outbound SAs, found by their selectors, once a flow.
+
+use std::collections::HashMap;
+use std::ops::{Index, IndexMut};
+use std::sync::Arc;
+use std::time::Duration;
+
+use esp_core::DropReason;
+use esp_core::encap::Sealer;
+use esp_core::flow::{FlowCache, FlowKey};
+use esp_core::provider::Choice;
+use esp_core::sa::Mode;
+use esp_core::spd::Action;
+use esp_core::wire::{self, Inner};
+
+use crate::shared::{Outbound as Entry, Outer, Tables};
+
+/// Flows whose SA is remembered.
+const FLOWS: usize = 8192;
+
+/// Of one packet: what came of it, or why it goes no further.
+pub(crate) type Verdict<T> = std::result::Result<T, DropReason>;
+
+/// An SA as this worker uses it.
+pub(crate) struct Slot {
+    pub(crate) entry: Arc<Entry>,
+    pub(crate) sealer: Sealer,
+    pub(crate) outer: Outer,
+    pub(crate) transport: bool,
+    pub(crate) next_mtu_question: Duration,
+}
+
+/// The SAs that this worker has used since the tables changed, each with an index.
+pub(crate) struct Targets {
+    provider: Choice,
+    tables: Arc<Tables>,
+    slots: Vec<Slot>,
+    by_name: HashMap<Arc<str>, usize>,
+    flows: FlowCache<Verdict<usize>>,
+}
+
+impl Targets {
+    pub(crate) fn new(provider: Choice, tables: Arc<Tables>) -> Self {
+        Self {
+            provider,
+            tables,
+            slots: Vec::new(),
+            by_name: HashMap::new(),
+            flows: FlowCache::new(FLOWS),
+        }
+    }
+
+    /// Use new tables; no index of before is good any more.
+    pub(crate) fn replace(&mut self, tables: Arc<Tables>) {
+        self.tables = tables;
+        self.slots.clear();
+        self.by_name.clear();
+        self.flows.clear();
+    }
+
+    /// The index of an SA of former tables, where it is in these.
+    pub(crate) fn again(&mut self, entry: &Arc<Entry>) -> Option<usize> {
+        let now = self.tables.outbound.get(&entry.sa.spec.name)?;
+        Arc::ptr_eq(now, entry).then(|| self.slot_of(entry))?
+    }
+
+    pub(crate) fn get(&self, index: usize) -> Option<&Slot> {
+        self.slots.get(index)
+    }
+
+    /// The SA of a packet whose flow has this key.
+    pub(crate) fn of(&mut self, packet: &[u8], key: Option<FlowKey>) -> Verdict<usize> {
+        if let Some(&target) = key.as_ref().and_then(|key| self.flows.get(key)) {
+            return target;
+        }
+        let inner = wire::parse(packet)?;
+        // Without ports at a fixed place, as in all but the first fragment, the addresses alone.
+        let flow = key.or_else(|| FlowKey::of_addresses(packet));
+        let target = self.look_up(&inner, flow.as_ref().map_or(0, FlowKey::spread));
+        if let Some(key) = key {
+            self.flows.insert(key, target);
+        }
+        target
+    }
+
+    fn look_up(&mut self, inner: &Inner, spread: u64) -> Verdict<usize> {
+        let tables = Arc::clone(&self.tables);
+        let policy = tables.spd.lookup(inner).ok_or(DropReason::NoPolicy)?;
+        match policy.action {
+            Action::Discard => return Err(DropReason::PolicyDiscard),
+            Action::Bypass => return Err(DropReason::PolicyBypass),
+            Action::Protect => {}
+        }
+        let entry = policy
+            .sa_of(spread)
+            .and_then(|name| tables.outbound.get(name))
+            .ok_or(DropReason::NoSa)?;
+        // While a reload replaces SAs, a policy of before may name an SA of after, which leads to
+        // another peer.
+        if !entry.sa.carries(inner) {
+            return Err(DropReason::SelectorMismatch);
+        }
+        self.slot_of(entry).ok_or(DropReason::NoSa)
+    }
+
+    fn slot_of(&mut self, entry: &Arc<Entry>) -> Option<usize> {
+        let spec = &entry.sa.spec;
+        if let Some(&index) = self.by_name.get(&spec.name) {
+            return Some(index);
+        }
+        self.slots.push(Slot {
+            sealer: entry.sa.sealer(self.provider).ok()?,
+            outer: Outer {
+                address: spec.local,
+                encapsulation: spec.encapsulation,
+            },
+            transport: spec.mode == Mode::Transport,
+            next_mtu_question: Duration::ZERO,
+            entry: Arc::clone(entry),
+        });
+        let index = self.slots.len() - 1;
+        self.by_name.insert(Arc::clone(&spec.name), index);
+        Some(index)
+    }
+
+    /// The transport-mode SA that may carry what a packet is a fragment of, if any.
+    pub(crate) fn transport_candidate(&mut self, packet: &[u8]) -> Verdict<Option<usize>> {
+        let inner = wire::parse(packet)?;
+        if !inner.fragment {
+            return Ok(None);
+        }
+        let spread = FlowKey::of_addresses(packet).map_or(0, |flow| flow.spread());
+        let tables = Arc::clone(&self.tables);
+        Ok(tables.spd.candidates(&inner).find_map(|policy| {
+            let entry = tables.outbound.get(policy.sa_of(spread)?)?;
+            let index = self.slot_of(entry)?;
+            self.slots[index].transport.then_some(index)
+        }))
+    }
+}
+
+impl Index<usize> for Targets {
+    type Output = Slot;
+
+    fn index(&self, index: usize) -> &Slot {
+        &self.slots[index]
+    }
+}
+
+impl IndexMut<usize> for Targets {
+    fn index_mut(&mut self, index: usize) -> &mut Slot {
+        &mut self.slots[index]
+    }
+}
