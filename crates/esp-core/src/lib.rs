@@ -20,7 +20,6 @@ pub mod reassembly;
 pub mod replay;
 #[cfg(not(loom))]
 pub mod sa;
-#[cfg(not(loom))]
 pub mod segment;
 pub mod selector;
 pub mod seq;
