@@ -57,18 +57,24 @@ impl UdpSocket {
         wanted: UdpOffloads,
         count: u32,
     ) -> Result<Vec<Self>> {
-        if options.local.port() != 0 {
-            // SO_REUSEPORT would join a stranger's group and lose packets to it.
-            let probe = options::open(options, SocketType::DGRAM, ipproto::UDP)?;
-            rustix::net::bind(&probe, &options.local).step("bind")?;
-        }
-        let mut options = *options;
-        let mut group = Vec::new();
-        for _ in 0..count {
-            let socket = Self::bind(&options, wanted)?;
+        let open = |options| options::open(options, SocketType::DGRAM, ipproto::UDP);
+        // SO_REUSEPORT would join a stranger's group and lose packets to it: the first socket has it
+        // only once it is bound.
+        let first = open(options)?;
+        rustix::net::bind(&first, &options.local).step("bind")?;
+        sockopt::set_socket_reuseport(&first, true).step("SO_REUSEPORT")?;
+        let first = Self::new(first, options, wanted)?;
+        let options = SocketOptions {
             // Of port 0 the first one chooses.
-            options.local = socket.local()?;
-            group.push(socket);
+            local: first.local()?,
+            ..*options
+        };
+        let mut group = vec![first];
+        for _ in 1..count {
+            let fd = open(&options)?;
+            sockopt::set_socket_reuseport(&fd, true).step("SO_REUSEPORT")?;
+            rustix::net::bind(&fd, &options.local).step("bind")?;
+            group.push(Self::new(fd, &options, wanted)?);
         }
         if let [first, _, ..] = &group[..] {
             bpf::steer_by_spi(first, count)?;
@@ -76,10 +82,7 @@ impl UdpSocket {
         Ok(group)
     }
 
-    fn bind(options: &SocketOptions, wanted: UdpOffloads) -> Result<Self> {
-        let fd = options::open(options, SocketType::DGRAM, ipproto::UDP)?;
-        sockopt::set_socket_reuseport(&fd, true).step("SO_REUSEPORT")?;
-        rustix::net::bind(&fd, &options.local).step("bind")?;
+    fn new(fd: OwnedFd, options: &SocketOptions, wanted: UdpOffloads) -> Result<Self> {
         let max_segments = if wanted.gso {
             probe_segments(options.local.ip())?
         } else {
