@@ -1,0 +1,34 @@
+"""A kernel whose ESP and AF_ALG are blocked, as on many machines since the CVEs of 2026."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import pytest
+from guest import Guest, MakeSetup
+
+from esp_gw.lab.vm.machine import Machine
+
+BLOCKED = ("esp4", "esp6", "algif_aead")
+ENGINES = ["python", *(["native"] if find_spec("esp_gw_core") else [])]
+
+
+@pytest.fixture(scope="module")
+def blocked(make_setup: MakeSetup) -> Iterator[Guest]:
+    with Machine(make_setup(blacklist=BLOCKED)) as machine:
+        yield Guest(machine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_demo_passes_without_the_kernels_esp_and_af_alg(blocked: Guest, engine: str) -> None:
+    for module in BLOCKED:
+        assert blocked.run("modprobe", module).status != 0
+    result = blocked.run("esp-gw", "demo", "--engine", engine, "--seconds", "1", "--json")
+    assert result.status == 0, result.tail
+    loaded = blocked.run("cat", "/proc/modules").stdout.split()
+    assert not set(BLOCKED) & set(loaded)
+    report = json.loads(result.stdout)
+    assert report["engine"] == engine
+    assert report["esp_packets_on_wire"] > 0
