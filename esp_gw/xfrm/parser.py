@@ -244,13 +244,20 @@ class _Policy:
             self._read(line)
 
     def record(self) -> XfrmPolicy | None:
-        """The policy; None for that of one program's socket, which goes with the program."""
+        """The policy, or None for one that says nothing of what esp-gw does.
+
+        That of one program's socket goes with the program, and one that lets packets in without
+        asking for an SA is about packets that are none of ours.
+        """
         if self.of_a_socket:
             return None
         if self.place is None:
             self.head.fault("the policy has no line 'dir'", "give the whole output")
         if self.ends is not None:
             self.ends.fault("the template is not complete", "give the whole output")
+        direction, block, _ = self.place
+        if direction is not PolicyDirection.OUT and self.template is None and not block:
+            return None
         chosen = selector(self.head, self.head.words)
         return XfrmPolicy(self.head.where, chosen, *self.place, self.template)
 

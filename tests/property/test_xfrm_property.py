@@ -102,7 +102,7 @@ policies = st.builds(
     block=st.booleans(),
     priority=u32,
     template=st.none() | templates(),
-)
+).filter(lambda policy: policy.template or policy.block or policy.direction is PolicyDirection.OUT)
 dumps = st.builds(
     Dump,
     st.lists(states(), max_size=3).map(tuple),

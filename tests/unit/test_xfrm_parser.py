@@ -202,6 +202,14 @@ def test_a_policy_of_one_programs_socket_goes_with_the_program() -> None:
     assert parse(text, "f").policies == ()
 
 
+def test_a_policy_that_lets_packets_in_without_an_sa_is_none_of_ours() -> None:
+    text = "src ::/0 dst ::/0 proto ipv6-icmp type 135 \n\tdir {} {}priority 0 ptype main \n"
+    assert parse(text.format("in", "") + text.format("fwd", ""), "f").policies == ()
+    for refused in (("out", ""), ("in", "action block ")):
+        with pytest.raises(EspGwError, match=r"^f:1: a selector with 'type'"):
+            parse(text.format(*refused), "f")
+
+
 def test_one_output_given_twice_is_refused() -> None:
     with pytest.raises(EspGwError, match=r"^b:1: is in a:1 too"):
         join([parse(printed("state"), "a"), parse(printed("state-s"), "b")])
