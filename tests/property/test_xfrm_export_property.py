@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 from builders import mirrored, protect
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from xfrm_kernel import kernel_after
 from xfrm_print import print_dump
@@ -94,6 +94,7 @@ def gateways(draw: st.DrawFn) -> tuple[list[Sa], list[Policy]]:
 seqs = st.integers(0, 2**32 - 2**22)
 
 
+@settings(deadline=None)
 @given(gateways(), st.data(), st.booleans())
 def test_what_was_exported_and_imported_is_the_other_end(
     gateway: tuple[list[Sa], list[Policy]], data: st.DataObject, stats: bool

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from ipaddress import ip_address, ip_network
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from xfrm_print import NAMES, print_dump
 
@@ -110,6 +110,7 @@ dumps = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(dumps, st.booleans())
 def test_what_is_printed_is_read(dump: Dump, stats: bool) -> None:
     read = parse(print_dump(dump, stats=stats), "f")
@@ -120,6 +121,7 @@ def test_what_is_printed_is_read(dump: Dump, stats: bool) -> None:
     assert anywhere == dump
 
 
+@settings(deadline=None)
 @given(dumps, st.booleans(), st.data())
 def test_a_damaged_text_is_read_or_refused_and_no_error_shows_a_key(
     dump: Dump, stats: bool, data: st.DataObject
