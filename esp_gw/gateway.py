@@ -376,6 +376,10 @@ class Gateway:
                 failed = True
                 await asyncio.sleep(LEASE_RETRY)
                 continue
+            # An engine may not know of the end that an SA has which another program began.
+            last = entry.sa.last_seq
+            if entry.sa.used_seq and lease.first <= last - last // 8 < lease.end:
+                self._on_event(SoftExpired(name))
             # The SA may have been replaced or removed while the ledger wrote.
             if self._installed.get(name) is entry:
                 self.engine.extend_lease(name, lease)

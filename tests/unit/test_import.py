@@ -11,12 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fakes import MACHINE
+from fakes import MACHINE, until
 from service_rig import Rig, restarted, start_rig
 
 from esp_gw.cli.main import main
 from esp_gw.control.server import ControlServer
-from esp_gw.ledger import Ledger
+from esp_gw.engine.base import LeaseLow
+from esp_gw.ledger import LEASE_ESN, Ledger
 from esp_gw.model import KeyMaterial, Lease
 from esp_gw.xfrm.takeover import MARGIN
 
@@ -250,6 +251,23 @@ async def test_a_file_that_is_not_there_or_no_text_is_said_to_be(
     (tmp_path / "dump").write_bytes(bytes(range(256)) * 40)
     done = await command(capsys, "sa", "import", tmp_path / "dump")
     await nothing_came(rig, done, f"{tmp_path / 'dump'}:1: ")
+
+
+async def test_the_end_of_its_numbers_is_announced_although_the_engine_counts_to_2_64(
+    rig: Rig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    soft = 2**32 - 2**29 - 1
+    text = (STATES + POLICIES).replace("oseq 0x30", f"oseq {soft - MARGIN - LEASE_ESN - 5:#x}")
+    (tmp_path / "dump").write_text(text)
+    await command(capsys, "sa", "import", tmp_path / "dump")
+    rig.engine.tell(LeaseLow(OUT))
+    await until(lambda: rig.engine.extensions)
+    assert "sequence numbers run out: give it a new key" in caplog.text
+    ((_, lease),) = rig.engine.extensions
+    assert lease.first <= soft < lease.end
 
 
 def test_the_ledger_begins_a_key_behind_what_was_used_elsewhere(tmp_path: Path) -> None:
