@@ -1,5 +1,7 @@
 //! The anti-replay window of one inbound SA, shared by workers without a lock.
 
+use std::sync::OnceLock;
+
 use crate::DropReason;
 use crate::sync::{AtomicU64, Ordering};
 
@@ -17,12 +19,16 @@ const ID_BITS: u32 = 48;
 ///
 /// A block's number is kept modulo 2^48; it is told right while the peer's numbers jump by less
 /// than 2^51, and `infer` finds none further than 2^32 away.
+///
+/// The ring is made for the first packet: of thousands of SAs many may never see one.
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct ReplayWindow {
     highest: AtomicU64,
     size: u64,
-    ring: Box<[AtomicU64]>,
+    /// The highest number that counted as seen at the beginning.
+    start: u64,
+    ring: OnceLock<Box<[AtomicU64]>>,
 }
 
 impl ReplayWindow {
@@ -30,14 +36,26 @@ impl ReplayWindow {
     /// seen; 0 for none.
     #[must_use]
     pub fn new(size: u16, highest: u64) -> Self {
-        let size = u64::from(size.max(1));
-        let blocks = (size.div_ceil(BLOCK) + 1).next_power_of_two();
-        let newest = highest / BLOCK;
+        let window = Self {
+            highest: AtomicU64::new(highest),
+            size: u64::from(size.max(1)),
+            start: highest,
+            ring: OnceLock::new(),
+        };
+        // The model checker doesn't see what a OnceLock orders; it gets the ring made before.
+        #[cfg(loom)]
+        window.ring.get_or_init(|| window.make_ring());
+        window
+    }
+
+    fn make_ring(&self) -> Box<[AtomicU64]> {
+        let blocks = (self.size.div_ceil(BLOCK) + 1).next_power_of_two();
+        let newest = self.start / BLOCK;
         let oldest = newest.saturating_sub(blocks - 1);
         let mut ring: Vec<u64> = vec![0; usize::try_from(blocks).unwrap_or(usize::MAX)];
         for block in oldest..=newest {
             let seen = if block == newest {
-                (2 << (highest % BLOCK)) - 1
+                (2 << (self.start % BLOCK)) - 1
             } else {
                 BITS
             };
@@ -45,11 +63,7 @@ impl ReplayWindow {
                 *place = word(block, seen);
             }
         }
-        Self {
-            highest: AtomicU64::new(highest),
-            size,
-            ring: ring.into_iter().map(AtomicU64::new).collect(),
-        }
+        ring.into_iter().map(AtomicU64::new).collect()
     }
 
     /// The highest authenticated number, 0 for none.
@@ -115,7 +129,8 @@ impl ReplayWindow {
     }
 
     fn place(&self, block: u64) -> &AtomicU64 {
-        &self.ring[index(block, self.ring.len() as u64)]
+        let ring = self.ring.get_or_init(|| self.make_ring());
+        &ring[index(block, ring.len() as u64)]
     }
 }
 

@@ -68,6 +68,15 @@ fn selector(
     })
 }
 
+fn selectors(given: &[SelectorTuple]) -> PyResult<Vec<Selector>> {
+    // Room for as many as there are: a collected result has room for four, and most SAs have one.
+    let mut selectors = Vec::with_capacity(given.len());
+    for tuple in given {
+        selectors.push(selector(tuple)?);
+    }
+    Ok(selectors)
+}
+
 fn encapsulation(text: &str) -> PyResult<Encapsulation> {
     match text {
         "udp" => Ok(Encapsulation::Udp),
@@ -114,11 +123,7 @@ impl SaArguments {
             local: address(&self.local)?,
             remote: address(&self.remote)?,
             remote_port: self.remote_port,
-            selectors: self
-                .selectors
-                .iter()
-                .map(selector)
-                .collect::<PyResult<_>>()?,
+            selectors: selectors(&self.selectors)?,
             esn: self.esn,
             replay_window: self.replay_window,
             pair: self.pair.map(Arc::from),
@@ -318,7 +323,7 @@ impl NativeEngine {
                         "discard" => Action::Discard,
                         _ => return Err(value_error("no such action")),
                     },
-                    selectors: selectors.iter().map(selector).collect::<PyResult<_>>()?,
+                    selectors: self::selectors(&selectors)?,
                     sas: sas.into_iter().map(Arc::from).collect(),
                 })
             })
