@@ -1,0 +1,197 @@
+"""Real traffic between a real gateway and the ESP of a real kernel, both ways."""
+
+from __future__ import annotations
+
+import platform
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from importlib.util import find_spec
+from itertools import product
+
+import pytest
+from kernel import Link, build, inside, with_keys, write_configuration
+from pinger import message
+
+from esp_gw.lab.gateways import LabGateway
+from esp_gw.lab.netns import Namespace, namespaces
+from esp_gw.model import MIN_REPLAY_WINDOW, SUITES, Encapsulation, Mode
+
+ENGINES = ["python", *(["native"] if find_spec("esp_gw_core") else [])]
+WINDOWS = (32, 64, 128, 1024, 4096)
+OUR_WINDOWS = (MIN_REPLAY_WINDOW, 128, 512, 1024, 4096)
+SHAPES = list(product(Mode, Encapsulation, (4, 6), (True, False)))
+# From one byte by way of every padding and around the path MTU to several fragments.
+SIZES = [1, 2, 3, 4, 5, 6, 7, 8, 100, 576, *range(1380, 1480, 13), 1472, 1473, 4000]
+ECHO_SIZES = [0, 1, 56, 1600]
+PATIENCE = 30.0
+
+
+def _links() -> list[Link]:
+    """Every shape, and every suite in two shapes that have nothing in common; windows by turns."""
+    links = []
+    for number, suite in enumerate(SUITES.values()):
+        for shape in (number, len(SHAPES) - 1 - number):
+            mode, encapsulation, version, esn = SHAPES[shape]
+            links.append(
+                Link(
+                    len(links) + 1,
+                    mode,
+                    encapsulation,
+                    version,
+                    suite,
+                    esn,
+                    kernel_window=WINDOWS[len(links) % 5],
+                    replay_window=OUR_WINDOWS[number % 5],
+                )
+            )
+    return links
+
+
+LINKS = [with_keys(link) for link in _links()]
+every_link = pytest.mark.parametrize("link", LINKS, ids=str)
+both_ways = pytest.mark.parametrize("sender", [0, 1], ids=["from-esp-gw", "from-the-kernel"])
+
+
+def sizes(link: Link, wanted: list[int]) -> list[int]:
+    """Bytes behind the 8 of a UDP or ICMP header, without those that the kernel can't take."""
+    return [size for size in wanted if 8 + size >= link.least_payload]
+
+
+class Peers:
+    """A running gateway and the kernel beside it."""
+
+    def __init__(self, gateway: LabGateway, kernel: Namespace) -> None:
+        self.gateway = gateway
+        self.kernel = kernel
+        self._sides = (gateway.namespace, kernel)
+
+    def socket(
+        self, side: int, address: str, kind: socket.SocketKind, protocol: int = 0
+    ) -> socket.socket:
+        """A socket of a side, bound to one of its addresses."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with inside(self._sides[side]):
+            sock = socket.socket(family, kind, protocol)
+        sock.settimeout(PATIENCE)
+        sock.bind((address, 0))
+        return sock
+
+    def receive(self, sock: socket.socket, what: str) -> bytes:
+        """What comes next; where nothing does, fails with what both sides have counted."""
+        try:
+            return sock.recv(65535)
+        except TimeoutError:
+            pytest.fail(f"{what}: did not arrive; {self.refused()}")
+
+    def refused(self) -> dict[str, int]:
+        """What esp_gw has dropped and the kernel's ESP refused."""
+        lines = self.kernel.run("cat", "/proc/net/xfrm_stat").stdout.splitlines()
+        counters = {name: int(value) for name, value in map(str.split, lines)}
+        counters |= self.gateway.ask("stats")["drops"]
+        return {name: value for name, value in counters.items() if value}
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def peers(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Peers]:
+    folder = tmp_path_factory.mktemp("gateway")
+    with ExitStack() as stack:
+        a, b = stack.enter_context(namespaces("a", "b"))
+        for sock in build(a, b, LINKS, folder):
+            stack.callback(sock.close)
+        gateway = LabGateway(a, folder / "gateway.yaml", folder)
+        write_configuration(gateway.config, LINKS, {**gateway.settings, "engine": request.param})
+        gateway.create_ledger()
+        gateway.start()
+        stack.callback(gateway.stop)
+        yield Peers(gateway, b)
+
+
+@pytest.fixture(autouse=True)
+def _tried(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> None:
+    """Say in the results what was tried: docs/interop.md is made from them."""
+    record_property("peer", f"Linux {platform.release()}")
+    record_property("protocol", request.node.get_closest_marker("protocol").args[0])
+    record_property("engine", request.node.callspec.params["peers"])
+    if "link" in request.fixturenames:
+        link = request.getfixturevalue("link")
+        record_property("from", ["esp_gw", "kernel"][request.getfixturevalue("sender")])
+        for name in ("mode", "encapsulation", "version", "suite", "esn"):
+            record_property(name, getattr(link, name))
+        record_property("windows", f"{link.replay_window}, {link.kernel_window}")
+
+
+@pytest.mark.protocol("UDP")
+@every_link
+@both_ways
+def test_datagrams_of_every_size_arrive_as_they_were_sent(
+    peers: Peers, link: Link, sender: int
+) -> None:
+    for version in link.inner_versions:
+        addresses = link.inner(sender, version), link.inner(1 - sender, version)
+        with (
+            peers.socket(sender, addresses[0], socket.SOCK_DGRAM) as ours,
+            peers.socket(1 - sender, addresses[1], socket.SOCK_DGRAM) as theirs,
+        ):
+            ours.connect(theirs.getsockname())
+            for size in sizes(link, SIZES):
+                payload = bytes((size + at) & 0xFF for at in range(size))
+                ours.send(payload)
+                assert peers.receive(theirs, f"{size} bytes, IPv{version}") == payload
+
+
+@pytest.mark.protocol("TCP")
+@every_link
+@both_ways
+def test_a_stream_arrives_whole(peers: Peers, link: Link, sender: int) -> None:
+    data = bytes(range(256)) * 256
+    for version in link.inner_versions:
+        addresses = link.inner(sender, version), link.inner(1 - sender, version)
+        with (
+            peers.socket(1 - sender, addresses[1], socket.SOCK_STREAM) as listener,
+            peers.socket(sender, addresses[0], socket.SOCK_STREAM) as client,
+        ):
+            listener.listen()
+            client.connect(listener.getsockname())
+            server, _ = listener.accept()
+            with server:
+                server.settimeout(PATIENCE)
+                client.sendall(data)
+                client.shutdown(socket.SHUT_WR)
+                received = b""
+                while piece := server.recv(65536):
+                    received += piece
+            assert received == data
+
+
+@pytest.mark.protocol("ICMP")
+@every_link
+@both_ways
+def test_echo_requests_are_answered(peers: Peers, link: Link, sender: int) -> None:
+    for version in link.inner_versions:
+        source, target = link.inner(sender, version), link.inner(1 - sender, version)
+        protocol = socket.IPPROTO_ICMP if version == 4 else socket.IPPROTO_ICMPV6
+        request, reply = (8, 0) if version == 4 else (128, 129)
+        with peers.socket(sender, source, socket.SOCK_RAW, protocol) as sock:
+            for seq, size in enumerate(sizes(link, ECHO_SIZES)):
+                sock.sendto(message(request, link.number, seq, size), (target, 0))
+                answer = b""
+                while answer[:1] != bytes([reply]) or answer[4:8] != _ident(link.number, seq):
+                    packet = peers.receive(sock, f"the answer to {size} bytes, IPv{version}")
+                    # A raw IPv4 socket gives the IP header, too.
+                    answer = packet[(packet[0] & 15) * 4 :] if version == 4 else packet
+                assert answer[8:] == bytes(size)
+
+
+def _ident(ident: int, seq: int) -> bytes:
+    return struct.pack("!HH", ident, seq)
+
+
+@pytest.mark.protocol("all")
+def test_neither_side_has_lost_or_refused_a_packet(peers: Peers) -> None:
+    assert peers.refused() == {}
+    states = peers.kernel.ip("-s", "xfrm", "state")
+    assert states.count("replay-window 0 replay 0 failed 0") == 2 * len(LINKS), states
