@@ -1,0 +1,289 @@
+"""A kernel's gateway moved to esp_gw by `sa import`, and a kernel set up by `sa export`.
+
+    a  the kernel, then esp_gw  192.0.2.1 ==== wire ==== 192.0.2.2  the kernel  b
+
+10.1.0.1 and fd00:1::1 are on a's loopback device, 10.2.0.1 and fd00:2::1 on b's.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from labtools import Capture, EspPacket, esp_packets, frames, send_frames, until
+from pyroute2 import netns
+
+from esp_gw.control.client import call
+from esp_gw.lab.gateways import LabGateway
+from esp_gw.lab.netns import Namespace, add_address, end, namespaces, wire
+from esp_gw.ledger import Ledger
+from esp_gw.machine import machine_identity
+from esp_gw.model import Encapsulation, Mode
+from esp_gw.provision import make_pair
+from esp_gw.xfrm.parser import parse
+from esp_gw.xfrm.records import XfrmState
+from esp_gw.xfrm.takeover import MARGIN
+
+OUTER = ("192.0.2.1", "192.0.2.2")
+INNER = (("10.1.0.1", "10.1.0.0/24"), ("10.2.0.1", "10.2.0.0/24"))
+GCM, CHACHA = "rfc4106(gcm(aes))", "rfc7539esp(chacha20,poly1305)"
+UDP_ENCAP, UDP_ENCAP_ESPINUDP = 100, 2
+PINGS = 5
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the SAs of the kernel are; `number` gives them keys and SPIs of their own."""
+
+    number: int
+    mode: str = "tunnel"
+    aead: str = GCM
+    key_len: int = 36
+    esn: bool = False
+    window: int = 32
+    udp: bool = False
+
+    def __str__(self) -> str:
+        esp = "udp" if self.udp else "esp"
+        return f"{self.mode}-{esp}-{self.aead[:7]}-{'esn' if self.esn else 'no-esn'}-{self.window}"
+
+    @property
+    def spis(self) -> tuple[int, int]:
+        """From a to b, and back."""
+        return 0x1000 + 2 * self.number, 0x1001 + 2 * self.number
+
+    def states(self) -> str:
+        """The lines of `ip -batch` for the states, the same on both sides."""
+        lines = []
+        for way, spi in enumerate(self.spis):
+            src, dst = OUTER[way], OUTER[1 - way]
+            line = f"xfrm state add src {src} dst {dst} proto esp spi {spi:#x} reqid 7"
+            line += (
+                f" mode {self.mode} aead {self.aead} 0x{f'{spi % 256 + 16:02x}' * self.key_len} 128"
+            )
+            line += f" replay-window {self.window}{' flag esn' if self.esn else ''}"
+            lines.append(line + (" encap espinudp 4500 4500 0.0.0.0" if self.udp else ""))
+        return "".join(f"{line}\n" for line in lines)
+
+    def policies(self, side: int) -> str:
+        """Those for the policies of one side."""
+        lines = []
+        for direction in ("out", "in", "fwd"):
+            one, other = (side, 1 - side) if direction == "out" else (1 - side, side)
+            src, dst = (
+                INNER[side][1] if self.mode == "tunnel" else f"{OUTER[side]}/32"
+                for side in (one, other)
+            )
+            lines.append(
+                f"xfrm policy add src {src} dst {dst} dir {direction}"
+                f" tmpl src {OUTER[one]} dst {OUTER[other]} proto esp reqid 7 mode {self.mode}"
+            )
+        return "".join(f"{line}\n" for line in lines)
+
+
+@contextmanager
+def udp_port(namespace: Namespace) -> Iterator[None]:
+    """Hold the UDP port so that the kernel takes ESP out of what comes to it."""
+    netns.pushns(namespace.name)
+    try:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    finally:
+        netns.popns()
+    with sock:
+        sock.setsockopt(socket.IPPROTO_UDP, UDP_ENCAP, UDP_ENCAP_ESPINUDP)
+        sock.bind(("0.0.0.0", 4500))
+        yield
+
+
+@contextmanager
+def two_hosts(*names: str) -> Iterator[list[Namespace]]:
+    """Hosts a and b with the wire between them and their inner addresses and routes."""
+    with namespaces(*names) as hosts:
+        wire(*hosts)
+        for side, host in enumerate(hosts):
+            add_address(host, f"{OUTER[side]}/24")
+            add_address(host, f"{INNER[side][0]}/32", "lo")
+            other = INNER[1 - side]
+            host.ip("route", "add", other[1], "via", OUTER[1 - side], "src", INNER[side][0])
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[list[Namespace]]:
+    """Those that all moves take place in."""
+    with two_hosts("moved", "stays") as hosts:
+        yield hosts
+
+
+def batch(namespace: Namespace, lines: str) -> None:
+    command = ("ip", "-n", namespace.name, "-batch", "-")
+    done = subprocess.run(command, input=lines, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def ping(namespace: Namespace, source: str, target: str) -> int:
+    """How many of the pings are answered."""
+    command = ("ping", "-c", str(PINGS), "-i", "0.2", "-W", "10", "-I", source, target)
+    result = namespace.run(*command, check=False)
+    match = re.search(r"(\d+) received", result.stdout)
+    assert match is not None, result.stdout + result.stderr
+    return int(match[1])
+
+
+def states(namespace: Namespace) -> dict[int, XfrmState]:
+    return {state.spi: state for state in parse(namespace.ip("xfrm", "state"), "f").states}
+
+
+def masked(packet: EspPacket) -> int:
+    """What an IV has beside the sequence number; the upper half of that is 0 here."""
+    return int.from_bytes(packet.iv) ^ packet.seq_lo
+
+
+def in_the_clear(path: Path, source: str) -> int:
+    """How many frames of a capture are ICMP from `source`, readable on the wire."""
+    start = bytes(ip_address(source).packed)
+    return sum(frame[23] == 1 and frame[26:30] == start for frame in frames(path))
+
+
+MOVE = """
+umask 077
+ip -s xfrm policy > $0/policy && ip -s xfrm state > $0/state &&
+$1 -m esp_gw.cli.main --socket $2 sa import --check $0/state $0/policy &&
+ip -s xfrm state > $0/state && ip xfrm state flush &&
+$1 -m esp_gw.cli.main --socket $2 sa import $0/state $0/policy && ip xfrm policy flush
+"""
+SHAPES = [
+    Shape(0),
+    Shape(1, aead=CHACHA, esn=True, window=128),
+    Shape(2, mode="transport", key_len=20, esn=True, window=2048),
+    Shape(3, udp=True, esn=True),
+]
+
+
+@pytest.fixture(scope="module")
+def moved(hosts: list[Namespace], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabGateway]:
+    """The gateway that the kernel's SAs come to, without any of its own; it runs."""
+    folder = tmp_path_factory.mktemp("gateway")
+    gateway = LabGateway(hosts[0], folder / "gateway.yaml", folder)
+    gateway.config.write_text(yaml.safe_dump({"gateway": gateway.settings}))
+    Ledger.create(folder / "ledger.db", machine_identity())
+    gateway.start()
+    yield gateway
+    gateway.stop()
+
+
+def refused(now: dict[str, Any], before: dict[str, Any]) -> int:
+    """How many packets were dropped as replays, or as older than ESN can tell."""
+    reasons = ("replay-old", "replay-duplicate", "auth-failed")
+    return sum(now["drops"].get(name, 0) - before["drops"].get(name, 0) for name in reasons)
+
+
+def ask(gateway: LabGateway, method: str) -> dict[str, Any]:
+    """As the CLI would, without a start of Python, which takes an emulator some time."""
+    return call(gateway.socket, method, {}, timeout=60)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_gateway_of_the_kernel_moves_while_its_peer_stays(
+    shape: Shape, hosts: list[Namespace], moved: LabGateway, tmp_path: Path
+) -> None:
+    a, b = hosts
+    there, back = shape.spis
+    ends = OUTER if shape.mode == "transport" else (INNER[0][0], INNER[1][0])
+    with ExitStack() as stays, ExitStack() as goes:
+        if shape.udp:
+            stays.enter_context(udp_port(b))
+            goes.enter_context(udp_port(a))
+        for side, host in enumerate(hosts):
+            batch(host, shape.states() + shape.policies(side))
+        came = Capture(a, tmp_path / "came.pcap")
+        assert ping(a, *ends) == PINGS
+        before = states(b)
+        assert before[there].seq == before[back].oseq == PINGS
+        kernels = list(esp_packets(came.stop()))
+        recorded = [packet.frame for packet in kernels if packet.spi == back]
+        assert len(recorded) == PINGS
+
+        # The program that holds the port has to end first.
+        goes.close()
+        went = Capture(a, tmp_path / "went.pcap")
+        pings = a.start("ping", "-i", "0.05", "-I", *ends)
+        steps = ("sh", "-c", MOVE, str(tmp_path), sys.executable, str(moved.socket))
+        said = a.run(*steps, check=False)
+        end(pings)
+        assert said.returncode == 0, said.stderr
+        assert a.ip("xfrm", "state") == a.ip("xfrm", "policy") == ""
+        assert ping(a, *ends) == PINGS
+        assert ping(b, *reversed(ends)) == PINGS
+        assert in_the_clear(went.stop(), ends[0]) == 0
+
+        # The kernel's IVs are its numbers and one random value, ours the numbers; none came twice.
+        sent = [packet for packet in [*kernels, *esp_packets(went.path)] if packet.spi == there]
+        (random,) = {masked(packet) for packet in kernels if packet.spi == there}
+        assert {masked(packet) for packet in sent} == {random, 0}
+        assert len({packet.iv for packet in sent}) == len(sent)
+
+        # The peer's SAs are the ones it had, and their numbers go on.
+        after = states(b)
+        assert after.keys() == before.keys()
+        assert after[there].seq >= before[there].seq + MARGIN + 2 * PINGS
+        assert after[back].oseq >= before[back].oseq + 2 * PINGS
+
+        # Nothing comes in again that the kernel had accepted.
+        stats = ask(moved, "GetStats")
+        send_frames(b, recorded)
+        until(
+            lambda: refused(ask(moved, "GetStats"), stats) == PINGS, "the replays are dropped", 60
+        )
+        assert ask(moved, "GetStats")["packets_in"] == stats["packets_in"]
+        ask(moved, "FlushSas")
+        for what in ("state", "policy"):
+            b.ip("xfrm", what, "flush")
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_a_kernel_takes_an_export_and_is_the_other_end(mode: Mode, tmp_path: Path) -> None:
+    with two_hosts(f"{mode}-a", f"{mode}-b") as (a, b):
+        gateway = LabGateway(a, Path(), tmp_path)
+        tunnel = mode is Mode.TUNNEL
+        nets = ("10.{}.0.0/24", "fd00:{}::/64") if tunnel else ()
+        pair = make_pair(
+            tmp_path / "init",
+            local=ip_address(OUTER[0]),
+            remote=ip_address(OUTER[1]),
+            local_nets=[ip_network(net.format(1)) for net in nets],
+            remote_nets=[ip_network(net.format(2)) for net in nets],
+            mode=mode,
+            encapsulation=Encapsulation.NONE,
+            local_settings=gateway.settings,
+        )
+        gateway.config = pair.local
+        Ledger.create(tmp_path / "ledger.db", machine_identity())
+        gateway.start()
+        try:
+            ends = [OUTER]
+            if tunnel:
+                add_address(b, "fd00:2::1/128", "lo")
+                b.ip("route", "add", "fd00:1::/64", "dev", "wan", "src", "fd00:2::1")
+                ends = [("10.1.0.1", "10.2.0.1"), ("fd00:1::1", "fd00:2::1")]
+            # The second time the kernel has lost everything, and must not begin anew.
+            for _ in range(2):
+                export = ("sa", "export", "--config", str(gateway.config), "--output", "-")
+                batch(b, gateway.cli(*export).stdout)
+                for here, there in ends:
+                    assert ping(a, here, there) == PINGS
+                    assert ping(b, there, here) == PINGS
+                b.ip("xfrm", "state", "flush")
+                b.ip("xfrm", "policy", "flush")
+        finally:
+            gateway.stop()
