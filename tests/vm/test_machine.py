@@ -71,8 +71,12 @@ def test_a_hanging_machine_is_ended_and_its_console_is_shown() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_no_machine_outlives_its_supervisor(number: signal.Signals) -> None:
-    supervisor = subprocess.Popen([*VM, "run", "--", "sleep", "1000"], stderr=subprocess.DEVNULL)
+def test_no_machine_outlives_its_supervisor(number: signal.Signals, tmp_path: Path) -> None:
+    supervisor = subprocess.Popen(
+        [*VM, "run", "--", "sleep", "1000"],
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(tmp_path)},  # which a killed one leaves behind
+    )
     try:
         children = Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children")
         machine = 0
