@@ -269,6 +269,8 @@ def connect(path: Path) -> sqlite3.Connection:
             "synchronous = FULL",
             "trusted_schema = OFF",
             "cell_size_check = ON",
+            # KiB: the rows are read once, at the start, and a page or two is written then.
+            "cache_size = -256",
         ):
             connection.execute(f"PRAGMA {pragma}").close()
     except BaseException:
