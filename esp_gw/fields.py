@@ -7,6 +7,7 @@ A value that doesn't fit raises a fault in plain words; text that may be a key i
 from __future__ import annotations
 
 import difflib
+import functools
 import ipaddress
 import re
 from collections.abc import Callable, Iterable
@@ -212,7 +213,7 @@ def parse_address(value: object) -> IPAddress:
                 else f"expected an IPv4 or IPv6 address, not {shown(value)}"
             )
         try:
-            address = ipaddress.ip_address(value)
+            address = _address(value)
         except ValueError:
             raise fault(f"expected an IPv4 or IPv6 address, not {shown(value)}") from None
     if isinstance(address, ipaddress.IPv6Address):
@@ -235,6 +236,12 @@ def parse_outer_address(value: object) -> IPAddress:
     if address.version == 6 and address.is_link_local:
         raise fault("link-local addresses are not supported: use a global or unique local address")
     return address
+
+
+@functools.lru_cache(maxsize=64)
+def _address(value: str) -> IPAddress:
+    """One object for an address that thousands of tunnels have, as their own end."""
+    return ipaddress.ip_address(value)
 
 
 def _bare(value: str) -> str | None:

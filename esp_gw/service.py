@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
 from collections import Counter
@@ -309,6 +310,9 @@ class Service:
         """Read the configuration again and change only what differs; return the changes."""
         async with self._changing:
             configured = await asyncio.to_thread(load_config, self._config)
+            # What was read is full of cycles: of thousands of tunnels it is megabytes, which what
+            # comes now can use.
+            gc.collect()
             self._refuse_fixed(configured)
             wanted, left_out = _without_conflicts(configured, self._state)
             changes = await self._gateway.apply(wanted)
