@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections import deque
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
@@ -186,9 +187,11 @@ def test_more_than_the_queue_holds_is_dropped(rig: Rig) -> None:
     assert verdicts == [None] * MAX_QUEUED + [DropReason.QUEUE_FULL] * 2
 
 
-async def test_of_sas_installed_at_once_none_is_there_where_one_is_refused(
+@pytest.fixture
+async def opened(
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
+) -> AsyncIterator[tuple[PythonEngine, ScriptedSocket]]:
+    """An engine with one scripted outer socket."""
     tun, sock = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET), ScriptedSocket()
     with tun[0], tun[1], socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as real:
         sock.fd = real.fileno()
@@ -196,41 +199,41 @@ async def test_of_sas_installed_at_once_none_is_there_where_one_is_refused(
         monkeypatch.setattr(python_module, "open_tun", lambda _: tun[0].detach())
         engine = PythonEngine()
         engine.open(EngineSettings("esp0", 4500, 1), lambda _: None)
-        first = make_sa("first/in", Direction.INBOUND, 0x1002)
-        engine.set_outer_sockets([OuterSocket(first.local, first.encapsulation)])
-        engine.install_inbound(first, 7)
-        with pytest.raises(EngineError, match="another inbound SA"), engine.at_once():
-            engine.install_outbound(make_sa(), Lease(1, 9))
-            engine.install_inbound(make_sa("t/in", Direction.INBOUND, 0x1003), 0)
-            engine.install_inbound(make_sa("x/in", Direction.INBOUND, 0x1002), 0)
-        assert set(engine.counters().sas) == {"first/in"}
-        with pytest.raises(EngineError, match="no such SA"):
-            engine.remove_sas(["first/in", "t/in"])
-        assert engine.counters().sas["first/in"].seq == 7
+        local = make_sa()
+        engine.set_outer_sockets([OuterSocket(local.local, local.encapsulation)])
+        yield engine, sock
+        engine.close()
+
+
+async def test_of_sas_installed_at_once_none_is_there_where_one_is_refused(
+    opened: tuple[PythonEngine, ScriptedSocket],
+) -> None:
+    engine, _ = opened
+    first = make_sa("first/in", Direction.INBOUND, 0x1002)
+    engine.install_inbound(first, 7)
+    with pytest.raises(EngineError, match="another inbound SA"), engine.at_once():
+        engine.install_outbound(make_sa(), Lease(1, 9))
+        engine.install_inbound(make_sa("t/in", Direction.INBOUND, 0x1003), 0)
+        engine.install_inbound(make_sa("x/in", Direction.INBOUND, 0x1002), 0)
+    assert set(engine.counters().sas) == {"first/in"}
+    with pytest.raises(EngineError, match="no such SA"):
+        engine.remove_sas(["first/in", "t/in"])
+    assert engine.counters().sas["first/in"].seq == 7
 
 
 async def test_the_engines_counters_of_a_removed_sa_hold_what_waited(
-    monkeypatch: pytest.MonkeyPatch,
+    opened: tuple[PythonEngine, ScriptedSocket],
 ) -> None:
-    tun, sock = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET), ScriptedSocket()
-    with tun[0], tun[1], socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as real:
-        sock.fd = real.fileno()
-        monkeypatch.setattr(outer_module, "_open", lambda *_: sock)
-        monkeypatch.setattr(python_module, "open_tun", lambda _: tun[0].detach())
-        engine = PythonEngine()
-        engine.open(EngineSettings("esp0", 4500, 1), lambda _: None)
-        out = make_sa()
-        engine.set_outer_sockets([OuterSocket(out.local, out.encapsulation)])
-        engine.install_outbound(out, Lease(1, 9))
-        engine.install_inbound(make_sa("t/in", Direction.INBOUND, 0x1002), 0)
-        sock.faults.append(FULL)
-        state = engine._outbound.sas["t/out"]
-        state.outer.send(state, memoryview(b"packet"), 6, 0, False)
-        engine._inbound._enqueue(engine._inbound.sas[0x1002], memoryview(b"packet"))
-        out_counters, in_counters = engine.remove_sas(["t/out", "t/in"])
-        assert out_counters.drops == {DropReason.SEND_ERROR: 1}
-        assert in_counters.drops == {DropReason.TUN_ERROR: 1}
-        totals = engine.counters()
-        assert (totals.packets_out, totals.packets_in) == (0, 0)
-        assert totals.drops == {DropReason.SEND_ERROR: 1, DropReason.TUN_ERROR: 1}
-        engine.close()
+    engine, sock = opened
+    engine.install_outbound(make_sa(), Lease(1, 9))
+    engine.install_inbound(make_sa("t/in", Direction.INBOUND, 0x1002), 0)
+    sock.faults.append(FULL)
+    state = engine._outbound.sas["t/out"]
+    state.outer.send(state, memoryview(b"packet"), 6, 0, False)
+    engine._inbound._enqueue(engine._inbound.sas[0x1002], memoryview(b"packet"))
+    out_counters, in_counters = engine.remove_sas(["t/out", "t/in"])
+    assert out_counters.drops == {DropReason.SEND_ERROR: 1}
+    assert in_counters.drops == {DropReason.TUN_ERROR: 1}
+    totals = engine.counters()
+    assert (totals.packets_out, totals.packets_in) == (0, 0)
+    assert totals.drops == {DropReason.SEND_ERROR: 1, DropReason.TUN_ERROR: 1}
