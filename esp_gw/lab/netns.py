@@ -36,7 +36,7 @@ class Namespace:
         self, *arguments: str, timeout: float = COMMAND_TIMEOUT, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside to its end. Raises LabError where it fails and `check` is set."""
-        return _run(self.command(*arguments), timeout, check)
+        return run_command(self.command(*arguments), timeout, check)
 
     def start(
         self,
@@ -58,7 +58,7 @@ class Namespace:
 
     def ip(self, *arguments: str) -> str:
         """Run `ip` for this namespace and return what it prints. Raises LabError."""
-        return _run(["ip", "-n", self.name, *arguments], COMMAND_TIMEOUT, True).stdout
+        return run_command(["ip", "-n", self.name, *arguments], COMMAND_TIMEOUT, True).stdout
 
 
 @contextlib.contextmanager
@@ -71,7 +71,7 @@ def namespaces(*roles: str) -> Iterator[list[Namespace]]:
             namespace = Namespace(f"{PREFIX}-{role}-{os.getpid()}")
             # Before it is there, so that an interrupt in between leaves nothing.
             made.append(namespace)
-            _run(["ip", "netns", "add", namespace.name], COMMAND_TIMEOUT, True)
+            run_command(["ip", "netns", "add", namespace.name], COMMAND_TIMEOUT, True)
             namespace.ip("link", "set", "lo", "up")
             # No waiting for IPv6 addresses to be found unique: a lab has no others.
             namespace.run("sh", "-c", f"echo 0 > {_ACCEPT_DAD}", check=False)
@@ -97,11 +97,11 @@ def add_address(namespace: Namespace, address: str, device: str = "wan") -> None
 
 def delete(name: str) -> None:
     """Remove a namespace, and end the processes that are still in it."""
-    pids = _run(["ip", "netns", "pids", name], COMMAND_TIMEOUT, False).stdout.split()
+    pids = run_command(["ip", "netns", "pids", name], COMMAND_TIMEOUT, False).stdout.split()
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(pid), signal.SIGKILL)
-    _run(["ip", "netns", "delete", name], COMMAND_TIMEOUT, False)
+    run_command(["ip", "netns", "delete", name], COMMAND_TIMEOUT, False)
 
 
 def remove_stale() -> None:
@@ -129,7 +129,10 @@ def end(process: subprocess.Popen[str], timeout: float = STOP_TIMEOUT) -> int:
     return process.returncode
 
 
-def _run(command: Sequence[str], timeout: float, check: bool) -> subprocess.CompletedProcess[str]:
+def run_command(
+    command: Sequence[str], timeout: float, check: bool
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end. Raises LabError where it can't, or fails and `check` is set."""
     try:
         result = subprocess.run(
             command,

@@ -10,6 +10,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from esp_gw.files import write_new
+
 
 def make_certificate(folder: Path, name: str) -> str:
     """Write NAME.key and NAME.crt, valid for a day; return the SHA-256 fingerprint with colons."""
@@ -26,14 +28,11 @@ def make_certificate(folder: Path, name: str) -> str:
         .not_valid_after(now + timedelta(days=1))
         .sign(key, hashes.SHA256())
     )
-    path = folder / f"{name}.key"
-    path.touch(mode=0o600)
-    path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
     )
+    write_new(folder / f"{name}.key", private)
     (folder / f"{name}.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     return certificate.fingerprint(hashes.SHA256()).hex(":").upper()

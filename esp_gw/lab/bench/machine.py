@@ -32,17 +32,13 @@ def describe(wireguard_go: str) -> dict[str, object]:
 def _versions(wireguard_go: str) -> dict[str, str]:
     return {
         "esp_gw": __version__,
-        "native": _native(),
+        "native": _package("esp-gw-core"),
         "python": f"{platform.python_version()}, cryptography {_package('cryptography')}",
         "strongswan": _said(("swanctl", "--version")) if CHARON.exists() else "",
         "wireguard-go": _said((wireguard_go, "--version")),
         "openvpn": _said(("openvpn", "--version")),
         "iperf3": _said(("iperf3", "--version")),
     }
-
-
-def _native() -> str:
-    return _package("esp-gw-core") or ""
 
 
 def _package(name: str) -> str:

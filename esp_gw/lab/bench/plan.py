@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from esp_gw.errors import LabError
@@ -11,7 +11,7 @@ from esp_gw.lab.bench.gateways import EspGw
 from esp_gw.lab.bench.measures import TESTS
 from esp_gw.lab.bench.model import Lengths, Opener, Subject
 from esp_gw.lab.bench.systems import WireguardGo, openvpn, strongswan, veth
-from esp_gw.model import SUITES, Encapsulation, Mode
+from esp_gw.model import SUITES, Encapsulation, Mode, Offloads
 
 QUICK = Lengths(tcp=1, udp=1, pings=100, probes=2, idle=10)
 FULL = Lengths(tcp=2, udp=1, pings=200, probes=3, idle=15)
@@ -19,7 +19,7 @@ FULL = Lengths(tcp=2, udp=1, pings=200, probes=3, idle=15)
 SYSTEMS = ("veth", "native", "python", "strongswan", "wireguard-go", "openvpn")
 PEERS = ("strongswan", "wireguard-go", "openvpn")
 SYSTEM_TESTS = tuple(name for name in TESTS if name != "idle")
-SWITCHES = ("tso", "uso", "udp_gso", "udp_gro", "merge")
+SWITCHES = tuple(switch.name for switch in fields(Offloads))
 SMALL_GSO_MAX_SIZE = 61_000
 """Bytes; a super-packet of this size fits into one send, which one of 65,536 does not."""
 
@@ -29,7 +29,7 @@ SECTIONS = {
     "techniques": "the native engine without each technique",
     "providers": "the native engine with each AEAD library",
     "suites": "suites and modes, and the cipher left out",
-    "scale": "1, 100 and 10,000 SAs",
+    "scale": "2, 100 and 10,000 SAs",
     "core": "the core alone, without the kernel",
 }
 _SETUP = {"strongswan": 1.5, "openvpn": 3.0, "wireguard-go": 1.0, "veth": 0.3}
@@ -223,8 +223,6 @@ def suite_system(suite: str, mode: str, *, plain: bool = False) -> str:
 def _suites(null_cipher: Path | None) -> Iterator[Subject]:
     for mode in Mode:
         for name in SUITE_NAMES:
-            if name not in SUITES:
-                continue
             opener = EspGw("native", mode=mode, suite=SUITES[name])
             yield Subject(suite_system(name, mode), ("tcp",), opener)
             if name in BASELINE_SUITES:

@@ -93,8 +93,7 @@ def tables(results: Results) -> Iterator[Table]:
     """Every table; one without rows was not measured."""
     yield _targets(results)
     yield _by_system(results, "TCP, Gbit/s", THROUGHPUT_TESTS, "throughput")
-    starred = _by_system(results, "UDP under 1 % loss, packets/s", UDP_TESTS, "packets")
-    yield starred
+    yield _by_system(results, "UDP under 1 % loss, packets/s", UDP_TESTS, "packets")
     yield _by_system(results, "UDP under 1 % loss, Gbit/s", UDP_TESTS, "throughput")
     yield _latency(results)
     yield _ratios(results)
@@ -300,9 +299,7 @@ def _scale(results: Results) -> Table:
     for test in tests:
         figures = [
             cell(results.get("native", test, metric))
-            for metric in (
-                *("throughput", "packets_one", "packets_all", "installs", "memory_per_sa"),
-            )
+            for metric in ("throughput", "packets_one", "packets_all", "installs", "memory_per_sa")
         ]
         rows.append((f"{int(test.removeprefix('scale_')):,}", *figures))
     head = (

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esp_gw.errors import LabError
+from esp_gw.files import write_new
 from esp_gw.lab.bench.certificates import make_certificate
 from esp_gw.lab.bench.measures import answers
 from esp_gw.lab.bench.model import Link
-from esp_gw.lab.netns import Namespace, add_address, end, namespaces, wire
+from esp_gw.lab.netns import Namespace, add_address, end, namespaces, run_command, wire
 
 START_TIMEOUT = 20.0
 CHARON = Path("/usr/lib/ipsec/charon")
@@ -123,12 +124,12 @@ class WireguardGo:
             pids = [daemons.start(host, self.binary, "-f", "wg0") for host in hosts]
             for side, (host, pid) in enumerate(zip(hosts, pids, strict=True)):
                 config = folder / f"wg{side}.conf"
-                _write_secret(
-                    config,
+                text = (
                     f"[Interface]\nPrivateKey = {keys[side][0]}\nListenPort = 51820\n"
                     f"[Peer]\nPublicKey = {keys[1 - side][1]}\n"
-                    f"AllowedIPs = {inner[1 - side]}/32\nEndpoint = {OUTER[1 - side]}:51820\n",
+                    f"AllowedIPs = {inner[1 - side]}/32\nEndpoint = {OUTER[1 - side]}:51820\n"
                 )
+                write_new(config, text.encode())
                 # Its control socket is in the daemon's own /run.
                 enter = ("nsenter", "-t", str(pid), "-m", "-n", "wg", "setconf", "wg0", str(config))
                 daemons.wait_until(
@@ -226,7 +227,7 @@ def strongswan(folder: Path) -> Iterator[Link]:
         for side, host in enumerate(hosts):
             home = folder / str(side)
             home.mkdir()
-            _write_secret(home / "strongswan.conf", _STRONGSWAN_CONF.format(folder=home))
+            write_new(home / "strongswan.conf", _STRONGSWAN_CONF.format(folder=home).encode())
             config = _SWANCTL_CONF.format(
                 local=OUTER[side],
                 remote=OUTER[1 - side],
@@ -234,7 +235,7 @@ def strongswan(folder: Path) -> Iterator[Link]:
                 remote_ts=inner[1 - side],
                 secret=secret,
             )
-            _write_secret(home / "swanctl.conf", config)
+            write_new(home / "swanctl.conf", config.encode())
             add_address(host, f"{inner[side]}/32", "lo")
             variable = f"STRONGSWAN_CONF={home}/strongswan.conf"
             pids.append(daemons.start(host, "env", variable, str(charon)))
@@ -262,33 +263,12 @@ def _copy(program: Path, folder: Path) -> Path:
     return Path(shutil.copy2(program, folder))
 
 
-def _write_secret(path: Path, text: str) -> None:
-    path.touch(mode=0o600)
-    path.write_text(text)
-
-
 def _succeeds(command: Sequence[str]) -> bool:
-    return _run(command).returncode == 0
+    return run_command(command, START_TIMEOUT, False).returncode == 0
 
 
 def _checked(command: Sequence[str]) -> None:
-    result = _run(command)
+    result = run_command(command, START_TIMEOUT, False)
     if result.returncode:
         lines = (result.stderr or result.stdout).strip().splitlines()
         raise LabError(lines[-1] if lines else f"{Path(command[2]).name} failed")
-
-
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=START_TIMEOUT,
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise LabError(f"{error.filename} is not installed") from None
-    except subprocess.TimeoutExpired:
-        raise LabError(f"{command[0]} took longer than {START_TIMEOUT:.0f} s") from None
