@@ -1,6 +1,8 @@
 //! Nanoseconds of the core alone: AEADs, one packet, a super-packet. `cargo bench -p esp-core`.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod packets;
+
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use esp_core::aead::Aead;
@@ -12,7 +14,9 @@ use esp_core::replay::ReplayWindow;
 use esp_core::segment::Segmenter;
 use esp_core::seq::{Lease, SeqCounter};
 use esp_core::suite::{Suite, TRAILER_ROOM};
-use esp_core::wire::{GSO_TCPV4, NEEDS_CSUM, VnetHdr, pseudo_header, write_ipv4_header};
+use esp_core::wire::VnetHdr;
+
+use crate::packets::{SEGMENTS, SUPER_LEN, super_packet};
 
 const SIZES: [usize; 3] = [64, 576, 1400];
 const SUITES: [&str; 4] = [
@@ -21,9 +25,6 @@ const SUITES: [&str; 4] = [
     "chacha20poly1305",
     "aes256gmac",
 ];
-const GSO_SIZE: usize = 1388;
-const HEADERS_LEN: usize = 40;
-const SUPER_LEN: usize = HEADERS_LEN + 45 * GSO_SIZE;
 
 fn main() {
     divan::main();
@@ -121,26 +122,6 @@ fn decap(bencher: Bencher, case: &Case) {
     });
 }
 
-fn super_packet() -> (VnetHdr, Vec<u8>) {
-    let mut packet = vec![7; SUPER_LEN + TRAILER_ROOM];
-    let length = u16::try_from(SUPER_LEN).unwrap();
-    write_ipv4_header(&mut packet, 0x0A00_0001, 0x0A00_0002, 6, length, 0);
-    packet[20..40].copy_from_slice(&[
-        0, 80, 1, 2, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 16, 1, 1, 0, 0, 0, 0,
-    ]);
-    let seed = pseudo_header(&packet, 6, u32::from(length) - 20).folded();
-    packet[36..38].copy_from_slice(&seed.to_be_bytes());
-    let vnet = VnetHdr {
-        flags: NEEDS_CSUM,
-        gso_type: GSO_TCPV4,
-        hdr_len: 40,
-        gso_size: u16::try_from(GSO_SIZE).unwrap(),
-        csum_start: 20,
-        csum_offset: 16,
-    };
-    (vnet, packet)
-}
-
 /// Split and seal into `out`; returns the length of each ESP packet.
 fn split_and_seal(
     vnet: &VnetHdr,
@@ -177,7 +158,7 @@ fn super_packet_split_and_sealed(bencher: Bencher, name: &str) {
     .unwrap();
     bencher
         .counter(BytesCount::new(SUPER_LEN))
-        .counter(ItemsCount::new(45_usize))
+        .counter(ItemsCount::new(SEGMENTS))
         .bench_local(|| {
             // As a TUN read would, only shorter: the headers are all that must be whole.
             buf[..64].copy_from_slice(&packet[..64]);
@@ -198,7 +179,7 @@ fn super_packet_split_only(bencher: Bencher) {
     let mut buf = packet.clone();
     bencher
         .counter(BytesCount::new(SUPER_LEN))
-        .counter(ItemsCount::new(45_usize))
+        .counter(ItemsCount::new(SEGMENTS))
         .bench_local(|| {
             buf[..64].copy_from_slice(&packet[..64]);
             let mut segmenter = Segmenter::new(&vnet, &mut buf, SUPER_LEN).unwrap();
@@ -225,7 +206,7 @@ fn super_packet_opened_and_merged(bencher: Bencher, name: &str) {
     });
     bencher
         .counter(BytesCount::new(SUPER_LEN))
-        .counter(ItemsCount::new(45_usize))
+        .counter(ItemsCount::new(SEGMENTS))
         .bench_local(|| {
             let window = ReplayWindow::new(1024, 0);
             let mut writes = 0;

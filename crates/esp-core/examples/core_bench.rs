@@ -15,6 +15,8 @@
 //! AVX-512, so that `path` says what the processor was said to have.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../benches/packets/mod.rs"]
+mod packets;
 #[path = "core_bench/ways.rs"]
 mod ways;
 
@@ -26,7 +28,8 @@ use esp_core::provider::Provider;
 use esp_core::suite::Suite;
 use serde_json::{Value, json};
 
-use crate::ways::{SUPER_LEN, Shared, Way};
+use crate::packets::SUPER_LEN;
+use crate::ways::{Shared, Way};
 
 const TESTS: [&str; 2] = ["encap", "decap"];
 const SIZES: [usize; 4] = [64, 576, 1400, SUPER_LEN];

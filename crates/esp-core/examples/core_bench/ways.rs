@@ -18,15 +18,12 @@ use esp_core::selector::{Prefix, Selector};
 use esp_core::seq::Lease;
 use esp_core::spd::{Action, Policy, Spd};
 use esp_core::suite::{Suite, TRAILER_ROOM};
-use esp_core::wire::{self, GSO_TCPV4, NEEDS_CSUM, VnetHdr, pseudo_header, write_ipv4_header};
+use esp_core::wire::{self, VnetHdr, pseudo_header, write_ipv4_header};
+
+use crate::packets::{GSO_SIZE, SUPER_LEN, TCP_HEADERS_LEN, super_packet};
 
 /// Packets of one send and of one received buffer.
 const BATCH: usize = 64;
-const SEGMENTS: usize = 45;
-const GSO_SIZE: usize = 1388;
-const TCP_HEADERS_LEN: usize = 40;
-/// Bytes of a super-packet.
-pub const SUPER_LEN: usize = TCP_HEADERS_LEN + SEGMENTS * GSO_SIZE;
 const HEAD: usize = 64;
 const SPI: u32 = 300;
 
@@ -284,24 +281,4 @@ fn datagram(size: usize) -> Vec<u8> {
     let sum = pseudo_header(&packet, 17, u32::from(length) - 20).bytes(&packet[20..size]);
     packet[26..28].copy_from_slice(&sum.checksum().to_be_bytes());
     packet
-}
-
-fn super_packet() -> (VnetHdr, Vec<u8>) {
-    let mut packet = vec![7; SUPER_LEN + TRAILER_ROOM];
-    let length = u16::try_from(SUPER_LEN).unwrap();
-    write_ipv4_header(&mut packet, 0x0A00_0001, 0x0A00_0002, 6, length, 0);
-    packet[20..40].copy_from_slice(&[
-        0, 80, 1, 2, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 16, 1, 1, 0, 0, 0, 0,
-    ]);
-    let seed = pseudo_header(&packet, 6, u32::from(length) - 20).folded();
-    packet[36..38].copy_from_slice(&seed.to_be_bytes());
-    let vnet = VnetHdr {
-        flags: NEEDS_CSUM,
-        gso_type: GSO_TCPV4,
-        hdr_len: 40,
-        gso_size: u16::try_from(GSO_SIZE).unwrap(),
-        csum_start: 20,
-        csum_offset: 16,
-    };
-    (vnet, packet)
 }
