@@ -27,6 +27,7 @@ from esp_gw import wire
 from esp_gw.files import printable
 from esp_gw.model import (
     AES_GCM,
+    AF_ALG_CHOICES,
     AWS_LC,
     CHACHA20_POLY1305,
     MAX_REPLAY_WINDOW,
@@ -447,6 +448,7 @@ EngineName = Annotated[str, PlainValidator(choice("auto", "python", "native"))]
 Workers = Annotated[int, integer(1, 64)]
 BusyPoll = Annotated[int, integer(0, 1000)]
 ProviderName = Annotated[str, PlainValidator(choice(*PROVIDERS))]
+AfAlgChoice = Annotated[str, PlainValidator(choice(*AF_ALG_CHOICES))]
 SuiteName = Annotated[Suite, PlainValidator(parse_suite), _TEXT]
 ModeName = Annotated[Mode, PlainValidator(lambda value: Mode(choice(*Mode)(value))), _TEXT]
 EncapsulationName = Annotated[

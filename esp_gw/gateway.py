@@ -108,6 +108,7 @@ class Gateway:
                 busy_poll_us=settings.busy_poll_us,
                 offload=settings.offload,
                 provider=settings.provider,
+                af_alg=settings.af_alg,
             ),
             self._on_event,
         )

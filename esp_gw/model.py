@@ -261,6 +261,12 @@ AWS_LC = "aws-lc"
 PROVIDERS = (PROVIDER_AUTO, OPENSSL, AWS_LC)
 """What `crypto.provider` may be; the python engine has OpenSSL alone."""
 
+AF_ALG_AUTO = "auto"
+AF_ALG_ON = "on"
+AF_ALG_OFF = "off"
+AF_ALG_CHOICES = (AF_ALG_AUTO, AF_ALG_ON, AF_ALG_OFF)
+"""What `crypto.offload` may be: the kernel's AF_ALG where it is faster, always, or never."""
+
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
@@ -270,7 +276,7 @@ class GatewaySettings:
     outer sockets' packets so that routing keeps them out of the TUN; `table` is the routing table
     that holds the routes into the TUN. Of the native engine alone are `workers` (None: as many as
     the process may use processors), `pin_workers`, `busy_poll_us` (microseconds that an idle worker
-    looks before it sleeps) and `offload`.
+    looks before it sleeps) and `offload`. `af_alg` is the configuration's `crypto.offload`.
     """
 
     interface: str = "esp0"
@@ -287,6 +293,7 @@ class GatewaySettings:
     busy_poll_us: int = 0
     offload: Offloads = Offloads()
     provider: str = PROVIDER_AUTO
+    af_alg: str = AF_ALG_AUTO
 
 
 @dataclass(frozen=True, slots=True)

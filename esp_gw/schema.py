@@ -59,6 +59,7 @@ class CryptoModel(Strict):
     """The section `crypto`."""
 
     provider: fields.ProviderName = _DEFAULTS.provider
+    offload: fields.AfAlgChoice = _DEFAULTS.af_alg
 
 
 class GatewayModel(Strict):
@@ -87,6 +88,7 @@ class GatewayModel(Strict):
             addresses=values.pop("address"),
             offload=Offloads(**values.pop("offload").model_dump()),
             provider=crypto.provider,
+            af_alg=crypto.offload,
             **values,
         )
 

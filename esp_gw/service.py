@@ -38,6 +38,8 @@ from esp_gw.sysctl import network_warnings
 Parameters = dict[str, object]
 
 _SILENT = "no packet received yet"
+_CRYPTO_FIELDS = {"provider": "crypto.provider", "af_alg": "crypto.offload"}
+"""Fields of the settings that don't stand in the section `gateway`."""
 
 
 class Service:
@@ -381,10 +383,10 @@ class Service:
             if field.name not in ("addresses", "mtu") and (
                 getattr(old, field.name) != getattr(new, field.name)
             ):
-                section = "crypto" if field.name == "provider" else "gateway"
+                name = _CRYPTO_FIELDS.get(field.name, f"gateway.{field.name}")
                 raise ControlError(
                     "Refused",
-                    f"{section}.{field.name} can't change while the gateway runs",
+                    f"{name} can't change while the gateway runs",
                     hint="restart it with 'systemctl restart esp-gw'",
                 )
 

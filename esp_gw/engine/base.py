@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from esp_gw.model import (
+    AF_ALG_AUTO,
     PROVIDER_AUTO,
     Encapsulation,
     IPAddress,
@@ -129,8 +130,8 @@ class OuterSocket:
 class EngineSettings:
     """What an engine opens: the TUN's name, the UDP port, the mark of its outer packets, and how.
 
-    `workers`, `pin_workers`, `busy_poll_us` and `offload` are as in `GatewaySettings`; an engine
-    without such a thing leaves it out, and `status` says so.
+    `workers`, `pin_workers`, `busy_poll_us`, `offload` and `af_alg` are as in `GatewaySettings`; an
+    engine without such a thing leaves it out, and `status` says so.
     """
 
     interface: str
@@ -141,6 +142,7 @@ class EngineSettings:
     busy_poll_us: int = 0
     offload: Offloads = field(default_factory=Offloads)
     provider: str = PROVIDER_AUTO
+    af_alg: str = AF_ALG_AUTO
 
 
 @dataclass(frozen=True, slots=True)

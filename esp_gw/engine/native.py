@@ -31,7 +31,7 @@ from esp_gw.engine.base import (
 from esp_gw.engine.outer import refused
 from esp_gw.engine.tun import DEVICE, not_created, not_opened
 from esp_gw.errors import EngineError
-from esp_gw.model import Direction, Encapsulation, Lease, Policy, Sa, Selector
+from esp_gw.model import AF_ALG_ON, Direction, Encapsulation, Lease, Policy, Sa, Selector
 
 
 class NativeEngine:
@@ -49,6 +49,8 @@ class NativeEngine:
 
     def open(self, settings: EngineSettings, on_event: Callable[[Event], None]) -> None:
         """Create the TUN device and start the workers. Raises EngineError."""
+        if settings.af_alg == AF_ALG_ON:
+            raise EngineError("the native engine has no AF_ALG", hint="set 'crypto.offload: auto'")
         self._on_event = on_event
         try:
             self._core: Any = esp_gw_core.NativeEngine(_Settings(settings))

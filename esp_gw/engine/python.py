@@ -30,7 +30,7 @@ from esp_gw.engine.peers import Peers
 from esp_gw.engine.sad import InboundState, OutboundState
 from esp_gw.engine.tun import open_tun
 from esp_gw.errors import EngineError
-from esp_gw.model import AWS_LC, Direction, Encapsulation, Lease, Offloads, Policy, Sa
+from esp_gw.model import AF_ALG_ON, AWS_LC, Direction, Encapsulation, Lease, Offloads, Policy, Sa
 
 
 class PythonEngine:
@@ -54,6 +54,8 @@ class PythonEngine:
                 "crypto.provider aws-lc needs the native engine, which does not run",
                 hint="install it, or set 'provider: auto'",
             )
+        if settings.af_alg == AF_ALG_ON:
+            raise EngineError("the python engine has no AF_ALG", hint="set 'crypto.offload: auto'")
         self._settings = settings
         self._on_event = on_event
         self._tun = open_tun(settings.interface)

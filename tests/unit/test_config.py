@@ -127,6 +127,7 @@ gateway:
   offload: {tso: no, uso: off, udp_gso: false, udp_gro: no, merge: no}
 crypto:
   provider: aws-lc
+  offload: on
 """,
     )
     assert desired.settings == GatewaySettings(
@@ -144,6 +145,7 @@ crypto:
         busy_poll_us=1000,
         offload=Offloads(False, False, False, False, False),
         provider="aws-lc",
+        af_alg="on",
     )
 
 

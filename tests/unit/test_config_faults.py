@@ -378,6 +378,7 @@ crypto:
     assert "from 0 to 1000" in found[2][2]
     assert "did you mean udp_gso?" in found[3][2]
     assert "auto or openssl or aws-lc" in found[5][2]
+    assert "auto or on or off" in found[6][2]
     assert "from 1 to 64" in only(folder, "gateway: {workers: 0}")
     assert "expected a mapping with tso" in only(folder, "gateway: {offload: no}")
 

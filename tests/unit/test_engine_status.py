@@ -45,3 +45,8 @@ async def test_the_python_engine_tells_what_it_does_without(
 async def test_the_python_engine_has_no_aws_lc() -> None:
     with pytest.raises(EngineError, match="aws-lc needs the native engine"):
         PythonEngine().open(EngineSettings("esp0", 4500, 1, provider="aws-lc"), lambda _: None)
+
+
+async def test_af_alg_is_refused_where_it_can_not_be_had() -> None:
+    with pytest.raises(EngineError, match="no AF_ALG"):
+        PythonEngine().open(EngineSettings("esp0", 4500, 1, af_alg="on"), lambda _: None)

@@ -173,6 +173,7 @@ async def test_a_broken_configuration_changes_nothing(rig: Rig) -> None:
         (lambda config: config["gateway"].update(busy_poll_us=5), "gateway.busy_poll_us"),
         (lambda config: config["gateway"].update(offload={"tso": False}), "gateway.offload"),
         (lambda config: config.update(crypto={"provider": "openssl"}), "crypto.provider"),
+        (lambda config: config.update(crypto={"offload": "off"}), "crypto.offload"),
     ],
 )
 async def test_how_the_engine_works_is_fixed_while_it_runs(
