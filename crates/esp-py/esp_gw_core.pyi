@@ -2,10 +2,17 @@
 
 from typing import Any, final
 
-__all__ = ["NativeEngine", "__version__", "aes_path"]
+__all__ = ["NativeEngine", "__version__", "aes_path", "measure_aead"]
 
 __version__: str
 aes_path: str
+
+def measure_aead(provider: str, suite: str, size: int, packets: int) -> float:
+    """Seal `packets` packets of `size` bytes with a random key; nanoseconds a packet.
+
+    `provider` is "openssl" or "aws-lc"; 1 to 65535 bytes, 1 to 1000000 packets, 4 GiB in all.
+    Raises ValueError for a provider, suite or number that can't be, OSError of the kernel's.
+    """
 
 _Prefix = tuple[str, int]
 _Ports = tuple[int, int] | None

@@ -8,6 +8,7 @@
 pub mod engine;
 mod floors;
 mod inbound;
+pub mod measure;
 mod outbound;
 mod patience;
 pub mod peers;

@@ -15,6 +15,7 @@ use esp_core::seq::Lease;
 use esp_core::spd::{Action, Policy};
 use esp_core::suite::Suite;
 use esp_dataplane::engine::{Engine, SaCounters};
+use esp_dataplane::measure::seal_time;
 use esp_dataplane::settings::{Offloads, Settings};
 use esp_dataplane::shared::{Event, Outer};
 use pyo3::exceptions::{PyOSError, PyValueError};
@@ -362,10 +363,25 @@ impl NativeEngine {
     }
 }
 
+/// Nanoseconds a packet to seal `packets` packets of `size` bytes. See `esp_gw_core.pyi`.
+#[pyfunction]
+fn measure_aead(
+    py: Python<'_>,
+    provider: &str,
+    suite: &str,
+    size: usize,
+    packets: u32,
+) -> PyResult<f64> {
+    let suite = Suite::by_name(suite).ok_or_else(|| value_error("no such suite"))?;
+    py.detach(|| seal_time(provider, suite, size, packets))
+        .map_err(|error| os_error(&error))
+}
+
 /// The native data plane of `esp_gw`.
 #[pymodule]
 fn esp_gw_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("aes_path", aes_path())?;
+    module.add_function(wrap_pyfunction!(measure_aead, module)?)?;
     module.add_class::<NativeEngine>()
 }

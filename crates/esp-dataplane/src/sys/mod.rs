@@ -13,6 +13,7 @@ pub mod mem;
 mod message;
 mod offloads;
 pub mod poll;
+pub mod random;
 pub mod raw;
 #[allow(unsafe_code)]
 mod recv;

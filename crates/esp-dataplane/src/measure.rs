@@ -1,0 +1,132 @@
+//! How long a provider takes to seal a packet on this machine.
+
+use std::time::Instant;
+
+use esp_core::aead::{Aead, NONCE_LEN, SealError};
+use esp_core::provider::Provider;
+use esp_core::suite::Suite;
+
+use crate::sys::{Error, Result, random};
+
+/// Bytes of the largest packet.
+pub const MAX_SIZE: usize = 65535;
+/// Packets at most.
+pub const MAX_PACKETS: u32 = 1_000_000;
+/// Bytes at most of all packets together: some seconds of work.
+const MAX_BYTES: u64 = 1 << 32;
+/// SPI and `seq_lo`.
+const AAD: [u8; 8] = [0, 0, 1, 0, 0, 0, 0, 1];
+
+/// Seal `packets` packets of `size` bytes with a random key; nanoseconds a packet.
+///
+/// # Errors
+/// `Argument` for a provider that this build or suite lacks, and where a number is out of its
+/// bounds; the kernel's.
+pub fn seal_time(provider: &str, suite: &Suite, size: usize, packets: u32) -> Result<f64> {
+    if !(1..=MAX_SIZE).contains(&size) {
+        return Err(Error::Argument("a packet has 1 to 65535 bytes"));
+    }
+    if !(1..=MAX_PACKETS).contains(&packets) {
+        return Err(Error::Argument("1 to 1000000 packets are measured"));
+    }
+    if size as u64 * u64::from(packets) > MAX_BYTES {
+        return Err(Error::Argument("at most 4 GiB are measured"));
+    }
+    let mut key = [0; 32];
+    random::fill(&mut key)?;
+    let mut aead = Provider::by_name(provider)
+        .ok_or(Error::Argument("there is no such provider"))?
+        .aead(suite, &key[..suite.key_len])
+        .map_err(|_| Error::Argument("the provider does not have this suite"))?;
+    time(aead.as_mut(), suite.icv_len, size, packets)
+        .map_err(|_| Error::Argument("the provider could not seal"))
+}
+
+fn time(
+    aead: &mut dyn Aead,
+    icv_len: usize,
+    size: usize,
+    packets: u32,
+) -> std::result::Result<f64, SealError> {
+    let text = vec![0; size];
+    let mut sealed = vec![0; size + icv_len];
+    let mut nonce = [0; NONCE_LEN];
+    let began = Instant::now();
+    for seq in 1..=packets {
+        nonce[NONCE_LEN - 4..].copy_from_slice(&seq.to_be_bytes());
+        aead.seal(&nonce, &AAD, &text, &mut sealed)?;
+    }
+    Ok(began.elapsed().as_secs_f64() * 1e9 / f64::from(packets))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn suite() -> &'static Suite {
+        Suite::by_name("aes128gcm16").unwrap()
+    }
+
+    #[test]
+    fn every_library_is_measured() {
+        for provider in Provider::ALL {
+            let found = seal_time(provider.name(), suite(), 1400, 100).unwrap();
+            assert!(found > 0.0 && found.is_finite(), "{provider:?}: {found}");
+        }
+    }
+
+    #[test]
+    fn as_many_packets_are_sealed_as_were_asked_for_each_with_its_own_nonce() {
+        struct Counted(Vec<[u8; NONCE_LEN]>);
+
+        impl Aead for Counted {
+            fn seal(
+                &mut self,
+                nonce: &[u8; NONCE_LEN],
+                aad: &[u8],
+                text: &[u8],
+                out: &mut [u8],
+            ) -> std::result::Result<(), SealError> {
+                assert_eq!((aad.len(), text.len(), out.len()), (8, 64, 76));
+                self.0.push(*nonce);
+                Ok(())
+            }
+
+            fn open(
+                &mut self,
+                _: &[u8; NONCE_LEN],
+                _: &[u8],
+                _: &[u8],
+                _: &mut [u8],
+            ) -> std::result::Result<(), esp_core::aead::AuthError> {
+                unreachable!("nothing is opened")
+            }
+        }
+
+        let mut counted = Counted(Vec::new());
+        time(&mut counted, 12, 64, 1000).unwrap();
+        assert_eq!(counted.0.len(), 1000);
+        counted.0.dedup();
+        assert_eq!(counted.0.len(), 1000);
+    }
+
+    #[test]
+    fn what_is_out_of_bounds_is_refused_before_any_work() {
+        let refused = |provider, size, packets| {
+            let found = seal_time(provider, suite(), size, packets);
+            matches!(found, Err(Error::Argument(_)))
+        };
+        assert!(refused("openssl", 0, 1));
+        assert!(refused("openssl", MAX_SIZE + 1, 1));
+        assert!(refused("openssl", 64, 0));
+        assert!(refused("openssl", 64, MAX_PACKETS + 1));
+        assert!(refused("openssl", MAX_SIZE, MAX_PACKETS));
+        assert!(refused("rot13", 64, 1));
+        let short = Suite::by_name("aes128gcm8").unwrap();
+        assert!(matches!(
+            seal_time("aws-lc", short, 64, 1),
+            Err(Error::Argument(_))
+        ));
+    }
+}

@@ -1,0 +1,15 @@
+//! Random bytes of the kernel's.
+
+use rustix::rand::{GetRandomFlags, getrandom};
+
+use super::error::{Result, Step};
+
+/// Fills at most 256 bytes, which the kernel gives whole.
+///
+/// # Errors
+/// The kernel's.
+pub fn fill(bytes: &mut [u8]) -> Result<()> {
+    getrandom(bytes, GetRandomFlags::empty())
+        .step("getrandom")
+        .map(drop)
+}
