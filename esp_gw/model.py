@@ -258,8 +258,11 @@ class Offloads:
 PROVIDER_AUTO = "auto"
 OPENSSL = "openssl"
 AWS_LC = "aws-lc"
+AF_ALG = "af-alg"
 PROVIDERS = (PROVIDER_AUTO, OPENSSL, AWS_LC)
 """What `crypto.provider` may be; the python engine has OpenSSL alone."""
+NO_AES = "none"
+"""What is said of the AES instructions of a processor without any."""
 
 AF_ALG_AUTO = "auto"
 AF_ALG_ON = "on"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from esp_gw.cli.bench import bench
 from esp_gw.cli.demo import demo
 from esp_gw.cli.gateway import check, reload, run, stats, status
 from esp_gw.cli.ledger import ledger
@@ -54,6 +55,7 @@ for command in (
     stats,
     reload,
     demo,
+    bench,
 ):
     cli.add_command(command)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.backends.openssl import backend
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -14,26 +12,11 @@ from esp_gw.errors import EngineError
 from esp_gw.model import AES_GCM, AES_GMAC, CHACHA20_POLY1305, SALT_LEN, KeyMaterial, Suite
 
 _FULL_ICV_LEN = 16
-_CPUINFO = Path("/proc/cpuinfo")
 
 
 def version() -> str:
     """The library and its version, for `status`."""
     return " ".join(backend.openssl_version_text().split()[:2])
-
-
-def aes_path() -> str:
-    """The processor's instructions that OpenSSL finds for AES-GCM; `none` where there are none."""
-    flags = set(_CPUINFO.read_text().split()) if _CPUINFO.exists() else set()
-    for name, needed in (
-        ("VAES, AVX-512", {"vaes", "vpclmulqdq", "avx512f", "avx512vl"}),
-        ("AES-NI, AVX2", {"aes", "pclmulqdq", "avx2"}),
-        ("AES-NI", {"aes", "pclmulqdq"}),
-        ("ARMv8 Crypto Extensions", {"aes", "pmull"}),
-    ):
-        if needed <= flags:
-            return name
-    return "none"
 
 
 def make_aead(suite: Suite, keymat: KeyMaterial) -> Aead:

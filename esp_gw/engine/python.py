@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 
 from esp_gw.crypto import openssl
+from esp_gw.crypto.processor import aes_path
 from esp_gw.engine.base import (
     Counters,
     EngineFailed,
@@ -184,7 +185,7 @@ class PythonEngine:
             pinned=False,
             busy_poll_us=0,
             provider=dict.fromkeys(sorted(suites), openssl.version()),
-            aes=openssl.aes_path(),
+            aes=aes_path(),
             offload={field.name: single for field in fields(Offloads)},
         )
 

@@ -35,6 +35,7 @@ LAYERS = {
     "conflicts": PURE,
     # What the pure parts are typed with: an AEAD's two functions, an engine's methods and events.
     "crypto.base": PURE,
+    "crypto.recommend": PURE,
     "engine.base": PURE,
     # Checked text: what a field of a configuration may be.
     "fields": PURE,

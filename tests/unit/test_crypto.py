@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from esp_gw.crypto import openssl
+from esp_gw.crypto import processor
 from esp_gw.crypto.openssl import make_aead
 from esp_gw.errors import EngineError
 from esp_gw.model import SUITES, KeyMaterial, Suite
@@ -166,7 +166,7 @@ def test_the_processors_aes_instructions_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, path: str
 ) -> None:
     cpuinfo = tmp_path / "cpuinfo"
-    monkeypatch.setattr(openssl, "_CPUINFO", cpuinfo)
-    assert openssl.aes_path() == "none"
+    monkeypatch.setattr(processor, "_CPUINFO", cpuinfo)
+    assert processor.aes_path() == "none"
     cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
-    assert openssl.aes_path() == path
+    assert processor.aes_path() == path

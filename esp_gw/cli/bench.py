@@ -1,0 +1,89 @@
+"""`esp-gw bench`: what this machine can do, without a gateway and without root."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import click
+
+from esp_gw.cli import output
+from esp_gw.cli.options import json_option
+
+_SUITES = ("aes256gcm16", "aes128gcm16", "chacha20poly1305")
+
+
+@click.group()
+def bench() -> None:
+    """Measure what this machine can do."""
+
+
+@bench.command()
+@json_option
+def crypto(as_json: bool) -> None:
+    """Measure the suites, and recommend one for this machine. Takes some seconds at most."""
+    # Only measuring needs them, and they bring cryptography.
+    from esp_gw.crypto import measure, recommend  # noqa: PLC0415
+    from esp_gw.crypto.processor import aes_path  # noqa: PLC0415
+    from esp_gw.engine.choose import is_native  # noqa: PLC0415
+
+    sealer = measure.Sealer(is_native("auto"))
+    ways = [(provider, suite) for suite in _SUITES for provider in sealer.providers]
+    found = measure.measure_cells(sealer.measure(), measure.cells(ways), measure.THOROUGH)
+    figures = measure.by_suite(found, [(sealer.provider_of(suite), suite) for suite in _SUITES])
+    suite = recommend.recommended(figures)
+    why = f"{recommend.reason(figures, aes_path())} {recommend.peers(suite)}"
+    if as_json:
+        output.print_json(
+            {
+                "engine": sealer.engine,
+                "aes": aes_path(),
+                "figures": [
+                    {"provider": provider, "suite": suite, "size": size, "ns": round(ns, 1)}
+                    for (provider, suite, size), ns in found.ns.items()
+                ],
+                "missing": [
+                    {"provider": provider, "suite": suite, "why": text}
+                    for (provider, suite), text in found.missing.items()
+                ],
+                "recommended": suite,
+                "why": why,
+            }
+        )
+        return
+    click.echo(f"{sealer.engine} engine: nanoseconds to seal a packet, Mbit/s of one processor\n")
+    columns = [name for way in sealer.providers for name in (f"{way.upper()} NS", "MBIT/S")]
+    output.print_table(
+        ("SUITE", "BYTES", *columns),
+        [
+            (suite, str(size), *_cells(found.ns, sealer.providers, suite, size))
+            for suite in _SUITES
+            for size in recommend.SIZES
+        ],
+        none="nothing",
+    )
+    click.echo()
+    for text in _missing(found.missing):
+        click.echo(output.printable(f"not measured: {text}"))
+    click.echo(f"recommended: {suite}. {why}")
+
+
+def _cells(
+    ns: Mapping[tuple[str, str, int], float], providers: tuple[str, ...], suite: str, size: int
+) -> list[str]:
+    found = [ns.get((provider, suite, size)) for provider in providers]
+    return [
+        text
+        for time in found
+        for text in (("", "") if time is None else (f"{time:.0f}", f"{size * 8000 / time:.0f}"))
+    ]
+
+
+def _missing(missing: Mapping[tuple[str, str], str]) -> list[str]:
+    """What has no figures, all suites of a provider with one reason in one line."""
+    suites: dict[tuple[str, str], list[str]] = {}
+    for (provider, suite), why in missing.items():
+        suites.setdefault((provider, why), []).append(suite)
+    return [
+        f"{provider}{'' if len(names) == len(_SUITES) else ' ' + output.joined(names)} ({why})"
+        for (provider, why), names in suites.items()
+    ]
