@@ -11,6 +11,7 @@ from typing import Any
 from esp_gw import logs, memory
 from esp_gw.config import load_config
 from esp_gw.control.server import ControlServer, Peer
+from esp_gw.crypto.advice import advice
 from esp_gw.engine.choose import is_native, make_engine
 from esp_gw.errors import EngineError, EspGwError
 from esp_gw.gateway import Gateway
@@ -79,7 +80,9 @@ class _Daemon:
             Sequences(state_dir / LEDGER_NAME),
             self._fail,
         )
-        self._service = Service(gateway, self._config, self._desired, Store(state_dir / STORE_NAME))
+        self._service = Service(
+            gateway, self._config, self._desired, Store(state_dir / STORE_NAME), advice(settings)
+        )
         control = ControlServer(Path(settings.control_socket), self._service.handlers())
         # The socket comes first: it is what a second daemon on one configuration stumbles over.
         await control.start()

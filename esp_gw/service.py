@@ -17,6 +17,7 @@ from esp_gw.config import load_config
 from esp_gw.conflicts import find_conflicts
 from esp_gw.control.protocol import PREFIX
 from esp_gw.control.server import Handler, Peer
+from esp_gw.crypto.advice import Advice
 from esp_gw.engine.base import SaCounters
 from esp_gw.errors import ControlError, EspGwError
 from esp_gw.fields import provider_fault
@@ -45,11 +46,15 @@ _CRYPTO_FIELDS = {"provider": "crypto.provider", "af_alg": "crypto.offload"}
 class Service:
     """The methods of the control interface, over one gateway."""
 
-    def __init__(self, gateway: Gateway, config: Path, desired: Desired, store: Store) -> None:
+    def __init__(
+        self, gateway: Gateway, config: Path, desired: Desired, store: Store, advice: Advice
+    ) -> None:
         self._gateway = gateway
         self._config = config
         self._configured = desired
         self._store = store
+        self._advice = advice
+        self._hints = advice.hints(desired.tunnels)
         self._state = store.load()
         self._left_out: dict[str, str] = {}
         self._changing = asyncio.Lock()
@@ -319,6 +324,7 @@ class Service:
             wanted, left_out = _without_conflicts(configured, self._state)
             changes = await self._gateway.apply(wanted)
             self._configured, self._left_out = configured, left_out
+            self._hints = await asyncio.to_thread(self._advice.hints, configured.tunnels)
         self._warn()
         log.info("reloaded", changes=len(changes))
         return {"changes": changes}
@@ -332,7 +338,7 @@ class Service:
             f"'{name}', added by the CLI, can't be in place: {message}"
             for name, message in self._left_out.items()
         ]
-        return [*self._configured.warnings, *left_out]
+        return [*self._configured.warnings, *left_out, *self._hints]
 
     def _refuse_left_out(self, left_out: Mapping[str, str], what: str | None = None) -> None:
         for name, message in left_out.items():

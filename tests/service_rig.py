@@ -15,8 +15,11 @@ from esp_gw import sequences as sequences_module
 from esp_gw.config import load_config
 from esp_gw.control.protocol import PREFIX
 from esp_gw.control.server import Peer
+from esp_gw.crypto.advice import Advice
+from esp_gw.crypto.recommend import SIZES
 from esp_gw.gateway import Gateway
 from esp_gw.ledger import Ledger
+from esp_gw.model import NO_AES, SUITES
 from esp_gw.provision import make_pair
 from esp_gw.sequences import Sequences
 from esp_gw.service import Service
@@ -31,10 +34,14 @@ class Rig:
         self.store = Store(folder / "added.json")
         self.ledger = folder / "ledger.db"
         self.engine, self.netlink = FakeEngine(), FakeNetlink()
+        # No suite is slower than another, unless a test says so.
+        self.figures = {suite: dict.fromkeys(SIZES, 1000.0) for suite in SUITES}
         self.gateway = Gateway(self.engine, self.netlink, Sequences(self.ledger), self._on_failure)
 
     async def start(self) -> None:
-        self.service = Service(self.gateway, self.config, load_config(self.config), self.store)
+        advice = Advice(NO_AES, lambda suites: {suite: self.figures[suite] for suite in suites})
+        desired = load_config(self.config)
+        self.service = Service(self.gateway, self.config, desired, self.store, advice)
         await self.gateway.start(self.service.desired())
 
     def _on_failure(self, reason: str) -> None:

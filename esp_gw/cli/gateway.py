@@ -11,6 +11,7 @@ import click
 from esp_gw.cli import output
 from esp_gw.cli.options import Daemon, config_option, json_option
 from esp_gw.errors import ConfigError
+from esp_gw.model import NO_AES
 
 
 @click.command()
@@ -36,6 +37,7 @@ def run(config: Path, log_level: str) -> int:
 def check(files: tuple[Path, ...], as_json: bool) -> int:
     """Check configuration files without touching anything."""
     from esp_gw.config import load_config  # noqa: PLC0415 - pydantic is slow to import
+    from esp_gw.crypto.advice import advice  # noqa: PLC0415
 
     results: list[dict[str, Any]] = []
     for path in files:
@@ -50,13 +52,14 @@ def check(files: tuple[Path, ...], as_json: bool) -> int:
             result |= {"ok": False, "problems": problems}
             texts = [str(problem) for problem in error.problems]
         else:
+            warnings = [*desired.warnings, *advice(desired.settings).hints(desired.tunnels)]
             result |= {
                 "tunnels": len(desired.tunnels),
                 "sas": len(desired.sas),
                 "policies": len(desired.policies),
-                "warnings": list(desired.warnings),
+                "warnings": warnings,
             }
-            texts = [f"{path}: warning: {warning}" for warning in desired.warnings]
+            texts = [f"{path}: warning: {warning}" for warning in warnings]
             tunnels = output.counted(len(desired.tunnels), "tunnel")
             texts.append(f"{path}: ok, {tunnels}, {output.counted(len(desired.sas), 'SA')}")
         results.append(result)
@@ -115,7 +118,7 @@ def _cryptography(reply: Mapping[str, Any]) -> str:
     for suite, provider in sorted(reply["provider"].items()):
         suites.setdefault(provider, []).append(suite)
     libraries = [f"{provider} ({', '.join(names)})" for provider, names in suites.items()]
-    aes = "no AES instructions" if reply["aes"] == "none" else f"AES by {reply['aes']}"
+    aes = "no AES instructions" if reply["aes"] == NO_AES else f"AES by {reply['aes']}"
     return output.joined([*libraries, aes])
 
 

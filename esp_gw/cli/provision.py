@@ -10,7 +10,7 @@ import click
 
 from esp_gw.cli import output
 from esp_gw.cli.options import DIRECTORY, FILE, SUITE, address, network
-from esp_gw.model import DEFAULT_SUITE, MAX_SAS, SUITES, Encapsulation, Mode
+from esp_gw.model import DEFAULT_SUITE, MAX_SAS, NO_AES, SUITES, Encapsulation, Mode
 
 suite_option = click.option(
     "--suite",
@@ -56,7 +56,19 @@ sas_option = click.option(
     default="udp",
     show_default=True,
 )
-@suite_option
+@click.option(
+    "--suite",
+    type=SUITE,
+    default=None,
+    show_default=DEFAULT_SUITE.name,
+    metavar="NAME",
+    help=f"One of {', '.join(SUITES)}.",
+)
+@click.option(
+    "--same-boards",
+    is_flag=True,
+    help="A and B are machines like this one: measure which suite suits them.",
+)
 @sas_option
 @click.option(
     "--out",
@@ -76,7 +88,8 @@ def init(
     name_b: str,
     mode: str,
     encapsulation: str,
-    suite: str,
+    suite: str | None,
+    same_boards: bool,
     sas: int,
     out: Path,
 ) -> None:
@@ -87,6 +100,7 @@ def init(
         raise click.UsageError(
             "tunnel mode joins the networks behind A and B: give --local-net and --remote-net"
         )
+    chosen, why = _suite(suite, same_boards)
     pair = make_pair(
         out,
         local=ip_address(local),
@@ -96,7 +110,7 @@ def init(
         names=(name_a, name_b),
         mode=Mode(mode),
         encapsulation=Encapsulation(encapsulation),
-        suite=SUITES[suite],
+        suite=SUITES[chosen],
         sas=sas,
         local_address=None if local_address is None else ip_address(local_address),
         remote_address=None if remote_address is None else ip_address(remote_address),
@@ -104,6 +118,7 @@ def init(
     folders = (pair.local.parent, pair.remote.parent)
     for folder, file in zip(folders, (pair.local, pair.remote), strict=True):
         click.echo(output.printable(f"wrote {file} and the keys in {folder / 'keys'}"))
+    click.echo(f"suite: {chosen}. {why}")
     for folder, host in zip(folders, (local, remote), strict=True):
         click.echo(f"\nCopy the folder {_word(folder)} to {host} and type there:")
         click.echo(f"  sudo cp -r {_word(folder.name)}/. /etc/esp-gw")
@@ -127,6 +142,27 @@ def keygen(suite: str, sas: int, out: Path) -> None:
     write_key_file(out, keymats, f"Key and salt for {suite}.")
     what = "a key" if sas == 1 else f"{sas} keys"
     click.echo(output.printable(f"wrote {out}: {what} for {suite}"))
+
+
+def _suite(wanted: str | None, same_boards: bool) -> tuple[str, str]:
+    """The suite of both ends, and why it is that one."""
+    from esp_gw.crypto.processor import aes_path  # noqa: PLC0415 - for this command alone
+
+    if wanted is not None:
+        return wanted, "As you said."
+    if same_boards:
+        from esp_gw.crypto.measure import THOROUGH, Sealer  # noqa: PLC0415 - only where it is asked
+        from esp_gw.crypto.recommend import CHOICE, reason, recommended  # noqa: PLC0415
+        from esp_gw.engine.choose import is_native  # noqa: PLC0415
+
+        figures = Sealer(is_native("auto")).figures(CHOICE, THOROUGH)
+        return recommended(figures), reason(figures, aes_path())
+    if aes_path() == NO_AES:
+        return DEFAULT_SUITE.name, (
+            "The default. This processor has no AES instructions: if A and B are machines like "
+            "this one, delete the folders and add --same-boards, which measures what suits them."
+        )
+    return DEFAULT_SUITE.name, "The default."
 
 
 def _word(path: Path | str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shlex
 import sys
@@ -16,6 +17,8 @@ import esp_gw.lab
 from esp_gw.cli.main import main
 from esp_gw.cli.output import counted, drops, endpoint, size, span
 from esp_gw.config import load_config
+from esp_gw.crypto import measure, processor
+from esp_gw.crypto.measure import Sealer
 from esp_gw.errors import ConfigError, EspGwError, KeyReuseError, Problem
 from esp_gw.keyfile import generate, read_key_file
 from esp_gw.ledger import Ledger
@@ -115,6 +118,89 @@ def test_check_says_as_json_what_it_found(tmp_path: Path, capsys: Capture) -> No
     assert run(capsys, "check", str(tmp_path / "four" / "pi-b")).endswith("1 tunnel, 8 SAs\n")
     (entry,) = json.loads(run(capsys, "check", "--json", str(tmp_path / "pi-a")))["files"]
     assert (entry["ok"], entry["tunnels"], entry["sas"], entry["problems"]) == (True, 1, 2, [])
+
+
+def lacking_aes(monkeypatch: pytest.MonkeyPatch, chacha_ns: float) -> None:
+    """A processor without AES instructions that takes 1000 ns for AES-GCM."""
+    monkeypatch.setattr(processor, "_CPUINFO", Path("/nowhere"))
+
+    def seal_time(provider: str, suite: str, size: int, packets: int) -> float:
+        if provider == "af-alg":
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return chacha_ns if suite == "chacha20poly1305" else 1000
+
+    monkeypatch.setattr(Sealer, "measure", lambda self: seal_time)
+
+
+def test_init_takes_the_suite_that_suits_both_boards_where_they_are_known(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def suite(name: str, *options: str) -> str:
+        nonlocal out
+        out = run(capsys, *INIT, "--out", str(tmp_path / name), *options)
+        suites = {load_config(tmp_path / name / end).tunnels[0].suite for end in ("pi-a", "pi-b")}
+        (found,) = suites
+        assert f"\nsuite: {found}. " in out
+        return found.name
+
+    out = ""
+    lacking_aes(monkeypatch, chacha_ns=250)
+    assert suite("not-known") == "aes256gcm16"
+    assert "add --same-boards" in out
+    assert suite("known", "--same-boards") == "chacha20poly1305"
+    assert "It is 4.0 times as fast as aes256gcm16 on this machine." in out
+    assert suite("said", "--same-boards", "--suite", "aes128gcm16") == "aes128gcm16"
+    lacking_aes(monkeypatch, chacha_ns=900)
+    assert suite("alike", "--same-boards") == "aes256gcm16"
+    monkeypatch.setattr("esp_gw.crypto.processor.aes_path", lambda: "AES-NI")
+    assert suite("with-aes") == "aes256gcm16"
+    assert "suite: aes256gcm16. The default.\n" in out
+
+
+def test_check_hints_at_a_faster_suite_and_finds_nothing_wrong(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(capsys, *INIT, "--out", str(tmp_path))
+    file = str(tmp_path / "pi-a")
+    lacking_aes(monkeypatch, chacha_ns=250)
+    hint, ok = run(capsys, "check", file).splitlines()
+    assert hint.startswith(f"{file}: warning: tunnel pi-b: the suite aes256gcm16 takes 4.0 times")
+    assert ok == f"{file}: ok, 1 tunnel, 2 SAs"
+    (entry,) = json.loads(run(capsys, "check", "--json", file))["files"]
+    assert (entry["ok"], len(entry["warnings"])) == (True, 1)
+    lacking_aes(monkeypatch, chacha_ns=900)
+    assert run(capsys, "check", file) == f"{ok}\n"
+
+
+def test_bench_crypto_prints_a_table_what_is_missing_and_what_to_use(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking_aes(monkeypatch, chacha_ns=250)
+    out = run(capsys, "bench", "crypto")
+    rows = [line.split() for line in out.splitlines()]
+    # 64 bytes in a microsecond are 512 Mbit/s, 1400 in a quarter of one 44,800.
+    assert ["aes256gcm16", "64", "1000", "512"] in [row[:4] for row in rows]
+    assert ["chacha20poly1305", "1400", "250", "44800"] in [row[:4] for row in rows]
+    assert "not measured: af-alg (Address family not supported by protocol)\n" in out
+    assert "recommended: chacha20poly1305. It is 4.0 times as fast as aes256gcm16" in out
+    found = json.loads(run(capsys, "bench", "crypto", "--json"))
+    assert found["recommended"] == "chacha20poly1305"
+    assert {"provider": "openssl", "suite": "aes128gcm16", "size": 576, "ns": 1000.0} in found[
+        "figures"
+    ]
+    assert {entry["provider"] for entry in found["missing"]} == {"af-alg"}
+    assert "No such option" in fail(capsys, "bench", "crypto", "--fast", status=2)
+
+
+def test_bench_crypto_measures_this_machine(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "THOROUGH", measure.BRIEF)
+    found = json.loads(run(capsys, "bench", "crypto", "--json"))
+    ours = [entry["ns"] for entry in found["figures"] if entry["provider"] == "openssl"]
+    assert len(ours) == 9
+    assert all(ns > 0 for ns in ours)
+    assert found["recommended"] in SUITES
 
 
 def test_keygen_writes_a_key_to_a_file_and_nowhere_else(tmp_path: Path, capsys: Capture) -> None:

@@ -15,6 +15,7 @@ from service_rig import Rig, restarted, start_rig
 from esp_gw import sequences as sequences_module
 from esp_gw.config import load_config
 from esp_gw.control.server import Peer
+from esp_gw.crypto.recommend import SIZES
 from esp_gw.errors import ConfigError, ControlError, EspGwError, NetworkError
 
 OTHER = Peer(2, 1000, 1000)
@@ -378,3 +379,21 @@ async def test_what_is_in_the_way_can_be_deleted_in_the_order_that_is_said(rig: 
         await rig.call("DeletePolicy", name=name)
     await rig.call("DeleteSa", name="n1")
     assert rig.names() == set()
+
+
+async def test_status_hints_at_a_faster_suite_as_long_as_a_tunnel_has_the_slow_one(
+    rig: Rig,
+) -> None:
+    async def hints() -> list[str]:
+        status = await rig.call("GetStatus")
+        return [text for text in status["warnings"] if "times as long" in text]
+
+    assert await hints() == []
+    rig.figures["chacha20poly1305"] = dict.fromkeys(SIZES, 300.0)
+    rig.edit(lambda config: config["tunnels"]["pi-b"].update(suite="aes256gcm12"))
+    await rig.call("Reload")
+    (hint,) = await hints()
+    assert hint.startswith("tunnel pi-b: the suite aes256gcm12 takes 3.3 times as long as chacha")
+    rig.edit(lambda config: config["tunnels"]["pi-b"].update(suite="chacha20poly1305"))
+    await rig.call("Reload")
+    assert await hints() == []

@@ -1,0 +1,76 @@
+"""Hints about suites that are slow on this machine: for `check`, `status` and the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
+
+from esp_gw.crypto.processor import aes_path
+from esp_gw.crypto.recommend import MARGIN, OTHER_SUITE, Figures, times_as_long
+from esp_gw.model import AES_GCM, NO_AES, GatewaySettings, Tunnel
+
+_NAMED = 3
+"""Tunnels that a hint names; the others it counts."""
+
+
+class Advice:
+    """Says which tunnels would be faster with another suite. Each suite is measured once.
+
+    `figures` measures suites, and is asked only where there is something to find out: where the
+    processor has AES instructions AES-GCM is the fastest. ChaCha20-Poly1305 is right there, too,
+    for a peer without them, and nothing here knows the peer's processor.
+    """
+
+    def __init__(self, aes: str, figures: Callable[[Iterable[str]], Mapping[str, Figures]]) -> None:
+        self._aes = aes
+        self._figures = figures
+        self._factors: dict[str, float] = {}
+
+    def hints(self, tunnels: Iterable[Tunnel]) -> list[str]:
+        """Return one line for each suite that is slow; may block for some tens of milliseconds."""
+        if self._aes != NO_AES:
+            return []
+        names: dict[str, list[str]] = {}
+        for tunnel in tunnels:
+            if tunnel.suite.cipher == AES_GCM:
+                names.setdefault(tunnel.suite.name, []).append(tunnel.name)
+        self._measure([suite for suite in names if suite not in self._factors])
+        return [
+            _hint(suite, self._factors[suite], names[suite])
+            for suite in sorted(names)
+            if self._factors[suite] >= MARGIN
+        ]
+
+    def _measure(self, suites: list[str]) -> None:
+        if not suites:
+            return
+        figures = self._figures([*suites, OTHER_SUITE])
+        for suite in suites:
+            # One that can't be measured isn't slow.
+            known = suite in figures and OTHER_SUITE in figures
+            self._factors[suite] = (
+                times_as_long(figures[suite], figures[OTHER_SUITE]) if known else 0
+            )
+
+
+def advice(settings: GatewaySettings) -> Advice:
+    """Return the advice for a gateway with these settings on this machine."""
+
+    def figures(suites: Iterable[str]) -> Mapping[str, Figures]:
+        # Not where the processor has AES instructions: in python it brings cryptography.
+        from esp_gw.crypto.measure import BRIEF, Sealer  # noqa: PLC0415
+
+        native = settings.engine != "python" and find_spec("esp_gw_core") is not None
+        return Sealer(native, settings.provider).figures(suites, BRIEF)
+
+    return Advice(aes_path(), figures)
+
+
+def _hint(suite: str, factor: float, tunnels: list[str]) -> str:
+    named = ", ".join(tunnels[:_NAMED])
+    more = f" and {len(tunnels) - _NAMED} more" if len(tunnels) > _NAMED else ""
+    return (
+        f"{'tunnels' if len(tunnels) > 1 else 'tunnel'} {named}{more}: the suite {suite} takes "
+        f"{factor:.1f} times as long as {OTHER_SUITE} on this processor, which has no AES "
+        f"instructions; if the peer has {OTHER_SUITE} too, use it at both ends, with new keys"
+    )

@@ -1,0 +1,84 @@
+"""Hints about slow suites: where they are due, and where nothing is even measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import ip_address
+
+import pytest
+
+from esp_gw.crypto.advice import Advice
+from esp_gw.crypto.recommend import SIZES, Figures
+from esp_gw.model import SUITES, Encapsulation, Mode, Tunnel
+
+
+def tunnel(suite: str, name: str = "office") -> Tunnel:
+    here, there = ip_address("192.0.2.1"), ip_address("192.0.2.2")
+    return Tunnel(name, Mode.TUNNEL, Encapsulation.UDP, SUITES[suite], here, there, (), (), (), ())
+
+
+class Board:
+    """A processor that takes so many times as long for AES-GCM as for ChaCha20-Poly1305."""
+
+    def __init__(self, factor: float, lacks: str = "") -> None:
+        self.factor, self.lacks = factor, lacks
+        self.measured: list[list[str]] = []
+
+    def __call__(self, suites: Iterable[str]) -> dict[str, Figures]:
+        self.measured.append(list(suites))
+        return {
+            suite: dict.fromkeys(
+                SIZES, 1000.0 if suite == "chacha20poly1305" else 1000 * self.factor
+            )
+            for suite in self.measured[-1]
+            if suite != self.lacks
+        }
+
+
+def test_a_slow_suite_is_named_with_how_slow_it_is_and_what_to_do() -> None:
+    (hint,) = Advice("none", Board(3.14)).hints([tunnel("aes256gcm16")])
+    assert hint == (
+        "tunnel office: the suite aes256gcm16 takes 3.1 times as long as chacha20poly1305 on this "
+        "processor, which has no AES instructions; if the peer has chacha20poly1305 too, use it at "
+        "both ends, with new keys"
+    )
+
+
+@pytest.mark.parametrize(("factor", "hints"), [(0.3, 0), (1, 0), (1.49, 0), (1.51, 1), (4, 1)])
+def test_a_lead_that_noise_can_make_is_no_hint(factor: float, hints: int) -> None:
+    assert len(Advice("none", Board(factor)).hints([tunnel("aes256gcm16")])) == hints
+
+
+def test_with_aes_instructions_nothing_is_measured_and_nothing_is_said() -> None:
+    board = Board(4)
+    tunnels = [tunnel("aes256gcm16"), tunnel("chacha20poly1305")]
+    assert Advice("AES-NI", board).hints(tunnels) == []
+    assert board.measured == []
+
+
+@pytest.mark.parametrize("suite", ["chacha20poly1305", "aes256gmac"])
+def test_a_suite_without_a_faster_kin_is_not_measured(suite: str) -> None:
+    """ChaCha20-Poly1305 is the fast one, and AES-GMAC is not chosen for its speed."""
+    board = Board(4)
+    assert Advice("none", board).hints([tunnel(suite)]) == []
+    assert board.measured == []
+
+
+@pytest.mark.parametrize("lacks", ["chacha20poly1305", "aes256gcm16"])
+def test_what_can_not_be_measured_is_no_hint(lacks: str) -> None:
+    assert Advice("none", Board(4, lacks)).hints([tunnel("aes256gcm16")]) == []
+
+
+def test_a_suite_is_measured_once_however_often_and_by_how_many_tunnels_it_is_asked() -> None:
+    board = Board(4)
+    advice = Advice("none", board)
+    many = [tunnel("aes256gcm16", f"t{number}") for number in range(5)]
+    (hint,) = advice.hints(many)
+    assert hint.startswith("tunnels t0, t1, t2 and 2 more: ")
+    hints = advice.hints([*many[:2], tunnel("aes128gcm16", "new")])
+    assert [hint.split(":")[0] for hint in hints] == ["tunnel new", "tunnels t0, t1"]
+    assert board.measured == [
+        ["aes256gcm16", "chacha20poly1305"],
+        ["aes128gcm16", "chacha20poly1305"],
+    ]
+    assert advice.hints([]) == []
