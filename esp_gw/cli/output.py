@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
+
+_MAX_FOLDED = 200
+"""Rows of the longest table that is folded: folding takes a millisecond or two a row."""
 
 
 def print_json(document: Mapping[str, object]) -> None:
@@ -17,27 +21,47 @@ def print_json(document: Mapping[str, object]) -> None:
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], none: str) -> None:
     """Rows under their columns, or the line `none`; a column that is empty in all rows is left out.
 
-    On a terminal long cells are folded, elsewhere every row is one line.
+    On a terminal long cells are folded, elsewhere and in long tables every row is one line.
     """
     cells = [[printable(cell) for cell in row] for row in rows]
     if not cells:
         click.echo(none)
         return
     used = [i for i in range(len(columns)) if any(row[i] for row in cells)]
-    from rich.console import Console  # noqa: PLC0415 - slow to import, and --json needs none of it
+    cells = [[row[i] for i in used] for row in cells]
+    names = [columns[i] for i in used]
+    right = [_is_number(name, [row[i] for row in cells]) for i, name in enumerate(names)]
+    if sys.stdout.isatty() and len(cells) <= _MAX_FOLDED:
+        _print_folded(names, cells, right)
+    else:
+        click.echo("\n".join(_lines([names, *cells], right)))
+
+
+def _is_number(column: str, cells: Iterable[str]) -> bool:
+    return not column.startswith("SPI") and all(not cell or cell[0].isdigit() for cell in cells)
+
+
+def _print_folded(names: list[str], cells: list[list[str]], right: list[bool]) -> None:
+    from rich.console import Console  # noqa: PLC0415 - slow to import
     from rich.table import Table  # noqa: PLC0415
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for i in used:
-        numeric = all(not row[i] or row[i][0].isdigit() for row in cells)
-        justify = "right" if numeric and not columns[i].startswith("SPI") else "left"
-        table.add_column(columns[i], justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for name, to_right in zip(names, right, strict=True):
+        table.add_column(name, justify="right" if to_right else "left", overflow="fold")
     for row in cells:
-        table.add_row(*(row[i] for i in used))
-    console = Console(markup=False, emoji=False, highlight=False)
-    if not console.is_terminal:
-        console.width = 10_000
-    console.print(table)
+        table.add_row(*row)
+    Console(markup=False, emoji=False, highlight=False).print(table)
+
+
+def _lines(rows: list[list[str]], right: list[bool]) -> Iterator[str]:
+    """The rows as rich lays them out where there is room: it takes milliseconds for each."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        padded = (
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        )
+        yield "  ".join(padded).rstrip()
 
 
 def print_block(title: str, name: str, fields: Mapping[str, str]) -> None:
@@ -50,6 +74,8 @@ def print_block(title: str, name: str, fields: Mapping[str, str]) -> None:
 
 def printable(text: str) -> str:
     """The text on one line, control characters as escapes: a terminal shall not obey them."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
