@@ -12,6 +12,7 @@ from typing import Any
 
 from esp_gw import reconcile
 from esp_gw.engine.base import (
+    AfAlgLost,
     Counters,
     Engine,
     EngineFailed,
@@ -356,6 +357,8 @@ class Gateway:
                     self._without_gso.add(remote)
                     text = "the kernel refuses UDP segmentation: packets are sent one by one"
                     log.warning(text, remote=str(remote), error=error)
+            case AfAlgLost(reason):
+                log.warning("AF_ALG is lost: OpenSSL goes on without it", reason=reason)
             case SoftExpired(name):
                 log.warning("an SA's sequence numbers run out: give it a new key", sa=name)
             case HardExpired(name):

@@ -15,6 +15,7 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.packet import Packet, Raw
 
+from esp_gw.crypto.openssl import make_aead
 from esp_gw.engine.base import Event
 from esp_gw.engine.inbound import InboundPath
 from esp_gw.engine.outbound import BATCH, OutboundPath
@@ -141,15 +142,15 @@ class Side:
         self.inbound = InboundPath(fd, self.events.append, cast("Any", self.loop))
 
     def install_outbound(self, sa: Sa, lease: Lease | None = None) -> OutboundState:
-        state = OutboundState(
-            sa, lease or Lease(1, 2**31), cast("Any", self.outer), self.peers.place(sa)
-        )
+        aead = make_aead(sa.suite, sa.keymat)
+        outer = cast("Any", self.outer)
+        state = OutboundState(sa, lease or Lease(1, 2**31), aead, outer, self.peers.place(sa))
         self.outbound.sas[sa.name] = state
         self.outbound.forget_flows()
         return state
 
     def install_inbound(self, sa: Sa, highest_seq: int = 0) -> InboundState:
-        state = InboundState(sa, highest_seq, self.peers.place(sa))
+        state = InboundState(sa, highest_seq, make_aead(sa.suite, sa.keymat), self.peers.place(sa))
         self.inbound.sas[sa.spi] = state
         return state
 

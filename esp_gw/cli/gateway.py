@@ -90,6 +90,7 @@ def status(daemon: Daemon, as_json: bool) -> None:
             "offload": output.joined(
                 name for name, entry in reply["offload"].items() if entry["in_use"]
             ),
+            "AF_ALG": output.joined(_af_alg(reply["af_alg"])),
             "not offloaded": output.joined(_faults(reply["offload"])),
             "interface": f"{reply['interface']}, mtu {reply['mtu']}",
             "config": str(reply["config"]),
@@ -120,6 +121,17 @@ def _cryptography(reply: Mapping[str, Any]) -> str:
     libraries = [f"{provider} ({', '.join(names)})" for provider, names in suites.items()]
     aes = "no AES instructions" if reply["aes"] == NO_AES else f"AES by {reply['aes']}"
     return output.joined([*libraries, aes])
+
+
+def _af_alg(verdicts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What of the cryptography the kernel does, or why it doesn't; a reason once."""
+    suites: dict[tuple[bool, str], list[str]] = {}
+    for suite, verdict in verdicts.items():
+        suites.setdefault((verdict["in_use"], str(verdict["why"])), []).append(suite)
+    return [
+        f"{'used' if in_use else 'not used'} for {' '.join(names)} ({why})"
+        for (in_use, why), names in suites.items()
+    ]
 
 
 def _faults(offload: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -7,8 +7,12 @@ import time
 
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from esp_gw.crypto.openssl import make_aead
-from esp_gw.model import IV_LEN, OPENSSL, SALT_LEN, SUITES, KeyMaterial
+from esp_gw.crypto import af_alg, openssl
+from esp_gw.crypto.af_alg import AfAlgError
+from esp_gw.crypto.base import Aead
+from esp_gw.model import AF_ALG, IV_LEN, OPENSSL, SALT_LEN, SUITES, KeyMaterial, Suite
+
+_PROVIDERS = {OPENSSL: openssl.make_aead, AF_ALG: af_alg.make_aead}
 
 _AAD = bytes(12)
 """SPI and a 64-bit sequence number (RFC 4106 5)."""
@@ -16,17 +20,29 @@ _AAD = bytes(12)
 
 def measure_python(provider: str, suite: str, size: int, packets: int) -> float:
     """Nanoseconds a packet, over `packets` packets of `size` bytes; see `measure.Measure`."""
-    if provider != OPENSSL:
+    if provider not in _PROVIDERS:
         raise ValueError(f"the python engine has no {provider}")
     chosen = SUITES[suite]
     keymat = KeyMaterial(os.urandom(chosen.key_len), os.urandom(SALT_LEN))
     try:
-        seal_into = make_aead(chosen, keymat).seal_into
+        aead = _PROVIDERS[provider](chosen, keymat)
     except UnsupportedAlgorithm:
         raise ValueError(f"this OpenSSL has no {suite}") from None
+    except AfAlgError as error:
+        raise OSError(str(error)) from None
+    try:
+        return _seal(aead, chosen, keymat.salt, size, packets)
+    except AfAlgError as error:
+        raise OSError(str(error)) from None
+    finally:
+        aead.close()
+
+
+def _seal(aead: Aead, suite: Suite, salt: bytes, size: int, packets: int) -> float:
     plaintext = memoryview(bytearray(size))
-    out = memoryview(bytearray(size + chosen.icv_len))
-    first, *nonces = (keymat.salt + seq.to_bytes(IV_LEN) for seq in range(packets + 1))
+    out = memoryview(bytearray(size + suite.icv_len))
+    first, *nonces = (salt + seq.to_bytes(IV_LEN) for seq in range(packets + 1))
+    seal_into = aead.seal_into
     # Not timed: what the library does once for a key.
     seal_into(first, plaintext, _AAD, out)
     began = time.perf_counter_ns()

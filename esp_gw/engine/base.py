@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from esp_gw.crypto.base import Verdict
 from esp_gw.model import (
     AF_ALG_AUTO,
     PROVIDER_AUTO,
@@ -70,6 +71,13 @@ class GsoRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class AfAlgLost:
+    """AF_ALG failed, with `reason`, and is used no more: every SA goes on in the library."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class EngineFailed:
     """The TUN device or a socket is gone and the engine can't go on: the daemon must end."""
 
@@ -83,6 +91,7 @@ Event = (
     | PeerAddressChanged
     | PathMtuChanged
     | GsoRefused
+    | AfAlgLost
     | EngineFailed
 )
 
@@ -157,8 +166,9 @@ class Offload:
 class EngineStatus:
     """How an engine works.
 
-    `provider` is the library, with its version, by the names of the suites in use; `aes` the
-    processor's instructions for AES-GCM; `offload` is by the names of `Offloads`.
+    `provider` is the library, with its version, by the names of the suites in use, and `af_alg`
+    whether the kernel does its work, by the same names; `aes` the processor's instructions for
+    AES-GCM; `offload` is by the names of `Offloads`.
     """
 
     workers: int
@@ -167,6 +177,7 @@ class EngineStatus:
     provider: Mapping[str, str]
     aes: str
     offload: Mapping[str, Offload]
+    af_alg: Mapping[str, Verdict] = field(default_factory=dict)
 
 
 class Engine(Protocol):

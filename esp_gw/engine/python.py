@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 
-from esp_gw.crypto import openssl
+from esp_gw.crypto import probe
+from esp_gw.crypto.measure import Sealer
+from esp_gw.crypto.offload import Offload as CryptoOffload
 from esp_gw.crypto.processor import aes_path
 from esp_gw.engine.base import (
+    AfAlgLost,
     Counters,
     EngineFailed,
     EngineSettings,
@@ -31,7 +34,16 @@ from esp_gw.engine.peers import Peers
 from esp_gw.engine.sad import InboundState, OutboundState
 from esp_gw.engine.tun import open_tun
 from esp_gw.errors import EngineError
-from esp_gw.model import AF_ALG_ON, AWS_LC, Direction, Encapsulation, Lease, Offloads, Policy, Sa
+from esp_gw.model import (
+    AF_ALG_ON,
+    AWS_LC,
+    Direction,
+    Encapsulation,
+    Lease,
+    Offloads,
+    Policy,
+    Sa,
+)
 
 
 class PythonEngine:
@@ -55,8 +67,11 @@ class PythonEngine:
                 "crypto.provider aws-lc needs the native engine, which does not run",
                 hint="install it, or set 'provider: auto'",
             )
-        if settings.af_alg == AF_ALG_ON:
-            raise EngineError("the python engine has no AF_ALG", hint="set 'crypto.offload: auto'")
+        self._offload = CryptoOffload(
+            probe.choose(settings.af_alg, Sealer(native=False)),
+            settings.af_alg == AF_ALG_ON,
+            lambda reason: on_event(AfAlgLost(reason)),
+        )
         self._settings = settings
         self._on_event = on_event
         self._tun = open_tun(settings.interface)
@@ -75,6 +90,7 @@ class PythonEngine:
         self._inbound.close()
         self._loop.remove_reader(self._tun)
         os.close(self._tun)
+        self._offload.close()
 
     def set_outer_sockets(self, wanted: Sequence[OuterSocket]) -> None:
         """Open those that are missing, then close those not named. Raises EngineError."""
@@ -88,9 +104,9 @@ class PythonEngine:
 
     def install_outbound(self, sa: Sa, lease: Lease) -> None:
         """Add an outbound SA that begins at the lease's first sequence number."""
-        self._outbound.sas[sa.name] = OutboundState(
-            sa, lease, self._outer_of(sa), self._peers.place(sa)
-        )
+        outer = self._outer_of(sa)
+        aead = self._offload.make_aead(sa.suite, sa.keymat)
+        self._outbound.sas[sa.name] = OutboundState(sa, lease, aead, outer, self._peers.place(sa))
         self._outbound.forget_flows()
         if sa.keepalive and sa.encapsulation is Encapsulation.UDP:
             self._arm_keepalive(sa.name, sa.keepalive, -1)
@@ -100,7 +116,8 @@ class PythonEngine:
         if sa.spi in self._inbound.sas:
             raise EngineError("another inbound SA has this SPI", where=sa.name)
         self._outer_of(sa)
-        self._inbound.sas[sa.spi] = InboundState(sa, highest_seq, self._peers.place(sa))
+        aead = self._offload.make_aead(sa.suite, sa.keymat)
+        self._inbound.sas[sa.spi] = InboundState(sa, highest_seq, aead, self._peers.place(sa))
         self._inbound_spi[sa.name] = sa.spi
 
     @contextmanager
@@ -126,6 +143,7 @@ class PythonEngine:
         if spi is not None:
             inbound = self._inbound.sas.pop(spi)
             self._inbound.discard(inbound)
+            inbound.aead.close()
             final = inbound.counters()
             self._fold(Direction.INBOUND, final)
             return final
@@ -135,6 +153,7 @@ class PythonEngine:
         if timer is not None:
             timer.cancel()
         outbound.outer.discard(outbound)
+        outbound.aead.close()
         final = outbound.counters()
         self._fold(Direction.OUTBOUND, final)
         return final
@@ -184,9 +203,10 @@ class PythonEngine:
             workers=1,
             pinned=False,
             busy_poll_us=0,
-            provider=dict.fromkeys(sorted(suites), openssl.version()),
+            provider={suite: self._offload.provider(suite) for suite in sorted(suites)},
             aes=aes_path(),
             offload={field.name: single for field in fields(Offloads)},
+            af_alg={suite: self._offload.verdict(suite) for suite in sorted(suites)},
         )
 
     def _read_tun(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from esp_gw.crypto.openssl import make_aead
+from esp_gw.crypto.base import Aead
 from esp_gw.engine.base import SaCounters
 from esp_gw.engine.peers import NOT_HEARD, Peer
 from esp_gw.esp import InboundEsp, OutboundEsp
@@ -23,6 +23,7 @@ class OutboundState:
     """An outbound SA: its codec, where its packets go, and its counters."""
 
     __slots__ = (
+        "aead",
         "bytes",
         "drops",
         "esp",
@@ -39,9 +40,10 @@ class OutboundState:
         "transport",
     )
 
-    def __init__(self, sa: Sa, lease: Lease, outer: Outer, peer: Peer) -> None:
+    def __init__(self, sa: Sa, lease: Lease, aead: Aead, outer: Outer, peer: Peer) -> None:
         self.sa = sa
-        self.esp = OutboundEsp(sa, lease, make_aead(sa.suite, sa.keymat))
+        self.aead = aead
+        self.esp = OutboundEsp(sa, lease, aead)
         self.outer = outer
         self.selectors = [CompiledSelector(selector) for selector in sa.selectors]
         self.peer = peer
@@ -83,6 +85,7 @@ class InboundState:
     """
 
     __slots__ = (
+        "aead",
         "bytes",
         "drops",
         "esp",
@@ -98,9 +101,10 @@ class InboundState:
         "transport",
     )
 
-    def __init__(self, sa: Sa, highest_seq: int, peer: Peer) -> None:
+    def __init__(self, sa: Sa, highest_seq: int, aead: Aead, peer: Peer) -> None:
         self.sa = sa
-        self.esp = InboundEsp(sa, highest_seq, make_aead(sa.suite, sa.keymat))
+        self.aead = aead
+        self.esp = InboundEsp(sa, highest_seq, aead)
         self.told_highest = highest_seq
         self.selectors = [CompiledSelector(selector) for selector in sa.selectors]
         self.flows: set[tuple[int, bytes]] = set()

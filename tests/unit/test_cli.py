@@ -53,13 +53,21 @@ OFFLOAD = {
     "udp_gso": {"in_use": True, "why": "refused for 192.0.2.2 (EIO)"},
     "merge": {"in_use": True, "why": ""},
 }
+AF_ALG = {
+    "aes256gcm16": {"in_use": True, "why": "it takes half as long", "library": "openssl",
+                    "library_ns": [2.0, 4.0, 6.0], "af_alg_ns": [1.0, 2.0, 3.0]},
+    "aes256gcm8": {"in_use": False, "why": "it is slower", "library": "", "library_ns": [],
+                   "af_alg_ns": []},
+    "aes128gcm8": {"in_use": False, "why": "it is slower", "library": "", "library_ns": [],
+                   "af_alg_ns": []},
+}  # fmt: skip
 REPLIES: dict[str, dict[str, object]] = {
     "GetStatus": {"version": "0.1.0", "engine": "python", "interface": "esp0", "pid": 7,
                   "uptime_s": 7384.2, "mtu": 1400, "sas": 2, "policies": 2, "tunnels": 1,
                   "ledger": "/var/lib/esp-gw/ledger.db", "warnings": ["rp_filter drops\x1b[2J"],
                   "config": "/etc/esp-gw", "workers": 2, "pinned": True, "busy_poll_us": 50,
                   "provider": {"aes256gcm8": "OpenSSL 3.6.0", "aes256gcm16": "AWS-LC 5.12.0"},
-                  "aes": "AES-NI, AVX2", "offload": OFFLOAD},
+                  "aes": "AES-NI, AVX2", "offload": OFFLOAD, "af_alg": AF_ALG},
     "ListSas": {"sas": [SA_OUT, SA_IN]},
     "GetSa": {"sa": SA_OUT},
     "AddSa": {"sa": SA_OUT},
@@ -257,6 +265,10 @@ def test_tunnel_list_status_and_stats_are_for_people(gateway: Gateway, capsys: C
     assert (
         "not offloaded: tso uso (switched off), udp_gso (refused for 192.0.2.2 (EIO))\n" in status
     )
+    assert (
+        "AF_ALG: used for aes256gcm16 (it takes half as long), "
+        "not used for aes256gcm8 aes128gcm8 (it is slower)\n"
+    ) in status
     assert "  warning: rp_filter drops\\x1b[2J\n" in status
     stats = run(capsys, "stats")
     assert "out: 10 packets, 1.50 KiB\n" in stats

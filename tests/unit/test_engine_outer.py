@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rig import FakeLoop
 
+from esp_gw.crypto.openssl import make_aead
 from esp_gw.engine import outer as outer_module
 from esp_gw.engine import python as python_module
 from esp_gw.engine.base import EngineSettings, OuterSocket
@@ -70,7 +71,7 @@ class Rig:
             patch.setattr(outer_module, "_open", lambda *_: self.sock)
             self.outer = Outer(wanted, 4500, 1, cast("Any", self.loop))
         self.one, self.two = (
-            OutboundState(sa, Lease(1, 9), self.outer, Peer(sa))
+            OutboundState(sa, Lease(1, 9), make_aead(sa.suite, sa.keymat), self.outer, Peer(sa))
             for sa in (make_sa("one", spi=0x1001), make_sa("two", spi=0x1002))
         )
 

@@ -15,6 +15,7 @@ from fakes import MACHINE, FakeEngine, FakeNetlink, captured_logs, until
 from esp_gw import gateway as gateway_module
 from esp_gw import sequences as sequences_module
 from esp_gw.engine.base import (
+    AfAlgLost,
     EngineFailed,
     GsoRefused,
     HardExpired,
@@ -376,6 +377,14 @@ async def test_the_refusal_of_gso_is_told_once_for_each_peer(rig: Rig) -> None:
         (str(IN.remote), "EIO"),
         (str(IN.local), "EIO"),
     ]
+
+
+async def test_the_loss_of_af_alg_is_one_line_with_its_reason(rig: Rig) -> None:
+    with captured_logs() as lines:
+        rig.engine.tell(AfAlgLost("the kernel refused a packet: EPERM"))
+    (line,) = lines
+    assert line["reason"] == "the kernel refused a packet: EPERM"
+    assert "AF_ALG is lost" in line["event"]
 
 
 async def test_a_peer_whose_address_flaps_is_told_of_once_in_an_interval(

@@ -1,0 +1,176 @@
+"""Whether AF_ALG is worth using here: is it there, is it correct, is it faster.
+
+Looking for it makes the kernel load its module, as any program's use of it would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from esp_gw.crypto import af_alg
+from esp_gw.crypto.base import Aead, Verdict
+from esp_gw.crypto.measure import BRIEF, Measured, Sealer, cells, measure_cells
+from esp_gw.crypto.recommend import SIZES
+from esp_gw.errors import EngineError
+from esp_gw.model import (
+    AES_GCM,
+    AES_GMAC,
+    AF_ALG,
+    AF_ALG_OFF,
+    AF_ALG_ON,
+    CHACHA20_POLY1305,
+    DEFAULT_SUITE,
+    SUITES,
+    KeyMaterial,
+    Suite,
+)
+
+_FORCED = "switched on"
+_WORTH_IT = 0.9
+"""What is not a tenth faster is as fast: a measurement this short can't tell."""
+
+_NONCE = b"salt" + bytes(range(8))
+_AAD = b"SPI.seq."
+_PLAINTEXT = b"an ESP packet's text"
+# By cipher and bytes of key, which are 1, 2, 3, ...; a shorter ICV is the beginning of this one.
+_SEALED = {
+    (AES_GCM, 32): "671317f0914184455b4204d1ee48a82faaa389d35bca55a4af34754c7ce1d0e0289a51f9",
+    (AES_GCM, 24): "03db79480d19feb37bd839f24456f8ffc8530c7fa9f4fa3b49e86e181b45e365cb9627eb",
+    (AES_GCM, 16): "6a475164b571dc08dc3b8c01b95d87ce74f6b808ff4a1fc101b7637cfd71469f41e3631b",
+    (CHACHA20_POLY1305, 32): (
+        "84815bb3ffeedde1e056dde7dbaf13d3417a8f23db14244f55209258fe12eadeb009340b"
+    ),
+    (AES_GMAC, 32): "616e20455350207061636b657427732074657874a149f3629219d196995528b408e548ac",
+}
+
+
+def choose(wanted: str, sealer: Sealer) -> dict[str, Verdict]:
+    """Decide for each suite whether AF_ALG is used, where `crypto.offload` is `wanted`.
+
+    With `auto` AF_ALG is used where it knows the answers, and is faster than what `sealer` has
+    without it: for full packets, and for one packet of each of SIZES together. Raises EngineError
+    where it is `on` and can't be had for any suite.
+    """
+    if wanted == AF_ALG_OFF:
+        return dict.fromkeys(SUITES, Verdict(False, "switched off"))
+    faults = find_faults()
+    if wanted == AF_ALG_ON:
+        if len(faults) == len(SUITES):
+            raise unavailable(faults[DEFAULT_SUITE.name])
+        return {name: Verdict(name not in faults, faults.get(name, _FORCED)) for name in SUITES}
+    # A shorter ICV costs what the full one does: the difference is what is sent of it.
+    kin = {
+        suite.name: _with_full_icv(suite).name
+        for suite in SUITES.values()
+        if suite.name not in faults
+    }
+    measured = _measured(sorted(set(kin.values())), sealer) if kin else {}
+    return {
+        name: Verdict(False, faults[name]) if name in faults else measured[kin[name]]
+        for name in SUITES
+    }
+
+
+def unavailable(why: str) -> EngineError:
+    """The error where `crypto.offload` is on, and AF_ALG can't be had."""
+    return EngineError(
+        f"crypto.offload is on, and AF_ALG can't be had: {why}",
+        hint="set 'crypto.offload: auto', or see 'esp-gw doctor'",
+    )
+
+
+def find_faults() -> dict[str, str]:
+    """Return why AF_ALG can't be used, by the names of the suites that it can't be used for."""
+    faults: dict[str, str] = {}
+    missing: dict[str, str] = {}
+    for suite in SUITES.values():
+        name = af_alg.algorithm(suite)
+        try:
+            # The kernel starts modprobe each time it is asked for what it hasn't.
+            why = missing.get(name) or _fault(suite)
+        except af_alg.MissingError as error:
+            why = missing[name] = str(error)
+        if why is not None:
+            faults[suite.name] = why
+    return faults
+
+
+def _fault(suite: Suite) -> str | None:
+    """Why AF_ALG can't be used for a suite that the kernel offers, or None. Raises MissingError."""
+    key = KeyMaterial(bytes(range(1, suite.key_len + 1)), _NONCE[:4])
+    right = bytes.fromhex(_SEALED[suite.cipher, suite.key_len])[: len(_PLAINTEXT) + suite.icv_len]
+    try:
+        aead = af_alg.make_aead(suite, key)
+    except af_alg.MissingError:
+        raise
+    except af_alg.AfAlgError as error:
+        return str(error)
+    try:
+        if not _knows_the_answers(aead, right):
+            return f"the kernel's {af_alg.algorithm(suite)} gives wrong answers"
+        if not _refuses_forged(aead, right):
+            return f"the kernel's {af_alg.algorithm(suite)} accepts a forged packet"
+    except af_alg.AfAlgError as error:
+        return str(error)
+    finally:
+        aead.close()
+    return None
+
+
+def _knows_the_answers(aead: Aead, right: bytes) -> bool:
+    sealed = memoryview(bytearray(len(right)))
+    opened = memoryview(bytearray(len(_PLAINTEXT)))
+    aead.seal_into(_NONCE, _PLAINTEXT, _AAD, sealed)
+    try:
+        aead.open_into(_NONCE, right, _AAD, opened)
+    except aead.authentication_error:
+        return False
+    return sealed == right and opened == _PLAINTEXT
+
+
+def _refuses_forged(aead: Aead, right: bytes) -> bool:
+    forged = right[:-1] + bytes((right[-1] ^ 1,))
+    try:
+        aead.open_into(_NONCE, forged, _AAD, memoryview(bytearray(len(_PLAINTEXT))))
+    except aead.authentication_error:
+        return True
+    return False
+
+
+def _with_full_icv(suite: Suite) -> Suite:
+    return next(
+        kin
+        for kin in SUITES.values()
+        if (kin.cipher, kin.key_len) == (suite.cipher, suite.key_len) and kin.icv_len == 16
+    )
+
+
+def _measured(suites: Sequence[str], sealer: Sealer) -> dict[str, Verdict]:
+    """Compare AF_ALG with what seals a suite without it, by turns."""
+    ways = [
+        way for suite in suites for way in ((sealer.provider_of(suite), suite), (AF_ALG, suite))
+    ]
+    found = measure_cells(sealer.measure(), cells(ways), BRIEF)
+    return {suite: _compared(found, sealer.provider_of(suite), suite) for suite in suites}
+
+
+def _compared(found: Measured, library: str, suite: str) -> Verdict:
+    for way in ((AF_ALG, suite), (library, suite)):
+        if way in found.missing:
+            return Verdict(False, found.missing[way])
+    ours, theirs = (
+        tuple(found.ns[provider, suite, size] for size in SIZES) for provider in (library, AF_ALG)
+    )
+    # Full packets are what there is most of, and an answer goes with every other of them.
+    faster = all(
+        new < _WORTH_IT * old for new, old in ((sum(theirs), sum(ours)), (theirs[-1], ours[-1]))
+    )
+    why = (
+        f"AF_ALG takes {_listed(theirs)} us, {library} {_listed(ours)} us for "
+        f"{'/'.join(map(str, SIZES))} bytes"
+    )
+    return Verdict(faster, why, library, ours, theirs)
+
+
+def _listed(times: Sequence[float]) -> str:
+    return "/".join(f"{nanoseconds / 1000:.1f}" for nanoseconds in times)
