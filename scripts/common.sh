@@ -34,10 +34,11 @@ need_packages() {
 }
 apt_options=()
 
-# need_qemu: what scripts/vm needs; without the graphics that Debian recommends with it.
+# need_qemu [ARCHITECTURE]: what scripts/vm needs; without the graphics that Debian recommends with it.
 need_qemu() {
-    local apt_options=(--no-install-recommends)
-    need_packages qemu-system-x86_64:qemu-system-x86 depmod:kmod setpriv:util-linux
+    local apt_options=(--no-install-recommends) qemu="qemu-system-x86_64:qemu-system-x86"
+    if [ "${1:-}" = aarch64 ]; then qemu="qemu-system-aarch64:qemu-system-arm"; fi
+    need_packages "$qemu" depmod:kmod setpriv:util-linux
 }
 
 # A python3 of 3.11 or newer that can make virtual environments.

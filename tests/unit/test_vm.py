@@ -19,7 +19,13 @@ from esp_gw.errors import LabError
 from esp_gw.lab.vm import agent
 from esp_gw.lab.vm.__main__ import Printer
 from esp_gw.lab.vm.image import ARCHITECTURES, Image, kernel_image
-from esp_gw.lab.vm.initramfs import archive, init_script, load_order
+from esp_gw.lab.vm.initramfs import (
+    BLACKLIST,
+    archive,
+    blacklist_file,
+    init_script,
+    load_order,
+)
 from esp_gw.lab.vm.machine import Machine, Setup, VmError, command_line
 from esp_gw.lab.vm.protocol import (
     PAYLOAD_MAX,
@@ -142,7 +148,8 @@ def test_the_init_script_is_one_that_a_shell_reads() -> None:
         "6.1",
         "/it's/here",
         ["/a b/python", "-m", "x"],
-        ["esp4"],
+        {BLACKLIST: blacklist_file(["esp4"]), "/it's/a file": "it's\n"},
+        "/a checkout's",
         True,
     )
     assert b"@" not in script

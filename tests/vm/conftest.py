@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from guest import INSIDE, LIMIT, Guest, MakeSetup
 
 from esp_gw.lab.vm.__main__ import CHECKOUT
-from esp_gw.lab.vm.image import ARCHITECTURES, kernel_image
-from esp_gw.lab.vm.machine import Machine, Setup
+from esp_gw.lab.vm.__main__ import make_setup as make_setup_of
+from esp_gw.lab.vm.machine import Machine
 
 # What needs the machine's kernel is run there, by tests here.
 collect_ignore = [] if INSIDE in os.environ else ["inside"]
@@ -29,13 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def make_setup() -> MakeSetup:
     """Describe a machine with the host's files; the kernel is fetched where it isn't there."""
-    architecture = ARCHITECTURES["x86_64"]
-    image = kernel_image(CHECKOUT / ".vm", architecture, print)
-
-    def make(**fields: object) -> Setup:
-        return Setup(architecture, image, Path(sys.executable), **fields)  # type: ignore[arg-type]
-
-    return make
+    return partial(make_setup_of, "x86_64")
 
 
 @pytest.fixture(scope="session")
@@ -50,5 +44,6 @@ def out() -> Path:
 @pytest.fixture(scope="session")
 def guest(make_setup: MakeSetup, out: Path) -> Iterator[Guest]:
     """The machine that most tests share."""
-    with Machine(make_setup(out=out)) as machine:
-        yield Guest(machine)
+    setup = make_setup(out=out)
+    with Machine(setup) as machine:
+        yield Guest(machine, setup)

@@ -37,8 +37,9 @@ class Result:
 class Guest:
     """A machine that runs commands for tests, in the folder of the checkout."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, setup: Setup) -> None:
         self._machine = machine
+        self._setup = setup
 
     def run(self, *arguments: str, env: Mapping[str, str] | None = None) -> Result:
         said = {Kind.STDOUT: b"", Kind.STDERR: b""}
@@ -47,7 +48,7 @@ class Guest:
             said[kind] += data
 
         words = ("env", *(f"{name}={value}" for name, value in (env or {}).items()), *arguments)
-        command = here(words, CHECKOUT)
+        command = here(self._setup, words, CHECKOUT)
         status = run(self._machine, command, hear, time.monotonic() + LIMIT)
         return Result(status, said[Kind.STDOUT].decode(), said[Kind.STDERR].decode())
 

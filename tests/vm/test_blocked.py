@@ -17,8 +17,9 @@ ENGINES = ["python", *(["native"] if find_spec("esp_gw_core") else [])]
 
 @pytest.fixture(scope="module")
 def blocked(make_setup: MakeSetup) -> Iterator[Guest]:
-    with Machine(make_setup(blacklist=BLOCKED)) as machine:
-        yield Guest(machine)
+    setup = make_setup(blacklist=BLOCKED)
+    with Machine(setup) as machine:
+        yield Guest(machine, setup)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

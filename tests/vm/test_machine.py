@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from guest import Guest, MakeSetup
 
+from esp_gw.lab.vm.__main__ import CHECKOUT
 from esp_gw.lab.vm.machine import Machine, VmError
 
 VM = (sys.executable, "-m", "esp_gw.lab.vm")
@@ -109,16 +110,28 @@ def test_a_machine_that_cannot_start_says_why_in_one_line(make_setup: MakeSetup)
         list(machine.hear())
 
 
-NO_KERNEL = """
+FETCH = """
 import sys; from pathlib import Path
 from esp_gw.lab.vm.image import ARCHITECTURES, kernel_image
-kernel_image(Path(sys.argv[1]), ARCHITECTURES["x86_64"], print)
+from esp_gw.lab.vm.root import foreign_root
+cache, project = map(Path, sys.argv[1:])
 """
 
 
-def test_without_a_network_for_the_packages_there_is_an_error_that_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "what",
+    [
+        'kernel_image(cache, ARCHITECTURES["x86_64"], print)',
+        'foreign_root(cache, ARCHITECTURES["aarch64"], project, print)',
+    ],
+    ids=["kernel", "root"],
+)
+def test_without_a_network_for_the_packages_there_is_an_error_that_says_so(
+    tmp_path: Path, what: str
+) -> None:
+    project = CHECKOUT / "pyproject.toml"
     result = subprocess.run(
-        ["unshare", "--net", sys.executable, "-c", NO_KERNEL, str(tmp_path)],
+        ["unshare", "--net", sys.executable, "-c", FETCH + what, tmp_path, project],
         capture_output=True,
         text=True,
         timeout=120,
@@ -132,7 +145,10 @@ def test_without_a_network_for_the_packages_there_is_an_error_that_says_so(tmp_p
 
 JOINED = """
 case $VM in a) other=2 ;; b) other=1 ;; esac
-ping -c 1 -W 60 192.0.2.$other && ping -c 1 -W 60 2001:db8::$other && touch /out/$VM
+for peer in 192.0.2.$other 2001:db8::$other; do
+    until ping -c 1 -W 10 $peer; do sleep 1; done
+done
+touch /out/$VM
 until [ -e /out/a ] && [ -e /out/b ]; do sleep 1; done
 echo $VM reached $other
 """

@@ -1,18 +1,9 @@
-"""Debian's kernel for a machine: its packages fetched by apt, unpacked once, checked at each start.
-
-apt works in a folder of its own, with the host's sources and keys, so that neither root nor a
-change of the host is needed, and the packages may be of another architecture than the host's.
-"""
+"""Debian's kernel for a machine: its packages fetched, unpacked once, checked at each start."""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
 import lzma
-import os
 import re
-import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -20,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esp_gw.errors import LabError
+from esp_gw.lab.vm.cache import Recipe, cached
+from esp_gw.lab.vm.debian import Apt, run_program
 
-FETCH_TIMEOUT = 300.0
-_MANIFEST = "manifest.json"
 _BUSYBOX = "bin/busybox"
-_LOCK = "lock"
 # Of the drivers, those for hardware that qemu has.
 _WANTED = re.compile(
     r"boot/vmlinuz-.*|bin/busybox|lib/modules/[^/]+/(modules\..*|kernel/(?!drivers/|sound/).*"
@@ -34,17 +24,35 @@ _WANTED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What differs from one architecture to the next; `name` is the kernel's and qemu's for it."""
+    """What differs from one architecture to the next; `name` is the kernel's and qemu's for it.
+
+    `boot` are options on the kernel's command line.
+    """
 
     name: str
     debian: str
     qemu: tuple[str, ...]
     cpu: str
-    console: str
+    boot: str
 
 
 ARCHITECTURES = {
-    "x86_64": Architecture("x86_64", "amd64", ("qemu-system-x86_64", "-M", "q35"), "max", "ttyS0"),
+    "x86_64": Architecture(
+        "x86_64",
+        "amd64",
+        ("qemu-system-x86_64", "-M", "q35"),
+        "max",
+        # Where the host is busy the timer is late for the kernel's test of it, which then panics.
+        "console=ttyS0 no_timer_check",
+    ),
+    # By default the core of a Raspberry Pi 5.
+    "aarch64": Architecture(
+        "aarch64",
+        "arm64",
+        ("qemu-system-aarch64", "-M", "virt"),
+        "cortex-a76",
+        "console=ttyAMA0",
+    ),
 }
 
 
@@ -80,84 +88,26 @@ def kernel_image(cache: Path, architecture: Architecture, say: Callable[[str], N
 
     Raises LabError where the packages can't be had.
     """
-    folder = cache / architecture.name
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with (cache / _LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if folder.exists():
-                try:
-                    return _checked(folder)
-                except LabError as error:
-                    say(f"{error}; fetching it again")
-            say(f"fetching Debian's kernel for {architecture.name} into {cache}")
-            # Beside its place until it is whole: a killed run leaves nothing that looks done.
-            work = folder.with_suffix(".new")
-            shutil.rmtree(work, ignore_errors=True)
-            _fetch(work, architecture)
-            shutil.rmtree(folder, ignore_errors=True)
-            (work / "image").rename(folder)
-            shutil.rmtree(work)
-            return _checked(folder)
-    except OSError as error:
-        raise LabError(error.strerror or "failed", where=error.filename or str(cache)) from None
+
+    def make(folder: Path, work: Path) -> dict[str, str]:
+        return _fetch(folder, work, architecture)
+
+    what = f"Debian's kernel for {architecture.name}"
+    folder, facts = cached(cache, Recipe(architecture.name, what, make, ("version",)), say)
+    return Image(folder, facts["version"])
 
 
-def _checked(folder: Path) -> Image:
-    """Return the image of `folder`. Raises LabError where a file isn't as it was unpacked."""
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
-        files, image = manifest["files"], Image(folder, manifest["version"])
-        damaged = [path for path, digest in files.items() if _digest(folder / path) != digest]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        damaged = [_MANIFEST]
-    if damaged:
-        raise LabError(f"the cached kernel is damaged ({damaged[0]})", where=str(folder))
-    return image
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fetch(work: Path, architecture: Architecture) -> None:
-    """Put an image with its manifest into `work`/image."""
-    for folder in ("image", "lists/partial", "archives/partial"):
-        (work / folder).mkdir(parents=True)
-    options = _apt_options(work, architecture)
-    _run("apt-get", *options, "-q", "-o", "APT::Update::Error-Mode=any", "update")
+def _fetch(folder: Path, work: Path, architecture: Architecture) -> dict[str, str]:
+    apt = Apt(work, architecture.debian)
     meta = f"linux-image-{architecture.debian}"
-    described = _run("apt-cache", *options, "show", "--no-all-versions", meta)
-    found = re.search(r"^Depends:.*\blinux-image-(\d[^ ,]*)", described, re.MULTILINE)
+    found = re.search(r"^Depends:.*\blinux-image-(\d[^ ,]*)", apt.show(meta), re.MULTILINE)
     if found is None:
         raise LabError(f"the package {meta} names no kernel", hint="it takes Debian's own sources")
     version = found.group(1)
-    wanted = (f"linux-image-{version}", "busybox-static")
-    _run("apt-get", *options, "-q", "download", *wanted, folder=work)
-    image = work / "image"
-    for package in work.glob("*.deb"):
-        _unpack(package, image)
-    _run("depmod", "-b", str(image), version)
-    files = sorted(path for path in image.rglob("*") if path.is_file())
-    digests = {str(path.relative_to(image)): _digest(path) for path in files}
-    (image / _MANIFEST).write_text(json.dumps({"version": version, "files": digests}))
-
-
-def _apt_options(work: Path, architecture: Architecture) -> list[str]:
-    status = work / "status"
-    status.touch()  # nothing is installed
-    settings = {
-        "Dir::State": work,
-        "Dir::State::status": status,
-        "Dir::Cache": work,
-        "APT::Architecture": architecture.debian,
-        "APT::Architectures": architecture.debian,
-        "APT::Sandbox::User": "root",
-        "Acquire::Languages": "none",
-        "Acquire::Retries": 1,
-    }
-    return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+    for package in apt.download(f"linux-image-{version}", "busybox-static"):
+        _unpack(package, folder)
+    run_program("depmod", "-b", str(folder), version, hint="is the kernel's package whole?")
+    return {"version": version}
 
 
 def _unpack(package: Path, image: Path) -> None:
@@ -175,26 +125,3 @@ def _unpack(package: Path, image: Path) -> None:
                 target = image / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(content.read())
-
-
-def _run(*command: str, folder: Path | None = None) -> str:
-    try:
-        result = subprocess.run(
-            command,
-            cwd=folder,
-            env={**os.environ, "LC_ALL": "C", "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=FETCH_TIMEOUT,
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise LabError(f"{error.filename} is not installed") from None
-    except subprocess.TimeoutExpired:
-        raise LabError(f"took longer than {FETCH_TIMEOUT:.0f} s", where=command[0]) from None
-    if result.returncode:
-        lines = [line for line in result.stderr.splitlines() if line.startswith("E:")]
-        what = (lines or result.stderr.splitlines() or ["failed"])[0].removeprefix("E: ")
-        raise LabError(what, where=command[0], hint="is the network there, and Debian's sources?")
-    return result.stdout

@@ -1,8 +1,8 @@
 """What a machine boots into: an archive of busybox, a few modules and one script, sans-IO.
 
-The script mounts the host's root read-only (9p) below an overlay in memory, so that the machine
-has every file of the host and can write where it likes without changing any, and starts the agent
-there.
+The script mounts the machine's root (the host's, or one for its architecture) and then the other
+folders it is to see, each read-only (9p) below an overlay in memory, so that it can write where it
+likes without changing any file of the host, and starts the agent there.
 """
 
 from __future__ import annotations
@@ -31,11 +31,17 @@ mount -t devtmpfs dev /dev || fail "no /dev"
 # Depended-on modules come first.
 for module in @LOAD@; do insmod "$module" || fail "can't load $module"; done
 share=trans=virtio,version=9p2000.L,msize=524288
-mkdir -p /lower /memory /root
-mount -t 9p -o "ro,cache=loose,$share" host /lower || fail "can't mount the host's root"
-mount -t tmpfs -o size=75% memory /memory && mkdir /memory/upper /memory/work || fail "no memory"
-mount -t overlay -o lowerdir=/lower,upperdir=/memory/upper,workdir=/memory/work overlay /root ||
-    fail "no overlay"
+mkdir -p /memory /root
+mount -t tmpfs -o size=75% memory /memory || fail "no memory"
+show() { # TAG FOLDER
+    lower=/lower/$1 upper=/memory/$1 work=/memory/$1.work
+    mkdir -p "$lower" "$upper" "$work" "$2"
+    mount -t 9p -o "ro,cache=loose,$share" "$1" "$lower" || fail "can't mount the share $1"
+    mount -t overlay -o "lowerdir=$lower,upperdir=$upper,workdir=$work" overlay "$2" ||
+        fail "no overlay"
+}
+show host /root
+@SHOW_CHECKOUT@
 mkdir -p /root/proc /root/sys /root/dev /root/run /root@OUT@ /root@MODULES@ /root/etc/modprobe.d
 mount -t proc proc /root/proc
 mount -t sysfs sys /root/sys
@@ -47,7 +53,7 @@ mount -t tmpfs -o mode=755 run /root/run
 mkdir -p /root/run/lock
 @MOUNT_OUT@
 ln -s @TREE@ /root@MODULES@/@VERSION@
-echo @BLACKLISTED@ > /root@BLACKLIST_FILE@
+@WRITE_FILES@
 # Another machine than the host, and than any other one.
 tr -d - < /root/proc/sys/kernel/random/uuid > /root/etc/machine-id
 exec switch_root /root /bin/sh -c @START@
@@ -93,22 +99,30 @@ def module_name(path: str) -> str:
     return PurePosixPath(path).name.partition(".ko")[0].replace("-", "_")
 
 
+def blacklist_file(modules: Iterable[str]) -> str:
+    """Return the file for BLACKLIST that keeps modules from being loaded, by the kernel, too."""
+    # 'blacklist' alone would leave 'modprobe NAME' working.
+    return "".join(f"install {name} /bin/false\n" for name in modules)
+
+
 def init_script(
     load: Sequence[str],
     version: str,
     tree: str,
     agent: Sequence[str],
-    blacklist: Iterable[str],
+    files: Mapping[str, str],
+    checkout: str | None,
     out: bool,
 ) -> bytes:
-    """Return the script /init: loads the modules `load`, comes to the host's root, starts `agent`.
+    """Return the script /init: loads the modules `load`, comes to the root, starts `agent`.
 
-    `tree` is the folder of the kernel's modules, `version` its name. With `out` the share `out` is
-    mounted. Modules of `blacklist` can't be loaded inside, not by the kernel's own request either.
+    `tree` is the folder of the kernel's modules, `version` its name. `files` are written inside, by
+    their paths. The share `checkout` is shown at the folder of that value; with `out` the share
+    `out` is mounted.
     """
     mount = f'mount -t 9p -o "cache=mmap,$share" out /root{OUT} || fail "no {OUT}"' if out else ""
-    # 'blacklist' alone would leave 'modprobe NAME' working.
-    blocked = "".join(f"install {name} /bin/false\n" for name in blacklist)
+    show = f"show checkout {shlex.quote(f'/root{checkout}')}" if checkout is not None else ""
+    write = (f"echo {shlex.quote(text)} > {shlex.quote(f'/root{p}')}" for p, text in files.items())
     values = {
         "LOAD": " ".join(shlex.quote(f"{MODULES_INSIDE}/{module_name(path)}.ko") for path in load),
         "OUT": OUT,
@@ -116,8 +130,8 @@ def init_script(
         "MOUNT_OUT": mount,
         "TREE": shlex.quote(tree),
         "VERSION": shlex.quote(version),
-        "BLACKLISTED": shlex.quote(blocked),
-        "BLACKLIST_FILE": BLACKLIST,
+        "SHOW_CHECKOUT": show,
+        "WRITE_FILES": "\n".join(write),
         "START": shlex.quote(_START.format(agent=shlex.join(agent))),
     }
     script = _INIT

@@ -10,8 +10,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -39,8 +39,10 @@ class Setup:
     """What a machine is made of.
 
     `root` is the folder of the host that is the machine's root, `python` the interpreter in it that
-    runs the agent. `out` is a folder of the host that is /out inside. Modules of `blacklist` can't
-    be loaded. `wire` is one end of a datagram socket pair that is the machine's network card.
+    runs the agent. `checkout` is a folder that is shown at its own path, where the root isn't the
+    host's. `files` are written inside before anything runs. `out` is a folder of the host that is
+    /out inside. Modules of `blacklist` can't be loaded. `wire` is one end of a datagram socket pair
+    that is the machine's network card.
     """
 
     architecture: Architecture
@@ -48,6 +50,8 @@ class Setup:
     python: Path
     cpu: str | None = None
     root: Path = Path("/")
+    checkout: Path | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
     out: Path | None = None
     blacklist: tuple[str, ...] = ()
     wire: socket.socket | None = None
@@ -185,8 +189,10 @@ def command_line(setup: Setup, folder: Path, port: int, wire: int | None = None)
     `folder` holds the initramfs, and takes the console.
     """
     architecture = setup.architecture
-    append = f"console={architecture.console} loglevel=6 panic=-1 random.trust_cpu=on"
+    append = f"{architecture.boot} loglevel=6 panic=-1 random.trust_cpu=on"
     shares = [("host", setup.root, ",readonly=on")]
+    if setup.checkout is not None:
+        shares.append(("checkout", setup.checkout, ",readonly=on"))
     if setup.out is not None:
         shares.append(("out", setup.out, ""))
     arguments = [
@@ -230,8 +236,15 @@ def _initramfs(setup: Setup) -> bytes:
     dep, builtin = ((image.tree / f"modules.{name}").read_text() for name in ("dep", "builtin"))
     load = initramfs.load_order(dep, builtin, initramfs.MODULES)
     agent = (str(setup.python), "-m", "esp_gw.lab.vm.agent", initramfs.PORT)
+    written = {**setup.files, initramfs.BLACKLIST: initramfs.blacklist_file(setup.blacklist)}
     script = initramfs.init_script(
-        load, image.version, str(image.tree), agent, setup.blacklist, setup.out is not None
+        load,
+        image.version,
+        str(image.tree),
+        agent,
+        written,
+        str(setup.checkout) if setup.checkout else None,
+        setup.out is not None,
     )
     files = {"/init": script, "/bin/busybox": image.busybox()}
     for path in load:

@@ -1,0 +1,95 @@
+"""Debian's packages of any architecture, by apt in a folder of its own.
+
+With the host's sources and keys; neither root nor a change of the host is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from esp_gw.errors import LabError
+
+FETCH_TIMEOUT = 900.0
+_HINT = "is the network there, and Debian's sources?"
+
+
+class Apt:
+    """apt for one of Debian's architectures, with nothing installed. Methods raise LabError."""
+
+    def __init__(self, work: Path, architecture: str) -> None:
+        """Fetch the lists of packages into `work`."""
+        for folder in ("lists/partial", "archives/partial"):
+            (work / folder).mkdir(parents=True)
+        status = work / "status"
+        status.touch()  # nothing is installed
+        settings = {
+            "Dir::State": work,
+            "Dir::State::status": status,
+            "Dir::Cache": work,
+            "APT::Architecture": architecture,
+            "APT::Architectures": architecture,
+            "APT::Sandbox::User": "root",
+            "Acquire::Languages": "none",
+            "Acquire::Retries": 1,
+            "Debug::NoLocking": "true",
+        }
+        self._options = [
+            word for name, value in settings.items() for word in ("-o", f"{name}={value}")
+        ]
+        self._archives = work / "archives"
+        self._get("-o", "APT::Update::Error-Mode=any", "update")
+
+    def show(self, package: str) -> str:
+        """Return what Debian says of a package."""
+        command = ("apt-cache", *self._options, "show", "--no-all-versions", package)
+        return run_program(*command, hint=_HINT)
+
+    def download(self, *packages: str) -> list[Path]:
+        """Return the files of packages, without those that they depend on."""
+        self._get("download", *packages, folder=self._archives)
+        return self._files()
+
+    def download_all(self, *packages: str) -> list[Path]:
+        """Return the files of packages and of all that they depend on."""
+        self._get("--download-only", "--no-install-recommends", "-y", "install", *packages)
+        return self._files()
+
+    def _get(self, *words: str, folder: Path | None = None) -> None:
+        run_program("apt-get", *self._options, "-q", *words, folder=folder, hint=_HINT)
+
+    def _files(self) -> list[Path]:
+        return sorted(self._archives.glob("*.deb"))
+
+
+def run_program(
+    *command: str, folder: Path | None = None, marks: Sequence[str] = ("E: ",), hint: str
+) -> str:
+    """Run a program in `folder` and return its output.
+
+    Raises LabError with `hint` and the first line of its errors that begins with one of `marks`.
+    """
+    try:
+        result = subprocess.run(
+            command,
+            cwd=folder,
+            env={**os.environ, "LC_ALL": "C", "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=FETCH_TIMEOUT,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise LabError(f"{error.filename} is not installed") from None
+    except subprocess.TimeoutExpired:
+        raise LabError(f"took longer than {FETCH_TIMEOUT:.0f} s", where=command[0]) from None
+    if result.returncode:
+        said = result.stderr.splitlines()
+        marked = [
+            line.removeprefix(mark) for line in said for mark in marks if line.startswith(mark)
+        ]
+        raise LabError((marked or said or ["failed"])[0], where=command[0], hint=hint)
+    return result.stdout
