@@ -91,6 +91,7 @@ class _Daemon:
             await gateway.start(self._service.desired())
             tables.write(frozenset({settings.table}))
             try:
+                await self._service.advise()
                 await self._serve(gateway)
             finally:
                 self._notifier.stopping()

@@ -18,13 +18,13 @@ from esp_gw.conflicts import find_conflicts
 from esp_gw.control.protocol import PREFIX
 from esp_gw.control.server import Handler, Peer
 from esp_gw.crypto.advice import Advice
-from esp_gw.engine.base import SaCounters
 from esp_gw.errors import ControlError, EspGwError
 from esp_gw.fields import provider_fault
 from esp_gw.gateway import Gateway
 from esp_gw.keyfile import format_keymat
 from esp_gw.logs import log
-from esp_gw.model import Desired, Policy, Sa, Selector
+from esp_gw.model import Desired, Sa
+from esp_gw.replies import policy_info, sa_info
 from esp_gw.store import (
     PolicyEntry,
     Store,
@@ -54,7 +54,7 @@ class Service:
         self._configured = desired
         self._store = store
         self._advice = advice
-        self._hints = advice.hints(desired.tunnels)
+        self._hints: list[str] = []
         self._state = store.load()
         self._left_out: dict[str, str] = {}
         self._changing = asyncio.Lock()
@@ -68,6 +68,15 @@ class Service:
         wanted, self._left_out = _without_conflicts(self._configured, self._state)
         self._warn()
         return wanted
+
+    async def advise(self) -> None:
+        """Find out which tunnels have a suite that is slow here, now that the engine seals them."""
+        verdicts = self._gateway.engine.status().af_alg
+        in_kernel = frozenset(suite for suite, verdict in verdicts.items() if verdict.in_use)
+        tunnels = self._configured.tunnels
+        self._hints = await asyncio.to_thread(self._advice.hints, tunnels, in_kernel)
+        for hint in self._hints:
+            log.warning(hint)
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return the methods by their full names."""
@@ -108,6 +117,7 @@ class Service:
             "ledger": str(self._gateway.ledger_path),
             "warnings": [
                 *self._warnings(),
+                *self._hints,
                 *self._gateway.warnings,
                 *network_warnings(self._configured, settings.interface),
             ],
@@ -116,12 +126,12 @@ class Service:
     async def list_sas(self, parameters: Parameters, peer: Peer) -> Parameters:
         """Return every SA, without its key."""
         counters = self._gateway.counters().sas
-        return {"sas": [_sa_info(sa, counters[sa.name]) for sa in self._gateway.sas]}
+        return {"sas": [sa_info(sa, counters[sa.name]) for sa in self._gateway.sas]}
 
     async def get_sa(self, parameters: Parameters, peer: Peer) -> Parameters:
         """Return one SA; its key only to root, and never without a line in the log."""
         sa = self._find_sa(_name(parameters))
-        info = _sa_info(sa, self._gateway.counters().sas[sa.name])
+        info = sa_info(sa, self._gateway.counters().sas[sa.name])
         if parameters.get("reveal_keys") is True:
             if peer.uid != 0:
                 raise ControlError("PermissionDenied", "only root may see keys", hint="use sudo")
@@ -141,7 +151,7 @@ class Service:
                 f"SA {entry.name}",
             )
             sa = self._find_sa(entry.name)
-            return {"sa": _sa_info(sa, self._gateway.counters().sas[sa.name])}
+            return {"sa": sa_info(sa, self._gateway.counters().sas[sa.name])}
 
     async def delete_sa(self, parameters: Parameters, peer: Peer) -> Parameters:
         """Remove an SA that the CLI added."""
@@ -224,7 +234,7 @@ class Service:
 
     async def list_policies(self, parameters: Parameters, peer: Peer) -> Parameters:
         """Return the SPD in its order."""
-        return {"policies": [_policy_info(policy) for policy in self._gateway.policies]}
+        return {"policies": [policy_info(policy) for policy in self._gateway.policies]}
 
     async def add_policy(self, parameters: Parameters, peer: Peer) -> Parameters:
         """Put a policy into the SPD and remember it."""
@@ -246,7 +256,7 @@ class Service:
                 f"policy {entry.name}",
             )
             (policy,) = [p for p in self._gateway.policies if p.name == entry.name]
-            return {"policy": _policy_info(policy)}
+            return {"policy": policy_info(policy)}
 
     async def delete_policy(self, parameters: Parameters, peer: Peer) -> Parameters:
         """Remove a policy that the CLI added."""
@@ -324,8 +334,8 @@ class Service:
             wanted, left_out = _without_conflicts(configured, self._state)
             changes = await self._gateway.apply(wanted)
             self._configured, self._left_out = configured, left_out
-            self._hints = await asyncio.to_thread(self._advice.hints, configured.tunnels)
         self._warn()
+        await self.advise()
         log.info("reloaded", changes=len(changes))
         return {"changes": changes}
 
@@ -338,7 +348,7 @@ class Service:
             f"'{name}', added by the CLI, can't be in place: {message}"
             for name, message in self._left_out.items()
         ]
-        return [*self._configured.warnings, *left_out, *self._hints]
+        return [*self._configured.warnings, *left_out]
 
     def _refuse_left_out(self, left_out: Mapping[str, str], what: str | None = None) -> None:
         for name, message in left_out.items():
@@ -442,54 +452,3 @@ def _name(parameters: Parameters) -> str:
     if not isinstance(name, str) or not name:
         raise ControlError("InvalidParameter", "name: expected a text")
     return name
-
-
-def _sa_info(sa: Sa, counters: SaCounters) -> Parameters:
-    return {
-        "name": sa.name,
-        "direction": sa.direction,
-        "spi": sa.spi,
-        "suite": sa.suite.name,
-        "mode": sa.mode,
-        "encapsulation": sa.encapsulation,
-        "local": str(sa.local),
-        "remote": str(counters.remote),
-        "remote_port": counters.remote_port,
-        "local_ts": sorted({str(selector.local) for selector in sa.selectors}),
-        "remote_ts": sorted({str(selector.remote) for selector in sa.selectors}),
-        "esn": sa.esn,
-        "replay_window": sa.replay_window,
-        "keepalive": sa.keepalive,
-        "origin": sa.origin,
-        "tunnel": sa.tunnel,
-        "pair": sa.pair,
-        "seq": counters.seq,
-        "lease_end": counters.lease_end,
-        "packets": counters.packets,
-        "bytes": counters.bytes,
-        "drops": dict(counters.drops),
-    }
-
-
-def _selector_info(selector: Selector) -> Parameters:
-    def ports(value: object) -> str | None:
-        return None if value is None else str(value)
-
-    return {
-        "local": str(selector.local),
-        "remote": str(selector.remote),
-        "protocol": selector.protocol,
-        "local_port": ports(selector.local_port),
-        "remote_port": ports(selector.remote_port),
-    }
-
-
-def _policy_info(policy: Policy) -> Parameters:
-    return {
-        "name": policy.name,
-        "action": policy.action,
-        "selectors": [_selector_info(selector) for selector in policy.selectors],
-        "sas": list(policy.sas),
-        "tunnel": policy.tunnel,
-        "origin": policy.origin,
-    }

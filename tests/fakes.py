@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from esp_gw import reconcile
+from esp_gw.crypto.base import Verdict
 from esp_gw.engine.base import (
     Counters,
     EngineSettings,
@@ -68,6 +69,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.is_open = False
+        self.af_alg: dict[str, Verdict] = {}
         self.sas: dict[str, Sa] = {}
         self.leases: dict[str, Lease] = {}
         self.floors: dict[str, int] = {}
@@ -133,7 +135,7 @@ class FakeEngine:
     def status(self) -> EngineStatus:
         offload = {"udp_gso": Offload(True), "merge": Offload(False, "switched off")}
         suites = {sa.suite.name: "OpenSSL 3.6.0" for sa in self.sas.values()}
-        return EngineStatus(1, False, 0, suites, "AES-NI", offload)
+        return EngineStatus(1, False, 0, suites, "AES-NI", offload, self.af_alg)
 
     def advanced(self) -> dict[str, int]:
         inbound = [sa.name for sa in self.sas.values() if sa.direction is Direction.INBOUND]

@@ -8,6 +8,7 @@ import click
 
 from esp_gw.cli import output
 from esp_gw.cli.options import json_option
+from esp_gw.model import AF_ALG
 
 _SUITES = ("aes256gcm16", "aes128gcm16", "chacha20poly1305")
 
@@ -22,14 +23,21 @@ def bench() -> None:
 def crypto(as_json: bool) -> None:
     """Measure the suites, and recommend one for this machine. Takes some seconds at most."""
     # Only measuring needs them, and they bring cryptography.
-    from esp_gw.crypto import measure, recommend  # noqa: PLC0415
+    from esp_gw.crypto import measure, probe, recommend  # noqa: PLC0415
     from esp_gw.crypto.processor import aes_path  # noqa: PLC0415
     from esp_gw.engine.choose import is_native  # noqa: PLC0415
 
     sealer = measure.Sealer(is_native("auto"))
     ways = [(provider, suite) for suite in _SUITES for provider in sealer.providers]
     found = measure.measure_cells(sealer.measure(), measure.cells(ways), measure.THOROUGH)
-    figures = measure.by_suite(found, [(sealer.provider_of(suite), suite) for suite in _SUITES])
+    libraries = {suite: sealer.provider_of(suite) for suite in _SUITES}
+    in_kernel = [
+        suite
+        for suite, library in libraries.items()
+        if probe.compared(found, library, suite).in_use
+    ]
+    chosen = libraries | dict.fromkeys(in_kernel, AF_ALG)
+    figures = measure.by_suite(found, [(provider, suite) for suite, provider in chosen.items()])
     suite = recommend.recommended(figures)
     why = f"{recommend.reason(figures, aes_path())} {recommend.peers(suite)}"
     if as_json:
@@ -64,6 +72,8 @@ def crypto(as_json: bool) -> None:
     click.echo()
     for text in _missing(found.missing):
         click.echo(output.printable(f"not measured: {text}"))
+    if in_kernel:
+        click.echo(f"faster by AF_ALG: {output.joined(in_kernel)} ('crypto.offload: auto' uses it)")
     click.echo(f"recommended: {suite}. {why}")
 
 

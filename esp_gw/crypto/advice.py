@@ -9,6 +9,8 @@ from esp_gw.crypto.processor import aes_path
 from esp_gw.crypto.recommend import MARGIN, OTHER_SUITE, Figures, times_as_long
 from esp_gw.model import AES_GCM, NO_AES, GatewaySettings, Tunnel
 
+InKernel = frozenset[str]
+Found = Mapping[str, Figures]
 _NAMED = 3
 """Tunnels that a hint names; the others it counts."""
 
@@ -16,52 +18,56 @@ _NAMED = 3
 class Advice:
     """Says which tunnels would be faster with another suite. Each suite is measured once.
 
-    `figures` measures suites, and is asked only where there is something to find out: where the
-    processor has AES instructions AES-GCM is the fastest. ChaCha20-Poly1305 is right there, too,
-    for a peer without them, and nothing here knows the peer's processor.
+    `figures` measures suites, those of the second argument by AF_ALG, and is asked only where there
+    is something to find out: where the processor has AES instructions AES-GCM is the fastest.
+    ChaCha20-Poly1305 is right there, too, for a peer without them, and nothing here knows the
+    peer's processor.
     """
 
-    def __init__(self, aes: str, figures: Callable[[Iterable[str]], Mapping[str, Figures]]) -> None:
+    def __init__(self, aes: str, figures: Callable[[list[str], InKernel], Found]) -> None:
         self._aes = aes
         self._figures = figures
-        self._factors: dict[str, float] = {}
+        self._factors: dict[tuple[str, bool], float] = {}
 
-    def hints(self, tunnels: Iterable[Tunnel]) -> list[str]:
-        """Return one line for each suite that is slow; may block for some tens of milliseconds."""
+    def hints(self, tunnels: Iterable[Tunnel], in_kernel: InKernel = frozenset()) -> list[str]:
+        """Return one line for each suite that is slow; may block for some tens of milliseconds.
+
+        Suites in `in_kernel` are sealed by AF_ALG, the others by a library.
+        """
         if self._aes != NO_AES:
             return []
         names: dict[str, list[str]] = {}
         for tunnel in tunnels:
             if tunnel.suite.cipher == AES_GCM:
                 names.setdefault(tunnel.suite.name, []).append(tunnel.name)
-        self._measure([suite for suite in names if suite not in self._factors])
+        self._measure(
+            [name for name in names if (name, name in in_kernel) not in self._factors], in_kernel
+        )
+        factors = {name: self._factors[name, name in in_kernel] for name in sorted(names)}
         return [
-            _hint(suite, self._factors[suite], names[suite])
-            for suite in sorted(names)
-            if self._factors[suite] >= MARGIN
+            _hint(name, factor, names[name]) for name, factor in factors.items() if factor >= MARGIN
         ]
 
-    def _measure(self, suites: list[str]) -> None:
+    def _measure(self, suites: list[str], in_kernel: InKernel) -> None:
         if not suites:
             return
-        figures = self._figures([*suites, OTHER_SUITE])
+        figures = self._figures([*suites, OTHER_SUITE], in_kernel)
         for suite in suites:
             # One that can't be measured isn't slow.
             known = suite in figures and OTHER_SUITE in figures
-            self._factors[suite] = (
-                times_as_long(figures[suite], figures[OTHER_SUITE]) if known else 0
-            )
+            factor = times_as_long(figures[suite], figures[OTHER_SUITE]) if known else 0
+            self._factors[suite, suite in in_kernel] = factor
 
 
 def advice(settings: GatewaySettings) -> Advice:
     """Return the advice for a gateway with these settings on this machine."""
 
-    def figures(suites: Iterable[str]) -> Mapping[str, Figures]:
-        # Not where the processor has AES instructions: in python it brings cryptography.
+    def figures(suites: list[str], in_kernel: InKernel) -> Found:
+        # Not where the processor has AES instructions: the python engine's brings cryptography.
         from esp_gw.crypto.measure import BRIEF, Sealer  # noqa: PLC0415
 
         native = settings.engine != "python" and find_spec("esp_gw_core") is not None
-        return Sealer(native, settings.provider).figures(suites, BRIEF)
+        return Sealer(native, settings.provider, in_kernel).figures(suites, BRIEF)
 
     return Advice(aes_path(), figures)
 

@@ -52,10 +52,14 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Sealer:
-    """Who seals the packets: one of the engines, with the providers that it has."""
+    """Who seals the packets: one of the engines, with the providers that it has.
+
+    `provider` is the library of the configuration; suites in `in_kernel` are sealed by AF_ALG.
+    """
 
     native: bool
     provider: str = PROVIDER_AUTO
+    in_kernel: frozenset[str] = frozenset()
 
     @property
     def engine(self) -> str:
@@ -79,6 +83,8 @@ class Sealer:
 
     def provider_of(self, suite: str) -> str:
         """Return the provider that seals with a suite."""
+        if suite in self.in_kernel:
+            return AF_ALG
         if not self.native:
             return OPENSSL
         if self.provider != PROVIDER_AUTO:

@@ -151,10 +151,11 @@ def _measured(suites: Sequence[str], sealer: Sealer) -> dict[str, Verdict]:
         way for suite in suites for way in ((sealer.provider_of(suite), suite), (AF_ALG, suite))
     ]
     found = measure_cells(sealer.measure(), cells(ways), BRIEF)
-    return {suite: _compared(found, sealer.provider_of(suite), suite) for suite in suites}
+    return {suite: compared(found, sealer.provider_of(suite), suite) for suite in suites}
 
 
-def _compared(found: Measured, library: str, suite: str) -> Verdict:
+def compared(found: Measured, library: str, suite: str) -> Verdict:
+    """Decide by what was measured whether AF_ALG is worth using for a suite, with a margin."""
     for way in ((AF_ALG, suite), (library, suite)):
         if way in found.missing:
             return Verdict(False, found.missing[way])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from ipaddress import ip_address
 
 import pytest
@@ -24,13 +23,15 @@ class Board:
         self.factor, self.lacks = factor, lacks
         self.measured: list[list[str]] = []
 
-    def __call__(self, suites: Iterable[str]) -> dict[str, Figures]:
-        self.measured.append(list(suites))
+    def __call__(self, suites: list[str], in_kernel: frozenset[str]) -> dict[str, Figures]:
+        self.measured.append(
+            [f"{suite} by AF_ALG" if suite in in_kernel else suite for suite in suites]
+        )
         return {
             suite: dict.fromkeys(
                 SIZES, 1000.0 if suite == "chacha20poly1305" else 1000 * self.factor
             )
-            for suite in self.measured[-1]
+            for suite in suites
             if suite != self.lacks
         }
 
@@ -82,3 +83,14 @@ def test_a_suite_is_measured_once_however_often_and_by_how_many_tunnels_it_is_as
         ["aes128gcm16", "chacha20poly1305"],
     ]
     assert advice.hints([]) == []
+
+
+def test_a_suite_that_the_kernel_seals_is_measured_there() -> None:
+    board = Board(4)
+    advice = Advice("none", board)
+    for in_kernel in (frozenset({"aes256gcm16"}), frozenset[str](), frozenset({"aes256gcm16"})):
+        assert len(advice.hints([tunnel("aes256gcm16")], in_kernel)) == 1
+    assert board.measured == [
+        ["aes256gcm16 by AF_ALG", "chacha20poly1305"],
+        ["aes256gcm16", "chacha20poly1305"],
+    ]

@@ -120,13 +120,17 @@ def test_check_says_as_json_what_it_found(tmp_path: Path, capsys: Capture) -> No
     assert (entry["ok"], entry["tunnels"], entry["sas"], entry["problems"]) == (True, 1, 2, [])
 
 
-def lacking_aes(monkeypatch: pytest.MonkeyPatch, chacha_ns: float) -> None:
-    """A processor without AES instructions that takes 1000 ns for AES-GCM."""
+def lacking_aes(
+    monkeypatch: pytest.MonkeyPatch, chacha_ns: float, af_alg_ns: float | None = None
+) -> None:
+    """A processor without AES instructions that takes 1000 ns for AES-GCM; with AF_ALG or not."""
     monkeypatch.setattr(processor, "_CPUINFO", Path("/nowhere"))
 
     def seal_time(provider: str, suite: str, size: int, packets: int) -> float:
-        if provider == "af-alg":
+        if provider == "af-alg" and (af_alg_ns is None or suite == "chacha20poly1305"):
             raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        if provider == "af-alg":
+            return af_alg_ns
         return chacha_ns if suite == "chacha20poly1305" else 1000
 
     monkeypatch.setattr(Sealer, "measure", lambda self: seal_time)
@@ -190,6 +194,20 @@ def test_bench_crypto_prints_a_table_what_is_missing_and_what_to_use(
     ]
     assert {entry["provider"] for entry in found["missing"]} == {"af-alg"}
     assert "No such option" in fail(capsys, "bench", "crypto", "--fast", status=2)
+
+
+def test_bench_crypto_counts_on_af_alg_where_that_is_faster(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking_aes(monkeypatch, chacha_ns=250, af_alg_ns=200)
+    out = run(capsys, "bench", "crypto")
+    assert "faster by AF_ALG: aes256gcm16, aes128gcm16 (" in out
+    assert "not measured: af-alg chacha20poly1305 (Address family not" in out
+    assert "recommended: aes256gcm16. It is about as fast as chacha20poly1305" in out
+    lacking_aes(monkeypatch, chacha_ns=250, af_alg_ns=990)
+    out = run(capsys, "bench", "crypto")
+    assert "faster by AF_ALG" not in out
+    assert "recommended: chacha20poly1305. It is 4.0 times" in out
 
 
 def test_bench_crypto_measures_this_machine(

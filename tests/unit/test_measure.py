@@ -93,6 +93,9 @@ def test_the_native_engine_has_aws_lc_where_aws_lc_has_the_suite() -> None:
     assert native.provider_of("aes256gcm16") == "aws-lc"
     assert native.provider_of("aes256gcm8") == "openssl"
     assert replace(native, provider="openssl").provider_of("aes256gcm16") == "openssl"
+    in_kernel = replace(native, in_kernel=frozenset({"aes256gcm16"}))
+    assert in_kernel.provider_of("aes256gcm16") == "af-alg"
+    assert in_kernel.provider_of("chacha20poly1305") == "aws-lc"
     assert replace(python, provider="aws-lc").provider_of("aes256gcm16") == "openssl"
 
 

@@ -15,6 +15,7 @@ from service_rig import Rig, restarted, start_rig
 from esp_gw import sequences as sequences_module
 from esp_gw.config import load_config
 from esp_gw.control.server import Peer
+from esp_gw.crypto.base import Verdict
 from esp_gw.crypto.recommend import SIZES
 from esp_gw.errors import ConfigError, ControlError, EspGwError, NetworkError
 
@@ -397,3 +398,12 @@ async def test_status_hints_at_a_faster_suite_as_long_as_a_tunnel_has_the_slow_o
     rig.edit(lambda config: config["tunnels"]["pi-b"].update(suite="chacha20poly1305"))
     await rig.call("Reload")
     assert await hints() == []
+
+
+async def test_a_suite_that_the_kernel_seals_is_judged_by_what_the_kernel_takes(rig: Rig) -> None:
+    rig.engine.af_alg["aes256gcm12"] = Verdict(True, "switched on")
+    rig.kernel_figures["aes256gcm12"] = dict.fromkeys(SIZES, 7000.0)
+    rig.edit(lambda config: config["tunnels"]["pi-b"].update(suite="aes256gcm12"))
+    await rig.call("Reload")
+    status = await rig.call("GetStatus")
+    assert [text for text in status["warnings"] if "takes 7.0 times as long" in text]
