@@ -18,6 +18,7 @@ from esp_gw.systemd import Notifier, watchdog_interval
 
 UNITS = Path(__file__).parents[2] / "systemd"
 SERVICE = UNITS / "esp-gw.service"
+AF_ALG = UNITS / "af-alg.conf"
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -170,6 +171,21 @@ def test_systemd_finds_no_fault_in_the_unit(tmp_path: Path) -> None:
 def test_systemd_would_find_a_fault(tmp_path: Path) -> None:
     text = SERVICE.read_text().replace("WatchdogSec=30", "WatchdogSec=often")
     assert "esp-gw.service:" in verify(text, tmp_path).stderr
+
+
+@pytest.mark.parametrize(("family", "faults"), [("AF_ALG", 0), ("AF_ALGEBRA", 1)])
+def test_af_alg_is_only_in_a_drop_in_that_systemd_reads_with_the_unit(
+    tmp_path: Path, family: str, faults: int
+) -> None:
+    assert "AF_ALG" not in SERVICE.read_text()
+    assert settings_of(AF_ALG) == {"RestrictAddressFamilies": ["AF_ALG"]}
+    # The list of the unit stays: an empty value would be a new one (systemd.exec(5)).
+    drop_in = tmp_path / "esp-gw.service.d" / AF_ALG.name
+    drop_in.parent.mkdir()
+    drop_in.write_text(AF_ALG.read_text().replace("=AF_ALG", f"={family}"))
+    verdict = verify(SERVICE.read_text(), tmp_path)
+    lines = [line for line in verdict.stderr.splitlines() if "esp-gw" in line]
+    assert len(lines) == faults, lines
 
 
 def test_the_exposure_of_the_service_is_low() -> None:
