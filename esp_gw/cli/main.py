@@ -11,6 +11,7 @@ import click
 
 from esp_gw.cli.bench import bench
 from esp_gw.cli.demo import demo
+from esp_gw.cli.doctor import doctor
 from esp_gw.cli.gateway import check, reload, run, stats, status
 from esp_gw.cli.ledger import ledger
 from esp_gw.cli.options import Daemon
@@ -54,6 +55,7 @@ for command in (
     status,
     stats,
     reload,
+    doctor,
     demo,
     bench,
 ):

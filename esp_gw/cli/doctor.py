@@ -1,0 +1,50 @@
+"""`esp-gw doctor`: what this machine has for esp_gw, without changing it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from esp_gw.cli import output
+from esp_gw.cli.options import Daemon, config_option, json_option
+
+
+@click.command()
+@config_option
+@json_option
+@click.pass_obj
+def doctor(daemon: Daemon, config: Path, as_json: bool) -> int:
+    """Look for what keeps the gateway from working here, or from working well.
+
+    Works without a running gateway, and best as root. The exit status is 1 where there is a fault.
+    """
+    from esp_gw.doctor import State, examine  # noqa: PLC0415 - it needs nearly everything
+
+    findings = examine(config, daemon.socket)
+    faults, warnings = (
+        sum(finding.state is state for finding in findings)
+        for state in (State.FAULT, State.WARNING)
+    )
+    if as_json:
+        output.print_json(
+            {
+                "faults": faults,
+                "warnings": warnings,
+                "findings": [
+                    {
+                        "state": finding.state,
+                        "what": finding.what,
+                        "found": finding.found,
+                        "todo": finding.todo,
+                    }
+                    for finding in findings
+                ],
+            }
+        )
+    else:
+        for finding in findings:
+            text = f"{finding.found}; {finding.todo}" if finding.todo else finding.found
+            click.echo(output.printable(f"{finding.state:8} {finding.what:13} {text}"))
+        click.echo(f"{output.counted(faults, 'fault')}, {output.counted(warnings, 'warning')}")
+    return 1 if faults else 0
