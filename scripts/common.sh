@@ -34,10 +34,10 @@ need_packages() {
 }
 apt_options=()
 
-# need_qemu [ARCHITECTURE]: what scripts/vm needs; without the graphics that Debian recommends with it.
+# need_qemu ARCHITECTURE: what scripts/vm needs; without the graphics that Debian recommends with it.
 need_qemu() {
     local apt_options=(--no-install-recommends) qemu="qemu-system-x86_64:qemu-system-x86"
-    if [ "${1:-}" = aarch64 ]; then qemu="qemu-system-aarch64:qemu-system-arm"; fi
+    if [ "$1" = aarch64 ]; then qemu="qemu-system-aarch64:qemu-system-arm"; fi
     need_packages "$qemu" depmod:kmod setpriv:util-linux
 }
 

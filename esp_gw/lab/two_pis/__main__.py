@@ -1,0 +1,84 @@
+"""`scripts/iperf3-two-pis`: iperf3 between two machines, beside their tunnel and through it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+
+import click
+
+from esp_gw.errors import LabError
+from esp_gw.lab.signals import ended_by_signals
+from esp_gw.lab.two_pis.measure import Options, measure
+from esp_gw.lab.two_pis.report import table
+
+INTERRUPTED = 130
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--seconds",
+    type=click.IntRange(1, 3600),
+    default=10,
+    show_default=True,
+    help="Length of each of the eight runs.",
+)
+@click.option("--port", type=click.IntRange(1, 65535), default=5201, show_default=True)
+@click.option(
+    "--inner",
+    nargs=2,
+    metavar="ADDR_A ADDR_B",
+    help="The machines' addresses in the tunnel. [default: esp-gw there is asked]",
+)
+@click.option(
+    "--outer",
+    nargs=2,
+    metavar="ADDR_A ADDR_B",
+    help="Their addresses beside it. [default: likewise]",
+)
+@click.option("--json", "json_output", is_flag=True, help="Print one JSON document.")
+@click.argument("host_a")
+@click.argument("host_b")
+def two_pis(
+    host_a: str,
+    host_b: str,
+    seconds: int,
+    port: int,
+    inner: tuple[str, str] | None,
+    outer: tuple[str, str] | None,
+    json_output: bool,
+) -> int:
+    """Measure between two machines that ssh reaches, with and without the tunnel they have.
+
+    TCP and UDP, both directions; before and after, each board's temperature, clock and throttling.
+    HOST_A and HOST_B are what 'ssh HOST' takes. Nothing but iperf3 is needed there.
+    """
+    options = Options(seconds, port, inner or None, outer or None)
+    report = measure((host_a, host_b), options, _say)
+    click.echo(json.dumps(asdict(report), indent=2) if json_output else table(report))
+    return 0
+
+
+def _say(text: str) -> None:
+    print(f"  {text}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Run the command line and return the exit status."""
+    try:
+        with ended_by_signals():
+            status: int = two_pis.main(prog_name="scripts/iperf3-two-pis", standalone_mode=False)
+            return status
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except LabError as error:
+        print(f"error: {error}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

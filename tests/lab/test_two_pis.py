@@ -1,0 +1,206 @@
+"""scripts/iperf3-two-pis between two namespaces; only ssh is not the real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from esp_gw.lab.pair import GatewayPair, PairPlan, gateway_pair
+from esp_gw.model import Mode
+
+TWO_PIS = (sys.executable, "-m", "esp_gw.lab.two_pis")
+SSH = """\
+#!/bin/sh
+for word; do host=$before before=$word; done
+case $host in *@*) echo "ssh: Could not resolve hostname $host" >&2; exit 255;; esac
+exec ip netns exec "$host" env PATH="{path}" sh -c "$word"
+"""
+ESP_GW = '#!/bin/sh\nexec {python} -m esp_gw.cli.main --socket {socket} "$@"\n'
+VCGENCMD = "#!/bin/sh\n[ $1 = get_throttled ] && echo throttled=0x50004\n"
+
+
+class Pis:
+    """Two namespaces with gateways, and a folder of programs that are the hosts' and ours."""
+
+    def __init__(self, pair: GatewayPair, programs: Path) -> None:
+        self.pair = pair
+        self.names = (pair.a.namespace.name, pair.b.namespace.name)
+        self.programs = programs
+        self.program("ssh", SSH.format(path=f"{programs}/$host:$PATH"))
+        for gateway in (pair.a, pair.b):
+            host = gateway.namespace.name
+            asked = ESP_GW.format(python=sys.executable, socket=gateway.socket)
+            self.program(f"{host}/esp-gw", asked)
+            self.program(f"{host}/vcgencmd", VCGENCMD)
+
+    def program(self, name: str, text: str) -> None:
+        path = self.programs / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*TWO_PIS, "--seconds", "1", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PATH": f"{self.programs}:{os.environ['PATH']}"},
+        )
+
+    def run(self, *arguments: str) -> tuple[int, str, list[str]]:
+        with self.start(*arguments) as process:
+            output, errors = process.communicate(timeout=110)
+        return process.returncode, output, errors.splitlines()
+
+    def error(self, *arguments: str) -> str:
+        """Run what fails; return its error, which is its last and only line of that kind."""
+        status, output, errors = self.run(*arguments)
+        assert (status, output) == (1, ""), errors
+        assert [line for line in errors if not line.startswith("  ")] == errors[-1:]
+        return errors[-1]
+
+    def processes(self) -> set[int]:
+        pids = (gateway.namespace for gateway in (self.pair.a, self.pair.b))
+        return {
+            int(pid)
+            for namespace in pids
+            for pid in subprocess.run(
+                ["ip", "netns", "pids", namespace.name], capture_output=True, text=True, check=True
+            ).stdout.split()
+        }
+
+
+@pytest.fixture
+def pis(tmp_path: Path) -> Iterator[Pis]:
+    with gateway_pair(tmp_path, PairPlan()) as pair:
+        pair.start()
+        yield Pis(pair, tmp_path / "bin")
+
+
+def test_both_directions_and_protocols_are_measured_with_and_without_the_tunnel(pis: Pis) -> None:
+    before = pis.processes()
+    status, output, errors = pis.run("--json", *pis.names)
+    assert status == 0, errors
+    report = json.loads(output)
+    assert report["inner"] == ["10.1.0.1", "10.2.0.1"]
+    assert report["outer"] == ["192.0.2.1", "192.0.2.2"]
+    a, b = pis.names
+    seen = [(test["protocol"], test["sender"], test["receiver"]) for test in report["tests"]]
+    assert seen == [("TCP", a, b), ("TCP", b, a), ("UDP", a, b), ("UDP", b, a)]
+    for test in report["tests"]:
+        for way in ("without", "through"):
+            assert test[way]["mbit_s"] > 0
+            assert (test[way]["lost_percent"] is None) == (test["protocol"] == "TCP")
+    for board in report["boards"]:
+        for when in ("before", "after"):
+            assert board[when]["throttled"] == ["throttled"]
+            assert board[when]["throttled_before"] == ["under-voltage", "throttled"]
+    stats = pis.pair.a.ask("stats")
+    assert min(stats["packets_out"], stats["packets_in"]) > 100
+    assert pis.processes() == before
+
+
+def test_the_table_has_a_line_for_each(pis: Pis) -> None:
+    status, output, _ = pis.run(*pis.names)
+    assert status == 0
+    a, b = pis.names
+    starts = [f"TCP {a} -> {b}", f"TCP {b} -> {a}", f"UDP {a} -> {b}", f"UDP {b} -> {a}"]
+    lines = output.splitlines()
+    for start, line in zip(starts, lines[1:], strict=False):
+        assert line.startswith(start)
+        assert line.count("Mbit/s") == 2
+    assert "throttled" in lines[-1]
+
+
+class TestErrors:
+    def test_ssh_that_fails(self, pis: Pis) -> None:
+        assert pis.error(pis.names[0], "pi@nowhere") == (
+            "error: pi@nowhere: no connection: ssh: Could not resolve hostname pi@nowhere;"
+            " see what 'ssh pi@nowhere true' says"
+        )
+
+    def test_one_machine_named_twice(self, pis: Pis) -> None:
+        assert "are one machine" in pis.error(pis.names[0], pis.names[0])
+
+    def test_no_iperf3(self, pis: Pis) -> None:
+        few = pis.programs / "few"
+        few.mkdir()
+        for name in ("sh", "cat", "readlink", "ip"):
+            (few / name).symlink_to(shutil.which(name) or name)
+        pis.program("ssh", SSH.format(path=few))
+        error = pis.error(*pis.names)
+        assert error.startswith(f"error: {pis.names[0]}: there is no iperf3; install it there")
+
+    def test_a_tunnel_that_is_down(self, pis: Pis) -> None:
+        pis.pair.b.namespace.ip("link", "set", "wan", "down")
+        assert pis.error(*pis.names) == (
+            f"error: {pis.names[0]}: the tunnel is down: 10.2.0.1 does not answer 10.1.0.1;"
+            " see 'esp-gw status' and 'esp-gw stats' on both"
+        )
+
+    def test_a_gateway_that_does_not_run(self, pis: Pis) -> None:
+        pis.pair.b.stop()
+        error = pis.error(*pis.names)
+        assert error.startswith(f"error: {pis.names[1]}: esp-gw can't be asked for its tunnels: ")
+        assert error.endswith("; or give the addresses with --inner and --outer")
+
+    def test_addresses_that_are_not_the_hosts(self, pis: Pis) -> None:
+        swapped = ("--inner", "10.2.0.1", "10.1.0.1", "--outer", "192.0.2.1", "192.0.2.2")
+        error = pis.error(*swapped, *pis.names)
+        assert error == f"error: {pis.names[0]}: it doesn't have the address 10.2.0.1"
+
+    def test_a_port_that_is_taken(self, pis: Pis) -> None:
+        with pis.pair.b.namespace.start(
+            "iperf3", "-s", "--forceflush", stdout=subprocess.PIPE
+        ) as s:
+            assert s.stdout is not None
+            assert any("listening" in line for line in s.stdout)
+            error = pis.error(*pis.names)
+            s.kill()
+        assert error.startswith(f"error: {pis.names[1]}: iperf3 can't listen: ")
+        assert "ddress already in use" in error
+
+    def test_traffic_that_does_not_take_the_tunnel(self, pis: Pis) -> None:
+        outer = ("192.0.2.1", "192.0.2.2")
+        error = pis.error("--inner", *outer, *pis.names)
+        assert "the tunnel pi-b has carried nothing of it" in error
+
+
+def test_nothing_is_left_running_by_one_that_is_killed(pis: Pis) -> None:
+    before = pis.processes()
+    with pis.start("--seconds", "60", *pis.names) as process:
+        while not any(_is_iperf(pid) for pid in pis.processes() - before):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+    deadline = time.monotonic() + 60
+    while any(_is_iperf(pid) for pid in pis.processes() - before):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _is_iperf(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip() == "iperf3"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_transport_mode_has_no_way_beside_it(tmp_path: Path) -> None:
+    with gateway_pair(tmp_path, PairPlan(mode=Mode.TRANSPORT)) as pair:
+        pair.start()
+        pis = Pis(pair, tmp_path / "bin")
+        status, output, errors = pis.run("--json", *pis.names)
+    assert status == 0, errors
+    report = json.loads(output)
+    assert report["outer"] is None
+    assert [test["without"] for test in report["tests"]] == [None] * 4
