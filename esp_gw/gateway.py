@@ -358,7 +358,7 @@ class Gateway:
                     text = "the kernel refuses UDP segmentation: packets are sent one by one"
                     log.warning(text, remote=str(remote), error=error)
             case AfAlgLost(reason):
-                log.warning("AF_ALG is lost: OpenSSL goes on without it", reason=reason)
+                log.warning("AF_ALG is lost: the library goes on without it", reason=reason)
             case SoftExpired(name):
                 log.warning("an SA's sequence numbers run out: give it a new key", sa=name)
             case HardExpired(name):

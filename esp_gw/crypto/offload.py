@@ -10,7 +10,7 @@ from cryptography.exceptions import InvalidTag
 
 from esp_gw.crypto import af_alg, openssl
 from esp_gw.crypto.base import Aead, Buffer, Verdict
-from esp_gw.crypto.probe import unavailable
+from esp_gw.crypto.probe import unavailable, without
 from esp_gw.model import KeyMaterial, Suite
 
 MAX_KEYS = 256
@@ -59,10 +59,7 @@ class Offload:
             return
         self._lost = True
         self.close()
-        lost = Verdict(False, f"lost while the gateway ran: {why}")
-        self._verdicts = {
-            name: lost if verdict.in_use else verdict for name, verdict in self._verdicts.items()
-        }
+        self._verdicts = without(self._verdicts, why)
         self._on_lost(why)
 
     def close(self) -> None:

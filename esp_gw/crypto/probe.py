@@ -5,7 +5,7 @@ Looking for it makes the kernel load its module, as any program's use of it woul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from esp_gw.crypto import af_alg
 from esp_gw.crypto.base import Aead, Verdict
@@ -77,6 +77,12 @@ def unavailable(why: str) -> EngineError:
         f"crypto.offload is on, and AF_ALG can't be had: {why}",
         hint="set 'crypto.offload: auto', or see 'esp-gw doctor'",
     )
+
+
+def without(verdicts: Mapping[str, Verdict], why: str) -> dict[str, Verdict]:
+    """Return what has become of the verdicts when AF_ALG has failed."""
+    lost = Verdict(False, f"lost while the gateway ran: {why}")
+    return {name: lost if verdict.in_use else verdict for name, verdict in verdicts.items()}
 
 
 def find_faults() -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from ipaddress import ip_address
@@ -12,7 +12,11 @@ from typing import Any
 
 import esp_gw_core
 
+from esp_gw.crypto import probe
+from esp_gw.crypto.base import Verdict
+from esp_gw.crypto.measure import Sealer
 from esp_gw.engine.base import (
+    AfAlgLost,
     Counters,
     EngineFailed,
     EngineSettings,
@@ -49,11 +53,12 @@ class NativeEngine:
 
     def open(self, settings: EngineSettings, on_event: Callable[[Event], None]) -> None:
         """Create the TUN device and start the workers. Raises EngineError."""
-        if settings.af_alg == AF_ALG_ON:
-            raise EngineError("the native engine has no AF_ALG", hint="set 'crypto.offload: auto'")
         self._on_event = on_event
+        sealer = Sealer(native=True, provider=settings.provider)
+        self._af_alg = probe.choose(settings.af_alg, sealer)
+        self._af_alg_required = settings.af_alg == AF_ALG_ON
         try:
-            self._core: Any = esp_gw_core.NativeEngine(_Settings(settings))
+            self._core: Any = esp_gw_core.NativeEngine(_Settings(settings, self._af_alg))
         except OSError as error:
             opening = DEVICE in str(error.strerror)
             raise (not_opened if opening else not_created)(settings.interface, error) from None
@@ -93,6 +98,9 @@ class NativeEngine:
         self._install(sa, (_Arguments(sa), highest_seq))
 
     def _install(self, sa: Sa, arguments: tuple[Any, Any]) -> None:
+        verdict = self._af_alg[sa.suite.name]
+        if self._af_alg_required and not verdict.in_use:
+            raise probe.unavailable(verdict.why)
         if self._waiting is not None:
             self._waiting.append((sa, arguments))
         else:
@@ -192,13 +200,15 @@ class NativeEngine:
 
     def status(self) -> EngineStatus:
         """How it works: what it uses of what there is, and why not more."""
+        providers = self._core.providers()
         return EngineStatus(
             workers=self._core.workers(),
             pinned=self._settings.pin_workers,
             busy_poll_us=self._settings.busy_poll_us,
-            provider=self._core.providers(),
+            provider=providers,
             aes=esp_gw_core.aes_path,
             offload={name: Offload(in_use, why) for name, in_use, why in self._core.offloads()},
+            af_alg={suite: self._af_alg[suite] for suite in providers},
         )
 
     def _take_events(self) -> None:
@@ -216,6 +226,10 @@ class NativeEngine:
                     self._on_event(PathMtuChanged(ip_address(address), number))
                 case "gso-refused":
                     self._on_event(GsoRefused(ip_address(address), text))
+                case "af-alg-lost":
+                    self._af_alg = probe.without(self._af_alg, text)
+                    self._af_alg_required = False
+                    self._on_event(AfAlgLost(text))
                 case "failed":
                     self._on_event(EngineFailed(text))
 
@@ -238,7 +252,7 @@ class NativeEngine:
 class _Settings:
     """The settings as the extension reads them, attribute by attribute."""
 
-    def __init__(self, settings: EngineSettings) -> None:
+    def __init__(self, settings: EngineSettings, af_alg: Mapping[str, Verdict]) -> None:
         self.interface = settings.interface
         self.port = settings.port
         self.fwmark = settings.fwmark
@@ -246,6 +260,7 @@ class _Settings:
         self.pin_workers = settings.pin_workers
         self.busy_poll_us = settings.busy_poll_us
         self.provider = settings.provider
+        self.af_alg = [name for name, verdict in af_alg.items() if verdict.in_use]
         self.offloads = [name for name, wanted in asdict(settings.offload).items() if wanted]
 
 

@@ -33,6 +33,8 @@ impl std::error::Error for SealError {}
 pub trait Aead: Send {
     /// Seal `text` into `out`, which has `text.len()` and the ICV's bytes, neither more nor fewer.
     ///
+    /// What works on several packets at once may leave `out` to `finish`; no library does.
+    ///
     /// # Errors
     /// `SealError` where the provider fails or the sizes don't fit; `out` is not to be used then.
     fn seal(
@@ -42,6 +44,15 @@ pub trait Aead: Send {
         text: &[u8],
         out: &mut [u8],
     ) -> Result<(), SealError>;
+
+    /// Write what `seal` has left: `outs` are those of every call since the last `finish` that gave
+    /// no error, in their order.
+    ///
+    /// # Errors
+    /// `SealError` where that can't be; nothing of `outs` is to be used then.
+    fn finish(&mut self, _outs: &mut dyn Iterator<Item = &mut [u8]>) -> Result<(), SealError> {
+        Ok(())
+    }
 
     /// Open `sealed` into `out`, which has `sealed.len()` bytes without the ICV's.
     ///

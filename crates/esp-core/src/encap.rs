@@ -70,7 +70,7 @@ impl Sealer {
     /// Seal the first `payload_len` bytes of `buf` as one ESP packet into `out`; returns its length.
     ///
     /// The trailer, 2 to 5 bytes, is written into `buf` behind the payload; `out` has `esp_len`
-    /// bytes or more. `seq` comes from the SA's `SeqCounter` and is used for this packet alone: it
+    /// bytes or more, and may be sent after `finish`. `seq` comes from the SA's `SeqCounter` and is used for this packet alone: it
     /// is the IV. RFC 4303 3.3, RFC 4106 3 to 5, RFC 7634 2.
     ///
     /// # Errors
@@ -102,6 +102,20 @@ impl Sealer {
             Ok(()) => Ok(length),
             Err(_) => Err(DropReason::SendError),
         }
+    }
+
+    /// Have `esps` whole: every packet sealed since the last call, in its order.
+    ///
+    /// # Errors
+    /// `SendError` where the provider fails; none of them is to be sent then.
+    pub fn finish<'a>(
+        &mut self,
+        esps: impl Iterator<Item = &'a mut [u8]>,
+    ) -> Result<(), DropReason> {
+        let mut outs = esps.filter_map(|esp| esp.get_mut(TEXT_OFFSET..));
+        self.aead
+            .finish(&mut outs)
+            .map_err(|_| DropReason::SendError)
     }
 }
 

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 use crate::aead::Aead;
 use crate::decap::Opener;
 use crate::encap::Sealer;
-use crate::provider::{Choice, ProviderError};
+use crate::provider::{MakeAead, ProviderError};
 use crate::replay::ReplayWindow;
 use crate::selector::Selector;
 use crate::seq::{Lease, LeaseError, SeqCounter};
@@ -110,8 +110,8 @@ impl SaSpec {
         if self.esn { u64::MAX } else { u32::MAX as u64 }
     }
 
-    fn aead(&self, choice: Choice) -> Result<Box<dyn Aead>, ProviderError> {
-        choice.of(self.suite).aead(self.suite, self.keymat.key())
+    fn aead(&self, maker: &impl MakeAead) -> Result<Box<dyn Aead>, ProviderError> {
+        maker.aead(self.suite, self.keymat.key())
     }
 }
 
@@ -146,13 +146,13 @@ impl OutboundSa {
     /// Make what one worker seals the SA's packets with.
     ///
     /// # Errors
-    /// `ProviderError` where the provider doesn't have the suite.
-    pub fn sealer(&self, choice: Choice) -> Result<Sealer, ProviderError> {
+    /// `ProviderError` where there is no AEAD for the suite.
+    pub fn sealer(&self, maker: &impl MakeAead) -> Result<Sealer, ProviderError> {
         let SaSpec {
             spi, suite, esn, ..
         } = self.spec;
         Ok(Sealer::new(
-            self.spec.aead(choice)?,
+            self.spec.aead(maker)?,
             suite,
             spi,
             self.spec.keymat.salt(),
@@ -196,11 +196,11 @@ impl InboundSa {
     /// Make what one worker opens the SA's packets with.
     ///
     /// # Errors
-    /// `ProviderError` where the provider doesn't have the suite.
-    pub fn opener(&self, choice: Choice) -> Result<Opener, ProviderError> {
+    /// `ProviderError` where there is no AEAD for the suite.
+    pub fn opener(&self, maker: &impl MakeAead) -> Result<Opener, ProviderError> {
         let SaSpec { suite, esn, .. } = self.spec;
         Ok(Opener::new(
-            self.spec.aead(choice)?,
+            self.spec.aead(maker)?,
             suite,
             self.spec.keymat.salt(),
             esn,

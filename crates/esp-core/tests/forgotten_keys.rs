@@ -80,8 +80,8 @@ fn nothing_of_a_key_is_left_when_its_sa_is_gone() {
             let outbound = OutboundSa::new(spec(suite, &masked), Lease { first: 1, last: 9 });
             let outbound = outbound.unwrap();
             let inbound = InboundSa::new(spec(suite, &masked), 0);
-            let mut sealer = outbound.sealer(choice).unwrap();
-            let mut opener = inbound.opener(choice).unwrap();
+            let mut sealer = outbound.sealer(&choice).unwrap();
+            let mut opener = inbound.opener(&choice).unwrap();
             let mut packet = vec![7; 100 + TRAILER_ROOM];
             let mut esp = vec![0; sealer.esp_len(100)];
             sealer.seal(1, &mut packet, 100, 4, &mut esp).unwrap();

@@ -13,6 +13,7 @@ use esp_core::sa::{Encapsulation, InboundSa, OutboundSa, SaSpec};
 use esp_core::seq::Lease;
 use esp_core::spd::{Policy, Spd};
 
+use crate::ciphers::{Ciphers, Kernel};
 use crate::peers::{Heard, Peers};
 use crate::settings::{MAX_WORKERS, Offloads, Settings};
 use crate::shared::{Events, Inbound, Outbound, Outer, Shared, Tables, Tallies};
@@ -79,9 +80,12 @@ impl Engine {
         let processors = cpu::allowed()?;
         let count = settings.workers.unwrap_or(processors.len());
         let count = count.clamp(1, MAX_WORKERS);
+        let events = Arc::new(Events::new(Waker::new()?));
+        let kernel = Kernel::new(settings.af_alg.clone(), Arc::clone(&events));
         let shared = Arc::new(Shared {
             tables: ArcSwap::default(),
-            events: Events::new(Waker::new()?),
+            ciphers: Ciphers::new(settings.provider, kernel),
+            events,
             stop: AtomicBool::new(false),
             outbound: Tallies::new(count),
             inbound: Tallies::new(count),
@@ -253,7 +257,7 @@ impl Engine {
     ) -> std::result::Result<Arc<Outbound>, &'static str> {
         let peer = peers.place(&spec);
         let sa = OutboundSa::new(spec, lease).map_err(|_| "the lease is of no use")?;
-        sa.sealer(self.settings.provider)
+        sa.sealer(&self.shared.ciphers)
             .map_err(|_| "the provider does not have this suite")?;
         Ok(Arc::new(Outbound {
             sa,
@@ -271,7 +275,7 @@ impl Engine {
     ) -> std::result::Result<Arc<Inbound>, &'static str> {
         let peer = peers.place(&spec);
         let sa = InboundSa::new(spec, highest_seq);
-        sa.opener(self.settings.provider)
+        sa.opener(&self.shared.ciphers)
             .map_err(|_| "the provider does not have this suite")?;
         Ok(Arc::new(Inbound {
             sa,

@@ -18,7 +18,6 @@ use esp_core::coalesce::{Coalescer, Merging, Ready};
 use esp_core::decap::{Datagram, Opener, classify, read_trailer};
 use esp_core::flow::{FlowCache, FlowKey};
 use esp_core::inner::{transport_header, transport_header_len, tunnel_packet};
-use esp_core::provider::Choice;
 use esp_core::sa::{Encapsulation, Mode};
 use esp_core::wire;
 
@@ -50,7 +49,6 @@ struct Slot {
 /// One worker's way in.
 pub struct InboundPath {
     worker: usize,
-    provider: Choice,
     shared: Arc<Shared>,
     tables: Arc<Tables>,
     buffers: Slots,
@@ -68,15 +66,9 @@ impl InboundPath {
     ///
     /// # Errors
     /// The kernel's, for memory.
-    pub fn new(
-        worker: usize,
-        provider: Choice,
-        shared: Arc<Shared>,
-        offloads: TunOffloads,
-    ) -> Result<Self> {
+    pub fn new(worker: usize, shared: Arc<Shared>, offloads: TunOffloads) -> Result<Self> {
         Ok(Self {
             worker,
-            provider,
             tables: shared.tables.load_full(),
             shared,
             buffers: Slots::new(BUFFERS, BUFFER_LEN)?,
@@ -215,7 +207,7 @@ impl InboundPath {
         let entry = Arc::clone(self.tables.inbound.get(&spi)?);
         let spec = &entry.sa.spec;
         self.slots.push(Slot {
-            opener: entry.sa.opener(self.provider).ok()?,
+            opener: entry.sa.opener(&self.shared.ciphers).ok()?,
             header_len: match spec.mode {
                 Mode::Tunnel => 0,
                 Mode::Transport => transport_header_len(spec.local),

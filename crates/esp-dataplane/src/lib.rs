@@ -5,6 +5,8 @@
 
 #![deny(unsafe_code)]
 
+mod af_alg;
+pub mod ciphers;
 pub mod engine;
 mod floors;
 mod inbound;

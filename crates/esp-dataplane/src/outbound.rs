@@ -5,7 +5,8 @@
 //!     reassemble   transport mode's fragments
 //!     targets      selectors, once a flow: targets.rs
 //!     protect      numbers; each segment sealed behind the one before it
-//!   flush        send the run of equal-sized ESP packets, whatever flows they are of
+//!   flush        send the run of equal-sized ESP packets, whatever flows they are of, when each is
+//!                whole
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -16,7 +17,6 @@ use std::time::{Duration, Instant};
 use esp_core::DropReason;
 use esp_core::flow::FlowKey;
 use esp_core::inner::{transport_payload, tunnel_next_header};
-use esp_core::provider::Choice;
 use esp_core::reassembly::Reassembler;
 use esp_core::segment::Segmenter;
 use esp_core::suite::TRAILER_ROOM;
@@ -80,10 +80,10 @@ impl OutboundPath {
     ///
     /// # Errors
     /// The kernel's, for memory.
-    pub fn new(worker: usize, provider: Choice, shared: Arc<Shared>) -> Result<Self> {
+    pub fn new(worker: usize, shared: Arc<Shared>) -> Result<Self> {
         Ok(Self {
             worker,
-            targets: Targets::new(provider, shared.tables.load_full()),
+            targets: Targets::new(Arc::clone(&shared)),
             shared,
             input: Region::new(MAX_PACKET + TRAILER_ROOM)?,
             output: Region::new(OUT_LEN)?,
@@ -357,10 +357,15 @@ impl OutboundPath {
         let Some(mut run) = self.run.take() else {
             return Ok(true);
         };
-        let Some(slot) = self.targets.get(run.slot) else {
+        let Some(slot) = self.targets.get_mut(run.slot) else {
             return Ok(true);
         };
         let tally = slot.entry.tallies.of(self.worker);
+        let sealed = self.output[..run.len].chunks_mut(run.segment.max(1));
+        if let Err(reason) = slot.sealer.finish(sealed) {
+            tally.dropped(reason, self.packets.len() as u64);
+            return Ok(true);
+        }
         let Some(socket) = sockets.get(&slot.outer) else {
             let left = self.packets.len() - run.packets_done();
             tally.dropped(DropReason::SendError, left as u64);

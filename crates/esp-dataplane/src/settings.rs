@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bitflags::bitflags;
 use esp_core::provider::Choice;
+use esp_core::suite::Suite;
 
 use crate::sys::tun::TunOffloads;
 
@@ -76,6 +77,8 @@ pub struct Settings {
     pub busy_poll: Duration,
     /// What seals and opens.
     pub provider: Choice,
+    /// The suites with which the kernel does that before a library, by `AF_ALG`, as long as it can.
+    pub af_alg: Vec<&'static Suite>,
     /// What may be left to the kernel and the network card.
     pub offloads: Offloads,
 }

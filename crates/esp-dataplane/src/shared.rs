@@ -10,7 +10,9 @@ use esp_core::counters::{Counters, Tally};
 use esp_core::sa::{Encapsulation, InboundSa, OutboundSa};
 use esp_core::spd::Spd;
 
+use crate::ciphers::Ciphers;
 use crate::peers::{Heard, Peer};
+use crate::sys::Error;
 use crate::sys::poll::Waker;
 
 /// Events that packets cause without end wait to be taken at most; a control plane that sleeps loses
@@ -32,6 +34,8 @@ pub enum Event {
     PathMtuChanged(IpAddr, u32),
     /// The kernel refuses GSO sends to an address, with this errno: packets go one by one now.
     GsoRefused(IpAddr, &'static str),
+    /// `AF_ALG` has failed and is not used any more; every SA goes on in the library.
+    AfAlgLost(Error),
     /// A worker can't go on.
     Failed(String),
 }
@@ -178,7 +182,9 @@ pub struct Shared {
     /// SAD and SPD.
     pub tables: ArcSwap<Tables>,
     /// What the control plane is told.
-    pub events: Events,
+    pub events: Arc<Events>,
+    /// What the SAs' AEADs are made by.
+    pub ciphers: Ciphers,
     /// Set when the workers are to end.
     pub stop: AtomicBool,
     /// What belongs to no SA, outbound.

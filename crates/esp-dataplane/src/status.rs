@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use esp_core::sa::Encapsulation;
-use esp_core::suite::Suite;
 
 use crate::engine::Engine;
 use crate::settings::Offloads;
@@ -40,7 +39,7 @@ impl Engine {
         Offloads::NAMES.map(status).into()
     }
 
-    /// Each suite of an SA with the library that seals and opens it.
+    /// Each suite of an SA with what seals and opens it.
     #[must_use]
     pub fn providers(&self) -> BTreeMap<&'static str, String> {
         let tables = self.shared.tables.load();
@@ -48,10 +47,9 @@ impl Engine {
         let inbound = tables.inbound.values().map(|entry| entry.sa.spec.suite);
         let mut providers = BTreeMap::new();
         for suite in outbound.chain(inbound) {
-            let version = |suite: &Suite| self.settings.provider.of(suite).version();
             providers
                 .entry(suite.name)
-                .or_insert_with(|| version(suite));
+                .or_insert_with(|| self.shared.ciphers.of(suite));
         }
         providers
     }

@@ -8,12 +8,11 @@ use std::time::Duration;
 use esp_core::DropReason;
 use esp_core::encap::Sealer;
 use esp_core::flow::{FlowCache, FlowKey};
-use esp_core::provider::Choice;
 use esp_core::sa::Mode;
 use esp_core::spd::Action;
 use esp_core::wire::{self, Inner};
 
-use crate::shared::{Outbound as Entry, Outer, Tables};
+use crate::shared::{Outbound as Entry, Outer, Shared, Tables};
 
 /// Flows whose SA is remembered.
 const FLOWS: usize = 8192;
@@ -32,7 +31,7 @@ pub(crate) struct Slot {
 
 /// The SAs that this worker has used since the tables changed, each with an index.
 pub(crate) struct Targets {
-    provider: Choice,
+    shared: Arc<Shared>,
     tables: Arc<Tables>,
     slots: Vec<Slot>,
     by_name: HashMap<Arc<str>, usize>,
@@ -40,10 +39,10 @@ pub(crate) struct Targets {
 }
 
 impl Targets {
-    pub(crate) fn new(provider: Choice, tables: Arc<Tables>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self {
-            provider,
-            tables,
+            tables: shared.tables.load_full(),
+            shared,
             slots: Vec::new(),
             by_name: HashMap::new(),
             flows: FlowCache::new(FLOWS),
@@ -66,6 +65,10 @@ impl Targets {
 
     pub(crate) fn get(&self, index: usize) -> Option<&Slot> {
         self.slots.get(index)
+    }
+
+    pub(crate) fn get_mut(&mut self, index: usize) -> Option<&mut Slot> {
+        self.slots.get_mut(index)
     }
 
     /// The SA of a packet whose flow has this key.
@@ -109,7 +112,7 @@ impl Targets {
             return Some(index);
         }
         self.slots.push(Slot {
-            sealer: entry.sa.sealer(self.provider).ok()?,
+            sealer: entry.sa.sealer(&self.shared.ciphers).ok()?,
             outer: Outer {
                 address: spec.local,
                 encapsulation: spec.encapsulation,

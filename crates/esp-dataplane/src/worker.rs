@@ -154,15 +154,14 @@ impl Worker {
         let poller = Poller::new()?;
         poller.add(&mailbox.waker, WAKER, Interest::READ)?;
         poller.add(&tun, TUN, Interest::READ)?;
-        let provider = settings.provider;
         let mergeable = if settings.offloads.contains(Offloads::MERGE) {
             tun.supported()
         } else {
             TunOffloads::empty()
         };
         Ok(Self {
-            outbound: OutboundPath::new(index, provider, Arc::clone(&shared))?,
-            inbound: InboundPath::new(index, provider, Arc::clone(&shared), mergeable)?,
+            outbound: OutboundPath::new(index, Arc::clone(&shared))?,
+            inbound: InboundPath::new(index, Arc::clone(&shared), mergeable)?,
             patience: Patience::new(settings.busy_poll),
             generation: shared.tables.load().generation,
             shared,

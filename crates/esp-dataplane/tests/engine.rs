@@ -34,6 +34,7 @@ fn settings() -> Settings {
         pin_workers: false,
         busy_poll: Duration::ZERO,
         provider: Choice::Auto,
+        af_alg: Vec::new(),
         offloads: Offloads::all(),
     }
 }

@@ -178,6 +178,7 @@ fn event_tuple(event: Event) -> EventTuple {
         Event::GsoRefused(remote, errno) => {
             ("gso-refused", errno.to_string(), remote.to_string(), 0)
         }
+        Event::AfAlgLost(why) => ("af-alg-lost", why.to_string(), String::new(), 0),
         Event::Failed(reason) => ("failed", reason, String::new(), 0),
     }
 }
@@ -192,6 +193,7 @@ struct SettingsArguments {
     pin_workers: bool,
     busy_poll_us: u64,
     provider: String,
+    af_alg: Vec<String>,
     offloads: Vec<String>,
 }
 
@@ -199,6 +201,9 @@ impl SettingsArguments {
     fn settings(self) -> PyResult<Settings> {
         let offloads = self.offloads.iter().map(|name| {
             Offloads::by_name(name).ok_or_else(|| value_error(format!("no offload {name}")))
+        });
+        let af_alg = self.af_alg.iter().map(|name| {
+            Suite::by_name(name).ok_or_else(|| value_error(format!("no suite {name}")))
         });
         Ok(Settings {
             interface: self.interface,
@@ -210,6 +215,7 @@ impl SettingsArguments {
             provider: Choice::by_name(&self.provider).ok_or_else(|| {
                 value_error(format!("this build has no provider {}", self.provider))
             })?,
+            af_alg: af_alg.collect::<PyResult<_>>()?,
             offloads: offloads.collect::<PyResult<_>>()?,
         })
     }

@@ -141,7 +141,7 @@ impl Outbound {
             reads: if size == SUPER_LEN { 1 } else { BATCH },
             flows: FlowCache::new(8192),
             spd: Arc::clone(&shared.spd),
-            sealer: shared.outbound.sealer(Choice::Only(provider)).unwrap(),
+            sealer: shared.outbound.sealer(&Choice::Only(provider)).unwrap(),
             sa: Arc::clone(&shared.outbound),
         }
     }
@@ -215,7 +215,7 @@ impl Inbound {
             first_seq,
             flows: FlowCache::new(8192),
             sa: Arc::clone(&shared.inbound),
-            opener: shared.inbound.opener(Choice::Only(provider)).unwrap(),
+            opener: shared.inbound.opener(&Choice::Only(provider)).unwrap(),
             coalescer: Coalescer::new(Merging {
                 vnet_len: VnetHdr::LEN,
                 tcp: true,

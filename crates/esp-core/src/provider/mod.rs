@@ -31,6 +31,15 @@ pub enum Provider {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProviderError(String);
 
+/// What makes the AEADs of SAs: a choice among the libraries, or what knows of more than these.
+pub trait MakeAead {
+    /// Make the AEAD of a suite with this key, for one worker.
+    ///
+    /// # Errors
+    /// `ProviderError` where there is none for the suite or the key is not of its size.
+    fn aead(&self, suite: &'static Suite, key: &[u8]) -> Result<Box<dyn Aead>, ProviderError>;
+}
+
 impl fmt::Display for ProviderError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -144,5 +153,11 @@ impl Choice {
                 .copied()
                 .unwrap_or(Provider::OpenSsl),
         }
+    }
+}
+
+impl MakeAead for Choice {
+    fn aead(&self, suite: &'static Suite, key: &[u8]) -> Result<Box<dyn Aead>, ProviderError> {
+        self.of(suite).aead(suite, key)
     }
 }

@@ -36,8 +36,8 @@ fn codecs(suite: &'static Suite, esn: bool, provider: Provider) -> Option<(Seale
     let outbound = OutboundSa::new(spec(suite, esn), Lease { first: 1, last: 9 }).unwrap();
     let inbound = InboundSa::new(spec(suite, esn), 0);
     Some((
-        outbound.sealer(Choice::Only(provider)).ok()?,
-        inbound.opener(Choice::Only(provider)).ok()?,
+        outbound.sealer(&Choice::Only(provider)).ok()?,
+        inbound.opener(&Choice::Only(provider)).ok()?,
     ))
 }
 

@@ -1,8 +1,13 @@
-//! TUN queues, outer sockets, readiness, memory and processors, as safe types over system calls.
+//! TUN queues, outer sockets, the kernel's ciphers, readiness, memory and processors, as safe types
+//! over system calls.
 //!
-//! Nothing here knows ESP but [`bpf`], which reads the SPI. Nothing allocates after it was made, and
-//! no call blocks but [`poll::Poller::wait`].
+//! Nothing here knows ESP but [`bpf`], which reads the SPI. Nothing allocates after it was made but
+//! [`alg`], and no call blocks but [`poll::Poller::wait`] and [`alg::AlgKey::receive`].
 
+#[allow(unsafe_code)]
+mod aio;
+#[allow(unsafe_code)]
+pub mod alg;
 pub mod bpf;
 mod cmsg;
 pub mod cpu;

@@ -1,0 +1,354 @@
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashMap;
+
+use esp_core::provider::{Choice, MakeAead};
+use esp_core::suite::Suite;
+
+use super::*;
+use crate::shared::{Event, Events};
+use crate::sys::Errno;
+use crate::sys::poll::Waker;
+
+const KEY: [u8; 16] = [7; 16];
+const AAD: [u8; 8] = *b"spi-seq1";
+const ICV_LEN: usize = 16;
+const ROOM: usize = 3;
+const UNPLUGGED: Failure = Failure::Lost(Error::System {
+    step: "AF_ALG recvmsg",
+    errno: Errno::NODEV,
+});
+
+/// What the kernel does wrong with a request.
+#[derive(Clone, Copy)]
+enum Fault {
+    NotTaken,
+    Answer(Failure),
+    NoAnswer,
+    OtherBytes,
+    OtherAad,
+    Short,
+    /// A forged packet is given as if it were authentic.
+    Accepted,
+}
+
+/// A kernel that does right but where it is told otherwise, by the request's number.
+struct Fake {
+    library: Box<dyn Aead>,
+    faults: HashMap<usize, Fault>,
+    requests: usize,
+    answers: Vec<(usize, Result<Vec<u8>, Failure>)>,
+    /// Gone with the key.
+    _lives: Arc<()>,
+}
+
+impl KernelKey for Fake {
+    fn has_room(&mut self) -> bool {
+        self.answers.len() < ROOM
+    }
+
+    fn send(&mut self, request: &Request<'_>) -> Result<(), Failure> {
+        assert!(self.has_room());
+        let number = self.requests;
+        self.requests += 1;
+        let fault = self.faults.get(&number).copied();
+        if let Some(Fault::NotTaken) = fault {
+            return Err(UNPLUGGED);
+        }
+        let mut answer = request.head.to_vec();
+        let aad_len = answer.len();
+        let done = match request.operation {
+            Operation::Seal => {
+                answer.resize(aad_len + request.input.len() + ICV_LEN, 0);
+                let out = &mut answer[aad_len..];
+                let sealed = self
+                    .library
+                    .seal(request.nonce, request.head, request.input, out);
+                sealed.map_err(|_| UNPLUGGED)
+            }
+            Operation::Open => {
+                answer.resize(aad_len + request.input.len() - ICV_LEN, 0);
+                let out = &mut answer[aad_len..];
+                let opened = self
+                    .library
+                    .open(request.nonce, request.head, request.input, out);
+                opened.map_err(|_| Failure::Forged)
+            }
+        };
+        let mut answer = done.map(|()| answer);
+        match fault {
+            Some(Fault::Answer(failure)) => answer = Err(failure),
+            Some(Fault::OtherBytes) => answer.as_mut().unwrap()[aad_len] ^= 1,
+            Some(Fault::OtherAad) => answer.as_mut().unwrap()[0] ^= 1,
+            Some(Fault::Short) => drop(answer.as_mut().unwrap().pop()),
+            Some(Fault::Accepted) => {
+                answer = Ok(request.head.iter().copied().chain([0; 100]).collect());
+            }
+            Some(Fault::NoAnswer) => return Ok(()),
+            Some(Fault::NotTaken) | None => {}
+        }
+        self.answers.push((number, answer));
+        Ok(())
+    }
+
+    fn receive(&mut self, each: &mut dyn FnMut(Answer<'_>)) {
+        for (_, answer) in self.answers.drain(..) {
+            each(answer.as_deref().map_err(|failure| *failure));
+        }
+    }
+}
+
+/// An AEAD over a kernel with faults.
+struct Rig {
+    aead: AfAlg<Fake>,
+    events: Arc<Events>,
+    lives: Arc<()>,
+}
+
+fn suite() -> &'static Suite {
+    Suite::by_name("aes128gcm16").unwrap()
+}
+
+fn library() -> Box<dyn Aead> {
+    Choice::Auto.aead(suite(), &KEY).unwrap()
+}
+
+fn rig<const N: usize>(faults: [(usize, Fault); N]) -> Rig {
+    let events = Arc::new(Events::new(Waker::new().unwrap()));
+    let kernel = Arc::new(Kernel::new(vec![suite()], Arc::clone(&events)));
+    assert!(kernel.count_key());
+    let lives = Arc::new(());
+    let key = Fake {
+        library: library(),
+        faults: faults.into(),
+        requests: 0,
+        answers: Vec::new(),
+        _lives: Arc::clone(&lives),
+    };
+    Rig {
+        aead: AfAlg::new(key, library(), suite(), kernel),
+        events,
+        lives,
+    }
+}
+
+fn nonce(number: usize) -> [u8; NONCE_LEN] {
+    let mut nonce = [9; NONCE_LEN];
+    nonce[4..].copy_from_slice(&(number as u64).to_be_bytes());
+    nonce
+}
+
+fn text(number: usize) -> Vec<u8> {
+    (0..100)
+        .map(|at| u8::try_from((at * 3 + number * 7) % 256).unwrap())
+        .collect()
+}
+
+fn sealed(number: usize) -> Vec<u8> {
+    let mut out = vec![0; 100 + ICV_LEN];
+    let sealed = library().seal(&nonce(number), &AAD, &text(number), &mut out);
+    sealed.unwrap();
+    out
+}
+
+impl Rig {
+    /// Seal packets of these numbers as one run.
+    fn run(&mut self, numbers: std::ops::Range<usize>) -> Result<Vec<Vec<u8>>, SealError> {
+        let mut outs = vec![vec![0; 100 + ICV_LEN]; numbers.len()];
+        for (number, out) in numbers.zip(&mut outs) {
+            let mut given = text(number);
+            self.aead.seal(&nonce(number), &AAD, &given, out)?;
+            // The segmenter writes the next packet over it.
+            given.fill(0xEE);
+        }
+        self.aead
+            .finish(&mut outs.iter_mut().map(Vec::as_mut_slice))?;
+        Ok(outs)
+    }
+
+    fn open(&mut self, sealed: &[u8], number: usize) -> Result<Vec<u8>, AuthError> {
+        let mut out = vec![0xEE; 100];
+        let opened = self.aead.open(&nonce(number), &AAD, sealed, &mut out);
+        if opened.is_err() {
+            assert_eq!(out, [0; 100]);
+        }
+        opened.map(|()| out)
+    }
+
+    fn told(&self) -> Vec<String> {
+        let events = self.events.take().into_iter().map(|event| match event {
+            Event::AfAlgLost(why) => why.to_string(),
+            other => panic!("{other:?}"),
+        });
+        events.collect()
+    }
+
+    fn key_is_gone(&self) -> bool {
+        Arc::strong_count(&self.lives) == 1
+    }
+}
+
+fn right(numbers: std::ops::Range<usize>) -> Vec<Vec<u8>> {
+    numbers.map(sealed).collect()
+}
+
+#[test]
+fn runs_of_any_length_are_sealed_by_the_kernel_as_by_the_library() {
+    let mut rig = rig([]);
+    let mut first = 0;
+    for length in [1, 2, ROOM, ROOM + 1, 0, 3 * ROOM + 2, 1] {
+        let numbers = first..first + length;
+        assert_eq!(rig.run(numbers.clone()).unwrap(), right(numbers));
+        first += length;
+    }
+    assert_eq!(rig.aead.key.as_ref().unwrap().requests, first);
+    assert!(rig.told().is_empty());
+}
+
+#[test]
+fn whatever_the_kernel_does_with_a_packet_the_run_is_whole_and_one_line_says_why() {
+    let faults = [
+        (
+            Fault::NotTaken,
+            "AF_ALG recvmsg: No such device (os error 19)",
+        ),
+        (
+            Fault::Answer(UNPLUGGED),
+            "AF_ALG recvmsg: No such device (os error 19)",
+        ),
+        (Fault::Answer(Failure::Forged), "AF_ALG gave a wrong answer"),
+        (Fault::OtherAad, "AF_ALG gave a wrong answer"),
+        (Fault::Short, "AF_ALG gave a wrong answer"),
+    ];
+    for (fault, why) in faults {
+        for at in 0..8 {
+            let mut rig = rig([(at, fault)]);
+            assert_eq!(rig.run(0..8).unwrap(), right(0..8), "fault at {at}");
+            assert!(rig.key_is_gone());
+            assert_eq!(rig.told(), [why]);
+            assert_eq!(rig.run(8..10).unwrap(), right(8..10));
+            assert!(rig.told().is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_key_s_first_packet_and_one_of_many_after_it_are_compared_before_they_are_sent() {
+    let checked = usize::try_from(CHECKED).unwrap();
+    for at in [0, checked, 2 * checked] {
+        let mut rig = rig([(at, Fault::OtherBytes)]);
+        let numbers = 0..2 * checked + 3;
+        assert!(rig.run(numbers.clone()).unwrap() == right(numbers));
+        assert!(rig.key_is_gone());
+        assert_eq!(rig.told(), ["AF_ALG gave a wrong answer"]);
+    }
+}
+
+#[test]
+fn opened_packets_are_compared_as_often() {
+    let checked = usize::try_from(CHECKED).unwrap();
+    for fault in [Fault::OtherBytes, Fault::Accepted] {
+        let mut rig = rig([(checked, fault)]);
+        for number in 0..checked {
+            assert_eq!(rig.open(&sealed(number), number).unwrap(), text(number));
+        }
+        assert_eq!(rig.told().len(), 0);
+        assert_eq!(rig.open(&sealed(checked), checked).unwrap(), text(checked));
+        assert_eq!(rig.told(), ["AF_ALG gave a wrong answer"]);
+    }
+}
+
+#[test]
+fn a_forged_packet_is_refused_and_the_kernel_stays_in_use() {
+    let mut rig = rig([]);
+    for number in 0..3 {
+        let mut forged = sealed(number);
+        forged[20] ^= 1;
+        assert_eq!(rig.open(&forged, number), Err(AuthError));
+        assert_eq!(rig.open(&sealed(number), number).unwrap(), text(number));
+    }
+    assert_eq!(rig.aead.key.as_ref().unwrap().requests, 6);
+    assert!(rig.told().is_empty());
+}
+
+#[test]
+fn a_packet_that_the_kernel_can_not_open_or_opens_wrong_is_opened_by_the_library() {
+    let faults = [
+        Fault::NotTaken,
+        Fault::Answer(UNPLUGGED),
+        Fault::Answer(Failure::Forged),
+        Fault::NoAnswer,
+        Fault::OtherBytes,
+        Fault::OtherAad,
+        Fault::Short,
+    ];
+    for fault in faults {
+        let mut rig = rig([(0, fault)]);
+        assert_eq!(rig.open(&sealed(0), 0).unwrap(), text(0));
+        assert!(rig.key_is_gone());
+        assert_eq!(rig.told().len(), 1);
+        assert_eq!(rig.open(&sealed(1), 1).unwrap(), text(1));
+        let mut forged = sealed(2);
+        forged[0] ^= 1;
+        assert_eq!(rig.open(&forged, 2), Err(AuthError));
+    }
+}
+
+#[test]
+fn a_kernel_that_takes_a_forged_packet_for_authentic_is_believed_nothing() {
+    let mut rig = rig([(0, Fault::Accepted)]);
+    let mut forged = sealed(0);
+    forged[20] ^= 1;
+    assert_eq!(rig.open(&forged, 0), Err(AuthError));
+    assert!(rig.key_is_gone());
+    assert_eq!(rig.told(), ["AF_ALG gave a wrong answer"]);
+}
+
+#[test]
+fn what_one_sa_loses_all_of_its_suite_have_lost() {
+    let mut rig = rig([]);
+    assert_eq!(rig.run(0..2).unwrap(), right(0..2));
+    rig.aead.kernel.lose(WRONG_ANSWER);
+    assert_eq!(rig.run(2..4).unwrap(), right(2..4));
+    assert!(rig.key_is_gone());
+    rig.aead.kernel.lose(WRONG_ANSWER);
+    assert_eq!(rig.told().len(), 1);
+}
+
+#[test]
+fn a_packet_too_large_for_the_kernel_is_the_library_s() {
+    let mut rig = rig([]);
+    let text = vec![1; MAX_SIZE + 1];
+    let (mut out, mut expected) = (vec![0; text.len() + ICV_LEN], vec![0; text.len() + ICV_LEN]);
+    rig.aead.seal(&nonce(0), &AAD, &text, &mut out).unwrap();
+    rig.aead.finish(&mut std::iter::once(&mut out[..])).unwrap();
+    library()
+        .seal(&nonce(0), &AAD, &text, &mut expected)
+        .unwrap();
+    assert!(out == expected);
+    assert_eq!(rig.aead.key.as_ref().unwrap().requests, 0);
+    assert_eq!(rig.run(1..3).unwrap(), right(1..3));
+}
+
+#[test]
+fn sizes_that_do_not_fit_are_refused() {
+    let mut rig = rig([]);
+    let mut out = [0; 100];
+    assert_eq!(
+        rig.aead.seal(&nonce(0), &AAD, &[0; 100], &mut out),
+        Err(SealError)
+    );
+    assert_eq!(
+        rig.aead.open(&nonce(0), &AAD, &[0; 8], &mut out),
+        Err(AuthError)
+    );
+}
+
+#[test]
+fn packets_that_have_no_place_are_an_error_and_nothing_of_the_next_run() {
+    let mut rig = rig([]);
+    let mut out = vec![0; 100 + ICV_LEN];
+    rig.aead.seal(&nonce(0), &AAD, &text(0), &mut out).unwrap();
+    assert_eq!(rig.aead.finish(&mut std::iter::empty()), Err(SealError));
+    assert_eq!(rig.run(1..3).unwrap(), right(1..3));
+}

@@ -1,0 +1,187 @@
+//! The kernel's own AEADs against the libraries'.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::fs;
+use std::sync::Arc;
+
+use esp_core::aead::{Aead, AuthError};
+use esp_core::provider::{Choice, MakeAead, Provider};
+use esp_core::suite::{SUITES, Suite};
+use esp_dataplane::ciphers::{Ciphers, Kernel};
+use esp_dataplane::shared::{Event, Events};
+use esp_dataplane::sys::Errno;
+use esp_dataplane::sys::alg::{AlgKey, Failure, MAX_IN_FLIGHT, Operation, Request};
+use esp_dataplane::sys::poll::Waker;
+
+const AADS: [&[u8]; 2] = [b"spi-seq.", b"spi-seq_hilo"];
+const OPENSSL: Choice = Choice::Only(Provider::OpenSsl);
+
+fn key(suite: &Suite) -> Vec<u8> {
+    (0..32).take(suite.key_len).collect()
+}
+
+fn nonce(number: usize) -> [u8; 12] {
+    let mut nonce = [3; 12];
+    nonce[4..].copy_from_slice(&(number as u64).to_be_bytes());
+    nonce
+}
+
+fn ciphers(events: &Arc<Events>) -> Ciphers {
+    let kernel = Kernel::new(SUITES.iter().collect(), Arc::clone(events));
+    Ciphers::new(Choice::Auto, kernel)
+}
+
+/// Texts of the sizes that ESP has, and one of many pages.
+fn texts() -> Vec<Vec<u8>> {
+    let sizes = [4, 8, 15, 16, 17, 64, 576, 1400, 1400, 1400, 9000, 60_000, 4];
+    let text = |&size: &usize| (0..size).map(|at| u8::try_from(at * 7 % 251).unwrap());
+    sizes.iter().map(|size| text(size).collect()).collect()
+}
+
+/// Seal the texts as one run.
+fn seal(aead: &mut dyn Aead, aad: &[u8], icv_len: usize) -> Vec<Vec<u8>> {
+    let texts = texts();
+    let mut outs: Vec<_> = texts.iter().map(|t| vec![0; t.len() + icv_len]).collect();
+    for (number, (text, out)) in texts.iter().zip(&mut outs).enumerate() {
+        aead.seal(&nonce(number), aad, text, out).unwrap();
+    }
+    aead.finish(&mut outs.iter_mut().map(Vec::as_mut_slice))
+        .unwrap();
+    outs
+}
+
+/// Every suite's packets are those of the library, whoever makes them; what is told of `AF_ALG`.
+fn compare(suites: &'static [Suite]) -> Vec<Event> {
+    let events = Arc::new(Events::new(Waker::new().unwrap()));
+    let ciphers = ciphers(&events);
+    for suite in suites {
+        let (mut ours, mut theirs) = (
+            ciphers.aead(suite, &key(suite)).unwrap(),
+            OPENSSL.aead(suite, &key(suite)).unwrap(),
+        );
+        for aad in AADS {
+            let sealed = seal(ours.as_mut(), aad, suite.icv_len);
+            assert!(
+                sealed == seal(theirs.as_mut(), aad, suite.icv_len),
+                "{suite}"
+            );
+            for (number, (sealed, text)) in sealed.iter().zip(texts()).enumerate() {
+                let mut out = vec![0xEE; text.len()];
+                let mut forged = sealed.clone();
+                forged[number % 4] ^= 1;
+                let opened = ours.open(&nonce(number), aad, &forged, &mut out);
+                assert_eq!(opened, Err(AuthError));
+                assert!(out.iter().all(|byte| *byte == 0));
+                ours.open(&nonce(number), aad, sealed, &mut out).unwrap();
+                assert!(out == text, "{suite}");
+            }
+        }
+    }
+    events.take()
+}
+
+#[test]
+fn a_kernel_seals_as_the_library_does_or_it_is_said_once_why_it_is_not_asked() {
+    let told = compare(&SUITES);
+    for event in &told {
+        let Event::AfAlgLost(why) = event else {
+            panic!("{event:?}");
+        };
+        let missing = [Errno::AFNOSUPPORT, Errno::NOENT, Errno::PERM, Errno::ACCESS];
+        assert!(missing.contains(&why.errno().unwrap()), "{why}");
+    }
+    assert!(told.len() <= 1);
+}
+
+#[test]
+#[ignore = "needs a kernel with AF_ALG; run it in a virtual machine"]
+fn a_kernel_with_af_alg_has_every_suite() {
+    assert_eq!(compare(&SUITES), []);
+    let events = Arc::new(Events::new(Waker::new().unwrap()));
+    let ciphers = ciphers(&events);
+    for suite in &SUITES {
+        assert!(ciphers.of(suite).starts_with("AF_ALG, Linux "), "{suite}");
+    }
+}
+
+/// By drivers' names, so that it is these: the one that computes at once, and the one that has it
+/// computed by threads of the kernel's, and answers later.
+const PLAIN: &str = "gcm_base(ctr(aes-generic),ghash-generic)";
+const PARALLEL: &str = "pcrypt(gcm_base(ctr(aes-generic),ghash-generic))";
+
+#[test]
+#[ignore = "needs a kernel with AF_ALG and pcrypt; run it in a virtual machine"]
+fn a_driver_that_answers_later_answers_each_request_with_its_own() {
+    let suite = Suite::by_name("aes256gcm16").unwrap();
+    // The kernel makes the one only of the other.
+    AlgKey::new(PLAIN, &key(suite), suite.icv_len).unwrap();
+    let mut kernel = AlgKey::new(PARALLEL, &key(suite), suite.icv_len).unwrap();
+    let expected = seal(
+        OPENSSL.aead(suite, &key(suite)).unwrap().as_mut(),
+        AADS[0],
+        16,
+    );
+    let packets: Vec<_> = texts()
+        .into_iter()
+        .zip(expected)
+        .take(MAX_IN_FLIGHT)
+        .collect();
+    for _ in 0..50 {
+        for operation in [Operation::Seal, Operation::Open] {
+            for (number, (text, sealed)) in packets.iter().enumerate() {
+                assert!(kernel.has_room());
+                let seals = operation == Operation::Seal;
+                let sent = kernel.send(&Request {
+                    operation,
+                    nonce: &nonce(number),
+                    head: AADS[0],
+                    aad_len: 8,
+                    input: if seals { text } else { sealed },
+                });
+                sent.unwrap();
+            }
+            assert!(!kernel.has_room());
+            let mut answers = Vec::new();
+            kernel.receive(|answer| answers.push(answer.unwrap()[8..].to_vec()));
+            let wanted = packets.iter().map(|(text, sealed)| match operation {
+                Operation::Seal => sealed.clone(),
+                Operation::Open => text.clone(),
+            });
+            assert!(answers == wanted.collect::<Vec<_>>());
+        }
+    }
+    // A forged one among them is told apart from its neighbours.
+    for (number, (_, sealed)) in packets.iter().enumerate() {
+        let mut sealed = sealed.clone();
+        sealed[0] ^= u8::from(number == 3);
+        let sent = kernel.send(&Request {
+            operation: Operation::Open,
+            nonce: &nonce(number),
+            head: AADS[0],
+            aad_len: 8,
+            input: &sealed,
+        });
+        sent.unwrap();
+    }
+    let mut verdicts = Vec::new();
+    kernel.receive(|answer| verdicts.push(answer.map(drop)));
+    let mut wanted = vec![Ok(()); packets.len()];
+    wanted[3] = Err(Failure::Forged);
+    assert_eq!(verdicts, wanted);
+}
+
+#[test]
+#[ignore = "needs a kernel with AF_ALG; run it in a virtual machine"]
+fn a_key_leaves_no_socket_behind() {
+    let open = || fs::read_dir("/proc/thread-self/fd").unwrap().count();
+    let before = open();
+    let suite = Suite::by_name("aes128gcm16").unwrap();
+    let events = Arc::new(Events::new(Waker::new().unwrap()));
+    let ciphers = ciphers(&events);
+    let mut aead = ciphers.aead(suite, &key(suite)).unwrap();
+    seal(aead.as_mut(), AADS[0], 16);
+    assert_eq!(open(), before + 1 + 1 + MAX_IN_FLIGHT);
+    drop(aead);
+    assert_eq!(open(), before + 1);
+}
