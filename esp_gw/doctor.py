@@ -63,9 +63,14 @@ class Finding:
 
 
 def examine(config: Path, control_socket: Path) -> list[Finding]:
-    """Look at everything there is, whether a gateway runs or not."""
+    """Look at everything there is, whether a gateway runs or not.
+
+    `control_socket` is where to ask for one while the configuration doesn't say it.
+    """
     desired, configured = _configuration(config)
     wanted = AF_ALG_AUTO if desired is None else desired.settings.af_alg
+    if desired is not None:
+        control_socket = Path(desired.settings.control_socket)
     running, daemon = _daemon(control_socket)
     findings = [
         _kernel(),

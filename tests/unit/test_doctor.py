@@ -16,6 +16,7 @@ from esp_gw import doctor
 from esp_gw.cli.main import main
 from esp_gw.crypto import processor
 from esp_gw.doctor import Finding, State, examine
+from esp_gw.errors import ControlError
 from esp_gw.ledger import Ledger
 from esp_gw.machine import machine_identity
 from esp_gw.provision import make_pair
@@ -41,7 +42,11 @@ class Machine:
             remote=ip_address("192.0.2.2"),
             local_nets=(ip_network("10.1.0.0/32"),),
             remote_nets=(ip_network("10.2.0.0/24"),),
-            local_settings={"state_dir": str(folder / "state"), "engine": "python"},
+            local_settings={
+                "state_dir": str(folder / "state"),
+                "control_socket": str(folder / "control.sock"),
+                "engine": "python",
+            },
         )
         (folder / "init/pi-a").rename(self.config)
         (folder / "state").mkdir()
@@ -63,7 +68,7 @@ class Machine:
         path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **sections}))
 
     def findings(self) -> dict[str, Finding]:
-        return {f.what: f for f in examine(self.config, self.folder / "control.sock")}
+        return {f.what: f for f in examine(self.config, self.folder / "none")}
 
     def only(self) -> Finding:
         """The one thing that is not right."""
@@ -186,6 +191,39 @@ def test_a_ledger_in_use_is_left_alone(machine: Machine) -> None:
         finding = machine.only()
     assert (finding.state, finding.what) == (State.FAULT, "ledger")
     assert "another esp-gw" in finding.found
+
+
+@pytest.mark.parametrize(("warnings", "state"), [([], State.OK), (["a", "b"], State.WARNING)])
+def test_a_gateway_that_runs_is_asked_and_keeps_its_ledger(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, warnings: list[str], state: State
+) -> None:
+    asked: list[Path] = []
+
+    def call(path: Path, method: str, parameters: object) -> dict[str, object]:
+        asked.append(path)
+        return {"pid": 7, "engine": "native", "warnings": warnings}
+
+    monkeypatch.setattr(doctor, "call", call)
+    with closing(Ledger.open(machine.folder / "state/ledger.db", machine_identity())):
+        findings = machine.findings()
+    assert asked == [machine.folder / "control.sock"]
+    assert findings["gateway"].state is state
+    assert "pid 7, engine native" in findings["gateway"].found
+    assert ("esp-gw status" in findings["gateway"].todo) is bool(warnings)
+    assert findings["ledger"].state is State.OK
+    assert "in use" in findings["ledger"].found
+
+
+def test_a_gateway_that_does_not_speak_to_this_user_runs_all_the_same(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(*_: object) -> dict[str, object]:
+        raise ControlError("PermissionDenied", "no permission", hint="use sudo")
+
+    monkeypatch.setattr(doctor, "call", call)
+    finding = machine.only()
+    assert (finding.state, finding.what) == (State.WARNING, "gateway")
+    assert finding.todo == "use sudo"
 
 
 def test_settings_of_the_kernel_that_are_in_the_way_are_warnings(
