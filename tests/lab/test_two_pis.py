@@ -95,7 +95,7 @@ def test_both_directions_and_protocols_are_measured_with_and_without_the_tunnel(
     assert report["outer"] == ["192.0.2.1", "192.0.2.2"]
     a, b = pis.names
     seen = [(test["protocol"], test["sender"], test["receiver"]) for test in report["tests"]]
-    assert seen == [("TCP", a, b), ("TCP", b, a), ("UDP", a, b), ("UDP", b, a)]
+    assert seen == [("TCP", a, b), ("UDP", a, b), ("TCP", b, a), ("UDP", b, a)]
     for test in report["tests"]:
         for way in ("without", "through"):
             assert test[way]["mbit_s"] > 0
@@ -113,7 +113,7 @@ def test_the_table_has_a_line_for_each(pis: Pis) -> None:
     status, output, _ = pis.run(*pis.names)
     assert status == 0
     a, b = pis.names
-    starts = [f"TCP {a} -> {b}", f"TCP {b} -> {a}", f"UDP {a} -> {b}", f"UDP {b} -> {a}"]
+    starts = [f"TCP {a} -> {b}", f"UDP {a} -> {b}", f"TCP {b} -> {a}", f"UDP {b} -> {a}"]
     lines = output.splitlines()
     for start, line in zip(starts, lines[1:], strict=False):
         assert line.startswith(start)

@@ -51,8 +51,9 @@ def two_pis(
 ) -> int:
     """Measure between two machines that ssh reaches, with and without the tunnel they have.
 
-    TCP and UDP, both directions; before and after, each board's temperature, clock and throttling.
-    HOST_A and HOST_B are what 'ssh HOST' takes. Nothing but iperf3 is needed there.
+    TCP, and UDP at the rate that TCP had, both directions; before and after, each board's
+    temperature, clock and throttling. HOST_A and HOST_B are what 'ssh HOST'
+    takes. Nothing but iperf3 is needed there.
     """
     options = Options(seconds, port, inner or None, outer or None)
     report = measure((host_a, host_b), options, _say)

@@ -108,13 +108,19 @@ def _measure(hosts: tuple[Host, Host], options: Options, say: Callable[[str], No
     _check_reachable(a, inner)
     before = [_read(host) for host in hosts]
     tests = []
-    for protocol in ("TCP", "UDP"):
-        for sender, receiver in ((a, b), (b, a)):
-            say(f"{protocol} from {sender.name} to {receiver.name}")
-            backwards = sender is b
-            without = outer and _iperf(hosts, (None, outer[1]), protocol, backwards, options)
-            through = _iperf(hosts, inner, protocol, backwards, options)
-            tests.append(Comparison(protocol, sender.name, receiver.name, without, through))
+    for sender, receiver in ((a, b), (b, a)):
+        back = ["-R"] if sender is b else []
+        without: Rate | None = None
+        say(f"TCP from {sender.name} to {receiver.name}")
+        if outer is not None:
+            without = _iperf(hosts, (None, outer[1]), back, options)
+        through = _iperf(hosts, inner, back, options)
+        tests.append(Comparison("TCP", sender.name, receiver.name, without, through))
+        say(f"UDP from {sender.name} to {receiver.name}")
+        if outer is not None and without is not None:
+            without = _iperf(hosts, (None, outer[1]), [*back, *_udp(without)], options)
+        through = _iperf(hosts, inner, [*back, *_udp(through)], options)
+        tests.append(Comparison("UDP", sender.name, receiver.name, without, through))
     if tunnel is not None:
         now = {end.name: end for end in _tunnels(a)}.get(tunnel.name)
         if now is not None and now.packets_out <= tunnel.packets_out:
@@ -172,11 +178,13 @@ def _read(host: Host) -> Reading:
 def _iperf(
     hosts: tuple[Host, Host],
     addresses: tuple[str | None, str],
-    protocol: str,
-    backwards: bool,
+    words: list[str],
     options: Options,
 ) -> Rate:
-    """Run iperf3 between a's address (None: which its routes say) and b's. Raises LabError."""
+    """Run iperf3 between a's address (None: which its routes say) and b's. Raises LabError.
+
+    `words` are further ones on the client's command line.
+    """
     a, b = hosts
     own, target = addresses
     limit = options.seconds + _MARGIN
@@ -184,16 +192,18 @@ def _iperf(
     server = b.start(_SERVER.format(limit=limit, options=f"-p {options.port} {bound}"))
     try:
         _wait_listening(server.stdout, b.name)
-        words = ["iperf3", "--json", "-c", target, "-p", options.port, "-t", options.seconds]
-        words += ["--connect-timeout", 10000]
-        words += ["-B", own] if own is not None else []
-        # Without a limit, UDP is as fast as TCP may be.
-        words += ["-u", "-b", 0] if protocol == "UDP" else []
-        words += ["-R"] if backwards else []
-        client = a.run(shlex.join(["timeout", str(limit), *map(str, words)]), limit + _MARGIN)
+        command = ["timeout", limit, "iperf3", "--json", "--connect-timeout", 10000]
+        command += ["-c", target, "-p", options.port, "-t", options.seconds, *words]
+        command += ["-B", own] if own is not None else []
+        client = a.run(shlex.join(map(str, command)), limit + _MARGIN)
         return answers.parse_rate(client.stdout, a.name)
     finally:
         stop(server)
+
+
+def _udp(tcp: Rate) -> list[str]:
+    # As much as TCP got there is what the way can carry; of more, only the drops were measured.
+    return ["-u", "-b", str(max(100_000, int(tcp.mbit_s * 1e6)))]
 
 
 def _wait_listening(output: IO[str] | None, host: str) -> None:
