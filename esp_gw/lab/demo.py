@@ -21,7 +21,7 @@ from esp_gw.lab.pair import GatewayPair, PairPlan, gateway_pair
 from esp_gw.lab.signals import ended_by_signals
 from esp_gw.lab.tap import Tap, WireReport
 from esp_gw.lab.traffic import iperf, iperf_server, ping
-from esp_gw.model import UDP_ENCAP_PORT, Encapsulation, Mode, Suite
+from esp_gw.model import NO_AES, UDP_ENCAP_PORT, Encapsulation, Mode, Suite
 
 PINGS = 50
 _PROGRAMS = ("ip", "setpriv", "ping", "iperf3")
@@ -44,6 +44,7 @@ class DemoResult:
     """What the demo measured; processor percentages are of one core, during the iperf3 runs."""
 
     engine: str
+    aes: str
     mode: str
     encapsulation: str
     suite: str
@@ -145,14 +146,15 @@ class _Demo:
         ]
         return DemoResult(
             engine=statuses[0]["engine"],
+            aes=statuses[0]["aes"],
             mode=self._options.mode,
             encapsulation=self._options.encapsulation,
             suite=self._options.suite.name,
             mtu=statuses[0]["mtu"],
             seconds_to_first_packet=round(first, 3),
             rtt_us=round(rtt.rtt_us),
-            tcp_gbit_s=round(forward.gbit_s, 3),
-            tcp_reverse_gbit_s=round(backward.gbit_s, 3),
+            tcp_gbit_s=round(forward.gbit_s, 6),
+            tcp_reverse_gbit_s=round(backward.gbit_s, 6),
             cpu_percent_a=round(cpu[0]),
             cpu_percent_b=round(cpu[1]),
             rss_mb=round(max(usage.rss for usage in after) / 2**20, 1),
@@ -203,9 +205,14 @@ def _sum_drops(stats: list[dict[str, Any]]) -> dict[str, int]:
     return total
 
 
+def _rate(gbit_s: float) -> str:
+    return f"{gbit_s:.2f} Gbit/s" if gbit_s >= 0.1 else f"{gbit_s * 1000:.2f} Mbit/s"
+
+
 def _print_table(result: DemoResult, seconds: int) -> None:
     how = "ESP in UDP" if result.encapsulation == Encapsulation.UDP else "ESP, protocol 50"
     drops = ", ".join(f"{count} {reason}" for reason, count in result.drops.items())
+    aes = "no AES instructions" if result.aes == NO_AES else f"AES by {result.aes}"
     verdict = (
         "only ESP was on the wire"
         if result.passed
@@ -214,12 +221,12 @@ def _print_table(result: DemoResult, seconds: int) -> None:
         else "no traffic passed"
     )
     rows = (
-        ("engine", result.engine),
+        ("engine", f"{result.engine}, {aes}"),
         ("tunnel", f"{result.mode} mode, {how}, {result.suite}, MTU {result.mtu}"),
         ("start to first packet", f"{result.seconds_to_first_packet:.2f} s"),
         ("round trip", f"{result.rtt_us:.0f} us"),
-        (f"TCP, {seconds} s", f"{result.tcp_gbit_s:.2f} Gbit/s"),
-        (f"TCP reverse, {seconds} s", f"{result.tcp_reverse_gbit_s:.2f} Gbit/s"),
+        (f"TCP, {seconds} s", _rate(result.tcp_gbit_s)),
+        (f"TCP reverse, {seconds} s", _rate(result.tcp_reverse_gbit_s)),
         ("CPU of the gateways", f"{result.cpu_percent_a:.0f} % and {result.cpu_percent_b:.0f} %"),
         ("memory of a gateway", f"{result.rss_mb:.0f} MB"),
         ("inner packets", f"{result.packets_out} sent, {result.packets_in} received"),

@@ -22,8 +22,10 @@ collect_ignore = [] if INSIDE in os.environ else ["inside"]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/vm" in str(item.path) and INSIDE not in os.environ:
-            item.add_marker(pytest.mark.vm)
-            item.add_marker(pytest.mark.timeout(LIMIT + 60))
+            kind = "aarch64" if item.path.name == "test_aarch64.py" else "vm"
+            item.add_marker(getattr(pytest.mark, kind))
+            if not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(LIMIT + 60))
 
 
 @pytest.fixture(scope="session")
