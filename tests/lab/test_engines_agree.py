@@ -14,7 +14,6 @@ from esp_gw.model import Direction
 
 some = settings(
     max_examples=200,
-    deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

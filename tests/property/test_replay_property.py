@@ -54,7 +54,7 @@ steps = st.lists(
 
 
 @given(size=sizes, initial=highests, steps=steps)
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 def test_the_window_agrees_with_a_set_of_every_number(
     size: int, initial: int, steps: list[int]
 ) -> None:
@@ -73,7 +73,7 @@ def test_the_window_agrees_with_a_set_of_every_number(
 
 
 @given(size=sizes, start=highests, steps=st.permutations(range(1, 90)))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_packets_shuffled_within_the_window_all_arrive_once(
     size: int, start: int, steps: list[int]
 ) -> None:
@@ -114,7 +114,7 @@ low_halves = st.integers(0, SUBSPACE - 1) | st.builds(
 
 
 @given(size=sizes, highest=highests, low=low_halves, relative=st.booleans())
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=800)
 def test_inference_agrees_with_the_rfc_and_with_trying_every_high_half(
     size: int, highest: int, low: int, relative: bool
 ) -> None:

@@ -7,7 +7,7 @@ import string
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Table
@@ -49,7 +49,6 @@ def with_rich(rows: list[tuple[str, ...]], right: set[str]) -> list[str]:
     return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(NAMES, CELLS, CELLS, CELLS), min_size=1, max_size=8))
 def test_a_table_that_is_not_on_a_terminal_looks_as_rich_draws_it(
     rows: list[tuple[str, ...]],
