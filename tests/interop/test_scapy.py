@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 import pytest
+import scapy
 from cryptography.hazmat.primitives.ciphers import algorithms, modes
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
@@ -166,9 +167,24 @@ def encap(sender: OutboundEsp, payload: bytes, next_header: int) -> bytes:
     return bytes(out[: sender.encap(buf, 0, len(payload), next_header, out)])
 
 
+@pytest.fixture
+def tried(
+    request: pytest.FixtureRequest, record_property: Callable[[str, object], None], suite: Suite
+) -> None:
+    """Say in the results what was tried: docs/interop.md is made from them."""
+    ways = {"test_we_open_what_scapy_sealed": "scapy seals, esp_gw opens"}
+    way = ways.get(request.node.originalname, "esp_gw seals, scapy opens")
+    shapes = "both modes, IPv4 and IPv6, ESP and ESP in UDP, with and without ESN"
+    record_property("peer", f"scapy {scapy.__version__}")
+    record_property("configuration", str(suite))
+    record_property("tried", f"{way}: UDP and TCP, {shapes}, sequence numbers up to the last")
+    record_property("engine", "python")
+
+
 @every_suite
 @every_shape
 @esn_on_and_off
+@pytest.mark.usefixtures("tried")
 def test_we_open_what_scapy_sealed(suite: Suite, shape: Shape, esn: bool) -> None:
     sa = our_sa(suite, esn)
     aead = make_aead(suite, sa.keymat)
@@ -185,6 +201,7 @@ def test_we_open_what_scapy_sealed(suite: Suite, shape: Shape, esn: bool) -> Non
 @every_suite
 @every_shape
 @esn_on_and_off
+@pytest.mark.usefixtures("tried")
 def test_scapy_opens_what_we_sealed(suite: Suite, shape: Shape, esn: bool) -> None:
     sa = our_sa(suite, esn)
     aead = make_aead(suite, sa.keymat)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,11 @@ PINGS = 5
 @pytest.mark.parametrize("encapsulation", list(Encapsulation))
 @pytest.mark.parametrize("mode", list(Mode))
 def test_tshark_decrypts_and_verifies_real_traffic(
-    tmp_path: Path, mode: Mode, encapsulation: Encapsulation, suite: str
+    tmp_path: Path,
+    mode: Mode,
+    encapsulation: Encapsulation,
+    suite: str,
+    record_property: Callable[[str, object], None],
 ) -> None:
     assert os.geteuid() == 0, "lab tests make network namespaces and need root: ./scripts/test"
     plan = PairPlan(mode=mode, encapsulation=encapsulation, suite=SUITES[suite])
@@ -31,6 +36,12 @@ def test_tshark_decrypts_and_verifies_real_traffic(
             # tshark verifies ICVs without extended sequence numbers only (Wireshark up to 4.2).
             edit(gateway, lambda config: tunnel(config).update(esn=False))
         pair.start()
+        # docs/interop.md is made from these.
+        record_property("peer", _version())
+        esp = "ESP in UDP" if encapsulation is Encapsulation.UDP else "ESP"
+        record_property("configuration", f"{suite}, {mode}, IPv4, {esp}, no ESN")
+        record_property("tried", "pings and a TCP stream of two gateways: decrypted, ICVs verified")
+        record_property("engine", pair.a.ask("status")["engine"])
         wire = Capture(pair.a.namespace, tmp_path / "wire.pcap")
         target = plan.inner(1)
         assert ping(pair.a.namespace, target, count=PINGS, size=201) == PINGS
@@ -55,6 +66,11 @@ FIELDS = (
     *("ip.src", "ip.dst", "esp.icv_good", "icmp.type", "data.len"),
     *("tcp.dstport", "tcp.len", "tcp.checksum.status"),
 )
+
+
+def _version() -> str:
+    said = subprocess.run(("tshark", "--version"), capture_output=True, text=True, check=True)
+    return f"tshark {said.stdout.split()[2]}"
 
 
 def _decrypted(capture: Path, pair: GatewayPair) -> list[dict[str, str]]:

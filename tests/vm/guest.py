@@ -53,8 +53,7 @@ class Guest:
         return Result(status, said[Kind.STDOUT].decode(), said[Kind.STDERR].decode())
 
     def pytest(self, name: str) -> Result:
-        """Run NAME.py of tests/vm/inside in the machine; the results go to /out/NAME.xml."""
+        """Run NAME.py of tests/vm/inside in the machine; its evidence goes to /out/NAME.jsonl."""
         program = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--timeout=600")
-        # The newest of pytest's formats has no room for what a test says that it has tried.
-        results = (f"--junit-xml={OUT}/{name}.xml", "-o", "junit_family=xunit1")
-        return self.run(*program, *results, f"tests/vm/inside/{name}.py", env={INSIDE: "1"})
+        evidence = f"--evidence={OUT}/{name}.jsonl"
+        return self.run(*program, evidence, f"tests/vm/inside/{name}.py", env={INSIDE: "1"})

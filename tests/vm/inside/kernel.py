@@ -70,6 +70,14 @@ class Link:
         return f"{shape}-window-{self.replay_window}-{self.kernel_window}"
 
     @property
+    def words(self) -> str:
+        """What the two ends agreed on, for a person."""
+        esp = "ESP in UDP" if self.encapsulation is Encapsulation.UDP else "ESP"
+        esn = "ESN" if self.esn else "no ESN"
+        windows = f"windows {self.replay_window} and {self.kernel_window}"
+        return f"{self.mode}, IPv{self.version}, {esp}, {self.suite}, {esn}, {windows}"
+
+    @property
     def outer(self) -> tuple[str, str]:
         if self.mode is Mode.TUNNEL:
             return _OUTER[self.version]

@@ -11,11 +11,13 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from platform import release
 from typing import Any
 
 import pytest
@@ -39,6 +41,7 @@ INNER = (("10.1.0.1", "10.1.0.0/24"), ("10.2.0.1", "10.2.0.0/24"))
 GCM, CHACHA = "rfc4106(gcm(aes))", "rfc7539esp(chacha20,poly1305)"
 UDP_ENCAP, UDP_ENCAP_ESPINUDP = 100, 2
 PINGS = 5
+ENGINES = ["python", *(["native"] if find_spec("esp_gw_core") else [])]
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,13 @@ class Shape:
     def __str__(self) -> str:
         esp = "udp" if self.udp else "esp"
         return f"{self.mode}-{esp}-{self.aead[:7]}-{'esn' if self.esn else 'no-esn'}-{self.window}"
+
+    @property
+    def words(self) -> str:
+        """For a person."""
+        esp = "ESP in UDP" if self.udp else "ESP"
+        esn = "ESN" if self.esn else "no ESN"
+        return f"{self.mode}, {esp}, {self.aead}, {esn}, window {self.window}"
 
     @property
     def spis(self) -> tuple[int, int]:
@@ -168,14 +178,22 @@ SHAPES = [
     Shape(2, mode="transport", key_len=20, esn=True, window=2048),
     Shape(3, udp=True, esn=True),
 ]
+# A move is the work of what is around the engine: the engines take turns.
+MOVES = [(ENGINES[shape.number % len(ENGINES)], shape) for shape in SHAPES]
+EXPORTS = [(ENGINES[number % len(ENGINES)], mode) for number, mode in enumerate(Mode)]
 
 
 @pytest.fixture(scope="module")
-def moved(hosts: list[Namespace], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabGateway]:
+def moved(
+    request: pytest.FixtureRequest,
+    hosts: list[Namespace],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[LabGateway]:
     """The gateway that the kernel's SAs come to, without any of its own; it runs."""
     folder = tmp_path_factory.mktemp("gateway")
     gateway = LabGateway(hosts[0], folder / "gateway.yaml", folder)
-    gateway.config.write_text(yaml.safe_dump({"gateway": gateway.settings}))
+    settings = {**gateway.settings, "engine": request.param}
+    gateway.config.write_text(yaml.safe_dump({"gateway": settings}))
     Ledger.create(folder / "ledger.db", machine_identity())
     gateway.start()
     yield gateway
@@ -193,10 +211,30 @@ def ask(gateway: LabGateway, method: str) -> dict[str, Any]:
     return call(gateway.socket, method, {}, timeout=60)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+Tell = Callable[[str, str, str], None]
+
+
+@pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Tell:
+    """Say in the results what was tried: docs/interop.md is made from them."""
+
+    def tell(configuration: str, tried: str, engine: str) -> None:
+        said = subprocess.run(("ip", "-V"), capture_output=True, text=True, check=True).stdout
+        iproute2 = said.split(",")[1].strip()
+        record_property("peer", f"{iproute2.replace('-', ' ')}, `ip xfrm` of Linux {release()}")
+        record_property("configuration", configuration)
+        record_property("tried", tried)
+        record_property("engine", engine)
+
+    return tell
+
+
+@pytest.mark.parametrize(("moved", "shape"), MOVES, ids=str, indirect=["moved"])
 def test_a_gateway_of_the_kernel_moves_while_its_peer_stays(
-    shape: Shape, hosts: list[Namespace], moved: LabGateway, tmp_path: Path
+    shape: Shape, hosts: list[Namespace], moved: LabGateway, tmp_path: Path, tell: Tell
 ) -> None:
+    engine = ask(moved, "GetStatus")["engine"]
+    tell(shape.words, "`sa import` of a running gateway of the kernel, its peer stays", engine)
     a, b = hosts
     there, back = shape.spis
     ends = OUTER if shape.mode == "transport" else (INNER[0][0], INNER[1][0])
@@ -251,8 +289,11 @@ def test_a_gateway_of_the_kernel_moves_while_its_peer_stays(
             b.ip("xfrm", what, "flush")
 
 
-@pytest.mark.parametrize("mode", list(Mode))
-def test_a_kernel_takes_an_export_and_is_the_other_end(mode: Mode, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("engine", "mode"), EXPORTS)
+def test_a_kernel_takes_an_export_and_is_the_other_end(
+    engine: str, mode: Mode, tmp_path: Path, tell: Tell
+) -> None:
+    tell(f"{mode}, as `init` makes it", "`sa export --format iproute2` for the other end", engine)
     with two_hosts(f"{mode}-a", f"{mode}-b") as (a, b):
         gateway = LabGateway(a, Path(), tmp_path)
         tunnel = mode is Mode.TUNNEL
@@ -265,7 +306,7 @@ def test_a_kernel_takes_an_export_and_is_the_other_end(mode: Mode, tmp_path: Pat
             remote_nets=[ip_network(net.format(2)) for net in nets],
             mode=mode,
             encapsulation=Encapsulation.NONE,
-            local_settings=gateway.settings,
+            local_settings={**gateway.settings, "engine": engine},
         )
         gateway.config = pair.local
         Ledger.create(tmp_path / "ledger.db", machine_identity())

@@ -1,0 +1,112 @@
+"""docs/interop.md, made from what the tests with other implementations have written down."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from esp_gw import __version__
+from esp_gw.errors import LabError
+
+_HEAD = """\
+# Interoperability
+
+What was tried with other implementations of ESP, and what came of it: for each configuration, how
+many tests passed. `./scripts/interop` runs the tests and makes this page from their results; it is
+not written by hand. Last made {date} with esp_gw {version}.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One test with one peer.
+
+    `peer` has the peer's version; `configuration` is what the ends agreed on, `tried` what was done
+    with it, `engine` which part of esp_gw did it.
+    """
+
+    file: str
+    test: str
+    passed: bool
+    peer: str
+    configuration: str
+    tried: str
+    engine: str
+
+
+def read(path: Path) -> list[Trial]:
+    """Return the trials of a file of JSON lines. Raises LabError with the line that is none."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise LabError(error.strerror or "can't be read", where=str(path)) from None
+    trials = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            trials.append(Trial(**json.loads(line)))
+        except (ValueError, TypeError):
+            raise LabError("not a result of a test", where=f"{path}:{number}") from None
+    return trials
+
+
+def page(trials: Sequence[Trial], now: datetime) -> str:
+    """Return the page: a section for each peer, a row for each configuration."""
+    lines = [_HEAD.format(date=f"{now:%Y-%m-%d}", version=__version__)]
+    for peer in sorted({trial.peer for trial in trials}):
+        lines += _section(peer, [trial for trial in trials if trial.peer == peer])
+    return "\n".join(lines)
+
+
+def _section(peer: str, trials: Sequence[Trial]) -> Iterator[str]:
+    engines = sorted({trial.engine for trial in trials})
+    yield f"## {peer}\n"
+    yield "Tried:"
+    for what in _unique(trial.tried for trial in trials):
+        yield f"- {what}"
+    yield ""
+    yield f"| configuration | {' | '.join(engines)} |"
+    yield "| --- |" + " ---: |" * len(engines)
+    for configuration in _unique(trial.configuration for trial in trials):
+        here = [trial for trial in trials if trial.configuration == configuration]
+        cells = (_passed([trial for trial in here if trial.engine == engine]) for engine in engines)
+        yield f"| {configuration} | {' | '.join(cells)} |"
+    yield "\nShown by:"
+    for file in _unique(trial.file for trial in trials):
+        tests = _unique(f"`{trial.test}`" for trial in trials if trial.file == file)
+        yield f"- `{file}`: {', '.join(tests)}"
+    yield ""
+
+
+def _passed(trials: Sequence[Trial]) -> str:
+    if not trials:
+        return "not tried"
+    passed = sum(trial.passed for trial in trials)
+    return (
+        f"{passed} of {len(trials)}" if passed == len(trials) else f"**{passed} of {len(trials)}**"
+    )
+
+
+def _unique(words: Iterable[str]) -> list[str]:
+    """Each once, in the order in which they came first."""
+    return list(dict.fromkeys(words))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the page of the files named; return the exit status."""
+    try:
+        trials = [trial for name in arguments for trial in read(Path(name))]
+        if not trials:
+            raise LabError("no test has said that it tried anything")
+    except LabError as error:
+        print(f"interop: error: {error}", file=sys.stderr)
+        return 1
+    print(page(trials, datetime.now(UTC)), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
