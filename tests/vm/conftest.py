@@ -37,7 +37,8 @@ def make_setup() -> MakeSetup:
 @pytest.fixture(scope="session")
 def out() -> Path:
     """The folder that is /out in `guest`; results of tests inside stay there."""
-    folder = CHECKOUT / ".vm/out"
+    # Of several processes that run tests each has its own machine.
+    folder = CHECKOUT / ".vm" / f"out{os.environ.get('PYTEST_XDIST_WORKER', '')}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
