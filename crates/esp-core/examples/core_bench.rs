@@ -4,6 +4,8 @@
 //! ```text
 //! cargo run --release -p esp-core --example core_bench -- [--rounds N] [--suite NAME]
 //! cargo run --release -p esp-core --example core_bench -- --instructions [--suite NAME]
+//! cargo run --release -p esp-core --example core_bench -- --cases [--suite NAME]
+//! cargo run --release -p esp-core --example core_bench -- --case N --batches N [--suite NAME]
 //! ```
 //! It prints a JSON list of `{test, size, threads, sas, metric, provider, suite, path, median, min,
 //! max}`. `size` is the inner packet's bytes; 62500 is a super-packet of 45 TCP segments, whose
@@ -12,7 +14,8 @@
 //! time of one, in the same round. `sas` says whether the threads have one SA, that is one sequence
 //! counter and one replay window, or each its own. `instructions_per_packet` is counted by
 //! valgrind's callgrind, as the difference of two runs of different length; valgrind knows no
-//! AVX-512, so that `path` says what the processor was said to have.
+//! AVX-512, so that `path` says what the processor was said to have. `--cases` prints what there is
+//! to measure, `--case` carries the packets of one, by its place in that list, and prints how many.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../benches/packets/mod.rs"]
@@ -51,10 +54,10 @@ fn main() {
         let case = &cases(suite)[number.parse::<usize>().expect("a number")];
         return run_alone(case, batches.expect("--batches"));
     }
-    let results = if arguments
-        .iter()
-        .any(|argument| argument == "--instructions")
-    {
+    let wants = |name: &str| arguments.iter().any(|argument| argument == name);
+    let results = if wants("--cases") {
+        cases(suite).iter().map(Case::named).collect()
+    } else if wants("--instructions") {
         instructions(suite)
     } else {
         let rounds = value("--rounds").map_or(Ok(21), |rounds| rounds.parse());
@@ -93,6 +96,10 @@ fn cases(suite: &'static Suite) -> Vec<Case> {
 impl Case {
     fn way(&self, shared: &Shared) -> Way {
         Way::new(self.test, self.size, self.provider, shared)
+    }
+
+    fn named(&self) -> Value {
+        json!({"test": self.test, "size": self.size, "provider": self.provider.name()})
     }
 
     fn result(&self, threads: usize, sas: &str, metric: &str, values: &mut [f64]) -> Value {
