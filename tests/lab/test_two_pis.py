@@ -103,7 +103,7 @@ def test_both_directions_and_protocols_are_measured_with_and_without_the_tunnel(
     for board in report["boards"]:
         for when in ("before", "after"):
             assert board[when]["throttled"] == ["throttled"]
-            assert board[when]["throttled_before"] == ["under-voltage", "throttled"]
+            assert board[when]["throttled_since_start"] == ["under-voltage", "throttled"]
     stats = pis.pair.a.ask("stats")
     assert min(stats["packets_out"], stats["packets_in"]) > 100
     assert pis.processes() == before

@@ -52,10 +52,10 @@ class Reading:
     """
 
     model: str | None = None
-    temperature: float | None = None
-    clock: int | None = None
+    temperature_c: float | None = None
+    clock_mhz: int | None = None
     throttled: tuple[str, ...] | None = None
-    throttled_before: tuple[str, ...] | None = None
+    throttled_since_start: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

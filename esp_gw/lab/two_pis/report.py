@@ -46,12 +46,12 @@ def _rate(rate: Rate | None) -> str:
 
 
 def _state(reading: Reading) -> dict[str, str]:
-    celsius, clock = reading.temperature, reading.clock
+    celsius, clock = reading.temperature_c, reading.clock_mhz
     return {
         "temperature": _UNKNOWN if celsius is None else f"{celsius:.1f} °C",
         "clock": _UNKNOWN if clock is None else f"{clock} MHz",
         "throttled": _causes(reading.throttled),
-        "throttled since its start": _causes(reading.throttled_before),
+        "throttled since its start": _causes(reading.throttled_since_start),
     }
 
 
