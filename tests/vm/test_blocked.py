@@ -33,3 +33,18 @@ def test_the_demo_passes_without_the_kernels_esp_and_af_alg(blocked: Guest, engi
     report = json.loads(result.stdout)
     assert report["engine"] == engine
     assert report["esp_packets_on_wire"] > 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_gateway_that_must_have_af_alg_says_why_it_can_not(blocked: Guest, engine: str) -> None:
+    config = (
+        f"gateway: {{engine: {engine}, state_dir: /run/gw, control_socket: /run/gw/control.sock}}\n"
+        "crypto: {offload: on}\n"
+    )
+    script = 'mkdir -p /run/gw && echo "$0" > /run/gw.yaml && esp-gw run --config /run/gw.yaml'
+    result = blocked.run("sh", "-c", script, config)
+    assert result.status == 1, result.tail
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("esp-gw: error: crypto.offload is on, and AF_ALG can't be had: "), last
+    assert "no gcm(aes)" in last
+    assert "ENOENT" in last

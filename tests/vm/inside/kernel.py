@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from pyroute2 import netns
 
+from esp_gw.lab.gateways import LabGateway
 from esp_gw.lab.netns import Namespace, wire
 from esp_gw.model import (
     AES_GCM,
@@ -30,6 +32,7 @@ from esp_gw.model import (
     Suite,
 )
 
+PATIENCE = 30.0
 _UDP_ENCAP = 100
 _UDP_ENCAP_ESPINUDP = 2
 _AEAD = {
@@ -243,13 +246,55 @@ def _encap_socket(namespace: Namespace, family: socket.AddressFamily) -> socket.
     return sock
 
 
-def write_configuration(path: Path, links: list[Link], settings: dict[str, object]) -> None:
-    """Write esp_gw's half."""
+def write_configuration(
+    path: Path, links: list[Link], settings: dict[str, object], **sections: object
+) -> None:
+    """Write esp_gw's half: `settings` are of the section gateway, `sections` stand beside it."""
     tunnels = [link for link in links if link.mode is Mode.TUNNEL]
     addresses = [link.inner(0, version) for link in tunnels for version in (4, 6)]
     document = {
         "gateway": {"address": addresses, "allow_inline_keys": True, **settings},
         "tunnels": {link.name: link.configuration() for link in links},
+        **sections,
     }
     path.touch(mode=0o600)
     path.write_text(yaml.safe_dump(document))
+
+
+def sizes(link: Link, wanted: list[int]) -> list[int]:
+    """Bytes behind the 8 of a UDP or ICMP header, without those that the kernel can't take."""
+    return [size for size in wanted if 8 + size >= link.least_payload]
+
+
+class Peers:
+    """A running gateway and the kernel beside it."""
+
+    def __init__(self, gateway: LabGateway, kernel: Namespace) -> None:
+        self.gateway = gateway
+        self.kernel = kernel
+        self._sides = (gateway.namespace, kernel)
+
+    def socket(
+        self, side: int, address: str, kind: socket.SocketKind, protocol: int = 0
+    ) -> socket.socket:
+        """A socket of a side, bound to one of its addresses."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with inside(self._sides[side]):
+            sock = socket.socket(family, kind, protocol)
+        sock.settimeout(PATIENCE)
+        sock.bind((address, 0))
+        return sock
+
+    def receive(self, sock: socket.socket, what: str) -> bytes:
+        """What comes next; where nothing does, fails with what both sides have counted."""
+        try:
+            return sock.recv(65535)
+        except TimeoutError:
+            pytest.fail(f"{what}: did not arrive; {self.refused()}")
+
+    def refused(self) -> dict[str, int]:
+        """What esp_gw has dropped and the kernel's ESP refused."""
+        lines = self.kernel.run("cat", "/proc/net/xfrm_stat").stdout.splitlines()
+        counters = {name: int(value) for name, value in map(str.split, lines)}
+        counters |= self.gateway.ask("stats")["drops"]
+        return {name: value for name, value in counters.items() if value}

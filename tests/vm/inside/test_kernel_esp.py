@@ -11,11 +11,11 @@ from importlib.util import find_spec
 from itertools import product
 
 import pytest
-from kernel import Link, build, inside, with_keys, write_configuration
+from kernel import PATIENCE, Link, Peers, build, sizes, with_keys, write_configuration
 from pinger import message
 
 from esp_gw.lab.gateways import LabGateway
-from esp_gw.lab.netns import Namespace, namespaces
+from esp_gw.lab.netns import namespaces
 from esp_gw.model import MIN_REPLAY_WINDOW, SUITES, Encapsulation, Mode
 
 ENGINES = ["python", *(["native"] if find_spec("esp_gw_core") else [])]
@@ -25,7 +25,6 @@ SHAPES = list(product(Mode, Encapsulation, (4, 6), (True, False)))
 # From one byte by way of every padding and around the path MTU to several fragments.
 SIZES = [1, 2, 3, 4, 5, 6, 7, 8, 100, 576, *range(1380, 1480, 13), 1472, 1473, 4000]
 ECHO_SIZES = [0, 1, 56, 1600]
-PATIENCE = 30.0
 
 
 def _links() -> list[Link]:
@@ -52,45 +51,6 @@ def _links() -> list[Link]:
 LINKS = [with_keys(link) for link in _links()]
 every_link = pytest.mark.parametrize("link", LINKS, ids=str)
 both_ways = pytest.mark.parametrize("sender", [0, 1], ids=["from-esp-gw", "from-the-kernel"])
-
-
-def sizes(link: Link, wanted: list[int]) -> list[int]:
-    """Bytes behind the 8 of a UDP or ICMP header, without those that the kernel can't take."""
-    return [size for size in wanted if 8 + size >= link.least_payload]
-
-
-class Peers:
-    """A running gateway and the kernel beside it."""
-
-    def __init__(self, gateway: LabGateway, kernel: Namespace) -> None:
-        self.gateway = gateway
-        self.kernel = kernel
-        self._sides = (gateway.namespace, kernel)
-
-    def socket(
-        self, side: int, address: str, kind: socket.SocketKind, protocol: int = 0
-    ) -> socket.socket:
-        """A socket of a side, bound to one of its addresses."""
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with inside(self._sides[side]):
-            sock = socket.socket(family, kind, protocol)
-        sock.settimeout(PATIENCE)
-        sock.bind((address, 0))
-        return sock
-
-    def receive(self, sock: socket.socket, what: str) -> bytes:
-        """What comes next; where nothing does, fails with what both sides have counted."""
-        try:
-            return sock.recv(65535)
-        except TimeoutError:
-            pytest.fail(f"{what}: did not arrive; {self.refused()}")
-
-    def refused(self) -> dict[str, int]:
-        """What esp_gw has dropped and the kernel's ESP refused."""
-        lines = self.kernel.run("cat", "/proc/net/xfrm_stat").stdout.splitlines()
-        counters = {name: int(value) for name, value in map(str.split, lines)}
-        counters |= self.gateway.ask("stats")["drops"]
-        return {name: value for name, value in counters.items() if value}
 
 
 @pytest.fixture(scope="module", params=ENGINES)
