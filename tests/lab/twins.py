@@ -39,7 +39,7 @@ from esp_gw.engine.python import PythonEngine
 from esp_gw.engine.tun import open_tun
 from esp_gw.esp import OutboundEsp
 from esp_gw.lab.netns import NETNS_DIR, Namespace, add_address, namespaces, wire
-from esp_gw.model import Direction, Encapsulation, Lease, Policy, Sa
+from esp_gw.model import AF_ALG_OFF, Direction, Encapsulation, Lease, Policy, Sa
 
 PORT = 4500
 DEVICE = "esp0"
@@ -135,12 +135,12 @@ MARKER_POLICIES = [
 class Twin:
     """One engine with the ends of its TUN and of its wire."""
 
-    def __init__(self, engine: Engine, gateway: Namespace, peer: Namespace) -> None:
+    def __init__(self, engine: Engine, gateway: Namespace, peer: Namespace, af_alg: str) -> None:
         self.engine = engine
         self.gateway = gateway
         self.events: list[Event] = []
         self._stack = contextlib.ExitStack()
-        engine.open(EngineSettings(DEVICE, PORT, 0xE5B), self._tell)
+        engine.open(EngineSettings(DEVICE, PORT, 0xE5B, af_alg=af_alg), self._tell)
         self._stack.callback(engine.close)
         # Nothing but what a test sends: no router solicitations, and no answers of the kernel.
         for setting in (f"ipv6/conf/{DEVICE}/disable_ipv6", f"ipv4/conf/{DEVICE}/rp_filter"):
@@ -409,8 +409,11 @@ class Twins:
 
 
 @contextlib.contextmanager
-def twins() -> Iterator[Twins]:
-    """Make both engines, each with one worker, in namespaces of their own."""
+def twins(native_af_alg: str = AF_ALG_OFF) -> Iterator[Twins]:
+    """Make both engines, each with one worker, in namespaces of their own.
+
+    Only the native one may have its keys in the kernel: the other is what it is compared with.
+    """
     allowed = os.sched_getaffinity(0)
     with contextlib.ExitStack() as stack:
         # On one processor packets keep their order, whatever the scheduler does.
@@ -420,19 +423,20 @@ def twins() -> Iterator[Twins]:
         stack.callback(loop.close)
         hosts = stack.enter_context(namespaces("py", "py-peer", "native", "native-peer"))
 
-        async def make(engine: Callable[[], Engine], gateway: Namespace, peer: Namespace) -> Twin:
-            return Twin(engine(), gateway, peer)
+        async def make(
+            engine: Callable[[], Engine], gateway: Namespace, peer: Namespace, af_alg: str
+        ) -> Twin:
+            return Twin(engine(), gateway, peer, af_alg)
 
         made = []
-        for engine, gateway, peer in zip(
-            (PythonEngine, NativeEngine), hosts[::2], hosts[1::2], strict=True
-        ):
+        engines = ((PythonEngine, AF_ALG_OFF), (NativeEngine, native_af_alg))
+        for (engine, af_alg), gateway, peer in zip(engines, hosts[::2], hosts[1::2], strict=True):
             wire(gateway, peer)
             for version, length in ((4, 24), (6, 64)):
                 for host, address in zip((gateway, peer), OUTER[version], strict=True):
                     add_address(host, f"{address}/{length}")
             with inside(gateway):
-                twin = loop.run_until_complete(make(engine, gateway, peer))
+                twin = loop.run_until_complete(make(engine, gateway, peer, af_alg))
             stack.callback(twin.close)
             made.append(twin)
         with inside(hosts[1]):

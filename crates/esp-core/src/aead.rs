@@ -54,6 +54,10 @@ pub trait Aead: Send {
         Ok(())
     }
 
+    /// Hear of a packet that will be opened soon, after those heard of before it: what works on
+    /// several packets at once begins with it; no library does.
+    fn expect(&mut self, _nonce: &[u8; NONCE_LEN], _aad: &[u8], _sealed: &[u8]) {}
+
     /// Open `sealed` into `out`, which has `sealed.len()` bytes without the ICV's.
     ///
     /// # Errors

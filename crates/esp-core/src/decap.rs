@@ -1,7 +1,7 @@
 //! One ESP packet opened (RFC 4303 3.4).
 
 use crate::DropReason;
-use crate::aead::Aead;
+use crate::aead::{Aead, NONCE_LEN};
 use crate::encap::{Aad, nonce};
 use crate::replay::ReplayWindow;
 use crate::suite::{ESP_HEADER_LEN, SALT_LEN, Suite, TEXT_OFFSET};
@@ -108,11 +108,27 @@ impl Opener {
         let Some((head, sealed)) = esp.split_first_chunk::<TEXT_OFFSET>() else {
             return Err(DropReason::TooShort);
         };
-        let [s0, s1, s2, s3, _, _, _, _, iv @ ..] = *head;
-        let aad = Aad::new([s0, s1, s2, s3], seq, self.esn);
+        let (nonce, aad) = self.nonce_and_aad(seq, *head);
         self.aead
-            .open(&nonce(self.salt, iv), aad.bytes(), sealed, text)
+            .open(&nonce, aad.bytes(), sealed, text)
             .map_err(|_| DropReason::AuthFailed)
+    }
+
+    /// Have the provider begin with a packet, if it works on several at once. What it is worth,
+    /// `check` and `open` find in its turn.
+    pub fn expect(&mut self, window: &ReplayWindow, esp: &[u8]) {
+        if let (Ok(seq), Some((head, sealed))) = (self.check(window, esp), esp.split_first_chunk())
+        {
+            let (nonce, aad) = self.nonce_and_aad(seq, *head);
+            self.aead.expect(&nonce, aad.bytes(), sealed);
+        }
+    }
+
+    #[inline]
+    fn nonce_and_aad(&self, seq: u64, head: [u8; TEXT_OFFSET]) -> ([u8; NONCE_LEN], Aad) {
+        let [s0, s1, s2, s3, _, _, _, _, iv @ ..] = head;
+        let aad = Aad::new([s0, s1, s2, s3], seq, self.esn);
+        (nonce(self.salt, iv), aad)
     }
 
     /// Check, open, commit and read the trailer of one packet, in the order of RFC 4303 3.4; its

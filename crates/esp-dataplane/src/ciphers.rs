@@ -112,6 +112,12 @@ impl Ciphers {
         }
     }
 
+    /// Whether there may be an AEAD that is to be told of packets before they are opened.
+    #[must_use]
+    pub fn expect_packets(&self) -> bool {
+        !self.kernel.suites.is_empty()
+    }
+
     /// What seals and opens a suite now, for `status`.
     #[must_use]
     pub fn of(&self, suite: &Suite) -> String {

@@ -1,6 +1,7 @@
 //! The way in, in the order in which it happens: socket, SPI, window, open, selectors, merge, TUN.
 //!
 //!   drain       receive merged datagrams, at most BUDGET buffers a call
+//!   expect      have several begun, where a kernel opens them
 //!   receive     one ESP packet: its SA
 //!     accept      window, opened into place, who sent it
 //!     inner       the inner packet of tunnel mode; the header that transport mode's payload had
@@ -10,6 +11,7 @@
 use std::collections::HashMap;
 use std::io::IoSlice;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,6 +25,7 @@ use esp_core::wire;
 
 use crate::shared::{Event, Inbound as Entry, Shared, Tables};
 use crate::socket::Socket;
+use crate::sys::alg::MAX_IN_FLIGHT;
 use crate::sys::mem::Slots;
 use crate::sys::tun::{TunOffloads, TunQueue, TunWrite};
 use crate::sys::{RecvArena, RecvMeta, Result};
@@ -58,6 +61,8 @@ pub struct InboundPath {
     recent: usize,
     /// The SA, as an index of `slots`, that was last found to be allowed to carry a flow.
     flows: FlowCache<usize>,
+    /// Whether AEADs are told of packets before they are opened.
+    expects: bool,
     coalescer: Coalescer,
 }
 
@@ -67,6 +72,7 @@ impl InboundPath {
     /// # Errors
     /// The kernel's, for memory.
     pub fn new(worker: usize, shared: Arc<Shared>, offloads: TunOffloads) -> Result<Self> {
+        let expects = shared.ciphers.expect_packets();
         Ok(Self {
             worker,
             tables: shared.tables.load_full(),
@@ -76,6 +82,7 @@ impl InboundPath {
             by_spi: HashMap::new(),
             recent: 0,
             flows: FlowCache::new(FLOWS),
+            expects,
             coalescer: Coalescer::new(Merging {
                 vnet_len: VNET_LEN,
                 tcp: offloads.contains(TunOffloads::CSUM),
@@ -129,6 +136,9 @@ impl InboundPath {
                 .dropped(DropReason::TooShort, 1);
         }
         while at < meta.len {
+            if self.expects && at % (MAX_IN_FLIGHT * size) == 0 {
+                self.expect(index, at, size, meta, socket);
+            }
             let end = (at + size).min(meta.len);
             let verdict = if meta.truncated {
                 Err(DropReason::Truncated)
@@ -143,20 +153,36 @@ impl InboundPath {
         Ok(())
     }
 
+    /// Tell the AEADs of the datagrams that are next in a buffer: those that a kernel is given at
+    /// once. They may be anything.
+    fn expect(&mut self, index: usize, at: usize, size: usize, meta: &RecvMeta, socket: &Socket) {
+        if meta.truncated || !socket.is_udp() {
+            return;
+        }
+        let end = meta.len.min(at + MAX_IN_FLIGHT * size);
+        for start in (at..end).step_by(size) {
+            let range = start..end.min(start + size);
+            let Ok(Datagram::Esp(spi)) = classify(part(&self.buffers, index, &range), true) else {
+                continue;
+            };
+            if let Some(slot) = self.slot(spi) {
+                let Slot { entry, opener, .. } = &mut self.slots[slot];
+                let esp = part(&self.buffers, index, &range);
+                opener.expect(&entry.sa.window, esp);
+            }
+        }
+    }
+
     /// Find the SA of a datagram; an error where it has none.
     fn receive(
         &mut self,
         index: usize,
-        range: std::ops::Range<usize>,
+        range: Range<usize>,
         meta: &RecvMeta,
         socket: &Socket,
         tun: &TunQueue,
     ) -> Result<std::result::Result<(), DropReason>> {
-        let datagram = self
-            .buffers
-            .get(index)
-            .and_then(|buffer| buffer.get(range.clone()))
-            .unwrap_or_default();
+        let datagram = part(&self.buffers, index, &range);
         let (mut start, mut tos) = (range.start, meta.tos);
         if socket.has_ip_header() {
             let Some([first, outer_tos, ..]) = datagram.first_chunk::<20>() else {
@@ -224,16 +250,12 @@ impl InboundPath {
         &mut self,
         index: usize,
         buffer: usize,
-        range: std::ops::Range<usize>,
+        range: Range<usize>,
         tos: u8,
         src: SocketAddr,
         socket: &Socket,
     ) -> std::result::Result<usize, DropReason> {
-        let esp = self
-            .buffers
-            .get(buffer)
-            .and_then(|buffer| buffer.get(range))
-            .unwrap_or_default();
+        let esp = part(&self.buffers, buffer, &range);
         let slot = &mut self.slots[index];
         let encapsulation = if socket.is_udp() {
             Encapsulation::Udp
@@ -297,6 +319,12 @@ impl InboundPath {
             None => Ok(()),
         }
     }
+}
+
+/// A part of a received buffer; empty where there is no such part.
+fn part<'a>(buffers: &'a Slots, index: usize, range: &Range<usize>) -> &'a [u8] {
+    let buffer = buffers.get(index).unwrap_or_default();
+    buffer.get(range.clone()).unwrap_or_default()
 }
 
 fn follow(entry: &Entry, src: SocketAddr, shared: &Shared) {

@@ -24,7 +24,6 @@ const UNPLUGGED: Failure = Failure::Lost(Error::System {
 enum Fault {
     NotTaken,
     Answer(Failure),
-    NoAnswer,
     OtherBytes,
     OtherAad,
     Short,
@@ -84,7 +83,6 @@ impl KernelKey for Fake {
             Some(Fault::Accepted) => {
                 answer = Ok(request.head.iter().copied().chain([0; 100]).collect());
             }
-            Some(Fault::NoAnswer) => return Ok(()),
             Some(Fault::NotTaken) | None => {}
         }
         self.answers.push((number, answer));
@@ -173,6 +171,17 @@ impl Rig {
             assert_eq!(out, [0; 100]);
         }
         opened.map(|()| out)
+    }
+
+    /// Have packets opened as one buffer of them is: they are heard of, then opened.
+    fn open_run(&mut self, packets: &[(usize, Vec<u8>)]) -> Vec<Result<Vec<u8>, AuthError>> {
+        for (number, sealed) in packets {
+            self.aead.expect(&nonce(*number), &AAD, sealed);
+        }
+        let opened = packets
+            .iter()
+            .map(|(number, sealed)| self.open(sealed, *number));
+        opened.collect()
     }
 
     fn told(&self) -> Vec<String> {
@@ -277,7 +286,6 @@ fn a_packet_that_the_kernel_can_not_open_or_opens_wrong_is_opened_by_the_library
         Fault::NotTaken,
         Fault::Answer(UNPLUGGED),
         Fault::Answer(Failure::Forged),
-        Fault::NoAnswer,
         Fault::OtherBytes,
         Fault::OtherAad,
         Fault::Short,
@@ -351,4 +359,86 @@ fn packets_that_have_no_place_are_an_error_and_nothing_of_the_next_run() {
     rig.aead.seal(&nonce(0), &AAD, &text(0), &mut out).unwrap();
     assert_eq!(rig.aead.finish(&mut std::iter::empty()), Err(SealError));
     assert_eq!(rig.run(1..3).unwrap(), right(1..3));
+}
+
+fn sealed_run(numbers: std::ops::Range<usize>) -> Vec<(usize, Vec<u8>)> {
+    numbers.map(|number| (number, sealed(number))).collect()
+}
+
+#[test]
+fn packets_that_were_heard_of_are_opened_at_once_and_each_only_once() {
+    let mut rig = rig([]);
+    let mut first = 0;
+    // More than the kernel has room for are opened in their turn.
+    for length in [1, ROOM, ROOM + 2, 2] {
+        let packets = sealed_run(first..first + length);
+        let opened = rig.open_run(&packets);
+        let texts: Vec<_> = (first..first + length).map(|n| Ok(text(n))).collect();
+        assert_eq!(opened, texts);
+        first += length;
+    }
+    assert_eq!(rig.aead.key.as_ref().unwrap().requests, first);
+    assert_eq!(rig.told().len(), 0);
+}
+
+#[test]
+fn what_was_heard_of_and_is_not_opened_is_in_nobody_s_way() {
+    let mut rig = rig([]);
+    for number in 0..ROOM {
+        rig.aead.expect(&nonce(number), &AAD, &sealed(number));
+    }
+    // The window has refused the first two; another SA's nonce, then one that nobody heard of.
+    assert_eq!(rig.open(&sealed(2), 2).unwrap(), text(2));
+    assert_eq!(rig.open(&sealed(2), 3), Err(AuthError));
+    assert_eq!(rig.open(&sealed(9), 9).unwrap(), text(9));
+    for number in 10..10 + ROOM {
+        rig.aead.expect(&nonce(number), &AAD, &sealed(number));
+    }
+    for _ in 0..2 {
+        assert_eq!(rig.open(&sealed(20), 20).unwrap(), text(20));
+    }
+    rig.aead.expect(&nonce(30), &AAD, &[0; 4]);
+    assert_eq!(
+        rig.open_run(&sealed_run(30..32)),
+        [Ok(text(30)), Ok(text(31))]
+    );
+    assert_eq!(rig.told().len(), 0);
+}
+
+#[test]
+fn a_forged_packet_with_the_numbers_of_one_that_was_heard_of_is_refused() {
+    let mut rig = rig([]);
+    assert_eq!(rig.open(&sealed(0), 0).unwrap(), text(0));
+    let mut forged = sealed(1);
+    forged[99] ^= 1;
+    rig.aead.expect(&nonce(1), &AAD, &sealed(1));
+    assert_eq!(rig.open(&forged, 1), Err(AuthError));
+    // And the other way round, with its neighbours.
+    let mut packets = sealed_run(2..2 + ROOM);
+    packets[1].1[99] ^= 1;
+    let opened = rig.open_run(&packets);
+    assert_eq!(opened[1], Err(AuthError));
+    assert_eq!(opened[0].as_ref().unwrap(), &text(2));
+    assert_eq!(opened[2].as_ref().unwrap(), &text(4));
+    assert_eq!(rig.told().len(), 0);
+}
+
+#[test]
+fn whatever_the_kernel_does_with_packets_that_it_has_at_once_each_is_opened() {
+    let faults = [
+        Fault::NotTaken,
+        Fault::Answer(UNPLUGGED),
+        Fault::Answer(Failure::Forged),
+        Fault::OtherAad,
+        Fault::Short,
+    ];
+    for fault in faults {
+        for at in 0..ROOM {
+            let mut rig = rig([(at, fault)]);
+            let opened = rig.open_run(&sealed_run(0..5));
+            assert_eq!(opened, (0..5).map(|n| Ok(text(n))).collect::<Vec<_>>());
+            assert!(rig.key_is_gone());
+            assert_eq!(rig.told().len(), 1, "fault at {at}");
+        }
+    }
 }

@@ -1,0 +1,95 @@
+//! Packets that the kernel opens before their turn comes.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use esp_core::aead::NONCE_LEN;
+
+use super::{Answer, Head, KernelKey};
+use crate::sys::alg::{Failure, Request};
+
+/// One packet, and what has come of it.
+struct Packet {
+    nonce: [u8; NONCE_LEN],
+    head: Head,
+    sealed: Range<usize>,
+    text_len: usize,
+    /// None as long as the kernel has it.
+    text: Option<Result<Range<usize>, Failure>>,
+}
+
+/// The packets that were heard of, in the order in which they are to be opened. Each answer is for
+/// the very bytes that it was made of: which packet's turn it is in the end, `answer` looks at.
+#[derive(Default)]
+pub(super) struct Ahead {
+    packets: VecDeque<Packet>,
+    /// Sealed packets, then their texts.
+    bytes: Vec<u8>,
+}
+
+impl Ahead {
+    /// Give the kernel a packet, if it has room.
+    pub(super) fn send<K: KernelKey>(
+        &mut self,
+        key: &mut K,
+        request: &Request<'_>,
+        head: Head,
+        text_len: usize,
+    ) -> Result<(), Failure> {
+        if self.packets.back().is_none_or(|last| last.text.is_some()) {
+            // What is left of those before has not been asked for.
+            self.packets.clear();
+            self.bytes.clear();
+        }
+        if !key.has_room() {
+            return Ok(());
+        }
+        key.send(request)?;
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(request.input);
+        self.packets.push_back(Packet {
+            nonce: *request.nonce,
+            head,
+            sealed: start..self.bytes.len(),
+            text_len,
+            text: None,
+        });
+        Ok(())
+    }
+
+    /// What the kernel has made of a packet; None where that was not heard of.
+    pub(super) fn answer<K: KernelKey>(
+        &mut self,
+        key: &mut K,
+        nonce: &[u8; NONCE_LEN],
+        head: &Head,
+        sealed: &[u8],
+    ) -> Option<Answer<'_>> {
+        if self.packets.back()?.text.is_none() {
+            self.receive(key);
+        }
+        while let Some(packet) = self.packets.pop_front() {
+            let same = (&packet.nonce, packet.head.bytes()) == (nonce, head.bytes())
+                && &self.bytes[packet.sealed] == sealed;
+            if same {
+                let text = packet.text?;
+                return Some(text.map(|text| &self.bytes[text]));
+            }
+        }
+        None
+    }
+
+    fn receive<K: KernelKey>(&mut self, key: &mut K) {
+        let bytes = &mut self.bytes;
+        let mut packets = self.packets.iter_mut();
+        key.receive(&mut |answer| {
+            let Some(packet) = packets.next() else { return };
+            let text = packet.head.behind(answer, packet.text_len);
+            packet.text = Some(text.map(|text| {
+                let start = bytes.len();
+                bytes.extend_from_slice(text);
+                start..bytes.len()
+            }));
+        });
+    }
+}

@@ -1,0 +1,158 @@
+"""The native engine with its keys in the kernel: the same bytes, the same traffic, and no end of it
+when the kernel lets it down."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import twins
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from labtools import edit, ping
+from twin_packets import inbound_steps, leases, outbound_steps, plans
+
+from esp_gw.lab.gateways import LabGateway
+from esp_gw.lab.pair import GatewayPair, PairPlan, gateway_pair
+from esp_gw.lab.traffic import iperf, iperf_server
+from esp_gw.model import AF_ALG_ON, Direction
+
+PARALLEL = "pcrypt(generic-gcm-aesni)"
+"""AES-GCM of the kernel's by threads of its own: it answers later, as an accelerator does."""
+_PIDFD_GETFD = 438
+_SO_DOMAIN = 39
+
+some = settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _parallel() -> None:
+    """Make `gcm(aes)` an asynchronous driver's: the kernel has it from now on, before others."""
+    subprocess.run(["modprobe", "-a", "algif_aead", "aesni_intel", "pcrypt"], check=True)
+    with socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET) as transform:
+        transform.bind(("aead", PARALLEL))
+    drivers = Path("/proc/crypto").read_text().split("\n\n")
+    (parallel,) = [driver for driver in drivers if PARALLEL in driver]
+    assert "async        : yes" in parallel
+
+
+@pytest.fixture(scope="module")
+def both() -> Iterator[twins.Twins]:
+    twins.PATIENCE = 20.0
+    with twins.twins(native_af_alg=AF_ALG_ON) as both:
+        yield both
+
+
+@given(st.data())
+@some
+def test_what_the_tun_gives_leaves_as_the_bytes_that_openssl_makes(
+    both: twins.Twins, data: st.DataObject
+) -> None:
+    plan = data.draw(plans(Direction.OUTBOUND))
+    lease = data.draw(leases(plan.sa))
+    steps = data.draw(outbound_steps(plan, lease))
+    both.compare(lambda twin: twin.outbound(plan.kind, plan.sas, lease, plan.policies, steps))
+
+
+@given(st.data())
+@some
+def test_what_the_sockets_give_comes_in_as_the_packets_that_openssl_makes(
+    both: twins.Twins, data: st.DataObject
+) -> None:
+    plan = data.draw(plans(Direction.INBOUND))
+    steps = data.draw(inbound_steps(plan, 0))
+    both.compare(lambda twin: twin.inbound(plan.sas, 0, steps, both.splitter))
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[GatewayPair]:
+    """Two native gateways that run, the first with its keys in the kernel."""
+    plan = PairPlan(settings={"engine": "native", "workers": 2})
+    with gateway_pair(tmp_path, plan) as pair:
+        edit(pair.a, lambda config: config.update(crypto={"offload": AF_ALG_ON}))
+        pair.start()
+        yield pair
+
+
+def carry(pair: GatewayPair) -> None:
+    """Ping from both ends, fragments too, and carry super-packets in both directions."""
+    for gateway, end in ((pair.a, 1), (pair.b, 0)):
+        assert ping(gateway.namespace, pair.plan.inner(end), count=5) == 5
+        assert ping(gateway.namespace, pair.plan.inner(end), count=2, size=20000) == 2
+    target = pair.plan.inner(1)
+    with iperf_server(pair.b.namespace, target):
+        for direction in ((), ("-R",)):
+            assert iperf(pair.a.namespace, target, 1, "-P", "4", *direction).gbit_s > 0
+
+
+def af_alg_sockets(gateway: LabGateway) -> list[socket.socket]:
+    """The AF_ALG sockets of a daemon, as sockets of ours."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    pidfd = os.pidfd_open(gateway.pid)
+    found = []
+    for entry in Path(f"/proc/{gateway.pid}/fd").iterdir():
+        if not entry.readlink().name.startswith("socket:"):
+            continue
+        fd = libc.syscall(_PIDFD_GETFD, pidfd, int(entry.name), 0)
+        assert fd >= 0, os.strerror(ctypes.get_errno())
+        # Of its family it has to be told: it has no name to know it by.
+        theirs = socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET, 0, fileno=fd)
+        if theirs.getsockopt(socket.SOL_SOCKET, _SO_DOMAIN) == socket.AF_ALG:
+            found.append(theirs)
+        else:
+            theirs.close()
+    os.close(pidfd)
+    return found
+
+
+def test_traffic_flows_through_the_kernel_and_goes_on_where_that_refuses_a_packet(
+    pair: GatewayPair,
+) -> None:
+    carry(pair)
+    status = pair.a.ask("status")
+    assert status["provider"]["aes256gcm16"].startswith("AF_ALG, Linux ")
+    assert status["af_alg"]["aes256gcm16"]["in_use"]
+    sockets = af_alg_sockets(pair.a)
+    # Two keys, in each of which at least one worker has a request at once with others.
+    assert len(sockets) > 2 * 2 + 2
+    # A request that nobody reads the answer of: the kernel takes no other one.
+    for theirs in sockets:
+        with theirs, contextlib.suppress(OSError):
+            theirs.setblocking(False)
+            theirs.sendmsg_afalg([bytes(24)], op=socket.ALG_OP_ENCRYPT, iv=bytes(12), assoclen=8)
+    before = pair.a.ask("stats")["drops"]
+    carry(pair)
+    assert pair.a.ask("stats")["drops"] == before
+    assert af_alg_sockets(pair.a) == []
+    status = pair.a.ask("status")
+    assert status["provider"]["aes256gcm16"].startswith("AWS-LC ")
+    verdict = status["af_alg"]["aes256gcm16"]
+    assert not verdict["in_use"]
+    assert "AF_ALG sendmsg: Invalid argument" in verdict["why"]
+    lines = pair.a.log.read_text().splitlines()
+    assert len([line for line in lines if "AF_ALG is lost" in line]) == 1
+
+
+def test_a_key_leaves_the_kernel_with_its_sa(pair: GatewayPair) -> None:
+    carry(pair)
+    assert af_alg_sockets(pair.a)
+    config = pair.a.config.read_text()
+    edit(pair.a, lambda config: config.pop("tunnels"))
+    pair.a.cli("reload")
+    assert af_alg_sockets(pair.a) == []
+    pair.a.config.write_text(config)
+    pair.a.cli("reload")
+    carry(pair)
