@@ -72,6 +72,7 @@ def examine(config: Path, control_socket: Path) -> list[Finding]:
     if desired is not None:
         control_socket = Path(desired.settings.control_socket)
     running, daemon = _daemon(control_socket)
+    useful, af_alg = _af_alg(wanted, desired)
     findings = [
         _kernel(),
         _tun(),
@@ -79,13 +80,13 @@ def examine(config: Path, control_socket: Path) -> list[Finding]:
         _capabilities(),
         _aes(),
         _engine("auto" if desired is None else desired.settings.engine),
-        _af_alg(wanted, desired),
+        af_alg,
         configured,
     ]
     if desired is not None:
         findings += _network(desired)
         findings.append(_ledger(Path(desired.settings.state_dir) / LEDGER_NAME, running))
-    return [*findings, _unit(wanted), daemon]
+    return [*findings, _unit(wanted, useful), daemon]
 
 
 def _kernel() -> Finding:
@@ -158,10 +159,10 @@ def _engine(wanted: str) -> Finding:
     return Finding(State.OK, "engine", f"native, {esp_gw_core.__version__}")
 
 
-def _af_alg(wanted: str, desired: Desired | None) -> Finding:
-    """What `crypto.offload` would come to here; the service may be allowed less (`_unit`)."""
+def _af_alg(wanted: str, desired: Desired | None) -> tuple[bool, Finding]:
+    """Whether AF_ALG would be used here; the service may be allowed less (`_unit`)."""
     if wanted == AF_ALG_OFF:
-        return Finding(State.OK, "af_alg", "switched off")
+        return False, Finding(State.OK, "af_alg", "switched off")
     tunnels = () if desired is None else desired.tunnels
     suites = sorted({tunnel.suite.name for tunnel in tunnels}) or [DEFAULT_SUITE.name]
     if wanted == AF_ALG_ON:
@@ -169,12 +170,13 @@ def _af_alg(wanted: str, desired: Desired | None) -> Finding:
         lacking = [suite for suite in suites if suite in faults]
         if lacking:
             found = f"not to be had for {' '.join(lacking)}: {faults[lacking[0]]}"
-            return Finding(State.FAULT, "af_alg", found, "set 'crypto.offload: auto'")
-        return Finding(State.OK, "af_alg", "switched on")
+            return False, Finding(State.FAULT, "af_alg", found, "set 'crypto.offload: auto'")
+        return True, Finding(State.OK, "af_alg", "switched on")
     settings = GatewaySettings() if desired is None else desired.settings
     verdicts = choose(AF_ALG_AUTO, _sealer(settings))
     found = "; ".join(dict.fromkeys(_said(verdicts[suite]) for suite in suites))
-    return Finding(State.OK, "af_alg", found)
+    useful = any(verdicts[suite].in_use for suite in suites)
+    return useful, Finding(State.OK, "af_alg", found)
 
 
 def _sealer(settings: GatewaySettings) -> Sealer:
@@ -223,16 +225,18 @@ def _ledger(path: Path, running: bool) -> Finding:
     return Finding(State.OK, "ledger", f"{path}, {keys} keys")
 
 
-def _unit(wanted: str) -> Finding:
+def _unit(wanted: str, useful: bool) -> Finding:
     installed = [folder / UNIT for folder in UNIT_FOLDERS if (folder / UNIT).exists()]
     if not installed:
         return Finding(State.WARNING, "systemd", "no unit is installed", "run 'scripts/install'")
     path, *_ = installed
     drop_ins = [entry for folder in UNIT_FOLDERS for entry in (folder / f"{UNIT}.d").glob("*.conf")]
     allowed = any("AF_ALG" in file.read_text(errors="replace") for file in (path, *drop_ins))
-    if wanted == AF_ALG_ON and not allowed:
-        found = f"{path} does not allow AF_ALG, and crypto.offload is on"
-        return Finding(State.FAULT, "systemd", found, f"copy systemd/af-alg.conf to {path}.d/")
+    if not allowed and (useful or wanted == AF_ALG_ON):
+        state = State.FAULT if wanted == AF_ALG_ON else State.WARNING
+        why = "crypto.offload is on" if wanted == AF_ALG_ON else "it is faster here"
+        found = f"{path} does not allow AF_ALG, and {why}"
+        return Finding(state, "systemd", found, f"copy systemd/af-alg.conf to {path}.d/")
     found = f"{path}, {'with' if allowed else 'without'} AF_ALG"
     return Finding(State.OK, "systemd", found)
 

@@ -15,6 +15,7 @@ from fake_af_alg import GCM, install
 from esp_gw import doctor
 from esp_gw.cli.main import main
 from esp_gw.crypto import processor
+from esp_gw.crypto.measure import Sealer
 from esp_gw.doctor import Finding, State, examine
 from esp_gw.errors import ControlError
 from esp_gw.ledger import Ledger
@@ -154,6 +155,21 @@ def test_a_unit_that_keeps_af_alg_from_the_service_is_a_fault_where_it_is_a_must
     drop_ins.mkdir()
     (drop_ins / "mine.conf").write_text("[Service]\nRestrictAddressFamilies=AF_ALG\n")
     assert machine.findings()["systemd"].state is State.OK
+
+
+@pytest.mark.parametrize(("times_as_fast", "state"), [(2, State.WARNING), (0.5, State.OK)])
+def test_a_unit_that_keeps_af_alg_from_the_service_is_told_of_where_it_is_faster(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, times_as_fast: float, state: State
+) -> None:
+    def measure(provider: str, suite: str, size: int, packets: int) -> float:
+        return size / times_as_fast if provider == "af-alg" else size
+
+    monkeypatch.setattr(Sealer, "measure", lambda _: measure)
+    findings = machine.findings()
+    assert findings["af_alg"].state is State.OK
+    assert findings["af_alg"].found.startswith("used" if times_as_fast > 1 else "not used")
+    assert findings["systemd"].state is state
+    assert ("af-alg.conf" in findings["systemd"].todo) is (times_as_fast > 1)
 
 
 def test_a_machine_without_the_unit_is_told_how_to_install_it(machine: Machine) -> None:
