@@ -28,6 +28,8 @@ PACKAGES = (
     *("sed", "mawk", "tar", "hostname", "mount", "util-linux", "procps", "kmod", "python3"),
     *("iproute2", "iputils-ping", "iperf3", "tcpdump", "nftables", "ethtool", "openssl"),
     *("openssh-client", "openssh-server"),
+    # Of numpy.
+    "libstdc++6",
     # Fulfils what depends on the program that merges /usr, which this root is born with.
     "usr-is-merged",
 )
