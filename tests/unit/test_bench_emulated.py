@@ -12,7 +12,7 @@ from esp_gw.lab.bench.emulated import Board, Emulator, table
 PI_5 = Board("Pi 5", "cortex-a76")
 PI_4 = Board("Pi 4", "cortex-a72", preload=Path("/no_aes.so"))
 
-# 1000 instructions to start, and a packet of case N takes 100 + N, or ten times that without AES.
+# A million to start, and a packet of case N takes 100 + N, or ten times that without AES.
 QEMU = """#!/usr/bin/env python3
 import json, sys
 
@@ -28,7 +28,7 @@ else:
     aes = value("-cpu") == "cortex-a76" and "-E" not in sys.argv
     each = (100 + int(value("--case"))) * (1 if aes else 10)
     print(packets, "aes pmull" if aes else "")
-print(f"{1000 + packets * each} instructions, {packets * 7 * aes} crypto", file=sys.stderr)
+print(f"{1_000_000 + packets * each} instructions, {packets * 7 * aes} crypto", file=sys.stderr)
 """
 
 
