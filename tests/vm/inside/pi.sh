@@ -35,7 +35,7 @@ mkdir /run/esp-gw
 esp-gw ledger create
 esp-gw run > "/out/$VM.log" 2>&1 &
 gateway=$!
-until esp-gw status --json > "/out/$VM.status" 2> /dev/null; do kill -0 $gateway; sleep 1; done
+until esp-gw status > /dev/null 2>&1; do kill -0 $gateway; sleep 1; done
 
 mkdir -p /root/.ssh /run/sshd
 cp /out/id.pub /root/.ssh/authorized_keys
@@ -47,7 +47,7 @@ ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/host_key
 reached "$VM is up"
 at "$other is up"
 if [ "$VM" = a ]; then
-    tcpdump -n -i wan -Z root -w /out/clear.pcap net 10.0.0.0/8 2> /out/tcpdump &
+    tcpdump -n -i wan -Z root -w /out/wire.pcap 2> /out/tcpdump &
     capture=$!
     until grep -q listening /out/tcpdump; do kill -0 $capture; sleep 0.5; done
     until ping -n -c 1 -W 10 10.2.0.1 > /out/ping; do sleep 1; done
@@ -60,6 +60,7 @@ if [ "$VM" = a ]; then
     kill $capture
     wait $capture || true
     esp-gw stats --json > /out/a.stats
+    esp-gw status --json > /out/a.status
     reached "iperf3 is done"
     python3 -m esp_gw.lab.two_pis --json --seconds 2 "root@$own" "root@$peer" \
         > /out/two-pis.json 2> /out/two-pis.errors || reached "two-pis failed"
@@ -71,6 +72,7 @@ else
         reached "$way"
         wait $!
     done
+    esp-gw status --json > /out/b.status
     at "all done"
     pgrep iperf3 > /out/left || true
 fi
