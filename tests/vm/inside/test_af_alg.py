@@ -124,7 +124,7 @@ def exchange(peers: Peers) -> None:
                     peers.socket(1 - sender, addresses[1], socket.SOCK_DGRAM) as theirs,
                 ):
                     ours.connect(theirs.getsockname())
-                    for size in sizes(link, [1, 3, 576, 1300]):
+                    for size in sizes(link, [1, 1300]):
                         payload = os.urandom(size)
                         ours.send(payload)
                         what = f"{link}, {size} bytes, IPv{version}"
@@ -155,7 +155,6 @@ def test_no_key_stays_in_the_kernel_when_its_sa_is_gone(peers: Peers) -> None:
     assert keys_in_kernel() <= 2 * status["workers"]
     configure(peers.gateway, status["engine"], LINKS)
     assert peers.gateway.ask("reload")["changes"]
-    exchange(peers)
 
 
 def test_a_gateway_that_loses_af_alg_loses_no_packet(peers: Peers) -> None:
