@@ -67,7 +67,8 @@ def test_a_system_that_does_not_start_is_named_and_the_others_go_on(tmp_path: Pa
 
 
 def test_an_interrupted_benchmark_leaves_no_namespace() -> None:
-    command = [*BENCH, *SMALLEST, "--system", "python"]
+    # What a script has in its background has SIGINT ignored, and so have its children.
+    command = ["env", "--default-signal=INT", *BENCH, *SMALLEST, "--system", "python"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:
