@@ -70,8 +70,8 @@ impl Sealer {
     /// Seal the first `payload_len` bytes of `buf` as one ESP packet into `out`; returns its length.
     ///
     /// The trailer, 2 to 5 bytes, is written into `buf` behind the payload; `out` has `esp_len`
-    /// bytes or more, and may be sent after `finish`. `seq` comes from the SA's `SeqCounter` and is used for this packet alone: it
-    /// is the IV. RFC 4303 3.3, RFC 4106 3 to 5, RFC 7634 2.
+    /// bytes or more, and may be sent after `finish`. `seq` comes from the SA's `SeqCounter` and is
+    /// used for this packet alone: it is the IV. RFC 4303 3.3, RFC 4106 3 to 5, RFC 7634 2.
     ///
     /// # Errors
     /// `TooBig` where `buf` or `out` is too short, `SendError` where the provider fails.
