@@ -9,11 +9,9 @@ from dataclasses import asdict
 import click
 
 from esp_gw.errors import LabError
-from esp_gw.lab.signals import ended_by_signals
+from esp_gw.lab.program import run_command_line
 from esp_gw.lab.two_pis.measure import Options, measure
 from esp_gw.lab.two_pis.report import table
-
-INTERRUPTED = 130
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -68,14 +66,7 @@ def _say(text: str) -> None:
 def main() -> int:
     """Run the command line and return the exit status."""
     try:
-        with ended_by_signals():
-            status: int = two_pis.main(prog_name="scripts/iperf3-two-pis", standalone_mode=False)
-            return status
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        return INTERRUPTED
+        return run_command_line(two_pis, "scripts/iperf3-two-pis")
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
     return 1

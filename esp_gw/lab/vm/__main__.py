@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from esp_gw.errors import LabError
-from esp_gw.lab.signals import ended_by_signals
+from esp_gw.lab.program import run_command_line
 from esp_gw.lab.vm.image import ARCHITECTURES, Architecture, kernel_image
 from esp_gw.lab.vm.machine import Machine, Setup, VmError, run, run_all
 from esp_gw.lab.vm.protocol import Command, Kind
@@ -24,7 +24,6 @@ from esp_gw.lab.vm.root import Root, foreign_root, native_engine
 
 FAILED = 125
 """The exit status when the machine failed, not the command in it."""
-INTERRUPTED = 130
 CONSOLE_LINES = 40
 CHECKOUT = Path(__file__).parents[3]
 CACHE = CHECKOUT / ".vm"
@@ -214,14 +213,7 @@ def _say(text: str) -> None:
 def main() -> int:
     """Run the command line and return the exit status."""
     try:
-        with ended_by_signals():
-            status: int = vm.main(prog_name="scripts/vm", standalone_mode=False)
-            return status
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        return INTERRUPTED
+        return run_command_line(vm, "scripts/vm")
     except VmError as error:
         for line in error.console.splitlines()[-CONSOLE_LINES:]:
             print(f"console: {line}", file=sys.stderr)
