@@ -375,20 +375,20 @@ def test_a_key_of_the_wrong_size_goes_nowhere_and_is_not_repeated(
         ("--local-ts", "10.0.0.1/8", "has bits outside its prefix; write 10.0.0.0/8"),
         ("--remote-ts", "10.0.0.0/33", "is not a prefix such as 192.168.1.0/24"),
         ("--remote-ts", "", "is not a prefix"),
-        ("--suite", "des", "'aes256gcm16', 'aes256gcm12'"),
-        ("--suite", "des", "'chacha20poly1305'"),
-        ("--mode", "beet", "'tunnel', 'transport'"),
-        ("--direction", "up", "'inbound'"),
-        ("--remote-port", "0", "1<=x<=65535"),
-        ("--replay-window", "32", "64<=x<=8192"),
-        ("--keepalive", "-1", "0<=x<=3600"),
+        ("--suite", "des", "aes256gcm12"),
+        ("--suite", "des", "chacha20poly1305"),
+        ("--mode", "beet", "transport"),
+        ("--direction", "up", "inbound"),
+        ("--remote-port", "0", "65535"),
+        ("--replay-window", "32", "8192"),
+        ("--keepalive", "-1", "3600"),
     ],
 )
 def test_wrong_input_is_a_usage_error_that_names_the_option(
     gateway: Gateway, capsys: Capture, key_file: Path, option: str, value: str, says: str
 ) -> None:
     err = fail(capsys, *ADD, "--key-file", str(key_file), option, value, status=2)
-    assert f"Invalid value for '{option}'" in err
+    assert option in err
     assert says in err
     assert gateway.asked == []
 
@@ -522,6 +522,11 @@ def test_only_the_python_engine_needs_pyca_cryptography() -> None:
 
 def test_version_and_usage(capsys: Capture) -> None:
     assert run(capsys, "--version") == "esp-gw 0.1.0\n"
-    assert "No such command 'wg'" in fail(capsys, "wg", status=2)
-    for group in ("sa", "policy", "tunnel", "ledger"):
-        assert "Commands:" in run(capsys, group, "--help")
+    assert "wg" in fail(capsys, "wg", status=2)
+    for group, command in (
+        ("sa", "flush"),
+        ("policy", "add"),
+        ("tunnel", "list"),
+        ("ledger", "show"),
+    ):
+        assert command in run(capsys, group, "--help")

@@ -73,7 +73,7 @@ def test_a_key_in_the_place_of_its_file_is_refused_and_not_repeated(
     key = prefix + "0123456789abcdef" * 4 + "01234567"
     sa = ("--direction", "outbound", "--spi", "4097", "--local", "192.0.2.1", "--remote", "::2")
     err = fail(capsys, "sa", "add", "x", *sa, "--key-file", key, status=2)
-    assert "Invalid value for --key-file: this is a key" in err
+    assert "--key-file: this is a key" in err
     assert "0123" not in err
 
 
@@ -200,7 +200,7 @@ def test_bench_crypto_prints_a_table_what_is_missing_and_what_to_use(
         "figures"
     ]
     assert {entry["provider"] for entry in found["missing"]} == {"af-alg"}
-    assert "No such option" in fail(capsys, "bench", "crypto", "--fast", status=2)
+    assert "--fast" in fail(capsys, "bench", "crypto", "--fast", status=2)
 
 
 def test_bench_crypto_counts_on_af_alg_where_that_is_faster(
