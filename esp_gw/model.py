@@ -215,7 +215,7 @@ class Sa:
         """The highest sequence number that the SA may send: 64 bits with ESN, 32 without.
 
         One that another program began stays in 32 bits, where the IVs of that program are not
-        met (docs/safety.md).
+        met (docs/explanation/safety.md).
         """
         return 2**64 - 1 if self.esn and not self.used_seq else 2**32 - 1
 

@@ -70,6 +70,8 @@ make_venv() {
     say "installing the Python package into ${venv#"$PWD"/}"
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root$extras" >&2
+    # lab/ is never installed; this environment alone finds it.
+    printf '%s\n' "$root" >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/checkout.pth"
     printf '%s' "$wanted" >"$stamp"
 }
 

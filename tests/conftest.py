@@ -1,15 +1,12 @@
-"""What all tests have: builders to import, and a file for what was tried with other programs."""
+"""Settings of all tests, and the option --evidence: results with other implementations."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 # A slow machine, or an emulated one, is no fault of the code.
 settings.register_profile("esp-gw", deadline=None, suppress_health_check=[HealthCheck.too_slow])

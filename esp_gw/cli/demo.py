@@ -45,7 +45,7 @@ def demo(
     engine: str, mode: str, encapsulation: str, suite: str, seconds: int, as_json: bool
 ) -> int:
     """Join two network namespaces on this machine and show that it works. Needs root."""
-    from esp_gw.lab import demo as lab_demo  # noqa: PLC0415 - needs the daemon's libraries
+    from esp_gw.demo import run as lab_demo  # noqa: PLC0415 - needs the daemon's libraries
 
     return lab_demo.run(
         lab_demo.DemoOptions(

@@ -19,7 +19,7 @@ def doctor(daemon: Daemon, config: Path, as_json: bool) -> int:
 
     Works without a running gateway, and best as root. The exit status is 1 where there is a fault.
     """
-    from esp_gw.doctor import State, examine  # noqa: PLC0415 - it needs nearly everything
+    from esp_gw.cli.diagnosis import State, examine  # noqa: PLC0415 - it needs nearly everything
 
     findings = examine(config, daemon.socket)
     faults, warnings = (

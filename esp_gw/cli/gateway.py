@@ -24,7 +24,7 @@ from esp_gw.model import NO_AES
 )
 def run(config: Path, log_level: str) -> int:
     """Run the gateway in the foreground, as systemd does."""
-    from esp_gw import daemon  # noqa: PLC0415 - the daemon's libraries are slow to import
+    from esp_gw.daemon import main as daemon  # noqa: PLC0415 - the daemon's libraries are slow to import
 
     return daemon.run(config, log_level)
 
@@ -36,7 +36,7 @@ def run(config: Path, log_level: str) -> int:
 @json_option
 def check(files: tuple[Path, ...], as_json: bool) -> int:
     """Check configuration files without touching anything."""
-    from esp_gw.config import load_config  # noqa: PLC0415 - pydantic is slow to import
+    from esp_gw.config.load import load_config  # noqa: PLC0415 - pydantic is slow to import
     from esp_gw.crypto.advice import advice  # noqa: PLC0415
 
     results: list[dict[str, Any]] = []

@@ -30,7 +30,7 @@ def import_(daemon: Daemon, files: tuple[str, ...], check: bool, as_json: bool) 
     Each FILE holds what 'ip xfrm state' or 'ip xfrm policy' printed as root, or both; - is stdin.
     All of it is added, as with 'sa add' and 'policy add', or nothing.
     """
-    from esp_gw.store import plain, revealed  # noqa: PLC0415 - pydantic is slow to import
+    from esp_gw.config.added import plain, revealed  # noqa: PLC0415 - pydantic is slow to import
     from esp_gw.xfrm.parser import join, parse  # noqa: PLC0415
     from esp_gw.xfrm.takeover import take_over  # noqa: PLC0415
 
@@ -75,8 +75,8 @@ def export(daemon: Daemon, form: str, target: str, remote: str | None, config: P
     They are read from the configuration, its key files, and what 'sa add' and 'sa import' added,
     so this needs root; how far the keys are used, from the daemon if it runs.
     """
-    from esp_gw.config import load_config  # noqa: PLC0415 - pydantic is slow to import
-    from esp_gw.store import STORE_NAME, Store, merge  # noqa: PLC0415
+    from esp_gw.config.added import STORE_NAME, Store, merge  # noqa: PLC0415
+    from esp_gw.config.load import load_config  # noqa: PLC0415 - pydantic is slow to import
     from esp_gw.xfrm.commands import batch  # noqa: PLC0415
 
     _refuse_open_stdout(target)

@@ -45,12 +45,12 @@ def create(state_dir: Path, config: Path, replace: bool) -> None:
     and those of the SAs that the CLI added: any of them may have been used. Make new keys
     afterwards. Nothing is replaced while one of these can't be read.
     """
-    from esp_gw.ledger import Ledger  # noqa: PLC0415 - imports sqlite3
-    from esp_gw.machine import machine_identity  # noqa: PLC0415
+    from esp_gw.ledger.identity import machine_identity  # noqa: PLC0415
+    from esp_gw.ledger.ledger import Ledger  # noqa: PLC0415 - imports sqlite3
 
     path = state_dir / LEDGER_FILE
     if replace:
-        from esp_gw.store import STORE_NAME  # noqa: PLC0415 - pydantic is slow to import
+        from esp_gw.config.added import STORE_NAME  # noqa: PLC0415 - pydantic is slow to import
 
         configured, added = _keys_of_config(config), _keys_of_cli(state_dir / STORE_NAME)
         retired = Ledger.replace(path, machine_identity(), [*configured, *added])
@@ -71,7 +71,7 @@ def create(state_dir: Path, config: Path, replace: bool) -> None:
 
 
 def _keys_of_config(config: Path) -> list[KeyMaterial]:
-    from esp_gw.config import load_config  # noqa: PLC0415 - pydantic is slow to import
+    from esp_gw.config.load import load_config  # noqa: PLC0415 - pydantic is slow to import
 
     try:
         return [sa.keymat for sa in load_config(config).sas]
@@ -85,7 +85,7 @@ def _keys_of_config(config: Path) -> list[KeyMaterial]:
 
 
 def _keys_of_cli(path: Path) -> list[KeyMaterial]:
-    from esp_gw.store import Store  # noqa: PLC0415 - pydantic is slow to import
+    from esp_gw.config.added import Store  # noqa: PLC0415 - pydantic is slow to import
 
     try:
         return [entry.to_sa().keymat for entry in Store(path).load().sas]
@@ -103,8 +103,8 @@ def _keys_of_cli(path: Path) -> list[KeyMaterial]:
 @json_option
 def show(state_dir: Path, as_json: bool) -> None:
     """Show how far each key is used; the daemon must not be running."""
-    from esp_gw.ledger import Ledger  # noqa: PLC0415 - imports sqlite3
-    from esp_gw.machine import machine_identity  # noqa: PLC0415
+    from esp_gw.ledger.identity import machine_identity  # noqa: PLC0415
+    from esp_gw.ledger.ledger import Ledger  # noqa: PLC0415 - imports sqlite3
 
     opened = Ledger.open(state_dir / LEDGER_FILE, machine_identity())
     try:

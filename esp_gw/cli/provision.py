@@ -94,7 +94,7 @@ def init(
     out: Path,
 ) -> None:
     """Write the configurations and keys of two gateways, A and B, that fit each other."""
-    from esp_gw.provision import make_pair  # noqa: PLC0415 - pydantic is slow to import
+    from esp_gw.config.provision import make_pair  # noqa: PLC0415 - pydantic is slow to import
 
     if mode == Mode.TUNNEL and not (local_net and remote_net):
         raise click.UsageError(
@@ -136,7 +136,7 @@ def init(
 )
 def keygen(suite: str, sas: int, out: Path) -> None:
     """Write a key file with a fresh random key and salt, or several; they are never printed."""
-    from esp_gw.keyfile import generate, write_key_file  # noqa: PLC0415 - only needed here
+    from esp_gw.config.keyfile import generate, write_key_file  # noqa: PLC0415 - only needed here
 
     keymats = [generate(SUITES[suite]) for _ in range(sas)]
     write_key_file(out, keymats, f"Key and salt for {suite}.")

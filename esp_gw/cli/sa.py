@@ -10,15 +10,7 @@ import click
 
 from esp_gw.cli import output
 from esp_gw.cli.kernel import export, import_
-from esp_gw.cli.options import (
-    PORT,
-    SUITE,
-    Daemon,
-    address,
-    json_option,
-    selector_options,
-    spi,
-)
+from esp_gw.cli.options import PORT, SUITE, Daemon, address, json_option, selector_options, spi
 from esp_gw.model import (
     DEFAULT_SUITE,
     MAX_REPLAY_WINDOW,
@@ -156,7 +148,7 @@ sa.add_command(export)
 
 def _read_key(source: str, suite: Suite) -> str:
     """The key as hex for the request, checked before it goes anywhere."""
-    from esp_gw import keyfile  # noqa: PLC0415 - only this command needs it
+    from esp_gw.config import keyfile  # noqa: PLC0415 - only this command needs it
 
     if keyfile.is_a_key(source):
         raise click.BadParameter(

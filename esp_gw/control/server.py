@@ -19,12 +19,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from esp_gw.control.protocol import (
-    Request,
-    RequestDecoder,
-    encode_error,
-    encode_reply,
-)
+from esp_gw.control.protocol import Request, RequestDecoder, encode_error, encode_reply
 from esp_gw.errors import ControlError, EspGwError
 from esp_gw.logs import log
 

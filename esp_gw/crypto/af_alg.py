@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 
-from esp_gw.crypto.base import Aead, Buffer
+from esp_gw.crypto.aead import Aead, Buffer
 from esp_gw.model import AES_GCM, AES_GMAC, CHACHA20_POLY1305, SALT_LEN, KeyMaterial, Suite
 
 _ALGORITHMS = {

@@ -8,8 +8,8 @@ import time
 from cryptography.exceptions import UnsupportedAlgorithm
 
 from esp_gw.crypto import af_alg, openssl
+from esp_gw.crypto.aead import Aead
 from esp_gw.crypto.af_alg import AfAlgError
-from esp_gw.crypto.base import Aead
 from esp_gw.model import AF_ALG, IV_LEN, OPENSSL, SALT_LEN, SUITES, KeyMaterial, Suite
 
 _PROVIDERS = {OPENSSL: openssl.make_aead, AF_ALG: af_alg.make_aead}

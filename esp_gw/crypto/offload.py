@@ -9,7 +9,7 @@ from dataclasses import replace
 from cryptography.exceptions import InvalidTag
 
 from esp_gw.crypto import af_alg, openssl
-from esp_gw.crypto.base import Aead, Buffer, Verdict
+from esp_gw.crypto.aead import Aead, Buffer, Verdict
 from esp_gw.crypto.probe import unavailable, without
 from esp_gw.model import KeyMaterial, Suite
 

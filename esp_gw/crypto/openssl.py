@@ -7,7 +7,7 @@ from cryptography.hazmat.backends.openssl import backend
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
-from esp_gw.crypto.base import Aead, Buffer
+from esp_gw.crypto.aead import Aead, Buffer
 from esp_gw.errors import EngineError
 from esp_gw.model import AES_GCM, AES_GMAC, CHACHA20_POLY1305, SALT_LEN, KeyMaterial, Suite
 

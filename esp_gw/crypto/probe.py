@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from esp_gw.crypto import af_alg
-from esp_gw.crypto.base import Aead, Verdict
+from esp_gw.crypto.aead import Aead, Verdict
 from esp_gw.crypto.measure import BRIEF, Measured, Sealer, cells, measure_cells
 from esp_gw.crypto.recommend import SIZES
 from esp_gw.errors import EngineError

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from esp_gw.crypto.base import Verdict
+from esp_gw.crypto.aead import Verdict
 from esp_gw.model import (
     AF_ALG_AUTO,
     PROVIDER_AUTO,

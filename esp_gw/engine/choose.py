@@ -27,6 +27,6 @@ def make_engine(name: str) -> Engine:
         from esp_gw.engine.native import NativeEngine
 
         return NativeEngine()
-    from esp_gw.engine.python import PythonEngine
+    from esp_gw.engine.python.engine import PythonEngine
 
     return PythonEngine()

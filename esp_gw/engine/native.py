@@ -13,7 +13,7 @@ from typing import Any
 import esp_gw_core
 
 from esp_gw.crypto import probe
-from esp_gw.crypto.base import Verdict
+from esp_gw.crypto.aead import Verdict
 from esp_gw.crypto.measure import Sealer
 from esp_gw.engine.base import (
     AfAlgLost,
@@ -32,8 +32,8 @@ from esp_gw.engine.base import (
     SaCounters,
     SoftExpired,
 )
-from esp_gw.engine.outer import refused
-from esp_gw.engine.tun import DEVICE, not_created, not_opened
+from esp_gw.engine.python.outer import refused
+from esp_gw.engine.python.tun import DEVICE, not_created, not_opened
 from esp_gw.errors import EngineError
 from esp_gw.model import AF_ALG_ON, Direction, Encapsulation, Lease, Policy, Sa, Selector
 

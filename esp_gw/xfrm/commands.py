@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from esp_gw.config.keyfile import format_keymat
 from esp_gw.errors import EspGwError
-from esp_gw.keyfile import format_keymat
 from esp_gw.model import (
     UDP_ENCAP_PORT,
     Action,

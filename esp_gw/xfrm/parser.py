@@ -23,16 +23,7 @@ from esp_gw.model import (
     Mode,
     Suite,
 )
-from esp_gw.xfrm.lines import (
-    Line,
-    address,
-    mode,
-    number,
-    pairs,
-    read_lines,
-    selector,
-    show_word,
-)
+from esp_gw.xfrm.lines import Line, address, mode, number, pairs, read_lines, selector, show_word
 from esp_gw.xfrm.records import (
     Dump,
     PolicyDirection,

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from itertools import combinations, groupby
 from typing import NoReturn, TypeVar
 
-from esp_gw.conflicts import covers, find_conflicts, overlap
+from esp_gw.config.added import PolicyEntry, SaEntry, parse_policy_entry, parse_sa_entry
+from esp_gw.config.conflicts import covers, find_conflicts, overlap
+from esp_gw.config.keyfile import format_keymat
 from esp_gw.errors import ControlError, EspGwError
-from esp_gw.keyfile import format_keymat
 from esp_gw.model import (
     DEFAULT_REPLAY_WINDOW,
     MAX_REPLAY_WINDOW,
@@ -21,21 +22,13 @@ from esp_gw.model import (
     PortRange,
     Selector,
 )
-from esp_gw.store import PolicyEntry, SaEntry, parse_policy_entry, parse_sa_entry
-from esp_gw.xfrm.records import (
-    Dump,
-    PolicyDirection,
-    Template,
-    XfrmPolicy,
-    XfrmSelector,
-    XfrmState,
-)
+from esp_gw.xfrm.records import Dump, PolicyDirection, Template, XfrmPolicy, XfrmSelector, XfrmState
 
 MARGIN = 2**20
 """Sequence numbers to leave out, which the kernel may use up after its states were printed: 12 s of
 full packets at 1 Gbit/s."""
 LAST_SEQ = 2**32 - 1
-"""The highest number that an SA of the kernel may go on to: see docs/safety.md."""
+"""The highest number that an SA of the kernel may go on to: see docs/explanation/safety.md."""
 
 Entry = TypeVar("Entry", SaEntry, PolicyEntry)
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from labtools import Capture, configured_sa, edit, ping, tunnel
 
-from esp_gw.lab.pair import GatewayPair, PairPlan, gateway_pair
-from esp_gw.lab.traffic import iperf, iperf_server
+from esp_gw.demo.pair import GatewayPair, PairPlan, gateway_pair
+from esp_gw.demo.traffic import iperf, iperf_server
 from esp_gw.model import SUITES, Encapsulation, Mode, Sa
+from tests.support.labtools import Capture, configured_sa, edit, ping, tunnel
 
 pytestmark = pytest.mark.root
 PINGS = 5

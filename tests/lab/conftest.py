@@ -9,11 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from labtools import Capture, MakePair
 
-from esp_gw.lab.netns import Namespace
-from esp_gw.lab.pair import GatewayPair, PairPlan, gateway_pair
-from esp_gw.lab.tap import Tap
+from esp_gw.demo.netns import Namespace
+from esp_gw.demo.pair import GatewayPair, PairPlan, gateway_pair
+from esp_gw.demo.tap import Tap
+from tests.support.labtools import Capture, MakePair
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

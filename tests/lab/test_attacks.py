@@ -9,7 +9,15 @@ from collections.abc import Callable
 from ipaddress import ip_address
 
 import pytest
-from labtools import (
+from scapy.layers.inet import ICMP, IP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.packet import Packet, Raw
+
+from esp_gw.demo.gateways import LabGateway
+from esp_gw.demo.netns import add_address
+from esp_gw.demo.pair import GatewayPair
+from esp_gw.model import Encapsulation
+from tests.support.labtools import (
     Capture,
     MakePair,
     answers,
@@ -27,14 +35,6 @@ from labtools import (
     udp_frame,
     until,
 )
-from scapy.layers.inet import ICMP, IP, UDP
-from scapy.layers.inet6 import IPv6
-from scapy.packet import Packet, Raw
-
-from esp_gw.lab.gateways import LabGateway
-from esp_gw.lab.netns import add_address
-from esp_gw.lab.pair import GatewayPair
-from esp_gw.model import Encapsulation
 
 StartCapture = Callable[..., Capture]
 A, B = (ip_address(address).packed for address in ("192.0.2.1", "192.0.2.2"))

@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from esp_gw.lab.netns import NETNS_DIR
+from esp_gw.demo.netns import NETNS_DIR
 
-BENCH = (sys.executable, "-m", "esp_gw.lab.bench")
+BENCH = (sys.executable, "-m", "lab.bench")
 SMALLEST = ("--quick", "--rounds", "1", "--only", "systems")
 
 

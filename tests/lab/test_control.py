@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from labtools import configured_sa, drops, ping, sas, write_key
 
-from esp_gw.lab.gateways import LabGateway
-from esp_gw.lab.netns import add_address
-from esp_gw.lab.pair import GatewayPair
-from esp_gw.lab.traffic import iperf, iperf_server
+from esp_gw.demo.gateways import LabGateway
+from esp_gw.demo.netns import add_address
+from esp_gw.demo.pair import GatewayPair
+from esp_gw.demo.traffic import iperf, iperf_server
+from tests.support.labtools import configured_sa, drops, ping, sas, write_key
 
 A_INNER, B_INNER = "10.1.8.1", "10.2.8.1"
 

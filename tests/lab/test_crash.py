@@ -10,12 +10,11 @@ from collections import Counter
 from collections.abc import Callable
 from ipaddress import ip_address
 
-from labtools import Capture, esp_packets, network, ping, until
-
-from esp_gw.lab.netns import Namespace, end
-from esp_gw.lab.pair import GatewayPair
-from esp_gw.lab.tap import Tap
-from esp_gw.lab.traffic import iperf_server
+from esp_gw.demo.netns import Namespace, end
+from esp_gw.demo.pair import GatewayPair
+from esp_gw.demo.tap import Tap
+from esp_gw.demo.traffic import iperf_server
+from tests.support.labtools import Capture, esp_packets, network, ping, until
 
 MakePair = Callable[..., GatewayPair]
 

@@ -8,12 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from labtools import Capture, MakePair, drops, edit, esp_packets, ping, sas, tunnel, until
 
-from esp_gw.lab.netns import end
-from esp_gw.lab.pair import GatewayPair
-from esp_gw.lab.traffic import iperf_server
-from esp_gw.ledger import LEASE_NO_ESN
+from esp_gw.demo.netns import end
+from esp_gw.demo.pair import GatewayPair
+from esp_gw.demo.traffic import iperf_server
+from esp_gw.ledger.ledger import LEASE_NO_ESN
+from tests.support.labtools import (
+    Capture,
+    MakePair,
+    drops,
+    edit,
+    esp_packets,
+    ping,
+    sas,
+    tunnel,
+    until,
+)
 
 OUT = "pi-b/out"
 

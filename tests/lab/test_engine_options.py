@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from labtools import edit, ping, until
 
-from esp_gw.lab.gateways import LabGateway
-from esp_gw.lab.netns import Namespace
-from esp_gw.lab.pair import GatewayPair
-from esp_gw.lab.traffic import iperf, iperf_server
+from esp_gw.demo.gateways import LabGateway
+from esp_gw.demo.netns import Namespace
+from esp_gw.demo.pair import GatewayPair
+from esp_gw.demo.traffic import iperf, iperf_server
 from esp_gw.model import Encapsulation
+from tests.support.labtools import edit, ping, until
 
 MakePair = Callable[..., GatewayPair]
 ALL = ("tso", "uso", "udp_gso", "udp_gro", "merge")

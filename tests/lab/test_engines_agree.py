@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from twin_packets import inbound_steps, leases, outbound_steps, plans
-from twins import Twins, twins
 
 from esp_gw.model import Direction
+from tests.support.twin_packets import inbound_steps, leases, outbound_steps, plans
+from tests.support.twins import Twins, twins
 
 some = settings(
     max_examples=200,

@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from labtools import Capture, MakePair, edit, esp_packets, ping, sas, write_key
-
-from esp_gw.lab.pair import GatewayPair
+from esp_gw.demo.pair import GatewayPair
+from tests.support.labtools import Capture, MakePair, edit, esp_packets, ping, sas, write_key
 
 TUNNELS = 150
 WATCHED = (0, TUNNELS // 2, TUNNELS - 1)

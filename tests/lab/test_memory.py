@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from labtools import ping
-
-from esp_gw.lab.pair import GatewayPair
+from esp_gw.demo.pair import GatewayPair
+from tests.support.labtools import ping
 
 SMALL = 4 << 20
 """Bytes: less than any interpreter maps."""

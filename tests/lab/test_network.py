@@ -8,7 +8,13 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
-from labtools import (
+
+from esp_gw.demo.netns import Namespace, add_address, end, namespaces
+from esp_gw.demo.pair import GatewayPair
+from esp_gw.demo.tap import Tap
+from esp_gw.demo.traffic import iperf, iperf_server
+from esp_gw.model import Encapsulation, Mode
+from tests.support.labtools import (
     MakePair,
     edit,
     forwarding,
@@ -20,12 +26,6 @@ from labtools import (
     until,
     write,
 )
-
-from esp_gw.lab.netns import Namespace, add_address, end, namespaces
-from esp_gw.lab.pair import GatewayPair
-from esp_gw.lab.tap import Tap
-from esp_gw.lab.traffic import iperf, iperf_server
-from esp_gw.model import Encapsulation, Mode
 
 StartTap = Callable[..., Tap]
 

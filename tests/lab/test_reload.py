@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub import HUB, Hub, hub_lab, inner
-from labtools import (
+
+from esp_gw.demo.netns import Namespace
+from esp_gw.demo.pair import GatewayPair
+from tests.support.hub import HUB, Hub, hub_lab, inner
+from tests.support.labtools import (
     MakePair,
     answers,
     drops,
@@ -21,9 +24,6 @@ from labtools import (
     until,
     write_key,
 )
-
-from esp_gw.lab.netns import Namespace
-from esp_gw.lab.pair import GatewayPair
 
 
 @pytest.fixture

@@ -8,15 +8,15 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
-from labtools import MakePair, edit, network, running, site_host, tunnel, until
 
+from esp_gw.config.provision import make_pair as make_configurations
+from esp_gw.demo.gateways import LabGateway
+from esp_gw.demo.netns import end, namespaces
+from esp_gw.demo.pair import GatewayPair
+from esp_gw.demo.tap import Tap
+from esp_gw.demo.traffic import ping
 from esp_gw.errors import LabError
-from esp_gw.lab.gateways import LabGateway
-from esp_gw.lab.netns import end, namespaces
-from esp_gw.lab.pair import GatewayPair
-from esp_gw.lab.tap import Tap
-from esp_gw.lab.traffic import ping
-from esp_gw.provision import make_pair as make_configurations
+from tests.support.labtools import MakePair, edit, network, running, site_host, tunnel, until
 
 StartTap = Callable[..., Tap]
 
@@ -218,7 +218,7 @@ def test_a_rule_that_is_removed_leaves_a_moment_of_cleartext_at_most(
 def test_the_documented_routes_close_the_gap_between_a_stop_and_a_start(
     make_pair: MakePair, tap: StartTap
 ) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "safety.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "explanation" / "safety.md").read_text()
     commands = re.findall(r"(?m)^ip ((?:-6 )?route add unreachable .*)$", text)
     assert len(commands) == 2
     pair = make_pair(inner_versions=(4, 6))

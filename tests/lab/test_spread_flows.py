@@ -11,7 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from labtools import (
+from scapy.layers.inet import ICMP, IP
+from scapy.packet import Raw
+
+from esp_gw.config.keyfile import format_keymat, generate
+from esp_gw.demo.gateways import LabGateway
+from esp_gw.demo.netns import Namespace, add_address, end
+from esp_gw.demo.pair import GatewayPair
+from esp_gw.demo.traffic import iperf_server, iperf_summary
+from esp_gw.model import DEFAULT_SUITE, Encapsulation
+from tests.support.labtools import (
     MakePair,
     configured_sa,
     drops,
@@ -24,22 +33,13 @@ from labtools import (
     udp_frame,
     until,
 )
-from scapy.layers.inet import ICMP, IP
-from scapy.packet import Raw
-
-from esp_gw.keyfile import format_keymat, generate
-from esp_gw.lab.gateways import LabGateway
-from esp_gw.lab.netns import Namespace, add_address, end
-from esp_gw.lab.pair import GatewayPair
-from esp_gw.lab.traffic import iperf_server, iperf_summary
-from esp_gw.model import DEFAULT_SUITE, Encapsulation
 
 SAS = 4
 FLOWS = 24
 PORT = 7000
 FAR = 5_000_000
 INNER = ("10.1.0.1", "10.2.0.1")
-FLOWS_PROGRAM = str(Path(__file__).with_name("flows.py"))
+FLOWS_PROGRAM = str(Path(__file__).parents[1] / "support" / "flows.py")
 
 
 @contextmanager

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from labtools import ping
 
-from esp_gw.lab.netns import Namespace
-from esp_gw.lab.pair import GatewayPair
-from esp_gw.lab.tap import Tap
-from esp_gw.lab.traffic import iperf, iperf_server
+from esp_gw.demo.netns import Namespace
+from esp_gw.demo.pair import GatewayPair
+from esp_gw.demo.tap import Tap
+from esp_gw.demo.traffic import iperf, iperf_server
 from esp_gw.model import SUITES, Encapsulation, Mode
+from tests.support.labtools import ping
 
 MakePair = Callable[..., GatewayPair]
 StartTap = Callable[[Namespace], Tap]

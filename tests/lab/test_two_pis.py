@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from esp_gw.lab.pair import GatewayPair, PairPlan, gateway_pair
+from esp_gw.demo.pair import GatewayPair, PairPlan, gateway_pair
 from esp_gw.model import Mode
 
-TWO_PIS = (sys.executable, "-m", "esp_gw.lab.two_pis")
+TWO_PIS = (sys.executable, "-m", "lab.two_pis")
 SSH = """\
 #!/bin/sh
 for word; do host=$before before=$word; done

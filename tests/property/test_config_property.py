@@ -13,12 +13,12 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from esp_gw.config import load_config
-from esp_gw.conflicts import covers, overlap
+from esp_gw.config.added import Store, StoredState, parse_policy_entry, parse_sa_entry
+from esp_gw.config.conflicts import covers, overlap
+from esp_gw.config.load import load_config
+from esp_gw.config.provision import make_pair
 from esp_gw.errors import ConfigError, ControlError
 from esp_gw.model import PortRange, Selector
-from esp_gw.provision import make_pair
-from esp_gw.store import Store, StoredState, parse_policy_entry, parse_sa_entry
 
 KEY = "5ec4e7" * 12
 GOOD = f"""\

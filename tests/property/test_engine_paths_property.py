@@ -6,17 +6,28 @@ from collections import Counter
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
-from builders import OUTER, discard, protect, selector
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rig import HEADS, HOST_HEADS, HOSTS, MSG_TRUNC, V4, V6, FakeOuter, Pair, packet, pair
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 from scapy.packet import Packet, Raw
 
-from esp_gw.engine import outbound
 from esp_gw.engine.base import HardExpired, LeaseLow, SoftExpired
+from esp_gw.engine.python import outbound
 from esp_gw.model import DropReason, Encapsulation, Lease, Mode
+from tests.support.builders import OUTER, discard, protect, selector
+from tests.support.rig import (
+    HEADS,
+    HOST_HEADS,
+    HOSTS,
+    MSG_TRUNC,
+    V4,
+    V6,
+    FakeOuter,
+    Pair,
+    packet,
+    pair,
+)
 
 slow = settings(max_examples=60, deadline=None)
 versions = st.sampled_from([4, 6])

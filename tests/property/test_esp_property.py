@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esp_gw.crypto.openssl import make_aead
+from esp_gw.engine.python.esp import Drop, InboundEsp, OutboundEsp, esp_len
 from esp_gw.errors import EngineError
-from esp_gw.esp import Drop, InboundEsp, OutboundEsp, esp_len
 from esp_gw.model import (
     SUITES,
     Direction,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from esp_gw.errors import KeyReuseError
-from esp_gw.ledger import Ledger, Role
+from esp_gw.ledger.ledger import Ledger, Role
 from esp_gw.model import KeyMaterial, Lease
 
 MACHINE = "a" * 64

@@ -8,24 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 
-from builders import desired, make_sa, selector
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esp_gw.engine.base import OuterSocket
-from esp_gw.model import (
-    Action,
-    Desired,
-    Direction,
-    Encapsulation,
-    IPAddress,
-    IPNetwork,
-    Policy,
-    Sa,
-)
-from esp_gw.netplan import MAIN_TABLE, Network, Route, RouteKind, Rule, plan_network
-from esp_gw.reconcile import Action as Step
-from esp_gw.reconcile import (
+from esp_gw.daemon.reconcile import Action as Step
+from esp_gw.daemon.reconcile import (
     AddAddress,
     AddRoute,
     AddRule,
@@ -41,6 +28,10 @@ from esp_gw.reconcile import (
     outer_sockets,
     reconcile,
 )
+from esp_gw.engine.base import OuterSocket
+from esp_gw.model import Action, Desired, Direction, Encapsulation, IPAddress, IPNetwork, Policy, Sa
+from esp_gw.network.plan import MAIN_TABLE, Network, Route, RouteKind, Rule, plan_network
+from tests.support.builders import desired, make_sa, selector
 
 HOST = frozenset({ip_address("192.0.2.1"), ip_address("10.1.0.1")})
 RouteKey = tuple[RouteKind, IPNetwork, int]

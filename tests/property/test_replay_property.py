@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from esp_gw.engine.python.replay import ReplayWindow
 from esp_gw.model import DropReason
-from esp_gw.replay import ReplayWindow
 
 SUBSPACE = 2**32
 LAST = 2**64 - 1

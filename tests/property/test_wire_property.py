@@ -17,9 +17,17 @@ from scapy.layers.inet6 import (
 )
 from scapy.packet import Packet, Raw
 
-from esp_gw.esp import Drop
+from esp_gw.engine.python.esp import Drop
+from esp_gw.engine.python.wire import (
+    NO_PORT,
+    Inner,
+    flow_key,
+    packet_length,
+    parse,
+    set_ecn,
+    traffic_class,
+)
 from esp_gw.model import DropReason
-from esp_gw.wire import NO_PORT, Inner, flow_key, packet_length, parse, set_ecn, traffic_class
 
 ports = st.integers(0, 65535)
 addresses4 = st.integers(0, 2**32 - 1)

@@ -5,13 +5,10 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_network
 
 import pytest
-from builders import mirrored, protect
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from xfrm_kernel import kernel_after
-from xfrm_print import print_dump
 
-from esp_gw.conflicts import find_conflicts
+from esp_gw.config.conflicts import find_conflicts
 from esp_gw.errors import EspGwError
 from esp_gw.model import (
     SUITES,
@@ -27,6 +24,9 @@ from esp_gw.model import (
 from esp_gw.xfrm import takeover
 from esp_gw.xfrm.commands import MARGIN, batch
 from esp_gw.xfrm.parser import parse
+from tests.support.builders import mirrored, protect
+from tests.support.xfrm_kernel import kernel_after
+from tests.support.xfrm_print import print_dump
 
 OUTER = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
 
@@ -147,7 +147,7 @@ def test_numbers_that_are_nearly_used_up_are_refused() -> None:
 
 
 def _plain(selector: Selector) -> tuple[Sa, Sa, Selector]:
-    from builders import make_sa
+    from tests.support.builders import make_sa
 
     out = make_sa("t/out", Direction.OUTBOUND, 0x1001, selector, esn=False)
     return out, make_sa("t/in", Direction.INBOUND, 0x1002, selector, esn=False), selector

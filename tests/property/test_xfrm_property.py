@@ -7,7 +7,6 @@ from ipaddress import ip_address, ip_network
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from xfrm_print import NAMES, print_dump
 
 from esp_gw.errors import EspGwError
 from esp_gw.model import SUITES, Direction, IPAddress, IPNetwork, KeyMaterial, Mode, Suite
@@ -21,6 +20,7 @@ from esp_gw.xfrm.records import (
     XfrmSelector,
     XfrmState,
 )
+from tests.support.xfrm_print import NAMES, print_dump
 
 u32 = st.integers(0, 2**32 - 1)
 spis = st.integers(256, 2**32 - 1)

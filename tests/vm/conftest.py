@@ -10,11 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from guest import INSIDE, LIMIT, Guest, MakeSetup
 
-from esp_gw.lab.vm.__main__ import CHECKOUT
-from esp_gw.lab.vm.__main__ import make_setup as make_setup_of
-from esp_gw.lab.vm.machine import Machine
+from lab.vm.__main__ import CHECKOUT
+from lab.vm.__main__ import make_setup as make_setup_of
+from lab.vm.machine import Machine
+from tests.support.guest import INSIDE, LIMIT, Guest, MakeSetup
 
 # What needs the machine's kernel is run there, by tests here.
 collect_ignore = [] if INSIDE in os.environ else ["inside"]

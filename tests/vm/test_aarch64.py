@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from guest import Guest
 from scapy.layers.inet import IP, UDP
 from scapy.utils import rdpcap
 
-from esp_gw.lab.vm.__main__ import CHECKOUT, make_setup
-from esp_gw.lab.vm.machine import Machine
+from lab.vm.__main__ import CHECKOUT, make_setup
+from lab.vm.machine import Machine
+from tests.support.guest import Guest
 
 NATIVE = sorted((CHECKOUT / "dist").glob("esp_gw_core-*aarch64.whl"))
 ENGINES = ["python", *(["native"] if NATIVE else [])]
@@ -46,7 +46,7 @@ def test_the_demo_passes(board: Guest, engine: str) -> None:
 def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two Raspberry Pis with the configurations that configs/ has for them; what they left."""
     out = tmp_path_factory.mktemp("pis")
-    command = (sys.executable, "-m", "esp_gw.lab.vm", "pair", "--arch", "aarch64")
+    command = (sys.executable, "-m", "lab.vm", "pair", "--arch", "aarch64")
     options = ("--out", str(out), "--timeout", str(PAIR_LIMIT))
     result = subprocess.run(
         [*command, *options, "--", "sh", "tests/vm/inside/pi.sh"],

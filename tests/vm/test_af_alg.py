@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guest import Guest
+from tests.support.guest import Guest
 
 
 def test_af_alg_does_what_openssl_does_and_may_go(guest: Guest) -> None:

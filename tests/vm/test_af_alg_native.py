@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guest import Guest
+from tests.support.guest import Guest
 
 
 def test_the_native_engine_has_its_keys_in_the_kernel(guest: Guest) -> None:

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from guest import Guest, MakeSetup
 
-from esp_gw.lab.vm.machine import Machine
+from lab.vm.machine import Machine
+from tests.support.guest import Guest, MakeSetup
 
 SUITES = {"aes256gcm16", "aes128gcm16", "chacha20poly1305"}
 INIT = (

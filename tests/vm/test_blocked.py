@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
-from guest import Guest, MakeSetup
 
-from esp_gw.lab.vm.machine import Machine
+from lab.vm.machine import Machine
+from tests.support.guest import Guest, MakeSetup
 
 BLOCKED = ("esp4", "esp6", "algif_aead")
 ENGINES = ["python", *(["native"] if find_spec("esp_gw_core") else [])]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guest import Guest
+from tests.support.guest import Guest
 
 
 def test_esp_gw_and_the_kernel_understand_each_other(guest: Guest) -> None:

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from guest import Guest, MakeSetup
 
-from esp_gw.lab.vm.__main__ import CHECKOUT
-from esp_gw.lab.vm.machine import Machine, VmError
+from lab.vm.__main__ import CHECKOUT
+from lab.vm.machine import Machine, VmError
+from tests.support.guest import Guest, MakeSetup
 
-VM = (sys.executable, "-m", "esp_gw.lab.vm")
+VM = (sys.executable, "-m", "lab.vm")
 
 AF_ALG = """
 import socket
@@ -112,8 +112,8 @@ def test_a_machine_that_cannot_start_says_why_in_one_line(make_setup: MakeSetup)
 
 FETCH = """
 import sys; from pathlib import Path
-from esp_gw.lab.vm.image import ARCHITECTURES, kernel_image
-from esp_gw.lab.vm.root import foreign_root
+from lab.vm.image import ARCHITECTURES, kernel_image
+from lab.vm.root import foreign_root
 cache, project = map(Path, sys.argv[1:])
 """
 

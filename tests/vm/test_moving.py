@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guest import Guest
+from tests.support.guest import Guest
 
 
 def test_a_gateway_of_the_kernel_moves_while_its_peer_stays(guest: Guest) -> None:

@@ -7,9 +7,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from ledgers import MACHINE
 
-from esp_gw.ledger import Ledger
+from esp_gw.ledger.ledger import Ledger
+from tests.support.ledgers import MACHINE
 
 
 @pytest.fixture

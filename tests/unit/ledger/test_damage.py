@@ -7,7 +7,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from ledgers import (
+
+from esp_gw.errors import LedgerDamagedError
+from esp_gw.ledger.ledger import Ledger
+from tests.support.ledgers import (
     ESN,
     MACHINE,
     key,
@@ -17,9 +20,6 @@ from ledgers import (
     make_other_database,
     make_rollback_journal,
 )
-
-from esp_gw.errors import LedgerDamagedError
-from esp_gw.ledger import Ledger
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from ledgers import ESN, MACHINE, key, reopened
 
 from esp_gw.errors import LedgerDamagedError, LedgerError
-from esp_gw.ledger import Ledger
+from esp_gw.ledger.ledger import Ledger
 from esp_gw.model import Lease
+from tests.support.ledgers import ESN, MACHINE, key, reopened
 
 
 def test_every_commit_waits_for_the_disk(ledger: Ledger) -> None:

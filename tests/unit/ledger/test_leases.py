@@ -7,11 +7,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from ledgers import ESN, NO_ESN, key, reopened
 
 from esp_gw.errors import KeyReuseError
-from esp_gw.ledger import LEASE_ESN, LEASE_NO_ESN, Ledger
+from esp_gw.ledger.ledger import LEASE_ESN, LEASE_NO_ESN, Ledger
 from esp_gw.model import KeyMaterial, Lease
+from tests.support.ledgers import ESN, NO_ESN, key, reopened
 
 # Leases
 

@@ -12,11 +12,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from ledgers import ESN, MACHINE, key
 
-from esp_gw import ledger_file
 from esp_gw.errors import LedgerDamagedError, LedgerError, LedgerForeignError, LedgerMissingError
-from esp_gw.ledger import Ledger
+from esp_gw.ledger import file as ledger_file
+from esp_gw.ledger.ledger import Ledger
+from tests.support.ledgers import ESN, MACHINE, key
 
 
 def test_files_are_for_the_owner_only_whatever_the_umask(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_root_gives_no_file_away_that_has_another_name(
 
 def test_another_process_is_refused_until_the_ledger_is_closed(ledger: Ledger, path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from esp_gw.ledger import Ledger\n"
+        "import sys; from pathlib import Path; from esp_gw.ledger.ledger import Ledger\n"
         "try: Ledger.open(Path(sys.argv[1]), sys.argv[2])\n"
         "except Exception as error: print(type(error).__name__, error)\n"
         "else: print('opened')"

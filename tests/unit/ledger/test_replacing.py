@@ -8,10 +8,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from ledgers import ESN, MACHINE, key, make_directory, make_empty, make_garbage
 
 from esp_gw.errors import KeyReuseError, LedgerDamagedError
-from esp_gw.ledger import Ledger, Role
+from esp_gw.ledger.ledger import Ledger, Role
+from tests.support.ledgers import ESN, MACHINE, key, make_directory, make_empty, make_garbage
 
 
 def test_replacing_a_foreign_ledger_retires_every_key_for_both_directions(

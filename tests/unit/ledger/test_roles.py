@@ -6,10 +6,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from ledgers import ESN, key, reopened
 
 from esp_gw.errors import KeyReuseError
-from esp_gw.ledger import Ledger, Role
+from esp_gw.ledger.ledger import Ledger, Role
+from tests.support.ledgers import ESN, key, reopened
 
 
 def test_replay_floors_survive_and_never_go_down(ledger: Ledger, path: Path) -> None:

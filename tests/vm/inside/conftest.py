@@ -1,13 +1,8 @@
-"""What the tests in the machine need beside themselves."""
+"""The marker of the tests inside a virtual machine."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 def pytest_configure(config: pytest.Config) -> None:

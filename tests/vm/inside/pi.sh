@@ -62,7 +62,7 @@ if [ "$VM" = a ]; then
     esp-gw stats --json > /out/a.stats
     esp-gw status --json > /out/a.status
     reached "iperf3 is done"
-    python3 -m esp_gw.lab.two_pis --json --seconds 2 "root@$own" "root@$peer" \
+    python3 -m lab.two_pis --json --seconds 2 "root@$own" "root@$peer" \
         > /out/two-pis.json 2> /out/two-pis.errors || reached "two-pis failed"
     reached "all done"
 else

@@ -11,14 +11,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from kernel import Link, Peers, build, sizes, with_keys, write_configuration
 
 from esp_gw.crypto import af_alg, openssl
 from esp_gw.crypto.measure import Sealer
 from esp_gw.crypto.probe import choose, find_faults
-from esp_gw.lab.gateways import LabGateway
-from esp_gw.lab.netns import namespaces
+from esp_gw.demo.gateways import LabGateway
+from esp_gw.demo.netns import namespaces
 from esp_gw.model import IV_LEN, SALT_LEN, SUITES, Encapsulation, KeyMaterial, Mode, Suite
+from tests.support.kernel_peer import Link, Peers, build, sizes, with_keys, write_configuration
 
 ENGINES = ["python", *(["native"] if find_spec("esp_gw_core") else [])]
 SABOTAGE = Path(__file__).parent / "sabotage"

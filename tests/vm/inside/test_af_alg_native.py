@@ -12,16 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import twins
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from labtools import edit, ping
-from twin_packets import inbound_steps, leases, outbound_steps, plans
 
-from esp_gw.lab.gateways import LabGateway
-from esp_gw.lab.pair import GatewayPair, PairPlan, gateway_pair
-from esp_gw.lab.traffic import iperf, iperf_server
+from esp_gw.demo.gateways import LabGateway
+from esp_gw.demo.pair import GatewayPair, PairPlan, gateway_pair
+from esp_gw.demo.traffic import iperf, iperf_server
 from esp_gw.model import AF_ALG_ON, Direction
+from tests.support import twins
+from tests.support.labtools import edit, ping
+from tests.support.twin_packets import inbound_steps, leases, outbound_steps, plans
 
 PARALLEL = "pcrypt(generic-gcm-aesni)"
 """AES-GCM of the kernel's by threads of its own: it answers later, as an accelerator does."""

@@ -11,12 +11,20 @@ from importlib.util import find_spec
 from itertools import product
 
 import pytest
-from kernel import PATIENCE, Link, Peers, build, sizes, with_keys, write_configuration
-from pinger import message
 
-from esp_gw.lab.gateways import LabGateway
-from esp_gw.lab.netns import namespaces
+from esp_gw.demo.gateways import LabGateway
+from esp_gw.demo.netns import namespaces
 from esp_gw.model import MIN_REPLAY_WINDOW, SUITES, Encapsulation, Mode
+from tests.support.kernel_peer import (
+    PATIENCE,
+    Link,
+    Peers,
+    build,
+    sizes,
+    with_keys,
+    write_configuration,
+)
+from tests.support.pinger import message
 
 ENGINES = ["python", *(["native"] if find_spec("esp_gw_core") else [])]
 WINDOWS = (32, 64, 128, 1024, 4096)

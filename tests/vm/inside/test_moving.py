@@ -22,19 +22,19 @@ from typing import Any
 
 import pytest
 import yaml
-from labtools import Capture, EspPacket, esp_packets, frames, send_frames, until
 from pyroute2 import netns
 
+from esp_gw.config.provision import make_pair
 from esp_gw.control.client import call
-from esp_gw.lab.gateways import LabGateway
-from esp_gw.lab.netns import Namespace, add_address, end, namespaces, wire
-from esp_gw.ledger import Ledger
-from esp_gw.machine import machine_identity
+from esp_gw.demo.gateways import LabGateway
+from esp_gw.demo.netns import Namespace, add_address, end, namespaces, wire
+from esp_gw.ledger.identity import machine_identity
+from esp_gw.ledger.ledger import Ledger
 from esp_gw.model import Encapsulation, Mode
-from esp_gw.provision import make_pair
 from esp_gw.xfrm.parser import parse
 from esp_gw.xfrm.records import XfrmState
 from esp_gw.xfrm.takeover import MARGIN
+from tests.support.labtools import Capture, EspPacket, esp_packets, frames, send_frames, until
 
 OUTER = ("192.0.2.1", "192.0.2.2")
 INNER = (("10.1.0.1", "10.1.0.0/24"), ("10.2.0.1", "10.2.0.0/24"))

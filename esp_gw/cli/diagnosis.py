@@ -1,0 +1,257 @@
+"""What this machine has for esp_gw, and what is in its way: looked at, never changed.
+
+Looking for AF_ALG makes the kernel load its module where it has one.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import platform
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from esp_gw.config.load import load_config
+from esp_gw.control.client import call
+from esp_gw.crypto.aead import Verdict
+from esp_gw.crypto.measure import Sealer
+from esp_gw.crypto.probe import choose, find_faults
+from esp_gw.crypto.processor import aes_path
+from esp_gw.engine.choose import is_native
+from esp_gw.engine.python.tun import DEVICE, not_opened
+from esp_gw.errors import ConfigError, ControlError, EspGwError, LedgerError
+from esp_gw.ledger.identity import machine_identity
+from esp_gw.ledger.ledger import Ledger
+from esp_gw.model import (
+    AF_ALG_AUTO,
+    AF_ALG_OFF,
+    AF_ALG_ON,
+    DEFAULT_SUITE,
+    NO_AES,
+    Desired,
+    GatewaySettings,
+)
+from esp_gw.network.sysctl import network_warnings
+
+LEDGER_NAME = "ledger.db"
+UNIT_FOLDERS = (Path("/etc/systemd/system"), Path("/usr/lib/systemd/system"))
+UNIT = "esp-gw.service"
+PROC_STATUS = Path("/proc/self/status")
+_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
+# The options of UDP sockets (udp(7)), with the first kernel that has them.
+_UDP_OFFLOADS = (("UDP GSO", 103, "4.18"), ("UDP GRO", 104, "5.0"))
+
+
+class State(enum.StrEnum):
+    """How bad it is: a fault keeps the gateway from working."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAULT = "fault"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at: what was found, and what to do where it is not right."""
+
+    state: State
+    what: str
+    found: str
+    todo: str = ""
+
+
+def examine(config: Path, control_socket: Path) -> list[Finding]:
+    """Look at everything there is, whether a gateway runs or not.
+
+    `control_socket` is where to ask for one while the configuration doesn't say it.
+    """
+    desired, configured = _configuration(config)
+    wanted = AF_ALG_AUTO if desired is None else desired.settings.af_alg
+    if desired is not None:
+        control_socket = Path(desired.settings.control_socket)
+    running, daemon = _daemon(control_socket)
+    useful, af_alg = _af_alg(wanted, desired)
+    findings = [
+        _kernel(),
+        _tun(),
+        _udp_offloads(),
+        _capabilities(),
+        _aes(),
+        _engine("auto" if desired is None else desired.settings.engine),
+        af_alg,
+        configured,
+    ]
+    if desired is not None:
+        findings += _network(desired)
+        findings.append(_ledger(Path(desired.settings.state_dir) / LEDGER_NAME, running))
+    return [*findings, _unit(wanted, useful), daemon]
+
+
+def _kernel() -> Finding:
+    system = platform.uname()
+    return Finding(State.OK, "kernel", f"{system.system} {system.release}, {system.machine}")
+
+
+def _tun() -> Finding:
+    try:
+        os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        refused = not_opened(DEVICE, error)
+        return Finding(State.FAULT, "tun", f"{DEVICE}: {error.strerror}", refused.hint or "")
+    return Finding(State.OK, "tun", DEVICE)
+
+
+def _udp_offloads() -> Finding:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        missing = [
+            f"{name} (Linux {since})"
+            for name, option, since in _UDP_OFFLOADS
+            if not _has_option(sock, option)
+        ]
+    names = " and ".join(name for name, _, _ in _UDP_OFFLOADS)
+    if missing:
+        found = f"this kernel has no {', no '.join(missing)}: the native engine is slower"
+        return Finding(State.WARNING, "udp offload", found)
+    return Finding(State.OK, "udp offload", names)
+
+
+def _has_option(sock: socket.socket, option: int) -> bool:
+    try:
+        sock.setsockopt(socket.IPPROTO_UDP, option, 0)
+    except OSError:
+        return False
+    return True
+
+
+def _capabilities() -> Finding:
+    lines = PROC_STATUS.read_text().splitlines()
+    effective = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
+    missing = [name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1]
+    if missing:
+        found = f"this command has no {' and no '.join(missing)}; the service has its own"
+        return Finding(State.WARNING, "capabilities", found, "use sudo to see what root sees")
+    return Finding(State.OK, "capabilities", ", ".join(_CAPABILITIES))
+
+
+def _aes() -> Finding:
+    path = aes_path()
+    if path == NO_AES:
+        found = "the processor has no AES instructions"
+        return Finding(State.WARNING, "aes", found, "see 'esp-gw bench crypto' for the suite")
+    return Finding(State.OK, "aes", path)
+
+
+def _engine(wanted: str) -> Finding:
+    try:
+        if not is_native(wanted):
+            why = "as configured" if wanted == "python" else "the native one is not installed"
+            state = State.OK if wanted == "python" else State.WARNING
+            todo = "" if wanted == "python" else "'pip install esp-gw[native]' is faster"
+            return Finding(state, "engine", f"python, {why}", todo)
+        import esp_gw_core  # noqa: PLC0415 - it may not be there, or be of another machine
+    except EspGwError as error:
+        return Finding(State.FAULT, "engine", error.what, error.hint or "")
+    except ImportError as error:
+        found = f"the native one can't be loaded: {error}"
+        return Finding(State.FAULT, "engine", found, "install it again, or set 'engine: python'")
+    return Finding(State.OK, "engine", f"native, {esp_gw_core.__version__}")
+
+
+def _af_alg(wanted: str, desired: Desired | None) -> tuple[bool, Finding]:
+    """Whether AF_ALG would be used here; the service may be allowed less (`_unit`)."""
+    if wanted == AF_ALG_OFF:
+        return False, Finding(State.OK, "af_alg", "switched off")
+    tunnels = () if desired is None else desired.tunnels
+    suites = sorted({tunnel.suite.name for tunnel in tunnels}) or [DEFAULT_SUITE.name]
+    if wanted == AF_ALG_ON:
+        faults = find_faults()
+        lacking = [suite for suite in suites if suite in faults]
+        if lacking:
+            found = f"not to be had for {' '.join(lacking)}: {faults[lacking[0]]}"
+            return False, Finding(State.FAULT, "af_alg", found, "set 'crypto.offload: auto'")
+        return True, Finding(State.OK, "af_alg", "switched on")
+    settings = GatewaySettings() if desired is None else desired.settings
+    verdicts = choose(AF_ALG_AUTO, _sealer(settings))
+    found = "; ".join(dict.fromkeys(_said(verdicts[suite]) for suite in suites))
+    useful = any(verdicts[suite].in_use for suite in suites)
+    return useful, Finding(State.OK, "af_alg", found)
+
+
+def _sealer(settings: GatewaySettings) -> Sealer:
+    try:
+        return Sealer(is_native(settings.engine), settings.provider)
+    except EspGwError:  # told by _engine
+        return Sealer(native=False)
+
+
+def _said(verdict: Verdict) -> str:
+    return f"{'used' if verdict.in_use else 'not used'}: {verdict.why}"
+
+
+def _configuration(config: Path) -> tuple[Desired | None, Finding]:
+    if not os.path.lexists(config):
+        todo = "run 'esp-gw init', or name another one with --config"
+        return None, Finding(State.WARNING, "config", f"{config}: is not there", todo)
+    try:
+        desired = load_config(config)
+    except ConfigError as error:
+        first, *others = error.problems
+        found = f"{first} (and {len(others)} more)" if others else str(first)
+        return None, Finding(State.FAULT, "config", found, f"run 'sudo esp-gw check {config}'")
+    found = f"{config}: {len(desired.tunnels)} tunnels, {len(desired.sas)} SAs"
+    if desired.warnings:
+        text = f"{found}, {len(desired.warnings)} warnings"
+        return desired, Finding(State.WARNING, "config", text, f"run 'esp-gw check {config}'")
+    return desired, Finding(State.OK, "config", found)
+
+
+def _network(desired: Desired) -> Iterator[Finding]:
+    for text in network_warnings(desired, desired.settings.interface):
+        found, _, todo = text.partition("; ")
+        yield Finding(State.WARNING, "network", found, todo)
+
+
+def _ledger(path: Path, running: bool) -> Finding:
+    if running:
+        return Finding(State.OK, "ledger", f"{path}, in use by the gateway that runs")
+    try:
+        ledger = Ledger.open(path, machine_identity())
+        keys = len(ledger.entries())
+        ledger.close()
+    except LedgerError as error:
+        return Finding(State.FAULT, "ledger", f"{path}: {error.what}", error.hint or "")
+    return Finding(State.OK, "ledger", f"{path}, {keys} keys")
+
+
+def _unit(wanted: str, useful: bool) -> Finding:
+    installed = [folder / UNIT for folder in UNIT_FOLDERS if (folder / UNIT).exists()]
+    if not installed:
+        return Finding(State.WARNING, "systemd", "no unit is installed", "run 'scripts/install'")
+    path, *_ = installed
+    drop_ins = [entry for folder in UNIT_FOLDERS for entry in (folder / f"{UNIT}.d").glob("*.conf")]
+    allowed = any("AF_ALG" in file.read_text(errors="replace") for file in (path, *drop_ins))
+    if not allowed and (useful or wanted == AF_ALG_ON):
+        state = State.FAULT if wanted == AF_ALG_ON else State.WARNING
+        why = "crypto.offload is on" if wanted == AF_ALG_ON else "it is faster here"
+        found = f"{path} does not allow AF_ALG, and {why}"
+        return Finding(state, "systemd", found, f"copy systemd/af-alg.conf to {path}.d/")
+    found = f"{path}, {'with' if allowed else 'without'} AF_ALG"
+    return Finding(State.OK, "systemd", found)
+
+
+def _daemon(control_socket: Path) -> tuple[bool, Finding]:
+    """Whether the gateway runs, as far as this user may know."""
+    try:
+        reply = call(control_socket, "GetStatus", {})
+    except ControlError as error:
+        return True, Finding(State.WARNING, "gateway", error.what, error.hint or "")
+    except EspGwError as error:
+        return False, Finding(State.OK, "gateway", error.what, error.hint or "")
+    found = f"runs, pid {reply['pid']}, engine {reply['engine']}"
+    warnings = reply["warnings"]
+    if isinstance(warnings, list) and warnings:
+        text = f"{found}, {len(warnings)} warnings"
+        return True, Finding(State.WARNING, "gateway", text, "see 'esp-gw status'")
+    return True, Finding(State.OK, "gateway", found)

@@ -1,0 +1,276 @@
+"""The configuration: a YAML file, or a folder of them, into all that is wanted, or every fault."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
+
+from esp_gw.config.conflicts import find_conflicts
+from esp_gw.config.document import Document, read_document
+from esp_gw.config.fields import (
+    Location,
+    Strict,
+    describe,
+    parse_integer,
+    parse_name,
+    parse_suite,
+    provider_fault,
+    unknown_field,
+)
+from esp_gw.config.keyfile import generate
+from esp_gw.config.models import CryptoModel, GatewayModel, KeySource, PolicyModel, TunnelModel
+from esp_gw.engine.python.wire import MIN_IPV6_MTU
+from esp_gw.errors import ConfigError, KeyFileError, Problem
+from esp_gw.files import printable
+from esp_gw.model import (
+    AWS_LC,
+    DEFAULT_SUITE,
+    MAX_SAS,
+    Desired,
+    KeyMaterial,
+    Policy,
+    Sa,
+    Suite,
+    Tunnel,
+)
+
+MAX_SELECTORS = 32768
+"""Pairs of prefixes in the whole configuration."""
+
+SECTIONS = ("gateway", "crypto", "policies", "tunnels")
+
+Model = TypeVar("Model", bound=Strict)
+
+
+def load_config(path: Path) -> Desired:
+    """Read a YAML file, or all *.yaml of a folder in the order of their names.
+
+    Key files are relative to the folder of the file that names them. Raises ConfigError with every
+    problem of every file, each with file, line and field.
+    """
+    files, warnings = _files(path)
+    return _Reader([read_document(file) for file in files], warnings).desired()
+
+
+def _files(path: Path) -> tuple[list[Path], list[str]]:
+    try:
+        if not path.is_dir():
+            return [path], []
+        names = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "is not a usable file name"
+        raise ConfigError([Problem(printable(path), 0, "", reason)]) from None
+    files = [entry for entry in names if entry.suffix == ".yaml"]
+    if not files:
+        raise ConfigError([Problem(printable(path), 0, "", "has no file that ends in .yaml")])
+    warnings = [
+        f"{printable(entry)}: is not read; its name has to end in .yaml"
+        for entry in names
+        if entry.suffix == ".yml"
+    ]
+    return files, warnings
+
+
+class _Reader:
+    """Goes through the documents once and collects what they want and what is wrong with them."""
+
+    def __init__(self, documents: list[Document], warnings: list[str]) -> None:
+        self._documents = documents
+        self._warnings = warnings
+        self._problems = [problem for document in documents for problem in document.problems]
+        self._gateway = GatewayModel()
+        self._crypto = CryptoModel()
+        self._homes: dict[str, Document] = {}
+        self._tunnels: list[Tunnel] = []
+        self._tunnel_files: dict[str, str] = {}
+        self._sas: list[Sa] = []
+        self._policies: list[Policy] = []
+        self._protects: list[Policy] = []
+        self._selector_count = 0
+        self._places: dict[str, tuple[Document, Location]] = {}
+
+    def desired(self) -> Desired:
+        """All that is wanted. Raises ConfigError."""
+        for document in self._documents:
+            for name in document.value:
+                if name not in SECTIONS:
+                    self._complain(document, (name,), unknown_field(name, SECTIONS))
+        for document, section in self._sections("gateway"):
+            self._gateway = self._only(GatewayModel, document, "gateway", section) or self._gateway
+        for document, section in self._sections("crypto"):
+            self._crypto = self._only(CryptoModel, document, "crypto", section) or self._crypto
+        for document, section in self._sections("policies"):
+            self._read_policies(document, section)
+        for document, section in self._sections("tunnels"):
+            self._read_tunnels(document, section)
+        self._check_together()
+        if self._problems:
+            order = {document.name: index for index, document in enumerate(self._documents)}
+            raise ConfigError(sorted(self._problems, key=lambda p: (order[p.file], p.line)))
+        return Desired(
+            settings=self._gateway.settings(self._crypto),
+            tunnels=tuple(self._tunnels),
+            sas=tuple(self._sas),
+            policies=(*self._policies, *self._protects),
+            warnings=tuple(self._warnings),
+        )
+
+    def _complain(self, document: Document, location: Location, message: str) -> None:
+        self._problems.append(document.problem(location, message))
+
+    def _sections(self, name: str) -> Iterator[tuple[Document, object]]:
+        for document in self._documents:
+            section = document.value.get(name)
+            if section is not None:
+                yield document, section
+
+    def _only(
+        self, model: type[Model], document: Document, name: str, section: object
+    ) -> Model | None:
+        """The model of a section that one file has."""
+        if name in self._homes:
+            text = f"is in {self._homes[name].name} already: only one file has this section"
+            self._complain(document, (name,), text)
+            return None
+        self._homes[name] = document
+        return self._validated(model, document, (name,), section)
+
+    def _read_policies(self, document: Document, section: object) -> None:
+        if not isinstance(section, list):
+            self._complain(document, ("policies",), "expected a list, each entry after '- '")
+            return
+        for index, raw in enumerate(section):
+            place: Location = ("policies", index)
+            model = self._validated(PolicyModel, document, place, raw)
+            if model is not None and self._selector_count <= MAX_SELECTORS:
+                policy = model.policy(f"policy-{len(self._policies) + 1}")
+                self._policies.append(policy)
+                self._selector_count += len(policy.selectors)
+                self._places[policy.name] = (document, place)
+
+    def _read_tunnels(self, document: Document, section: object) -> None:
+        if not isinstance(section, dict):
+            self._complain(document, ("tunnels",), "expected a mapping: a name, then its fields")
+            return
+        for name, raw in section.items():
+            place: Location = ("tunnels", name)
+            try:
+                parse_name(name)
+            except PydanticCustomError as error:
+                self._complain(document, place, error.message())
+                continue
+            first = self._tunnel_files.setdefault(name, document.name)
+            if first != document.name:
+                self._complain(document, place, f"is in {first} already: names are unique")
+                continue
+            model = self._validated(TunnelModel, document, place, raw)
+            keymats = self._keymats(document, place, raw)
+            if model is None or self._selector_count > MAX_SELECTORS:
+                continue
+            # Stand-ins for keys that couldn't be read let the conflicts be found all the same;
+            # their problem is noted, so they never leave here.
+            out, in_ = (
+                read or tuple(generate(model.suite) for _ in range(model.sas)) for read in keymats
+            )
+            # A copy of the name: one text that stays keeps the pages of the document around it.
+            tunnel, sas, policy = model.expand(name.encode().decode(), out, in_)
+            self._tunnels.append(tunnel)
+            self._sas += sas
+            self._protects.append(policy)
+            self._selector_count += len(policy.selectors)
+            self._places[name] = (document, place)
+            if model.suite.is_readable:
+                text = f"{model.suite} authenticates and does not encrypt: all on the way can read"
+                self._warnings.append(str(document.problem((*place, "suite"), text)))
+            self._places |= {sa.name: (document, (*place, sa.direction)) for sa in sas}
+
+    def _validated(
+        self, model: type[Model], document: Document, place: Location, raw: object
+    ) -> Model | None:
+        """The model of a section; where fields are wrong, of the others alone if that is enough.
+
+        That second model only serves to find more faults, because the first are noted.
+        """
+        try:
+            return model.model_validate(raw)
+        except ValidationError as error:
+            faults = describe(error, model)
+        for location, text in faults:
+            self._complain(document, (*place, *location), text)
+        if not isinstance(raw, dict):
+            return None
+        wrong = {location[0] for location, _ in faults if location}
+        try:
+            return model.model_validate({k: v for k, v in raw.items() if k not in wrong})
+        except ValidationError:
+            return None
+
+    def _keymats(
+        self, document: Document, place: Location, raw: object
+    ) -> tuple[tuple[KeyMaterial, ...] | None, tuple[KeyMaterial, ...] | None]:
+        """The keys of both directions of a tunnel, read also where other fields of it are wrong."""
+        if not isinstance(raw, dict):
+            return None, None
+        try:
+            suite = parse_suite(raw.get("suite", DEFAULT_SUITE.name))
+            count = parse_integer(raw.get("sas", 1), 1, MAX_SAS)
+        except PydanticCustomError:
+            return None, None
+        return (
+            self._keymat(document, (*place, "outbound"), raw.get("outbound"), suite, count),
+            self._keymat(document, (*place, "inbound"), raw.get("inbound"), suite, count),
+        )
+
+    def _keymat(
+        self, document: Document, place: Location, raw: object, suite: Suite, count: int
+    ) -> tuple[KeyMaterial, ...] | None:
+        try:
+            source = KeySource.model_validate(raw.get("key") if isinstance(raw, dict) else None)
+        except ValidationError:
+            return None
+        if source.inline is not None:
+            if not self._gateway.allow_inline_keys:
+                text = "keys in the configuration need allow_inline_keys: true; use a key file"
+                self._complain(document, (*place, "key", "inline"), text)
+                return None
+            text = "the key stands in the configuration itself; a key file keeps it apart"
+            self._warnings.append(str(document.problem((*place, "key", "inline"), text)))
+        try:
+            return source.read(suite, count, document.path.parent)
+        except KeyFileError as error:
+            self._complain(document, (*place, "key", source.kind), str(error))
+            return None
+
+    def _check_together(self) -> None:
+        policies = (*self._policies, *self._protects)
+        if self._selector_count > MAX_SELECTORS:
+            document, place = self._places[policies[-1].name]
+            text = f"too many prefixes: at most {MAX_SELECTORS} pairs in the whole configuration"
+            self._complain(document, place, text)
+            return
+        for conflict in find_conflicts(self._sas, policies):
+            document, place = self._places[conflict.names[-1]]
+            self._complain(document, place, conflict.message)
+        mtu = self._gateway.mtu
+        if mtu is not None and mtu < MIN_IPV6_MTU:
+            for policy in self._protects:
+                if any(selector.local.version == 6 for selector in policy.selectors):
+                    text = f"IPv6 in tunnel {policy.name} needs at least {MIN_IPV6_MTU}"
+                    self._complain(self._homes["gateway"], ("gateway", "mtu"), text)
+                    break
+        self._check_provider()
+
+    def _check_provider(self) -> None:
+        provider = self._crypto.provider
+        if provider == AWS_LC and self._gateway.engine == "python":
+            text = "aws-lc needs the native engine, and gateway.engine is python"
+            self._complain(self._homes["crypto"], ("crypto", "provider"), text)
+        for tunnel in self._tunnels:
+            lacking = provider_fault(provider, tunnel.suite)
+            if lacking is not None:
+                document, place = self._places[tunnel.name]
+                self._complain(document, (*place, "suite"), lacking)

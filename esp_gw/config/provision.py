@@ -1,0 +1,244 @@
+"""Two configurations that fit each other, with fresh keys and SPIs: `esp-gw init`, the lab."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic_core import PydanticCustomError
+
+from esp_gw.config.fields import parse_name
+from esp_gw.config.keyfile import generate, write_key_file
+from esp_gw.config.load import load_config
+from esp_gw.errors import ConfigError, EspGwError
+from esp_gw.files import printable, sync_folder, write_new
+from esp_gw.model import (
+    DEFAULT_SUITE,
+    MAX_SPI,
+    MIN_SPI,
+    Encapsulation,
+    IPAddress,
+    IPNetwork,
+    KeyMaterial,
+    Mode,
+    Suite,
+)
+
+DEFAULT_NAMES = ("pi-a", "pi-b")
+_PLAIN_SCALAR = re.compile(r"[A-Za-z0-9][A-Za-z0-9./_-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The gateway.yaml of both sides."""
+
+    local: Path
+    remote: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One end: its outer address, what lies behind it, its inner address, its settings."""
+
+    name: str
+    outer: IPAddress
+    nets: tuple[IPNetwork, ...]
+    address: IPAddress | None
+    settings: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What both ends agree on."""
+
+    mode: Mode
+    encapsulation: Encapsulation
+    suite: Suite
+    sas: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """One direction between the two: the first SPI, and a key for each SA."""
+
+    name: str
+    spi: int
+    keymats: tuple[KeyMaterial, ...]
+
+
+def make_pair(
+    output: Path,
+    *,
+    local: IPAddress,
+    remote: IPAddress,
+    local_nets: Sequence[IPNetwork] = (),
+    remote_nets: Sequence[IPNetwork] = (),
+    names: tuple[str, str] = DEFAULT_NAMES,
+    mode: Mode = Mode.TUNNEL,
+    encapsulation: Encapsulation = Encapsulation.UDP,
+    suite: Suite = DEFAULT_SUITE,
+    sas: int = 1,
+    local_address: IPAddress | None = None,
+    remote_address: IPAddress | None = None,
+    local_settings: Mapping[str, object] | None = None,
+    remote_settings: Mapping[str, object] | None = None,
+) -> Pair:
+    """Write OUTPUT/NAME/gateway.yaml and OUTPUT/NAME/keys/*.key for both sides of a tunnel.
+
+    `local` and `remote` are outer addresses, `sas` is the number of SAs in each direction; the
+    inner addresses of the gateways are the first hosts of their first prefixes where they are not
+    given, none where a side is everything. The settings are further fields of the section `gateway`
+    of a side. Folders have mode 0700 and files 0600. Raises EspGwError, also where something is
+    there already; then nothing of the pair is left.
+    """
+    if names[0] == names[1]:
+        raise EspGwError(f"both sides have the name {printable(names[0])}", hint="choose two names")
+    for name in names:
+        try:
+            parse_name(name)
+        except PydanticCustomError as error:
+            raise EspGwError(error.message(), where=f"name {printable(name)}") from None
+    ours = _Side(names[0], local, tuple(local_nets), local_address, local_settings or {})
+    theirs = _Side(names[1], remote, tuple(remote_nets), remote_address, remote_settings or {})
+    terms = _Terms(mode, encapsulation, suite, sas)
+    spis = _random_spis(sas)
+    there, back = (
+        _Way(name, spi, tuple(generate(suite) for _ in range(sas)))
+        for name, spi in zip(
+            (f"{ours.name} to {theirs.name}", f"{theirs.name} to {ours.name}"), spis, strict=True
+        )
+    )
+    with contextlib.ExitStack() as undo:
+        try:
+            _make_output(output, undo)
+            pair = Pair(
+                _write_side(output, ours, theirs, terms, there, back, undo),
+                _write_side(output, theirs, ours, terms, back, there, undo),
+            )
+            sync_folder(output)
+        except ConfigError as error:
+            problem = error.problems[0]
+            raise EspGwError(f"{problem.field}: {problem.message}") from None
+        except FileExistsError as error:
+            raise EspGwError(
+                "exists already and is not overwritten",
+                where=printable(error.filename),
+                hint="choose another folder or name, or move it away",
+            ) from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "is not a usable folder name"
+            raise EspGwError(reason, where=printable(output)) from None
+        undo.pop_all()
+    return pair
+
+
+def _random_spis(sas: int) -> tuple[int, int]:
+    """The first SPI of each direction; those of all SAs differ."""
+    while True:
+        one, other = (MIN_SPI + secrets.randbelow(MAX_SPI - MIN_SPI - sas + 2) for _ in range(2))
+        if abs(one - other) >= sas:
+            return one, other
+
+
+def _make_output(output: Path, undo: contextlib.ExitStack) -> None:
+    for folder in (*reversed(output.parents), output):
+        if not folder.is_dir():
+            folder.mkdir(mode=0o700)
+            undo.callback(_remove_if_empty, folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _write_side(
+    output: Path,
+    here: _Side,
+    there: _Side,
+    terms: _Terms,
+    outbound: _Way,
+    inbound: _Way,
+    undo: contextlib.ExitStack,
+) -> Path:
+    """Make one side's folder. Raises OSError, KeyFileError, and ConfigError from loading it."""
+    folder = output / here.name
+    folder.mkdir(mode=0o700)
+    undo.callback(shutil.rmtree, folder, ignore_errors=True)
+    (folder / "keys").mkdir(mode=0o700)
+    for end, way in (("out", outbound), ("in", inbound)):
+        comment = f"Key and salt for {way.name}, {terms.suite}: a secret of these two gateways."
+        write_key_file(folder / "keys" / f"{there.name}.{end}.key", way.keymats, comment)
+    path = folder / "gateway.yaml"
+    write_new(path, _config_text(here, there, terms, outbound, inbound).encode())
+    load_config(path)
+    return path
+
+
+def _config_text(here: _Side, there: _Side, terms: _Terms, outbound: _Way, inbound: _Way) -> str:
+    lines = [
+        f"# The gateway {here.name}; the other one is {there.name}.",
+        "# The two files in keys/ are secret, and the other gateway has the same two keys.",
+    ]
+    if gateway := _gateway_fields(here, terms):
+        lines.append("gateway:")
+        lines += [f"  {name}: {_scalar(value)}" for name, value in gateway.items()]
+    lines += [
+        "tunnels:",
+        f"  {_scalar(there.name)}:",
+        f"    mode: {terms.mode}",
+        f"    encapsulation: {terms.encapsulation}",
+        "    # Where the two gateways reach each other.",
+        f"    local: {_scalar(here.outer)}",
+        f"    remote: {_scalar(there.outer)}",
+    ]
+    if here.nets or there.nets:
+        lines += [
+            "    # The networks behind this gateway and behind the other one.",
+            f"    local_ts: {_scalar(here.nets)}",
+            f"    remote_ts: {_scalar(there.nets)}",
+        ]
+    lines += [
+        f"    suite: {terms.suite}",
+    ]
+    if terms.sas > 1:
+        lines += [
+            "    # Flows are spread over as many SAs each way; each SPI is one more than the last.",
+            f"    sas: {terms.sas}",
+        ]
+    lines += [
+        f"    # What is outbound here is inbound on {there.name}.",
+        f"    outbound: {{spi: {outbound.spi:#x}, key: {{file: keys/{there.name}.out.key}}}}",
+        f"    inbound: {{spi: {inbound.spi:#x}, key: {{file: keys/{there.name}.in.key}}}}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _gateway_fields(side: _Side, terms: _Terms) -> dict[str, object]:
+    addresses: list[object] = []
+    if side.address is not None:
+        addresses = [side.address]
+    elif terms.mode is Mode.TUNNEL:
+        # The first prefix of each family, and the first host in it; "everything" is no network.
+        first = {net.version: net for net in reversed(side.nets) if net.prefixlen}
+        addresses = [next(iter(first[version].hosts())) for version in sorted(first)]
+    return {**({"address": addresses} if addresses else {}), **side.settings}
+
+
+def _scalar(value: object) -> str:
+    if isinstance(value, bool | int):
+        return json.dumps(value)
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {_scalar(entry)}' for name, entry in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_scalar, value))}]"
+    text = str(value)
+    if _PLAIN_SCALAR.fullmatch(text) and text.lower() != "null":
+        return text
+    return json.dumps(text, ensure_ascii=False)

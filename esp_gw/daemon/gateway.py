@@ -1,0 +1,490 @@
+"""The gateway: carries out what reconcile says, on the engine, the ledger and the kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from esp_gw.daemon import reconcile
+from esp_gw.daemon.reconcile import Observed
+from esp_gw.engine.base import (
+    AfAlgLost,
+    Counters,
+    Engine,
+    EngineFailed,
+    EngineSettings,
+    Event,
+    GsoRefused,
+    HardExpired,
+    LeaseLow,
+    OuterSocket,
+    PathMtuChanged,
+    PeerAddressChanged,
+    SoftExpired,
+)
+from esp_gw.errors import EngineError, EspGwError, LedgerError
+from esp_gw.ledger.thread import Sequences
+from esp_gw.logs import log
+from esp_gw.model import Desired, Direction, IPAddress, KeyMaterial, Lease, Policy, Sa
+from esp_gw.network.netlink import Netlink
+from esp_gw.network.plan import Network, missing_from, plan_network
+from esp_gw.network.watch import Look, Watch
+
+FLOOR_INTERVAL = 5.0
+"""Seconds between two writes of the replay floors: what a crash forgets of accepted packets."""
+LEASE_RETRY = 1.0
+"""Seconds before a lease that could not be extended is tried again."""
+ADDRESS_LOG_INTERVAL = 10.0
+"""Seconds between two lines on where an SA's peer is; behind some NATs it changes all the time."""
+_NAMED = 5
+"""SAs that a line of the log names when it is about many."""
+PATH_MTU_LIFETIME = 660.0
+"""Seconds after which a learned path MTU is asked again; the kernel forgets it after 600."""
+
+
+@dataclass(slots=True)
+class _Installed:
+    """An SA in the engine; `lease` is what the ledger holds as given out and may take back."""
+
+    sa: Sa
+    lease: Lease | None = None
+    floor: int = 0
+    quiet_until: float = 0.0
+
+
+@dataclass(slots=True)
+class _Ready:
+    """SAs that the ledger knows of, to be installed: by name, and the inbound ones by key."""
+
+    entries: dict[str, _Installed] = field(default_factory=dict)
+    inbound: dict[KeyMaterial, _Installed] = field(default_factory=dict)
+
+
+class Gateway:
+    """Everything that runs, and the one place where it is changed."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        netlink: Netlink,
+        sequences: Sequences,
+        on_failure: Callable[[str], None],
+    ) -> None:
+        self.engine = engine
+        self._netlink = netlink
+        self._sequences = sequences
+        self._on_failure = on_failure
+        self._lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._installed: dict[str, _Installed] = {}
+        self._policies: tuple[Policy, ...] = ()
+        self._sockets: frozenset[OuterSocket] = frozenset()
+        self._learned_mtus: dict[IPAddress, int] = {}
+        self._without_gso: set[IPAddress] = set()
+        self._path_mtus: dict[IPAddress, int] = {}
+        self._network = Network(mtu=0)
+        self._watch = Watch(netlink.changed, self._look)
+        self._stopped = False
+
+    async def start(self, desired: Desired) -> None:
+        """Open the data plane and bring it to `desired`. Raises EspGwError.
+
+        A start that fails leaves the network as it found it, or, where a killed run has left
+        prefixes unreachable, leaves all that is protected unreachable.
+        """
+        settings = desired.settings
+        self._desired = Desired(settings)
+        self.engine.open(
+            EngineSettings(
+                interface=settings.interface,
+                port=settings.port,
+                fwmark=settings.fwmark,
+                workers=settings.workers,
+                pin_workers=settings.pin_workers,
+                busy_poll_us=settings.busy_poll_us,
+                offload=settings.offload,
+                provider=settings.provider,
+                af_alg=settings.af_alg,
+            ),
+            self._on_event,
+        )
+        guarded = True
+        try:
+            await self._netlink.open()
+            guarded = bool((await self._netlink.observe()).routes)
+            async with self._lock:
+                await self._apply(desired)
+        except EspGwError:
+            await (self.abandon() if guarded else self.stop())
+            raise
+        self._spawn(self._keep_floors())
+        self._spawn(self._watch.run())
+
+    async def apply(self, desired: Desired) -> list[str]:
+        """Bring everything to `desired`, touching only what differs; say what was done.
+
+        Where that fails everything goes back to what was in place. Raises EspGwError.
+        """
+        async with self._lock:
+            if self._stopped:
+                raise EngineError("the gateway is stopping")
+            try:
+                changes = await self._apply(desired)
+                self._watch.forget()
+                return changes
+            except EspGwError:
+                await self._go_back()
+                raise
+
+    async def stop(self) -> None:
+        """Send and accept nothing more, give back leases, and undo what was made of the network."""
+        await self._end()
+        try:
+            there = await self._netlink.observe()
+            nothing = Network(mtu=there.mtu)
+            await self._netlink.apply(
+                reconcile.reconcile(Desired(self._desired.settings), nothing, self._observed(there))
+            )
+        finally:
+            await self._close()
+
+    async def abandon(self) -> None:
+        """Stop after a failure: what is protected stays unreachable, as a kill would leave it."""
+        await self._end()
+        await self._close()
+
+    async def _end(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        async with self._lock:
+            self._stopped = True
+            await self._remove_sas(list(self._installed), _Ready())
+
+    async def _close(self) -> None:
+        self.engine.close()
+        await self._netlink.close()
+        await self._sequences.close()
+
+    def counters(self) -> Counters:
+        """Return a snapshot of the engine's counters."""
+        return self.engine.counters()
+
+    @property
+    def ledger_path(self) -> Path:
+        """Where the ledger is, or would be."""
+        return self._sequences.path
+
+    @property
+    def mtu(self) -> int:
+        """The TUN's MTU, in bytes."""
+        return self._network.mtu
+
+    @property
+    def warnings(self) -> list[str]:
+        """What other programs do to the gateway's network."""
+        return self._watch.warnings
+
+    @property
+    def sas(self) -> list[Sa]:
+        """The SAs that are installed."""
+        return [entry.sa for entry in self._installed.values()]
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """The SPD in its order."""
+        return self._policies
+
+    async def _apply(self, desired: Desired) -> list[str]:
+        network = await self._plan(desired)
+        actions = reconcile.reconcile(
+            desired, network, self._observed(await self._netlink.observe())
+        )
+        await self._carry_out(actions)
+        self._desired, self._network = desired, network
+        return [text for action in actions if (text := _describe(action))]
+
+    async def _look(self) -> Look:
+        """Put back what is missing, and follow the paths to the peers as they are now."""
+        async with self._lock:
+            there = await self._netlink.observe()
+            network = await self._plan(self._desired)
+            # On the TUN, too, others may have addresses of their own while we run.
+            ours = there.addresses & (self._network.addresses | network.addresses)
+            actions = reconcile.reconcile(
+                self._desired, network, self._observed(replace(there, addresses=ours))
+            )
+            missing, fault = missing_from(there, self._network, network), None
+            if not there.is_up:
+                # The kernel takes no route into it; what keeps packets in is there all the same.
+                actions = [action for action in actions if reconcile.is_guard(action)]
+                missing = missing if actions else ()
+                name = self._desired.settings.interface
+                fault = f"{name} is down: no tunnel works; run 'ip link set {name} up'"
+            done = tuple(text for action in actions if (text := _describe(action)))
+            try:
+                await self._carry_out(actions)
+            except EspGwError as error:
+                return Look(missing, done, str(error))
+            if there.is_up:
+                self._network = network
+            return Look(missing, done, fault, waits=True)
+
+    async def _carry_out(self, actions: Sequence[reconcile.Action]) -> None:
+        """Carry actions out in their order; neighbours of one kind are one step."""
+        ready = await self._prepare(actions)
+        for _, group in groupby(actions, _kind):
+            run = list(group)
+            match run[0]:
+                case reconcile.SetSockets(sockets):
+                    self.engine.set_outer_sockets(sorted(sockets, key=str))
+                    self._sockets = sockets
+                case reconcile.InstallSa():
+                    await self._install_sas([ready.entries[name] for name in _names(run)], ready)
+                case reconcile.RemoveSa():
+                    await self._remove_sas(_names(run), ready)
+                case reconcile.ReplacePolicies(policies):
+                    self.engine.replace_policies(policies)
+                    self._policies = policies
+                case _:
+                    await self._netlink.apply(run)
+
+    async def _go_back(self) -> None:
+        try:
+            await self._apply(self._desired)
+        except EspGwError as error:
+            log.error("what was in place before can't be restored", reason=str(error))
+
+    async def _plan(self, desired: Desired) -> Network:
+        mtus: dict[IPAddress, int] = {}
+        for remote in sorted({sa.remote for sa in desired.sas}, key=str):
+            mtu = await self._netlink.path_mtu(remote, desired.settings.fwmark)
+            # While there is no way to it, it is expected back where it was.
+            mtu = self._path_mtus.get(remote) if mtu is None else mtu
+            if mtu is not None:
+                self._path_mtus[remote] = mtu
+                mtus[remote] = min(mtu, self._learned_mtus.get(remote, mtu))
+        return plan_network(desired, mtus, await self._netlink.host_addresses())
+
+    def _observed(self, network: Network) -> Observed:
+        sas = {name: entry.sa for name, entry in self._installed.items()}
+        return Observed(sas, self._policies, self._sockets, network)
+
+    async def _prepare(self, actions: Sequence[reconcile.Action]) -> _Ready:
+        """Ask the ledger for every SA first: a refusal comes before anything was changed."""
+        ready = _Ready()
+        sas = [action.sa for action in actions if isinstance(action, reconcile.InstallSa)]
+        if sas:
+            outbound = [sa for sa in sas if sa.direction is Direction.OUTBOUND]
+            inbound = [sa for sa in sas if sa.direction is Direction.INBOUND]
+            leases, floors = await self._sequences.begin(outbound, inbound)
+            for sa, lease in zip(outbound, leases, strict=True):
+                ready.entries[sa.name] = _Installed(sa, lease=lease)
+            for sa, floor in zip(inbound, floors, strict=True):
+                entry = ready.entries[sa.name] = _Installed(sa, floor=floor)
+                ready.inbound[sa.keymat] = entry
+        return ready
+
+    async def _install_sas(self, entries: Sequence[_Installed], ready: _Ready) -> None:
+        replaced = [entry.sa.name for entry in entries if entry.sa.name in self._installed]
+        gone = self._forget(replaced, ready)
+        try:
+            with self.engine.at_once():
+                for entry in entries:
+                    if entry.lease is not None:
+                        self.engine.install_outbound(entry.sa, entry.lease)
+                    else:
+                        self.engine.install_inbound(entry.sa, entry.floor)
+            self._installed.update((entry.sa.name, entry) for entry in entries)
+        finally:
+            # Leases are not given back: the ledger has leased behind them already.
+            await self._write([(entry, seq) for entry, seq in gone if entry.lease is None])
+
+    async def _remove_sas(self, names: Sequence[str], ready: _Ready) -> None:
+        await self._write(self._forget(names, ready))
+
+    def _forget(self, names: Sequence[str], ready: _Ready) -> list[tuple[_Installed, int]]:
+        """Take SAs out of the engine; return them with their last numbers.
+
+        What one has accepted since the ledger was asked must not be accepted again by an SA with
+        the same key that is ready to come, under its name or another.
+        """
+        if not names:
+            return []
+        counters = self.engine.remove_sas(names)
+        gone = [(self._installed.pop(name), c.seq) for name, c in zip(names, counters, strict=True)]
+        for entry, seq in gone:
+            coming = ready.inbound.get(entry.sa.keymat) if entry.lease is None else None
+            if coming is not None:
+                coming.floor = max(coming.floor, seq)
+        return gone
+
+    async def _write(self, gone: Sequence[tuple[_Installed, int]]) -> None:
+        """Put the last numbers of SAs that the engine forgot on disk."""
+        if not gone:
+            return
+        try:
+            await self._sequences.end(
+                [(e.sa.keymat, e.lease, seq) for e, seq in gone if e.lease is not None],
+                [(e.sa.keymat, seq) for e, seq in gone if e.lease is None],
+            )
+        except LedgerError as error:
+            # Safe for IVs: the rest of the lease stays spent. Replays since the last floor are not.
+            names = ", ".join(entry.sa.name for entry, _ in gone[:_NAMED])
+            more = f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else ""
+            log.error("the ledger can't be written", sa=f"{names}{more}", reason=str(error))
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case LeaseLow(name):
+                self._spawn(self._extend_lease(name))
+            case PathMtuChanged(remote, mtu):
+                if self._learned_mtus.get(remote) != mtu:
+                    self._learned_mtus[remote] = mtu
+                    self._spawn(self._follow_path_mtu(remote, mtu))
+            case PeerAddressChanged(name, address, port):
+                entry, now = self._installed.get(name), time.monotonic()
+                if entry is not None and now >= entry.quiet_until:
+                    entry.quiet_until = now + ADDRESS_LOG_INTERVAL
+                    log.info("the peer has a new address", sa=name, address=str(address), port=port)
+            case GsoRefused(remote, error):
+                if remote not in self._without_gso:
+                    self._without_gso.add(remote)
+                    text = "the kernel refuses UDP segmentation: packets are sent one by one"
+                    log.warning(text, remote=str(remote), error=error)
+            case AfAlgLost(reason):
+                log.warning("AF_ALG is lost: the library goes on without it", reason=reason)
+            case SoftExpired(name):
+                log.warning("an SA's sequence numbers run out: give it a new key", sa=name)
+            case HardExpired(name):
+                log.error("an SA has no sequence number left: give it a new key", sa=name)
+            case EngineFailed(reason):
+                self._on_failure(reason)
+
+    async def _extend_lease(self, name: str) -> None:
+        failed = False
+        while (entry := self._installed.get(name)) is not None and entry.lease is not None:
+            if entry.lease.end > entry.sa.last_seq:
+                log.warning("an SA uses its last sequence numbers: give it a new key", sa=name)
+                return
+            try:
+                lease = await self._sequences.lease(entry.sa)
+            except LedgerError as error:
+                if not failed:
+                    log.error("no new sequence numbers", sa=name, reason=str(error))
+                failed = True
+                await asyncio.sleep(LEASE_RETRY)
+                continue
+            # An engine may not know of the end that an SA has which another program began.
+            last = entry.sa.last_seq
+            if entry.sa.used_seq and lease.first <= last - last // 8 < lease.end:
+                self._on_event(SoftExpired(name))
+            # The SA may have been replaced or removed while the ledger wrote.
+            if self._installed.get(name) is entry:
+                self.engine.extend_lease(name, lease)
+                joined = lease.first == entry.lease.end
+                entry.lease = Lease(entry.lease.first, lease.end) if joined else lease
+            if failed:
+                log.info("there are sequence numbers again", sa=name)
+            return
+
+    async def _follow_path_mtu(self, remote: IPAddress, mtu: int) -> None:
+        log.info("the path MTU changed", remote=str(remote), mtu=mtu)
+        await self.apply(self._desired)
+        await asyncio.sleep(PATH_MTU_LIFETIME)
+        if self._learned_mtus.get(remote) == mtu:
+            del self._learned_mtus[remote]
+            await self.apply(self._desired)
+
+    async def _keep_floors(self) -> None:
+        """Write the replay floors while they move; an idle gateway writes nothing."""
+        floors: dict[KeyMaterial, int] = {}
+        failed = False
+        while True:
+            await asyncio.sleep(FLOOR_INTERVAL)
+            for name, seq in self.engine.advanced().items():
+                floors[self._installed[name].sa.keymat] = seq
+            if not floors:
+                continue
+            try:
+                await self._sequences.end([], list(floors.items()))
+            except LedgerError as error:
+                if not failed:
+                    log.error("the replay floors can't be written", reason=str(error))
+                failed = True
+                continue
+            floors.clear()
+            if failed:
+                log.info("the replay floors are written again")
+            failed = False
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a background task failed", reason=str(error))
+
+
+def _kind(action: reconcile.Action) -> str:
+    """What neighbours in the order have in common that can be done together."""
+    match action:
+        case reconcile.InstallSa(sa):
+            # Apart, so that packets of the one direction don't wait for the other's SAs.
+            return f"install {sa.direction}"
+        case reconcile.RemoveSa():
+            return "remove"
+        case reconcile.SetSockets():
+            return "sockets"
+        case reconcile.ReplacePolicies():
+            return "policies"
+        case _:
+            return "network"
+
+
+def _names(actions: Sequence[reconcile.Action]) -> list[str]:
+    """The SAs of actions that install or remove one."""
+    names = []
+    for action in actions:
+        match action:
+            case reconcile.InstallSa(sa):
+                names.append(sa.name)
+            case reconcile.RemoveSa(name):
+                names.append(name)
+    return names
+
+
+def _describe(action: reconcile.Action) -> str:
+    """Say an action as a person who asked for a reload wants to read it; keys are not in it."""
+    match action:
+        case reconcile.InstallSa(sa):
+            return f"sa {sa.name} installed"
+        case reconcile.RemoveSa(name):
+            return f"sa {name} removed"
+        case reconcile.ReplacePolicies(policies):
+            return f"{len(policies)} policies in place"
+        case reconcile.AddRoute(route):
+            return f"route {route.destination} {route.kind} added"
+        case reconcile.RemoveRoute(route):
+            return f"route {route.destination} {route.kind} removed"
+        case reconcile.AddRule(rule):
+            return f"rule {rule.priority} added"
+        case reconcile.RemoveRule(rule):
+            return f"rule {rule.priority} removed"
+        case reconcile.AddAddress(address):
+            return f"address {address} added"
+        case reconcile.RemoveAddress(address):
+            return f"address {address} removed"
+        case reconcile.SetMtu(mtu):
+            return f"mtu {mtu}"
+        case reconcile.SetSockets(sockets):
+            names = ", ".join(sorted(f"{s.address} {s.encapsulation}" for s in sockets))
+            return f"outer sockets: {names or 'none'}"

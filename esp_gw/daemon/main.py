@@ -1,0 +1,152 @@
+"""The daemon: one process that wires configuration, ledger, engine, network and control socket."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from esp_gw import logs
+from esp_gw.config.added import STORE_NAME, Store
+from esp_gw.config.load import load_config
+from esp_gw.control.server import ControlServer, Peer
+from esp_gw.crypto.advice import advice
+from esp_gw.daemon import memory
+from esp_gw.daemon.gateway import Gateway
+from esp_gw.daemon.service import Service
+from esp_gw.daemon.systemd import Notifier, watchdog_interval
+from esp_gw.engine.choose import is_native, make_engine
+from esp_gw.errors import EngineError, EspGwError
+from esp_gw.ledger.thread import Sequences
+from esp_gw.logs import log
+from esp_gw.model import Desired
+from esp_gw.network.netlink import Netlink
+from esp_gw.network.owned_tables import TABLES_NAME, Tables
+
+LEDGER_NAME = "ledger.db"
+
+
+def run(config: Path, log_level: str) -> int:
+    """Run the gateway until SIGTERM or SIGINT; return the exit status.
+
+    Raises EspGwError where it can't start, or can't go on.
+    """
+    logs.configure(log_level)
+    # Before there is a key in it.
+    memory.forbid_core_dumps()
+    if not memory.lock():
+        log.warning("keys may be swapped out: the limit of locked memory is too small")
+    desired = load_config(config)
+    daemon = _Daemon(config, desired)
+    if is_native(desired.settings.engine):
+        # No packet comes to the loop: uvloop would be 2 MB for nothing.
+        asyncio.run(daemon.main())
+    else:
+        _run_fast_loop(daemon.main())
+    return 0
+
+
+def _run_fast_loop(main: Coroutine[Any, Any, None]) -> None:
+    try:
+        import uvloop  # noqa: PLC0415 - not on every platform
+    except ImportError:
+        asyncio.run(main)
+    else:
+        uvloop.run(main)
+
+
+class _Daemon:
+    def __init__(self, config: Path, desired: Desired) -> None:
+        self._config = config
+        self._desired = desired
+        self._notifier = Notifier.from_environment()
+        self._failure: str | None = None
+
+    async def main(self) -> None:
+        self._stopping, self._reload_asked = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        # What comes while the gateway starts waits until it has started.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
+        settings = self._desired.settings
+        state_dir = Path(settings.state_dir)
+        tables = Tables(state_dir / TABLES_NAME)
+        former = tables.read()
+        gateway = Gateway(
+            make_engine(settings.engine),
+            Netlink(settings.interface, settings.table, former),
+            Sequences(state_dir / LEDGER_NAME),
+            self._fail,
+        )
+        self._service = Service(
+            gateway, self._config, self._desired, Store(state_dir / STORE_NAME), advice(settings)
+        )
+        control = ControlServer(Path(settings.control_socket), self._service.handlers())
+        # The socket comes first: it is what a second daemon on one configuration stumbles over.
+        await control.start()
+        try:
+            tables.write(former | {settings.table})
+            await gateway.start(self._service.desired())
+            tables.write(frozenset({settings.table}))
+            try:
+                await self._service.advise()
+                await self._serve(gateway)
+            finally:
+                self._notifier.stopping()
+                log.info("stopping")
+                await (gateway.stop() if self._failure is None else gateway.abandon())
+        finally:
+            await control.close()
+        if self._failure is not None:
+            raise EngineError(self._failure, hint="restart the gateway")
+
+    async def _serve(self, gateway: Gateway) -> None:
+        log.info(
+            "ready",
+            engine=gateway.engine.name,
+            interface=self._desired.settings.interface,
+            mtu=gateway.mtu,
+            sas=len(gateway.sas),
+        )
+        self._notifier.ready(f"{len(gateway.sas)} SAs, engine {gateway.engine.name}")
+        tasks = [asyncio.create_task(work) for work in (self._watchdog(), self._keep_reloading())]
+        await self._stopping.wait()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _watchdog(self) -> None:
+        interval = watchdog_interval()
+        while interval is not None:
+            self._notifier.watchdog()
+            await asyncio.sleep(interval)
+
+    async def _keep_reloading(self) -> None:
+        while True:
+            await self._reload_asked.wait()
+            # Asked again from here on, it reads the files again: they may have changed meanwhile.
+            self._reload_asked.clear()
+            await self._reload()
+
+    async def _reload(self) -> None:
+        self._notifier.reloading()
+        try:
+            await self._service.reload({}, Peer(0, 0, 0))
+            self._notifier.ready("reloaded")
+        except EspGwError as error:
+            # What runs goes on as it was: a mistake in a file is no reason to lose a tunnel.
+            for line in str(error).splitlines():
+                log.error("not reloaded", reason=line)
+            self._notifier.ready("not reloaded, see the log")
+        except Exception:
+            # The service manager waits for the end of the reload, whatever it was.
+            log.exception("not reloaded")
+            self._notifier.ready("not reloaded, see the log")
+
+    def _fail(self, reason: str) -> None:
+        # The first reason: what fails next, fails of it.
+        self._failure = self._failure or reason
+        self._stopping.set()

@@ -1,0 +1,454 @@
+"""What the control socket offers: configuration and CLI additions in, the gateway's state out."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from dataclasses import fields as dataclass_fields
+from pathlib import Path
+
+from esp_gw import __version__
+from esp_gw.config.added import (
+    PolicyEntry,
+    Store,
+    StoredState,
+    merge,
+    parse_additions,
+    parse_policy_entry,
+    parse_sa_entry,
+)
+from esp_gw.config.conflicts import find_conflicts
+from esp_gw.config.fields import provider_fault
+from esp_gw.config.keyfile import format_keymat
+from esp_gw.config.load import load_config
+from esp_gw.control.protocol import PREFIX
+from esp_gw.control.server import Handler, Peer
+from esp_gw.crypto.advice import Advice
+from esp_gw.daemon.gateway import Gateway
+from esp_gw.daemon.views import policy_info, sa_info
+from esp_gw.errors import ControlError, EspGwError
+from esp_gw.logs import log
+from esp_gw.model import Desired, Sa
+from esp_gw.network.sysctl import network_warnings
+
+Parameters = dict[str, object]
+
+_SILENT = "no packet received yet"
+_CRYPTO_FIELDS = {"provider": "crypto.provider", "af_alg": "crypto.offload"}
+"""Fields of the settings that don't stand in the section `gateway`."""
+
+
+class Service:
+    """The methods of the control interface, over one gateway."""
+
+    def __init__(
+        self, gateway: Gateway, config: Path, desired: Desired, store: Store, advice: Advice
+    ) -> None:
+        self._gateway = gateway
+        self._config = config
+        self._configured = desired
+        self._store = store
+        self._advice = advice
+        self._hints: list[str] = []
+        self._state = store.load()
+        self._left_out: dict[str, str] = {}
+        self._changing = asyncio.Lock()
+        self._began = time.monotonic()
+
+    def desired(self) -> Desired:
+        """Return configuration and CLI additions together.
+
+        The configuration wins: an addition that contradicts it is left out, and said to be.
+        """
+        wanted, self._left_out = _without_conflicts(self._configured, self._state)
+        self._warn()
+        return wanted
+
+    async def advise(self) -> None:
+        """Find out which tunnels have a suite that is slow here, now that the engine seals them."""
+        verdicts = self._gateway.engine.status().af_alg
+        in_kernel = frozenset(suite for suite, verdict in verdicts.items() if verdict.in_use)
+        tunnels = self._configured.tunnels
+        self._hints = await asyncio.to_thread(self._advice.hints, tunnels, in_kernel)
+        for hint in self._hints:
+            log.warning(hint)
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """Return the methods by their full names."""
+        methods: dict[str, Handler] = {
+            "GetStatus": self.get_status,
+            "ListSas": self.list_sas,
+            "GetSa": self.get_sa,
+            "AddSa": self.add_sa,
+            "DeleteSa": self.delete_sa,
+            "FlushSas": self.flush_sas,
+            "CheckImport": self.check_import,
+            "ImportSas": self.import_sas,
+            "ListPolicies": self.list_policies,
+            "AddPolicy": self.add_policy,
+            "DeletePolicy": self.delete_policy,
+            "ListTunnels": self.list_tunnels,
+            "GetStats": self.get_stats,
+            "Reload": self.reload,
+        }
+        return {PREFIX + name: handler for name, handler in methods.items()}
+
+    async def get_status(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Say what runs, and what the person should know about it."""
+        settings = self._configured.settings
+        status = asdict(self._gateway.engine.status())
+        return {
+            "version": __version__,
+            "engine": self._gateway.engine.name,
+            **status,
+            "interface": settings.interface,
+            "mtu": self._gateway.mtu,
+            "pid": os.getpid(),
+            "uptime_s": round(time.monotonic() - self._began, 1),
+            "config": str(self._config),
+            "tunnels": len(self._configured.tunnels),
+            "sas": len(self._gateway.sas),
+            "policies": len(self._gateway.policies),
+            "ledger": str(self._gateway.ledger_path),
+            "warnings": [
+                *self._warnings(),
+                *self._hints,
+                *self._gateway.warnings,
+                *network_warnings(self._configured, settings.interface),
+            ],
+        }
+
+    async def list_sas(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Return every SA, without its key."""
+        counters = self._gateway.counters().sas
+        return {"sas": [sa_info(sa, counters[sa.name]) for sa in self._gateway.sas]}
+
+    async def get_sa(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Return one SA; its key only to root, and never without a line in the log."""
+        sa = self._find_sa(_name(parameters))
+        info = sa_info(sa, self._gateway.counters().sas[sa.name])
+        if parameters.get("reveal_keys") is True:
+            if peer.uid != 0:
+                raise ControlError("PermissionDenied", "only root may see keys", hint="use sudo")
+            log.warning("a key was revealed", sa=sa.name, uid=peer.uid, pid=peer.pid)
+            info["key"] = format_keymat(sa.keymat)
+        return {"sa": info}
+
+    async def add_sa(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Install an SA and remember it."""
+        async with self._changing:
+            entry = parse_sa_entry(parameters)
+            names = [sa.name for sa in self._gateway.sas]
+            names += [old.name for old in self._state.sas]
+            _refuse_existing("SA", entry.name, names)
+            await self._change(
+                StoredState(sas=(*self._state.sas, entry), policies=self._state.policies),
+                f"SA {entry.name}",
+            )
+            sa = self._find_sa(entry.name)
+            return {"sa": sa_info(sa, self._gateway.counters().sas[sa.name])}
+
+    async def delete_sa(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Remove an SA that the CLI added."""
+        async with self._changing:
+            name = _name(parameters)
+            if name not in [entry.name for entry in self._state.sas]:
+                if any(sa.name == name for sa in self._gateway.sas):
+                    raise ControlError(
+                        "Refused",
+                        f"the SA {name} comes from the configuration",
+                        hint=f"remove it from {self._config} and run 'esp-gw reload'",
+                    )
+                raise ControlError("NotFound", f"there is no SA {name}")
+            for policy in self._placed():
+                if policy.sa == name:
+                    raise ControlError(
+                        "Refused",
+                        f"the policy {policy.name} needs the SA {name}",
+                        hint=f"run 'esp-gw policy delete {policy.name}' first",
+                    )
+            await self._change(
+                StoredState(
+                    sas=tuple(entry for entry in self._state.sas if entry.name != name),
+                    policies=self._state.policies,
+                ),
+                f"SA {name}",
+            )
+            return {}
+
+    async def flush_sas(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Remove every SA that the CLI added, and the CLI's policies that need one of them."""
+        async with self._changing:
+            names = [entry.name for entry in self._state.sas]
+            kept = tuple(entry for entry in self._state.policies if entry.sa not in names)
+            self._refuse_displacing(
+                {entry.name for entry in self._state.policies if entry.sa in names}
+            )
+            await self._change(StoredState(sas=(), policies=kept), "flush")
+            return {"deleted": names}
+
+    async def check_import(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Say whether `import_sas` would be refused; the ledger alone is not asked."""
+        async with self._changing:
+            _, state = self._with_import(parameters)
+            self._refuse_left_out(_without_conflicts(self._configured, state)[1])
+            return {}
+
+    async def import_sas(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Install SAs that another program began, and policies, all or none; remember them."""
+        async with self._changing:
+            added, state = self._with_import(parameters)
+            await self._change(state)
+            log.info("imported", sas=len(added.sas), policies=len(added.policies))
+            return {
+                "sas": [entry.name for entry in added.sas],
+                "policies": [entry.name for entry in added.policies],
+            }
+
+    def _with_import(self, parameters: Parameters) -> tuple[StoredState, StoredState]:
+        """What is to be imported, and the CLI's additions with it."""
+        added = parse_additions(parameters)
+        names = [sa.name for sa in self._gateway.sas] + [old.name for old in self._state.sas]
+        for sa in added.sas:
+            _refuse_existing("SA", sa.name, names)
+        names = [policy.name for policy in self._gateway.policies]
+        names += [old.name for old in self._state.policies]
+        for policy in added.policies:
+            _refuse_existing("policy", policy.name, names)
+        port = self._configured.settings.port
+        if parameters.get("port") not in (None, port):
+            raise ControlError(
+                "Refused",
+                f"the SAs use another local UDP port than the gateway, which has {port}",
+                hint="set gateway.port to theirs, and restart the gateway",
+            )
+        state = StoredState(
+            sas=(*self._state.sas, *added.sas), policies=(*self._state.policies, *added.policies)
+        )
+        return added, state
+
+    async def list_policies(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Return the SPD in its order."""
+        return {"policies": [policy_info(policy) for policy in self._gateway.policies]}
+
+    async def add_policy(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Put a policy into the SPD and remember it."""
+        async with self._changing:
+            entry = parse_policy_entry(parameters)
+            names = [policy.name for policy in self._gateway.policies]
+            known = [*names, *(old.name for old in self._state.policies)]
+            _refuse_existing("policy", entry.name, known)
+            if entry.before is not None and entry.before not in names:
+                raise ControlError("NotFound", f"there is no policy {entry.before} to be before")
+            if entry.sa is not None and entry.sa not in [sa.name for sa in self._gateway.sas]:
+                raise ControlError(
+                    "Refused",
+                    f"there is no SA {entry.sa} for the policy {entry.name}",
+                    hint="add it first, or name one of 'esp-gw sa list'",
+                )
+            await self._change(
+                StoredState(sas=self._state.sas, policies=(*self._state.policies, entry)),
+                f"policy {entry.name}",
+            )
+            (policy,) = [p for p in self._gateway.policies if p.name == entry.name]
+            return {"policy": policy_info(policy)}
+
+    async def delete_policy(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Remove a policy that the CLI added."""
+        async with self._changing:
+            name = _name(parameters)
+            if name not in [entry.name for entry in self._state.policies]:
+                if any(policy.name == name for policy in self._gateway.policies):
+                    raise ControlError(
+                        "Refused",
+                        f"the policy {name} comes from the configuration",
+                        hint=f"remove it from {self._config} and run 'esp-gw reload'",
+                    )
+                raise ControlError("NotFound", f"there is no policy {name}")
+            self._refuse_displacing({name})
+            await self._change(
+                StoredState(
+                    sas=self._state.sas,
+                    policies=tuple(entry for entry in self._state.policies if entry.name != name),
+                ),
+                f"policy {name}",
+            )
+            return {}
+
+    async def list_tunnels(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Return the configuration's tunnels with what their SAs have carried."""
+        counters = self._gateway.counters().sas
+        tunnels = []
+        for tunnel in self._configured.tunnels:
+            # In the middle of a reload an SA may be gone already.
+            if not counters.keys() >= set(tunnel.sas):
+                continue
+            sas = [counters[name] for name in tunnel.sas]
+            # The two directions of each pair in turn.
+            outbound, inbound = sas[::2], sas[1::2]
+            drops: Counter[str] = Counter()
+            for sa in sas:
+                drops.update(sa.drops)
+            tunnels.append(
+                {
+                    "name": tunnel.name,
+                    "mode": tunnel.mode,
+                    "encapsulation": tunnel.encapsulation,
+                    "suite": tunnel.suite.name,
+                    "local": str(tunnel.local),
+                    "remote": str(outbound[0].remote),
+                    "local_ts": [str(prefix) for prefix in tunnel.local_ts],
+                    "remote_ts": [str(prefix) for prefix in tunnel.remote_ts],
+                    "sas": list(tunnel.sas),
+                    "state": "up" if any(sa.packets for sa in inbound) else _SILENT,
+                    "packets_out": sum(sa.packets for sa in outbound),
+                    "bytes_out": sum(sa.bytes for sa in outbound),
+                    "packets_in": sum(sa.packets for sa in inbound),
+                    "bytes_in": sum(sa.bytes for sa in inbound),
+                    "drops": dict(drops),
+                }
+            )
+        return {"tunnels": tunnels}
+
+    async def get_stats(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Return every counter."""
+        counters = self._gateway.counters()
+        values = asdict(counters)
+        for name, entry in counters.sas.items():
+            values["sas"][name]["remote"] = str(entry.remote)
+        return values
+
+    async def reload(self, parameters: Parameters, peer: Peer) -> Parameters:
+        """Read the configuration again and change only what differs; return the changes."""
+        async with self._changing:
+            configured = await asyncio.to_thread(load_config, self._config)
+            # What was read is full of cycles: of thousands of tunnels it is megabytes, which what
+            # comes now can use.
+            gc.collect()
+            self._refuse_fixed(configured)
+            wanted, left_out = _without_conflicts(configured, self._state)
+            changes = await self._gateway.apply(wanted)
+            self._configured, self._left_out = configured, left_out
+        self._warn()
+        await self.advise()
+        log.info("reloaded", changes=len(changes))
+        return {"changes": changes}
+
+    def _warn(self) -> None:
+        for warning in self._warnings():
+            log.warning(warning)
+
+    def _warnings(self) -> list[str]:
+        left_out = [
+            f"'{name}', added by the CLI, can't be in place: {message}"
+            for name, message in self._left_out.items()
+        ]
+        return [*self._configured.warnings, *left_out]
+
+    def _refuse_left_out(self, left_out: Mapping[str, str], what: str | None = None) -> None:
+        for name, message in left_out.items():
+            if name not in self._left_out:
+                raise ControlError("Refused", f"{what or name}: {message}")
+
+    async def _change(self, state: StoredState, what: str | None = None) -> None:
+        """Apply the CLI's new state, then keep it: what is on disk has been seen to work.
+
+        `what` it is that changes stands in front of a refusal, else what can't be in place.
+        """
+        wanted, left_out = _without_conflicts(self._configured, state)
+        self._refuse_left_out(left_out, what)
+        before = self._state
+        await self._gateway.apply(wanted)
+        try:
+            await asyncio.to_thread(self._store.save, state)
+        except EspGwError:
+            await self._gateway.apply(_without_conflicts(self._configured, before)[0])
+            raise
+        self._state, self._left_out = state, left_out
+
+    def _find_sa(self, name: str) -> Sa:
+        for sa in self._gateway.sas:
+            if sa.name == name:
+                return sa
+        raise ControlError(
+            "NotFound", f"there is no SA {name}", hint="'esp-gw sa list' shows those there are"
+        )
+
+    def _placed(self) -> list[PolicyEntry]:
+        """The CLI's policies that are in place."""
+        return [entry for entry in self._state.policies if entry.name not in self._left_out]
+
+    def _refuse_displacing(self, going: set[str]) -> None:
+        for entry in self._placed():
+            if entry.before in going and entry.name not in going:
+                raise ControlError(
+                    "Refused",
+                    f"the policy {entry.name} has its place before {entry.before}",
+                    hint=f"run 'esp-gw policy delete {entry.name}' first",
+                )
+
+    def _refuse_fixed(self, configured: Desired) -> None:
+        """What the daemon opened at its start can't change while it runs."""
+        old, new = self._configured.settings, configured.settings
+        for field in dataclass_fields(old):
+            if field.name not in ("addresses", "mtu") and (
+                getattr(old, field.name) != getattr(new, field.name)
+            ):
+                name = _CRYPTO_FIELDS.get(field.name, f"gateway.{field.name}")
+                raise ControlError(
+                    "Refused",
+                    f"{name} can't change while the gateway runs",
+                    hint="restart it with 'systemctl restart esp-gw'",
+                )
+
+
+def _refuse_existing(kind: str, name: str, names: list[str]) -> None:
+    if name in names:
+        raise ControlError(
+            "AlreadyExists",
+            f"the {kind} {name} exists already",
+            hint="choose another name, or delete it first",
+        )
+
+
+def _without_conflicts(configured: Desired, state: StoredState) -> tuple[Desired, dict[str, str]]:
+    """Merge, and leave out what the CLI added that can't be: its name, and why."""
+    left_out: dict[str, str] = {}
+    while (fault := _first_fault(configured, state)) is not None:
+        name, message = fault
+        left_out[name] = message
+        state = StoredState(
+            sas=tuple(entry for entry in state.sas if entry.name != name),
+            policies=tuple(entry for entry in state.policies if entry.name != name),
+        )
+    return merge(configured, state), left_out
+
+
+def _first_fault(configured: Desired, state: StoredState) -> tuple[str, str] | None:
+    placed = {policy.name for policy in configured.policies}
+    for entry in state.policies:
+        if entry.before is not None and entry.before not in placed:
+            return entry.name, f"it has to stand before {entry.before}, which is not there"
+        placed.add(entry.name)
+    ours = {entry.name for entry in state.sas} | {entry.name for entry in state.policies}
+    for sa in state.sas:
+        if text := provider_fault(configured.settings.provider, sa.suite):
+            return sa.name, text
+    wanted = merge(configured, state)
+    for conflict in find_conflicts(wanted.sas, wanted.policies):
+        for name in reversed(conflict.names):
+            if name in ours:
+                return name, conflict.message
+    return None
+
+
+def _name(parameters: Parameters) -> str:
+    name = parameters.get("name")
+    if not isinstance(name, str) or not name:
+        raise ControlError("InvalidParameter", "name: expected a text")
+    return name

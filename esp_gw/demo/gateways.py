@@ -1,0 +1,151 @@
+"""Real daemons in a lab: started, asked, stopped or killed, each in its namespace."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from esp_gw.demo.netns import Namespace, end
+from esp_gw.errors import LabError
+
+START_TIMEOUT = 180.0
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a process has used: seconds of processor time, bytes of resident memory."""
+
+    cpu_s: float
+    rss: int
+
+
+def usage(pid: int) -> Usage:
+    """Return what a process has used so far. Raises LabError where it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        raise LabError(f"the process {pid} has ended") from None
+    ticks = int(fields[11]) + int(fields[12])
+    return Usage(ticks / _TICKS, int(fields[21]) * os.sysconf("SC_PAGE_SIZE"))
+
+
+class LabGateway:
+    """One esp-gw daemon: `folder` holds its state and control socket, `env` is added to its own."""
+
+    def __init__(self, namespace: Namespace, config: Path, folder: Path) -> None:
+        self.namespace = namespace
+        self.config = config
+        self.folder = folder
+        self.log = folder / "log"
+        self.socket = folder / "control.sock"
+        self.env: dict[str, str] = {}
+        self.process: subprocess.Popen[str] | None = None
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """The `gateway` fields that keep this daemon's files inside `folder`."""
+        return {"state_dir": str(self.folder), "control_socket": str(self.socket)}
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the daemon was started and has not ended."""
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process id. Raises LabError where it was never started."""
+        return self._running().pid
+
+    def start(self) -> None:
+        """Start the daemon and wait until it is ready. Raises LabError."""
+        self.launch()
+        self.wait_ready()
+
+    def launch(self) -> None:
+        """Start the daemon."""
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        path = self.folder / "notify.sock"
+        path.unlink(missing_ok=True)
+        self._notify.bind(str(path))
+        with self.log.open("a") as log:
+            self.process = self.namespace.start(
+                *_PROGRAM,
+                "run",
+                "--config",
+                str(self.config),
+                env={**self.env, "NOTIFY_SOCKET": str(path)},
+                stderr=log.fileno(),
+            )
+
+    def wait_ready(self) -> None:
+        """Wait until the daemon says READY to its service manager, which is us.
+
+        Raises LabError with the daemon's last words where it ends instead.
+        """
+        process, notify = self._running(), self._notify
+        notify.settimeout(0.1)
+        deadline = time.monotonic() + START_TIMEOUT
+        with notify:
+            while time.monotonic() < deadline:
+                try:
+                    if "READY=1" in notify.recv(4096).decode().splitlines():
+                        return
+                except TimeoutError:
+                    if process.poll() is not None:
+                        raise LabError(self.last_words(), where=self.namespace.name) from None
+        raise LabError("the gateway did not become ready", where=self.namespace.name)
+
+    def last_words(self) -> str:
+        """Return the last line of the daemon's log, as an error of ours can quote it."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        words = lines[-1] if lines else "the gateway ended without a word"
+        return words.removeprefix("esp-gw: error: ")
+
+    def stop(self) -> int:
+        """End the daemon as systemd would; return its exit status."""
+        return end(self._running())
+
+    def kill(self) -> None:
+        """Kill the daemon with SIGKILL."""
+        process = self._running()
+        process.kill()
+        process.wait()
+
+    def hangup(self) -> None:
+        """Send SIGHUP: reload."""
+        self._running().send_signal(signal.SIGHUP)
+
+    def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run the CLI against this daemon."""
+        return self.namespace.run(*_PROGRAM, "--socket", str(self.socket), *arguments, check=check)
+
+    def ask(self, *arguments: str) -> dict[str, Any]:
+        """Run a CLI command with `--json` and return what it printed."""
+        result: dict[str, Any] = json.loads(self.cli(*arguments, "--json").stdout)
+        return result
+
+    def create_ledger(self) -> None:
+        """State that no key of this gateway was used before."""
+        self.namespace.run(*_PROGRAM, "ledger", "create", "--state-dir", str(self.folder))
+
+    def usage(self) -> Usage:
+        """Return what the daemon has used so far."""
+        return usage(self.pid)
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self.process is None:
+            raise LabError("the gateway was never started", where=self.namespace.name)
+        return self.process
+
+
+# The daemon of this very installation, whatever PATH says.
+_PROGRAM = (sys.executable, "-m", "esp_gw.cli.main")

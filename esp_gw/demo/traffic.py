@@ -1,0 +1,92 @@
+"""Traffic through a lab: ping and iperf3, and what they measured."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from esp_gw.demo.netns import Namespace, end
+from esp_gw.errors import LabError
+
+_RTT = re.compile(r"= [\d.]+/([\d.]+)/")
+_RECEIVED = re.compile(r"(\d+) (?:packets )?received")
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Replies received, and the mean round trip in microseconds (0 without a reply)."""
+
+    received: int
+    rtt_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class Iperf:
+    """What the receiver of an iperf3 run got: Gbit/s, and for UDP the percentage lost."""
+
+    gbit_s: float
+    lost_percent: float = 0.0
+
+
+def ping(
+    namespace: Namespace, target: str, *, count: int = 5, size: int = 56, interval: float = 0.01
+) -> Ping:
+    """Ping `target` `count` times with `size` bytes of data; no reply is not an error."""
+    result = namespace.run(
+        "ping",
+        "-n",
+        *("-c", str(count)),
+        *("-i", str(interval)),
+        *("-W", "1"),
+        *("-s", str(size)),
+        target,
+        timeout=count * (interval + 1) + 10,
+        check=False,
+    )
+    received = _RECEIVED.search(result.stdout)
+    rtt = _RTT.search(result.stdout)
+    return Ping(
+        int(received.group(1)) if received else 0, float(rtt.group(1)) * 1000 if rtt else 0.0
+    )
+
+
+@contextlib.contextmanager
+def iperf_server(namespace: Namespace, address: str) -> Iterator[None]:
+    """Run an iperf3 server on `address` while the block runs."""
+    server = namespace.start("iperf3", "-s", "-B", address, "--forceflush", stdout=subprocess.PIPE)
+    try:
+        if not any("listening" in line for line in server.stdout or ()):
+            raise LabError("the iperf3 server did not start", where=namespace.name)
+        yield
+    finally:
+        end(server)
+
+
+def iperf(namespace: Namespace, target: str, seconds: int, *options: str) -> Iperf:
+    """Run an iperf3 client to `target`. Raises LabError where it fails."""
+    summary = iperf_summary(namespace, target, seconds, *options)
+    received = summary.get("sum_received") or summary["sum"]
+    return Iperf(received["bits_per_second"] / 1e9, summary.get("sum", {}).get("lost_percent", 0.0))
+
+
+def iperf_summary(namespace: Namespace, target: str, seconds: int, *options: str) -> dict[str, Any]:
+    """Run an iperf3 client to `target`; return what its report has under `end`. Raises LabError."""
+    result = namespace.run(
+        *("iperf3", "-J", "-c", target, "-t", str(seconds), "--connect-timeout", "3000"),
+        *options,
+        timeout=seconds + 20,
+        check=False,
+    )
+    try:
+        report = json.loads(result.stdout)
+    except ValueError:
+        raise LabError("iperf3 gave no report", where=target) from None
+    if "error" in report:
+        raise LabError(f"iperf3: {report['error']}", where=target)
+    summary: dict[str, Any] = report["end"]
+    return summary

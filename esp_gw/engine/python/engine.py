@@ -1,0 +1,244 @@
+"""The reference engine: one asyncio process, one packet a system call.
+
+The packet's way is in outbound.py and inbound.py; this file installs what they work with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+
+from esp_gw.crypto import probe
+from esp_gw.crypto.measure import Sealer
+from esp_gw.crypto.offload import Offload as CryptoOffload
+from esp_gw.crypto.processor import aes_path
+from esp_gw.engine.base import (
+    AfAlgLost,
+    Counters,
+    EngineFailed,
+    EngineSettings,
+    EngineStatus,
+    Event,
+    Offload,
+    OuterSocket,
+    SaCounters,
+)
+from esp_gw.engine.python.inbound import InboundPath
+from esp_gw.engine.python.outbound import OutboundPath
+from esp_gw.engine.python.outer import Outer
+from esp_gw.engine.python.peers import Peers
+from esp_gw.engine.python.sad import InboundState, OutboundState
+from esp_gw.engine.python.tun import open_tun
+from esp_gw.errors import EngineError
+from esp_gw.model import AF_ALG_ON, AWS_LC, Direction, Encapsulation, Lease, Offloads, Policy, Sa
+
+
+class PythonEngine:
+    """An engine (see engine/base.py) on the running event loop."""
+
+    name = "python"
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._outers: dict[OuterSocket, Outer] = {}
+        self._keepalives: dict[str, asyncio.TimerHandle] = {}
+        self._inbound_spi: dict[str, int] = {}
+        self._peers = Peers()
+        self._removed = Counters(0, 0, 0, 0, 0, 0, {}, {})
+        self._keepalives_out = 0
+
+    def open(self, settings: EngineSettings, on_event: Callable[[Event], None]) -> None:
+        """Create the TUN device and start reading it. Raises EngineError."""
+        if settings.provider == AWS_LC:
+            raise EngineError(
+                "crypto.provider aws-lc needs the native engine, which does not run",
+                hint="install it, or set 'provider: auto'",
+            )
+        self._offload = CryptoOffload(
+            probe.choose(settings.af_alg, Sealer(native=False)),
+            settings.af_alg == AF_ALG_ON,
+            lambda reason: on_event(AfAlgLost(reason)),
+        )
+        self._settings = settings
+        self._on_event = on_event
+        self._tun = open_tun(settings.interface)
+        self._outbound = OutboundPath(self._tun, on_event)
+        self._inbound = InboundPath(self._tun, on_event, self._loop)
+        self._loop.add_reader(self._tun, self._read_tun)
+
+    def close(self) -> None:
+        """Stop, close every descriptor; the TUN device goes with them."""
+        for timer in self._keepalives.values():
+            timer.cancel()
+        self._keepalives.clear()
+        for outer in self._outers.values():
+            outer.close()
+        self._outers.clear()
+        self._inbound.close()
+        self._loop.remove_reader(self._tun)
+        os.close(self._tun)
+        self._offload.close()
+
+    def set_outer_sockets(self, wanted: Sequence[OuterSocket]) -> None:
+        """Open those that are missing, then close those not named. Raises EngineError."""
+        for key in wanted:
+            if key not in self._outers:
+                outer = Outer(key, self._settings.port, self._settings.fwmark, self._loop)
+                self._outers[key] = outer
+                self._loop.add_reader(outer.sock, self._inbound.drain, outer)
+        for key in [key for key in self._outers if key not in wanted]:
+            self._outers.pop(key).close()
+
+    def install_outbound(self, sa: Sa, lease: Lease) -> None:
+        """Add an outbound SA that begins at the lease's first sequence number."""
+        outer = self._outer_of(sa)
+        aead = self._offload.make_aead(sa.suite, sa.keymat)
+        self._outbound.sas[sa.name] = OutboundState(sa, lease, aead, outer, self._peers.place(sa))
+        self._outbound.forget_flows()
+        if sa.keepalive and sa.encapsulation is Encapsulation.UDP:
+            self._arm_keepalive(sa.name, sa.keepalive, -1)
+
+    def install_inbound(self, sa: Sa, highest_seq: int) -> None:
+        """Add an inbound SA whose window treats every number up to `highest_seq` as seen."""
+        if sa.spi in self._inbound.sas:
+            raise EngineError("another inbound SA has this SPI", where=sa.name)
+        self._outer_of(sa)
+        aead = self._offload.make_aead(sa.suite, sa.keymat)
+        self._inbound.sas[sa.spi] = InboundState(sa, highest_seq, aead, self._peers.place(sa))
+        self._inbound_spi[sa.name] = sa.spi
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Take back what was installed inside where one SA can't be; all else is one step here."""
+        before = {*self._inbound_spi, *self._outbound.sas}
+        try:
+            yield
+        except BaseException:
+            new = {*self._inbound_spi, *self._outbound.sas} - before
+            self.remove_sas(sorted(new))
+            raise
+
+    def remove_sas(self, names: Sequence[str]) -> list[SaCounters]:
+        """Forget SAs and their keys; the counters are final: nothing more is sent or accepted."""
+        for name in names:
+            if name not in self._inbound_spi and name not in self._outbound.sas:
+                raise EngineError("no such SA", where=name)
+        return [self._remove(name) for name in names]
+
+    def _remove(self, name: str) -> SaCounters:
+        spi = self._inbound_spi.pop(name, None)
+        if spi is not None:
+            inbound = self._inbound.sas.pop(spi)
+            self._inbound.discard(inbound)
+            inbound.aead.close()
+            final = inbound.counters()
+            self._fold(Direction.INBOUND, final)
+            return final
+        outbound = self._outbound.sas.pop(name)
+        self._outbound.forget_flows()
+        timer = self._keepalives.pop(name, None)
+        if timer is not None:
+            timer.cancel()
+        outbound.outer.discard(outbound)
+        outbound.aead.close()
+        final = outbound.counters()
+        self._fold(Direction.OUTBOUND, final)
+        return final
+
+    def replace_policies(self, policies: Sequence[Policy]) -> None:
+        """Put a new SPD in place in one step, in the order given."""
+        self._outbound.replace_policies(policies)
+
+    def extend_lease(self, name: str, lease: Lease) -> None:
+        """Give an outbound SA more sequence numbers, used after those it has."""
+        state = self._outbound.sas[name]
+        state.esp.extend(lease)
+        state.watch()
+
+    def counters(self) -> Counters:
+        """Return a snapshot of every counter."""
+        outbound = {name: state.counters() for name, state in self._outbound.sas.items()}
+        inbound = {state.sa.name: state.counters() for state in self._inbound.sas.values()}
+        drops = Counter(self._removed.drops) + self._outbound.drops + self._inbound.drops
+        for counters in (*outbound.values(), *inbound.values()):
+            drops.update(counters.drops)
+        return Counters(
+            packets_out=self._removed.packets_out + sum(c.packets for c in outbound.values()),
+            bytes_out=self._removed.bytes_out + sum(c.bytes for c in outbound.values()),
+            packets_in=self._removed.packets_in + sum(c.packets for c in inbound.values()),
+            bytes_in=self._removed.bytes_in + sum(c.bytes for c in inbound.values()),
+            keepalives_out=self._keepalives_out,
+            keepalives_in=self._inbound.keepalives,
+            drops=dict(drops),
+            sas=outbound | inbound,
+        )
+
+    def advanced(self) -> dict[str, int]:
+        """Return how far the inbound SAs came whose windows advanced since the last call."""
+        advanced = {}
+        for state in self._inbound.sas.values():
+            if state.esp.window.highest != state.told_highest:
+                state.told_highest = advanced[state.sa.name] = state.esp.window.highest
+        return advanced
+
+    def status(self) -> EngineStatus:
+        """How it works: what it uses of what there is, and why not more."""
+        suites = {state.sa.suite.name for state in self._outbound.sas.values()}
+        suites |= {state.sa.suite.name for state in self._inbound.sas.values()}
+        single = Offload(False, "the python engine carries one packet a system call")
+        return EngineStatus(
+            workers=1,
+            pinned=False,
+            busy_poll_us=0,
+            provider={suite: self._offload.provider(suite) for suite in sorted(suites)},
+            aes=aes_path(),
+            offload={field.name: single for field in fields(Offloads)},
+            af_alg={suite: self._offload.verdict(suite) for suite in sorted(suites)},
+        )
+
+    def _read_tun(self) -> None:
+        try:
+            self._outbound.drain()
+        except OSError as error:
+            self._loop.remove_reader(self._tun)
+            self._on_event(
+                EngineFailed(
+                    f"{self._settings.interface}: the TUN device is gone: {error.strerror}"
+                )
+            )
+
+    def _outer_of(self, sa: Sa) -> Outer:
+        outer = self._outers.get(OuterSocket(sa.local, sa.encapsulation))
+        if outer is None:
+            raise EngineError(f"there is no outer socket on {sa.local}", where=sa.name)
+        return outer
+
+    def _arm_keepalive(self, name: str, period: float, seen: int) -> None:
+        # Half the period, and only where nothing else was sent in it: the mapping of a NAT on the
+        # way never rests for longer than the period.
+        state = self._outbound.sas[name]
+        active = state.packets
+        if active == seen:
+            self._keepalives_out += state.outer.send_keepalive(state.peer.address)
+        self._keepalives[name] = self._loop.call_later(
+            period / 2, self._arm_keepalive, name, period, active
+        )
+
+    def _fold(self, direction: Direction, final: SaCounters) -> None:
+        """Keep in the totals what a removed SA has counted."""
+        before = self._removed
+        out = direction is Direction.OUTBOUND
+        self._removed = Counters(
+            packets_out=before.packets_out + (final.packets if out else 0),
+            bytes_out=before.bytes_out + (final.bytes if out else 0),
+            packets_in=before.packets_in + (0 if out else final.packets),
+            bytes_in=before.bytes_in + (0 if out else final.bytes),
+            keepalives_out=0,
+            keepalives_in=0,
+            drops=dict(Counter(before.drops) + Counter(final.drops)),
+            sas={},
+        )

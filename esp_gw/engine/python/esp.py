@@ -1,0 +1,220 @@
+"""The ESP codec: one packet sealed or opened, with its sequence number (RFC 4303, RFC 4106)."""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+
+from esp_gw.crypto.aead import Aead
+from esp_gw.engine.python.replay import ReplayWindow
+from esp_gw.errors import EngineError
+from esp_gw.model import IV_LEN, DropReason, Lease, Sa, Suite
+
+ESP_HEADER_LEN = 8
+"""SPI and seq_lo, 4 bytes each (RFC 4303 2)."""
+NO_NEXT_HEADER = 59
+"""The next header of a dummy packet (RFC 4303 2.6)."""
+
+_TEXT_OFFSET = ESP_HEADER_LEN + IV_LEN
+_TRAILER_LEN = 2
+_SEQ_LO_MASK = 2**32 - 1
+
+_HEADER_AND_IV = struct.Struct("!IIQ")
+_SPI_SEQ_LO_AND_IV = struct.Struct("!II8s")
+_AAD = struct.Struct("!II")
+_AAD_ESN = struct.Struct("!IQ")
+
+# RFC 4303 2.4: the padding is 1, 2, 3, ...
+_PADDING = tuple(bytes(range(1, pad_len + 1)) for pad_len in range(256))
+# What follows a payload: padding, pad_len, next_header; by payload_len % 4, then by next header.
+_TRAILERS = tuple(
+    tuple(_PADDING[pad_len] + bytes((pad_len, next_header)) for next_header in range(256))
+    for pad_len in (-(remainder + _TRAILER_LEN) % 4 for remainder in range(4))
+)
+
+
+class Drop(Exception):  # noqa: N818 - the ordinary end of a packet, not an error
+    """A packet that goes no further, and why."""
+
+    def __init__(self, reason: DropReason) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def esp_len(payload_len: int, suite: Suite) -> int:
+    """Bytes of an ESP packet, from the SPI to the ICV, with `payload_len` bytes of payload."""
+    text_len = (payload_len + _TRAILER_LEN + 3) & ~3
+    return _TEXT_OFFSET + text_len + suite.icv_len
+
+
+def max_payload(esp_len_limit: int, suite: Suite) -> int:
+    """Bytes of the largest payload whose ESP packet is not longer than `esp_len_limit`.
+
+    Negative where not even an empty payload fits.
+    """
+    text_len = (esp_len_limit - _TEXT_OFFSET - suite.icv_len) & ~3
+    return text_len - _TRAILER_LEN
+
+
+class OutboundEsp:
+    """Seals the packets of one outbound SA.
+
+    The 64-bit sequence number is the IV, so no number may be used twice: each comes from a lease
+    and is spent before its packet is sealed, whatever happens then. `next_seq` is the next packet's
+    number, `lease_end` the first one behind those that may be used now. From `next_seq >= low` on,
+    half of the numbers that the SA held when it was last given some are used. Raises EngineError
+    for a lease that has the number 0 or ends before it begins.
+    """
+
+    __slots__ = (
+        "_last_seq",
+        "_later",
+        "_overhead",
+        "_pack_aad",
+        "_salt",
+        "_seal_into",
+        "_spi",
+        "lease_end",
+        "low",
+        "next_seq",
+    )
+
+    def __init__(self, sa: Sa, lease: Lease, aead: Aead) -> None:
+        if lease.first < 1:
+            raise EngineError(f"{sa.name}: a lease can't begin at {lease.first}, the first is 1")
+        self._spi = sa.spi
+        self._salt = sa.keymat.salt
+        self._overhead = _TEXT_OFFSET + sa.suite.icv_len
+        self._last_seq = sa.last_seq
+        self._pack_aad = _AAD_ESN.pack if sa.esn else _AAD.pack
+        self._seal_into = aead.seal_into
+        self._later: deque[Lease] = deque()
+        self.next_seq = self.lease_end = min(lease.first, self._last_seq + 1)
+        self.extend(lease)
+
+    def extend(self, lease: Lease) -> None:
+        """Add the numbers of a lease that begins where the last one ends, or later.
+
+        Numbers behind the SA's last one are left out. Raises EngineError for a lease that overlaps
+        those before it or goes back.
+        """
+        leased_up_to = self._later[-1].end if self._later else self.lease_end
+        if not leased_up_to <= lease.first <= lease.end:
+            raise EngineError(
+                f"the lease of {lease.first} up to {lease.end} goes back: "
+                f"sequence numbers up to {leased_up_to} are leased already"
+            )
+        first = min(lease.first, self._last_seq + 1)
+        end = min(lease.end, self._last_seq + 1)
+        if first == self.lease_end and not self._later:
+            self.lease_end = end
+        else:
+            self._later.append(Lease(first, end))
+        self.low = self._half_used()
+
+    def encap(
+        self, buf: memoryview, start: int, end: int, next_header: int, out: memoryview
+    ) -> int:
+        """Seal the payload `buf[start:end]` as one ESP packet into `out`; returns its length.
+
+        The trailer is written into `buf` behind the payload: 8 spare bytes are enough. `out` has
+        `esp_len` bytes or more and does not overlap `buf`. Raises Drop: LEASE_EXHAUSTED,
+        SEQ_EXHAUSTED. RFC 4303 3.3, RFC 4106 3 to 5, RFC 7634 2.
+        """
+        seq = self.next_seq
+        if seq >= self.lease_end:
+            seq = self._next_lease()
+        self.next_seq = seq + 1
+        trailer = _TRAILERS[(end - start) & 3][next_header]
+        text_end = end + len(trailer)
+        buf[end:text_end] = trailer
+        length = text_end - start + self._overhead
+        _HEADER_AND_IV.pack_into(out, 0, self._spi, seq & _SEQ_LO_MASK, seq)
+        self._seal_into(
+            self._salt + seq.to_bytes(IV_LEN, "big"),
+            buf[start:text_end],
+            self._pack_aad(self._spi, seq),
+            out[_TEXT_OFFSET:length],
+        )
+        return length
+
+    def _next_lease(self) -> int:
+        while self.next_seq >= self.lease_end:
+            if self.lease_end > self._last_seq:
+                raise Drop(DropReason.SEQ_EXHAUSTED)
+            if not self._later:
+                raise Drop(DropReason.LEASE_EXHAUSTED)
+            lease = self._later.popleft()
+            self.next_seq = lease.first
+            self.lease_end = lease.end
+        return self.next_seq
+
+    def _half_used(self) -> int:
+        leases = (Lease(self.next_seq, self.lease_end), *self._later)
+        half = sum(lease.end - lease.first for lease in leases) // 2
+        for lease in leases:
+            if half < lease.end - lease.first:
+                return lease.first + half
+            half -= lease.end - lease.first
+        return self.next_seq
+
+
+class InboundEsp:
+    """Opens the packets of one inbound SA; `window` is its anti-replay window."""
+
+    __slots__ = (
+        "_authentication_error",
+        "_esn",
+        "_min_len",
+        "_open_into",
+        "_overhead",
+        "_pack_aad",
+        "_salt",
+        "window",
+    )
+
+    def __init__(self, sa: Sa, highest_seq: int, aead: Aead) -> None:
+        self._salt = sa.keymat.salt
+        self._overhead = _TEXT_OFFSET + sa.suite.icv_len
+        self._min_len = esp_len(0, sa.suite)
+        self._esn = sa.esn
+        self._pack_aad = _AAD_ESN.pack if sa.esn else _AAD.pack
+        self._open_into = aead.open_into
+        self._authentication_error = aead.authentication_error
+        self.window = ReplayWindow(sa.replay_window, highest_seq)
+
+    def decap(self, esp: memoryview, out: memoryview) -> tuple[int, int, bool]:
+        """Open one ESP packet: SPI to ICV in `esp`, its payload into `out` from index 0.
+
+        Returns the payload's length, the next header, and whether the packet is the newest so far:
+        its number moved the window. `out` is as long as `esp` or longer and does not overlap it.
+        Raises Drop: TOO_SHORT, REPLAY_OLD, REPLAY_DUPLICATE, AUTH_FAILED, and for an authenticated
+        packet BAD_PADDING, DUMMY. RFC 4303 3.4, RFC 4106 3 to 5, RFC 7634 2.
+        """
+        length = len(esp)
+        if length < self._min_len or length & 3:
+            raise Drop(DropReason.TOO_SHORT)
+        spi, seq, iv = _SPI_SEQ_LO_AND_IV.unpack_from(esp)
+        window = self.window
+        if self._esn:
+            seq = window.infer(seq)
+        replay = window.check(seq)
+        if replay is not None:
+            raise Drop(replay)
+        text_len = length - self._overhead
+        text = out[:text_len]
+        try:
+            self._open_into(self._salt + iv, esp[_TEXT_OFFSET:], self._pack_aad(spi, seq), text)
+        except self._authentication_error:
+            # What was deciphered before the ICV was found wrong must not be there to be used.
+            text[:] = bytes(text_len)
+            raise Drop(DropReason.AUTH_FAILED) from None
+        advanced = window.commit(seq)
+        pad_len = text[-2]
+        next_header = text[-1]
+        payload_len = text_len - _TRAILER_LEN - pad_len
+        if payload_len < 0 or text[payload_len:-_TRAILER_LEN] != _PADDING[pad_len]:
+            raise Drop(DropReason.BAD_PADDING)
+        if next_header == NO_NEXT_HEADER:
+            raise Drop(DropReason.DUMMY)
+        return payload_len, next_header, advanced

@@ -1,0 +1,236 @@
+"""The way in, in the order in which it happens: socket, SPI, window, open, selectors, TUN.
+
+drain       receive a datagram, at most BATCH a call
+_receive    what it is; its SA
+  _accept     decap; who sent it
+  _tunnel     the inner packet, its ECN (RFC 6040)
+  _transport  the IP header that the payload had
+_deliver    the SA's selectors (RFC 4301 5.2)
+_write      TUN
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter, deque
+from collections.abc import Callable
+
+from esp_gw.engine.base import Event, PeerAddressChanged
+from esp_gw.engine.python.esp import Drop
+from esp_gw.engine.python.outbound import BATCH, MAX_FLOWS, MAX_PACKET, ROOM
+from esp_gw.engine.python.outer import Outer, SocketAddress
+from esp_gw.engine.python.sad import InboundState
+from esp_gw.engine.python.wire import (
+    IPPROTO_IPIP,
+    IPPROTO_IPV6,
+    IPV4_HEADER_LEN,
+    IPV6_HEADER_LEN,
+    flow_key,
+    packet_length,
+    parse,
+    set_ecn,
+    traffic_class,
+    write_ipv4_header,
+    write_ipv6_header,
+)
+from esp_gw.model import DropReason, Encapsulation
+
+NOT_ECT, CE = 0, 3
+"""The ECN fields of a flow that knows no ECN, and of congestion experienced (RFC 3168)."""
+_ECN = 3
+_KEEPALIVE = 0xFF
+_NON_ESP_MARKER = 0
+_CONTROL_LEN = 64
+_MSG_TRUNC = 0x20
+MAX_QUEUED = 256
+"""Packets that wait for the TUN; beyond it they are dropped as tun-queue-full."""
+
+
+class InboundPath:
+    """From the outer sockets to the TUN."""
+
+    def __init__(
+        self, tun: int, on_event: Callable[[Event], None], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._tun = tun
+        self._on_event = on_event
+        self._loop = loop
+        self._datagram = memoryview(bytearray(MAX_PACKET + ROOM))
+        self._receive_into = [self._datagram]
+        # The opened payload begins where the largest rebuilt header leaves off.
+        self._plain = memoryview(bytearray(IPV6_HEADER_LEN + MAX_PACKET + ROOM))
+        self._payload = self._plain[IPV6_HEADER_LEN:]
+        self._queue: deque[tuple[InboundState, bytes]] = deque()
+        self.sas: dict[int, InboundState] = {}
+        self.drops: Counter[str] = Counter()
+        self.keepalives = 0
+
+    def drain(self, outer: Outer) -> None:
+        """Take what the socket has, at most BATCH datagrams."""
+        receive = outer.sock.recvmsg_into
+        for _ in range(BATCH):
+            try:
+                size, control, flags, address = receive(self._receive_into, _CONTROL_LEN)
+            except BlockingIOError:
+                return
+            except OSError:
+                # An ICMP error that came back for an earlier packet; the socket is fine.
+                continue
+            try:
+                if flags & _MSG_TRUNC:
+                    raise Drop(DropReason.TRUNCATED)
+                self._receive(outer, size, _tos(control), address)
+            except Drop as drop:
+                self.drops[drop.reason] += 1
+
+    def discard(self, state: InboundState) -> None:
+        """Drop what waits for the TUN out of one SA, counted as tun-error."""
+        kept = [item for item in self._queue if item[0] is not state]
+        if lost := len(self._queue) - len(kept):
+            state.drops[DropReason.TUN_ERROR] += lost
+            self._queue = deque(kept)
+            if not kept:
+                self._loop.remove_writer(self._tun)
+
+    def close(self) -> None:
+        """Drop what waits for the TUN, counted as tun-error."""
+        for state in {id(state): state for state, _ in self._queue}.values():
+            self.discard(state)
+
+    def _receive(self, outer: Outer, size: int, tos: int, address: SocketAddress) -> None:
+        datagram = self._datagram
+        start = 0
+        if outer.has_ip_header:
+            tos = datagram[1]
+            start = (datagram[0] & 15) << 2
+        elif outer.is_udp and size == 1 and datagram[0] == _KEEPALIVE:
+            self.keepalives += 1
+            return
+        if size - start < 8:
+            raise Drop(DropReason.TOO_SHORT)
+        spi = int.from_bytes(datagram[start : start + 4])
+        if spi == _NON_ESP_MARKER and outer.is_udp:
+            raise Drop(DropReason.IKE_DATAGRAM)
+        state = self.sas.get(spi)
+        if state is None:
+            raise Drop(DropReason.UNKNOWN_SPI)
+        try:
+            self._accept(state, outer, datagram[start:size], tos, address)
+        except Drop as drop:
+            state.drops[drop.reason] += 1
+
+    def _accept(
+        self,
+        state: InboundState,
+        outer: Outer,
+        datagram: memoryview,
+        tos: int,
+        address: SocketAddress,
+    ) -> None:
+        udp = state.sa.encapsulation is Encapsulation.UDP
+        ipv4 = state.sa.local.version == 4
+        if udp is not outer.is_udp or ipv4 is not outer.is_ipv4:
+            raise Drop(DropReason.WRONG_ENCAPSULATION)
+        length, next_header, newest = state.esp.decap(datagram, self._payload)
+        # Only the newest packet counts: an old one, delayed or resent, must not turn replies away.
+        if newest and udp:
+            self._hear(state, address)
+        if state.transport:
+            packet = self._transport(state, length, next_header, tos)
+        else:
+            packet = self._tunnel(length, next_header, tos)
+        self._deliver(state, packet)
+
+    def _hear(self, state: InboundState, address: SocketAddress) -> None:
+        peer = state.peer
+        if address == peer.address:
+            state.heard = peer.moves
+        elif peer.follow(address, state.heard, self._loop.time()):
+            state.heard = peer.moves
+            remote, port = peer.ends(state.sa)
+            self._on_event(PeerAddressChanged(state.sa.name, remote, port))
+
+    def _tunnel(self, length: int, next_header: int, tos: int) -> memoryview:
+        if next_header not in (IPPROTO_IPIP, IPPROTO_IPV6):
+            raise Drop(DropReason.BAD_NEXT_HEADER)
+        if self._payload[0] >> 4 != (4 if next_header == IPPROTO_IPIP else 6):
+            raise Drop(DropReason.MALFORMED_INNER)
+        # What follows the inner packet is traffic flow confidentiality padding (RFC 4303 2.7).
+        packet = self._payload[: packet_length(self._payload, length)]
+        # RFC 6040 4.2: of the outer field only ECT(1) and CE, the odd ones, ever change the inner.
+        if tos & 1:
+            outer_ecn, ecn = tos & _ECN, traffic_class(packet) & _ECN
+            if ecn == NOT_ECT:
+                if outer_ecn == CE:
+                    raise Drop(DropReason.ECN_NOT_ECT)
+            elif ecn != CE:
+                set_ecn(packet, outer_ecn)
+        return packet
+
+    def _transport(
+        self, state: InboundState, length: int, next_header: int, tos: int
+    ) -> memoryview:
+        ipv4 = state.sa.local.version == 4
+        header_len = IPV4_HEADER_LEN if ipv4 else IPV6_HEADER_LEN
+        if length + header_len > MAX_PACKET:
+            raise Drop(DropReason.MALFORMED_INNER)
+        start = IPV6_HEADER_LEN - header_len
+        packet = self._plain[start : IPV6_HEADER_LEN + length]
+        write = write_ipv4_header if ipv4 else write_ipv6_header
+        # The addresses are the SA's, not the datagram's: a NAT on the way would break the
+        # checksums of what is inside (RFC 3948 3.1.2).
+        write(packet, state.remote, state.local, next_header, length, tos)
+        return packet
+
+    def _deliver(self, state: InboundState, packet: memoryview) -> None:
+        key = flow_key(packet)
+        if key is None or key not in state.flows:
+            inner = parse(packet, len(packet))
+            if not any(selector.matches_inbound(inner) for selector in state.selectors):
+                raise Drop(DropReason.SELECTOR_MISMATCH)
+            if key is not None:
+                if len(state.flows) >= MAX_FLOWS:
+                    state.flows.clear()
+                state.flows.add(key)
+        if self._queue:
+            self._enqueue(state, packet)
+            return
+        try:
+            self._write(state, packet)
+        except BlockingIOError:
+            self._enqueue(state, packet)
+
+    def _write(self, state: InboundState, packet: memoryview | bytes) -> None:
+        try:
+            os.write(self._tun, packet)
+        except BlockingIOError:
+            raise
+        except OSError:
+            raise Drop(DropReason.TUN_ERROR) from None
+        state.packets += 1
+        state.bytes += len(packet)
+
+    def _enqueue(self, state: InboundState, packet: memoryview) -> None:
+        if len(self._queue) >= MAX_QUEUED:
+            raise Drop(DropReason.TUN_QUEUE_FULL)
+        if not self._queue:
+            self._loop.add_writer(self._tun, self._drain_queue)
+        self._queue.append((state, bytes(packet)))
+
+    def _drain_queue(self) -> None:
+        while self._queue:
+            state, packet = self._queue[0]
+            try:
+                self._write(state, packet)
+            except BlockingIOError:
+                return
+            except Drop as drop:
+                state.drops[drop.reason] += 1
+            self._queue.popleft()
+        self._loop.remove_writer(self._tun)
+
+
+def _tos(control: list[tuple[int, int, bytes]]) -> int:
+    # IP_TOS is one byte, IPV6_TCLASS an int in the machine's order: with x86 and ARM, the first.
+    return control[0][2][0] if control else 0

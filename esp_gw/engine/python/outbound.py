@@ -1,0 +1,226 @@
+"""The way out, in the order in which it happens: TUN, selectors, sequence number, seal, socket.
+
+drain       read a packet from the TUN, at most BATCH a call
+_forward    what happens to it
+  _reassemble transport mode's fragments
+  _state      its SA, by the selectors, once a flow
+  _protect    its payload; encap; send
+  _notice     lease and lifetime marks
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from esp_gw.engine.base import Event, HardExpired, LeaseLow, PathMtuChanged, SoftExpired
+from esp_gw.engine.python.esp import Drop
+from esp_gw.engine.python.outer import path_mtu
+from esp_gw.engine.python.reassembly import Reassembler
+from esp_gw.engine.python.sad import NEVER, OutboundState
+from esp_gw.engine.python.spd import Spd
+from esp_gw.engine.python.wire import (
+    HOP_BY_HOP,
+    IPPROTO_IPIP,
+    IPPROTO_IPV6,
+    IPV4_HEADER_LEN,
+    IPV6_HEADER_LEN,
+    MIN_IPV6_MTU,
+    ROUTING,
+    Inner,
+    address_key,
+    flow_key,
+    packet_length,
+    parse,
+    spread,
+    traffic_class,
+)
+from esp_gw.model import Action, DropReason, Policy
+
+BATCH = 64
+"""Packets a call of the reader: about a millisecond, then everything else has its turn."""
+MAX_PACKET = 65535
+ROOM = 512
+"""Bytes beyond the largest packet for the ESP header, IV, trailer and ICV."""
+MAX_FLOWS = 4096
+"""Flows whose policy is remembered; when a scan fills the table it starts anew."""
+
+MTU_QUESTION_INTERVAL = 0.2
+"""Seconds between two questions for the path MTU of an SA, however many packets were too big."""
+
+Target = OutboundState | DropReason
+
+
+class OutboundPath:
+    """From the TUN to the outer sockets."""
+
+    def __init__(self, tun: int, on_event: Callable[[Event], None]) -> None:
+        self._tun = tun
+        self._on_event = on_event
+        self._packet = memoryview(bytearray(MAX_PACKET + ROOM))
+        self._out = memoryview(bytearray(MAX_PACKET + ROOM))
+        self._read_into = [self._packet[:MAX_PACKET]]
+        self._spd = Spd(())
+        self._flows: dict[tuple[int, bytes], Target] = {}
+        self._reassembler = Reassembler()
+        self.sas: dict[str, OutboundState] = {}
+        self.drops: Counter[str] = Counter()
+
+    def replace_policies(self, policies: Sequence[Policy]) -> None:
+        """Look packets up in a new SPD from the next one on."""
+        self._spd = Spd(policies)
+        self._flows.clear()
+
+    def forget_flows(self) -> None:
+        """Look every flow up again: an SA came, went, or changed."""
+        self._flows.clear()
+
+    def drain(self) -> None:
+        """Forward what the TUN has, at most BATCH packets.
+
+        Raises OSError where the device is gone.
+        """
+        for _ in range(BATCH):
+            try:
+                length = os.readv(self._tun, self._read_into)
+            except BlockingIOError:
+                return
+            try:
+                self._forward(self._packet, length)
+            except Drop as drop:
+                self.drops[drop.reason] += 1
+
+    def _forward(self, packet: memoryview, length: int) -> None:
+        if packet_length(packet, length) != length:
+            raise Drop(DropReason.MALFORMED_INNER)
+        key = flow_key(packet)
+        whole = False
+        if key is None and (candidate := self._transport_candidate(packet, length)) is not None:
+            # Before the lookup: a fragment may have no ports to match, while the whole has.
+            length = self._reassemble(candidate, packet, length)
+            if not length:
+                return
+            key, whole = flow_key(packet), True
+        state = self._state(packet, length, key)
+        try:
+            self._protect(state, packet, length, whole)
+        except Drop as drop:
+            state.drops[drop.reason] += 1
+            if drop.reason is DropReason.SEQ_EXHAUSTED and not state.expired:
+                state.expired = True
+                self._on_event(HardExpired(state.sa.name))
+
+    def _state(
+        self, packet: memoryview, length: int, key: tuple[int, bytes] | None
+    ) -> OutboundState:
+        target = self._flows.get(key) if key else None
+        if target is None:
+            target = self._find(parse(packet, length), key or address_key(packet))
+            if key is not None:
+                if len(self._flows) >= MAX_FLOWS:
+                    self._flows.clear()
+                self._flows[key] = target
+        if not isinstance(target, OutboundState):
+            raise Drop(target)
+        return target
+
+    def _find(self, inner: Inner, flow: tuple[int, bytes]) -> Target:
+        policy = self._spd.lookup(inner)
+        if policy is None:
+            return DropReason.NO_POLICY
+        if policy.action is Action.DISCARD:
+            return DropReason.POLICY_DISCARD
+        if policy.action is Action.BYPASS:
+            return DropReason.POLICY_BYPASS
+        state = self._sa_of(policy, flow)
+        if state is None:
+            return DropReason.NO_SA
+        # While a reload replaces SAs, a policy of before may name an SA of after, which leads to
+        # another peer.
+        if not any(selector.matches_outbound(inner) for selector in state.selectors):
+            return DropReason.SELECTOR_MISMATCH
+        return state
+
+    def _sa_of(self, policy: Policy, flow: tuple[int, bytes]) -> OutboundState | None:
+        if not policy.sas:
+            return None
+        return self.sas.get(policy.sas[spread(flow) % len(policy.sas)])
+
+    def _transport_candidate(self, packet: memoryview, length: int) -> OutboundState | None:
+        """Return the transport-mode SA that may carry what a packet is a fragment of, if any."""
+        inner = parse(packet, length)
+        if inner.fragment:
+            for policy in self._spd.candidates(inner):
+                state = self._sa_of(policy, address_key(packet))
+                if state is not None and state.transport:
+                    return state
+        return None
+
+    def _reassemble(self, state: OutboundState, packet: memoryview, length: int) -> int:
+        """Return the length of the whole packet, now in `packet`; 0 while fragments are missing."""
+        before = self._reassembler.dropped
+        try:
+            datagram = self._reassembler.add(packet, length, time.monotonic())
+        except Drop as drop:
+            state.drops[drop.reason] += 1
+            return 0
+        if self._reassembler.dropped != before:
+            state.drops[DropReason.FRAGMENT] += self._reassembler.dropped - before
+        if datagram is None:
+            return 0
+        packet[: len(datagram)] = datagram
+        return len(datagram)
+
+    def _protect(self, state: OutboundState, packet: memoryview, end: int, whole: bool) -> None:
+        tos = traffic_class(packet)
+        start, next_header = _transport_payload(packet) if state.transport else _tunneled(packet)
+        size = state.esp.encap(packet, start, end, next_header, self._out)
+        if state.esp.next_seq >= state.notice_at:
+            self._notice(state)
+        dropped = state.outer.send(state, self._out[:size], end, tos, whole)
+        if dropped is DropReason.TOO_BIG:
+            if packet[0] >> 4 == 6 and end <= MIN_IPV6_MTU:
+                # No IPv6 link is smaller than this (RFC 8200 5): the outer packet is fragmented.
+                dropped = state.outer.send(state, self._out[:size], end, tos, True)
+            else:
+                self._too_big(state)
+        if dropped is not None:
+            raise Drop(dropped)
+
+    def _notice(self, state: OutboundState) -> None:
+        # Each mark is told once: extend_lease sets the next low one.
+        if state.esp.next_seq >= state.low:
+            state.low = NEVER
+            self._on_event(LeaseLow(state.sa.name))
+        if state.esp.next_seq >= state.soft:
+            state.soft = NEVER
+            self._on_event(SoftExpired(state.sa.name))
+        state.notice_at = min(state.low, state.soft)
+
+    def _too_big(self, state: OutboundState) -> None:
+        now = time.monotonic()
+        if now < state.next_mtu_question:
+            return
+        state.next_mtu_question = now + MTU_QUESTION_INTERVAL
+        mtu = path_mtu(state.outer, state.peer.address)
+        if mtu is not None:
+            self._on_event(PathMtuChanged(state.sa.remote, mtu))
+
+
+def _tunneled(packet: memoryview) -> tuple[int, int]:
+    return 0, IPPROTO_IPIP if packet[0] >> 4 == 4 else IPPROTO_IPV6
+
+
+def _transport_payload(packet: memoryview) -> tuple[int, int]:
+    """Return where the payload begins that transport mode protects, and its protocol.
+
+    A socket can't send the headers that RFC 4303 3.1.1 leaves in front of ESP: options of IPv4,
+    hop-by-hop and routing headers of IPv6. Such packets raise Drop(UNSUPPORTED_HEADER).
+    """
+    if packet[0] == 0x45:
+        return IPV4_HEADER_LEN, packet[9]
+    if packet[0] >> 4 == 6 and packet[6] not in (HOP_BY_HOP, ROUTING):
+        return IPV6_HEADER_LEN, packet[6]
+    raise Drop(DropReason.UNSUPPORTED_HEADER)

@@ -1,0 +1,240 @@
+"""The outer sockets: ESP in UDP (RFC 3948) and ESP as IP protocol 50, IPv4 and IPv6.
+
+A socket never blocks. What the kernel doesn't take at once waits in a bounded queue, in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from esp_gw.engine.base import OuterSocket
+from esp_gw.engine.python.wire import IPPROTO_ESP
+from esp_gw.errors import EngineError
+from esp_gw.model import DropReason, Encapsulation
+
+if TYPE_CHECKING:
+    from esp_gw.engine.python.sad import OutboundState
+
+SOCKET_BUFFER = 4 << 20
+"""Bytes asked of the kernel each way; it gives at most net.core.wmem_max and rmem_max."""
+MAX_QUEUED = 256
+"""Packets that wait for the socket to take more; beyond it they are dropped as queue-full."""
+
+_KEEPALIVE = b"\xff"
+# Names that Python's socket module lacks; values of the kernel's uapi headers.
+_IP_MTU = 14
+_IP_MTU_DISCOVER = 10
+_IPV6_MTU = 24
+_IPV6_MTU_DISCOVER = 23
+_PMTUDISC_DONT = 0
+_PMTUDISC_DO = 2
+_IP_FREEBIND = 15
+_IPV6_FREEBIND = 78
+_SO_NO_CHECK = 11
+_SO_MARK = getattr(socket, "SO_MARK", 36)
+_SO_RCVBUFFORCE = 33
+_SO_SNDBUFFORCE = 32
+
+_ADVICE = {
+    errno.EPERM: "raw ESP needs CAP_NET_RAW",
+    errno.EADDRINUSE: (
+        "another program listens there (an IKE daemon?): stop it, or set another 'port'"
+    ),
+}
+
+SocketAddress = tuple[Any, ...]
+Queued = tuple["OutboundState", bytes, int, int, bool]
+
+
+class Outer:
+    """One outer socket with what the packet path needs of it.
+
+    `has_ip_header`: recvmsg gives the IP header in front of the ESP header; raw IPv4 sockets do.
+    """
+
+    def __init__(
+        self, wanted: OuterSocket, port: int, fwmark: int, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.wanted = wanted
+        self.is_udp = wanted.encapsulation is Encapsulation.UDP
+        self.is_ipv4 = wanted.address.version == 4
+        self.has_ip_header = self.is_ipv4 and not self.is_udp
+        self.sock = _open(wanted, port, fwmark)
+        self._loop = loop
+        self._queue: deque[Queued] = deque()
+        self._tos = 0
+        self._may_fragment = False
+
+    def send(
+        self, state: OutboundState, packet: memoryview, inner_len: int, tos: int, may_fragment: bool
+    ) -> DropReason | None:
+        """Send one packet, or queue it where the socket is full; return why it was dropped.
+
+        The SA counts it when the socket takes it, or drops it out of the queue. `tos` becomes the
+        outer DSCP and ECN; `may_fragment` lets the kernel fragment the outer packet, which only
+        transport mode needs, for datagrams that are larger than the path MTU.
+        """
+        if self._queue:
+            return self._enqueue(state, packet, inner_len, tos, may_fragment)
+        try:
+            if tos != self._tos:
+                self._set_tos(tos)
+            if may_fragment is not self._may_fragment:
+                self._set_may_fragment(may_fragment)
+            self.sock.sendto(packet, state.peer.address)
+        except BlockingIOError:
+            return self._enqueue(state, packet, inner_len, tos, may_fragment)
+        except OSError as error:
+            return _drop_reason(error)
+        state.packets += 1
+        state.bytes += inner_len
+        return None
+
+    def send_keepalive(self, address: SocketAddress) -> bool:
+        """Send a NAT keepalive now (RFC 3948 4), or never: return whether the socket took it."""
+        if self._queue:
+            return False
+        try:
+            if self._tos:
+                self._set_tos(0)
+            self.sock.sendto(_KEEPALIVE, address)
+        except OSError:
+            return False
+        return True
+
+    def discard(self, state: OutboundState) -> None:
+        """Drop what waits in the queue for an SA, counted as send-error."""
+        kept = [item for item in self._queue if item[0] is not state]
+        if lost := len(self._queue) - len(kept):
+            state.drops[DropReason.SEND_ERROR] += lost
+            self._queue = deque(kept)
+
+    def close(self) -> None:
+        """Close the socket; what waits for it is dropped and counted as send-error."""
+        self._loop.remove_reader(self.sock)
+        self._loop.remove_writer(self.sock)
+        for state, *_ in self._queue:
+            state.drops[DropReason.SEND_ERROR] += 1
+        self._queue.clear()
+        self.sock.close()
+
+    def _enqueue(
+        self, state: OutboundState, packet: memoryview, inner_len: int, tos: int, may_fragment: bool
+    ) -> DropReason | None:
+        if len(self._queue) >= MAX_QUEUED:
+            return DropReason.QUEUE_FULL
+        if not self._queue:
+            self._loop.add_writer(self.sock, self._drain)
+        self._queue.append((state, bytes(packet), inner_len, tos, may_fragment))
+        return None
+
+    def _drain(self) -> None:
+        while self._queue:
+            state, packet, inner_len, tos, may_fragment = self._queue[0]
+            try:
+                self._set_tos(tos)
+                self._set_may_fragment(may_fragment)
+                self.sock.sendto(packet, state.peer.address)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                state.drops[_drop_reason(error)] += 1
+            else:
+                state.packets += 1
+                state.bytes += inner_len
+            self._queue.popleft()
+        self._loop.remove_writer(self.sock)
+
+    def _set_tos(self, tos: int) -> None:
+        if self.is_ipv4:
+            self.sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, tos)
+        else:
+            self.sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, tos)
+        self._tos = tos
+
+    def _set_may_fragment(self, may_fragment: bool) -> None:
+        _set_path_mtu_discovery(self.sock, _PMTUDISC_DONT if may_fragment else _PMTUDISC_DO)
+        self._may_fragment = may_fragment
+
+
+def _drop_reason(error: OSError) -> DropReason:
+    return DropReason.TOO_BIG if error.errno == errno.EMSGSIZE else DropReason.SEND_ERROR
+
+
+def path_mtu(outer: Outer, address: SocketAddress) -> int | None:
+    """Return what the kernel knows of the path MTU to an address, IP header included."""
+    family = socket.AF_INET if outer.is_ipv4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        mark = outer.sock.getsockopt(socket.SOL_SOCKET, _SO_MARK)
+        probe.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
+        probe.connect((address[0], 9, *address[2:]))
+        if outer.is_ipv4:
+            return probe.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+        return probe.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
+    return None
+
+
+def refused(wanted: OuterSocket, port: int, error: OSError) -> EngineError:
+    """Return the error that says why the kernel gives no such socket, and what to do."""
+    udp = wanted.encapsulation is Encapsulation.UDP
+    return EngineError(
+        f"can't open the outer socket: {os.strerror(error.errno or 0)}",
+        where=f"{wanted.address} port {port}/udp" if udp else f"{wanted.address} protocol 50",
+        hint=_ADVICE.get(error.errno or 0),
+    )
+
+
+def _open(wanted: OuterSocket, port: int, fwmark: int) -> socket.socket:
+    ipv4 = wanted.address.version == 4
+    family = socket.AF_INET if ipv4 else socket.AF_INET6
+    udp = wanted.encapsulation is Encapsulation.UDP
+    kind, protocol = (socket.SOCK_DGRAM, 0) if udp else (socket.SOCK_RAW, IPPROTO_ESP)
+    try:
+        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+    except OSError as error:
+        raise refused(wanted, port, error) from None
+    try:
+        _configure(sock, ipv4, udp, fwmark)
+        sock.bind((str(wanted.address), port if udp else 0))
+    except OSError as error:
+        sock.close()
+        raise refused(wanted, port, error) from None
+    return sock
+
+
+def _configure(sock: socket.socket, ipv4: bool, udp: bool, fwmark: int) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, fwmark)
+    for force, plain in (
+        (_SO_RCVBUFFORCE, socket.SO_RCVBUF),
+        (_SO_SNDBUFFORCE, socket.SO_SNDBUF),
+    ):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, force, SOCKET_BUFFER)
+        except PermissionError:
+            sock.setsockopt(socket.SOL_SOCKET, plain, SOCKET_BUFFER)
+    # The address may come later than the daemon (DHCP at boot): FREEBIND lets it be named already.
+    if ipv4:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+        if udp:
+            # RFC 3948 2.1: the UDP checksum of encapsulated ESP should be zero over IPv4.
+            sock.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, 1)
+    else:
+        if udp:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+    _set_path_mtu_discovery(sock, _PMTUDISC_DO)
+
+
+def _set_path_mtu_discovery(sock: socket.socket, value: int) -> None:
+    if sock.family == socket.AF_INET:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, value)
+    else:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, value)

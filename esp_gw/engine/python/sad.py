@@ -1,0 +1,130 @@
+"""What the python engine keeps of each SA while it runs: the SAD's entries (RFC 4301 4.4.2)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from esp_gw.crypto.aead import Aead
+from esp_gw.engine.base import SaCounters
+from esp_gw.engine.python.esp import InboundEsp, OutboundEsp
+from esp_gw.engine.python.peers import NOT_HEARD, Peer
+from esp_gw.engine.python.spd import CompiledSelector
+from esp_gw.model import Lease, Mode, Sa
+
+if TYPE_CHECKING:
+    from esp_gw.engine.python.outer import Outer
+
+NEVER = 2**64 + 1
+"""Beyond every sequence number, and beyond the one that follows the last."""
+
+
+class OutboundState:
+    """An outbound SA: its codec, where its packets go, and its counters."""
+
+    __slots__ = (
+        "aead",
+        "bytes",
+        "drops",
+        "esp",
+        "expired",
+        "low",
+        "next_mtu_question",
+        "notice_at",
+        "outer",
+        "packets",
+        "peer",
+        "sa",
+        "selectors",
+        "soft",
+        "transport",
+    )
+
+    def __init__(self, sa: Sa, lease: Lease, aead: Aead, outer: Outer, peer: Peer) -> None:
+        self.sa = sa
+        self.aead = aead
+        self.esp = OutboundEsp(sa, lease, aead)
+        self.outer = outer
+        self.selectors = [CompiledSelector(selector) for selector in sa.selectors]
+        self.peer = peer
+        self.transport = sa.mode is Mode.TRANSPORT
+        self.packets = 0
+        self.bytes = 0
+        self.drops: Counter[str] = Counter()
+        self.expired = False
+        self.next_mtu_question = 0.0
+        # An eighth of the numbers is left: without ESN that is hours at a gigabit, time to act.
+        self.soft = sa.last_seq - sa.last_seq // 8
+        self.low = self.notice_at = NEVER
+        self.watch()
+
+    def watch(self) -> None:
+        """Set the sequence number at which somebody must be told something of a new lease."""
+        self.low = self.esp.low
+        self.notice_at = min(self.low, self.soft)
+
+    def counters(self) -> SaCounters:
+        """Return the SA's counters as they are now."""
+        remote, remote_port = self.peer.ends(self.sa)
+        return SaCounters(
+            packets=self.packets,
+            bytes=self.bytes,
+            seq=self.esp.next_seq,
+            lease_end=self.esp.lease_end,
+            remote=remote,
+            remote_port=remote_port,
+            drops=dict(self.drops),
+        )
+
+
+class InboundState:
+    """An inbound SA: its codec with the replay window, its selectors, and its counters.
+
+    `heard` is after which of its peer's moves it was last heard where the peer is; `told_highest`
+    the highest sequence number that the control plane knows.
+    """
+
+    __slots__ = (
+        "aead",
+        "bytes",
+        "drops",
+        "esp",
+        "flows",
+        "heard",
+        "local",
+        "packets",
+        "peer",
+        "remote",
+        "sa",
+        "selectors",
+        "told_highest",
+        "transport",
+    )
+
+    def __init__(self, sa: Sa, highest_seq: int, aead: Aead, peer: Peer) -> None:
+        self.sa = sa
+        self.aead = aead
+        self.esp = InboundEsp(sa, highest_seq, aead)
+        self.told_highest = highest_seq
+        self.selectors = [CompiledSelector(selector) for selector in sa.selectors]
+        self.flows: set[tuple[int, bytes]] = set()
+        self.transport = sa.mode is Mode.TRANSPORT
+        self.local, self.remote = int(sa.local), int(sa.remote)
+        self.peer = peer
+        self.heard = NOT_HEARD
+        self.packets = 0
+        self.bytes = 0
+        self.drops: Counter[str] = Counter()
+
+    def counters(self) -> SaCounters:
+        """Return the SA's counters as they are now."""
+        remote, remote_port = self.peer.ends(self.sa)
+        return SaCounters(
+            packets=self.packets,
+            bytes=self.bytes,
+            seq=self.esp.window.highest,
+            lease_end=0,
+            remote=remote,
+            remote_port=remote_port,
+            drops=dict(self.drops),
+        )

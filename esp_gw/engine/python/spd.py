@@ -1,0 +1,134 @@
+"""Selectors and the SPD: which policy a packet meets (RFC 4301 4.4.1), which packets an SA carries.
+
+A lookup asks once for each pair of prefix lengths in use; the engine keeps the answer for each
+flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from heapq import merge
+
+from esp_gw.engine.python.wire import Inner
+from esp_gw.model import IPNetwork, Policy, PortRange, Selector
+
+ANY_PORT = (-1, 65535)
+"""Also matches a packet without ports, whose port reads -1."""
+
+
+class CompiledSelector:
+    """A selector as integers, to be compared with a packet's."""
+
+    __slots__ = ("_local", "_local_port", "_protocol", "_remote", "_remote_port", "_version")
+
+    def __init__(self, selector: Selector) -> None:
+        self._version = selector.local.version
+        self._local = _prefix(selector.local)
+        self._remote = _prefix(selector.remote)
+        self._protocol = selector.protocol
+        self._local_port = _port_bounds(selector.local_port)
+        self._remote_port = _port_bounds(selector.remote_port)
+
+    @property
+    def names_ports(self) -> bool:
+        """Whether only packets with certain ports match."""
+        return (self._local_port, self._remote_port) != (ANY_PORT, ANY_PORT)
+
+    @property
+    def masks(self) -> tuple[int, int, int]:
+        """The IP version, and the netmasks of the local and the remote prefix."""
+        return self._version, self._local[1], self._remote[1]
+
+    @property
+    def networks(self) -> tuple[int, int]:
+        """The local and the remote network's number."""
+        return self._local[0], self._remote[0]
+
+    def matches_outbound(self, inner: Inner) -> bool:
+        """Whether a packet that leaves here is the selector's: its source is local."""
+        return self._matches(inner, inner.src, inner.dst, inner.src_port, inner.dst_port)
+
+    def matches_inbound(self, inner: Inner) -> bool:
+        """Whether a packet that came out of an SA is the selector's: its destination is local."""
+        return self._matches(inner, inner.dst, inner.src, inner.dst_port, inner.src_port)
+
+    def may_match_whole(self, fragment: Inner) -> bool:
+        """Whether it is the selector's but for the ports, which the whole packet may have."""
+        return self._matches_but_ports(fragment, fragment.src, fragment.dst)
+
+    def _matches(
+        self, inner: Inner, local: int, remote: int, local_port: int, remote_port: int
+    ) -> bool:
+        return (
+            self._matches_but_ports(inner, local, remote)
+            and self._local_port[0] <= local_port <= self._local_port[1]
+            and self._remote_port[0] <= remote_port <= self._remote_port[1]
+        )
+
+    def _matches_but_ports(self, inner: Inner, local: int, remote: int) -> bool:
+        return (
+            inner.version == self._version
+            and local & self._local[1] == self._local[0]
+            and remote & self._remote[1] == self._remote[0]
+            and self._protocol in (None, inner.protocol)
+        )
+
+
+class Spd:
+    """The outbound policies in their order, looked up by packet.
+
+    Selectors stand together by the lengths of their prefixes, and there by the networks, so that
+    10,000 policies with networks of their own cost no more than one.
+    """
+
+    def __init__(self, policies: Iterable[Policy]) -> None:
+        self._entries = [
+            (CompiledSelector(selector), policy)
+            for policy in policies
+            for selector in policy.selectors
+        ]
+        # Numbers of entries, in order.
+        self._groups: dict[tuple[int, int, int], dict[tuple[int, int], list[int]]] = {}
+        for number, (selector, _) in enumerate(self._entries):
+            group = self._groups.setdefault(selector.masks, {})
+            group.setdefault(selector.networks, []).append(number)
+
+    def lookup(self, inner: Inner) -> Policy | None:
+        """Return the first policy that matches the packet, or None."""
+        first = len(self._entries)
+        for numbers in self._near(inner):
+            for number in numbers:
+                if number >= first:
+                    break
+                if self._entries[number][0].matches_outbound(inner):
+                    first = number
+                    break
+        return self._entries[first][1] if first < len(self._entries) else None
+
+    def candidates(self, fragment: Inner) -> Iterator[Policy]:
+        """Yield, in order, the policies that the whole packet of a fragment may match first.
+
+        The same for every fragment of a packet, those with ports and those without.
+        """
+        for number in merge(*self._near(fragment)):
+            selector, policy = self._entries[number]
+            if selector.may_match_whole(fragment):
+                yield policy
+                if not selector.names_ports:
+                    return
+
+    def _near(self, inner: Inner) -> Iterator[list[int]]:
+        """Yield the numbers of the entries whose prefixes hold the packet's addresses."""
+        for (version, local, remote), group in self._groups.items():
+            if version == inner.version:
+                numbers = group.get((inner.src & local, inner.dst & remote))
+                if numbers is not None:
+                    yield numbers
+
+
+def _prefix(network: IPNetwork) -> tuple[int, int]:
+    return int(network.network_address), int(network.netmask)
+
+
+def _port_bounds(ports: PortRange | None) -> tuple[int, int]:
+    return ANY_PORT if ports is None else (ports.first, ports.last)

@@ -1,0 +1,241 @@
+"""Checked views of the inner IP packet: what selectors, transport mode and the TUN need of it.
+
+Nothing here copies a packet; every function works on a memoryview and a length and never reads
+past the length. Sources: RFC 791, RFC 8200, RFC 4301 4.4.1.1.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from esp_gw.engine.python.esp import Drop
+from esp_gw.model import DropReason
+
+IPPROTO_IPIP = 4
+IPPROTO_TCP = 6
+IPPROTO_UDP = 17
+IPPROTO_DCCP = 33
+IPPROTO_IPV6 = 41
+IPPROTO_ESP = 50
+IPPROTO_SCTP = 132
+IPPROTO_UDPLITE = 136
+PORT_PROTOCOLS = frozenset((IPPROTO_TCP, IPPROTO_UDP, IPPROTO_DCCP, IPPROTO_SCTP, IPPROTO_UDPLITE))
+"""The protocols whose packets carry ports (RFC 4301 4.4.1.1)."""
+
+HOP_BY_HOP, ROUTING, FRAGMENT_HEADER, DESTINATION_OPTIONS = 0, 43, 44, 60
+_EXTENSIONS = frozenset((HOP_BY_HOP, ROUTING, FRAGMENT_HEADER, DESTINATION_OPTIONS))
+MAX_EXTENSION_HEADERS = 8
+"""More than any real packet has; a longer chain is called malformed rather than walked."""
+
+IPV4_HEADER_LEN = 20
+IPV6_HEADER_LEN = 40
+MIN_IPV6_MTU = 1280
+"""RFC 8200 5: no IPv6 link takes less."""
+NO_PORT = -1
+
+_IPV4 = struct.Struct("!BBHHHBBHII")
+_IPV6 = struct.Struct("!IHBB16s16s")
+_PORTS = struct.Struct("!HH")
+_WORD = 2**64 - 1
+_SPREAD_SEED, _SPREAD_FACTOR = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93
+
+
+class Inner(NamedTuple):
+    """What selectors are matched against: addresses as integers, ports -1 where there are none.
+
+    `payload` is the offset of what follows the IPv4 header with its options, or the fixed IPv6
+    header; `fragment` is true for every fragment, the first included.
+    """
+
+    version: int
+    src: int
+    dst: int
+    protocol: int
+    src_port: int
+    dst_port: int
+    payload: int
+    fragment: bool
+
+
+def packet_length(packet: memoryview, available: int) -> int:
+    """Return the bytes of the IP packet that begins here, at most `available`.
+
+    Raises Drop(MALFORMED_INNER) where the header doesn't fit or contradicts itself.
+    """
+    if available >= IPV4_HEADER_LEN:
+        version = packet[0] >> 4
+        if version == 4:
+            length = packet[2] << 8 | packet[3]
+            header = (packet[0] & 15) << 2
+            if IPV4_HEADER_LEN <= header <= length <= available:
+                return length
+        elif version == 6 and available >= IPV6_HEADER_LEN:
+            length = IPV6_HEADER_LEN + (packet[4] << 8 | packet[5])
+            if length <= available:
+                return length
+    raise Drop(DropReason.MALFORMED_INNER)
+
+
+def flow_key(packet: memoryview) -> tuple[int, bytes] | None:
+    """Return protocol, addresses and ports as the key of a flow cache.
+
+    None for a packet whose ports can't be found at a fixed place (options, extension headers,
+    fragments): it is parsed each time instead. The packet has passed packet_length, so that its
+    header is there; a transport header that was cut off also gives None.
+    """
+    first = packet[0]
+    if first == 0x45:
+        protocol = packet[9]
+        if packet[6] & 0x3F or packet[7]:
+            return None
+        if protocol not in PORT_PROTOCOLS:
+            return protocol, bytes(packet[12:20])
+        if packet[2] or packet[3] >= IPV4_HEADER_LEN + 4:
+            return protocol, bytes(packet[12:24])
+    elif first >> 4 == 6:
+        protocol = packet[6]
+        if protocol in _EXTENSIONS:
+            return None
+        if protocol not in PORT_PROTOCOLS:
+            return protocol, bytes(packet[8:40])
+        if packet[4] or packet[5] >= 4:
+            return protocol, bytes(packet[8:44])
+    return None
+
+
+def address_key(packet: memoryview) -> tuple[int, bytes]:
+    """Return the addresses alone as a key: all fragments of a packet have it in common."""
+    return 0, bytes(packet[12:20] if packet[0] >> 4 == 4 else packet[8:40])
+
+
+def spread(key: tuple[int, bytes]) -> int:
+    """Return 64 bits by which flows are spread over the SAs of a tunnel, the same in both engines.
+
+    Both directions of a flow have the same. `key` is of flow_key or address_key.
+    """
+    protocol, data = key
+    version, size = (4, 4) if len(data) < 32 else (6, 16)
+    ports = data[2 * size :]
+    low, high = sorted(
+        [
+            (int.from_bytes(data[:size]), int.from_bytes(ports[:2])),
+            (int.from_bytes(data[size : 2 * size]), int.from_bytes(ports[2:])),
+        ]
+    )
+    kind = version << 40 | protocol << 32 | low[1] << 16 | high[1]
+    mixed = _SPREAD_SEED
+    for word in (kind, low[0] >> 64, low[0], high[0] >> 64, high[0]):
+        mixed ^= word & _WORD
+        product = mixed * _SPREAD_FACTOR
+        mixed = (product ^ product >> 64 ^ mixed << 32 ^ mixed >> 32) & _WORD
+    return mixed
+
+
+def parse(packet: memoryview, length: int) -> Inner:
+    """Read the headers of a packet of `length` bytes that has passed packet_length.
+
+    Raises Drop(MALFORMED_INNER) for a broken extension header or a cut-off port.
+    """
+    if packet[0] >> 4 == 4:
+        return _parse_ipv4(packet, length)
+    return _parse_ipv6(packet, length)
+
+
+def _parse_ipv4(packet: memoryview, length: int) -> Inner:
+    first, _, _, _, fragment, _, protocol, _, src, dst = _IPV4.unpack_from(packet)
+    header = (first & 15) << 2
+    offset = fragment & 0x1FFF
+    src_port, dst_port = (NO_PORT, NO_PORT) if offset else _ports(packet, header, length, protocol)
+    return Inner(4, src, dst, protocol, src_port, dst_port, header, bool(fragment & 0x3FFF))
+
+
+def _parse_ipv6(packet: memoryview, length: int) -> Inner:
+    _, _, protocol, _, src, dst = _IPV6.unpack_from(packet)
+    offset, fragment, first = IPV6_HEADER_LEN, False, True
+    for _ in range(MAX_EXTENSION_HEADERS):
+        if protocol not in _EXTENSIONS:
+            break
+        if offset + 8 > length:
+            raise Drop(DropReason.MALFORMED_INNER)
+        following = packet[offset]
+        if protocol == FRAGMENT_HEADER:
+            fragment = True
+            first = not (packet[offset + 2] << 8 | packet[offset + 3]) & 0xFFF8
+            offset += 8
+        else:
+            offset += (packet[offset + 1] + 1) * 8
+        protocol = following
+        if not first:
+            break
+    else:
+        if protocol in _EXTENSIONS:
+            raise Drop(DropReason.MALFORMED_INNER)
+    if offset > length:
+        raise Drop(DropReason.MALFORMED_INNER)
+    src_port, dst_port = _ports(packet, offset, length, protocol) if first else (NO_PORT, NO_PORT)
+    return Inner(
+        6,
+        int.from_bytes(src),
+        int.from_bytes(dst),
+        protocol,
+        src_port,
+        dst_port,
+        IPV6_HEADER_LEN,
+        fragment,
+    )
+
+
+def _ports(packet: memoryview, offset: int, length: int, protocol: int) -> tuple[int, int]:
+    if protocol not in PORT_PROTOCOLS:
+        return NO_PORT, NO_PORT
+    if offset + 4 > length:
+        raise Drop(DropReason.MALFORMED_INNER)
+    ports: tuple[int, int] = _PORTS.unpack_from(packet, offset)
+    return ports
+
+
+def traffic_class(packet: memoryview) -> int:
+    """Return DSCP and ECN as one byte (RFC 2474, RFC 3168)."""
+    if packet[0] >> 4 == 4:
+        return packet[1]
+    return (packet[0] & 15) << 4 | packet[1] >> 4
+
+
+def set_ecn(packet: memoryview, ecn: int) -> None:
+    """Set the ECN field of a packet (RFC 3168); the IPv4 checksum is updated (RFC 1624)."""
+    if packet[0] >> 4 == 6:
+        packet[1] = packet[1] & 0xCF | ecn << 4
+        return
+    before = packet[0] << 8 | packet[1]
+    packet[1] = packet[1] & 0xFC | ecn
+    total = (~(packet[10] << 8 | packet[11]) & 0xFFFF) + (~before & 0xFFFF)
+    total += packet[0] << 8 | packet[1]
+    total = (total & 0xFFFF) + (total >> 16)
+    total = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    packet[10], packet[11] = total >> 8, total & 0xFF
+
+
+def checksum(header: memoryview) -> int:
+    """Return the Internet checksum of a header of an even number of bytes (RFC 1071)."""
+    total: int = sum(struct.unpack(f"!{len(header) // 2}H", header))
+    total = (total & 0xFFFF) + (total >> 16)
+    return ~(total + (total >> 16)) & 0xFFFF
+
+
+def write_ipv4_header(
+    out: memoryview, src: int, dst: int, protocol: int, payload_len: int, tos: int
+) -> None:
+    """Write the 20-byte header that a transport-mode payload had: DF set, TTL 64."""
+    length = IPV4_HEADER_LEN + payload_len
+    _IPV4.pack_into(out, 0, 0x45, tos, length, 0, 0x4000, 64, protocol, 0, src, dst)
+    total = checksum(out[:IPV4_HEADER_LEN])
+    out[10], out[11] = total >> 8, total & 0xFF
+
+
+def write_ipv6_header(
+    out: memoryview, src: int, dst: int, protocol: int, payload_len: int, tos: int
+) -> None:
+    """Write the 40-byte header that a transport-mode payload had: hop limit 64."""
+    first = 6 << 28 | tos << 20
+    _IPV6.pack_into(out, 0, first, payload_len, protocol, 64, src.to_bytes(16), dst.to_bytes(16))

@@ -1,0 +1,73 @@
+"""The ledger beside the event loop: its fsyncs run in one thread and never delay a packet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from esp_gw.ledger.identity import machine_identity
+from esp_gw.ledger.ledger import LEASE_ESN, LEASE_NO_ESN, FloorRequest, LeaseRequest, Ledger
+from esp_gw.model import KeyMaterial, Lease, Sa
+
+T = TypeVar("T")
+
+
+class Sequences:
+    """Leases and replay floors, asked of the ledger in a thread of its own.
+
+    The ledger is opened when the first SA needs it, so that a gateway without SAs needs none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._ledger: Ledger | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+
+    async def lease(self, sa: Sa) -> Lease:
+        """Reserve sequence numbers for an outbound SA; they are on disk. Raises LedgerError."""
+        (lease,), _ = await self.begin([sa], [])
+        return lease
+
+    async def begin(
+        self, outbound: Sequence[Sa], inbound: Sequence[Sa]
+    ) -> tuple[list[Lease], list[int]]:
+        """Reserve numbers for all outbound SAs, and return the highest known ones of the inbound.
+
+        All are on disk, by one write. Raises LedgerError, and then no number is used.
+        """
+        leases = [
+            LeaseRequest(sa.keymat, _lease_len(sa), sa.last_seq, sa.name, sa.used_seq)
+            for sa in outbound
+        ]
+        floors = [FloorRequest(sa.keymat, sa.name, sa.used_seq) for sa in inbound]
+        return await self._run(lambda: self._open().begin(leases, floors))
+
+    async def end(
+        self,
+        leases: Sequence[tuple[KeyMaterial, Lease, int]],
+        floors: Sequence[tuple[KeyMaterial, int]],
+    ) -> None:
+        """Give back what follows the next number in leases with whose keys nothing more is sent,
+        and put the highest accepted numbers on disk, by one write. Raises LedgerError."""
+        await self._run(lambda: self._open().end(leases, floors))
+
+    async def close(self) -> None:
+        """Close the ledger and end the thread."""
+        if self._ledger is not None:
+            await self._run(self._ledger.close)
+        self._thread.shutdown()
+
+    def _open(self) -> Ledger:
+        if self._ledger is None:
+            self._ledger = Ledger.open(self.path, machine_identity())
+        return self._ledger
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def _lease_len(sa: Sa) -> int:
+    return LEASE_ESN if sa.esn else LEASE_NO_ESN

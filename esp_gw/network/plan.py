@@ -1,0 +1,349 @@
+"""What the kernel's network must look like for a set of tunnels: a pure computation.
+
+Every prefix that a policy protects or discards is routed into the TUN from a table of our own, at
+the lowest metric, and made unreachable at the highest: where the TUN is gone, because the daemon
+was killed, its packets find no other way in the clear. A bypass policy is an `ip rule` in front.
+
+Sources: RFC 4301 4.4.1, ip-rule(8), ip-route(8).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+
+from esp_gw.engine.python.esp import max_payload
+from esp_gw.engine.python.wire import IPV4_HEADER_LEN, IPV6_HEADER_LEN, MIN_IPV6_MTU
+from esp_gw.errors import NetworkError
+from esp_gw.model import (
+    Action,
+    Desired,
+    Encapsulation,
+    IPAddress,
+    IPNetwork,
+    Mode,
+    Policy,
+    PortRange,
+    Sa,
+    Selector,
+)
+from esp_gw.network.prefixes import PrefixIndex
+
+MAIN_TABLE = 254
+DEFAULT_PATH_MTU = 1500
+UDP_HEADER_LEN = 8
+MAX_BYPASS_RULES = 400
+"""Rule priorities from the table's number minus this, to the table's number plus 1, are ours.
+
+The bypass selectors have all of those before the table's number but the last.
+"""
+LAST_TABLE = 32764
+"""With a higher number our rules would stand behind the kernel's own, 32766 for the main table,
+and what is protected would leave in the clear."""
+_SYSTEM_TABLES = frozenset((253, 254, 255))
+_UNSPECIFIED = IPv4Network("0.0.0.0/32")
+_RULE_PORTS = PortRange(1, 65534)
+"""The ports that a rule can name (fib_rule_port_range_valid in the kernel)."""
+
+
+class RouteKind(enum.StrEnum):
+    """Where a route of ours leads."""
+
+    TUN = "tun"
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route in one of our tables; `mtu` is 0 and `source` None where they don't matter."""
+
+    kind: RouteKind
+    destination: IPNetwork
+    table: int
+    mtu: int = 0
+    source: IPAddress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """An `ip rule`; `inverted` makes it match what `fwmark` doesn't.
+
+    `suppress_default` takes no default route from the table; `find_source` lets an IPv6 packet that
+    has no source yet match by the one it would get.
+    """
+
+    version: int
+    priority: int
+    table: int
+    fwmark: int | None = None
+    inverted: bool = False
+    source: IPNetwork | None = None
+    destination: IPNetwork | None = None
+    protocol: int | None = None
+    source_port: PortRange | None = None
+    destination_port: PortRange | None = None
+    suppress_default: bool = False
+    find_source: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """The TUN's MTU and addresses, our routes and our rules, and whether the TUN is up."""
+
+    mtu: int
+    addresses: frozenset[IPAddress] = frozenset()
+    routes: frozenset[Route] = frozenset()
+    rules: frozenset[Rule] = frozenset()
+    is_up: bool = True
+
+
+def missing_from(there: Network, before: Network, now: Network) -> tuple[str, ...]:
+    """Name what was planned before, is now, and isn't there: rules first, without them it leaks."""
+    rules = sorted(
+        (before.rules & now.rules) - there.rules, key=lambda rule: (rule.version, rule.priority)
+    )
+    names = [f"rule {rule.priority} (IPv{rule.version})" for rule in rules]
+    routes = sorted((before.routes & now.routes) - there.routes, key=str)
+    names += [f"route {route.destination} {route.kind}" for route in routes]
+    addresses = (before.addresses & now.addresses) - there.addresses
+    names += [f"address {address}" for address in sorted(addresses, key=str)]
+    if before.mtu == now.mtu != there.mtu:
+        names.append(f"mtu {now.mtu}")
+    return tuple(dict.fromkeys(names))
+
+
+def inner_mtu(sa: Sa, path_mtu: int) -> int:
+    """Return the largest inner packet whose outer packet fits `path_mtu` bytes."""
+    header = IPV4_HEADER_LEN if sa.remote.version == 4 else IPV6_HEADER_LEN
+    udp = UDP_HEADER_LEN if sa.encapsulation is Encapsulation.UDP else 0
+    payload = max_payload(path_mtu - header - udp, sa.suite)
+    return payload + header if sa.mode is Mode.TRANSPORT else payload
+
+
+def plan_network(
+    desired: Desired, path_mtus: Mapping[IPAddress, int], host_addresses: frozenset[IPAddress]
+) -> Network:
+    """Return the network that the desired tunnels need.
+
+    `path_mtus` gives bytes for each peer address, 1500 where one is missing; `host_addresses` are
+    those of other interfaces: one that is there already is not put on the TUN a second time. Raises
+    NetworkError where rules can't say what the policies do.
+    """
+    settings = desired.settings
+    sas = {sa.name: sa for sa in desired.sas}
+    _check_table(settings.table)
+    # Who is first in the SPD gives a prefix its source address.
+    selectors: dict[IPNetwork, Selector] = {}
+    narrowest: dict[IPNetwork, int] = {}
+    for policy in desired.policies:
+        if policy.action is Action.BYPASS:
+            continue
+        for selector in policy.selectors:
+            selectors.setdefault(selector.remote, selector)
+            for sa in [sas[name] for name in policy.sas if name in sas]:
+                mtu = inner_mtu(sa, path_mtus.get(sa.remote, DEFAULT_PATH_MTU))
+                narrowest[selector.remote] = min(mtu, narrowest.get(selector.remote, mtu))
+    addresses = frozenset(settings.addresses)
+    protected = PrefixIndex(narrowest)
+    routes = set()
+    for prefix, selector in selectors.items():
+        table = settings.table + (1 if prefix.prefixlen == 0 else 0)
+        mtu = _prefix_mtu(prefix, protected, settings.mtu)
+        source = _source_hint(selector.local, settings.addresses, host_addresses)
+        routes.add(Route(RouteKind.TUN, prefix, table, mtu, source))
+        routes.add(Route(RouteKind.UNREACHABLE, prefix, table))
+    return Network(
+        mtu=max((route.mtu for route in routes), default=settings.mtu or DEFAULT_PATH_MTU),
+        addresses=addresses - host_addresses,
+        routes=frozenset(routes),
+        rules=frozenset(_rules(desired, frozenset(selectors), host_addresses)),
+    )
+
+
+def _check_table(table: int) -> None:
+    if table > LAST_TABLE or {table, table + 1} & _SYSTEM_TABLES:
+        raise NetworkError(
+            f"the routing table {table} can't be used: rules of its number must stand before the "
+            "kernel's own, and the table after it must be free",
+            where="gateway.table",
+            hint=f"choose a number up to {LAST_TABLE} that is not 252 to 255",
+        )
+
+
+def _prefix_mtu(prefix: IPNetwork, protected: PrefixIndex[int], limit: int | None) -> int:
+    """The smallest of all SAs that a packet to the prefix may meet: its route is the narrowest."""
+    mtu = min(protected.around(prefix), default=DEFAULT_PATH_MTU)
+    if prefix.version == 6:
+        # IPv6 has no smaller links (RFC 8200 5); the outer packet is fragmented then.
+        mtu = max(mtu, MIN_IPV6_MTU)
+    return min(mtu, limit) if limit else mtu
+
+
+def _source_hint(
+    local: IPNetwork, preferred: tuple[IPAddress, ...], host_addresses: frozenset[IPAddress]
+) -> IPAddress | None:
+    """The address of ours that the selector matches; the kernel refuses one that isn't there."""
+    for address in preferred:
+        if address.version == local.version and address in local:
+            return address
+    if local.prefixlen == 0:
+        return None
+    inside = [
+        address
+        for address in host_addresses
+        if address.version == local.version
+        and address in local
+        and not (address.is_loopback or address.is_link_local)
+    ]
+    return min(inside, key=int, default=None)
+
+
+def _rules(
+    desired: Desired, prefixes: frozenset[IPNetwork], host_addresses: frozenset[IPAddress]
+) -> list[Rule]:
+    """Five kinds, in the order of their priorities.
+
+    Bypass policies; near prefixes inside protected ones; what goes to protected prefixes; what a
+    protected 0.0.0.0/0 must leave alone; and the rest for that. A kind has priorities of its own,
+    because the kernel tries rules of one priority in the order in which they came.
+    """
+    settings = desired.settings
+    protected = settings.table - 1
+    near = _near_rules(desired, prefixes, protected)
+    rules = _bypass_rules(desired, min((rule.priority for rule in near), default=protected))
+    rules += near
+    rules += [
+        Rule(version, protected, settings.table, fwmark=settings.fwmark, inverted=True)
+        for version in sorted({prefix.version for prefix in prefixes if prefix.prefixlen})
+    ]
+    rules += _default_route_rules(desired, host_addresses)
+    return rules
+
+
+def _near_rules(desired: Desired, prefixes: frozenset[IPNetwork], behind: int) -> list[Rule]:
+    """A local prefix inside a protected one stays near, as a hub's spoke with 10.0.0.0/8 wants it.
+
+    Only where the main table knows a way to it that is no default route. What is protected inside
+    such a prefix is protected all the same: the longest prefix has the first rule.
+    """
+    settings = desired.settings
+    selectors = [
+        selector
+        for policy in desired.policies
+        if policy.action is Action.PROTECT
+        for selector in policy.selectors
+    ]
+    remotes = {selector.remote for selector in selectors if selector.remote.prefixlen}
+    locals_ = {selector.local for selector in selectors} - prefixes
+    near = _those_inside(locals_, remotes)
+    inside = _those_inside(prefixes, near)
+    lengths = sorted({prefix.prefixlen for prefix in near | inside}, reverse=True)
+    first = behind - len(lengths)
+    if near and first < 2:  # 0 is the kernel's, and one is for the mark
+        raise NetworkError(
+            f"the routing table {settings.table} leaves no room for the rules before it",
+            where="gateway.table",
+            hint=f"choose a number above {MAX_BYPASS_RULES}",
+        )
+    # An inverted rule can't name a destination as well: the outer packets go their way before.
+    rules = [
+        Rule(version, first - 1, MAIN_TABLE, fwmark=settings.fwmark)
+        for version in sorted({prefix.version for prefix in near})
+    ]
+    for prefix in sorted(near | inside, key=str):
+        priority = first + lengths.index(prefix.prefixlen)
+        if prefix in near:
+            rules.append(
+                Rule(
+                    prefix.version,
+                    priority,
+                    MAIN_TABLE,
+                    destination=prefix,
+                    suppress_default=True,
+                )
+            )
+        else:
+            rules.append(Rule(prefix.version, priority, settings.table, destination=prefix))
+    return rules
+
+
+def _those_inside(prefixes: Iterable[IPNetwork], wide: Iterable[IPNetwork]) -> set[IPNetwork]:
+    """The prefixes that lie in a wider one."""
+    index = PrefixIndex(dict.fromkeys(wide, True))
+    return {prefix for prefix in prefixes if any(index.around(prefix, shorter=1))}
+
+
+def _bypass_rules(desired: Desired, behind: int) -> list[Rule]:
+    bypass = [
+        (policy, selector)
+        for policy in desired.policies
+        if policy.action is Action.BYPASS
+        for selector in policy.selectors
+    ]
+    limit = min(behind - (desired.settings.table - MAX_BYPASS_RULES), behind - 1)
+    if len(bypass) > limit:
+        raise NetworkError(
+            f"there are {len(bypass)} pairs of prefixes in bypass policies, and room for {limit}",
+            where=bypass[limit][0].name,
+            hint="use wider prefixes",
+        )
+    first = behind - len(bypass)
+    return [
+        Rule(
+            version=selector.remote.version,
+            priority=first + number,
+            table=MAIN_TABLE,
+            source=selector.local if selector.local.prefixlen else None,
+            destination=selector.remote if selector.remote.prefixlen else None,
+            protocol=selector.protocol,
+            source_port=_rule_ports(policy, selector.local_port),
+            destination_port=_rule_ports(policy, selector.remote_port),
+        )
+        for number, (policy, selector) in enumerate(bypass)
+    ]
+
+
+def _rule_ports(policy: Policy, ports: PortRange | None) -> PortRange | None:
+    """The ports as a rule can have them: without 0 and 65535, whose packets the TUN drops."""
+    if ports is None:
+        return None
+    first, last = max(ports.first, _RULE_PORTS.first), min(ports.last, _RULE_PORTS.last)
+    if first > last:
+        raise NetworkError(
+            f"no rule of the kernel can name port {ports} alone",
+            where=policy.name,
+            hint=f"bypass policies take ports {_RULE_PORTS}",
+        )
+    return PortRange(first, last)
+
+
+def _default_route_rules(desired: Desired, host_addresses: frozenset[IPAddress]) -> list[Rule]:
+    """A protected 0.0.0.0/0 takes only what comes from its local prefixes.
+
+    Otherwise the gateway's own outer packets and its own LAN would be routed into the TUN.
+    """
+    settings = desired.settings
+    table = settings.table + 1
+    ours = host_addresses | {*settings.addresses, *(sa.local for sa in desired.sas)}
+    rules: set[Rule] = set()
+    for policy in desired.policies:
+        for selector in policy.selectors:
+            if policy.action is Action.BYPASS or selector.remote.prefixlen:
+                continue
+            version, local = selector.remote.version, selector.local
+            rules.add(Rule(version, settings.table, MAIN_TABLE, fwmark=settings.fwmark))
+            if not local.prefixlen:
+                rules.add(Rule(version, table, table))
+                continue
+            # Only what the main table knows to be near: its default route would be in the clear.
+            rules.add(
+                Rule(version, settings.table, MAIN_TABLE, destination=local, suppress_default=True)
+            )
+            rules.add(Rule(version, table, table, source=local, find_source=version == 6))
+            if version == 4 and any(address in local for address in ours):
+                # A packet of this host is routed before it has a source: without this, the main
+                # table would send it out in the clear, with a source that the policy protects.
+                rules.add(Rule(version, table, table, source=_UNSPECIFIED))
+    return sorted(rules, key=str)

@@ -1,0 +1,73 @@
+"""What the run was made on: the machine, its kernel, and the versions of everything measured."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from esp_gw import __version__
+from lab.bench.systems import CHARON
+
+TIMEOUT = 10.0
+_VERSION = re.compile(r"v?\d+(?:\.\d+)+\S*")
+
+
+def describe(wireguard_go: str) -> dict[str, object]:
+    """Machine and versions; what is not installed is left out."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "versions": {name: text for name, text in _versions(wireguard_go).items() if text},
+    }
+
+
+def _versions(wireguard_go: str) -> dict[str, str]:
+    return {
+        "esp_gw": __version__,
+        "native": _package("esp-gw-core"),
+        "python": f"{platform.python_version()}, cryptography {_package('cryptography')}",
+        "strongswan": _said(("swanctl", "--version")) if CHARON.exists() else "",
+        "wireguard-go": _said((wireguard_go, "--version")),
+        "openvpn": _said(("openvpn", "--version")),
+        "iperf3": _said(("iperf3", "--version")),
+    }
+
+
+def _package(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _said(command: Sequence[str]) -> str:
+    """The first version number that a program tells, empty where there is no such program."""
+    try:
+        result = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    found = _VERSION.search(f"{result.stdout}\n{result.stderr}")
+    return found.group() if found else ""
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("model name", "Model"):
+            return value.strip()
+    return platform.processor() or "unknown"

@@ -1,0 +1,233 @@
+"""What a run measures: sections of subjects, their rounds, and how long all of it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from esp_gw.errors import LabError
+from esp_gw.model import SUITES, Encapsulation, Mode, Offloads
+from lab.bench.gateways import EspGw
+from lab.bench.measures import TESTS
+from lab.bench.model import Lengths, Opener, Subject
+from lab.bench.systems import WireguardGo, openvpn, strongswan, veth
+
+QUICK = Lengths(tcp=1, udp=1, pings=100, probes=2, idle=10)
+FULL = Lengths(tcp=2, udp=1, pings=200, probes=3, idle=15)
+
+SYSTEMS = ("veth", "native", "python", "strongswan", "wireguard-go", "openvpn")
+PEERS = ("strongswan", "wireguard-go", "openvpn")
+SYSTEM_TESTS = tuple(name for name in TESTS if name != "idle")
+SWITCHES = tuple(switch.name for switch in fields(Offloads))
+SMALL_GSO_MAX_SIZE = 61_000
+"""Bytes; a super-packet of this size fits into one send, which one of 65,536 does not."""
+
+SECTIONS = {
+    "systems": "every system, every test",
+    "idle": "gateways without traffic",
+    "techniques": "the native engine without each technique",
+    "providers": "the native engine with each AEAD library",
+    "suites": "suites and modes, and the cipher left out",
+    "scale": "2, 100 and 10,000 SAs",
+    "core": "the core alone, without the kernel",
+}
+_SETUP = {"strongswan": 1.5, "openvpn": 3.0, "wireguard-go": 1.0, "veth": 0.3}
+_SCALE_SETUP = 60.0
+_SCALE_TURN = 10.0
+_CORE = 90.0
+_QUICK_CORE = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Subjects that are compared with each other, and the rounds in which each takes its turn."""
+
+    name: str
+    subjects: tuple[Subject, ...]
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the person asked for; None or an empty collection is all there is.
+
+    `wireguard_go` is the binary that is measured. `null_cipher` is a folder with the native engine
+    built without a cipher, None where there is none.
+    """
+
+    quick: bool = False
+    rounds: int | None = None
+    sections: Collection[str] = ()
+    systems: Collection[str] = ()
+    tests: Collection[str] = ()
+    wireguard_go: str = "wireguard-go"
+    null_cipher: Path | None = None
+    native: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The sections that go in rounds, and how much of scale and core there is."""
+
+    rounds: int
+    lengths: Lengths
+    sections: tuple[Section, ...]
+    scale_rounds: int
+    core_seconds: float
+
+    def turns(self) -> Iterator[tuple[int, Section, Subject]]:
+        """Every turn in order: in each round each subject once."""
+        for number in range(self.rounds):
+            for section in self.sections:
+                if number < section.rounds:
+                    for subject in section.subjects:
+                        yield number, section, subject
+
+    @property
+    def seconds(self) -> float:
+        """About how long all of it takes."""
+        total = sum(turn_seconds(subject, self.lengths) for _, _, subject in self.turns())
+        if self.scale_rounds:
+            total += _SCALE_SETUP + self.scale_rounds * _SCALE_TURN
+        return total + self.core_seconds
+
+
+def turn_seconds(subject: Subject, lengths: Lengths) -> float:
+    """About how long one turn of a subject takes."""
+    return subject.setup + sum(TESTS[test].seconds(lengths) for test in subject.tests)
+
+
+def make_plan(options: Options) -> Plan:
+    """Expand what was asked for. Raises LabError where that is nothing."""
+    rounds = options.rounds or (2 if options.quick else 6)
+    few = min(rounds, 1 if options.quick else 3)
+    subjects = {
+        "systems": (_systems(options, SYSTEM_TESTS), rounds),
+        "idle": (_systems(options, ("idle",))[: 3 if options.quick else None], 1),
+        "techniques": (tuple(_techniques()), few),
+        "providers": (tuple(_providers()), few),
+        "suites": (tuple(_suites(options.null_cipher)), few),
+    }
+    known = {subject.system for found, _ in subjects.values() for subject in found}
+    for name in options.systems:
+        if name not in known:
+            raise LabError(f"no system is called '{name}'", hint=f"there are {_listed(known)}")
+    wanted = set(options.sections or SECTIONS)
+    sections = [
+        Section(name, kept, count)
+        for name, (found, count) in subjects.items()
+        if name in wanted and (kept := tuple(_only(found, options, name)))
+    ]
+    narrowed = bool(options.systems or options.tests)
+    has_scale = "scale" in wanted and options.native and not narrowed
+    has_core = "core" in wanted and options.native and not narrowed
+    if not sections and not has_scale and not has_core:
+        raise LabError("there is nothing to measure", hint="ask for less narrow a choice")
+    return Plan(
+        rounds=max((section.rounds for section in sections), default=few),
+        lengths=QUICK if options.quick else FULL,
+        sections=tuple(sections),
+        scale_rounds=few if has_scale else 0,
+        core_seconds=has_core * (_QUICK_CORE if options.quick else _CORE),
+    )
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(sorted(names, key=lambda name: (name not in SYSTEMS, name)))
+
+
+def _only(subjects: tuple[Subject, ...], options: Options, section: str) -> Iterator[Subject]:
+    """Those subjects, and of their tests those, that were asked for."""
+    for subject in subjects:
+        is_native = subject.system.split("-")[0] == "native"
+        if is_native and not options.native:
+            continue
+        if options.systems and (subject.system not in options.systems):
+            continue
+        tests = subject.tests
+        if options.tests:
+            tests = tuple(test for test in tests if test in options.tests)
+        if tests:
+            yield replace(subject, tests=tests)
+
+
+def _systems(options: Options, tests: tuple[str, ...]) -> tuple[Subject, ...]:
+    openers: Mapping[str, Opener] = {
+        "veth": veth,
+        "native": EspGw("native"),
+        "python": EspGw("python"),
+        "strongswan": strongswan,
+        "wireguard-go": WireguardGo(options.wireguard_go),
+        "openvpn": openvpn,
+    }
+    has_daemon = ("memory", "idle")
+    return tuple(
+        Subject(
+            name,
+            tuple(test for test in tests if name != "veth" or test not in has_daemon),
+            opener,
+            _SETUP.get(name, 2.0),
+        )
+        for name, opener in openers.items()
+    )
+
+
+def _off(*switches: str) -> dict[str, object]:
+    return {"offload": dict.fromkeys(switches, False)}
+
+
+def _techniques() -> Iterator[Subject]:
+    raw = Encapsulation.NONE
+    settings: Mapping[str, EspGw] = {
+        "all": EspGw("native"),
+        **{f"no-{switch}": EspGw("native", settings=_off(switch)) for switch in SWITCHES},
+        "no-vnet": EspGw("native", settings=_off("tso", "uso", "merge")),
+        "no-gso-gro": EspGw("native", settings=_off("udp_gso", "udp_gro")),
+        "none": EspGw("native", settings=_off(*SWITCHES)),
+        "gso-max-size": EspGw("native", gso_max_size=SMALL_GSO_MAX_SIZE),
+        "esp": EspGw("native", encapsulation=raw),
+        "esp-none": EspGw("native", encapsulation=raw, settings=_off(*SWITCHES)),
+    }
+    for name, opener in settings.items():
+        yield Subject(f"native-{name}", ("tcp",), opener)
+    workers: Mapping[str, Mapping[str, object]] = {
+        "1-worker": {"workers": 1},
+        "4-workers": {"workers": 4},
+        "pinned": {"pin_workers": True},
+        "busy-poll": {"busy_poll_us": 50},
+    }
+    for name, chosen in workers.items():
+        yield Subject(f"native-{name}", ("tcp", "rtt", "memory"), EspGw("native", settings=chosen))
+
+
+def _providers() -> Iterator[Subject]:
+    for name in ("openssl", "aws-lc"):
+        opener = EspGw("native", crypto={"provider": name})
+        yield Subject(f"native-{name}", ("tcp", "tcp_wire"), opener)
+
+
+SUITE_NAMES = ("aes256gcm16", "aes128gcm16", "chacha20poly1305", "aes256gmac")
+NULL = "null"
+"""Stands for AES-256-GCM with the cipher left out."""
+SUITE_LABELS = {name: name for name in SUITE_NAMES} | {NULL: "aes256gcm16, cipher left out"}
+BASELINE_SUITES = ("aes256gmac", "aes256gcm16")
+"""The suites of the NetDev 1.1 table: authenticated only, and AES-GCM-256."""
+
+
+def suite_system(suite: str, mode: str, *, plain: bool = False) -> str:
+    """The name of a suite and mode in the results; `plain` without any offload."""
+    return f"native-{suite}-{mode}{'-none' if plain else ''}"
+
+
+def _suites(null_cipher: Path | None) -> Iterator[Subject]:
+    for mode in Mode:
+        for name in SUITE_NAMES:
+            opener = EspGw("native", mode=mode, suite=SUITES[name])
+            yield Subject(suite_system(name, mode), ("tcp",), opener)
+            if name in BASELINE_SUITES:
+                opener = replace(opener, settings=_off(*SWITCHES))
+                yield Subject(suite_system(name, mode, plain=True), ("tcp",), opener)
+        if null_cipher is not None:
+            opener = EspGw("native", mode=mode, extension=null_cipher)
+            yield Subject(suite_system(NULL, mode), ("tcp",), opener)

@@ -1,0 +1,102 @@
+"""One turn after the other: every subject once a round, so that each meets the machine alike."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from esp_gw.errors import EspGwError
+from lab.bench.measures import TESTS
+from lab.bench.model import Failure, Memory, Observation, Subject
+from lab.bench.plan import Plan, Section
+
+MAX_FAILURES = 2
+"""A test that failed so often for a subject is not tried again."""
+
+FAULTS = (EspGwError, OSError, LookupError, ValueError, ArithmeticError)
+"""What a system, or a program that measures it, can come to: noted, and the others go on."""
+
+
+class Session:
+    """What one run has found so far."""
+
+    def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
+        self._plan = plan
+        self._say = say
+        self._began = time.monotonic()
+        self._memory: defaultdict[str, Memory] = defaultdict(Memory)
+        self._failed: Counter[tuple[str, str, str]] = Counter()
+        self.observations: list[Observation] = []
+        self.failures: list[Failure] = []
+
+    def run(self) -> None:
+        """Take every turn of the plan. What fails is noted, and the others go on."""
+        for number, section, subject in self._plan.turns():
+            self._turn(number, section, subject)
+
+    def progress(self, what: str) -> None:
+        """Say what comes next, and how much of the time is gone."""
+        gone = time.monotonic() - self._began
+        self._say(f"[{minutes(gone)} of about {minutes(self._plan.seconds)}] {what}")
+
+    def observe(self, observation: Observation) -> None:
+        """Note a figure."""
+        self.observations.append(observation)
+
+    def fail(self, section: str, system: str, test: str, reason: str) -> None:
+        """Note what could not be measured; the same is noted once."""
+        failure = Failure(section, system, test, reason)
+        if failure not in self.failures:
+            self.failures.append(failure)
+            self._say(f"  {system}{f', {test}' if test else ''}: {reason}")
+
+    def _turn(self, number: int, section: Section, subject: Subject) -> None:
+        system = subject.system
+        if self._gives_up(section.name, system, ""):
+            return
+        self.progress(f"round {number + 1} of {self._plan.rounds}: {section.name}, {system}")
+        with (
+            self._noted(section.name, system, ""),
+            scratch() as folder,
+            subject.open(folder) as link,
+        ):
+            for name in subject.tests:
+                if self._gives_up(section.name, system, name):
+                    continue
+                with self._noted(section.name, system, name):
+                    samples = TESTS[name].run(link, self._plan.lengths, self._memory[system])
+                    for sample in samples:
+                        self.observe(Observation(section.name, system, name, number, sample))
+
+    def _gives_up(self, section: str, system: str, test: str) -> bool:
+        return self._failed[section, system, test] >= MAX_FAILURES
+
+    @contextmanager
+    def _noted(self, section: str, system: str, test: str) -> Iterator[None]:
+        try:
+            yield
+        except FAULTS as error:
+            self._failed[section, system, test] += 1
+            self.fail(section, system, test, reason(error))
+
+
+def reason(fault: Exception) -> str:
+    """A fault on one line; one that is not an error of ours with its kind."""
+    is_ours = isinstance(fault, EspGwError)
+    return " ".join((str(fault) if is_ours else f"{type(fault).__name__}: {fault}").split())
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for keys, configurations and logs that is gone in the end."""
+    with tempfile.TemporaryDirectory(prefix="esp-gw-bench-") as folder:
+        yield Path(folder)
+
+
+def minutes(seconds: float) -> str:
+    """A time as M:SS."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"

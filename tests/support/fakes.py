@@ -1,0 +1,219 @@
+"""A data plane and a kernel made of values, for what stands above them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from esp_gw.crypto.aead import Verdict
+from esp_gw.daemon import reconcile
+from esp_gw.engine.base import (
+    Counters,
+    EngineSettings,
+    EngineStatus,
+    Event,
+    Offload,
+    OuterSocket,
+    SaCounters,
+)
+from esp_gw.errors import EngineError, NetworkError
+from esp_gw.model import Direction, IPAddress, Lease, Policy, Sa
+from esp_gw.network.plan import Network
+
+MACHINE = "a machine of tests"
+
+
+class _Keeper(logging.Handler):
+    def __init__(self, kept: list[dict[str, Any]]) -> None:
+        super().__init__()
+        self.kept = kept
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = {"event": record.getMessage(), "log_level": record.levelname.lower()}
+        if record.exc_info:
+            line["exc_info"] = record.exc_info
+        self.kept.append(line | record.__dict__["fields"])
+
+
+@contextmanager
+def captured_logs() -> Iterator[list[dict[str, Any]]]:
+    """Keep what is logged: the event, its level and its fields."""
+    logger = logging.getLogger("esp_gw")
+    before = logger.level
+    keeper = _Keeper([])
+    logger.addHandler(keeper)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield keeper.kept
+    finally:
+        logger.removeHandler(keeper)
+        logger.setLevel(before)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.002)
+
+
+class FakeEngine:
+    """Keeps what it is given; `used` says how far an SA's numbers have come."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self.af_alg: dict[str, Verdict] = {}
+        self.sas: dict[str, Sa] = {}
+        self.leases: dict[str, Lease] = {}
+        self.floors: dict[str, int] = {}
+        self.used: dict[str, int] = {}
+        self.told: dict[str, int] = {}
+        self.extensions: list[tuple[str, Lease]] = []
+        self.policies: tuple[Policy, ...] = ()
+        self.sockets: frozenset[OuterSocket] = frozenset()
+        self.refuses: str | None = None
+
+    def open(self, settings: EngineSettings, on_event: Callable[[Event], None]) -> None:
+        self.is_open = True
+        self.tell = on_event
+
+    def close(self) -> None:
+        assert self.is_open
+        self.is_open = False
+
+    def set_outer_sockets(self, wanted: Sequence[OuterSocket]) -> None:
+        self.sockets = frozenset(wanted)
+
+    def install_outbound(self, sa: Sa, lease: Lease) -> None:
+        self._install(sa)
+        self.leases[sa.name] = lease
+
+    def install_inbound(self, sa: Sa, highest_seq: int) -> None:
+        self._install(sa)
+        self.floors[sa.name] = highest_seq
+
+    def _install(self, sa: Sa) -> None:
+        assert self.is_open
+        assert sa.name not in self.sas
+        assert OuterSocket(sa.local, sa.encapsulation) in self.sockets
+        if sa.name == self.refuses:
+            self.refuses = None
+            raise EngineError("refused", where=sa.name)
+        self.sas[sa.name] = sa
+        self.used.pop(sa.name, None)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        before = dict(self.sas)
+        try:
+            yield
+        except BaseException:
+            self.sas = before
+            raise
+
+    def remove_sas(self, names: Sequence[str]) -> list[SaCounters]:
+        counters = self.counters().sas
+        for name in names:
+            del self.sas[name]
+        return [counters[name] for name in names]
+
+    def replace_policies(self, policies: Sequence[Policy]) -> None:
+        assert {name for policy in policies for name in policy.sas} <= self.sas.keys()
+        self.policies = tuple(policies)
+
+    def extend_lease(self, name: str, lease: Lease) -> None:
+        assert name in self.sas
+        self.extensions.append((name, lease))
+
+    def status(self) -> EngineStatus:
+        offload = {"udp_gso": Offload(True), "merge": Offload(False, "switched off")}
+        suites = {sa.suite.name: "OpenSSL 3.6.0" for sa in self.sas.values()}
+        return EngineStatus(1, False, 0, suites, "AES-NI", offload, self.af_alg)
+
+    def advanced(self) -> dict[str, int]:
+        inbound = [sa.name for sa in self.sas.values() if sa.direction is Direction.INBOUND]
+        now = {name: self.used[name] for name in inbound if name in self.used}
+        advanced = dict(now.items() - self.told.items())
+        self.told |= now
+        return advanced
+
+    def counters(self) -> Counters:
+        return Counters(
+            *(0, 0, 0, 0, 0, 0, {}), {name: self._counters(sa) for name, sa in self.sas.items()}
+        )
+
+    def _counters(self, sa: Sa) -> SaCounters:
+        used = self.used.get(sa.name)
+        if sa.direction is Direction.OUTBOUND:
+            lease = self.leases[sa.name]
+            seq = lease.first if used is None else used + 1
+            return SaCounters(used or 0, 0, seq, lease.end, sa.remote, sa.remote_port)
+        seq = self.floors[sa.name] if used is None else used
+        return SaCounters(used or 0, 0, seq, 0, sa.remote, sa.remote_port)
+
+
+class FakeNetlink:
+    """A kernel's network; `fail_at` makes it refuse the action of that number, once."""
+
+    def __init__(self) -> None:
+        self.network = Network(mtu=1500)
+        self.actions = 0
+        self.events = asyncio.Semaphore(0)
+        self._failing: int | None = None
+
+    def fail_at(self, number: int | None) -> None:
+        self.actions = 0
+        self._failing = number
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def changed(self) -> None:
+        await self.events.acquire()
+
+    async def observe(self) -> Network:
+        await asyncio.sleep(0)
+        return self.network
+
+    async def host_addresses(self) -> frozenset[IPAddress]:
+        return frozenset()
+
+    async def path_mtu(self, remote: IPAddress, fwmark: int) -> int | None:
+        return 1500
+
+    async def apply(self, actions: Sequence[reconcile.Action]) -> None:
+        for action in actions:
+            await asyncio.sleep(0)
+            if self.actions == self._failing:
+                self._failing = None
+                raise NetworkError("the kernel refused it")
+            self.actions += 1
+            self._carry_out(action)
+
+    def _carry_out(self, action: reconcile.Action) -> None:
+        old = self.network
+        match action:
+            case reconcile.AddRoute(route):
+                same = (route.kind, route.destination, route.table)
+                others = [r for r in old.routes if (r.kind, r.destination, r.table) != same]
+                self.network = replace(old, routes=frozenset((*others, route)))
+            case reconcile.RemoveRoute(route):
+                self.network = replace(old, routes=old.routes - {route})
+            case reconcile.AddRule(rule):
+                self.network = replace(old, rules=old.rules | {rule})
+            case reconcile.RemoveRule(rule):
+                self.network = replace(old, rules=old.rules - {rule})
+            case reconcile.AddAddress(address):
+                self.network = replace(old, addresses=old.addresses | {address})
+            case reconcile.RemoveAddress(address):
+                self.network = replace(old, addresses=old.addresses - {address})
+            case reconcile.SetMtu(mtu):
+                self.network = replace(old, mtu=mtu)

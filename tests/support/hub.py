@@ -1,0 +1,109 @@
+"""A hub with two sites: three namespaces, two wires, two tunnels at the hub.
+
+site-1 [10.1.0.1] --- wan1 192.0.1.0/24 ---+
+                                           hub [10.0.0.1]
+site-2 [10.2.0.1] --- wan2 192.0.2.0/24 ---+
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from esp_gw.demo.gateways import LabGateway
+from esp_gw.demo.netns import Namespace, add_address, namespaces, wire
+from tests.support.labtools import ping, write_key
+
+HUB = "10.0.0.1"
+SITES = (1, 2)
+
+
+@dataclass(frozen=True)
+class Hub:
+    hub: LabGateway
+    sites: dict[int, LabGateway]
+
+    def start(self) -> None:
+        for gateway in (self.hub, *self.sites.values()):
+            gateway.launch()
+        for gateway in (self.hub, *self.sites.values()):
+            gateway.wait_ready()
+
+    def reaches(self, site: int) -> bool:
+        """Whether packets go through the tunnel to a site and back."""
+        return ping(self.hub.namespace, inner(site), count=2) == 2
+
+
+def inner(site: int) -> str:
+    return f"10.{site}.0.1"
+
+
+@contextlib.contextmanager
+def hub_lab(folder: Path) -> Iterator[Hub]:
+    """Make the namespaces and the configurations; nothing is started."""
+    with namespaces("hub", "site-1", "site-2") as (host, *site_hosts):
+        for site, site_host in zip(SITES, site_hosts, strict=True):
+            wire(host, site_host, name=f"wan{site}")
+            add_address(host, f"192.0.{site}.1/24", f"wan{site}")
+            add_address(site_host, f"192.0.{site}.2/24", f"wan{site}")
+        hub = _gateway(host, folder / "hub", HUB)
+        sites = {
+            site: _gateway(site_host, folder / f"site-{site}", inner(site))
+            for site, site_host in zip(SITES, site_hosts, strict=True)
+        }
+        for site, gateway in sites.items():
+            ours, theirs = tunnel_pair(site, folder)
+            _add_tunnel(hub, f"site-{site}", ours)
+            _add_tunnel(gateway, "hub", theirs)
+        try:
+            yield Hub(hub, sites)
+        finally:
+            for gateway in (hub, *sites.values()):
+                if gateway.is_running:
+                    gateway.stop()
+
+
+def tunnel_pair(site: int, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tunnel to a site as the hub has it and as the site has it, with fresh keys."""
+    ways = []
+    for way in ("to", "from"):
+        key = write_key(folder / f"{way}-{site}-{secrets.token_hex(4)}.key")
+        ways.append({"spi": 0x1000 + secrets.randbelow(2**31), "key": {"file": str(key)}})
+    there, back = ways
+    hub_end = (f"192.0.{site}.1", "10.0.0.0/24")
+    site_end = (f"192.0.{site}.2", f"10.{site}.0.0/24")
+    return _tunnel(hub_end, site_end, there, back), _tunnel(site_end, hub_end, back, there)
+
+
+def _tunnel(
+    here: tuple[str, str], there: tuple[str, str], outbound: object, inbound: object
+) -> dict[str, Any]:
+    return {
+        "local": here[0],
+        "remote": there[0],
+        "local_ts": here[1],
+        "remote_ts": there[1],
+        "outbound": outbound,
+        "inbound": inbound,
+    }
+
+
+def _gateway(host: Namespace, folder: Path, address: str) -> LabGateway:
+    folder.mkdir(mode=0o700)
+    gateway = LabGateway(host, folder / "gateway.yaml", folder)
+    document = {"gateway": {"address": address, **gateway.settings}, "tunnels": {}}
+    gateway.config.write_text(yaml.safe_dump(document))
+    gateway.create_ledger()
+    return gateway
+
+
+def _add_tunnel(gateway: LabGateway, name: str, tunnel: dict[str, Any]) -> None:
+    document = yaml.safe_load(gateway.config.read_text())
+    document["tunnels"][name] = tunnel
+    gateway.config.write_text(yaml.safe_dump(document))

@@ -1,0 +1,269 @@
+"""What lab tests share: captures, frames put on the wire, changed configurations, a third host."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from scapy.layers.inet import IP, UDP
+from scapy.layers.ipsec import ESP, SecurityAssociation
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet, Raw
+
+from esp_gw.config.load import load_config
+from esp_gw.demo.gateways import LabGateway
+from esp_gw.demo.netns import NETNS_DIR, Namespace, add_address, end
+from esp_gw.demo.pair import GatewayPair
+from esp_gw.model import CHACHA20_POLY1305, Sa
+
+MakePair = Callable[..., GatewayPair]
+
+
+class Capture:
+    """A running tcpdump on a device; `stop` returns the file when all is written."""
+
+    def __init__(self, namespace: Namespace, path: Path, device: str = "wan") -> None:
+        self.path = path
+        _send_as_on_a_wire(device)
+        self._process = namespace.start(
+            *("tcpdump", "-i", device, "-n", "-s", "0", "-B", "65536"),
+            *("--immediate-mode", "-U", "-w", str(path), "-Z", "root"),
+            stderr=subprocess.PIPE,
+        )
+        if not any("listening on" in line for line in self._process.stderr or ()):
+            raise AssertionError("tcpdump did not start")
+
+    def stop(self) -> Path:
+        end(self._process)
+        return self.path
+
+
+def _send_as_on_a_wire(device: str) -> None:
+    """Turn off, on both ends of a device, what makes frames others than a wire would carry.
+
+    A veth passes super-packets whole and leaves checksums to be computed by nobody.
+    """
+    for entry in NETNS_DIR.iterdir():
+        if entry.name.endswith(f"-{os.getpid()}"):
+            command = ("ethtool", "-K", device, "tx", "off", "tso", "off", "gso", "off")
+            Namespace(entry.name).run(*command, check=False)
+
+
+@dataclass(frozen=True)
+class EspPacket:
+    spi: int
+    seq_lo: int
+    iv: bytes
+    frame: bytes
+
+
+def frames(path: Path) -> Iterator[bytes]:
+    """Read the frames of a capture; an unfinished last one is left out."""
+    data = path.read_bytes()
+    assert data[:4] == b"\xd4\xc3\xb2\xa1", "not a little-endian pcap file"
+    at = 24
+    while at + 16 <= len(data):
+        (size,) = struct.unpack_from("<I", data, at + 8)
+        if at + 16 + size <= len(data):
+            yield data[at + 16 : at + 16 + size]
+        at += 16 + size
+
+
+def esp_packets(path: Path) -> Iterator[EspPacket]:
+    """Read the IPv4 ESP packets of a capture of Ethernet frames, in UDP or not."""
+    for frame in frames(path):
+        if frame[12:14] != b"\x08\x00" or frame[23] not in (17, 50):
+            continue
+        esp = 14 + (frame[14] & 15) * 4 + (8 if frame[23] == 17 else 0)
+        if len(frame) < esp + 16:
+            continue
+        spi, seq_lo = struct.unpack_from("!II", frame, esp)
+        yield EspPacket(spi, seq_lo, frame[esp + 8 : esp + 16], frame)
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = 10.0) -> None:
+    """Wait for a condition; fail with `what` where it doesn't come true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.02)
+
+
+def send_frames(namespace: Namespace, frames: list[bytes], device: str = "wan") -> None:
+    """Put Ethernet frames on a device, as they are."""
+    script = (
+        "import socket, sys, struct\n"
+        "s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); s.bind((sys.argv[1], 0))\n"
+        "data = sys.stdin.buffer.read(); at = 0\n"
+        "while at < len(data):\n"
+        "    n, = struct.unpack_from('!I', data, at); s.send(data[at+4:at+4+n]); at += 4 + n\n"
+    )
+    blob = b"".join(struct.pack("!I", len(frame)) + frame for frame in frames)
+    subprocess.run(
+        namespace.command(sys.executable, "-c", script, device),
+        input=blob,
+        check=True,
+        timeout=30,
+    )
+
+
+def drops(gateway: LabGateway) -> dict[str, int]:
+    return dict(gateway.ask("stats")["drops"])
+
+
+def sas(gateway: LabGateway) -> dict[str, dict[str, Any]]:
+    """The SAs of a running gateway by name."""
+    return {sa["name"]: sa for sa in gateway.ask("sa", "list")["sas"]}
+
+
+def configured_sa(gateway: LabGateway, name: str) -> Sa:
+    """An SA of the configuration, with its key."""
+    (sa,) = [sa for sa in load_config(gateway.config).sas if sa.name == name]
+    return sa
+
+
+def forge(sa: Sa, seq: int, inner: Packet) -> bytes:
+    """Seal an inner packet with an SA's key, by scapy: SPI to ICV (tunnel mode, ESN)."""
+    crypt = "CHACHA20-POLY1305" if sa.suite.cipher == CHACHA20_POLY1305 else "AES-GCM"
+    sealer = SecurityAssociation(
+        ESP,
+        spi=sa.spi,
+        crypt_algo=crypt,
+        crypt_key=sa.keymat.to_bytes(),
+        crypt_icv_size=sa.suite.icv_len,
+        tunnel_header=IP(src=str(sa.local), dst=str(sa.remote)),
+        esn_en=True,
+        esn=seq >> 32,
+    )
+    sealed = sealer.encrypt(inner, seq_num=seq & 0xFFFFFFFF, iv=seq.to_bytes(8, "big"))
+    return bytes(sealed[ESP])
+
+
+def udp_frame(
+    sender: Namespace,
+    receiver: Namespace,
+    payload: bytes,
+    src: str = "192.0.2.1",
+    dst: str = "192.0.2.2",
+    sport: int = 4500,
+) -> bytes:
+    """A datagram to the ESP port as a frame of the wire between two namespaces."""
+    ether = Ether(src=mac(sender), dst=mac(receiver))
+    datagram = UDP(sport=sport, dport=4500, chksum=0) / Raw(payload)
+    return bytes(ether / IP(src=src, dst=dst) / datagram)
+
+
+def mac(namespace: Namespace, device: str = "wan") -> str:
+    (link,) = json.loads(namespace.ip("-j", "link", "show", device))
+    return str(link["address"])
+
+
+def edit(gateway: LabGateway, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a gateway's configuration file; the daemon isn't told."""
+    document = yaml.safe_load(gateway.config.read_text())
+    change(document)
+    gateway.config.write_text(yaml.safe_dump(document, sort_keys=False))
+
+
+def write(namespace: Namespace, values: Mapping[str, object]) -> None:
+    """Set kernel settings of a namespace by their path below /proc/sys/net."""
+    for name, value in values.items():
+        namespace.run("sh", "-c", f"echo {value} > /proc/sys/net/{name}")
+
+
+def forwarding(*hosts: Namespace) -> None:
+    """Let namespaces forward both families, as routers do."""
+    for host in hosts:
+        write(host, {"ipv4/ip_forward": 1, "ipv6/conf/all/forwarding": 1})
+
+
+def network(host: Namespace) -> dict[str, list[str]]:
+    """The rules, routes, links and addresses of a namespace, in an order of their own."""
+    commands = {
+        "rules": ("rule",),
+        "rules6": ("-6", "rule"),
+        "routes": ("route", "show", "table", "all"),
+        "routes6": ("-6", "route", "show", "table", "all"),
+        "links": ("-o", "-br", "link"),
+        "addresses": ("-o", "-br", "address"),
+    }
+    return {name: _stable(host.ip(*command)) for name, command in commands.items()}
+
+
+def _stable(text: str) -> list[str]:
+    # A link's index and its peer's differ from one TUN to the next; the kernel's own come and go.
+    lines = [re.sub(r"@if\d+", "", line).rstrip() for line in text.splitlines()]
+    return sorted(line for line in lines if "fe80" not in line and "ff00" not in line)
+
+
+@contextlib.contextmanager
+def running(namespace: Namespace, script: str, *arguments: str) -> Iterator[None]:
+    """Run a Python script that prints `ready`, and end it."""
+    process = namespace.start(
+        sys.executable, "-c", script, *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert next(iter(process.stdout or ()), "") == "ready\n"
+        yield
+    finally:
+        end(process)
+
+
+def site_host(host: Namespace, router: Namespace, number: int) -> None:
+    """Put a host into the network behind a gateway, which is its router: 10.N.0.10, fd00:N::10."""
+    router.ip(*("link", "add", "lan", "type", "veth", "peer", "name", "eth0", "netns", host.name))
+    for namespace, device, last in ((router, "lan", "1"), (host, "eth0", "10")):
+        namespace.ip("link", "set", device, "up")
+        add_address(namespace, f"10.{number}.0.{last}/24", device)
+        add_address(namespace, f"fd00:{number}::{last}/64", device)
+    host.ip("route", "add", "default", "via", f"10.{number}.0.1")
+    host.ip("-6", "route", "add", "default", "via", f"fd00:{number}::1")
+
+
+def write_key(path: Path, length: int = 36) -> Path:
+    """Write a fresh key file, key and salt as hex."""
+    path.write_text(secrets.token_hex(length) + "\n")
+    path.chmod(0o600)
+    return path
+
+
+def tunnel(config: dict[str, Any]) -> dict[str, Any]:
+    """The only tunnel of a configuration."""
+    fields: dict[str, Any]
+    (fields,) = config["tunnels"].values()
+    return fields
+
+
+def start_pings(
+    namespace: Namespace, target: str, count: int, size: int = 56, interval: float = 0.01
+) -> subprocess.Popen[str]:
+    """Start sending echo requests; `answers` tells how many came back."""
+    pinger = Path(__file__).with_name("pinger.py")
+    numbers = (str(count), str(size), str(interval))
+    program = (sys.executable, "-I", "-S", str(pinger), target, *numbers)
+    return namespace.start(*program, stdout=subprocess.PIPE)
+
+
+def answers(pings: subprocess.Popen[str]) -> int:
+    """Wait for the end of `start_pings` and return how many requests were answered."""
+    output, _ = pings.communicate(timeout=60)
+    return int(output)
+
+
+def ping(
+    namespace: Namespace, target: str, *, count: int = 5, size: int = 56, interval: float = 0.01
+) -> int:
+    """Send echo requests and return how many were answered."""
+    return answers(start_pings(namespace, target, count, size, interval))

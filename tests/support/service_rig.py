@@ -1,0 +1,95 @@
+"""The control methods over a gateway with a data plane and a kernel made of values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from esp_gw.config.added import Store
+from esp_gw.config.load import load_config
+from esp_gw.config.provision import make_pair
+from esp_gw.control.protocol import PREFIX
+from esp_gw.control.server import Peer
+from esp_gw.crypto.advice import Advice
+from esp_gw.crypto.recommend import SIZES, Figures
+from esp_gw.daemon.gateway import Gateway
+from esp_gw.daemon.service import Service
+from esp_gw.ledger import thread as sequences_module
+from esp_gw.ledger.ledger import Ledger
+from esp_gw.ledger.thread import Sequences
+from esp_gw.model import NO_AES, SUITES
+from tests.support.fakes import MACHINE, FakeEngine, FakeNetlink
+
+ROOT = Peer(1, 0, 0)
+
+
+class Rig:
+    def __init__(self, folder: Path) -> None:
+        self.config = folder / "init" / "pi-a" / "gateway.yaml"
+        self.store = Store(folder / "added.json")
+        self.ledger = folder / "ledger.db"
+        self.engine, self.netlink = FakeEngine(), FakeNetlink()
+        # No suite is slower than another, unless a test says so.
+        self.figures: dict[str, Figures] = {suite: dict.fromkeys(SIZES, 1000.0) for suite in SUITES}
+        self.kernel_figures = dict(self.figures)
+        self.gateway = Gateway(self.engine, self.netlink, Sequences(self.ledger), self._on_failure)
+
+    def _measure(self, suites: list[str], in_kernel: frozenset[str]) -> dict[str, Figures]:
+        return {
+            suite: (self.kernel_figures if suite in in_kernel else self.figures)[suite]
+            for suite in suites
+        }
+
+    async def start(self) -> None:
+        advice = Advice(NO_AES, self._measure)
+        desired = load_config(self.config)
+        self.service = Service(self.gateway, self.config, desired, self.store, advice)
+        await self.gateway.start(self.service.desired())
+        await self.service.advise()
+
+    def _on_failure(self, reason: str) -> None:
+        raise AssertionError(reason)
+
+    async def call(self, method: str, peer: Peer = ROOT, /, **parameters: object) -> dict[str, Any]:
+        return await self.service.handlers()[PREFIX + method](dict(parameters), peer)
+
+    def edit(self, change: Callable[[dict[str, Any]], object]) -> None:
+        document = yaml.safe_load(self.config.read_text())
+        change(document)
+        self.config.write_text(yaml.safe_dump(document))
+
+    async def warnings(self) -> list[str]:
+        status = await self.call("GetStatus")
+        return [text for text in status["warnings"] if "added by the CLI" in text]
+
+    def names(self) -> set[str]:
+        assert set(self.engine.sas) == {sa.name for sa in self.gateway.sas}
+        return set(self.engine.sas) - {"pi-b/out", "pi-b/in"}
+
+
+async def start_rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    """A running gateway with one tunnel, 192.0.2.1 to 192.0.2.2, pi-a to pi-b."""
+    monkeypatch.setattr(sequences_module, "machine_identity", lambda: MACHINE)
+    make_pair(
+        tmp_path / "init",
+        local=ip_address("192.0.2.1"),
+        remote=ip_address("192.0.2.2"),
+        local_nets=[ip_network("10.1.0.0/24")],
+        remote_nets=[ip_network("10.2.0.0/24")],
+    )
+    Ledger.create(tmp_path / "ledger.db", MACHINE)
+    rig = Rig(tmp_path)
+    await rig.start()
+    return rig
+
+
+async def restarted(rig: Rig) -> Rig:
+    await rig.gateway.stop()
+    again = Rig(rig.ledger.parent)
+    await again.start()
+    return again

@@ -1,0 +1,532 @@
+"""The CLI against a real control socket: what it asks, prints, and how it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esp_gw.cli import sa as sa_commands
+from esp_gw.cli.main import main
+from esp_gw.config.keyfile import generate, write_key_file
+from esp_gw.control.protocol import PREFIX
+from esp_gw.control.server import ControlServer, Handler, Peer
+from esp_gw.errors import ControlError, EngineError
+from esp_gw.model import SUITES
+
+SA_OUT: dict[str, Any] = {
+    "name": "office/out", "direction": "outbound", "spi": 0x1001, "suite": "aes256gcm16",
+    "mode": "tunnel", "encapsulation": "udp", "local": "192.0.2.1", "remote": "198.51.100.7",
+    "remote_port": 4500, "local_ts": ["10.1.0.0/24"], "remote_ts": ["10.2.0.0/24", "10.3.0.0/24"],
+    "esn": True, "replay_window": 1024, "keepalive": 20, "origin": "config", "tunnel": "office",
+    "pair": "office/in", "seq": 42, "lease_end": 65536, "packets": 41, "bytes": 5_500_000,
+    "drops": {"too-big": 3, "queue-full": 0},
+}  # fmt: skip
+SA_IN = SA_OUT | {
+    "name": "office/in", "direction": "inbound", "spi": 0xC0FFEE01, "encapsulation": "none",
+    "local": "2001:db8::1", "remote": "2001:db8::2", "pair": None, "tunnel": None, "keepalive": 0,
+    "lease_end": 0, "drops": {}, "bytes": 999, "origin": "cli",
+}  # fmt: skip
+ANY = {"protocol": None, "local_port": None, "remote_port": None}
+POLICIES = [
+    {"name": "office", "action": "protect", "sas": ["office/out", "office/out.2"],
+     "tunnel": "office", "origin": "config", "selectors": [
+         {"local": "10.1.0.0/24", "remote": "10.2.0.0/24", **ANY},
+         {"local": "10.1.0.0/24", "remote": "10.3.0.0/24", **ANY}]},
+    {"name": "no-smtp", "action": "discard", "sas": [], "tunnel": None, "origin": "cli",
+     "selectors": [{"local": "0.0.0.0/0", "remote": "10.9.0.0/16", "protocol": 6,
+                    "local_port": None, "remote_port": "25"}]},
+]  # fmt: skip
+OFFLOAD = {
+    "tso": {"in_use": False, "why": "switched off"},
+    "uso": {"in_use": False, "why": "switched off"},
+    "udp_gso": {"in_use": True, "why": "refused for 192.0.2.2 (EIO)"},
+    "merge": {"in_use": True, "why": ""},
+}
+AF_ALG = {
+    "aes256gcm16": {"in_use": True, "why": "it takes half as long", "library": "openssl",
+                    "library_ns": [2.0, 4.0, 6.0], "af_alg_ns": [1.0, 2.0, 3.0]},
+    "aes256gcm8": {"in_use": False, "why": "it is slower", "library": "", "library_ns": [],
+                   "af_alg_ns": []},
+    "aes128gcm8": {"in_use": False, "why": "it is slower", "library": "", "library_ns": [],
+                   "af_alg_ns": []},
+}  # fmt: skip
+REPLIES: dict[str, dict[str, object]] = {
+    "GetStatus": {"version": "0.1.0", "engine": "python", "interface": "esp0", "pid": 7,
+                  "uptime_s": 7384.2, "mtu": 1400, "sas": 2, "policies": 2, "tunnels": 1,
+                  "ledger": "/var/lib/esp-gw/ledger.db", "warnings": ["rp_filter drops\x1b[2J"],
+                  "config": "/etc/esp-gw", "workers": 2, "pinned": True, "busy_poll_us": 50,
+                  "provider": {"aes256gcm8": "OpenSSL 3.6.0", "aes256gcm16": "AWS-LC 5.12.0"},
+                  "aes": "AES-NI, AVX2", "offload": OFFLOAD, "af_alg": AF_ALG},
+    "ListSas": {"sas": [SA_OUT, SA_IN]},
+    "GetSa": {"sa": SA_OUT},
+    "AddSa": {"sa": SA_OUT},
+    "DeleteSa": {},
+    "FlushSas": {"deleted": ["a", "b"]},
+    "ListPolicies": {"policies": POLICIES},
+    "AddPolicy": {"policy": POLICIES[1]},
+    "DeletePolicy": {},
+    "ListTunnels": {"tunnels": [
+        {"name": "office", "mode": "tunnel", "encapsulation": "udp", "suite": "aes256gcm16",
+         "local": "192.0.2.1", "remote": "198.51.100.7", "local_ts": ["10.1.0.0/24"],
+         "remote_ts": ["10.2.0.0/24"], "sas": ["office/out", "office/in"],
+         "state": "up", "packets_out": 1, "bytes_out": 2048,
+         "packets_in": 2, "bytes_in": 100, "drops": {}}]},
+    "GetStats": {"packets_out": 10, "bytes_out": 1536, "packets_in": 20, "bytes_in": 30,
+                 "keepalives_out": 4, "keepalives_in": 5, "drops": {"no-sa": 6, "dummy": 0},
+                 "sas": {}},
+    "Reload": {"changes": ["added SA office/out", "removed policy old"]},
+}  # fmt: skip
+
+
+class Gateway:
+    """A control server with canned answers, in a thread, that remembers what it was asked."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.replies: dict[str, dict[str, object] | Exception] = dict(REPLIES)
+        self.asked: list[tuple[str, dict[str, object]]] = []
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+
+    def __enter__(self) -> Gateway:
+        self._thread.start()
+        self._ready.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    async def _serve(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        server = ControlServer(self.path, {PREFIX + name: self._handler(name) for name in REPLIES})
+        await server.start()
+        self._ready.set()
+        await self._stop.wait()
+        await server.close()
+
+    def _handler(self, name: str) -> Handler:
+        async def answer(parameters: dict[str, object], _peer: Peer) -> dict[str, object]:
+            self.asked.append((name, parameters))
+            reply = self.replies[name]
+            if isinstance(reply, Exception):
+                raise reply
+            return reply
+
+        return answer
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
+    monkeypatch.setenv("ESP_GW_SOCKET", str(tmp_path / "control.sock"))
+    with Gateway(tmp_path / "control.sock") as running:
+        yield running
+
+
+Capture = pytest.CaptureFixture[str]
+
+
+def run(capsys: Capture, *args: str, status: int = 0) -> str:
+    """The command's standard output; its exit status and a clean stderr are checked."""
+    assert main(list(args)) == status
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def fail(capsys: Capture, *args: str, status: int = 1) -> str:
+    """The command's standard error; it has no output and no traceback."""
+    assert main(list(args)) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    return err
+
+
+def table(text: str) -> list[str]:
+    """The lines, single spaces between the cells."""
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "office.key"
+    write_key_file(path, [generate(SUITES["aes256gcm16"])])
+    return path
+
+
+def key_in(path: Path) -> str:
+    return path.read_text().splitlines()[-1]
+
+
+READING = [
+    ("GetStatus", ("status",)),
+    ("ListSas", ("sa", "list")),
+    ("GetSa", ("sa", "show", "office/out")),
+    ("ListPolicies", ("policy", "list")),
+    ("ListTunnels", ("tunnel", "list")),
+    ("GetStats", ("stats",)),
+    ("Reload", ("reload",)),
+]
+
+
+@pytest.mark.parametrize(("method", "command"), READING)
+def test_json_is_the_reply_of_the_control_socket_as_it_came(
+    gateway: Gateway, capsys: Capture, method: str, command: tuple[str, ...]
+) -> None:
+    assert json.loads(run(capsys, *command, "--json")) == REPLIES[method]
+    assert [name for name, _ in gateway.asked] == [method]
+
+
+def test_sa_list_is_a_row_for_each_sa(gateway: Gateway, capsys: Capture) -> None:
+    assert table(run(capsys, "sa", "list")) == [
+        "NAME DIR SPI SUITE LOCAL REMOTE SEQ PACKETS BYTES DROPS",
+        "office/out out 0x00001001 aes256gcm16 192.0.2.1 198.51.100.7:4500 42 41 5.25 MiB "
+        "too-big 3",
+        "office/in in 0xc0ffee01 aes256gcm16 2001:db8::1 2001:db8::2 42 41 999 B",
+    ]
+
+
+def test_drops_have_a_column_only_where_there_are_some(gateway: Gateway, capsys: Capture) -> None:
+    gateway.replies["ListSas"] = {"sas": [SA_IN]}
+    assert "DROPS" not in run(capsys, "sa", "list")
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "command", "says"),
+    [
+        ("ListSas", "sas", ("sa", "list"), "no SAs\n"),
+        ("ListPolicies", "policies", ("policy", "list"), "no policies\n"),
+        ("ListTunnels", "tunnels", ("tunnel", "list"), "no tunnels\n"),
+        ("Reload", "changes", ("reload",), "nothing has changed\n"),
+    ],
+)
+def test_nothing_is_said_to_be_nothing(
+    gateway: Gateway, capsys: Capture, method: str, key: str, command: tuple[str, ...], says: str
+) -> None:
+    gateway.replies[method] = {key: []}
+    assert run(capsys, *command) == says
+
+
+def test_sa_show_prints_what_matters_for_its_direction(gateway: Gateway, capsys: Capture) -> None:
+    outbound = run(capsys, "sa", "show", "office/out")
+    assert outbound.startswith("sa: office/out\n  direction: outbound\n  spi: 0x00001001\n")
+    assert "  remote ts: 10.2.0.0/24, 10.3.0.0/24\n" in outbound
+    assert "  seq: 42, lease to 65536\n" in outbound
+    assert "  keepalive: every 20 s\n" in outbound
+    assert "  drops: too-big 3\n" in outbound
+    assert "replay window" not in outbound
+    gateway.replies["GetSa"] = {"sa": SA_IN}
+    inbound = run(capsys, "sa", "show", "office/in")
+    assert "  replay window: 1024\n" in inbound
+    assert "  seq: 42\n" in inbound
+    for absent in ("keepalive", "drops", "pair", "tunnel:", "key"):
+        assert absent not in inbound
+
+
+def test_keys_are_asked_for_only_on_demand(gateway: Gateway, capsys: Capture) -> None:
+    run(capsys, "sa", "show", "office/out")
+    gateway.replies["GetSa"] = {"sa": SA_OUT | {"key": "c0ffee"}}
+    assert "  key: c0ffee\n" in run(capsys, "sa", "show", "office/out", "--reveal-keys")
+    assert [parameters["reveal_keys"] for _, parameters in gateway.asked] == [False, True]
+
+
+def test_policy_list_keeps_the_order_and_has_a_row_for_each_selector(
+    gateway: Gateway, capsys: Capture
+) -> None:
+    assert table(run(capsys, "policy", "list"))[1:] == [
+        "office protect 10.1.0.0/24 10.2.0.0/24 any office/out and 1 more config",
+        "10.1.0.0/24 10.3.0.0/24 any",
+        "no-smtp discard 0.0.0.0/0 10.9.0.0/16 port 25 tcp cli",
+    ]
+
+
+def test_tunnel_list_status_and_stats_are_for_people(gateway: Gateway, capsys: Capture) -> None:
+    assert "10.1.0.0/24 - 10.2.0.0/24" in run(capsys, "tunnel", "list")
+    status = run(capsys, "status")
+    assert "running: for 2 h 3 min, pid 7\n" in status
+    assert "engine: python, 2 workers, pinned, busy poll 50 us\n" in status
+    assert (
+        "cryptography: AWS-LC 5.12.0 (aes256gcm16), OpenSSL 3.6.0 (aes256gcm8), "
+        "AES by AES-NI, AVX2\n"
+    ) in status
+    assert "  offload: udp_gso, merge\n" in status
+    assert (
+        "not offloaded: tso uso (switched off), udp_gso (refused for 192.0.2.2 (EIO))\n" in status
+    )
+    assert (
+        "AF_ALG: used for aes256gcm16 (it takes half as long), "
+        "not used for aes256gcm8 aes128gcm8 (it is slower)\n"
+    ) in status
+    assert "  warning: rp_filter drops\\x1b[2J\n" in status
+    stats = run(capsys, "stats")
+    assert "out: 10 packets, 1.50 KiB\n" in stats
+    assert "no-sa: 6\n" in stats
+    assert "dummy" not in stats
+    assert run(capsys, "reload") == "added SA office/out\nremoved policy old\n"
+
+
+def test_rows_are_never_cut_where_there_is_no_terminal(gateway: Gateway, capsys: Capture) -> None:
+    long = "2001:db8:1111:2222:3333:4444:5555:6666"
+    names = [f"{'n' * 60}{i}" for i in range(3)]
+    gateway.replies["ListSas"] = {
+        "sas": [SA_IN | {"name": name, "local": long, "remote": long} for name in names]
+    }
+    lines = run(capsys, "sa", "list").splitlines()
+    assert [line.split()[0] for line in lines[1:]] == names
+    assert all(line.count(long) == 2 for line in lines[1:])
+
+
+def test_names_are_text_and_no_markup_or_terminal_codes(gateway: Gateway, capsys: Capture) -> None:
+    gateway.replies["ListSas"] = {"sas": [SA_IN | {"name": "[red]a:smile:\x1b[31m\n\ud800"}]}
+    assert "[red]a:smile:\\x1b[31m\\n\\ud800" in run(capsys, "sa", "list")
+
+
+ADD = ("sa", "add", "b/out", "--direction", "outbound", "--spi", "0x1001",
+       "--local", "192.0.2.1", "--remote", "198.51.100.7")  # fmt: skip
+
+
+def test_sa_add_sends_what_was_given_and_nothing_else(
+    gateway: Gateway, capsys: Capture, key_file: Path
+) -> None:
+    assert run(capsys, *ADD, "--key-file", str(key_file)).startswith("sa: office/out\n")
+    assert gateway.asked == [
+        ("AddSa", {"name": "b/out", "direction": "outbound", "spi": 0x1001, "local": "192.0.2.1",
+                   "remote": "198.51.100.7", "key": key_in(key_file)}),
+    ]  # fmt: skip
+
+
+def test_sa_add_sends_all_options_under_their_names(
+    gateway: Gateway, capsys: Capture, tmp_path: Path
+) -> None:
+    key = tmp_path / "k"
+    write_key_file(key, [generate(SUITES["aes128gcm8"])])
+    options = shlex.split(
+        "--remote-port 4501 --mode tunnel --encapsulation udp --suite aes128gcm8 --protocol tcp "
+        "--local-ts 10.1.0.0/24 --local-ts 10.4.0.1 --remote-ts fd00::/64 --local-ts-port 80 "
+        "--remote-ts-port 1000-2000 --no-esn --replay-window 128 --keepalive 0 --pair b/in"
+    )
+    run(capsys, *ADD, "--key-file", str(key), *options, "--json")
+    (_, parameters), = gateway.asked  # fmt: skip
+    assert parameters == {
+        "name": "b/out", "direction": "outbound", "spi": 0x1001, "local": "192.0.2.1",
+        "remote": "198.51.100.7", "key": key_in(key), "remote_port": 4501, "mode": "tunnel",
+        "encapsulation": "udp", "suite": "aes128gcm8", "protocol": "tcp",
+        "local_ts": ["10.1.0.0/24", "10.4.0.1/32"], "remote_ts": ["fd00::/64"],
+        "local_ts_port": "80", "remote_ts_port": "1000-2000", "esn": False, "replay_window": 128,
+        "keepalive": 0, "pair": "b/in",
+    }  # fmt: skip
+
+
+def test_the_daemon_understands_what_sa_add_and_policy_add_send(
+    gateway: Gateway, capsys: Capture, key_file: Path
+) -> None:
+    from esp_gw.config.added import parse_policy_entry, parse_sa_entry
+
+    nets = ("--local-ts", "10.1.0.0/24", "--remote-ts", "10.2.0.0/24", "--protocol", "tcp")
+    ports = ("--local-ts-port", "80", "--remote-ts-port", "1-2", "--esn", "--keepalive", "9")
+    run(capsys, *ADD, "--key-file", str(key_file), *nets, *ports, "--pair", "b/in")
+    run(capsys, "policy", "add", "p", "--action", "protect", *nets, "--local-port", "80",
+        "--remote-port", "1-2", "--sa", "b/out", "--before", "office")  # fmt: skip
+    (_, sa), (_, policy) = gateway.asked
+    entry = parse_sa_entry(sa)
+    assert (entry.spi, entry.pair, entry.keepalive) == (0x1001, "b/in", 9)
+    assert str(entry.remote_ts_port) == "1-2"
+    assert parse_policy_entry(policy).before == "office"
+
+
+def test_a_key_comes_from_stdin_and_is_in_no_output(
+    gateway: Gateway, capsys: Capture, monkeypatch: pytest.MonkeyPatch, key_file: Path
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(key_in(key_file) + "\n"))
+    out = run(capsys, *ADD, "--key-file", "-")
+    assert key_in(key_file) not in out
+    assert gateway.asked[0][1]["key"] == key_in(key_file)
+
+
+def test_a_key_of_the_wrong_size_goes_nowhere_and_is_not_repeated(
+    gateway: Gateway, capsys: Capture, key_file: Path
+) -> None:
+    err = fail(capsys, *ADD, "--key-file", str(key_file), "--suite", "aes128gcm16")
+    assert err.startswith(f"esp-gw: error: {key_file}, line 1: the key has 72 hex digits")
+    assert key_in(key_file)[:8] not in err
+    assert gateway.asked == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--spi", "255", "255' is not in 256 to 4294967295"),
+        ("--spi", "0x100000000", "is not in 256"),
+        ("--spi", "abc", "'abc' is not a number such as 4097 or 0x1001"),
+        ("--local", "10.0.0.0/8", "'10.0.0.0/8' is not an IPv4 or IPv6 address"),
+        ("--remote", "host.example", "is not an IPv4 or IPv6 address"),
+        ("--local-ts", "10.0.0.1/8", "has bits outside its prefix; write 10.0.0.0/8"),
+        ("--remote-ts", "10.0.0.0/33", "is not a prefix such as 192.168.1.0/24"),
+        ("--remote-ts", "", "is not a prefix"),
+        ("--suite", "des", "aes256gcm12"),
+        ("--suite", "des", "chacha20poly1305"),
+        ("--mode", "beet", "transport"),
+        ("--direction", "up", "inbound"),
+        ("--remote-port", "0", "65535"),
+        ("--replay-window", "32", "8192"),
+        ("--keepalive", "-1", "3600"),
+    ],
+)
+def test_wrong_input_is_a_usage_error_that_names_the_option(
+    gateway: Gateway, capsys: Capture, key_file: Path, option: str, value: str, says: str
+) -> None:
+    err = fail(capsys, *ADD, "--key-file", str(key_file), option, value, status=2)
+    assert option in err
+    assert says in err
+    assert gateway.asked == []
+
+
+def test_policy_add_and_the_deletions_send_what_was_given(
+    gateway: Gateway, capsys: Capture
+) -> None:
+    run(capsys, "policy", "add", "p", "--action", "bypass", "--remote-ts", "10.9.0.0/16")
+    assert run(capsys, "policy", "delete", "p") == ""
+    assert run(capsys, "sa", "delete", "office/out") == ""
+    assert json.loads(run(capsys, "sa", "delete", "a", "--json")) == {}
+    assert json.loads(run(capsys, "policy", "delete", "b", "--json")) == {}
+    assert gateway.asked == [
+        ("AddPolicy", {"name": "p", "action": "bypass", "remote_ts": ["10.9.0.0/16"]}),
+        ("DeletePolicy", {"name": "p"}),
+        ("DeleteSa", {"name": "office/out"}),
+        ("DeleteSa", {"name": "a"}),
+        ("DeletePolicy", {"name": "b"}),
+    ]
+
+
+def test_flush_asks_first_and_needs_yes_where_nobody_can_answer(
+    gateway: Gateway, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert "add --yes" in fail(capsys, "sa", "flush", status=2)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sa_commands.click, "confirm", lambda *_args, **_options: False)
+    assert run(capsys, "sa", "flush") == ""
+    assert gateway.asked == []
+    monkeypatch.setattr(sa_commands.click, "confirm", lambda *_args, **_options: True)
+    assert run(capsys, "sa", "flush") == "deleted: a, b\n"
+    assert run(capsys, "sa", "flush", "--yes") == "deleted: a, b\n"
+    assert [name for name, _ in gateway.asked] == ["FlushSas", "FlushSas"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "line"),
+    [
+        (ControlError("NotFound", "no SA 'x'", hint="see 'esp-gw sa list'"),
+         "esp-gw: error: no SA 'x'; see 'esp-gw sa list'\n"),
+        (EngineError("no TUN", where="esp0"), "esp-gw: error: esp0: no TUN\n"),
+        (EngineError("two\nlines\x1b[2J"), "esp-gw: error: two\\nlines\\x1b[2J\n"),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_one_line_and_status_1(
+    gateway: Gateway, capsys: Capture, raised: Exception, line: str
+) -> None:
+    gateway.replies["GetSa"] = raised
+    assert fail(capsys, "sa", "show", "x") == line
+
+
+def test_without_a_daemon_every_command_says_so(tmp_path: Path, capsys: Capture) -> None:
+    for _, command in READING:
+        err = fail(capsys, "--socket", str(tmp_path / "none"), *command)
+        assert err.startswith(
+            f"esp-gw: error: esp-gw is not running (no control socket at {tmp_path}"
+        )
+        assert err.count("\n") == 1
+
+
+def raising(error: BaseException) -> Callable[..., object]:
+    def call(*_args: object, **_parameters: object) -> object:
+        raise error
+
+    return call
+
+
+def test_an_unexpected_exception_is_one_line_without_keys(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ESP_GW_DEBUG", raising=False)
+    monkeypatch.setattr("esp_gw.cli.options.call", raising(KeyError("a\nb" + "a0b1" * 9)))
+    err = fail(capsys, "status")
+    assert err.startswith("esp-gw: internal error: KeyError: ")
+    assert err.count("\n") == 1
+    assert "a0b1" not in err
+    monkeypatch.setenv("ESP_GW_DEBUG", "1")
+    assert main(["status"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert "a0b1" not in err
+
+
+def test_interrupting_exits_like_a_shell(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("esp_gw.cli.options.call", raising(KeyboardInterrupt()))
+    assert main(["status"]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def esp_gw(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "esp_gw.cli.main", *args]
+    return subprocess.run(
+        command,
+        text=True,
+        stderr=subprocess.PIPE,
+        check=False,
+        **{"stdout": subprocess.PIPE, **options},
+    )
+
+
+@pytest.mark.parametrize("command", [("sa", "list"), ("sa", "list", "--json")])
+def test_a_reader_that_has_gone_is_no_error_to_speak_of(
+    gateway: Gateway, command: tuple[str, ...]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = esp_gw(*command, stdout=writer)
+    os.close(writer)
+    assert result.stderr == ""
+    assert result.returncode == 1
+
+
+def test_json_needs_none_of_the_heavy_libraries(gateway: Gateway) -> None:
+    heavy = {"cryptography", "pydantic", "pyroute2", "rich", "logging", "asyncio", "sqlite3"}
+    code = (
+        "import sys; from esp_gw.cli.main import main; assert main(['sa', 'list', '--json']) == 0;"
+        f"sys.exit(' '.join({heavy} & sys.modules.keys()))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.stderr.strip() == ""
+    assert json.loads(result.stdout) == REPLIES["ListSas"]
+
+
+def test_only_the_python_engine_needs_pyca_cryptography() -> None:
+    code = "import sys, esp_gw.daemon.main; sys.exit('cryptography' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_version_and_usage(capsys: Capture) -> None:
+    assert run(capsys, "--version") == "esp-gw 0.1.0\n"
+    assert "wg" in fail(capsys, "wg", status=2)
+    for group, command in (
+        ("sa", "flush"),
+        ("policy", "add"),
+        ("tunnel", "list"),
+        ("ledger", "show"),
+    ):
+        assert command in run(capsys, group, "--help")

@@ -1,0 +1,414 @@
+"""The CLI's commands that need no daemon: check, init, keygen, ledger, run and demo."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import esp_gw
+import esp_gw.daemon
+import esp_gw.demo
+from esp_gw.cli.main import main
+from esp_gw.cli.output import counted, drops, endpoint, size, span
+from esp_gw.config.added import Store, StoredState, parse_sa_entry
+from esp_gw.config.keyfile import generate, read_key_file
+from esp_gw.config.load import load_config
+from esp_gw.crypto import measure, probe, processor
+from esp_gw.crypto.measure import Sealer
+from esp_gw.errors import ConfigError, EspGwError, KeyReuseError, Problem
+from esp_gw.ledger.ledger import Ledger
+from esp_gw.model import SUITES, Encapsulation, Mode
+
+Capture = pytest.CaptureFixture[str]
+INIT = shlex.split(
+    "init --local 203.0.113.1 --remote 198.51.100.1"
+    " --local-net 10.1.0.0/24 --remote-net 10.2.0.0/24"
+)
+
+
+def run(capsys: Capture, *args: str, status: int = 0) -> str:
+    """The command's standard output; its exit status and a clean stderr are checked."""
+    assert main(list(args)) == status
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def fail(capsys: Capture, *args: str, status: int = 1) -> str:
+    """The command's standard error; it has no output and no traceback."""
+    assert main(list(args)) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    return err
+
+
+def test_init_writes_a_pair_that_check_accepts_and_says_what_to_type(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    out = run(capsys, *INIT, "--out", str(tmp_path), "--name-b", "office", "--suite", "aes128gcm8")
+    assert out.count("  sudo esp-gw ledger create\n") == 2
+    assert out.count("  sudo systemctl enable --now esp-gw\n") == 2
+    assert "  sudo cp -r office/. /etc/esp-gw\n" in out
+    assert "  sudo chown -R esp-gw: /etc/esp-gw\n" in out
+    folders = [tmp_path / "pi-a", tmp_path / "office"]
+    for key in tmp_path.glob("*/keys/*.key"):
+        assert key.read_text().splitlines()[-1] not in out
+    checked = run(capsys, "check", *map(str, folders))
+    assert checked == "".join(f"{folder}: ok, 1 tunnel, 2 SAs\n" for folder in folders)
+    here, there = (load_config(folder).tunnels[0] for folder in folders)
+    assert (here.local, here.remote, here.local_ts) == (there.remote, there.local, there.remote_ts)
+    assert here.suite is SUITES["aes128gcm8"]
+
+
+@pytest.mark.parametrize("prefix", ["", "0x"])
+def test_a_key_in_the_place_of_its_file_is_refused_and_not_repeated(
+    prefix: str, capsys: Capture
+) -> None:
+    key = prefix + "0123456789abcdef" * 4 + "01234567"
+    sa = ("--direction", "outbound", "--spi", "4097", "--local", "192.0.2.1", "--remote", "::2")
+    err = fail(capsys, "sa", "add", "x", *sa, "--key-file", key, status=2)
+    assert "--key-file: this is a key" in err
+    assert "0123" not in err
+
+
+@pytest.mark.parametrize("given", [[], ["--local-net", "10.1.0.0/24"], ["--remote-net", "::/0"]])
+def test_init_of_a_tunnel_without_networks_names_the_options(
+    tmp_path: Path, capsys: Capture, given: list[str]
+) -> None:
+    ends = ("--local", "203.0.113.1", "--remote", "198.51.100.1", "--out", str(tmp_path))
+    err = fail(capsys, "init", *ends, *given, status=2)
+    assert "give --local-net and --remote-net" in err
+    assert list(tmp_path.iterdir()) == []
+    run(capsys, "init", *ends, "--mode", "transport")
+
+
+def test_init_never_overwrites(tmp_path: Path, capsys: Capture) -> None:
+    run(capsys, *INIT, "--out", str(tmp_path))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert "exists already" in fail(capsys, *INIT, "--out", str(tmp_path))
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_check_names_every_problem_with_its_line(tmp_path: Path, capsys: Capture) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("gateway:\n  port: 99999\n  interfaces: esp0\n")
+    assert main(["check", str(bad)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [line.split(": ")[0] for line in err.splitlines()] == [f"{bad}:2", f"{bad}:3"]
+    assert main(["check", "--json", str(bad), str(tmp_path / "none.yaml")]) == 1
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert [(entry["file"], entry["ok"]) for entry in files] == [
+        (str(bad), False),
+        (str(tmp_path / "none.yaml"), False),
+    ]
+    assert [problem["line"] for problem in files[0]["problems"]] == [2, 3]
+
+
+def test_check_says_as_json_what_it_found(tmp_path: Path, capsys: Capture) -> None:
+    run(capsys, *INIT, "--out", str(tmp_path))
+    run(capsys, *INIT, "--sas", "4", "--out", str(tmp_path / "four"))
+    assert run(capsys, "check", str(tmp_path / "four" / "pi-b")).endswith("1 tunnel, 8 SAs\n")
+    (entry,) = json.loads(run(capsys, "check", "--json", str(tmp_path / "pi-a")))["files"]
+    assert (entry["ok"], entry["tunnels"], entry["sas"], entry["problems"]) == (True, 1, 2, [])
+
+
+def lacking_aes(
+    monkeypatch: pytest.MonkeyPatch, chacha_ns: float, af_alg_ns: float | None = None
+) -> None:
+    """A processor without AES instructions that takes 1000 ns for AES-GCM; with AF_ALG or not."""
+    monkeypatch.setattr(processor, "_CPUINFO", Path("/nowhere"))
+
+    def seal_time(provider: str, suite: str, size: int, packets: int) -> float:
+        if provider == "af-alg":
+            assert af_alg_ns is not None
+            assert suite != "chacha20poly1305"
+            return af_alg_ns
+        return chacha_ns if suite == "chacha20poly1305" else 1000
+
+    def find_faults() -> dict[str, str]:
+        return {
+            suite: "it gives wrong answers"
+            for suite in SUITES
+            if af_alg_ns is None or suite == "chacha20poly1305"
+        }
+
+    monkeypatch.setattr(Sealer, "measure", lambda self: seal_time)
+    monkeypatch.setattr(probe, "find_faults", find_faults)
+
+
+def test_init_takes_the_suite_that_suits_both_boards_where_they_are_known(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def suite(name: str, *options: str) -> str:
+        nonlocal out
+        out = run(capsys, *INIT, "--out", str(tmp_path / name), *options)
+        suites = {load_config(tmp_path / name / end).tunnels[0].suite for end in ("pi-a", "pi-b")}
+        (found,) = suites
+        assert f"\nsuite: {found}. " in out
+        return found.name
+
+    out = ""
+    lacking_aes(monkeypatch, chacha_ns=250)
+    assert suite("not-known") == "aes256gcm16"
+    assert "add --same-boards" in out
+    assert suite("known", "--same-boards") == "chacha20poly1305"
+    assert "It is 4.0 times as fast as aes256gcm16 on this machine." in out
+    assert suite("said", "--same-boards", "--suite", "aes128gcm16") == "aes128gcm16"
+    lacking_aes(monkeypatch, chacha_ns=900)
+    assert suite("alike", "--same-boards") == "aes256gcm16"
+    monkeypatch.setattr("esp_gw.crypto.processor.aes_path", lambda: "AES-NI")
+    assert suite("with-aes") == "aes256gcm16"
+    assert "suite: aes256gcm16. The default.\n" in out
+
+
+def test_check_hints_at_a_faster_suite_and_finds_nothing_wrong(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(capsys, *INIT, "--out", str(tmp_path))
+    file = str(tmp_path / "pi-a")
+    lacking_aes(monkeypatch, chacha_ns=250)
+    hint, ok = run(capsys, "check", file).splitlines()
+    assert hint.startswith(f"{file}: warning: tunnel pi-b: the suite aes256gcm16 takes 4.0 times")
+    assert ok == f"{file}: ok, 1 tunnel, 2 SAs"
+    (entry,) = json.loads(run(capsys, "check", "--json", file))["files"]
+    assert (entry["ok"], len(entry["warnings"])) == (True, 1)
+    lacking_aes(monkeypatch, chacha_ns=900)
+    assert run(capsys, "check", file) == f"{ok}\n"
+
+
+def test_bench_crypto_prints_a_table_what_is_missing_and_what_to_use(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking_aes(monkeypatch, chacha_ns=250)
+    out = run(capsys, "bench", "crypto")
+    rows = [line.split() for line in out.splitlines()]
+    # 64 bytes in a microsecond are 512 Mbit/s, 1400 in a quarter of one 44,800.
+    assert ["aes256gcm16", "64", "1000", "512"] in [row[:4] for row in rows]
+    assert ["chacha20poly1305", "1400", "250", "44800"] in [row[:4] for row in rows]
+    assert "not measured: af-alg (it gives wrong answers)\n" in out
+    assert "recommended: chacha20poly1305. It is 4.0 times as fast as aes256gcm16" in out
+    found = json.loads(run(capsys, "bench", "crypto", "--json"))
+    assert found["recommended"] == "chacha20poly1305"
+    assert {"provider": "openssl", "suite": "aes128gcm16", "size": 576, "ns": 1000.0} in found[
+        "figures"
+    ]
+    assert {entry["provider"] for entry in found["missing"]} == {"af-alg"}
+    assert "--fast" in fail(capsys, "bench", "crypto", "--fast", status=2)
+
+
+def test_bench_crypto_counts_on_af_alg_where_that_is_faster(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking_aes(monkeypatch, chacha_ns=250, af_alg_ns=200)
+    out = run(capsys, "bench", "crypto")
+    assert "faster by AF_ALG: aes256gcm16, aes128gcm16 (" in out
+    assert "not measured: af-alg chacha20poly1305 (it gives wrong answers)\n" in out
+    assert "recommended: aes256gcm16. It is about as fast as chacha20poly1305" in out
+    lacking_aes(monkeypatch, chacha_ns=250, af_alg_ns=990)
+    out = run(capsys, "bench", "crypto")
+    assert "faster by AF_ALG" not in out
+    assert "recommended: chacha20poly1305. It is 4.0 times" in out
+
+
+def test_bench_crypto_measures_this_machine(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "THOROUGH", measure.BRIEF)
+    found = json.loads(run(capsys, "bench", "crypto", "--json"))
+    ours = [entry["ns"] for entry in found["figures"] if entry["provider"] == "openssl"]
+    assert len(ours) == 9
+    assert all(ns > 0 for ns in ours)
+    assert found["recommended"] in SUITES
+
+
+def test_keygen_writes_a_key_to_a_file_and_nowhere_else(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "a.key"
+    out = run(capsys, "keygen", "--suite", "chacha20poly1305", "--out", str(path))
+    assert path.stat().st_mode & 0o777 == 0o600
+    (keymat,) = read_key_file(path, SUITES["chacha20poly1305"])
+    assert keymat.to_bytes().hex() not in out
+    assert "exists already" in fail(capsys, "keygen", "--out", str(path))
+    several = tmp_path / "b.key"
+    assert ": 4 keys for " in run(capsys, "keygen", "--sas", "4", "--out", str(several))
+    keymats = read_key_file(several, SUITES["aes256gcm16"], 4)
+    assert len({keymat.to_bytes() for keymat in keymats}) == 4
+    assert "--sas" in fail(capsys, "keygen", "--sas", "65", "--out", str(path), status=2)
+    assert "--out" in fail(capsys, "keygen", status=2)
+
+
+def test_ledger_create_makes_one_once_and_show_lists_its_keys(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("esp_gw.ledger.identity.machine_identity", lambda: "ab" * 32)
+    state = tmp_path / "state"
+    assert "there is no ledger" in fail(capsys, "ledger", "show", "--state-dir", str(state))
+    assert run(capsys, "ledger", "create", "--state-dir", str(state)).startswith("made ")
+    assert "exists already" in fail(capsys, "ledger", "create", "--state-dir", str(state))
+    keymat = generate(SUITES["aes256gcm16"])
+    ledger = Ledger.open(state / "ledger.db", "ab" * 32)
+    ledger.lease(keymat, 100, 2**64 - 1)
+    ledger.close()
+    (key,) = json.loads(run(capsys, "ledger", "show", "--json", "--state-dir", str(state)))["keys"]
+    assert (key["role"], key["seq"]) == ("outbound", 101)
+    assert f"{key['fingerprint']}  outbound  101" in run(
+        capsys, "ledger", "show", "--state-dir", str(state)
+    )
+
+
+@pytest.fixture
+def used(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A gateway that was used: its configuration, state directory, ledger, every key."""
+    monkeypatch.setattr("esp_gw.ledger.identity.machine_identity", lambda: "ab" * 32)
+    run(capsys, *INIT, "--out", str(tmp_path))
+    config, state = tmp_path / "pi-a", tmp_path / "state"
+    run(capsys, "ledger", "create", "--state-dir", str(state))
+    added = parse_sa_entry(
+        {"name": "x", "direction": "outbound", "spi": 4097, "local": "192.0.2.1",
+         "remote": "192.0.2.2", "local_ts": ["10.1.0.0/24"], "remote_ts": ["10.3.0.0/24"],
+         "suite": "aes128gcm16", "key": "5a" * 20}
+    )  # fmt: skip
+    Store(state / "added.json").save(StoredState(sas=(added,)))
+    return SimpleNamespace(
+        config=config,
+        state=state,
+        ledger=state / "ledger.db",
+        keymats=[*(sa.keymat for sa in load_config(config).sas), added.to_sa().keymat],
+        replace=("ledger", "create", "--replace", "--state-dir", str(state), "--config"),
+    )
+
+
+def test_ledger_replace_refuses_every_key_of_the_configuration_and_the_cli(
+    used: SimpleNamespace, capsys: Capture
+) -> None:
+    used.ledger.write_bytes(bytes(12288))
+    said = run(capsys, *used.replace, str(used.config))
+    assert (
+        "3 keys" in said and "keygen" in said and f"move {used.state / 'added.json'} away" in said
+    )
+    with closing(Ledger.open(used.ledger, "ab" * 32)) as ledger:
+        for keymat in used.keymats:
+            with pytest.raises(KeyReuseError, match="make new keys with 'esp-gw keygen'"):
+                ledger.lease(keymat, 1, 2**64 - 1)
+    assert run(capsys, "ledger", "show", "--state-dir", str(used.state)).count("retired") == 3
+
+
+@pytest.mark.parametrize("broken", ["a key file", "the configuration", "added.json"])
+def test_ledger_replace_does_nothing_while_the_keys_to_refuse_can_not_be_read(
+    used: SimpleNamespace, capsys: Capture, broken: str
+) -> None:
+    used.ledger.write_bytes(b"damaged")
+    match broken:
+        case "a key file":
+            where = used.config
+            next(iter((used.config / "keys").iterdir())).unlink()
+        case "the configuration":
+            where = used.config
+            (used.config / "gateway.yaml").unlink()
+        case _:
+            where = used.state / "added.json"
+            where.write_text("[")
+    (line,) = fail(capsys, *used.replace, str(used.config)).splitlines()
+    assert line.startswith(f"esp-gw: error: {where}: the ledger is not replaced")
+    assert used.ledger.read_bytes() == b"damaged"
+
+
+def test_the_ledger_is_where_the_daemon_looks_for_it() -> None:
+    from esp_gw.cli.ledger import LEDGER_FILE
+    from esp_gw.daemon.main import LEDGER_NAME
+
+    assert LEDGER_FILE == LEDGER_NAME
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, package: object, name: str, module: object) -> None:
+    monkeypatch.setitem(sys.modules, f"{package.__name__}.{name}", module)  # type: ignore[attr-defined]
+    monkeypatch.setattr(package, name, module, raising=False)
+
+
+def test_run_hands_over_and_gives_the_daemons_status(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Path, str]] = []
+
+    def daemon_run(config: Path, log_level: str) -> int:
+        calls.append((config, log_level))
+        return 3
+
+    fake(monkeypatch, esp_gw.daemon, "main", SimpleNamespace(run=daemon_run))
+    run(capsys, "run", status=3)
+    run(capsys, "run", "--config", "/x.yaml", "--log-level", "debug", status=3)
+    assert calls == [(Path("/etc/esp-gw"), "info"), (Path("/x.yaml"), "debug")]
+
+
+@pytest.mark.parametrize(
+    ("raised", "lines"),
+    [
+        (EspGwError("no TUN", hint="modprobe tun"), ["esp-gw: error: no TUN; modprobe tun"]),
+        (
+            ConfigError([Problem("a.yaml", 3, "x", "bad"), Problem("b.yaml", 0, "", "gone")]),
+            ["a.yaml:3: x: bad", "b.yaml: gone", "esp-gw: error: 2 problems in the configuration"],
+        ),
+    ],
+)
+def test_what_stops_the_daemon_is_told_line_by_line(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, raised: Exception, lines: list[str]
+) -> None:
+    def daemon_run(_config: Path, _log_level: str) -> int:
+        raise raised
+
+    fake(monkeypatch, esp_gw.daemon, "main", SimpleNamespace(run=daemon_run))
+    assert fail(capsys, "run").splitlines() == lines
+
+
+def test_demo_hands_over_its_options_as_values(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[SimpleNamespace] = []
+
+    def demo_run(options: SimpleNamespace) -> int:
+        seen.append(options)
+        return 0
+
+    module = SimpleNamespace(run=demo_run, DemoOptions=SimpleNamespace)
+    fake(monkeypatch, esp_gw.demo, "run", module)
+    run(capsys, "demo")
+    run(capsys, *shlex.split("demo --engine python --mode transport --encapsulation none"),
+        *shlex.split("--suite aes128gcm16 --seconds 2 --json"))  # fmt: skip
+    default = {"engine": "auto", "mode": Mode.TUNNEL, "encapsulation": Encapsulation.UDP,
+               "suite": SUITES["aes256gcm16"], "seconds": 5, "json_output": False}  # fmt: skip
+    assert [vars(options) for options in seen] == [
+        default,
+        {"engine": "python", "mode": Mode.TRANSPORT, "encapsulation": Encapsulation.NONE,
+         "suite": SUITES["aes128gcm16"], "seconds": 2, "json_output": True},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (1536, "1.50 KiB"), (2**20, "1.00 MiB"),
+     (5 * 2**30, "5.00 GiB"), (2**40, "1.00 TiB"), (2**60, "1024.00 PiB")],
+)  # fmt: skip
+def test_bytes_are_readable(value: int, text: str) -> None:
+    assert size(value) == text
+
+
+def test_small_texts() -> None:
+    assert [span(s) for s in (0, 59.9, 60, 3600, 90061)] == [
+        "0 s",
+        "59 s",
+        "1 min 0 s",
+        "1 h 0 min",
+        "1 d 1 h",
+    ]
+    assert endpoint("fd00::1", 4500) == "[fd00::1]:4500"
+    assert endpoint("fd00::1", None) == "fd00::1"
+    assert [drops(d) for d in ({}, {"a": 0}, {"a": 1, "b": 2}, 0, 5, None)] == [
+        "", "", "a 1, b 2", "", "5", ""]  # fmt: skip
+    assert [counted(n, "SA") for n in (0, 1, 2)] == ["0 SAs", "1 SA", "2 SAs"]

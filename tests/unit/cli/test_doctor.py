@@ -1,0 +1,283 @@
+"""`esp-gw doctor`: what it says of machines that have this and lack that."""
+
+from __future__ import annotations
+
+import errno
+import json
+from contextlib import closing
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+import yaml
+
+from esp_gw.cli import diagnosis as doctor
+from esp_gw.cli.diagnosis import Finding, State, examine
+from esp_gw.cli.main import main
+from esp_gw.config.provision import make_pair
+from esp_gw.crypto import processor
+from esp_gw.crypto.measure import Sealer
+from esp_gw.errors import ControlError
+from esp_gw.ledger.identity import machine_identity
+from esp_gw.ledger.ledger import Ledger
+from tests.support.fake_af_alg import GCM, install
+
+Capture = pytest.CaptureFixture[str]
+HEALTHY_CPU = "flags : aes pclmulqdq avx2\n"
+
+
+class Machine:
+    """A machine on which everything is right, until a test takes something away."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.config = folder / "etc"
+        self.units = folder / "systemd"
+        self.tun = folder / "tun"
+        self.status = folder / "status"
+        self.cpuinfo = folder / "cpuinfo"
+        self.kernel = install(monkeypatch)
+        make_pair(
+            folder / "init",
+            local=ip_address("192.0.2.1"),
+            remote=ip_address("192.0.2.2"),
+            local_nets=(ip_network("10.1.0.0/32"),),
+            remote_nets=(ip_network("10.2.0.0/24"),),
+            local_settings={
+                "state_dir": str(folder / "state"),
+                "control_socket": str(folder / "control.sock"),
+                "engine": "python",
+            },
+        )
+        (folder / "init/pi-a").rename(self.config)
+        (folder / "state").mkdir()
+        Ledger.create(folder / "state/ledger.db", machine_identity())
+        self.units.mkdir()
+        (self.units / "esp-gw.service").write_text("RestrictAddressFamilies=AF_UNIX AF_INET\n")
+        self.tun.touch()
+        self.status.write_text("Name:\tpython\nCapEff:\t0000000000003000\n")
+        self.cpuinfo.write_text(HEALTHY_CPU)
+        monkeypatch.setattr(doctor, "DEVICE", str(self.tun))
+        monkeypatch.setattr(doctor, "UNIT_FOLDERS", (self.units, folder / "other"))
+        monkeypatch.setattr(doctor, "PROC_STATUS", self.status)
+        monkeypatch.setattr(doctor, "network_warnings", lambda *_: [])
+        monkeypatch.setattr(processor, "_CPUINFO", self.cpuinfo)
+
+    def edit(self, **sections: object) -> None:
+        """Set sections of the configuration."""
+        path = self.config / "gateway.yaml"
+        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **sections}))
+
+    def findings(self) -> dict[str, Finding]:
+        return {f.what: f for f in examine(self.config, self.folder / "none")}
+
+    def only(self) -> Finding:
+        """The one thing that is not right."""
+        (finding,) = [f for f in self.findings().values() if f.state is not State.OK]
+        return finding
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path, monkeypatch)
+
+
+def test_on_a_healthy_machine_everything_is_right(machine: Machine) -> None:
+    findings = machine.findings()
+    assert {f.state for f in findings.values()} == {State.OK}, findings
+    assert list(findings) == [
+        *("kernel", "tun", "udp offload", "capabilities", "aes", "engine", "af_alg"),
+        *("config", "ledger", "systemd", "gateway"),
+    ]
+    assert findings["af_alg"].found.count("AF_ALG takes ") == 1
+    assert "1 tunnels, 2 SAs" in findings["config"].found
+    assert "0 keys" in findings["ledger"].found
+    assert "is not running" in findings["gateway"].found
+    assert machine.kernel.open == 0
+
+
+def test_a_missing_tun_device_is_a_fault(machine: Machine) -> None:
+    machine.tun.unlink()
+    finding = machine.only()
+    assert (finding.state, finding.what) == (State.FAULT, "tun")
+    assert "modprobe tun" in finding.todo
+
+
+def test_missing_capabilities_are_named(machine: Machine) -> None:
+    machine.status.write_text("CapEff:\t0000000000001000\n")
+    finding = machine.only()
+    assert (finding.state, finding.what) == (State.WARNING, "capabilities")
+    assert "CAP_NET_RAW" in finding.found
+    assert "CAP_NET_ADMIN" not in finding.found
+    assert "sudo" in finding.todo
+
+
+def test_a_processor_without_aes_instructions_is_told_of_the_other_suite(machine: Machine) -> None:
+    machine.cpuinfo.write_text("Features : fp asimd\n")
+    finding = machine.only()
+    assert (finding.state, finding.what) == (State.WARNING, "aes")
+    assert "bench crypto" in finding.todo
+
+
+@pytest.mark.parametrize("wanted", ["auto", "on"])
+@pytest.mark.parametrize("code", [errno.EAFNOSUPPORT, errno.EPERM])
+def test_af_alg_that_is_not_there_is_a_fault_only_where_it_is_a_must(
+    machine: Machine, wanted: str, code: int
+) -> None:
+    machine.kernel.refuses["socket"] = code
+    machine.edit(crypto={"offload": wanted})
+    finding = machine.findings()["af_alg"]
+    assert finding.state is (State.FAULT if wanted == "on" else State.OK)
+    assert errno.errorcode[code] in finding.found
+    assert ("offload: auto" in finding.todo) is (wanted == "on")
+
+
+def test_of_af_alg_only_the_suites_of_the_tunnels_matter(machine: Machine) -> None:
+    machine.kernel.offers = {GCM}
+    machine.edit(crypto={"offload": "on"})
+    assert machine.findings()["af_alg"].state is State.OK
+
+
+def test_af_alg_that_is_switched_off_is_not_looked_for(machine: Machine) -> None:
+    machine.kernel.refuses["socket"] = errno.EDOM
+    machine.edit(crypto={"offload": "off"})
+    assert machine.findings()["af_alg"] == Finding(State.OK, "af_alg", "switched off")
+
+
+def test_a_unit_that_keeps_af_alg_from_the_service_is_a_fault_where_it_is_a_must(
+    machine: Machine,
+) -> None:
+    machine.edit(crypto={"offload": "on"})
+    finding = machine.only()
+    assert (finding.state, finding.what) == (State.FAULT, "systemd")
+    assert "systemd/af-alg.conf" in finding.todo
+    drop_ins = machine.units / "esp-gw.service.d"
+    drop_ins.mkdir()
+    (drop_ins / "mine.conf").write_text("[Service]\nRestrictAddressFamilies=AF_ALG\n")
+    assert machine.findings()["systemd"].state is State.OK
+
+
+@pytest.mark.parametrize(("times_as_fast", "state"), [(2, State.WARNING), (0.5, State.OK)])
+def test_a_unit_that_keeps_af_alg_from_the_service_is_told_of_where_it_is_faster(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, times_as_fast: float, state: State
+) -> None:
+    def measure(provider: str, suite: str, size: int, packets: int) -> float:
+        return size / times_as_fast if provider == "af-alg" else size
+
+    monkeypatch.setattr(Sealer, "measure", lambda _: measure)
+    findings = machine.findings()
+    assert findings["af_alg"].state is State.OK
+    assert findings["af_alg"].found.startswith("used" if times_as_fast > 1 else "not used")
+    assert findings["systemd"].state is state
+    assert ("af-alg.conf" in findings["systemd"].todo) is (times_as_fast > 1)
+
+
+def test_a_machine_without_the_unit_is_told_how_to_install_it(machine: Machine) -> None:
+    (machine.units / "esp-gw.service").unlink()
+    finding = machine.only()
+    assert (finding.state, finding.what) == (State.WARNING, "systemd")
+    assert "scripts/install" in finding.todo
+
+
+def test_a_mistake_in_the_configuration_is_a_fault_with_its_line(machine: Machine) -> None:
+    machine.edit(colour="blue", taste="sweet")
+    finding = machine.only()
+    assert (finding.state, finding.what) == (State.FAULT, "config")
+    assert "gateway.yaml:" in finding.found
+    assert "(and 1 more)" in finding.found
+    assert "esp-gw check" in finding.todo
+
+
+def test_a_machine_that_is_not_configured_yet_is_no_fault(machine: Machine) -> None:
+    machine.config.rename(machine.folder / "elsewhere")
+    finding = machine.only()
+    assert (finding.state, finding.what) == (State.WARNING, "config")
+    assert "esp-gw init" in finding.todo
+
+
+def test_a_missing_ledger_is_a_fault_that_says_what_to_do(machine: Machine) -> None:
+    (machine.folder / "state/ledger.db").unlink()
+    finding = machine.only()
+    assert (finding.state, finding.what) == (State.FAULT, "ledger")
+    assert "esp-gw ledger create" in finding.todo
+
+
+def test_a_ledger_in_use_is_left_alone(machine: Machine) -> None:
+    with closing(Ledger.open(machine.folder / "state/ledger.db", machine_identity())):
+        finding = machine.only()
+    assert (finding.state, finding.what) == (State.FAULT, "ledger")
+    assert "another esp-gw" in finding.found
+
+
+@pytest.mark.parametrize(("warnings", "state"), [([], State.OK), (["a", "b"], State.WARNING)])
+def test_a_gateway_that_runs_is_asked_and_keeps_its_ledger(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, warnings: list[str], state: State
+) -> None:
+    asked: list[Path] = []
+
+    def call(path: Path, method: str, parameters: object) -> dict[str, object]:
+        asked.append(path)
+        return {"pid": 7, "engine": "native", "warnings": warnings}
+
+    monkeypatch.setattr(doctor, "call", call)
+    with closing(Ledger.open(machine.folder / "state/ledger.db", machine_identity())):
+        findings = machine.findings()
+    assert asked == [machine.folder / "control.sock"]
+    assert findings["gateway"].state is state
+    assert "pid 7, engine native" in findings["gateway"].found
+    assert ("esp-gw status" in findings["gateway"].todo) is bool(warnings)
+    assert findings["ledger"].state is State.OK
+    assert "in use" in findings["ledger"].found
+
+
+def test_a_gateway_that_does_not_speak_to_this_user_runs_all_the_same(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(*_: object) -> dict[str, object]:
+        raise ControlError("PermissionDenied", "no permission", hint="use sudo")
+
+    monkeypatch.setattr(doctor, "call", call)
+    finding = machine.only()
+    assert (finding.state, finding.what) == (State.WARNING, "gateway")
+    assert finding.todo == "use sudo"
+
+
+def test_settings_of_the_kernel_that_are_in_the_way_are_warnings(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "net.ipv4.ip_forward is 0: only this host reaches it; run 'sysctl'"
+    monkeypatch.setattr(doctor, "network_warnings", lambda *_: [text])
+    finding = machine.only()
+    assert (finding.state, finding.todo) == (State.WARNING, "run 'sysctl'")
+
+
+def test_the_engine_that_is_asked_for_has_to_be_there(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("esp_gw.engine.choose.find_spec", lambda _: None)
+    gateway = yaml.safe_load((machine.config / "gateway.yaml").read_text())["gateway"]
+    machine.edit(gateway={**gateway, "engine": "native"})
+    finding = machine.only()
+    assert (finding.state, finding.what) == (State.FAULT, "engine")
+    machine.edit(gateway={**gateway, "engine": "auto"})
+    finding = machine.only()
+    assert (finding.state, finding.what) == (State.WARNING, "engine")
+    assert "esp-gw[native]" in finding.todo
+
+
+def test_the_command_prints_a_line_for_each_and_fails_for_a_fault(
+    machine: Machine, capsys: Capture
+) -> None:
+    words = ["--socket", str(machine.folder / "none"), "doctor", "--config", str(machine.config)]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(machine.findings()) + 1
+    assert all(line.startswith("ok ") for line in lines[:-1])
+    assert lines[-1] == "0 faults, 0 warnings"
+    machine.tun.unlink()
+    machine.cpuinfo.write_text("")
+    assert main([*words, "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (report["faults"], report["warnings"]) == (1, 1)
+    states = {entry["what"]: entry["state"] for entry in report["findings"]}
+    assert (states["tun"], states["aes"], states["kernel"]) == ("fault", "warning", "ok")

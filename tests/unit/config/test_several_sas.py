@@ -1,0 +1,298 @@
+"""A tunnel of several SAs: what it expands to, what is refused, which of them a flow takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+from scapy.layers.inet import IP, UDP, fragment
+from scapy.packet import Raw
+
+from esp_gw.config import provision
+from esp_gw.config.keyfile import format_keymat, generate, write_key_file
+from esp_gw.config.load import load_config
+from esp_gw.daemon.reconcile import (
+    InstallSa,
+    Observed,
+    RemoveSa,
+    ReplacePolicies,
+    outer_sockets,
+    reconcile,
+)
+from esp_gw.engine.python.sad import OutboundState
+from esp_gw.engine.python.wire import flow_key, spread
+from esp_gw.errors import ConfigError
+from esp_gw.model import DEFAULT_SUITE, Desired, Direction, DropReason, KeyMaterial
+from esp_gw.network.plan import plan_network
+from tests.support.rig import HEADS, V4, V6, Pair, packet, pair
+
+TUNNEL = """\
+tunnels:
+  b:
+    local: 192.0.2.1
+    remote: 192.0.2.2
+    local_ts: 10.1.0.0/24
+    remote_ts: 10.2.0.0/24
+    sas: 3
+    outbound: {spi: 0x1001, key: {file: b.out.key}}
+    inbound: {spi: 0x2001, key: {file: b.in.key}}
+"""
+
+
+def keys(folder: Path, out: int = 3, in_: int = 3) -> dict[str, list[KeyMaterial]]:
+    made = {}
+    for name, count in (("b.out", out), ("b.in", in_)):
+        made[name] = [generate(DEFAULT_SUITE) for _ in range(count)]
+        (folder / f"{name}.key").unlink(missing_ok=True)
+        write_key_file(folder / f"{name}.key", made[name], "for a test")
+    return made
+
+
+def load(folder: Path, text: str = TUNNEL) -> Desired:
+    path = folder / "gw.yaml"
+    path.write_text(text)
+    return load_config(path)
+
+
+def refusal(folder: Path, text: str = TUNNEL) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(folder, text)
+    (problem,) = caught.value.problems
+    return str(problem).removeprefix(f"{folder}/")
+
+
+def test_spis_keys_and_pairs_follow_one_another(tmp_path: Path) -> None:
+    made = keys(tmp_path)
+    desired = load(tmp_path)
+    outbound = [sa for sa in desired.sas if sa.direction is Direction.OUTBOUND]
+    inbound = [sa for sa in desired.sas if sa.direction is Direction.INBOUND]
+    assert [sa.name for sa in outbound] == ["b/out", "b/out.2", "b/out.3"]
+    assert [sa.name for sa in inbound] == ["b/in", "b/in.2", "b/in.3"]
+    assert [sa.spi for sa in outbound] == [0x1001, 0x1002, 0x1003]
+    assert [sa.spi for sa in inbound] == [0x2001, 0x2002, 0x2003]
+    assert [sa.keymat for sa in outbound] == made["b.out"]
+    assert [sa.keymat for sa in inbound] == made["b.in"]
+    for out, in_ in zip(outbound, inbound, strict=True):
+        assert (out.pair, in_.pair) == (in_.name, out.name)
+    (policy,) = desired.policies
+    assert policy.sas == tuple(sa.name for sa in outbound)
+    assert set(desired.tunnels[0].sas) == {sa.name for sa in desired.sas}
+
+
+def test_one_sa_keeps_the_one_nat_mapping_alive(tmp_path: Path) -> None:
+    keys(tmp_path)
+    desired = load(tmp_path, TUNNEL + "    keepalive: 7\n")
+    assert [sa.keepalive for sa in desired.sas if sa.direction is Direction.OUTBOUND] == [7, 0, 0]
+
+
+def test_a_credential_holds_the_keys_of_all_sas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys(tmp_path)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    text = TUNNEL.replace("file:", "credential:")
+    assert load(tmp_path, text).sas == load(tmp_path).sas
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 4])
+def test_too_few_or_too_many_keys_say_how_many_and_what_to_do(tmp_path: Path, count: int) -> None:
+    keys(tmp_path, in_=count)
+    text = refusal(tmp_path)
+    assert text.startswith("gw.yaml:9: tunnels.b.inbound.key.file: ")
+    assert "b.in.key" in text
+    assert "3 are needed" in text
+    assert "esp-gw keygen --sas 3" in text
+
+
+def test_keys_for_more_sas_than_there_are_say_so(tmp_path: Path) -> None:
+    keys(tmp_path, out=2, in_=1)
+    text = refusal(tmp_path, TUNNEL.replace("    sas: 3\n", ""))
+    assert text.startswith("gw.yaml:7: tunnels.b.outbound.key.file: ")
+    assert "there are 2 lines of hex in it, one is needed" in text
+    assert "say sas: 2" in text
+
+
+def test_a_key_of_the_wrong_size_is_told_with_its_line(tmp_path: Path) -> None:
+    made = keys(tmp_path)["b.out"]
+    lines = ["# comment", format_keymat(made[0]), "", format_keymat(made[1])[:-8], "ab" * 36]
+    (tmp_path / "b.out.key").write_text("\n".join(lines))
+    text = refusal(tmp_path)
+    assert "b.out.key, line 4: the key has 64 hex digits" in text
+    assert lines[1][:8] not in text
+    assert lines[3][:8] not in text
+
+
+def test_one_key_for_two_sas_of_a_tunnel_is_refused(tmp_path: Path) -> None:
+    made = keys(tmp_path)["b.out"]
+    lines = [format_keymat(keymat) for keymat in (made[0], made[1], made[0])]
+    (tmp_path / "b.out.key").write_text("\n".join(lines))
+    text = refusal(tmp_path)
+    assert text.startswith("gw.yaml:8: tunnels.b.outbound: has the key of b/out (two outbound)")
+
+
+def test_an_inline_key_is_one_key(tmp_path: Path) -> None:
+    keys(tmp_path)
+    key = format_keymat(generate(DEFAULT_SUITE))
+    text = TUNNEL.replace("file: b.out.key", f"inline: {key}")
+    text = refusal(tmp_path, text + "gateway: {allow_inline_keys: true}\n")
+    assert text.startswith("gw.yaml:8: tunnels.b.outbound.key.inline: holds one key")
+    assert "use a key file" in text
+    assert key[:8] not in text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "start"),
+    [
+        ("sas: 3", "sas: 0", "7: tunnels.b.sas: expected a number from 1 to 64"),
+        ("sas: 3", "sas: 65", "7: tunnels.b.sas: expected a number from 1 to 64"),
+        ("sas: 3", "sas: many", "7: tunnels.b.sas: expected a number from 1 to 64"),
+        ("0x2001", "0xfffffffe", "9: tunnels.b.inbound: spi: 3 SAs have SPIs from 0xfffffffe on"),
+    ],
+)
+def test_what_can_not_be_is_told_with_its_place(
+    tmp_path: Path, old: str, new: str, start: str
+) -> None:
+    keys(tmp_path)
+    assert refusal(tmp_path, TUNNEL.replace(old, new)).startswith(f"gw.yaml:{start}")
+
+
+def test_the_last_spi_of_all_can_be_used(tmp_path: Path) -> None:
+    keys(tmp_path)
+    desired = load(tmp_path, TUNNEL.replace("0x2001", "0xfffffffd"))
+    assert max(sa.spi for sa in desired.sas) == 0xFFFFFFFF
+
+
+def test_the_spis_of_two_tunnels_must_not_overlap(tmp_path: Path) -> None:
+    keys(tmp_path)
+    made = {name: [generate(DEFAULT_SUITE)] for name in ("c.out", "c.in")}
+    for name, keymats in made.items():
+        write_key_file(tmp_path / f"{name}.key", keymats)
+    second = TUNNEL.replace("tunnels:\n  b:", "  c:").replace("    sas: 3\n", "")
+    second = second.replace("b.", "c.").replace("10.2.0.0", "10.3.0.0").replace("0x1001", "0x3001")
+    text = refusal(tmp_path, TUNNEL + second.replace("0x2001", "0x2003"))
+    assert text.startswith("gw.yaml:16: tunnels.c.inbound: SPI 0x2003 is inbound for b/in.3 too")
+
+
+@pytest.mark.parametrize("count", [1, 4, 64])
+def test_init_makes_two_ends_of_as_many_sas(tmp_path: Path, count: int) -> None:
+    made = provision.make_pair(
+        tmp_path,
+        local=ip_address("192.0.2.1"),
+        remote=ip_address("192.0.2.2"),
+        local_nets=[ip_network("10.1.0.0/24")],
+        remote_nets=[ip_network("10.2.0.0/24")],
+        sas=count,
+    )
+    a, b = load_config(made.local), load_config(made.remote)
+    for one, other in ((a, b), (b, a)):
+        sent = [(s.spi, s.keymat) for s in one.sas if s.direction is Direction.OUTBOUND]
+        taken = [(s.spi, s.keymat) for s in other.sas if s.direction is Direction.INBOUND]
+        assert sent == taken
+        assert len(sent) == count
+    assert len({sa.spi for sa in a.sas}) == len({sa.keymat.to_bytes() for sa in a.sas}) == 2 * count
+
+
+def test_spis_are_drawn_again_where_the_two_directions_would_overlap(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn = iter([1000, 1003, 1000, 1004])
+    monkeypatch.setattr(provision.secrets, "randbelow", lambda limit: next(drawn))
+    assert provision._random_spis(4) == (1256, 1260)
+    drawn = iter([-1, 0])
+    monkeypatch.setattr(provision.secrets, "randbelow", lambda limit: next(drawn) % limit)
+    assert provision._random_spis(4) == (2**32 - 4, 256)
+
+
+def changes(before: Desired, after: Desired) -> list[str]:
+    sas = {sa.name: sa for sa in before.sas}
+    there = plan_network(before, {}, frozenset())
+    observed = Observed(sas, before.policies, outer_sockets(before), there)
+    found = []
+    for action in reconcile(after, plan_network(after, {}, frozenset()), observed):
+        match action:
+            case InstallSa(sa):
+                found.append(f"install {sa.name}")
+            case RemoveSa(name):
+                found.append(f"remove {name}")
+            case ReplacePolicies():
+                found.append("policies")
+            case _:
+                found.append(str(action))
+    return found
+
+
+def test_another_number_of_sas_leaves_those_that_stay_alone(tmp_path: Path) -> None:
+    made = keys(tmp_path)
+    three = load(tmp_path)
+    for name, keymats in made.items():
+        (tmp_path / f"{name}.key").unlink()
+        write_key_file(tmp_path / f"{name}.key", keymats[:1])
+    one = load(tmp_path, TUNNEL.replace("sas: 3", "sas: 1"))
+    further = ["b/in.2", "b/in.3", "b/out.2", "b/out.3"]
+    assert changes(one, three) == [*(f"install {name}" for name in further), "policies"]
+    first, *rest = changes(three, one)
+    assert first == "policies"
+    assert sorted(rest) == [f"remove {name}" for name in further]
+
+
+@pytest.fixture
+def four() -> Iterator[tuple[Pair, list[OutboundState]]]:
+    """A pair of gateways whose policy at a has four SAs."""
+    with pair(V4, V6) as gateways:
+        first = gateways.a_out.sa
+        states = [gateways.a_out]
+        for number in (2, 3, 4):
+            sa = replace(first, name=f"ab.{number}", spi=first.spi + 0x1000 * number)
+            states.append(gateways.a.install_outbound(sa))
+        sas = tuple(state.sa.name for state in states)
+        gateways.a.outbound.replace_policies([replace(gateways.policy, sas=sas)])
+        yield gateways, states
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_flow_has_one_sa_and_many_flows_have_all(
+    four: tuple[Pair, list[OutboundState]], version: int
+) -> None:
+    gateways, states = four
+    taken = []
+    for port in range(200):
+        octets = packet(HEADS[version], sport=port)
+        sent = gateways.a.forward(octets, octets, octets)
+        (spi,) = {int.from_bytes(esp.packet[:4]) for esp in sent}
+        key = flow_key(memoryview(octets))
+        assert key is not None
+        assert spi == states[spread(key) % 4].sa.spi
+        taken.append(spi)
+    assert {state.sa.spi for state in states} == set(taken)
+    assert all(state.packets == 3 * taken.count(state.sa.spi) for state in states)
+
+
+def test_fragments_of_a_packet_have_one_sa_whatever_its_ports(
+    four: tuple[Pair, list[OutboundState]],
+) -> None:
+    gateways, _ = four
+    spis = set()
+    for port in range(20):
+        whole = IP(src="10.1.0.1", dst="10.2.0.1") / UDP(sport=port, dport=7) / Raw(bytes(3000))
+        sent = gateways.a.forward(*map(bytes, fragment(whole, fragsize=1000)))
+        assert len(sent) == 4
+        spis |= {esp.packet[:4] for esp in sent}
+    assert len(spis) == 1
+
+
+def test_a_missing_sa_is_counted_and_no_other_takes_its_flows(
+    four: tuple[Pair, list[OutboundState]],
+) -> None:
+    gateways, states = four
+    packets = [packet(sport=port) for port in range(100)]
+    before = gateways.a.forward(*packets)
+    del gateways.a.outbound.sas["ab.3"]
+    gateways.a.outbound.forget_flows()
+    after = gateways.a.forward(*packets)
+    lost = [esp for esp in before if esp.packet[:4] == states[2].sa.spi.to_bytes(4)]
+    assert gateways.a.drops_out() == {DropReason.NO_SA: len(lost)}
+    assert len(after) + len(lost) == len(packets)
+    assert [e.packet[:4] for e in after] == [e.packet[:4] for e in before if e not in lost]

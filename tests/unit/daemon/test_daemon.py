@@ -1,0 +1,190 @@
+"""The daemon's process: signals at any moment, what the service manager is told, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+
+from esp_gw import logs
+from esp_gw.config.load import load_config
+from esp_gw.config.provision import make_pair
+from esp_gw.daemon import main as daemon_module
+from esp_gw.daemon import memory
+from esp_gw.daemon import service as service_module
+from esp_gw.engine.base import EngineFailed
+from esp_gw.errors import EngineError, EspGwError
+from esp_gw.ledger import thread as sequences_module
+from esp_gw.ledger.ledger import Ledger
+from esp_gw.network.plan import Network
+from tests.support.fakes import MACHINE, FakeEngine, FakeNetlink, captured_logs, until
+
+
+class StartingNetlink(FakeNetlink):
+    """Calls `when_observed` once, in the middle of the daemon's start."""
+
+    def __init__(self, when_observed: Callable[[], None]) -> None:
+        super().__init__()
+        self._when_observed: Callable[[], None] | None = when_observed
+
+    async def observe(self) -> Network:
+        if self._when_observed is not None:
+            self._when_observed()
+            self._when_observed = None
+        return await super().observe()
+
+
+class Rig:
+    """A daemon with a data plane and a kernel made of values, and the service manager's socket."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        state = {"state_dir": str(folder), "control_socket": str(folder / "control.sock")}
+        self.socket = folder / "control.sock"
+        self.config = make_pair(
+            folder / "init",
+            local=ip_address("192.0.2.1"),
+            remote=ip_address("192.0.2.2"),
+            local_nets=[ip_network("10.1.0.0/24")],
+            remote_nets=[ip_network("10.2.0.0/24")],
+            local_settings=state,
+        ).local
+        Ledger.create(folder / "ledger.db", MACHINE)
+        self.manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.manager.bind(str(folder / "notify"))
+        self.manager.setblocking(False)
+        self.told: list[str] = []
+        self.engine = FakeEngine()
+        monkeypatch.setenv("NOTIFY_SOCKET", str(folder / "notify"))
+        monkeypatch.setattr(sequences_module, "machine_identity", lambda: MACHINE)
+        monkeypatch.setattr(daemon_module, "make_engine", lambda _: self.engine)
+        self._monkeypatch = monkeypatch
+
+    def launch(self, while_starting: Callable[[], None] = lambda: None) -> asyncio.Task[None]:
+        netlink = StartingNetlink(while_starting)
+        self._monkeypatch.setattr(daemon_module, "Netlink", lambda *_: netlink)
+        self.daemon = daemon_module._Daemon(self.config, load_config(self.config))
+        return asyncio.create_task(self.daemon.main())
+
+    def states(self) -> list[str]:
+        """The first assignment of every message to the service manager, without the watchdog's."""
+        try:
+            while True:
+                self.told.append(self.manager.recv(4096).decode().split("\n")[0])
+        except BlockingIOError:
+            return self.told
+
+    async def told_last(self, *states: str) -> None:
+        await until(lambda: tuple(self.states()[-len(states) :]) == states)
+
+
+@pytest.fixture
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    """Also fails the test where a signal finds no handler of the daemon's."""
+    missed: list[int] = []
+    numbers = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda n, _: missed.append(n)) for number in numbers}
+    rig = Rig(tmp_path, monkeypatch)
+    yield rig
+    rig.manager.close()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert missed == []
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_memory_is_made_safe_before_any_key_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: bool
+) -> None:
+    steps: list[object] = []
+
+    def load(_: Path) -> None:
+        steps.append("keys are read")
+        raise EspGwError("no further")
+
+    def lock() -> bool:
+        steps.append("memory is locked")
+        return locked
+
+    monkeypatch.setattr(resource, "setrlimit", lambda *limit: steps.append(limit))
+    monkeypatch.setattr(memory, "lock", lock)
+    monkeypatch.setattr(logs, "configure", lambda _: None)
+    monkeypatch.setattr(daemon_module, "load_config", load)
+    with captured_logs() as lines, pytest.raises(EspGwError, match="no further"):
+        daemon_module.run(tmp_path, "info")
+    assert steps == [(resource.RLIMIT_CORE, (0, 0)), "memory is locked", "keys are read"]
+    assert [line["event"].partition(":")[0] for line in lines] == (
+        [] if locked else ["keys may be swapped out"]
+    )
+
+
+async def test_a_reload_asked_for_during_the_start_happens_after_it(rig: Rig) -> None:
+    text = rig.config.read_text()
+
+    def while_starting() -> None:
+        rig.config.write_text(text[: text.index("tunnels:")])
+        send(signal.SIGHUP)
+
+    running = rig.launch(while_starting)
+    await rig.told_last("READY=1", "RELOADING=1", "READY=1")
+    assert rig.engine.sas == {}
+    rig.config.write_text(text)
+    send(signal.SIGHUP)
+    await rig.told_last("READY=1", "RELOADING=1", "READY=1", "RELOADING=1", "READY=1")
+    assert set(rig.engine.sas) == {"pi-b/out", "pi-b/in"}
+    send(signal.SIGTERM)
+    await running
+    assert rig.states()[-1] == "STOPPING=1"
+    assert not rig.engine.is_open
+    assert not rig.socket.exists()
+
+
+async def test_a_data_plane_that_fails_ends_the_daemon_with_the_first_reason(rig: Rig) -> None:
+    running = rig.launch()
+    await rig.told_last("READY=1")
+    rig.engine.tell(EngineFailed("esp0: worker 1: panicked: a fault of ours"))
+    rig.engine.tell(EngineFailed("esp0: worker 0: the TUN device is gone"))
+    with pytest.raises(EngineError, match="worker 1: panicked"):
+        await running
+    assert rig.states()[-1] == "STOPPING=1"
+    assert not rig.engine.is_open
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_stop_asked_for_during_the_start_leaves_nothing(rig: Rig, number: int) -> None:
+    await rig.launch(lambda: send(number))
+    assert rig.states()[-1] == "STOPPING=1"
+    assert "RELOADING=1" not in rig.told
+    assert (rig.engine.sas, rig.engine.is_open) == ({}, False)
+    assert not rig.socket.exists()
+
+
+@pytest.mark.parametrize("error", [EspGwError("a mistake"), ValueError("a fault of ours")])
+async def test_a_reload_that_fails_ends_and_the_next_one_works(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    running = rig.launch()
+    await rig.told_last("READY=1")
+
+    def broken(_: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(service_module, "load_config", broken)
+    send(signal.SIGHUP)
+    await rig.told_last("READY=1", "RELOADING=1", "READY=1")
+    assert set(rig.engine.sas) == {"pi-b/out", "pi-b/in"}
+    monkeypatch.setattr(service_module, "load_config", load_config)
+    send(signal.SIGHUP)
+    await rig.told_last("READY=1", "RELOADING=1", "READY=1", "RELOADING=1", "READY=1")
+    send(signal.SIGTERM)
+    await running

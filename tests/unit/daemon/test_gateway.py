@@ -1,0 +1,408 @@
+"""The gateway over a real ledger, with a data plane and a kernel made of values."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from esp_gw.daemon import gateway as gateway_module
+from esp_gw.daemon.gateway import Gateway
+from esp_gw.engine.base import (
+    AfAlgLost,
+    EngineFailed,
+    GsoRefused,
+    HardExpired,
+    LeaseLow,
+    PathMtuChanged,
+    PeerAddressChanged,
+)
+from esp_gw.errors import EngineError, KeyReuseError, LedgerError, NetworkError
+from esp_gw.ledger import thread as sequences_module
+from esp_gw.ledger.ledger import LEASE_ESN, Ledger
+from esp_gw.ledger.thread import Sequences
+from esp_gw.model import Desired, Direction, Lease, Sa
+from tests.support.builders import desired, make_sa, protect, selector
+from tests.support.fakes import MACHINE, FakeEngine, FakeNetlink, captured_logs, until
+
+OUT = make_sa("t/out", Direction.OUTBOUND, 0x1001, pair="t/in")
+IN = make_sa("t/in", Direction.INBOUND, 0x1002, pair="t/out")
+MORE = make_sa("m/out", Direction.OUTBOUND, 0x1003, selector("10.1.9.0/24", "10.2.9.0/24"))
+FRESH = replace(OUT, keymat=replace(OUT.keymat, salt=b"othr"))
+ONE = desired((OUT, IN), (protect("t", "t/out", *OUT.selectors),))
+TWO = desired((OUT, IN, MORE), (*ONE.policies, protect("m", "m/out", *MORE.selectors)))
+
+
+class Rig:
+    """A gateway and what it stands on; `failures` are what it told of its own end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "ledger.db"
+        self.engine = FakeEngine()
+        self.netlink = FakeNetlink()
+        self.failures: list[str] = []
+        self.gateway = Gateway(
+            self.engine, self.netlink, Sequences(self.path), self.failures.append
+        )
+
+    def seen(self) -> tuple[object, ...]:
+        """All that a change could change."""
+        return (
+            dict(self.engine.sas),
+            self.engine.policies,
+            self.engine.sockets,
+            self.netlink.network,
+            [sa.name for sa in self.gateway.sas],
+        )
+
+
+MakeRig = Callable[[], Rig]
+
+
+@pytest.fixture
+async def make_rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MakeRig]:
+    monkeypatch.setattr(gateway_module, "FLOOR_INTERVAL", 0.01)
+    monkeypatch.setattr(gateway_module, "LEASE_RETRY", 0.01)
+    monkeypatch.setattr(sequences_module, "machine_identity", lambda: MACHINE)
+    Ledger.create(tmp_path / "ledger.db", MACHINE)
+    rigs: list[Rig] = []
+
+    def make() -> Rig:
+        rigs.append(Rig(tmp_path))
+        return rigs[-1]
+
+    yield make
+    for rig in rigs:
+        if rig.engine.is_open:
+            await rig.gateway.stop()
+
+
+@pytest.fixture
+async def rig(make_rig: MakeRig) -> Rig:
+    rig = make_rig()
+    await rig.gateway.start(ONE)
+    return rig
+
+
+def _entries(rig: Rig) -> dict[str, int]:
+    """The ledger's numbers by role, read after the gateway let it go."""
+    ledger = Ledger.open(rig.path, MACHINE)
+    try:
+        return {str(entry.role): entry.seq for entry in ledger.entries()}
+    finally:
+        ledger.close()
+
+
+async def test_a_start_installs_all_and_a_stop_leaves_nothing(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    untouched = rig.netlink.network
+    await rig.gateway.start(ONE)
+    assert set(rig.engine.sas) == {"t/out", "t/in"}
+    assert rig.engine.leases["t/out"].first == 1
+    assert rig.netlink.network.routes
+    await rig.gateway.stop()
+    assert replace(rig.netlink.network, mtu=untouched.mtu) == untouched
+    assert rig.engine.sas == {}
+    assert not rig.engine.is_open
+
+
+async def test_a_key_that_the_ledger_refuses_changes_nothing(rig: Rig) -> None:
+    before = rig.seen()
+    turned = make_sa("m/out", Direction.OUTBOUND, 0x1003, key=IN.spi)
+    with pytest.raises(KeyReuseError):
+        await rig.gateway.apply(
+            desired((OUT, IN, turned), (*ONE.policies, protect("m", "m/out", *OUT.selectors)))
+        )
+    assert rig.seen() == before
+
+
+@pytest.mark.parametrize("failing", range(12))
+async def test_a_change_that_fails_half_way_goes_back_to_what_was_in_place(
+    rig: Rig, failing: int
+) -> None:
+    before = rig.seen()
+    rig.netlink.fail_at(failing)
+    try:
+        await rig.gateway.apply(TWO)
+    except NetworkError:
+        assert rig.seen() == before
+    else:
+        assert failing >= rig.netlink.actions
+    rig.netlink.fail_at(None)
+    await rig.gateway.apply(TWO)
+    assert set(rig.engine.sas) == {"t/out", "t/in", "m/out"}
+
+
+async def test_an_engine_that_refuses_an_sa_loses_no_other(rig: Rig) -> None:
+    before = rig.seen()
+    rig.engine.refuses = "m/out"
+    with pytest.raises(EngineError):
+        await rig.gateway.apply(TWO)
+    assert rig.seen() == before
+    rig.engine.refuses = "t/in"
+    changed = replace(IN, replay_window=64)
+    with pytest.raises(EngineError):
+        await rig.gateway.apply(desired((OUT, changed), ONE.policies))
+    assert set(rig.engine.sas) == {sa.name for sa in rig.gateway.sas}
+
+
+async def test_where_one_of_many_sas_is_refused_none_of_them_comes_into_use(rig: Rig) -> None:
+    before = rig.seen()
+    many = tuple(make_sa(f"n{n}/out", Direction.OUTBOUND, 0x2011 + n) for n in range(8))
+    rig.engine.refuses = "n5/out"
+    with pytest.raises(EngineError):
+        await rig.gateway.apply(desired((OUT, IN, *many), ONE.policies))
+    assert rig.seen() == before
+
+
+async def test_where_the_ledger_refuses_one_key_it_leases_no_number_of_the_others(
+    rig: Rig,
+) -> None:
+    turned = make_sa("m/out", Direction.OUTBOUND, 0x1003, key=IN.spi)
+    fresh = make_sa("n/out", Direction.OUTBOUND, 0x1004)
+    with pytest.raises(KeyReuseError):
+        await rig.gateway.apply(desired((OUT, IN, fresh, turned), ONE.policies))
+    await rig.gateway.apply(desired((OUT, IN, fresh), ONE.policies))
+    assert rig.engine.leases["n/out"].first == 1
+
+
+async def test_a_start_that_fails_takes_back_what_it_made(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    untouched = rig.netlink.network
+    rig.netlink.fail_at(2)
+    with pytest.raises(NetworkError):
+        await rig.gateway.start(ONE)
+    assert rig.netlink.network == untouched
+    assert not rig.engine.is_open
+
+
+@pytest.mark.parametrize("failing", range(3))
+async def test_a_start_that_fails_keeps_the_guards_of_a_run_that_was_killed(
+    make_rig: MakeRig, failing: int
+) -> None:
+    killed = make_rig()
+    await killed.gateway.start(ONE)
+    await killed.gateway.abandon()
+    guards = {route for route in killed.netlink.network.routes if route.kind == "unreachable"}
+    assert guards
+    rig = make_rig()
+    rig.netlink.network = replace(killed.netlink.network, routes=frozenset(guards))
+    rig.netlink.fail_at(failing)
+    with pytest.raises(NetworkError):
+        await rig.gateway.start(TWO)
+    assert guards <= rig.netlink.network.routes
+
+
+async def test_a_lease_that_is_low_is_extended_where_it_ends(rig: Rig) -> None:
+    rig.engine.tell(LeaseLow("t/out"))
+    await until(lambda: rig.engine.extensions)
+    ((name, lease),) = rig.engine.extensions
+    assert (name, lease.first, lease.end) == ("t/out", LEASE_ESN + 1, 2 * LEASE_ESN + 1)
+
+
+async def test_a_lease_is_asked_for_until_the_ledger_gives_it(
+    rig: Rig,
+) -> None:
+    away = rig.path.with_name("away")
+    rig.path.rename(away)
+    rig.engine.tell(LeaseLow("t/out"))
+    await asyncio.sleep(0.1)  # several tries
+    assert rig.engine.extensions == []
+    away.rename(rig.path)
+    await until(lambda: rig.engine.extensions)
+    ((_, lease),) = rig.engine.extensions
+    assert lease.first == LEASE_ESN + 1
+
+
+@pytest.mark.parametrize("sas", [(IN,), (FRESH, IN)], ids=["removed", "replaced"])
+async def test_a_lease_that_comes_after_its_sa_has_gone_is_given_to_nobody(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, sas: tuple[Sa, ...]
+) -> None:
+    written = asyncio.Event()
+    lease = Sequences.lease
+
+    async def slow(sequences: Sequences, sa: Sa) -> Lease:
+        result = await lease(sequences, sa)
+        if sa == OUT:
+            await written.wait()
+        return result
+
+    monkeypatch.setattr(Sequences, "lease", slow)
+    rig.engine.tell(LeaseLow("t/out"))
+    await asyncio.sleep(0)
+    await rig.gateway.apply(desired(sas))
+    written.set()
+    await asyncio.sleep(0.02)
+    # It is one of another key, too: with the new one its numbers are on no disk.
+    assert rig.engine.extensions == []
+
+
+async def test_what_is_left_of_a_lease_is_given_back_at_the_end(
+    rig: Rig, make_rig: MakeRig
+) -> None:
+    rig.engine.used["t/out"] = 500
+    await rig.gateway.stop()
+    again = make_rig()
+    await again.gateway.start(ONE)
+    assert again.engine.leases["t/out"].first == 501
+
+
+@pytest.mark.parametrize("used", [LEASE_ESN - 10, LEASE_ESN, LEASE_ESN + 10])
+async def test_what_is_left_of_an_extended_lease_is_given_back_too(
+    rig: Rig, make_rig: MakeRig, used: int
+) -> None:
+    rig.engine.tell(LeaseLow("t/out"))
+    await until(lambda: rig.engine.extensions)
+    rig.engine.used["t/out"] = used
+    await rig.gateway.stop()
+    again = make_rig()
+    await again.gateway.start(ONE)
+    assert again.engine.leases["t/out"].first == used + 1
+
+
+async def test_no_number_is_given_out_twice_however_an_sa_changes(rig: Rig) -> None:
+    spent: list[int] = []
+
+    def spend(name: str) -> None:
+        first = rig.engine.leases[name].first
+        rig.engine.used[name] = first + 4
+        spent.extend(range(first, first + 5))
+
+    spend("t/out")
+    await rig.gateway.apply(desired((replace(OUT, keepalive=7), IN), ONE.policies))
+    spend("t/out")
+    await rig.gateway.apply(desired((IN,)))
+    await rig.gateway.apply(desired((replace(OUT, name="x/out", spi=0x7777), IN)))
+    spend("x/out")
+    await rig.gateway.apply(ONE)
+    spend("t/out")
+    assert len(spent) == len(set(spent)) == 20
+
+
+async def test_floors_are_stored_while_they_move_and_are_known_to_the_next_run(
+    rig: Rig, make_rig: MakeRig
+) -> None:
+    rig.engine.used["t/in"] = 4711
+    before = rig.path.stat().st_mtime_ns
+    await until(lambda: rig.path.stat().st_mtime_ns != before)
+    await asyncio.sleep(0.05)
+    rested = rig.path.stat().st_mtime_ns
+    await asyncio.sleep(0.05)
+    assert rig.path.stat().st_mtime_ns == rested
+    rig.engine.used["t/in"] = 4712
+    await rig.gateway.stop()
+    again = make_rig()
+    await again.gateway.start(ONE)
+    assert again.engine.floors["t/in"] == 4712
+
+
+async def test_an_inbound_sa_that_is_replaced_keeps_what_it_has_seen_of_its_key(
+    rig: Rig,
+) -> None:
+    rig.engine.used["t/in"] = 99
+    await rig.gateway.apply(desired((OUT, replace(IN, replay_window=64)), ONE.policies))
+    assert rig.engine.floors["t/in"] == 99
+    fresh = replace(IN, keymat=replace(IN.keymat, salt=b"othr"))
+    await rig.gateway.apply(desired((OUT, fresh), ONE.policies))
+    assert rig.engine.floors["t/in"] == 0
+    await rig.gateway.apply(desired((OUT, IN), ONE.policies))
+    assert rig.engine.floors["t/in"] == 99
+
+
+async def test_an_inbound_sa_that_is_renamed_keeps_what_it_has_seen_of_its_key(rig: Rig) -> None:
+    rig.engine.used["t/in"] = 99  # and the floor is not stored yet
+    await rig.gateway.apply(desired((OUT, replace(IN, name="x/in")), ONE.policies))
+    assert rig.engine.floors["x/in"] == 99
+
+
+async def test_a_ledger_that_can_not_be_written_stops_no_removal(rig: Rig) -> None:
+    rig.engine.used["t/in"] = 7
+    rig.path.rename(rig.path.with_name("away"))
+    await rig.gateway.apply(Desired(ONE.settings))
+    assert rig.engine.sas == {}
+    with pytest.raises(LedgerError):
+        await rig.gateway.apply(ONE)
+    assert rig.engine.sas == {}
+    rig.path.with_name("away").rename(rig.path)
+    await rig.gateway.apply(ONE)
+    assert set(rig.engine.sas) == {"t/out", "t/in"}
+
+
+async def test_a_smaller_path_mtu_reaches_the_tunnel(rig: Rig) -> None:
+    assert rig.gateway.mtu > 1200
+    rig.engine.tell(PathMtuChanged(OUT.remote, 1200))
+    await until(lambda: rig.gateway.mtu < 1200)
+    assert rig.gateway.mtu == rig.netlink.network.mtu
+
+
+async def test_a_data_plane_that_fails_is_told_once_and_an_expired_sa_is_none(rig: Rig) -> None:
+    rig.engine.tell(HardExpired("t/out"))
+    assert rig.failures == []
+    rig.engine.tell(EngineFailed("the TUN device is gone"))
+    assert rig.failures == ["the TUN device is gone"]
+
+
+async def test_what_comes_while_the_gateway_stops_is_refused(rig: Rig) -> None:
+    stop = asyncio.create_task(rig.gateway.stop())
+    await until(lambda: not rig.engine.sas)
+    with pytest.raises(EngineError, match="stopping"):
+        await rig.gateway.apply(TWO)
+    await stop
+    assert rig.engine.sas == {}
+    assert not rig.netlink.network.routes
+
+
+async def test_changes_at_once_are_done_one_after_the_other(rig: Rig) -> None:
+    sas: list[Sa] = [
+        make_sa(f"n{number}", Direction.INBOUND, 0x2010 + number) for number in range(6)
+    ]
+    await asyncio.gather(
+        *(
+            rig.gateway.apply(desired((OUT, IN, *sas[: number + 1]), ONE.policies))
+            for number in range(len(sas))
+        )
+    )
+    assert {sa.name for sa in rig.gateway.sas} == {"t/out", "t/in", *(sa.name for sa in sas)}
+
+
+async def test_the_refusal_of_gso_is_told_once_for_each_peer(rig: Rig) -> None:
+    with captured_logs() as lines:
+        for remote in (IN.remote, IN.remote, IN.local):
+            rig.engine.tell(GsoRefused(remote, "EIO"))
+    assert [(line["remote"], line["error"]) for line in lines] == [
+        (str(IN.remote), "EIO"),
+        (str(IN.local), "EIO"),
+    ]
+
+
+async def test_the_loss_of_af_alg_is_one_line_with_its_reason(rig: Rig) -> None:
+    with captured_logs() as lines:
+        rig.engine.tell(AfAlgLost("the kernel refused a packet: EPERM"))
+    (line,) = lines
+    assert line["reason"] == "the kernel refused a packet: EPERM"
+    assert "AF_ALG is lost" in line["event"]
+
+
+async def test_a_peer_whose_address_flaps_is_told_of_once_in_an_interval(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(gateway_module, "time", SimpleNamespace(monotonic=lambda: now))
+    with captured_logs() as lines:
+        for port in range(50):
+            rig.engine.tell(PeerAddressChanged("t/in", IN.remote, 1000 + port))
+        rig.engine.tell(PeerAddressChanged("t/out", IN.remote, 3))
+        now += gateway_module.ADDRESS_LOG_INTERVAL - 0.1
+        rig.engine.tell(PeerAddressChanged("t/in", IN.remote, 4))
+        now += 0.1
+        rig.engine.tell(PeerAddressChanged("t/in", IN.remote, 5))
+        rig.engine.tell(PeerAddressChanged("gone", IN.remote, 6))
+    assert [(line["sa"], line["port"]) for line in lines] == [
+        ("t/in", 1000),
+        ("t/out", 3),
+        ("t/in", 5),
+    ]

@@ -1,0 +1,409 @@
+"""What the control socket offers, over a gateway with a data plane and a kernel made of values."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esp_gw.config.load import load_config
+from esp_gw.control.server import Peer
+from esp_gw.crypto.aead import Verdict
+from esp_gw.crypto.recommend import SIZES
+from esp_gw.errors import ConfigError, ControlError, EspGwError, NetworkError
+from esp_gw.ledger import thread as sequences_module
+from tests.support.fakes import MACHINE
+from tests.support.service_rig import Rig, restarted, start_rig
+
+OTHER = Peer(2, 1000, 1000)
+
+
+def sa(number: int, **fields: object) -> dict[str, object]:
+    """The parameters of an outbound SA to 10.100+N.0.0/16."""
+    return {
+        "name": f"n{number}",
+        "direction": "outbound",
+        "spi": 0x8000 + number,
+        "local": "192.0.2.1",
+        "remote": "192.0.2.2",
+        "local_ts": ["10.1.0.0/24"],
+        "remote_ts": [f"10.{100 + number}.0.0/16"],
+        "suite": "aes128gcm16",
+        "key": f"{number:040x}",
+        **fields,
+    }
+
+
+def policy(number: int, **fields: object) -> dict[str, object]:
+    return {
+        "name": f"p{number}",
+        "action": "discard",
+        "remote_ts": [f"10.{100 + number}.0.0/16"],
+        **fields,
+    }
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    return await start_rig(tmp_path, monkeypatch)
+
+
+async def test_additions_at_once_lose_none(rig: Rig) -> None:
+    numbers = range(1, 9)
+    await asyncio.gather(
+        *(rig.call("AddSa", **sa(number)) for number in numbers),
+        *(rig.call("AddPolicy", **policy(number)) for number in numbers),
+        rig.call("Reload"),
+    )
+    assert rig.names() == {f"n{number}" for number in numbers}
+    again = await restarted(rig)
+    assert again.names() == {f"n{number}" for number in numbers}
+    assert len(again.engine.policies) == 1 + len(numbers)
+
+
+async def test_the_same_addition_twice_at_once_is_there_once(rig: Rig) -> None:
+    results = await asyncio.gather(
+        *(rig.call("AddSa", **sa(1)) for _ in range(3)), return_exceptions=True
+    )
+    codes = [result.code for result in results if isinstance(result, ControlError)]
+    assert codes == ["AlreadyExists", "AlreadyExists"]
+    assert rig.names() == {"n1"}
+
+
+async def test_an_addition_that_contradicts_a_new_configuration_rests_until_it_fits(
+    rig: Rig,
+) -> None:
+    await rig.call("AddSa", **sa(1, direction="inbound"))
+    await rig.call("AddSa", **sa(2))
+    spi = load_config(rig.config).sas[1].spi
+    rig.edit(lambda config: config["tunnels"]["pi-b"]["inbound"].update(spi=0x8001))
+    await rig.call("Reload")
+    assert rig.names() == {"n2"}
+    (warning,) = await rig.warnings()
+    assert "'n1'" in warning
+    again = await restarted(rig)
+    assert again.names() == {"n2"}
+    assert await again.warnings() == [warning]
+    again.edit(lambda config: config["tunnels"]["pi-b"]["inbound"].update(spi=spi))
+    await again.call("Reload")
+    assert again.names() == {"n1", "n2"}
+    assert await again.warnings() == []
+
+
+async def test_a_policy_whose_place_is_gone_rests_until_it_is_back(rig: Rig) -> None:
+    await rig.call("AddPolicy", **policy(1, before="pi-b"))
+    await rig.call("AddPolicy", **policy(2, before="p1"))
+    assert [p.name for p in rig.engine.policies] == ["p2", "p1", "pi-b"]
+    text = rig.config.read_text()
+    rig.edit(lambda config: config.update(tunnels={}))
+    await rig.call("Reload")
+    assert rig.engine.policies == ()
+    assert len(await rig.warnings()) == 2
+    rig.config.write_text(text)
+    await rig.call("Reload")
+    assert [p.name for p in rig.engine.policies] == ["p2", "p1", "pi-b"]
+    assert await rig.warnings() == []
+
+
+async def test_an_addition_that_contradicts_what_is_there_is_refused(rig: Rig) -> None:
+    await rig.call("AddSa", **sa(1))
+    before = rig.store.path.read_bytes()
+    for wrong in (sa(2, key=f"{1:040x}"), sa(2, spi=0x8001)):
+        with pytest.raises(ControlError) as error:
+            await rig.call("AddSa", **wrong)
+        assert error.value.code == "Refused"
+    assert rig.names() == {"n1"}
+    assert rig.store.path.read_bytes() == before
+
+
+async def test_an_addition_that_can_not_be_kept_is_taken_back(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.call("AddSa", **sa(1))
+    before = (dict(rig.engine.sas), rig.netlink.network)
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("esp_gw.config.added.replace", full)
+    for method, fields in (("AddSa", sa(2)), ("AddPolicy", policy(2)), ("DeleteSa", sa(1))):
+        with pytest.raises(EspGwError, match="No space left"):
+            await rig.call(method, **fields)
+        assert rig.netlink.network == before[1]
+        assert rig.engine.sas == before[0]
+    monkeypatch.undo()
+    monkeypatch.setattr(sequences_module, "machine_identity", lambda: MACHINE)
+    await rig.call("AddSa", **sa(2))
+    assert rig.names() == {"n1", "n2"}
+
+
+async def test_an_addition_that_the_kernel_refuses_is_neither_there_nor_kept(rig: Rig) -> None:
+    await rig.call("AddSa", **sa(1))
+    kept, network = rig.store.path.read_bytes(), rig.netlink.network
+    rig.netlink.fail_at(1)
+    with pytest.raises(NetworkError):
+        await rig.call(
+            "AddPolicy", **policy(1, action="protect", sa="n1", local_ts=["10.1.0.0/24"])
+        )
+    assert rig.netlink.network == network
+    assert rig.store.path.read_bytes() == kept
+    assert [p.name for p in rig.engine.policies] == ["pi-b"]
+
+
+async def test_a_broken_configuration_changes_nothing(rig: Rig) -> None:
+    await rig.call("AddSa", **sa(1))
+    before = (dict(rig.engine.sas), rig.netlink.network, rig.engine.policies)
+    good = rig.config.read_text()
+    for text in (good + "\ncolour: blue\n", "[", good.replace("192.0.2.2", "nowhere")):
+        rig.config.write_text(text)
+        with pytest.raises(ConfigError):
+            await rig.call("Reload")
+        assert (rig.engine.sas, rig.netlink.network, rig.engine.policies) == before
+    rig.config.write_text(good)
+    assert (await rig.call("Reload"))["changes"] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (lambda config: config["gateway"].update(workers=2), "gateway.workers"),
+        (lambda config: config["gateway"].update(pin_workers=True), "gateway.pin_workers"),
+        (lambda config: config["gateway"].update(busy_poll_us=5), "gateway.busy_poll_us"),
+        (lambda config: config["gateway"].update(offload={"tso": False}), "gateway.offload"),
+        (lambda config: config.update(crypto={"provider": "openssl"}), "crypto.provider"),
+        (lambda config: config.update(crypto={"offload": "off"}), "crypto.offload"),
+    ],
+)
+async def test_how_the_engine_works_is_fixed_while_it_runs(
+    rig: Rig, change: Callable[[dict[str, Any]], object], names: str
+) -> None:
+    rig.edit(change)
+    with pytest.raises(ControlError, match=f"{names} can't change") as error:
+        await rig.call("Reload")
+    assert "restart" in str(error.value.hint)
+
+
+async def test_status_tells_how_the_engine_works(rig: Rig) -> None:
+    status = await rig.call("GetStatus")
+    assert (status["engine"], status["workers"], status["pinned"]) == ("fake", 1, False)
+    assert (status["busy_poll_us"], status["aes"]) == (0, "AES-NI")
+    assert status["provider"] == {"aes256gcm16": "OpenSSL 3.6.0"}
+    assert status["offload"] == {
+        "udp_gso": {"in_use": True, "why": ""},
+        "merge": {"in_use": False, "why": "switched off"},
+    }
+
+
+async def test_an_addition_whose_suite_the_provider_lacks_is_left_out_and_said(
+    rig: Rig, tmp_path: Path
+) -> None:
+    await rig.call("AddSa", **sa(1, suite="aes256gcm8", key=f"{7:072x}"))
+    assert rig.names() == {"n1"}
+    await rig.gateway.stop()
+    rig.edit(lambda config: config.update(crypto={"provider": "aws-lc"}))
+    again = Rig(tmp_path)
+    await again.start()
+    assert again.names() == set()
+    (warning,) = await again.warnings()
+    assert "'n1'" in warning
+    assert "aws-lc has no aes256gcm8" in warning
+    with pytest.raises(ControlError, match="aws-lc has no aes256gcm12"):
+        await again.call("AddSa", **sa(2, suite="aes256gcm12", key=f"{8:072x}"))
+
+
+async def test_everything_can_be_read_in_the_middle_of_a_reload(rig: Rig) -> None:
+    text = rig.config.read_text()
+    for _ in range(3):
+        rig.edit(lambda config: config.update(tunnels={}))
+        reload = asyncio.create_task(rig.call("Reload"))
+        while not reload.done():
+            for method in ("GetStatus", "ListSas", "ListPolicies", "ListTunnels", "GetStats"):
+                await rig.call(method)
+            await asyncio.sleep(0)
+        assert (await rig.call("ListTunnels"))["tunnels"] == []
+        rig.config.write_text(text)
+        await rig.call("Reload")
+        assert len((await rig.call("ListTunnels"))["tunnels"]) == 1
+
+
+async def test_a_tunnel_of_several_sas_is_listed_as_one(rig: Rig) -> None:
+    folder = rig.config.parent / "keys"
+    for end in ("out", "in"):
+        first = (folder / f"pi-b.{end}.key").read_text()
+        (folder / f"pi-b.{end}.key").write_text(first + {"out": "aa", "in": "bb"}[end] * 36)
+    rig.edit(lambda config: config["tunnels"]["pi-b"].update(sas=2))
+    assert sorted((await rig.call("Reload"))["changes"]) == [
+        "1 policies in place",
+        "sa pi-b/in.2 installed",
+        "sa pi-b/out.2 installed",
+    ]
+    rig.engine.used = {"pi-b/out": 1, "pi-b/out.2": 20, "pi-b/in.2": 300}
+    (tunnel,) = (await rig.call("ListTunnels"))["tunnels"]
+    assert tunnel["sas"] == ["pi-b/out", "pi-b/in", "pi-b/out.2", "pi-b/in.2"]
+    assert (tunnel["packets_out"], tunnel["packets_in"], tunnel["state"]) == (21, 300, "up")
+    (policy,) = (await rig.call("ListPolicies"))["policies"]
+    assert policy["sas"] == ["pi-b/out", "pi-b/out.2"]
+
+
+async def test_keys_are_for_root_alone_and_nothing_else_shows_one(rig: Rig) -> None:
+    await rig.call("AddSa", **sa(1))
+    key = f"{1:040x}"
+    assert (await rig.call("GetSa", name="n1", reveal_keys=True))["sa"]["key"] == key
+    with pytest.raises(ControlError) as error:
+        await rig.call("GetSa", OTHER, name="n1", reveal_keys=True)
+    assert error.value.code == "PermissionDenied"
+    for asked in ("GetStatus", "ListSas", "ListPolicies", "ListTunnels", "GetStats"):
+        assert key not in str(await rig.call(asked))
+    assert "key" not in (await rig.call("GetSa", name="n1"))["sa"]
+    # Only true itself reveals: what a careless client sends for it doesn't.
+    assert "key" not in (await rig.call("GetSa", name="n1", reveal_keys=1))["sa"]
+
+
+async def test_a_deletion_stays_after_a_restart_and_the_key_goes_on(rig: Rig) -> None:
+    await rig.call("AddSa", **sa(1))
+    rig.engine.used["n1"] = 40
+    await rig.call("DeleteSa", name="n1")
+    again = await restarted(rig)
+    assert again.names() == set()
+    await again.call("AddSa", **sa(1, name="other", spi=0x9000))
+    assert again.engine.leases["other"].first == 41
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "code"),
+    [
+        ("DeleteSa", {"name": "nobody"}, "NotFound"),
+        ("DeleteSa", {"name": "pi-b/out"}, "Refused"),
+        ("DeleteSa", {}, "InvalidParameter"),
+        ("DeleteSa", {"name": ["n1"]}, "InvalidParameter"),
+        ("DeletePolicy", {"name": "nobody"}, "NotFound"),
+        ("DeletePolicy", {"name": "pi-b"}, "Refused"),
+        ("GetSa", {"name": "nobody"}, "NotFound"),
+        ("AddPolicy", policy(1, before="nobody"), "NotFound"),
+        ("AddPolicy", policy(1, action="protect", sa="nobody"), "Refused"),
+        ("AddPolicy", policy(1, name="pi-b"), "AlreadyExists"),
+        ("AddSa", sa(1, name="pi-b/out"), "AlreadyExists"),
+        ("AddSa", sa(1, key="00"), "InvalidParameter"),
+        ("AddSa", sa(1, colour="blue"), "InvalidParameter"),
+        ("AddSa", {}, "InvalidParameter"),
+    ],
+)
+async def test_what_can_not_be_is_refused_by_its_name(
+    rig: Rig, method: str, fields: dict[str, object], code: str
+) -> None:
+    before = (dict(rig.engine.sas), rig.netlink.network, rig.engine.policies)
+    with pytest.raises(ControlError) as error:
+        await rig.call(method, **fields)
+    assert error.value.code == code
+    assert (rig.engine.sas, rig.netlink.network, rig.engine.policies) == before
+
+
+PROTECT: dict[str, object] = {"action": "protect", "local_ts": ["10.1.0.0/24"]}
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "says"),
+    [
+        (
+            "DeleteSa",
+            {"name": "n1"},
+            "the policy p1 needs the SA n1; run 'esp-gw policy delete p1' first",
+        ),
+        (
+            "DeletePolicy",
+            {"name": "p1"},
+            "the policy p2 has its place before p1; run 'esp-gw policy delete p2' first",
+        ),
+        (
+            "FlushSas",
+            {},
+            "the policy p2 has its place before p1; run 'esp-gw policy delete p2' first",
+        ),
+        (
+            "AddSa",
+            sa(3, key=f"{1:040x}"),
+            "SA n3: has the key of n1 (two outbound): this would repeat an IV; "
+            "give every SA its own key",
+        ),
+        (
+            "AddSa",
+            sa(3, spi=0x8001),
+            "SA n3: SPI 0x8001 goes to 192.0.2.2 for n1 too: "
+            "a peer needs an SPI of its own for each SA",
+        ),
+        (
+            "AddSa",
+            sa(1),
+            "the SA n1 exists already; choose another name, or delete it first",
+        ),
+        (
+            "AddPolicy",
+            policy(1),
+            "the policy p1 exists already; choose another name, or delete it first",
+        ),
+        (
+            "AddPolicy",
+            policy(3, **PROTECT, sa="nobody"),
+            "there is no SA nobody for the policy p3; "
+            "add it first, or name one of 'esp-gw sa list'",
+        ),
+        (
+            "AddPolicy",
+            policy(3, **PROTECT, sa="n1"),
+            "policy p3: the policy matches 10.1.0.0/24 to 10.103.0.0/16, "
+            "more than its SA n1 may carry",
+        ),
+    ],
+)
+async def test_a_refusal_says_what_is_in_the_way_and_what_to_do(
+    rig: Rig, method: str, fields: dict[str, object], says: str
+) -> None:
+    await rig.call("AddSa", **sa(1))
+    await rig.call("AddPolicy", **policy(1, **PROTECT, sa="n1"))
+    await rig.call("AddPolicy", **policy(2, before="p1"))
+    before = (dict(rig.engine.sas), rig.netlink.network, rig.engine.policies)
+    with pytest.raises(ControlError) as error:
+        await rig.call(method, **fields)
+    assert str(error.value) == says
+    assert (rig.engine.sas, rig.netlink.network, rig.engine.policies) == before
+
+
+async def test_what_is_in_the_way_can_be_deleted_in_the_order_that_is_said(rig: Rig) -> None:
+    await rig.call("AddSa", **sa(1))
+    await rig.call("AddPolicy", **policy(1, **PROTECT, sa="n1"))
+    await rig.call("AddPolicy", **policy(2, before="p1"))
+    for name in ("p2", "p1"):
+        await rig.call("DeletePolicy", name=name)
+    await rig.call("DeleteSa", name="n1")
+    assert rig.names() == set()
+
+
+async def test_status_hints_at_a_faster_suite_as_long_as_a_tunnel_has_the_slow_one(
+    rig: Rig,
+) -> None:
+    async def hints() -> list[str]:
+        status = await rig.call("GetStatus")
+        return [text for text in status["warnings"] if "times as long" in text]
+
+    assert await hints() == []
+    rig.figures["chacha20poly1305"] = dict.fromkeys(SIZES, 300.0)
+    rig.edit(lambda config: config["tunnels"]["pi-b"].update(suite="aes256gcm12"))
+    await rig.call("Reload")
+    (hint,) = await hints()
+    assert hint.startswith("tunnel pi-b: the suite aes256gcm12 takes 3.3 times as long as chacha")
+    rig.edit(lambda config: config["tunnels"]["pi-b"].update(suite="chacha20poly1305"))
+    await rig.call("Reload")
+    assert await hints() == []
+
+
+async def test_a_suite_that_the_kernel_seals_is_judged_by_what_the_kernel_takes(rig: Rig) -> None:
+    rig.engine.af_alg["aes256gcm12"] = Verdict(True, "switched on")
+    rig.kernel_figures["aes256gcm12"] = dict.fromkeys(SIZES, 7000.0)
+    rig.edit(lambda config: config["tunnels"]["pi-b"].update(suite="aes256gcm12"))
+    await rig.call("Reload")
+    status = await rig.call("GetStatus")
+    assert [text for text in status["warnings"] if "takes 7.0 times as long" in text]

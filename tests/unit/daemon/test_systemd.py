@@ -1,0 +1,235 @@
+"""sd_notify over real sockets, and the unit files as systemd itself reads them."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from esp_gw.daemon.systemd import Notifier, watchdog_interval
+from esp_gw.model import GatewaySettings
+
+UNITS = Path(__file__).parents[3] / "systemd"
+SERVICE = UNITS / "esp-gw.service"
+AF_ALG = UNITS / "af-alg.conf"
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[socket.socket, str]]:
+    """A socket as systemd has it, and what it puts into $NOTIFY_SOCKET."""
+    path = f"@{secrets.token_hex(8)}" if request.param == "abstract" else f"{tmp_path}/notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(path.replace("@", "\0", 1) if path[0] == "@" else path)
+        receiver.settimeout(5)
+        yield receiver, path
+
+
+def test_each_state_is_one_datagram(manager: tuple[socket.socket, str]) -> None:
+    receiver, path = manager
+    notifier = Notifier.from_environment({"NOTIFY_SOCKET": path})
+    notifier.ready("2 tunnels")
+    notifier.stopping()
+    notifier.watchdog()
+    received = [receiver.recv(4096) for _ in range(3)]
+    assert received == [
+        b"READY=1\nSTATUS=2 tunnels",
+        b"STOPPING=1",
+        b"WATCHDOG=1",
+    ]
+
+
+def test_reloading_carries_the_monotonic_time_in_microseconds(
+    manager: tuple[socket.socket, str],
+) -> None:
+    receiver, path = manager
+    before = time.monotonic()
+    Notifier.from_environment({"NOTIFY_SOCKET": path}).reloading()
+    after = time.monotonic()
+    reloading, usec = receiver.recv(4096).decode().split("\n")
+    assert reloading == "RELOADING=1"
+    name, value = usec.split("=")
+    assert name == "MONOTONIC_USEC"
+    assert int(before * 1e6) <= int(value) <= after * 1e6
+
+
+def test_a_status_text_can_not_smuggle_another_assignment(
+    manager: tuple[socket.socket, str],
+) -> None:
+    receiver, path = manager
+    Notifier.from_environment({"NOTIFY_SOCKET": path}).ready("up\nSTOPPING=1\r\nMAINPID=1\udcff")
+    assert receiver.recv(4096) == b"READY=1\nSTATUS=up STOPPING=1 MAINPID=1?"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        None,
+        "",
+        "@",
+        "/",
+        "vsock:2:1234",
+        "vsock-stream:2:1234",
+        "relative",
+        "/nonexistent/notify",
+        "/" + "x" * 200,
+        "@" + "x" * 200,
+        "/a\0b",
+    ],
+)
+def test_without_a_usable_address_everything_is_silent(address: str | None) -> None:
+    notifier = Notifier.from_environment({} if address is None else {"NOTIFY_SOCKET": address})
+    notifier.ready("up")
+    notifier.ready("up")
+    notifier.reloading()
+    notifier.watchdog()
+    notifier.stopping()
+
+
+def test_a_manager_that_is_gone_or_does_not_read_is_no_error(tmp_path: Path) -> None:
+    path = str(tmp_path / "notify")
+    notifier = Notifier.from_environment({"NOTIFY_SOCKET": path})
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(path)
+        for _ in range(2000):  # more than a queue of datagrams holds: a blocking send would hang
+            notifier.watchdog()
+        assert receiver.recv(100) == b"WATCHDOG=1"
+    notifier.watchdog()
+
+
+def test_the_environment_of_the_process_is_the_default(
+    manager: tuple[socket.socket, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiver, path = manager
+    monkeypatch.setenv("NOTIFY_SOCKET", path)
+    monkeypatch.setenv("WATCHDOG_USEC", "2000000")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    Notifier.from_environment().stopping()
+    assert receiver.recv(100) == b"STOPPING=1"
+    assert watchdog_interval() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("environ", "interval"),
+    [
+        ({"WATCHDOG_USEC": "30000000"}, 15.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}, 15.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid() + 1)}, None),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "me"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "-5"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+        ({"WATCHDOG_PID": str(os.getpid())}, None),
+        ({}, None),
+    ],
+)
+def test_the_watchdog_is_fed_twice_a_period_when_it_is_on(
+    environ: dict[str, str], interval: float | None
+) -> None:
+    assert watchdog_interval(environ) == interval
+
+
+# The unit files
+
+
+def settings_of(path: Path) -> dict[str, list[str]]:
+    settings: dict[str, list[str]] = {}
+    for line in path.read_text().splitlines():
+        if "=" in line and not line.startswith("#"):
+            name, value = line.split("=", 1)
+            settings.setdefault(name, []).append(value)
+    return settings
+
+
+def verify(text: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    """What `systemd-analyze verify` says of a unit, with a program that is there in ExecStart."""
+    copy = directory / SERVICE.name
+    copy.write_text(text.replace("/opt/esp-gw/bin/esp-gw", "/bin/true"))
+    return analyze("verify", "--man=no", str(copy))
+
+
+def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["systemd-analyze", *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+def test_systemd_finds_no_fault_in_the_unit(tmp_path: Path) -> None:
+    text = SERVICE.read_text()
+    assert "ExecStart=/opt/esp-gw/bin/esp-gw run --config /etc/esp-gw\n" in text
+    verdict = verify(text, tmp_path)
+    # It loads the units that this one needs too, and may find faults of the host's in them.
+    assert [line for line in verdict.stderr.splitlines() if "esp-gw" in line] == []
+    assert verdict.returncode == 0, verdict.stderr
+
+
+def test_systemd_would_find_a_fault(tmp_path: Path) -> None:
+    text = SERVICE.read_text().replace("WatchdogSec=30", "WatchdogSec=often")
+    assert "esp-gw.service:" in verify(text, tmp_path).stderr
+
+
+@pytest.mark.parametrize(("family", "faults"), [("AF_ALG", 0), ("AF_ALGEBRA", 1)])
+def test_af_alg_is_only_in_a_drop_in_that_systemd_reads_with_the_unit(
+    tmp_path: Path, family: str, faults: int
+) -> None:
+    assert "AF_ALG" not in SERVICE.read_text()
+    assert settings_of(AF_ALG) == {"RestrictAddressFamilies": ["AF_ALG"]}
+    # The list of the unit stays: an empty value would be a new one (systemd.exec(5)).
+    drop_in = tmp_path / "esp-gw.service.d" / AF_ALG.name
+    drop_in.parent.mkdir()
+    drop_in.write_text(AF_ALG.read_text().replace("=AF_ALG", f"={family}"))
+    verdict = verify(SERVICE.read_text(), tmp_path)
+    lines = [line for line in verdict.stderr.splitlines() if "esp-gw" in line]
+    assert len(lines) == faults, lines
+
+
+def test_the_exposure_of_the_service_is_low() -> None:
+    security = analyze("security", "--offline=yes", "--no-pager", str(SERVICE))
+    score = re.search(r"exposure level for esp-gw\.service: ([0-9.]+)", security.stdout)
+    assert score is not None, security.stderr
+    assert float(score[1]) <= 2.5
+
+
+def test_the_unit_keeps_keys_out_of_dumps_and_swap_and_has_two_capabilities() -> None:
+    settings = settings_of(SERVICE)
+    assert settings["LimitCORE"] == ["0"]
+    assert settings["LimitMEMLOCK"] == ["infinity"]
+    assert settings["UMask"] == ["0077"]
+    for name in ("AmbientCapabilities", "CapabilityBoundingSet"):
+        assert [set(value.split()) for value in settings[name]] == [
+            {"CAP_NET_ADMIN", "CAP_NET_RAW"}
+        ]
+
+
+def test_the_units_directories_are_the_gateways_defaults() -> None:
+    settings, defaults = settings_of(SERVICE), GatewaySettings()
+    assert [f"/var/lib/{settings['StateDirectory'][0]}"] == [defaults.state_dir]
+    assert Path(defaults.control_socket).parent == Path("/run", settings["RuntimeDirectory"][0])
+    assert settings["StateDirectoryMode"] == ["0700"]
+    assert settings["RuntimeDirectoryMode"] == ["0750"]
+
+
+def test_user_and_directories_are_the_same_in_all_files() -> None:
+    settings = settings_of(SERVICE)
+    assert settings["User"] == settings["Group"] == ["esp-gw"]
+    users = [
+        line.split()[:2]
+        for line in (UNITS / "esp-gw.sysusers.conf").read_text().splitlines()
+        if not line.startswith("#")
+    ]
+    assert users == [["u", "esp-gw"]]
+    made = {
+        tuple(line.split())
+        for line in (UNITS / "esp-gw.tmpfiles.conf").read_text().splitlines()
+        if not line.startswith("#")
+    }
+    assert made == {
+        ("d", "/etc/esp-gw", "0750", "root", "esp-gw"),
+        ("d", "/etc/esp-gw/keys", "0750", "root", "esp-gw"),
+        ("d", GatewaySettings().state_dir, "0700", "esp-gw", "esp-gw"),
+    }

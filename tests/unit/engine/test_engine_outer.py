@@ -1,0 +1,240 @@
+"""An outer socket that does not take everything: what waits, what is counted, in which order."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esp_gw.crypto.openssl import make_aead
+from esp_gw.engine.base import EngineSettings, OuterSocket
+from esp_gw.engine.python import engine as python_module
+from esp_gw.engine.python import outer as outer_module
+from esp_gw.engine.python.engine import PythonEngine
+from esp_gw.engine.python.outer import MAX_QUEUED, Outer
+from esp_gw.engine.python.peers import Peer
+from esp_gw.engine.python.sad import OutboundState
+from esp_gw.errors import EngineError
+from esp_gw.model import Direction, DropReason, Lease
+from tests.support.builders import make_sa
+from tests.support.rig import FakeLoop
+
+FULL = BlockingIOError()
+BROKEN = OSError(errno.ENETUNREACH, "Network is unreachable")
+LONG = OSError(errno.EMSGSIZE, "Message too long")
+
+
+class ScriptedSocket:
+    """Raises what `faults` say, one a call; takes everything when they are used up."""
+
+    def __init__(self) -> None:
+        self.fd = 9
+        self.faults: deque[OSError | None] = deque()
+        self.taken: list[tuple[bytes, tuple[Any, ...]]] = []
+
+    def sendto(self, packet: bytes, address: tuple[Any, ...]) -> None:
+        fault = self.faults.popleft() if self.faults else None
+        if fault is not None:
+            raise fault
+        self.taken.append((bytes(packet), address))
+
+    def fileno(self) -> int:
+        return self.fd
+
+    def setsockopt(self, *_: object) -> None: ...
+
+    def close(self) -> None: ...
+
+    @property
+    def family(self) -> int:
+        return 2
+
+
+class Loop(FakeLoop):
+    def remove_reader(self, _: object) -> None: ...
+
+    def remove_writer(self, fd: Any) -> None:
+        self.writers.pop(fd, None)
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.sock, self.loop = ScriptedSocket(), Loop()
+        wanted = OuterSocket(make_sa().local, make_sa().encapsulation)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(outer_module, "_open", lambda *_: self.sock)
+            self.outer = Outer(wanted, 4500, 1, cast("Any", self.loop))
+        self.one, self.two = (
+            OutboundState(sa, Lease(1, 9), make_aead(sa.suite, sa.keymat), self.outer, Peer(sa))
+            for sa in (make_sa("one", spi=0x1001), make_sa("two", spi=0x1002))
+        )
+
+    def send(self, state: OutboundState, payload: bytes = b"packet") -> DropReason | None:
+        return self.outer.send(state, memoryview(payload), len(payload), 0, False)
+
+    def run_writers(self) -> None:
+        for callback in list(self.loop.writers.values()):
+            callback()
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def test_a_packet_is_counted_when_the_socket_takes_it(rig: Rig) -> None:
+    rig.sock.faults.extend([FULL, FULL])
+    assert [rig.send(rig.one, b"%d" % n) for n in range(3)] == [None] * 3
+    assert (rig.one.packets, rig.sock.taken) == (0, [])
+    rig.run_writers()
+    assert (rig.one.packets, len(rig.loop.writers)) == (0, 1)
+    rig.run_writers()
+    assert (rig.one.packets, rig.one.bytes, rig.loop.writers) == (3, 3, {})
+    assert [packet for packet, _ in rig.sock.taken] == [b"0", b"1", b"2"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"), [(BROKEN, DropReason.SEND_ERROR), (LONG, DropReason.TOO_BIG)]
+)
+def test_a_packet_that_fails_after_it_waited_is_a_drop_of_its_sa(
+    rig: Rig, fault: OSError, reason: DropReason
+) -> None:
+    rig.sock.faults.extend([FULL, None, fault])
+    for state in (rig.one, rig.two, rig.one):
+        rig.send(state)
+    rig.run_writers()
+    assert (rig.one.packets, rig.one.drops) == (2, {})
+    assert (rig.two.packets, rig.two.drops) == (0, {reason: 1})
+
+
+def test_what_waits_when_its_sa_goes_is_counted_and_not_sent(rig: Rig) -> None:
+    rig.sock.faults.append(FULL)
+    for state in (rig.one, rig.two, rig.one):
+        rig.send(state)
+    rig.outer.discard(rig.one)
+    rig.outer.discard(rig.one)
+    assert (rig.one.packets, rig.one.drops) == (0, {DropReason.SEND_ERROR: 2})
+    rig.run_writers()
+    assert (rig.two.packets, dict(rig.two.drops), len(rig.sock.taken)) == (1, {}, 1)
+
+
+def test_what_waits_when_the_socket_closes_is_counted(rig: Rig) -> None:
+    rig.sock.faults.append(FULL)
+    for state in (rig.one, rig.two, rig.one):
+        rig.send(state)
+    rig.outer.close()
+    assert (rig.one.drops, rig.two.drops) == (
+        {DropReason.SEND_ERROR: 2},
+        {DropReason.SEND_ERROR: 1},
+    )
+    assert rig.loop.writers == {}
+
+
+def test_what_waited_goes_to_where_the_peer_is_by_then(rig: Rig) -> None:
+    rig.sock.faults.append(FULL)
+    rig.send(rig.one)
+    rig.one.peer.address = ("203.0.113.9", 61000)
+    rig.run_writers()
+    assert rig.sock.taken == [(b"packet", ("203.0.113.9", 61000))]
+
+
+def test_a_keepalive_never_waits(rig: Rig) -> None:
+    rig.sock.faults.extend([None, FULL, BROKEN, FULL])
+    assert [rig.outer.send_keepalive(rig.one.peer.address) for _ in range(3)] == [
+        True,
+        False,
+        False,
+    ]
+    rig.send(rig.one)
+    assert not rig.outer.send_keepalive(rig.one.peer.address)
+    rig.run_writers()
+    assert [packet for packet, _ in rig.sock.taken] == [b"\xff", b"packet"]
+
+
+@given(
+    st.lists(st.sampled_from(["one", "two", "write", "discard"]), max_size=60),
+    st.lists(st.sampled_from([None, FULL, BROKEN, LONG]), max_size=60),
+)
+def test_every_packet_is_sent_or_waits_or_is_counted(
+    turns: list[str], faults: list[OSError | None]
+) -> None:
+    rig = Rig()
+    rig.sock.faults.extend(faults)
+    given_up = 0
+    for turn in turns:
+        match turn:
+            case "write":
+                rig.run_writers()
+            case "discard":
+                rig.outer.discard(rig.two)
+            case name:
+                given_up += rig.send(rig.one if name == "one" else rig.two) is not None
+    sent = rig.one.packets + rig.two.packets
+    assert sent == len(rig.sock.taken)
+    rig.outer.close()
+    dropped = rig.one.drops.total() + rig.two.drops.total() + given_up
+    assert turns.count("one") + turns.count("two") == sent + dropped
+
+
+def test_more_than_the_queue_holds_is_dropped(rig: Rig) -> None:
+    rig.sock.faults.append(FULL)
+    verdicts = [rig.send(rig.one) for _ in range(MAX_QUEUED + 2)]
+    assert verdicts == [None] * MAX_QUEUED + [DropReason.QUEUE_FULL] * 2
+
+
+@pytest.fixture
+async def opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[tuple[PythonEngine, ScriptedSocket]]:
+    """An engine with one scripted outer socket."""
+    tun, sock = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET), ScriptedSocket()
+    with tun[0], tun[1], socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as real:
+        sock.fd = real.fileno()
+        monkeypatch.setattr(outer_module, "_open", lambda *_: sock)
+        monkeypatch.setattr(python_module, "open_tun", lambda _: tun[0].detach())
+        engine = PythonEngine()
+        engine.open(EngineSettings("esp0", 4500, 1), lambda _: None)
+        local = make_sa()
+        engine.set_outer_sockets([OuterSocket(local.local, local.encapsulation)])
+        yield engine, sock
+        engine.close()
+
+
+async def test_of_sas_installed_at_once_none_is_there_where_one_is_refused(
+    opened: tuple[PythonEngine, ScriptedSocket],
+) -> None:
+    engine, _ = opened
+    first = make_sa("first/in", Direction.INBOUND, 0x1002)
+    engine.install_inbound(first, 7)
+    with pytest.raises(EngineError, match="another inbound SA"), engine.at_once():
+        engine.install_outbound(make_sa(), Lease(1, 9))
+        engine.install_inbound(make_sa("t/in", Direction.INBOUND, 0x1003), 0)
+        engine.install_inbound(make_sa("x/in", Direction.INBOUND, 0x1002), 0)
+    assert set(engine.counters().sas) == {"first/in"}
+    with pytest.raises(EngineError, match="no such SA"):
+        engine.remove_sas(["first/in", "t/in"])
+    assert engine.counters().sas["first/in"].seq == 7
+
+
+async def test_the_engines_counters_of_a_removed_sa_hold_what_waited(
+    opened: tuple[PythonEngine, ScriptedSocket],
+) -> None:
+    engine, sock = opened
+    engine.install_outbound(make_sa(), Lease(1, 9))
+    engine.install_inbound(make_sa("t/in", Direction.INBOUND, 0x1002), 0)
+    sock.faults.append(FULL)
+    state = engine._outbound.sas["t/out"]
+    state.outer.send(state, memoryview(b"packet"), 6, 0, False)
+    engine._inbound._enqueue(engine._inbound.sas[0x1002], memoryview(b"packet"))
+    out_counters, in_counters = engine.remove_sas(["t/out", "t/in"])
+    assert out_counters.drops == {DropReason.SEND_ERROR: 1}
+    assert in_counters.drops == {DropReason.TUN_ERROR: 1}
+    totals = engine.counters()
+    assert (totals.packets_out, totals.packets_in) == (0, 0)
+    assert totals.drops == {DropReason.SEND_ERROR: 1, DropReason.TUN_ERROR: 1}

@@ -1,0 +1,161 @@
+"""When a peer moves, who follows it, and who can't turn the others away: the python engine."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from esp_gw.engine.base import PeerAddressChanged
+from esp_gw.engine.python.peers import NOT_HEARD, SETTLE, Peer, Peers
+from esp_gw.engine.python.sad import InboundState, OutboundState
+from esp_gw.model import Direction, Encapsulation, Sa
+from tests.support.builders import make_sa, mirrored
+from tests.support.rig import Side, packet
+
+HOME = ("192.0.2.1", 4500)
+NAT, FURTHER = ("203.0.113.9", 61000), ("203.0.113.10", 61001)
+INNER = packet()
+
+
+class Gateways:
+    """`a` sends by the SA that is asked for; `b` has them all, two of tunnel t and one of u."""
+
+    names = ("t/1", "t/2", "u/1")
+
+    def __init__(self) -> None:
+        self.a, self.b = Side(), Side()
+        self.inbound: dict[str, InboundState] = {}
+        self.outbound: dict[str, OutboundState] = {}
+        self._senders: dict[str, OutboundState] = {}
+        for number, name in enumerate(self.names):
+            sa = replace(make_sa(name, spi=0x1001 + number), tunnel=name[0])
+            self._senders[name] = self.a.install_outbound(sa)
+            there = replace(sa, local=sa.remote, remote=sa.local, selectors=mirrored(sa.selectors))
+            inbound = replace(there, direction=Direction.INBOUND)
+            self.inbound[name] = self.b.install_inbound(inbound)
+            outbound = replace(there, name=f"{name}/out", spi=0x2001 + number)
+            self.outbound[name] = self.b.install_outbound(outbound)
+
+    def send(self, name: str) -> bytes:
+        """An ESP packet of an SA."""
+        esp = self._senders[name].esp
+        room = memoryview(bytearray(INNER) + bytes(64))
+        out = memoryview(bytearray(len(INNER) + 128))
+        size = esp.encap(room, 0, len(INNER), 4, out)
+        return bytes(out[:size])
+
+    def hear(self, name: str, address: tuple[str, int], esp: bytes | None = None) -> None:
+        """Let a packet of an SA arrive from an address, and be delivered."""
+        assert self.b.receive(esp or self.send(name), address=address) == [INNER]
+
+    def peers(self, tunnel: str) -> set[tuple[str, int]]:
+        """Where the SAs of a tunnel, in both directions, have their peer."""
+        states = [*self.inbound.items(), *self.outbound.items()]
+        return {state.peer.address for name, state in states if name[0] == tunnel}
+
+
+@pytest.fixture
+def gateways() -> Iterator[Gateways]:
+    gateways = Gateways()
+    yield gateways
+    gateways.a.close()
+    gateways.b.close()
+
+
+def test_all_sas_of_a_tunnel_follow_what_one_hears_and_no_other_tunnel_does(
+    gateways: Gateways,
+) -> None:
+    gateways.hear("t/2", NAT)
+    assert gateways.peers("t") == {NAT}
+    assert gateways.peers("u") == {HOME}
+    moved = PeerAddressChanged("t/2", gateways.inbound["t/2"].counters().remote, NAT[1])
+    assert gateways.b.events == [moved]
+    for state in (gateways.inbound["t/1"], gateways.outbound["t/1"]):
+        assert (str(state.counters().remote), state.counters().remote_port) == NAT
+
+
+def test_a_late_packet_of_a_quiet_sa_arrives_but_does_not_turn_the_tunnel_back(
+    gateways: Gateways,
+) -> None:
+    gateways.hear("t/1", HOME)
+    late = [gateways.send("t/1") for _ in range(3)]
+    gateways.hear("t/2", NAT)
+    gateways.hear("t/1", HOME, late[0])
+    gateways.hear("t/1", FURTHER, late[1])
+    gateways.b.loop.now += SETTLE - 0.001
+    gateways.hear("t/1", HOME, late[2])
+    assert gateways.peers("t") == {NAT}
+    assert len(gateways.b.events) == 1
+
+
+def test_an_sa_that_was_heard_where_the_peer_is_follows_it_at_once(gateways: Gateways) -> None:
+    gateways.hear("t/2", NAT)
+    gateways.hear("t/2", FURTHER)
+    gateways.hear("t/1", FURTHER)
+    gateways.hear("t/1", HOME)
+    assert gateways.peers("t") == {HOME}
+    gateways.hear("t/2", FURTHER)
+    assert gateways.peers("t") == {HOME}
+
+
+def test_a_peer_that_moved_back_is_followed_when_nothing_can_be_late_any_more(
+    gateways: Gateways,
+) -> None:
+    gateways.hear("t/2", NAT)
+    gateways.b.loop.now += SETTLE
+    gateways.hear("t/1", HOME)
+    assert gateways.peers("t") == {HOME}
+    gateways.b.loop.now += SETTLE - 0.001
+    gateways.hear("t/2", NAT)
+    assert gateways.peers("t") == {HOME}
+    gateways.b.loop.now += 0.001
+    gateways.hear("t/2", NAT)
+    assert gateways.peers("t") == {NAT}
+
+
+def test_what_is_old_forged_or_resent_moves_nobody(gateways: Gateways) -> None:
+    older, newer, next_one = (gateways.send("t/1") for _ in range(3))
+    gateways.hear("t/1", HOME, newer)
+    gateways.hear("t/1", NAT, older)
+    gateways.b.receive(next_one[:-1] + bytes([next_one[-1] ^ 1]), newer, older, address=NAT)
+    assert gateways.peers("t") == {HOME}
+    assert gateways.b.events == []
+
+
+def sa(name: str, tunnel: str | None = None, pair: str | None = None) -> Sa:
+    return replace(make_sa(name, pair=pair), tunnel=tunnel)
+
+
+@pytest.mark.parametrize("pairs", [("out", "in"), ("out", None), (None, "in")])
+def test_a_pair_without_a_tunnel_has_one_peer(pairs: tuple[str | None, str | None]) -> None:
+    peers = Peers()
+    inbound = peers.place(sa("in", pair=pairs[0]))
+    assert peers.place(sa("out", pair=pairs[1])) is inbound
+
+
+def test_sas_that_have_nothing_to_do_with_each_other_have_peers_of_their_own() -> None:
+    peers = Peers()
+    tunnel = sa("t/in", "t")
+    others = [
+        sa("x"),
+        sa("t"),
+        sa("u/in", "u"),
+        replace(sa("t/out", "t", "t/in"), remote_port=4501),
+        replace(sa("t/out.2", "t", "t/in"), encapsulation=Encapsulation.NONE),
+    ]
+    placed = [peers.place(one) for one in (tunnel, *others)]
+    assert len({id(peer) for peer in placed}) == len(placed)
+
+
+def test_a_peer_is_forgotten_with_its_last_sa() -> None:
+    peers = Peers()
+    peer: Peer | None = peers.place(sa("t/in", "t", "t/out"))
+    assert peer is not None
+    assert peer.follow(NAT, NOT_HEARD, 0)
+    assert peers.place(sa("t/out", "t")).address == NAT
+    peer = None
+    gc.collect()
+    assert peers.place(sa("t/out", "t")).address == ("192.0.2.2", 4500)

@@ -1,0 +1,108 @@
+"""What the python engine says of itself, and what it can't do for a configuration."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from dataclasses import replace
+from unittest.mock import Mock
+
+import pytest
+
+from esp_gw.engine.base import AfAlgLost, EngineSettings, Event
+from esp_gw.engine.python import engine as python_module
+from esp_gw.engine.python.engine import PythonEngine
+from esp_gw.errors import EngineError
+from esp_gw.model import SUITES, Direction, Encapsulation, Lease
+from tests.support.builders import make_sa
+from tests.support.fake_af_alg import install
+
+SETTINGS = EngineSettings("esp0", 4500, 1, workers=4, pin_workers=True, busy_poll_us=100)
+
+
+async def test_the_python_engine_tells_what_it_does_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tun, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with other:
+        monkeypatch.setattr(python_module, "open_tun", lambda _: tun.detach())
+        engine = PythonEngine()
+        engine.open(SETTINGS, lambda _: None)
+        assert engine.status().provider == {}
+        out = make_sa(encapsulation=Encapsulation.UDP)
+        monkeypatch.setattr(engine, "_outer_of", lambda _: None)
+        engine.install_outbound(out, Lease(1, 9))
+        engine.install_inbound(
+            make_sa("t/in", Direction.INBOUND, 0x1002, suite=SUITES["chacha20poly1305"]), 0
+        )
+        status = engine.status()
+        engine.close()
+    assert (status.workers, status.pinned, status.busy_poll_us) == (1, False, 0)
+    assert set(status.provider) == {out.suite.name, "chacha20poly1305"}
+    assert all(version.startswith("OpenSSL ") for version in status.provider.values())
+    assert set(status.offload) == {"tso", "uso", "udp_gso", "udp_gro", "merge"}
+    for offload in status.offload.values():
+        assert not offload.in_use
+        assert "python engine" in offload.why
+
+
+async def test_the_python_engine_has_no_aws_lc() -> None:
+    with pytest.raises(EngineError, match="aws-lc needs the native engine"):
+        PythonEngine().open(EngineSettings("esp0", 4500, 1, provider="aws-lc"), lambda _: None)
+
+
+async def test_af_alg_is_refused_where_it_can_not_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch).refuses["socket"] = errno.EAFNOSUPPORT
+    with pytest.raises(EngineError, match=r"AF_ALG can't be had: .*EAFNOSUPPORT"):
+        PythonEngine().open(replace(SETTINGS, af_alg="on"), lambda _: None)
+
+
+async def test_af_alg_has_the_keys_of_sas_as_long_as_they_are_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernel = install(monkeypatch)
+    tun, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    events: list[Event] = []
+    with other:
+        monkeypatch.setattr(python_module, "open_tun", lambda _: tun.detach())
+        engine = PythonEngine()
+        engine.open(replace(SETTINGS, af_alg="on"), events.append)
+        monkeypatch.setattr(engine, "_outer_of", lambda _: Mock())
+        for number in (1, 2):
+            engine.install_outbound(make_sa(f"{number}/out", spi=0x1000 + number), Lease(1, 9))
+            inbound = make_sa(f"{number}/in", Direction.INBOUND, 0x2000 + number)
+            engine.install_inbound(inbound, 0)
+        assert kernel.open == 4
+        status = engine.status()
+        assert all(name.startswith("AF_ALG, Linux ") for name in status.provider.values())
+        assert [verdict.in_use for verdict in status.af_alg.values()] == [True]
+        engine.remove_sas(["1/out", "1/in"])
+        assert kernel.open == 2
+        kernel.refuses["bind"] = errno.ENOENT
+        engine.install_outbound(make_sa("1/out", spi=0x1001), Lease(9, 20))
+        status = engine.status()
+        engine.close()
+    assert kernel.open == 0
+    (event,) = events
+    assert isinstance(event, AfAlgLost)
+    assert "ENOENT" in event.reason
+    assert all(name.startswith("OpenSSL ") for name in status.provider.values())
+    (verdict,) = status.af_alg.values()
+    assert not verdict.in_use
+    assert event.reason in verdict.why
+
+
+async def test_a_gateway_that_stops_leaves_no_key_in_the_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernel = install(monkeypatch)
+    tun, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with other:
+        monkeypatch.setattr(python_module, "open_tun", lambda _: tun.detach())
+        engine = PythonEngine()
+        engine.open(replace(SETTINGS, af_alg="on"), lambda _: None)
+        monkeypatch.setattr(engine, "_outer_of", lambda _: Mock())
+        engine.install_outbound(make_sa(), Lease(1, 9))
+        assert kernel.open == 1
+        engine.close()
+    assert kernel.open == 0

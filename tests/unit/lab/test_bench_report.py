@@ -1,0 +1,237 @@
+"""What becomes of the figures: medians, ratios, JSON, tables and pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from lab.bench import plots, report
+from lab.bench.model import Failure, Observation, Sample
+from lab.bench.plan import SYSTEMS, Options, make_plan
+from lab.bench.results import Result, Results, as_json, summarise
+from lab.bench.targets import TARGETS
+
+MACHINE = {
+    "date": "2026-01-01 00:00 UTC",
+    "kernel": "Linux 6.12",
+    "cpu": "a processor",
+    "cores": 2,
+    "versions": {"esp_gw": "0.1.0"},
+}
+
+
+def seen(
+    system: str, test: str, values: list[float], metric: str = "throughput", **fields: object
+) -> Iterator[Observation]:
+    """Observations of one figure, one a round."""
+    unit = "us" if test.startswith("rtt") else "Gbit/s"
+    for number, value in enumerate(values):
+        sample = Sample(metric, unit, value, **fields)  # type: ignore[arg-type]
+        yield Observation("systems", system, test, number, sample)
+
+
+def test_a_result_is_the_median_and_the_range_of_all_rounds() -> None:
+    observations = [
+        *seen("native", "tcp", [6.0, 9.0, 7.0], cpu=(80.0, 60.0)),
+        *seen("veth", "tcp", [30.0, 20.0]),
+    ]
+    native, veth = summarise(observations)
+    assert (native.median, native.low, native.high) == (7, 6, 9)
+    assert native.cpu == (80, 60)
+    assert (veth.median, veth.cpu) == (25, ())
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    """Both slow down in the second round; the medians alone would say 7.5."""
+    results = summarise(
+        [
+            *seen("native", "tcp", [10.0, 2.0, 8.0, 5.0]),
+            *seen("openvpn", "tcp", [1.0, 0.2, 0.8, 0.5]),
+        ]
+    )
+    native, openvpn = (("native", "tcp", "throughput"), ("openvpn", "tcp", "throughput"))
+    assert results.ratio(native, openvpn) == pytest.approx(10)
+    assert results.ratio(openvpn, native) == pytest.approx(0.1)
+    assert results.ratio(native, ("strongswan", "tcp", "throughput")) is None
+
+
+def test_a_round_that_failed_for_one_of_the_two_is_left_out_of_the_ratio() -> None:
+    first, second = seen("native", "tcp", [10.0, 100.0])
+    results = summarise([first, second, *seen("openvpn", "tcp", [2.0])])
+    assert results.ratio(("native", "tcp", "throughput"), ("openvpn", "tcp", "throughput")) == 5
+
+
+def test_the_best_is_the_fastest_and_for_a_time_the_shortest() -> None:
+    results = summarise(
+        [
+            *seen("strongswan", "tcp", [0.5]),
+            *seen("wireguard-go", "tcp", [3.0]),
+            *seen("strongswan", "rtt", [500.0], "median"),
+            *seen("wireguard-go", "rtt", [400.0], "median"),
+        ]
+    )
+    assert results.best(("strongswan", "wireguard-go"), "tcp", "throughput") == "wireguard-go"
+    assert results.best(("strongswan", "wireguard-go"), "rtt", "median") == "wireguard-go"
+    assert results.best(("openvpn",), "tcp", "throughput") is None
+
+
+def test_the_json_has_the_shape_that_is_promised() -> None:
+    results = summarise(
+        [
+            *seen("native", "tcp", [6.0, 9.0, 7.0], cpu=(80.0, 60.5)),
+            *seen("veth", "udp_64", [0.2], note="the sender's own limit"),
+        ]
+    )
+    failure = Failure("systems", "openvpn", "", "openvpn is not installed")
+    document = json.loads(json.dumps(as_json(3, results, [failure], MACHINE)))
+    assert document["rounds"] == 3
+    native, veth = document["results"]
+    assert native == {
+        "section": "systems",
+        "system": "native",
+        "test": "tcp",
+        "metric": "throughput",
+        "unit": "Gbit/s",
+        "median": 7,
+        "min": 6,
+        "max": 9,
+        "cpu": 140.5,
+        "cpu_each": [80, 60.5],
+        "values": [6, 9, 7],
+    }
+    assert veth["cpu"] is None
+    assert veth["note"] == "the sender's own limit in 1 of 1 rounds"
+    assert document["machine"]["versions"] == {"esp_gw": "0.1.0"}
+    assert document["failures"][0]["reason"] == "openvpn is not installed"
+
+
+def full_run() -> list[Observation]:
+    """Figures for everything that there is a table or a picture of."""
+    observations: list[Observation] = []
+    for place, system in enumerate(SYSTEMS, start=1):
+        for test in ("tcp", "tcp_wire", "tcp_reverse", "tcp_bidir", "tcp_4"):
+            observations += seen(system, test, [1.0 * place, 2.0 * place], cpu=(50.0, 40.0))
+        for test in ("udp_64", "udp_512", "udp_1360"):
+            observations += seen(system, test, [1.0 * place])
+            observations += seen(system, test, [1000.0 * place], "packets", note="a limit")
+        for test in ("rtt", "rtt_loaded"):
+            observations += seen(system, test, [100.0 / place], "median")
+            observations += seen(system, test, [200.0 / place], "p99")
+        observations += seen(system, "memory", [40.0], "rss")
+        observations += seen(system, "idle", [0.01], "cpu")
+    for system in (*report.TECHNIQUES, "native-openssl", "native-aws-lc"):
+        observations += seen(system, "tcp", [5.0], cpu=(50.0, 40.0))
+    observations += seen("native-4-workers", "memory", [50.0], "rss")
+    for mode in ("tunnel", "transport"):
+        for suite in ("aes256gcm16", "aes256gmac", "aes256gcm16-none", "aes256gmac-none", "null"):
+            name, _, plain = suite.partition("-")
+            system = f"native-{name}-{mode}{'-none' if plain else ''}"
+            observations += seen(system, "tcp", [5.0], cpu=(50.0, 40.0))
+    for metric in ("throughput", "packets_one", "packets_all", "installs", "memory_per_sa"):
+        observations += seen("native", "scale_2", [5.0], metric)
+        observations += seen("native", "scale_10000", [4.9], metric)
+    return observations
+
+
+CORE = [
+    Result("core", "native-openssl", f"core_{way}_62500", "speedup_2_threads_own", "", 1.9, 1.8, 2)
+    for way in ("encap", "decap")
+]
+
+
+def test_every_target_is_measured_by_a_whole_run() -> None:
+    results = Results([*summarise(full_run()), *CORE])
+    figures = {target.what: target.figure(results) for target in TARGETS}
+    assert None not in figures.values(), figures
+
+
+def test_a_target_says_by_how_much_it_was_missed() -> None:
+    least = next(target for target in TARGETS if target.bound == 2.3)
+    most = next(target for target in TARGETS if target.is_upper and target.bound == 0.6)
+    assert least.verdict(2.3) == most.verdict(0.6) == "reached"
+    assert least.verdict(1.15) == "missed by 50 %"
+    assert most.verdict(0.9) == "missed by 50 %"
+    assert least.verdict(None) == "not measured"
+
+
+def test_the_report_has_every_table_and_its_columns_line_up() -> None:
+    results = Results([*summarise(full_run()), *CORE])
+    text = report.render(2, results, [Failure("systems", "x", "tcp", "it | broke")], MACHINE)
+    assert [line for line in text.splitlines() if line.startswith("### ")] == [
+        "### Targets",
+        "### TCP, Gbit/s",
+        "### UDP under 1 % loss, packets/s",
+        "### UDP under 1 % loss, Gbit/s",
+        "### Ping, microseconds",
+        "### Ratios: native to each other system",
+        "### Processor time of the two gateways, % of a core",
+        "### Memory, and a gateway without traffic",
+        "### Techniques",
+        "### AEAD providers, end to end",
+        "### Suites, one TCP stream",
+        "### The table of the NetDev 1.1 IPsec BoF, redone",
+        "### Scale",
+        "### The core alone",
+        "### Not measured",
+    ]
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    for above, below in pairwise(text.splitlines()):
+        if above.startswith("|") and below.startswith("|"):
+            assert len(above) == len(below)
+            assert above.count("|") == below.count("|")
+    assert any("3.00 (2.00-4.00)" in row for row in rows), "native, TCP: median and range"
+    assert "1,000*" in text
+    assert "\\* a limit" in text
+
+
+def test_a_run_of_little_has_no_empty_tables() -> None:
+    text = report.render(1, summarise(seen("veth", "tcp", [30.0])), [], MACHINE)
+    assert "### TCP, Gbit/s" in text
+    assert "Ping" not in text.replace("idle ping RTT", "")
+    assert "Scale" not in text
+
+
+def test_the_plots_are_drawn_as_svg_and_png(tmp_path: Path) -> None:
+    written = plots.draw(summarise(full_run()), tmp_path / "plots", "a caption")
+    names = {"single-stream", "throughput", "udp", "latency", "techniques", "suites"}
+    assert {path.name for path in written} == {
+        f"{name}.{kind}" for name in names for kind in ("svg", "png")
+    }
+    for path in written:
+        if path.suffix == ".png":
+            assert path.read_bytes().startswith(b"\x89PNG")
+        else:
+            text = "".join(ElementTree.parse(path).getroot().itertext())
+            assert "a caption" in text
+    stream = (tmp_path / "plots" / "single-stream.svg").read_text()
+    assert "Gbit/s" in stream
+    assert "wireguard-go" in stream
+
+
+def test_only_what_was_measured_is_drawn(tmp_path: Path) -> None:
+    written = plots.draw(summarise(seen("native", "rtt", [100.0], "median")), tmp_path, "")
+    assert {path.stem for path in written} == {"latency"}
+
+
+def test_the_turns_of_the_systems_are_interleaved() -> None:
+    plan = make_plan(Options(rounds=2, sections=("systems",), systems=("veth", "native")))
+    turns = [(number, subject.system) for number, _, subject in plan.turns()]
+    assert turns == [(0, "veth"), (0, "native"), (1, "veth"), (1, "native")]
+
+
+def test_a_whole_run_is_not_longer_than_planned() -> None:
+    assert make_plan(Options(null_cipher=Path("/x"))).seconds <= 35 * 60
+    assert make_plan(Options(quick=True, null_cipher=Path("/x"))).seconds <= 10 * 60
+
+
+def test_without_the_native_engine_nothing_of_it_is_planned() -> None:
+    plan = make_plan(Options(native=False))
+    systems = {subject.system for _, _, subject in plan.turns()}
+    assert systems == set(SYSTEMS) - {"native"}
+    assert not plan.scale_rounds
+    assert not plan.core_seconds

@@ -1,0 +1,75 @@
+"""docs/interop.md: what becomes of the results of tests, and that it names tests that exist."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from esp_gw.errors import LabError
+from lab.interop import Trial, main, page, read
+
+ROOT = Path(__file__).parents[3]
+NOW = datetime(2026, 5, 4, tzinfo=UTC)
+TRIAL = Trial("tests/t.py", "test_it", True, "Peer 1.2", "tunnel", "pings", "native")
+
+
+def test_a_row_counts_what_passed_for_each_engine() -> None:
+    trials = [
+        TRIAL,
+        replace(TRIAL, tried="a stream"),
+        replace(TRIAL, engine="python"),
+        replace(TRIAL, engine="python", passed=False),
+        replace(TRIAL, configuration="transport"),
+    ]
+    text = page(trials, NOW)
+    assert "Last made 2026-05-04" in text
+    assert "## Peer 1.2" in text
+    assert "- pings\n- a stream\n" in text
+    assert "| configuration | native | python |" in text
+    assert "| tunnel | 2 of 2 | **1 of 2** |" in text
+    assert "| transport | 1 of 1 | not tried |" in text
+    assert "- `tests/t.py`: `test_it`\n" in text
+
+
+def test_every_peer_has_its_section() -> None:
+    text = page([TRIAL, replace(TRIAL, peer="Another 3", configuration="x")], NOW)
+    sections = text.split("## ")[1:]
+    assert [section.splitlines()[0] for section in sections] == ["Another 3", "Peer 1.2"]
+    assert "| x |" in sections[0]
+    assert "| x |" not in sections[1]
+
+
+@pytest.mark.parametrize(
+    "line", ["", "no", "[]", "{}", '{"peer": 1}', json.dumps({**asdict(TRIAL), "more": 1})]
+)
+def test_a_line_that_is_no_result_is_told_by_its_number(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "results"
+    file.write_text(f"{json.dumps(asdict(TRIAL))}\n{line}\n")
+    with pytest.raises(LabError, match=re.escape(f"{file}:2")):
+        read(file)
+
+
+def test_no_result_and_no_file_are_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").touch()
+    assert main([str(tmp_path / "empty")]) == 1
+    assert main([str(tmp_path / "none")]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert [line.startswith("interop: error: ") for line in said.err.splitlines()] == [True, True]
+
+
+def test_the_page_in_docs_names_tests_that_there_are() -> None:
+    text = (ROOT / "docs/interop.md").read_text()
+    named = re.findall(r"^- `(tests/.*\.py)`: (.*)$", text, re.MULTILINE)
+    assert named
+    for file, tests in named:
+        source = (ROOT / file).read_text()
+        for test in re.findall(r"`(\w+)`", tests):
+            assert f"def {test}(" in source, f"{file} has no {test}: run ./scripts/interop"
