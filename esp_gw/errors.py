@@ -8,6 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+def printable(text: object) -> str:
+    """Return `str(text)` on one line, with escapes for what a terminal would obey."""
+    line = str(text)
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
 class EspGwError(Exception):
     """An error for the person who runs the gateway."""
 

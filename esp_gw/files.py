@@ -10,14 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def printable(text: object) -> str:
-    """`str(text)` on one line: what is not printable is escaped."""
-    line = str(text)
-    if line.isprintable():
-        return line
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-
-
 @contextlib.contextmanager
 def open_regular(path: Path) -> Iterator[tuple[int, os.stat_result]]:
     """Open a regular file for reading: its descriptor and the fstat of that very descriptor.

@@ -11,8 +11,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import TextIO
 
-from esp_gw.errors import EspGwError
-from esp_gw.files import printable
+from esp_gw.errors import EspGwError, printable
 from esp_gw.model import KeyMaterial
 
 LEVELS = {

@@ -9,21 +9,22 @@ import enum
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+from esp_gw.protocol import SALT_LEN, TEXT_OFFSET, TRAILER_LEN, UDP_ENCAP_PORT
+
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 
-UDP_ENCAP_PORT = 4500
-"""RFC 3948: the port of UDP-encapsulated ESP."""
-MIN_SPI = 256
-"""RFC 4303 2.1: SPIs 1 to 255 are reserved, 0 never goes on the wire."""
-MAX_SPI = 2**32 - 1
-SALT_LEN = 4
-IV_LEN = 8
 DEFAULT_REPLAY_WINDOW = 1024
 MIN_REPLAY_WINDOW = 64
 MAX_REPLAY_WINDOW = 8192
 MAX_SAS = 64
 """SAs of one tunnel in each direction: as many as the largest machines have workers for."""
+
+LAST_TABLE = 32764
+"""The last routing table that may be ours: with a higher number our rules would stand behind the
+kernel's own, 32766 for the main table, and what is protected would leave in the clear."""
+RESERVED_TABLES = {252: "compat", 253: "default", 254: "main", 255: "local"}
+"""The system's routing tables (rt_tables in iproute2)."""
 
 
 class Mode(enum.StrEnum):
@@ -114,6 +115,19 @@ class Suite:
     def keymat_len(self) -> int:
         """Bytes of key and salt together, as a key file holds them."""
         return self.key_len + SALT_LEN
+
+    def esp_len(self, payload_len: int) -> int:
+        """Bytes of an ESP packet, from the SPI to the ICV, with `payload_len` bytes of payload."""
+        text_len = (payload_len + TRAILER_LEN + 3) & ~3
+        return TEXT_OFFSET + text_len + self.icv_len
+
+    def max_payload(self, esp_len: int) -> int:
+        """Bytes of the largest payload whose ESP packet is not longer than `esp_len`.
+
+        Negative where not even an empty payload fits.
+        """
+        text_len = (esp_len - TEXT_OFFSET - self.icv_len) & ~3
+        return text_len - TRAILER_LEN
 
     def __str__(self) -> str:
         return self.name
@@ -240,21 +254,6 @@ class Lease:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class Offloads:
-    """What the native engine leaves to the kernel and the network card, where they have it.
-
-    `tso`, `uso`: super-packets of TCP and UDP from the TUN. `udp_gso`, `udp_gro`: runs of ESP
-    packets in one send, in one receive. `merge`: neighbours merged before the TUN write.
-    """
-
-    tso: bool = True
-    uso: bool = True
-    udp_gso: bool = True
-    udp_gro: bool = True
-    merge: bool = True
-
-
 PROVIDER_AUTO = "auto"
 OPENSSL = "openssl"
 AWS_LC = "aws-lc"
@@ -272,34 +271,6 @@ AF_ALG_CHOICES = (AF_ALG_AUTO, AF_ALG_ON, AF_ALG_OFF)
 
 
 @dataclass(frozen=True, slots=True)
-class GatewaySettings:
-    """What the gateway itself is, beside its tunnels.
-
-    `mtu` None means: computed from the path MTU. `port` is the local UDP port. `fwmark` marks the
-    outer sockets' packets so that routing keeps them out of the TUN; `table` is the routing table
-    that holds the routes into the TUN. Of the native engine alone are `workers` (None: as many as
-    the process may use processors), `pin_workers`, `busy_poll_us` (microseconds that an idle worker
-    looks before it sleeps) and `offload`. `af_alg` is the configuration's `crypto.offload`.
-    """
-
-    interface: str = "esp0"
-    addresses: tuple[IPAddress, ...] = ()
-    port: int = UDP_ENCAP_PORT
-    engine: str = "auto"
-    mtu: int | None = None
-    fwmark: int = 0xE5B
-    table: int = 4500
-    state_dir: str = "/var/lib/esp-gw"
-    control_socket: str = "/run/esp-gw/control.sock"
-    workers: int | None = None
-    pin_workers: bool = False
-    busy_poll_us: int = 0
-    offload: Offloads = Offloads()
-    provider: str = PROVIDER_AUTO
-    af_alg: str = AF_ALG_AUTO
-
-
-@dataclass(frozen=True, slots=True)
 class Tunnel:
     """A tunnel of the configuration and the names of what it expands to."""
 
@@ -313,14 +284,3 @@ class Tunnel:
     remote_ts: tuple[IPNetwork, ...]
     sas: tuple[str, ...]
     policies: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Desired:
-    """All that the configuration and the CLI ask for: policies are in the order of the SPD."""
-
-    settings: GatewaySettings
-    tunnels: tuple[Tunnel, ...] = ()
-    sas: tuple[Sa, ...] = ()
-    policies: tuple[Policy, ...] = ()
-    warnings: tuple[str, ...] = ()

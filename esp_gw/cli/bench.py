@@ -8,6 +8,7 @@ import click
 
 from esp_gw.cli import output
 from esp_gw.cli.options import json_option
+from esp_gw.errors import printable
 from esp_gw.model import AF_ALG
 
 _SUITES = ("aes256gcm16", "aes128gcm16", "chacha20poly1305")
@@ -76,7 +77,7 @@ def crypto(as_json: bool) -> None:
     )
     click.echo()
     for text in _missing(found.missing):
-        click.echo(output.printable(f"not measured: {text}"))
+        click.echo(printable(f"not measured: {text}"))
     if in_kernel:
         click.echo(f"faster by AF_ALG: {output.joined(in_kernel)} ('crypto.offload: auto' uses it)")
     click.echo(f"recommended: {suite}. {why}")

@@ -19,20 +19,13 @@ from esp_gw.crypto.aead import Verdict
 from esp_gw.crypto.measure import Sealer
 from esp_gw.crypto.probe import choose, find_faults
 from esp_gw.crypto.processor import aes_path
+from esp_gw.desired import Desired, GatewaySettings
 from esp_gw.engine.choose import is_native
-from esp_gw.engine.python.tun import DEVICE, not_opened
+from esp_gw.engine.refusals import TUN_DEVICE, tun_not_opened
 from esp_gw.errors import ConfigError, ControlError, EspGwError, LedgerError
 from esp_gw.ledger.identity import machine_identity
 from esp_gw.ledger.ledger import Ledger
-from esp_gw.model import (
-    AF_ALG_AUTO,
-    AF_ALG_OFF,
-    AF_ALG_ON,
-    DEFAULT_SUITE,
-    NO_AES,
-    Desired,
-    GatewaySettings,
-)
+from esp_gw.model import AF_ALG_AUTO, AF_ALG_OFF, AF_ALG_ON, DEFAULT_SUITE, NO_AES
 from esp_gw.network.sysctl import network_warnings
 
 LEDGER_NAME = "ledger.db"
@@ -96,11 +89,11 @@ def _kernel() -> Finding:
 
 def _tun() -> Finding:
     try:
-        os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
+        os.close(os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
-        refused = not_opened(DEVICE, error)
-        return Finding(State.FAULT, "tun", f"{DEVICE}: {error.strerror}", refused.hint or "")
-    return Finding(State.OK, "tun", DEVICE)
+        refused = tun_not_opened(TUN_DEVICE, error)
+        return Finding(State.FAULT, "tun", f"{TUN_DEVICE}: {error.strerror}", refused.hint or "")
+    return Finding(State.OK, "tun", TUN_DEVICE)
 
 
 def _udp_offloads() -> Finding:

@@ -10,7 +10,7 @@ import click
 
 from esp_gw.cli import output
 from esp_gw.cli.options import Daemon, config_option, json_option
-from esp_gw.errors import ConfigError
+from esp_gw.errors import ConfigError, printable
 from esp_gw.model import NO_AES
 
 
@@ -65,7 +65,7 @@ def check(files: tuple[Path, ...], as_json: bool) -> int:
         results.append(result)
         if not as_json:
             for text in texts:
-                click.echo(output.printable(text), err=not result["ok"])
+                click.echo(printable(text), err=not result["ok"])
     if as_json:
         output.print_json({"files": results})
     return 0 if all(result["ok"] for result in results) else 1
@@ -101,7 +101,7 @@ def status(daemon: Daemon, as_json: bool) -> None:
         },
     )
     for warning in reply["warnings"]:
-        click.echo(f"  warning: {output.printable(str(warning))}")
+        click.echo(f"  warning: {printable(str(warning))}")
 
 
 def _engine(reply: Mapping[str, Any]) -> str:
@@ -176,4 +176,4 @@ def reload(daemon: Daemon, as_json: bool) -> None:
         output.print_json(reply)
         return
     for change in reply["changes"] or ["nothing has changed"]:
-        click.echo(output.printable(str(change)))
+        click.echo(printable(str(change)))

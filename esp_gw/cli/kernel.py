@@ -12,7 +12,7 @@ import click
 from esp_gw.cli import output
 from esp_gw.cli.options import Daemon, address, config_option, json_option
 from esp_gw.control.protocol import MAX_REQUEST, encode_request
-from esp_gw.errors import ControlError, EspGwError
+from esp_gw.errors import ControlError, EspGwError, printable
 from esp_gw.model import Direction, Encapsulation
 
 MAX_INPUT = 16 << 20
@@ -51,7 +51,7 @@ def import_(daemon: Daemon, files: tuple[str, ...], check: bool, as_json: bool) 
         output.print_json({**reply, "notes": list(found.notes)})
         return
     for note in found.notes:
-        click.echo(output.printable(f"note: {note}"))
+        click.echo(printable(f"note: {note}"))
     for kind, entries in (("SA", found.sas), ("policy", found.policies)):
         for entry in entries:
             click.echo(f"{'would import' if check else 'imported'} {kind} {entry.name}")
@@ -114,7 +114,7 @@ def _seqs(daemon: Daemon) -> dict[str, int]:
 
 
 def _note(text: str) -> None:
-    click.echo(output.printable(f"note: {text}"), err=True)
+    click.echo(printable(f"note: {text}"), err=True)
 
 
 def _refuse_open_stdout(target: str) -> None:
@@ -139,17 +139,17 @@ def _write(target: str, text: str) -> None:
     except FileExistsError:
         raise EspGwError(
             "exists already and is not overwritten",
-            where=output.printable(target),
+            where=printable(target),
             hint="choose another name, or move the old file away",
         ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "is not a usable file name"
-        raise EspGwError(reason, where=output.printable(target)) from None
-    click.echo(output.printable(f"wrote {target}; type at the other end: ip -batch {target}"))
+        raise EspGwError(reason, where=printable(target)) from None
+    click.echo(printable(f"wrote {target}; type at the other end: ip -batch {target}"))
 
 
 def _name(file: str) -> str:
-    return STDIN if file == "-" else output.printable(file)
+    return STDIN if file == "-" else printable(file)
 
 
 def _read(file: str) -> str:

@@ -8,8 +8,9 @@ import click
 
 from esp_gw.cli import output
 from esp_gw.cli.options import DIRECTORY, config_option, json_option
+from esp_gw.desired import GatewaySettings
 from esp_gw.errors import ConfigError, EspGwError
-from esp_gw.model import GatewaySettings, KeyMaterial
+from esp_gw.model import KeyMaterial
 
 LEDGER_FILE = "ledger.db"
 

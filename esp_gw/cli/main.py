@@ -15,13 +15,13 @@ from esp_gw.cli.doctor import doctor
 from esp_gw.cli.gateway import check, reload, run, stats, status
 from esp_gw.cli.ledger import ledger
 from esp_gw.cli.options import Daemon
-from esp_gw.cli.output import counted, printable
+from esp_gw.cli.output import counted
 from esp_gw.cli.policy import policy
 from esp_gw.cli.provision import init, keygen
 from esp_gw.cli.sa import sa
 from esp_gw.cli.tunnel import tunnel
-from esp_gw.errors import ConfigError, EspGwError
-from esp_gw.model import GatewaySettings
+from esp_gw.desired import GatewaySettings
+from esp_gw.errors import ConfigError, EspGwError, printable
 
 INTERRUPTED = 130
 """The exit status of a shell's command that SIGINT ended: 128 + 2."""

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import click
 
 from esp_gw.control.client import call
-from esp_gw.model import MAX_SPI, MIN_SPI, SUITES
+from esp_gw.model import SUITES
+from esp_gw.protocol import MAX_SPI, MIN_SPI
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from esp_gw.errors import printable
+
 _MAX_FOLDED = 200
 """Rows of the longest table that is folded: folding takes a millisecond or two a row."""
 
@@ -70,13 +72,6 @@ def print_block(title: str, name: str, fields: Mapping[str, str]) -> None:
     for field, value in fields.items():
         if value:
             click.echo(f"  {field}: {printable(value)}")
-
-
-def printable(text: str) -> str:
-    """The text on one line, control characters as escapes: a terminal shall not obey them."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def spi(value: int) -> str:

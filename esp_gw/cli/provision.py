@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from esp_gw.cli import output
 from esp_gw.cli.options import DIRECTORY, FILE, SUITE, address, network
+from esp_gw.errors import printable
 from esp_gw.model import DEFAULT_SUITE, MAX_SAS, NO_AES, SUITES, Encapsulation, Mode
 
 suite_option = click.option(
@@ -117,7 +117,7 @@ def init(
     )
     folders = (pair.local.parent, pair.remote.parent)
     for folder, file in zip(folders, (pair.local, pair.remote), strict=True):
-        click.echo(output.printable(f"wrote {file} and the keys in {folder / 'keys'}"))
+        click.echo(printable(f"wrote {file} and the keys in {folder / 'keys'}"))
     click.echo(f"suite: {chosen}. {why}")
     for folder, host in zip(folders, (local, remote), strict=True):
         click.echo(f"\nCopy the folder {_word(folder)} to {host} and type there:")
@@ -141,7 +141,7 @@ def keygen(suite: str, sas: int, out: Path) -> None:
     keymats = [generate(SUITES[suite]) for _ in range(sas)]
     write_key_file(out, keymats, f"Key and salt for {suite}.")
     what = "a key" if sas == 1 else f"{sas} keys"
-    click.echo(output.printable(f"wrote {out}: {what} for {suite}"))
+    click.echo(printable(f"wrote {out}: {what} for {suite}"))
 
 
 def _suite(wanted: str | None, same_boards: bool) -> tuple[str, str]:
@@ -166,4 +166,4 @@ def _suite(wanted: str | None, same_boards: bool) -> tuple[str, str]:
 
 
 def _word(path: Path | str) -> str:
-    return output.printable(shlex.quote(str(path)))
+    return printable(shlex.quote(str(path)))

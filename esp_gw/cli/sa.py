@@ -11,6 +11,7 @@ import click
 from esp_gw.cli import output
 from esp_gw.cli.kernel import export, import_
 from esp_gw.cli.options import PORT, SUITE, Daemon, address, json_option, selector_options, spi
+from esp_gw.errors import printable
 from esp_gw.model import (
     DEFAULT_SUITE,
     MAX_REPLAY_WINDOW,
@@ -139,7 +140,7 @@ def flush(daemon: Daemon, yes: bool, as_json: bool) -> None:
     if as_json:
         output.print_json(reply)
     else:
-        click.echo(f"deleted: {output.printable(output.joined(reply['deleted'])) or 'none'}")
+        click.echo(f"deleted: {printable(output.joined(reply['deleted'])) or 'none'}")
 
 
 sa.add_command(import_)

@@ -15,13 +15,15 @@ from typing import TypeVar
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
-from esp_gw.config import fields
-from esp_gw.config.fields import Strict, fault
+from esp_gw.config import types
 from esp_gw.config.keyfile import parse_keymat
 from esp_gw.config.models import PolicyFields, SaFields
-from esp_gw.errors import ControlError, EspGwError, KeyFileError
-from esp_gw.files import open_regular, printable, privacy_fault, read_bounded, replace
-from esp_gw.model import Action, Desired, Origin, Policy, Sa
+from esp_gw.config.types import Strict
+from esp_gw.desired import Desired
+from esp_gw.errors import ControlError, EspGwError, KeyFileError, printable
+from esp_gw.files import open_regular, privacy_fault, read_bounded, replace
+from esp_gw.model import Action, Origin, Policy, Sa
+from esp_gw.values import FieldError
 
 STORE_NAME = "added.json"
 """Its name in the state directory."""
@@ -37,12 +39,12 @@ class SaEntry(SaFields):
     `used_seq` is the highest sequence number that another program may have used before.
     """
 
-    name: fields.SaName
-    direction: fields.DirectionName
-    spi: fields.Spi
+    name: types.SaName
+    direction: types.DirectionName
+    spi: types.Spi
     key: SecretStr
-    pair: fields.SaName | None = None
-    used_seq: fields.Seq = 0
+    pair: types.SaName | None = None
+    used_seq: types.Seq = 0
 
     @field_validator("key")
     @classmethod
@@ -51,14 +53,14 @@ class SaEntry(SaFields):
             try:
                 parse_keymat(key.get_secret_value(), suite)
             except KeyFileError as error:
-                raise fault(str(error)) from None
+                raise FieldError(str(error)) from None
         return key
 
     @field_validator("pair")
     @classmethod
     def _is_another_sa(cls, pair: str | None, info: ValidationInfo) -> str | None:
         if pair is not None and pair == info.data.get("name"):
-            raise fault("is the SA itself: name the SA of the other direction")
+            raise FieldError("is the SA itself: name the SA of the other direction")
         return pair
 
     def to_sa(self) -> Sa:
@@ -79,26 +81,26 @@ class SaEntry(SaFields):
 class PolicyEntry(PolicyFields):
     """One policy that the CLI added, at the end of the SPD or before the policy `before`."""
 
-    name: fields.Name
-    action: fields.ActionName
-    sa: fields.SaName | None = Field(default=None, validate_default=True)
-    before: fields.Name | None = None
+    name: types.Name
+    action: types.ActionName
+    sa: types.SaName | None = Field(default=None, validate_default=True)
+    before: types.Name | None = None
 
     @field_validator("sa")
     @classmethod
     def _suits_the_action(cls, sa: str | None, info: ValidationInfo) -> str | None:
         action = info.data.get("action")
         if action is Action.PROTECT and sa is None:
-            raise fault("is missing: a protect policy needs an outbound SA")
+            raise FieldError("is missing: a protect policy needs an outbound SA")
         if action in (Action.BYPASS, Action.DISCARD) and sa is not None:
-            raise fault(f"has no meaning in a {action} policy")
+            raise FieldError(f"has no meaning in a {action} policy")
         return sa
 
     @field_validator("before")
     @classmethod
     def _is_another_policy(cls, before: str | None, info: ValidationInfo) -> str | None:
         if before is not None and before == info.data.get("name"):
-            raise fault("is the policy itself")
+            raise FieldError("is the policy itself")
         return before
 
     def to_policy(self) -> Policy:
@@ -171,8 +173,8 @@ class Store:
             try:
                 entries.append(model.model_validate(item))
             except ValidationError as error:
-                location, text = fields.describe(error, model)[0]
-                place = fields.label((name, index, *location))
+                location, text = types.describe(error, model)[0]
+                place = types.label((name, index, *location))
                 raise self._damaged(f"{place}: {text}") from None
         return tuple(entries)
 
@@ -255,13 +257,11 @@ def _parse(model: type[Entry], parameters: Mapping[str, object]) -> Entry:
     try:
         return model.model_validate(dict(parameters))
     except ValidationError as error:
-        raise ControlError(
-            "InvalidParameter", _on_one_line(fields.describe(error, model))
-        ) from None
+        raise ControlError("InvalidParameter", _on_one_line(types.describe(error, model))) from None
 
 
-def _on_one_line(faults: Iterable[tuple[fields.Location, str]]) -> str:
-    return "; ".join(f"{fields.label(location)}: {text}" for location, text in faults)
+def _on_one_line(faults: Iterable[tuple[types.Location, str]]) -> str:
+    return "; ".join(f"{types.label(location)}: {text}" for location, text in faults)
 
 
 def plain(entry: Strict) -> dict[str, object]:

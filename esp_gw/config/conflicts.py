@@ -7,8 +7,9 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from esp_gw.config.fields import PORT_PROTOCOLS, host_network
 from esp_gw.model import Action, Direction, IPNetwork, Mode, Policy, PortRange, Sa, Selector
+from esp_gw.protocol import PORT_PROTOCOLS
+from esp_gw.values import host_network
 
 T = TypeVar("T")
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from esp_gw.config.fields import Location, label
-from esp_gw.errors import Problem
-from esp_gw.files import open_regular, printable, read_bounded
+from esp_gw.config.types import Location, label
+from esp_gw.errors import Problem, printable
+from esp_gw.files import open_regular, read_bounded
 
 MAX_FILE_LEN = 8 << 20
 """Room for 20,000 tunnels."""

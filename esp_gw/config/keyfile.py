@@ -9,9 +9,10 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from esp_gw.errors import KeyFileError
-from esp_gw.files import open_regular, printable, privacy_fault, read_bounded, write_new
-from esp_gw.model import SALT_LEN, KeyMaterial, Suite
+from esp_gw.errors import KeyFileError, printable
+from esp_gw.files import open_regular, privacy_fault, read_bounded, write_new
+from esp_gw.model import KeyMaterial, Suite
+from esp_gw.protocol import SALT_LEN
 
 MAX_KEY_FILE_LEN = 16384
 _HEX_DIGITS = re.compile(r"[0-9a-fA-F]+")

@@ -7,36 +7,24 @@ from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
-from pydantic_core import PydanticCustomError
 
 from esp_gw.config.conflicts import find_conflicts
 from esp_gw.config.document import Document, read_document
-from esp_gw.config.fields import (
-    Location,
-    Strict,
-    describe,
-    parse_integer,
-    parse_name,
-    parse_suite,
-    provider_fault,
-    unknown_field,
-)
 from esp_gw.config.keyfile import generate
-from esp_gw.config.models import CryptoModel, GatewayModel, KeySource, PolicyModel, TunnelModel
-from esp_gw.engine.python.wire import MIN_IPV6_MTU
-from esp_gw.errors import ConfigError, KeyFileError, Problem
-from esp_gw.files import printable
-from esp_gw.model import (
-    AWS_LC,
-    DEFAULT_SUITE,
-    MAX_SAS,
-    Desired,
-    KeyMaterial,
-    Policy,
-    Sa,
-    Suite,
-    Tunnel,
+from esp_gw.config.models import (
+    SETTINGS_MODELS,
+    KeySource,
+    PolicyModel,
+    TunnelModel,
+    gateway_settings,
 )
+from esp_gw.config.types import Location, Strict, describe, unknown_field
+from esp_gw.crypto.providers import provider_fault
+from esp_gw.desired import Desired, GatewaySettings
+from esp_gw.errors import ConfigError, KeyFileError, Problem, printable
+from esp_gw.model import AWS_LC, DEFAULT_SUITE, KeyMaterial, Policy, Sa, Suite, Tunnel
+from esp_gw.protocol import MIN_IPV6_MTU
+from esp_gw.values import FieldError, parse_name, parse_sa_count, parse_suite
 
 MAX_SELECTORS = 32768
 """Pairs of prefixes in the whole configuration."""
@@ -82,8 +70,7 @@ class _Reader:
         self._documents = documents
         self._warnings = warnings
         self._problems = [problem for document in documents for problem in document.problems]
-        self._gateway = GatewayModel()
-        self._crypto = CryptoModel()
+        self._settings = GatewaySettings()
         self._homes: dict[str, Document] = {}
         self._tunnels: list[Tunnel] = []
         self._tunnel_files: dict[str, str] = {}
@@ -99,10 +86,7 @@ class _Reader:
             for name in document.value:
                 if name not in SECTIONS:
                     self._complain(document, (name,), unknown_field(name, SECTIONS))
-        for document, section in self._sections("gateway"):
-            self._gateway = self._only(GatewayModel, document, "gateway", section) or self._gateway
-        for document, section in self._sections("crypto"):
-            self._crypto = self._only(CryptoModel, document, "crypto", section) or self._crypto
+        self._read_settings()
         for document, section in self._sections("policies"):
             self._read_policies(document, section)
         for document, section in self._sections("tunnels"):
@@ -112,12 +96,19 @@ class _Reader:
             order = {document.name: index for index, document in enumerate(self._documents)}
             raise ConfigError(sorted(self._problems, key=lambda p: (order[p.file], p.line)))
         return Desired(
-            settings=self._gateway.settings(self._crypto),
+            settings=self._settings,
             tunnels=tuple(self._tunnels),
             sas=tuple(self._sas),
             policies=(*self._policies, *self._protects),
             warnings=tuple(self._warnings),
         )
+
+    def _read_settings(self) -> None:
+        sections: dict[str, Strict] = {name: model() for name, model in SETTINGS_MODELS.items()}
+        for name, model in SETTINGS_MODELS.items():
+            for document, section in self._sections(name):
+                sections[name] = self._only(model, document, name, section) or sections[name]
+        self._settings = gateway_settings(sections)
 
     def _complain(self, document: Document, location: Location, message: str) -> None:
         self._problems.append(document.problem(location, message))
@@ -160,8 +151,8 @@ class _Reader:
             place: Location = ("tunnels", name)
             try:
                 parse_name(name)
-            except PydanticCustomError as error:
-                self._complain(document, place, error.message())
+            except FieldError as error:
+                self._complain(document, place, str(error))
                 continue
             first = self._tunnel_files.setdefault(name, document.name)
             if first != document.name:
@@ -217,8 +208,8 @@ class _Reader:
             return None, None
         try:
             suite = parse_suite(raw.get("suite", DEFAULT_SUITE.name))
-            count = parse_integer(raw.get("sas", 1), 1, MAX_SAS)
-        except PydanticCustomError:
+            count = parse_sa_count(raw.get("sas", 1))
+        except FieldError:
             return None, None
         return (
             self._keymat(document, (*place, "outbound"), raw.get("outbound"), suite, count),
@@ -233,7 +224,7 @@ class _Reader:
         except ValidationError:
             return None
         if source.inline is not None:
-            if not self._gateway.allow_inline_keys:
+            if not self._settings.allow_inline_keys:
                 text = "keys in the configuration need allow_inline_keys: true; use a key file"
                 self._complain(document, (*place, "key", "inline"), text)
                 return None
@@ -255,7 +246,7 @@ class _Reader:
         for conflict in find_conflicts(self._sas, policies):
             document, place = self._places[conflict.names[-1]]
             self._complain(document, place, conflict.message)
-        mtu = self._gateway.mtu
+        mtu = self._settings.mtu
         if mtu is not None and mtu < MIN_IPV6_MTU:
             for policy in self._protects:
                 if any(selector.local.version == 6 for selector in policy.selectors):
@@ -265,8 +256,8 @@ class _Reader:
         self._check_provider()
 
     def _check_provider(self) -> None:
-        provider = self._crypto.provider
-        if provider == AWS_LC and self._gateway.engine == "python":
+        provider = self._settings.provider
+        if provider == AWS_LC and self._settings.engine == "python":
             text = "aws-lc needs the native engine, and gateway.engine is python"
             self._complain(self._homes["crypto"], ("crypto", "provider"), text)
         for tunnel in self._tunnels:

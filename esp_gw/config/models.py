@@ -1,4 +1,4 @@
-"""The models of what a person configures, and what they expand to in the words of esp_gw.model.
+"""The models of the configuration, and their expansion into the values of esp_gw/model.py.
 
 The fields of a model are validated in their order, so a check that looks at an earlier field runs
 only where that field is good. The CLI's entries (config/added.py) build on the same models.
@@ -6,29 +6,36 @@ only where that field is good. The CLI's entries (config/added.py) build on the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass, replace
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    SecretStr,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
-from esp_gw.config import fields
-from esp_gw.config.fields import Strict, fault
+from esp_gw.config import types
 from esp_gw.config.keyfile import is_a_key, parse_keymat, read_credential, read_key_file
+from esp_gw.config.types import Strict
+from esp_gw.desired import GatewaySettings, Setting, settings_of
 from esp_gw.errors import KeyFileError
 from esp_gw.model import (
     DEFAULT_REPLAY_WINDOW,
     DEFAULT_SUITE,
-    MAX_SPI,
-    UDP_ENCAP_PORT,
     Action,
     Direction,
     Encapsulation,
-    GatewaySettings,
     IPNetwork,
     KeyMaterial,
     Mode,
-    Offloads,
     Origin,
     Policy,
     PortRange,
@@ -37,60 +44,48 @@ from esp_gw.model import (
     Suite,
     Tunnel,
 )
+from esp_gw.protocol import MAX_SPI, UDP_ENCAP_PORT
+from esp_gw.values import FieldError, family, host_network
 
 DEFAULT_KEEPALIVE = 20
 """Seconds between NAT keepalives (RFC 3948 4)."""
 
 Prefixes = tuple[IPNetwork, ...]
-_DEFAULTS = GatewaySettings()
 
 
-class OffloadModel(Strict):
-    """The mapping `gateway.offload`."""
-
-    tso: fields.Flag = True
-    uso: fields.Flag = True
-    udp_gso: fields.Flag = True
-    udp_gro: fields.Flag = True
-    merge: fields.Flag = True
-
-
-class CryptoModel(Strict):
-    """The section `crypto`."""
-
-    provider: fields.ProviderName = _DEFAULTS.provider
-    offload: fields.AfAlgChoice = _DEFAULTS.af_alg
+def _model_field(setting: Setting, default: object) -> tuple[Any, object]:
+    """The type and the default of a setting in the model of its section."""
+    if is_dataclass(setting.parse):
+        model = _model(setting.parse)
+        return model, model()
+    kind: Any = Annotated[Any, PlainValidator(setting.parse)]
+    if setting.many:
+        kind = Annotated[tuple[kind, ...], BeforeValidator(types.as_list)]
+    return (kind if default is not None else kind | None), default
 
 
-class GatewayModel(Strict):
-    """The section `gateway`."""
+def _model(dataclass: Any, section: str = "gateway") -> type[Strict]:
+    """The model of a section, or of a mapping in it, by the definitions of its settings."""
+    defaults = dataclass()
+    model_fields: dict[str, Any] = {
+        setting.key or name: _model_field(setting, getattr(defaults, name))
+        for name, setting in settings_of(dataclass).items()
+        if setting.section == section
+    }
+    return create_model(f"{dataclass.__name__}_{section}", __base__=Strict, **model_fields)
 
-    interface: fields.InterfaceName = _DEFAULTS.interface
-    address: fields.Addresses = ()
-    port: fields.UdpPort = _DEFAULTS.port
-    engine: fields.EngineName = _DEFAULTS.engine
-    mtu: fields.Mtu | None = None
-    fwmark: fields.Mark = _DEFAULTS.fwmark
-    table: fields.Table = _DEFAULTS.table
-    state_dir: fields.AbsolutePath = _DEFAULTS.state_dir
-    control_socket: fields.SocketPath = _DEFAULTS.control_socket
-    workers: fields.Workers | None = None
-    pin_workers: fields.Flag = _DEFAULTS.pin_workers
-    busy_poll_us: fields.BusyPoll = _DEFAULTS.busy_poll_us
-    offload: OffloadModel = OffloadModel()
-    allow_inline_keys: fields.Flag = False
 
-    def settings(self, crypto: CryptoModel) -> GatewaySettings:
-        """The gateway's settings without what matters only while the files are read."""
-        values = {name: getattr(self, name) for name in type(self).model_fields}
-        del values["allow_inline_keys"]
-        return GatewaySettings(
-            addresses=values.pop("address"),
-            offload=Offloads(**values.pop("offload").model_dump()),
-            provider=crypto.provider,
-            af_alg=crypto.offload,
-            **values,
-        )
+SETTINGS_MODELS = {section: _model(GatewaySettings, section) for section in ("gateway", "crypto")}
+"""The models of the sections that hold settings, by the sections' names."""
+
+
+def gateway_settings(sections: Mapping[str, Strict]) -> GatewaySettings:
+    """The gateway's settings from its sections, by their names."""
+    chosen: dict[str, Any] = {}
+    for name, setting in settings_of(GatewaySettings).items():
+        value = getattr(sections[setting.section], setting.key or name)
+        chosen[name] = setting.parse(**dict(value)) if isinstance(value, Strict) else value
+    return GatewaySettings(**chosen)
 
 
 class KeySource(Strict):
@@ -104,13 +99,15 @@ class KeySource(Strict):
     @classmethod
     def _is_no_key(cls, value: str | None) -> str | None:
         if value is not None and is_a_key(value):
-            raise fault("looks like a key: write the name of a file or credential that holds it")
+            raise FieldError(
+                "looks like a key: write the name of a file or credential that holds it"
+            )
         return value
 
     @model_validator(mode="after")
     def _is_one(self) -> KeySource:
         if sum(getattr(self, name) is not None for name in type(self).model_fields) != 1:
-            raise fault("expected exactly one of file, credential and inline")
+            raise FieldError("expected exactly one of file, credential and inline")
         return self
 
     @property
@@ -133,7 +130,7 @@ class KeySource(Strict):
 class HalfModel(Strict):
     """One direction of a tunnel: the SPI of its first SA, and the keys of all."""
 
-    spi: fields.Spi
+    spi: types.Spi
     key: KeySource
 
 
@@ -144,38 +141,38 @@ class SaFields(Strict):
     `remote_ts`, `protocol`, `local_ts_port` and `remote_ts_port` are the inner traffic.
     """
 
-    mode: fields.ModeName = Mode.TUNNEL
-    encapsulation: fields.EncapsulationName = Encapsulation.UDP
-    local: fields.OuterAddress
-    remote: fields.OuterAddress
-    remote_port: fields.UdpPort | None = None
-    local_ts: fields.Prefixes | None = Field(default=None, validate_default=True)
-    remote_ts: fields.Prefixes | None = Field(default=None, validate_default=True)
-    protocol: fields.ProtocolNumber = None
-    local_ts_port: fields.Ports = None
-    remote_ts_port: fields.Ports = None
-    suite: fields.SuiteName = DEFAULT_SUITE
-    esn: fields.Flag = True
-    replay_window: fields.ReplayWindow = DEFAULT_REPLAY_WINDOW
-    keepalive: fields.Keepalive | None = None
+    mode: types.ModeName = Mode.TUNNEL
+    encapsulation: types.EncapsulationName = Encapsulation.UDP
+    local: types.OuterAddress
+    remote: types.OuterAddress
+    remote_port: types.UdpPort | None = None
+    local_ts: types.Prefixes | None = Field(default=None, validate_default=True)
+    remote_ts: types.Prefixes | None = Field(default=None, validate_default=True)
+    protocol: types.ProtocolNumber = None
+    local_ts_port: types.Ports = None
+    remote_ts_port: types.Ports = None
+    suite: types.SuiteName = DEFAULT_SUITE
+    esn: types.Flag = True
+    replay_window: types.ReplayWindow = DEFAULT_REPLAY_WINDOW
+    keepalive: types.Keepalive | None = None
 
     @field_validator("remote")
     @classmethod
     def _is_another_host(
-        cls, remote: fields.OuterAddress, info: ValidationInfo
-    ) -> fields.OuterAddress:
+        cls, remote: types.OuterAddress, info: ValidationInfo
+    ) -> types.OuterAddress:
         local = info.data.get("local")
         if local is not None and local == remote:
-            raise fault(f"is the same address as local, {remote}")
+            raise FieldError(f"is the same address as local, {remote}")
         if local is not None and local.version != remote.version:
-            raise fault(f"is an {fields.family(remote)} address, local is {fields.family(local)}")
+            raise FieldError(f"is an {family(remote)} address, local is {family(local)}")
         return remote
 
     @field_validator("remote_port", "keepalive")
     @classmethod
     def _has_udp(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value and info.data.get("encapsulation") is Encapsulation.NONE:
-            raise fault("has a meaning only with encapsulation: udp")
+            raise FieldError("has a meaning only with encapsulation: udp")
         return value
 
     @field_validator("local_ts", "remote_ts")
@@ -183,12 +180,12 @@ class SaFields(Strict):
     def _suits_the_mode(cls, value: Prefixes | None, info: ValidationInfo) -> Prefixes | None:
         mode = info.data.get("mode")
         if mode is Mode.TUNNEL and value is None:
-            raise fault("is missing: tunnel mode needs the prefixes behind this side")
+            raise FieldError("is missing: tunnel mode needs the prefixes behind this side")
         outer = info.data.get(str(info.field_name).removesuffix("_ts"))
         if mode is Mode.TRANSPORT and value is not None and outer is not None:
-            host = fields.host_network(outer)
+            host = host_network(outer)
             if value != (host,):
-                raise fault(f"transport mode carries only the outer address itself: {host}")
+                raise FieldError(f"transport mode carries only the outer address itself: {host}")
         return value
 
     @field_validator("remote_ts")
@@ -198,7 +195,7 @@ class SaFields(Strict):
         for prefix in value or ():
             # Everything to everything leaves it to routing what is sent at all.
             if prefix.prefixlen and prefix in local:
-                raise fault(f"local_ts and remote_ts are the same network, {prefix}")
+                raise FieldError(f"local_ts and remote_ts are the same network, {prefix}")
         return _paired(value, info)
 
     @field_validator("local_ts_port", "remote_ts_port")
@@ -209,16 +206,16 @@ class SaFields(Strict):
     @property
     def local_prefixes(self) -> Prefixes:
         """`local_ts`, or in transport mode the outer address."""
-        return self.local_ts or (fields.host_network(self.local),)
+        return self.local_ts or (host_network(self.local),)
 
     @property
     def remote_prefixes(self) -> Prefixes:
         """`remote_ts`, or in transport mode the outer address."""
-        return self.remote_ts or (fields.host_network(self.remote),)
+        return self.remote_ts or (host_network(self.remote),)
 
     def selectors(self) -> tuple[Selector, ...]:
         """The inner traffic: every pair of prefixes of one family."""
-        return fields.selectors_of(
+        return types.selectors_of(
             self.local_prefixes,
             self.remote_prefixes,
             self.protocol,
@@ -268,7 +265,7 @@ class SaFields(Strict):
 class TunnelModel(SaFields):
     """One entry of `tunnels`: pairs of SAs and the policy that sends traffic into them."""
 
-    sas: fields.SaCount = 1
+    sas: types.SaCount = 1
     outbound: HalfModel
     inbound: HalfModel
 
@@ -277,7 +274,7 @@ class TunnelModel(SaFields):
     def _has_spis_for_all(cls, half: HalfModel, info: ValidationInfo) -> HalfModel:
         count = info.data.get("sas", 1)
         if half.spi + count - 1 > MAX_SPI:
-            raise fault(
+            raise FieldError(
                 f"spi: {count} SAs have SPIs from {half.spi:#x} on, and the last there is is "
                 f"{MAX_SPI:#x}"
             )
@@ -336,11 +333,11 @@ class TunnelModel(SaFields):
 class PolicyFields(Strict):
     """What a policy matches; without `local_ts` it is all of the families of `remote_ts`."""
 
-    local_ts: fields.Prefixes | None = None
-    remote_ts: fields.Prefixes
-    protocol: fields.ProtocolNumber = None
-    local_port: fields.Ports = None
-    remote_port: fields.Ports = None
+    local_ts: types.Prefixes | None = None
+    remote_ts: types.Prefixes
+    protocol: types.ProtocolNumber = None
+    local_port: types.Ports = None
+    remote_port: types.Ports = None
 
     @field_validator("remote_ts")
     @classmethod
@@ -356,8 +353,8 @@ class PolicyFields(Strict):
     def selectors(self) -> tuple[Selector, ...]:
         """The inner traffic: every pair of prefixes of one family."""
         versions = sorted({prefix.version for prefix in self.remote_ts})
-        local = self.local_ts or tuple(fields.EVERYTHING[version] for version in versions)
-        return fields.selectors_of(
+        local = self.local_ts or tuple(types.EVERYTHING[version] for version in versions)
+        return types.selectors_of(
             local, self.remote_ts, self.protocol, self.local_port, self.remote_port
         )
 
@@ -365,8 +362,8 @@ class PolicyFields(Strict):
 class PolicyModel(PolicyFields):
     """One entry of `policies`: protect policies come from the tunnels."""
 
-    name: fields.Name | None = None
-    action: fields.UnprotectedActionName
+    name: types.Name | None = None
+    action: types.UnprotectedActionName
 
     def policy(self, default_name: str) -> Policy:
         """The policy of this entry."""
@@ -375,12 +372,12 @@ class PolicyModel(PolicyFields):
 
 def _paired(remote: Prefixes | None, info: ValidationInfo) -> Prefixes | None:
     local = info.data.get("local_ts")
-    if local and remote and (text := fields.pairing_fault(local, remote)):
-        raise fault(text)
+    if local and remote and (text := types.pairing_fault(local, remote)):
+        raise FieldError(text)
     return remote
 
 
 def _with_ports(ports: PortRange | None, info: ValidationInfo) -> PortRange | None:
-    if text := fields.ports_fault(ports, info.data.get("protocol")):
-        raise fault(text)
+    if text := types.ports_fault(ports, info.data.get("protocol")):
+        raise FieldError(text)
     return ports

@@ -11,17 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic_core import PydanticCustomError
-
-from esp_gw.config.fields import parse_name
 from esp_gw.config.keyfile import generate, write_key_file
 from esp_gw.config.load import load_config
-from esp_gw.errors import ConfigError, EspGwError
-from esp_gw.files import printable, sync_folder, write_new
+from esp_gw.errors import ConfigError, EspGwError, printable
+from esp_gw.files import sync_folder, write_new
 from esp_gw.model import (
     DEFAULT_SUITE,
-    MAX_SPI,
-    MIN_SPI,
     Encapsulation,
     IPAddress,
     IPNetwork,
@@ -29,6 +24,8 @@ from esp_gw.model import (
     Mode,
     Suite,
 )
+from esp_gw.protocol import MAX_SPI, MIN_SPI
+from esp_gw.values import FieldError, parse_name
 
 DEFAULT_NAMES = ("pi-a", "pi-b")
 _PLAIN_SCALAR = re.compile(r"[A-Za-z0-9][A-Za-z0-9./_-]*")
@@ -102,8 +99,8 @@ def make_pair(
     for name in names:
         try:
             parse_name(name)
-        except PydanticCustomError as error:
-            raise EspGwError(error.message(), where=f"name {printable(name)}") from None
+        except FieldError as error:
+            raise EspGwError(str(error), where=f"name {printable(name)}") from None
     ours = _Side(names[0], local, tuple(local_nets), local_address, local_settings or {})
     theirs = _Side(names[1], remote, tuple(remote_nets), remote_address, remote_settings or {})
     terms = _Terms(mode, encapsulation, suite, sas)

@@ -7,7 +7,8 @@ from importlib.util import find_spec
 
 from esp_gw.crypto.processor import aes_path
 from esp_gw.crypto.recommend import MARGIN, OTHER_SUITE, Figures, times_as_long
-from esp_gw.model import AES_GCM, NO_AES, GatewaySettings, Tunnel
+from esp_gw.desired import GatewaySettings
+from esp_gw.model import AES_GCM, NO_AES, Tunnel
 
 InKernel = frozenset[str]
 Found = Mapping[str, Figures]

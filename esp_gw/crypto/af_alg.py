@@ -10,7 +10,8 @@ import errno
 import socket
 
 from esp_gw.crypto.aead import Aead, Buffer
-from esp_gw.model import AES_GCM, AES_GMAC, CHACHA20_POLY1305, SALT_LEN, KeyMaterial, Suite
+from esp_gw.model import AES_GCM, AES_GMAC, CHACHA20_POLY1305, KeyMaterial, Suite
+from esp_gw.protocol import SALT_LEN
 
 _ALGORITHMS = {
     AES_GCM: "gcm(aes)",

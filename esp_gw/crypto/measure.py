@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from esp_gw.config.fields import provider_fault
+from esp_gw.crypto.providers import provider_fault
 from esp_gw.crypto.recommend import SIZES, Figures
 from esp_gw.model import AF_ALG, AWS_LC, OPENSSL, PROVIDER_AUTO, SUITES
 

@@ -10,7 +10,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from esp_gw.crypto import af_alg, openssl
 from esp_gw.crypto.aead import Aead
 from esp_gw.crypto.af_alg import AfAlgError
-from esp_gw.model import AF_ALG, IV_LEN, OPENSSL, SALT_LEN, SUITES, KeyMaterial, Suite
+from esp_gw.model import AF_ALG, OPENSSL, SUITES, KeyMaterial, Suite
+from esp_gw.protocol import IV_LEN, SALT_LEN
 
 _PROVIDERS = {OPENSSL: openssl.make_aead, AF_ALG: af_alg.make_aead}
 

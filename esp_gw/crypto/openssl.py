@@ -9,7 +9,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 from esp_gw.crypto.aead import Aead, Buffer
 from esp_gw.errors import EngineError
-from esp_gw.model import AES_GCM, AES_GMAC, CHACHA20_POLY1305, SALT_LEN, KeyMaterial, Suite
+from esp_gw.model import AES_GCM, AES_GMAC, CHACHA20_POLY1305, KeyMaterial, Suite
+from esp_gw.protocol import SALT_LEN
 
 _FULL_ICV_LEN = 16
 

@@ -10,14 +10,20 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from esp_gw.daemon import reconcile
-from esp_gw.daemon.reconcile import Observed
+from esp_gw.daemon.reconcile import (
+    InstallSa,
+    Observed,
+    RemoveSa,
+    ReplacePolicies,
+    SetSockets,
+    reconcile,
+)
+from esp_gw.desired import Desired
 from esp_gw.engine.base import (
     AfAlgLost,
     Counters,
     Engine,
     EngineFailed,
-    EngineSettings,
     Event,
     GsoRefused,
     HardExpired,
@@ -30,7 +36,8 @@ from esp_gw.engine.base import (
 from esp_gw.errors import EngineError, EspGwError, LedgerError
 from esp_gw.ledger.thread import Sequences
 from esp_gw.logs import log
-from esp_gw.model import Desired, Direction, IPAddress, KeyMaterial, Lease, Policy, Sa
+from esp_gw.model import Direction, IPAddress, KeyMaterial, Lease, Policy, Sa
+from esp_gw.network.changes import Change, NetworkChange, Step
 from esp_gw.network.netlink import Netlink
 from esp_gw.network.plan import Network, missing_from, plan_network
 from esp_gw.network.watch import Look, Watch
@@ -99,20 +106,7 @@ class Gateway:
         """
         settings = desired.settings
         self._desired = Desired(settings)
-        self.engine.open(
-            EngineSettings(
-                interface=settings.interface,
-                port=settings.port,
-                fwmark=settings.fwmark,
-                workers=settings.workers,
-                pin_workers=settings.pin_workers,
-                busy_poll_us=settings.busy_poll_us,
-                offload=settings.offload,
-                provider=settings.provider,
-                af_alg=settings.af_alg,
-            ),
-            self._on_event,
-        )
+        self.engine.open(settings, self._on_event)
         guarded = True
         try:
             await self._netlink.open()
@@ -147,9 +141,8 @@ class Gateway:
         try:
             there = await self._netlink.observe()
             nothing = Network(mtu=there.mtu)
-            await self._netlink.apply(
-                reconcile.reconcile(Desired(self._desired.settings), nothing, self._observed(there))
-            )
+            changes = reconcile(Desired(self._desired.settings), nothing, self._observed(there))
+            await self._netlink.apply([c for c in changes if isinstance(c, NetworkChange)])
         finally:
             await self._close()
 
@@ -202,12 +195,10 @@ class Gateway:
 
     async def _apply(self, desired: Desired) -> list[str]:
         network = await self._plan(desired)
-        actions = reconcile.reconcile(
-            desired, network, self._observed(await self._netlink.observe())
-        )
-        await self._carry_out(actions)
+        changes = reconcile(desired, network, self._observed(await self._netlink.observe()))
+        await self._carry_out(changes)
         self._desired, self._network = desired, network
-        return [text for action in actions if (text := _describe(action))]
+        return [change.describe() for change in changes]
 
     async def _look(self) -> Look:
         """Put back what is missing, and follow the paths to the peers as they are now."""
@@ -216,43 +207,44 @@ class Gateway:
             network = await self._plan(self._desired)
             # On the TUN, too, others may have addresses of their own while we run.
             ours = there.addresses & (self._network.addresses | network.addresses)
-            actions = reconcile.reconcile(
+            changes = reconcile(
                 self._desired, network, self._observed(replace(there, addresses=ours))
             )
             missing, fault = missing_from(there, self._network, network), None
             if not there.is_up:
                 # The kernel takes no route into it; what keeps packets in is there all the same.
-                actions = [action for action in actions if reconcile.is_guard(action)]
-                missing = missing if actions else ()
+                changes = [change for change in changes if change.is_guard]
+                missing = missing if changes else ()
                 name = self._desired.settings.interface
                 fault = f"{name} is down: no tunnel works; run 'ip link set {name} up'"
-            done = tuple(text for action in actions if (text := _describe(action)))
+            done = tuple(change.describe() for change in changes)
             try:
-                await self._carry_out(actions)
+                await self._carry_out(changes)
             except EspGwError as error:
                 return Look(missing, done, str(error))
             if there.is_up:
                 self._network = network
             return Look(missing, done, fault, waits=True)
 
-    async def _carry_out(self, actions: Sequence[reconcile.Action]) -> None:
-        """Carry actions out in their order; neighbours of one kind are one step."""
-        ready = await self._prepare(actions)
-        for _, group in groupby(actions, _kind):
+    async def _carry_out(self, changes: Sequence[Change]) -> None:
+        """Carry changes out in their order; neighbours of one step, or of the network, are one."""
+        ready = await self._prepare(changes)
+        for step, group in groupby(changes, _step):
             run = list(group)
+            if step is None:
+                await self._netlink.apply([c for c in run if isinstance(c, NetworkChange)])
+                continue
             match run[0]:
-                case reconcile.SetSockets(sockets):
+                case SetSockets(sockets):
                     self.engine.set_outer_sockets(sorted(sockets, key=str))
                     self._sockets = sockets
-                case reconcile.InstallSa():
+                case InstallSa():
                     await self._install_sas([ready.entries[name] for name in _names(run)], ready)
-                case reconcile.RemoveSa():
+                case RemoveSa():
                     await self._remove_sas(_names(run), ready)
-                case reconcile.ReplacePolicies(policies):
+                case ReplacePolicies(policies):
                     self.engine.replace_policies(policies)
                     self._policies = policies
-                case _:
-                    await self._netlink.apply(run)
 
     async def _go_back(self) -> None:
         try:
@@ -275,10 +267,10 @@ class Gateway:
         sas = {name: entry.sa for name, entry in self._installed.items()}
         return Observed(sas, self._policies, self._sockets, network)
 
-    async def _prepare(self, actions: Sequence[reconcile.Action]) -> _Ready:
+    async def _prepare(self, changes: Sequence[Change]) -> _Ready:
         """Ask the ledger for every SA first: a refusal comes before anything was changed."""
         ready = _Ready()
-        sas = [action.sa for action in actions if isinstance(action, reconcile.InstallSa)]
+        sas = [change.sa for change in changes if isinstance(change, InstallSa)]
         if sas:
             outbound = [sa for sa in sas if sa.direction is Direction.OUTBOUND]
             inbound = [sa for sa in sas if sa.direction is Direction.INBOUND]
@@ -434,57 +426,10 @@ class Gateway:
             log.error("a background task failed", reason=str(error))
 
 
-def _kind(action: reconcile.Action) -> str:
-    """What neighbours in the order have in common that can be done together."""
-    match action:
-        case reconcile.InstallSa(sa):
-            # Apart, so that packets of the one direction don't wait for the other's SAs.
-            return f"install {sa.direction}"
-        case reconcile.RemoveSa():
-            return "remove"
-        case reconcile.SetSockets():
-            return "sockets"
-        case reconcile.ReplacePolicies():
-            return "policies"
-        case _:
-            return "network"
+def _step(change: Change) -> Step | None:
+    """The step of a change, None for all of the network: that is one visit of its thread."""
+    return None if isinstance(change, NetworkChange) else change.step
 
 
-def _names(actions: Sequence[reconcile.Action]) -> list[str]:
-    """The SAs of actions that install or remove one."""
-    names = []
-    for action in actions:
-        match action:
-            case reconcile.InstallSa(sa):
-                names.append(sa.name)
-            case reconcile.RemoveSa(name):
-                names.append(name)
-    return names
-
-
-def _describe(action: reconcile.Action) -> str:
-    """Say an action as a person who asked for a reload wants to read it; keys are not in it."""
-    match action:
-        case reconcile.InstallSa(sa):
-            return f"sa {sa.name} installed"
-        case reconcile.RemoveSa(name):
-            return f"sa {name} removed"
-        case reconcile.ReplacePolicies(policies):
-            return f"{len(policies)} policies in place"
-        case reconcile.AddRoute(route):
-            return f"route {route.destination} {route.kind} added"
-        case reconcile.RemoveRoute(route):
-            return f"route {route.destination} {route.kind} removed"
-        case reconcile.AddRule(rule):
-            return f"rule {rule.priority} added"
-        case reconcile.RemoveRule(rule):
-            return f"rule {rule.priority} removed"
-        case reconcile.AddAddress(address):
-            return f"address {address} added"
-        case reconcile.RemoveAddress(address):
-            return f"address {address} removed"
-        case reconcile.SetMtu(mtu):
-            return f"mtu {mtu}"
-        case reconcile.SetSockets(sockets):
-            names = ", ".join(sorted(f"{s.address} {s.encapsulation}" for s in sockets))
-            return f"outer sockets: {names or 'none'}"
+def _names(changes: Sequence[Change]) -> list[str]:
+    return [change.name for change in changes if isinstance(change, InstallSa | RemoveSa)]

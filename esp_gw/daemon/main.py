@@ -17,11 +17,11 @@ from esp_gw.daemon import memory
 from esp_gw.daemon.gateway import Gateway
 from esp_gw.daemon.service import Service
 from esp_gw.daemon.systemd import Notifier, watchdog_interval
+from esp_gw.desired import Desired
 from esp_gw.engine.choose import is_native, make_engine
 from esp_gw.errors import EngineError, EspGwError
 from esp_gw.ledger.thread import Sequences
 from esp_gw.logs import log
-from esp_gw.model import Desired
 from esp_gw.network.netlink import Netlink
 from esp_gw.network.owned_tables import TABLES_NAME, Tables
 

@@ -1,17 +1,26 @@
-"""From what is wanted and what is there to the actions between them: no socket, no clock.
-
-The order of the actions is the safety: prefixes become unreachable before they are routed into the
-TUN, SAs are there before the policies that need them, and go after them.
-"""
+"""From what is wanted and what is there to the changes between them: no socket, no clock."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from esp_gw.desired import Desired
 from esp_gw.engine.base import OuterSocket
-from esp_gw.model import Desired, Direction, IPAddress, Policy, Sa
-from esp_gw.network.plan import Network, Route, RouteKind, Rule
+from esp_gw.model import Direction, Policy, Sa
+from esp_gw.network.changes import (
+    AddAddress,
+    AddGuardRoute,
+    AddRoute,
+    AddRule,
+    Change,
+    RemoveAddress,
+    RemoveRoute,
+    RemoveRule,
+    SetMtu,
+    Step,
+)
+from esp_gw.network.plan import Network, RouteKind, Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,160 +34,158 @@ class Observed:
 
 
 @dataclass(frozen=True, slots=True)
-class AddRoute:
-    """Add a route, or replace the one to this destination of the same kind."""
-
-    route: Route
-
-
-@dataclass(frozen=True, slots=True)
-class RemoveRoute:
-    """Remove a route of ours."""
-
-    route: Route
-
-
-@dataclass(frozen=True, slots=True)
-class AddRule:
-    """Add a rule."""
-
-    rule: Rule
-
-
-@dataclass(frozen=True, slots=True)
-class RemoveRule:
-    """Remove a rule of ours."""
-
-    rule: Rule
-
-
-@dataclass(frozen=True, slots=True)
-class AddAddress:
-    """Put an address on the TUN."""
-
-    address: IPAddress
-
-
-@dataclass(frozen=True, slots=True)
-class RemoveAddress:
-    """Take an address off the TUN."""
-
-    address: IPAddress
-
-
-@dataclass(frozen=True, slots=True)
-class SetMtu:
-    """Set the TUN's MTU, in bytes."""
-
-    mtu: int
-
-
-@dataclass(frozen=True, slots=True)
-class SetSockets:
+class SetSockets(Change):
     """Have these outer sockets open and no others."""
 
     sockets: frozenset[OuterSocket]
 
+    def describe(self) -> str:
+        """Return the sockets."""
+        names = ", ".join(sorted(f"{s.address} {s.encapsulation}" for s in self.sockets))
+        return f"outer sockets: {names or 'none'}"
+
 
 @dataclass(frozen=True, slots=True)
-class InstallSa:
+class OpenSockets(SetSockets):
+    """Open the sockets that are missing; those that are no more needed are among these still."""
+
+    step = Step.OPEN_SOCKETS
+
+
+@dataclass(frozen=True, slots=True)
+class CloseSockets(SetSockets):
+    """Close the sockets that are not needed any more."""
+
+    step = Step.CLOSE_SOCKETS
+
+
+@dataclass(frozen=True, slots=True)
+class InstallSa(Change):
     """Install an SA; one of the same name is replaced without a packet between."""
 
     sa: Sa
 
+    @property
+    def name(self) -> str:
+        """The SA's name."""
+        return self.sa.name
+
+    def describe(self) -> str:
+        """Return the SA's name."""
+        return f"sa {self.name} installed"
+
 
 @dataclass(frozen=True, slots=True)
-class RemoveSa:
+class InstallInboundSa(InstallSa):
+    """Install an inbound SA."""
+
+    step = Step.INSTALL_INBOUND_SAS
+
+
+@dataclass(frozen=True, slots=True)
+class InstallOutboundSa(InstallSa):
+    """Install an outbound SA."""
+
+    step = Step.INSTALL_OUTBOUND_SAS
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveSa(Change):
     """Remove an SA."""
 
+    step = Step.REMOVE_SAS
     name: str
+
+    def describe(self) -> str:
+        """Return the SA's name."""
+        return f"sa {self.name} removed"
 
 
 @dataclass(frozen=True, slots=True)
-class ReplacePolicies:
+class EvictSa(RemoveSa):
+    """Remove an inbound SA whose SPI a coming one has."""
+
+    step = Step.EVICT_SAS
+
+
+@dataclass(frozen=True, slots=True)
+class ReplacePolicies(Change):
     """Put a new SPD in place."""
 
+    step = Step.REPLACE_POLICIES
     policies: tuple[Policy, ...]
 
-
-Action = (
-    AddRoute
-    | RemoveRoute
-    | AddRule
-    | RemoveRule
-    | AddAddress
-    | RemoveAddress
-    | SetMtu
-    | SetSockets
-    | InstallSa
-    | RemoveSa
-    | ReplacePolicies
-)
+    def describe(self) -> str:
+        """Return the number of policies."""
+        return f"{len(self.policies)} policies in place"
 
 
-def reconcile(desired: Desired, network: Network, observed: Observed) -> list[Action]:
-    """Return the actions that lead from `observed` to `desired` and its `network`, in order.
+def reconcile(desired: Desired, network: Network, observed: Observed) -> list[Change]:
+    """Return the changes that lead from `observed` to `desired` and its `network`, in order.
 
-    What is the same on both sides appears in no action.
+    What is the same on both sides appears in no change.
     """
-    there, sockets = observed.network, outer_sockets(desired)
-    new_routes = sorted(network.routes - there.routes, key=str)
-    old_routes = sorted(there.routes - network.routes, key=str)
-    wanted = {sa.name: sa for sa in desired.sas}
-    actions: list[Action] = [
-        AddRoute(route) for route in new_routes if route.kind is RouteKind.UNREACHABLE
+    changes = [
+        *_network_changes(network, observed.network),
+        *_socket_changes(outer_sockets(desired), observed.sockets),
+        *_sa_changes(desired, observed),
     ]
-    actions += [AddRule(rule) for rule in _by_priority(network.rules - there.rules)]
-    if not sockets <= observed.sockets:
-        actions.append(SetSockets(observed.sockets | sockets))
-    # Inbound first: a peer that has the new key already must be understood before it is answered.
+    if desired.policies != observed.policies:
+        changes.append(ReplacePolicies(desired.policies))
+    return sorted(changes, key=lambda change: change.step)
+
+
+def _network_changes(network: Network, there: Network) -> list[Change]:
+    new_routes = sorted(network.routes - there.routes, key=str)
+    replaced = {(route.kind, route.destination, route.table) for route in new_routes}
+    changes: list[Change] = [
+        AddRoute(route) if route.kind is RouteKind.TUN else AddGuardRoute(route)
+        for route in new_routes
+    ]
+    changes += [
+        RemoveRoute(route)
+        for route in sorted(there.routes - network.routes, key=str)
+        if (route.kind, route.destination, route.table) not in replaced
+    ]
+    changes += [AddRule(rule) for rule in _by_priority(network.rules - there.rules)]
+    changes += [RemoveRule(rule) for rule in _by_priority(there.rules - network.rules)]
+    if network.mtu != there.mtu:
+        changes.append(SetMtu(network.mtu))
+    new_addresses, old_addresses = (
+        sorted(addresses, key=str)
+        for addresses in (network.addresses - there.addresses, there.addresses - network.addresses)
+    )
+    changes += [AddAddress(address) for address in new_addresses]
+    changes += [RemoveAddress(address) for address in old_addresses]
+    return changes
+
+
+def _socket_changes(wanted: frozenset[OuterSocket], there: frozenset[OuterSocket]) -> list[Change]:
+    changes: list[Change] = []
+    if not wanted <= there:
+        changes.append(OpenSockets(there | wanted))
+    if there - wanted:
+        changes.append(CloseSockets(wanted))
+    return changes
+
+
+def _sa_changes(desired: Desired, observed: Observed) -> list[Change]:
+    wanted = {sa.name for sa in desired.sas}
     changed = [sa for sa in desired.sas if observed.sas.get(sa.name) != sa]
-    # An SPI may move from one name to another, or two names may swap theirs: what held it must be
-    # gone first.
+    # An SPI may move from one name to another, or two names may swap theirs: its holder goes first.
     owners = {sa.spi: sa.name for sa in changed if sa.direction is Direction.INBOUND}
-    in_the_way = [
+    evicted = {
         sa.name
         for sa in observed.sas.values()
         if sa.direction is Direction.INBOUND and owners.get(sa.spi, sa.name) != sa.name
+    }
+    changes: list[Change] = [EvictSa(name) for name in observed.sas if name in evicted]
+    changes += [
+        InstallInboundSa(sa) if sa.direction is Direction.INBOUND else InstallOutboundSa(sa)
+        for sa in changed
     ]
-    actions += [RemoveSa(name) for name in in_the_way]
-    actions += [InstallSa(sa) for sa in changed if sa.direction is Direction.INBOUND]
-    actions += [InstallSa(sa) for sa in changed if sa.direction is Direction.OUTBOUND]
-    if desired.policies != observed.policies:
-        actions.append(ReplacePolicies(desired.policies))
-    if network.mtu != there.mtu:
-        actions.append(SetMtu(network.mtu))
-    actions += [
-        AddAddress(address) for address in sorted(network.addresses - there.addresses, key=str)
-    ]
-    actions += [AddRoute(route) for route in new_routes if route.kind is RouteKind.TUN]
-    actions += [RemoveRule(rule) for rule in _by_priority(there.rules - network.rules)]
-    replaced = {(route.kind, route.destination, route.table) for route in new_routes}
-    actions += [
-        RemoveRoute(route)
-        for route in old_routes
-        if (route.kind, route.destination, route.table) not in replaced
-    ]
-    actions += [
-        RemoveAddress(address) for address in sorted(there.addresses - network.addresses, key=str)
-    ]
-    actions += [
-        RemoveSa(name) for name in observed.sas if name not in wanted and name not in in_the_way
-    ]
-    if observed.sockets - sockets:
-        actions.append(SetSockets(sockets))
-    return actions
-
-
-def is_guard(action: Action) -> bool:
-    """Whether an action keeps packets from leaving in the clear, even while the TUN is down."""
-    match action:
-        case AddRoute(route):
-            return route.kind is RouteKind.UNREACHABLE
-        case AddRule():
-            return True
-        case _:
-            return False
+    changes += [RemoveSa(name) for name in observed.sas if name not in wanted | evicted]
+    return changes
 
 
 def outer_sockets(desired: Desired) -> frozenset[OuterSocket]:

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
-from dataclasses import fields as dataclass_fields
 from pathlib import Path
 
 from esp_gw import __version__
@@ -23,24 +22,23 @@ from esp_gw.config.added import (
     parse_sa_entry,
 )
 from esp_gw.config.conflicts import find_conflicts
-from esp_gw.config.fields import provider_fault
 from esp_gw.config.keyfile import format_keymat
 from esp_gw.config.load import load_config
 from esp_gw.control.protocol import PREFIX
 from esp_gw.control.server import Handler, Peer
 from esp_gw.crypto.advice import Advice
+from esp_gw.crypto.providers import provider_fault
 from esp_gw.daemon.gateway import Gateway
 from esp_gw.daemon.views import policy_info, sa_info
+from esp_gw.desired import Desired, GatewaySettings, settings_of
 from esp_gw.errors import ControlError, EspGwError
 from esp_gw.logs import log
-from esp_gw.model import Desired, Sa
+from esp_gw.model import Sa
 from esp_gw.network.sysctl import network_warnings
 
 Parameters = dict[str, object]
 
 _SILENT = "no packet received yet"
-_CRYPTO_FIELDS = {"provider": "crypto.provider", "af_alg": "crypto.offload"}
-"""Fields of the settings that don't stand in the section `gateway`."""
 
 
 class Service:
@@ -395,14 +393,11 @@ class Service:
     def _refuse_fixed(self, configured: Desired) -> None:
         """What the daemon opened at its start can't change while it runs."""
         old, new = self._configured.settings, configured.settings
-        for field in dataclass_fields(old):
-            if field.name not in ("addresses", "mtu") and (
-                getattr(old, field.name) != getattr(new, field.name)
-            ):
-                name = _CRYPTO_FIELDS.get(field.name, f"gateway.{field.name}")
+        for name, setting in settings_of(GatewaySettings).items():
+            if not setting.live and getattr(old, name) != getattr(new, name):
                 raise ControlError(
                     "Refused",
-                    f"{name} can't change while the gateway runs",
+                    f"{setting.section}.{setting.key or name} can't change while the gateway runs",
                     hint="restart it with 'systemctl restart esp-gw'",
                 )
 

@@ -21,7 +21,8 @@ from esp_gw.demo.signals import ended_by_signals
 from esp_gw.demo.tap import Tap, WireReport
 from esp_gw.demo.traffic import iperf, iperf_server, ping
 from esp_gw.errors import LabError
-from esp_gw.model import NO_AES, UDP_ENCAP_PORT, Encapsulation, Mode, Suite
+from esp_gw.model import NO_AES, Encapsulation, Mode, Suite
+from esp_gw.protocol import UDP_ENCAP_PORT
 
 PINGS = 50
 _PROGRAMS = ("ip", "setpriv", "ping", "iperf3")

@@ -12,16 +12,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from esp_gw.crypto.aead import Verdict
-from esp_gw.model import (
-    AF_ALG_AUTO,
-    PROVIDER_AUTO,
-    Encapsulation,
-    IPAddress,
-    Lease,
-    Offloads,
-    Policy,
-    Sa,
-)
+from esp_gw.desired import EngineSettings
+from esp_gw.model import Encapsulation, IPAddress, Lease, Policy, Sa
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,25 +125,6 @@ class OuterSocket:
 
     address: IPAddress
     encapsulation: Encapsulation
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """What an engine opens: the TUN's name, the UDP port, the mark of its outer packets, and how.
-
-    `workers`, `pin_workers`, `busy_poll_us`, `offload` and `af_alg` are as in `GatewaySettings`; an
-    engine without such a thing leaves it out, and `status` says so.
-    """
-
-    interface: str
-    port: int
-    fwmark: int
-    workers: int | None = None
-    pin_workers: bool = False
-    busy_poll_us: int = 0
-    offload: Offloads = field(default_factory=Offloads)
-    provider: str = PROVIDER_AUTO
-    af_alg: str = AF_ALG_AUTO
 
 
 @dataclass(frozen=True, slots=True)

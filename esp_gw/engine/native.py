@@ -15,11 +15,11 @@ import esp_gw_core
 from esp_gw.crypto import probe
 from esp_gw.crypto.aead import Verdict
 from esp_gw.crypto.measure import Sealer
+from esp_gw.desired import EngineSettings
 from esp_gw.engine.base import (
     AfAlgLost,
     Counters,
     EngineFailed,
-    EngineSettings,
     EngineStatus,
     Event,
     GsoRefused,
@@ -32,8 +32,7 @@ from esp_gw.engine.base import (
     SaCounters,
     SoftExpired,
 )
-from esp_gw.engine.python.outer import refused
-from esp_gw.engine.python.tun import DEVICE, not_created, not_opened
+from esp_gw.engine.refusals import TUN_DEVICE, socket_refused, tun_not_created, tun_not_opened
 from esp_gw.errors import EngineError
 from esp_gw.model import AF_ALG_ON, Direction, Encapsulation, Lease, Policy, Sa, Selector
 
@@ -60,8 +59,10 @@ class NativeEngine:
         try:
             self._core: Any = esp_gw_core.NativeEngine(_Settings(settings, self._af_alg))
         except OSError as error:
-            opening = DEVICE in str(error.strerror)
-            raise (not_opened if opening else not_created)(settings.interface, error) from None
+            opening = TUN_DEVICE in str(error.strerror)
+            raise (tun_not_opened if opening else tun_not_created)(
+                settings.interface, error
+            ) from None
         except ValueError as error:
             raise EngineError(f"the native engine: {error}") from None
         self._settings = settings
@@ -82,7 +83,7 @@ class NativeEngine:
             try:
                 self._set_sockets([*self._outers, outer])
             except OSError as error:
-                raise refused(outer, self._settings.port, error) from None
+                raise socket_refused(outer, self._settings.port, error) from None
         self._set_sockets(wanted)
 
     def _set_sockets(self, wanted: Sequence[OuterSocket]) -> None:

@@ -23,10 +23,20 @@ from typing import Any, TypeVar
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from esp_gw.daemon import reconcile
 from esp_gw.errors import NetworkError
 from esp_gw.model import IPAddress, IPNetwork, PortRange
-from esp_gw.network.plan import MAIN_TABLE, MAX_BYPASS_RULES, Network, Route, Rule
+from esp_gw.network.changes import (
+    AddAddress,
+    AddRoute,
+    AddRule,
+    NetworkChange,
+    RemoveAddress,
+    RemoveRoute,
+    RemoveRule,
+    SetMtu,
+    Step,
+)
+from esp_gw.network.plan import MAIN_TABLE, MAX_BYPASS_RULES, Network, Rule
 from esp_gw.network.routes import PROTOCOL, RouteSocket, refusal
 
 SETTLE_TIME = 0.1
@@ -108,9 +118,9 @@ class Netlink:
         """Return the bytes that a packet to `remote` may have; None where there is no route."""
         return await self._call(self._path_mtu(remote, fwmark))
 
-    async def apply(self, actions: Sequence[reconcile.Action]) -> None:
-        """Carry out the network's part of a list of actions, in order. Raises NetworkError."""
-        await self._call(self._apply(actions))
+    async def apply(self, changes: Sequence[NetworkChange]) -> None:
+        """Carry changes out, in their order. Raises NetworkError."""
+        await self._call(self._apply(changes))
 
     async def _call(self, work: Coroutine[Any, Any, T]) -> T:
         loop = asyncio.get_running_loop()
@@ -237,28 +247,30 @@ class Netlink:
         # The loopback's 64 KiB are no path that a packet could have.
         return min(int(link.get("mtu")), 65535)
 
-    async def _apply(self, actions: Sequence[reconcile.Action]) -> None:
-        for kind, run in groupby(actions, type):
+    async def _apply(self, changes: Sequence[NetworkChange]) -> None:
+        for step, group in groupby(changes, lambda change: change.step):
+            run = list(group)
             # Thousands of routes come together: they are a few messages, not thousands.
-            if kind is reconcile.AddRoute:
-                self._routes.replace(_routes(run))
-            elif kind is reconcile.RemoveRoute:
-                self._routes.remove(_routes(run))
+            routes = [change.route for change in run if isinstance(change, AddRoute | RemoveRoute)]
+            if not routes:
+                for change in run:
+                    await self._apply_one(change)
+            elif step is Step.REMOVE_ROUTES:
+                self._routes.remove(routes)
             else:
-                for action in run:
-                    await self._apply_one(action)
+                self._routes.replace(routes)
 
-    async def _apply_one(self, action: reconcile.Action) -> None:
-        match action:
-            case reconcile.AddRule(rule):
+    async def _apply_one(self, change: NetworkChange) -> None:
+        match change:
+            case AddRule(rule):
                 await self._rule("add", rule)
-            case reconcile.RemoveRule(rule):
+            case RemoveRule(rule):
                 await self._rule("del", rule)
-            case reconcile.AddAddress(address):
+            case AddAddress(address):
                 await self._address("add", address)
-            case reconcile.RemoveAddress(address):
+            case RemoveAddress(address):
                 await self._address("del", address)
-            case reconcile.SetMtu(mtu):
+            case SetMtu(mtu):
                 await self._do(
                     f"link {self._interface} mtu {mtu}",
                     self._ipr.link("set", index=self._index, mtu=mtu),
@@ -332,14 +344,6 @@ def _drain(monitor: socket.socket) -> None:
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
-
-
-def _routes(actions: Iterable[reconcile.Action]) -> list[Route]:
-    return [
-        action.route
-        for action in actions
-        if isinstance(action, reconcile.AddRoute | reconcile.RemoveRoute)
-    ]
 
 
 def _pairs(tables: Iterable[int]) -> set[int]:

@@ -14,12 +14,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
-from esp_gw.engine.python.esp import max_payload
-from esp_gw.engine.python.wire import IPV4_HEADER_LEN, IPV6_HEADER_LEN, MIN_IPV6_MTU
+from esp_gw.desired import Desired
 from esp_gw.errors import NetworkError
 from esp_gw.model import (
+    LAST_TABLE,
+    RESERVED_TABLES,
     Action,
-    Desired,
     Encapsulation,
     IPAddress,
     IPNetwork,
@@ -30,19 +30,15 @@ from esp_gw.model import (
     Selector,
 )
 from esp_gw.network.prefixes import PrefixIndex
+from esp_gw.protocol import IPV4_HEADER_LEN, IPV6_HEADER_LEN, MIN_IPV6_MTU, UDP_HEADER_LEN
 
 MAIN_TABLE = 254
 DEFAULT_PATH_MTU = 1500
-UDP_HEADER_LEN = 8
 MAX_BYPASS_RULES = 400
 """Rule priorities from the table's number minus this, to the table's number plus 1, are ours.
 
 The bypass selectors have all of those before the table's number but the last.
 """
-LAST_TABLE = 32764
-"""With a higher number our rules would stand behind the kernel's own, 32766 for the main table,
-and what is protected would leave in the clear."""
-_SYSTEM_TABLES = frozenset((253, 254, 255))
 _UNSPECIFIED = IPv4Network("0.0.0.0/32")
 _RULE_PORTS = PortRange(1, 65534)
 """The ports that a rule can name (fib_rule_port_range_valid in the kernel)."""
@@ -118,7 +114,7 @@ def inner_mtu(sa: Sa, path_mtu: int) -> int:
     """Return the largest inner packet whose outer packet fits `path_mtu` bytes."""
     header = IPV4_HEADER_LEN if sa.remote.version == 4 else IPV6_HEADER_LEN
     udp = UDP_HEADER_LEN if sa.encapsulation is Encapsulation.UDP else 0
-    payload = max_payload(path_mtu - header - udp, sa.suite)
+    payload = sa.suite.max_payload(path_mtu - header - udp)
     return payload + header if sa.mode is Mode.TRANSPORT else payload
 
 
@@ -163,7 +159,7 @@ def plan_network(
 
 
 def _check_table(table: int) -> None:
-    if table > LAST_TABLE or {table, table + 1} & _SYSTEM_TABLES:
+    if table > LAST_TABLE or table in RESERVED_TABLES:
         raise NetworkError(
             f"the routing table {table} can't be used: rules of its number must stand before the "
             "kernel's own, and the table after it must be free",

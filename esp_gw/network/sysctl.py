@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from esp_gw.model import Desired, Mode, Tunnel
+from esp_gw.desired import Desired
+from esp_gw.model import Mode, Tunnel
 
 PROC_NET = Path("/proc/sys/net")
 _STRICT = 1

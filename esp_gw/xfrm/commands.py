@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from esp_gw.config.keyfile import format_keymat
 from esp_gw.errors import EspGwError
 from esp_gw.model import (
-    UDP_ENCAP_PORT,
     Action,
     Direction,
     Encapsulation,
@@ -18,6 +17,7 @@ from esp_gw.model import (
     Sa,
     Selector,
 )
+from esp_gw.protocol import UDP_ENCAP_PORT
 from esp_gw.xfrm.parser import KERNEL_CIPHERS
 
 MAX_KERNEL_WINDOW = 4096

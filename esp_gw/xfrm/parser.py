@@ -15,14 +15,13 @@ from esp_gw.model import (
     AES_GCM,
     AES_GMAC,
     CHACHA20_POLY1305,
-    MIN_SPI,
-    SALT_LEN,
     SUITES,
     Direction,
     KeyMaterial,
     Mode,
     Suite,
 )
+from esp_gw.protocol import MIN_SPI, SALT_LEN
 from esp_gw.xfrm.lines import Line, address, mode, number, pairs, read_lines, selector, show_word
 from esp_gw.xfrm.records import (
     Dump,

@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from esp_gw.desired import Offloads
 from esp_gw.errors import LabError
-from esp_gw.model import SUITES, Encapsulation, Mode, Offloads
+from esp_gw.model import SUITES, Encapsulation, Mode
 from lab.bench.gateways import EspGw
 from lab.bench.measures import TESTS
 from lab.bench.model import Lengths, Opener, Subject

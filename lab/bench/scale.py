@@ -16,7 +16,8 @@ from esp_gw.control.client import call
 from esp_gw.demo.gateways import LabGateway, usage
 from esp_gw.demo.netns import Namespace, end
 from esp_gw.errors import EspGwError, LabError
-from esp_gw.model import DEFAULT_SUITE, MIN_SPI
+from esp_gw.model import DEFAULT_SUITE
+from esp_gw.protocol import MIN_SPI
 from lab.bench.measures import tcp
 from lab.bench.model import Lengths, Link, Memory, Sample
 from lab.bench.packets import PREFIXES, inner

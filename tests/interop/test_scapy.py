@@ -15,7 +15,8 @@ from scapy.layers.ipsec import ESP, CryptAlgo, IPSecIntegrityError, SecurityAsso
 from scapy.packet import Packet, Raw
 
 from esp_gw.crypto.openssl import make_aead
-from esp_gw.engine.python.esp import Drop, InboundEsp, OutboundEsp
+from esp_gw.engine.python.drop import Drop
+from esp_gw.engine.python.esp import InboundEsp, OutboundEsp
 from esp_gw.model import (
     AES_GCM,
     AES_GMAC,

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esp_gw.crypto.openssl import make_aead
-from esp_gw.engine.python.esp import Drop, InboundEsp, OutboundEsp, esp_len
+from esp_gw.engine.python.drop import Drop
+from esp_gw.engine.python.esp import InboundEsp, OutboundEsp
 from esp_gw.errors import EngineError
 from esp_gw.model import (
     SUITES,
@@ -77,7 +78,7 @@ def test_what_goes_in_comes_out(
     seq = first + (seq_hi << 32 if esn else 0)
     sender, receiver = pair(make_sa(suite, esn=esn), Lease(seq, seq + 1))
     packet = encap(sender, payload, next_header)
-    assert len(packet) == esp_len(len(payload), suite)
+    assert len(packet) == suite.esp_len(len(payload))
     assert decap(receiver, packet) == (payload, next_header, True)
     assert receiver.window.highest == seq
 

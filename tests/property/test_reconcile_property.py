@@ -11,25 +11,28 @@ from ipaddress import ip_address, ip_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esp_gw.daemon.reconcile import Action as Step
 from esp_gw.daemon.reconcile import (
-    AddAddress,
-    AddRoute,
-    AddRule,
     InstallSa,
     Observed,
-    RemoveAddress,
-    RemoveRoute,
-    RemoveRule,
     RemoveSa,
     ReplacePolicies,
-    SetMtu,
     SetSockets,
     outer_sockets,
     reconcile,
 )
+from esp_gw.desired import Desired
 from esp_gw.engine.base import OuterSocket
-from esp_gw.model import Action, Desired, Direction, Encapsulation, IPAddress, IPNetwork, Policy, Sa
+from esp_gw.model import Action, Direction, Encapsulation, IPAddress, IPNetwork, Policy, Sa
+from esp_gw.network.changes import (
+    AddAddress,
+    AddRoute,
+    AddRule,
+    Change,
+    RemoveAddress,
+    RemoveRoute,
+    RemoveRule,
+    SetMtu,
+)
 from esp_gw.network.plan import MAIN_TABLE, Network, Route, RouteKind, Rule, plan_network
 from tests.support.builders import desired, make_sa, selector
 
@@ -39,7 +42,7 @@ RouteKey = tuple[RouteKind, IPNetwork, int]
 
 @dataclass
 class World:
-    """An engine and a kernel that take one action at a time."""
+    """An engine and a kernel that take one change at a time."""
 
     sas: dict[str, Sa] = field(default_factory=dict)
     policies: tuple[Policy, ...] = ()
@@ -58,7 +61,7 @@ class World:
         )
         return Observed(dict(self.sas), self.policies, self.sockets, network)
 
-    def apply(self, step: Step) -> None:
+    def apply(self, step: Change) -> None:
         match step:
             case AddRoute(route):
                 assert route.source is None or route.source in HOST | self.addresses
@@ -173,7 +176,7 @@ def plan(wanted: Desired, path_mtu: int = 1500) -> Network:
     return plan_network(wanted, {sa.remote: path_mtu for sa in wanted.sas}, HOST)
 
 
-def steps(world: World, wanted: Desired, path_mtu: int = 1500) -> list[Step]:
+def steps(world: World, wanted: Desired, path_mtu: int = 1500) -> list[Change]:
     return reconcile(wanted, plan(wanted, path_mtu), world.observed())
 
 
@@ -242,7 +245,7 @@ def test_a_change_that_stopped_half_way_is_no_harm_to_the_next(
 
 @given(states(), states())
 @settings(max_examples=100, deadline=None)
-def test_what_is_the_same_in_both_states_is_in_no_action(before: Desired, after: Desired) -> None:
+def test_what_is_the_same_in_both_states_is_in_no_change(before: Desired, after: Desired) -> None:
     world = World()
     go(world, before)
     old, new = world.observed(), plan(after)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
 
+from esp_gw.desired import Desired, GatewaySettings
 from esp_gw.model import (
     SUITES,
     Action,
-    Desired,
     Direction,
     Encapsulation,
-    GatewaySettings,
     IPAddress,
     KeyMaterial,
     Mode,

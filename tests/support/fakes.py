@@ -11,18 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 from esp_gw.crypto.aead import Verdict
-from esp_gw.daemon import reconcile
-from esp_gw.engine.base import (
-    Counters,
-    EngineSettings,
-    EngineStatus,
-    Event,
-    Offload,
-    OuterSocket,
-    SaCounters,
-)
+from esp_gw.desired import EngineSettings
+from esp_gw.engine.base import Counters, EngineStatus, Event, Offload, OuterSocket, SaCounters
 from esp_gw.errors import EngineError, NetworkError
 from esp_gw.model import Direction, IPAddress, Lease, Policy, Sa
+from esp_gw.network import changes
 from esp_gw.network.plan import Network
 
 MACHINE = "a machine of tests"
@@ -189,31 +182,31 @@ class FakeNetlink:
     async def path_mtu(self, remote: IPAddress, fwmark: int) -> int | None:
         return 1500
 
-    async def apply(self, actions: Sequence[reconcile.Action]) -> None:
-        for action in actions:
+    async def apply(self, wanted: Sequence[changes.NetworkChange]) -> None:
+        for change in wanted:
             await asyncio.sleep(0)
             if self.actions == self._failing:
                 self._failing = None
                 raise NetworkError("the kernel refused it")
             self.actions += 1
-            self._carry_out(action)
+            self._carry_out(change)
 
-    def _carry_out(self, action: reconcile.Action) -> None:
+    def _carry_out(self, change: changes.NetworkChange) -> None:
         old = self.network
-        match action:
-            case reconcile.AddRoute(route):
+        match change:
+            case changes.AddRoute(route):
                 same = (route.kind, route.destination, route.table)
                 others = [r for r in old.routes if (r.kind, r.destination, r.table) != same]
                 self.network = replace(old, routes=frozenset((*others, route)))
-            case reconcile.RemoveRoute(route):
+            case changes.RemoveRoute(route):
                 self.network = replace(old, routes=old.routes - {route})
-            case reconcile.AddRule(rule):
+            case changes.AddRule(rule):
                 self.network = replace(old, rules=old.rules | {rule})
-            case reconcile.RemoveRule(rule):
+            case changes.RemoveRule(rule):
                 self.network = replace(old, rules=old.rules - {rule})
-            case reconcile.AddAddress(address):
+            case changes.AddAddress(address):
                 self.network = replace(old, addresses=old.addresses | {address})
-            case reconcile.RemoveAddress(address):
+            case changes.RemoveAddress(address):
                 self.network = replace(old, addresses=old.addresses - {address})
-            case reconcile.SetMtu(mtu):
+            case changes.SetMtu(mtu):
                 self.network = replace(old, mtu=mtu)

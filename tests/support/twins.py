@@ -23,11 +23,11 @@ from typing import Any
 
 from esp_gw.crypto.openssl import make_aead
 from esp_gw.demo.netns import NETNS_DIR, Namespace, add_address, namespaces, wire
+from esp_gw.desired import EngineSettings
 from esp_gw.engine.base import (
     Counters,
     Engine,
     EngineFailed,
-    EngineSettings,
     Event,
     OuterSocket,
     PathMtuChanged,

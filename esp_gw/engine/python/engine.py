@@ -16,11 +16,11 @@ from esp_gw.crypto import probe
 from esp_gw.crypto.measure import Sealer
 from esp_gw.crypto.offload import Offload as CryptoOffload
 from esp_gw.crypto.processor import aes_path
+from esp_gw.desired import EngineSettings, Offloads
 from esp_gw.engine.base import (
     AfAlgLost,
     Counters,
     EngineFailed,
-    EngineSettings,
     EngineStatus,
     Event,
     Offload,
@@ -34,7 +34,7 @@ from esp_gw.engine.python.peers import Peers
 from esp_gw.engine.python.sad import InboundState, OutboundState
 from esp_gw.engine.python.tun import open_tun
 from esp_gw.errors import EngineError
-from esp_gw.model import AF_ALG_ON, AWS_LC, Direction, Encapsulation, Lease, Offloads, Policy, Sa
+from esp_gw.model import AF_ALG_ON, AWS_LC, Direction, Encapsulation, Lease, Policy, Sa
 
 
 class PythonEngine:

@@ -6,17 +6,12 @@ import struct
 from collections import deque
 
 from esp_gw.crypto.aead import Aead
+from esp_gw.engine.python.drop import Drop
 from esp_gw.engine.python.replay import ReplayWindow
 from esp_gw.errors import EngineError
-from esp_gw.model import IV_LEN, DropReason, Lease, Sa, Suite
+from esp_gw.model import DropReason, Lease, Sa
+from esp_gw.protocol import IV_LEN, NO_NEXT_HEADER, TEXT_OFFSET, TRAILER_LEN
 
-ESP_HEADER_LEN = 8
-"""SPI and seq_lo, 4 bytes each (RFC 4303 2)."""
-NO_NEXT_HEADER = 59
-"""The next header of a dummy packet (RFC 4303 2.6)."""
-
-_TEXT_OFFSET = ESP_HEADER_LEN + IV_LEN
-_TRAILER_LEN = 2
 _SEQ_LO_MASK = 2**32 - 1
 
 _HEADER_AND_IV = struct.Struct("!IIQ")
@@ -29,31 +24,8 @@ _PADDING = tuple(bytes(range(1, pad_len + 1)) for pad_len in range(256))
 # What follows a payload: padding, pad_len, next_header; by payload_len % 4, then by next header.
 _TRAILERS = tuple(
     tuple(_PADDING[pad_len] + bytes((pad_len, next_header)) for next_header in range(256))
-    for pad_len in (-(remainder + _TRAILER_LEN) % 4 for remainder in range(4))
+    for pad_len in (-(remainder + TRAILER_LEN) % 4 for remainder in range(4))
 )
-
-
-class Drop(Exception):  # noqa: N818 - the ordinary end of a packet, not an error
-    """A packet that goes no further, and why."""
-
-    def __init__(self, reason: DropReason) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-def esp_len(payload_len: int, suite: Suite) -> int:
-    """Bytes of an ESP packet, from the SPI to the ICV, with `payload_len` bytes of payload."""
-    text_len = (payload_len + _TRAILER_LEN + 3) & ~3
-    return _TEXT_OFFSET + text_len + suite.icv_len
-
-
-def max_payload(esp_len_limit: int, suite: Suite) -> int:
-    """Bytes of the largest payload whose ESP packet is not longer than `esp_len_limit`.
-
-    Negative where not even an empty payload fits.
-    """
-    text_len = (esp_len_limit - _TEXT_OFFSET - suite.icv_len) & ~3
-    return text_len - _TRAILER_LEN
 
 
 class OutboundEsp:
@@ -84,7 +56,7 @@ class OutboundEsp:
             raise EngineError(f"{sa.name}: a lease can't begin at {lease.first}, the first is 1")
         self._spi = sa.spi
         self._salt = sa.keymat.salt
-        self._overhead = _TEXT_OFFSET + sa.suite.icv_len
+        self._overhead = TEXT_OFFSET + sa.suite.icv_len
         self._last_seq = sa.last_seq
         self._pack_aad = _AAD_ESN.pack if sa.esn else _AAD.pack
         self._seal_into = aead.seal_into
@@ -118,7 +90,7 @@ class OutboundEsp:
         """Seal the payload `buf[start:end]` as one ESP packet into `out`; returns its length.
 
         The trailer is written into `buf` behind the payload: 8 spare bytes are enough. `out` has
-        `esp_len` bytes or more and does not overlap `buf`. Raises Drop: LEASE_EXHAUSTED,
+        `Suite.esp_len` bytes or more and does not overlap `buf`. Raises Drop: LEASE_EXHAUSTED,
         SEQ_EXHAUSTED. RFC 4303 3.3, RFC 4106 3 to 5, RFC 7634 2.
         """
         seq = self.next_seq
@@ -134,7 +106,7 @@ class OutboundEsp:
             self._salt + seq.to_bytes(IV_LEN, "big"),
             buf[start:text_end],
             self._pack_aad(self._spi, seq),
-            out[_TEXT_OFFSET:length],
+            out[TEXT_OFFSET:length],
         )
         return length
 
@@ -175,8 +147,8 @@ class InboundEsp:
 
     def __init__(self, sa: Sa, highest_seq: int, aead: Aead) -> None:
         self._salt = sa.keymat.salt
-        self._overhead = _TEXT_OFFSET + sa.suite.icv_len
-        self._min_len = esp_len(0, sa.suite)
+        self._overhead = TEXT_OFFSET + sa.suite.icv_len
+        self._min_len = sa.suite.esp_len(0)
         self._esn = sa.esn
         self._pack_aad = _AAD_ESN.pack if sa.esn else _AAD.pack
         self._open_into = aead.open_into
@@ -204,7 +176,7 @@ class InboundEsp:
         text_len = length - self._overhead
         text = out[:text_len]
         try:
-            self._open_into(self._salt + iv, esp[_TEXT_OFFSET:], self._pack_aad(spi, seq), text)
+            self._open_into(self._salt + iv, esp[TEXT_OFFSET:], self._pack_aad(spi, seq), text)
         except self._authentication_error:
             # What was deciphered before the ICV was found wrong must not be there to be used.
             text[:] = bytes(text_len)
@@ -212,8 +184,8 @@ class InboundEsp:
         advanced = window.commit(seq)
         pad_len = text[-2]
         next_header = text[-1]
-        payload_len = text_len - _TRAILER_LEN - pad_len
-        if payload_len < 0 or text[payload_len:-_TRAILER_LEN] != _PADDING[pad_len]:
+        payload_len = text_len - TRAILER_LEN - pad_len
+        if payload_len < 0 or text[payload_len:-TRAILER_LEN] != _PADDING[pad_len]:
             raise Drop(DropReason.BAD_PADDING)
         if next_header == NO_NEXT_HEADER:
             raise Drop(DropReason.DUMMY)

@@ -17,15 +17,12 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 from esp_gw.engine.base import Event, PeerAddressChanged
-from esp_gw.engine.python.esp import Drop
+from esp_gw.engine.python.drop import Drop
 from esp_gw.engine.python.outbound import BATCH, MAX_FLOWS, MAX_PACKET, ROOM
-from esp_gw.engine.python.outer import Outer, SocketAddress
+from esp_gw.engine.python.outer import Outer
+from esp_gw.engine.python.peers import SocketAddress
 from esp_gw.engine.python.sad import InboundState
 from esp_gw.engine.python.wire import (
-    IPPROTO_IPIP,
-    IPPROTO_IPV6,
-    IPV4_HEADER_LEN,
-    IPV6_HEADER_LEN,
     flow_key,
     packet_length,
     parse,
@@ -35,6 +32,7 @@ from esp_gw.engine.python.wire import (
     write_ipv6_header,
 )
 from esp_gw.model import DropReason, Encapsulation
+from esp_gw.protocol import IPPROTO_IPIP, IPPROTO_IPV6, IPV4_HEADER_LEN, IPV6_HEADER_LEN
 
 NOT_ECT, CE = 0, 3
 """The ECN fields of a flow that knows no ECN, and of congestion experienced (RFC 3168)."""

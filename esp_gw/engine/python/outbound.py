@@ -16,19 +16,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from esp_gw.engine.base import Event, HardExpired, LeaseLow, PathMtuChanged, SoftExpired
-from esp_gw.engine.python.esp import Drop
+from esp_gw.engine.python.drop import Drop
 from esp_gw.engine.python.outer import path_mtu
 from esp_gw.engine.python.reassembly import Reassembler
 from esp_gw.engine.python.sad import NEVER, OutboundState
 from esp_gw.engine.python.spd import Spd
 from esp_gw.engine.python.wire import (
-    HOP_BY_HOP,
-    IPPROTO_IPIP,
-    IPPROTO_IPV6,
-    IPV4_HEADER_LEN,
-    IPV6_HEADER_LEN,
-    MIN_IPV6_MTU,
-    ROUTING,
     Inner,
     address_key,
     flow_key,
@@ -38,6 +31,15 @@ from esp_gw.engine.python.wire import (
     traffic_class,
 )
 from esp_gw.model import Action, DropReason, Policy
+from esp_gw.protocol import (
+    HOP_BY_HOP,
+    IPPROTO_IPIP,
+    IPPROTO_IPV6,
+    IPV4_HEADER_LEN,
+    IPV6_HEADER_LEN,
+    MIN_IPV6_MTU,
+    ROUTING,
+)
 
 BATCH = 64
 """Packets a call of the reader: about a millisecond, then everything else has its turn."""

@@ -8,18 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import os
 import socket
-from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections import Counter, deque
+from typing import Protocol
 
 from esp_gw.engine.base import OuterSocket
-from esp_gw.engine.python.wire import IPPROTO_ESP
-from esp_gw.errors import EngineError
+from esp_gw.engine.python.peers import Peer, SocketAddress
+from esp_gw.engine.refusals import socket_refused
 from esp_gw.model import DropReason, Encapsulation
-
-if TYPE_CHECKING:
-    from esp_gw.engine.python.sad import OutboundState
+from esp_gw.protocol import IPPROTO_ESP
 
 SOCKET_BUFFER = 4 << 20
 """Bytes asked of the kernel each way; it gives at most net.core.wmem_max and rmem_max."""
@@ -41,15 +38,17 @@ _SO_MARK = getattr(socket, "SO_MARK", 36)
 _SO_RCVBUFFORCE = 33
 _SO_SNDBUFFORCE = 32
 
-_ADVICE = {
-    errno.EPERM: "raw ESP needs CAP_NET_RAW",
-    errno.EADDRINUSE: (
-        "another program listens there (an IKE daemon?): stop it, or set another 'port'"
-    ),
-}
 
-SocketAddress = tuple[Any, ...]
-Queued = tuple["OutboundState", bytes, int, int, bool]
+class Sender(Protocol):
+    """An outbound SA as its socket sees it: the peer, and the counters of packets taken or lost."""
+
+    peer: Peer
+    packets: int
+    bytes: int
+    drops: Counter[str]
+
+
+Queued = tuple[Sender, bytes, int, int, bool]
 
 
 class Outer:
@@ -72,7 +71,7 @@ class Outer:
         self._may_fragment = False
 
     def send(
-        self, state: OutboundState, packet: memoryview, inner_len: int, tos: int, may_fragment: bool
+        self, state: Sender, packet: memoryview, inner_len: int, tos: int, may_fragment: bool
     ) -> DropReason | None:
         """Send one packet, or queue it where the socket is full; return why it was dropped.
 
@@ -108,7 +107,7 @@ class Outer:
             return False
         return True
 
-    def discard(self, state: OutboundState) -> None:
+    def discard(self, state: Sender) -> None:
         """Drop what waits in the queue for an SA, counted as send-error."""
         kept = [item for item in self._queue if item[0] is not state]
         if lost := len(self._queue) - len(kept):
@@ -125,7 +124,7 @@ class Outer:
         self.sock.close()
 
     def _enqueue(
-        self, state: OutboundState, packet: memoryview, inner_len: int, tos: int, may_fragment: bool
+        self, state: Sender, packet: memoryview, inner_len: int, tos: int, may_fragment: bool
     ) -> DropReason | None:
         if len(self._queue) >= MAX_QUEUED:
             return DropReason.QUEUE_FULL
@@ -180,16 +179,6 @@ def path_mtu(outer: Outer, address: SocketAddress) -> int | None:
     return None
 
 
-def refused(wanted: OuterSocket, port: int, error: OSError) -> EngineError:
-    """Return the error that says why the kernel gives no such socket, and what to do."""
-    udp = wanted.encapsulation is Encapsulation.UDP
-    return EngineError(
-        f"can't open the outer socket: {os.strerror(error.errno or 0)}",
-        where=f"{wanted.address} port {port}/udp" if udp else f"{wanted.address} protocol 50",
-        hint=_ADVICE.get(error.errno or 0),
-    )
-
-
 def _open(wanted: OuterSocket, port: int, fwmark: int) -> socket.socket:
     ipv4 = wanted.address.version == 4
     family = socket.AF_INET if ipv4 else socket.AF_INET6
@@ -198,13 +187,13 @@ def _open(wanted: OuterSocket, port: int, fwmark: int) -> socket.socket:
     try:
         sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
     except OSError as error:
-        raise refused(wanted, port, error) from None
+        raise socket_refused(wanted, port, error) from None
     try:
         _configure(sock, ipv4, udp, fwmark)
         sock.bind((str(wanted.address), port if udp else 0))
     except OSError as error:
         sock.close()
-        raise refused(wanted, port, error) from None
+        raise socket_refused(wanted, port, error) from None
     return sock
 
 

@@ -11,19 +11,18 @@ tunnel has been there for SETTLE, after which nothing on the way is that old.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Any
 from weakref import WeakValueDictionary
 
 from esp_gw.model import Encapsulation, IPAddress, Sa
-
-if TYPE_CHECKING:
-    from esp_gw.engine.python.outer import SocketAddress
 
 SETTLE = 5.0
 """Seconds after a move in which only SAs that were heard where the peer is can move it again."""
 NOT_HEARD = -1
 """What `follow` takes for an SA that was not heard yet."""
 
+SocketAddress = tuple[Any, ...]
+"""An address as socket.sendto takes it."""
 _Key = tuple[str, str, IPAddress, int]
 
 

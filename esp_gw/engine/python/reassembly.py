@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import struct
 
-from esp_gw.engine.python.esp import Drop
-from esp_gw.engine.python.wire import FRAGMENT_HEADER, IPV6_HEADER_LEN
+from esp_gw.engine.python.drop import Drop
 from esp_gw.model import DropReason
+from esp_gw.protocol import FRAGMENT_HEADER, IPV6_HEADER_LEN
 
 MAX_DATAGRAMS = 16
 MAX_FRAGMENTS = 256

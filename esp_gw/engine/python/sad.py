@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
 
 from esp_gw.crypto.aead import Aead
 from esp_gw.engine.base import SaCounters
 from esp_gw.engine.python.esp import InboundEsp, OutboundEsp
+from esp_gw.engine.python.outer import Outer
 from esp_gw.engine.python.peers import NOT_HEARD, Peer
 from esp_gw.engine.python.spd import CompiledSelector
 from esp_gw.model import Lease, Mode, Sa
-
-if TYPE_CHECKING:
-    from esp_gw.engine.python.outer import Outer
 
 NEVER = 2**64 + 1
 """Beyond every sequence number, and beyond the one that follows the last."""

@@ -9,29 +9,22 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from esp_gw.engine.python.esp import Drop
+from esp_gw.engine.python.drop import Drop
 from esp_gw.model import DropReason
+from esp_gw.protocol import (
+    DESTINATION_OPTIONS,
+    FRAGMENT_HEADER,
+    HOP_BY_HOP,
+    IPV4_HEADER_LEN,
+    IPV6_HEADER_LEN,
+    PORT_PROTOCOLS,
+    ROUTING,
+)
 
-IPPROTO_IPIP = 4
-IPPROTO_TCP = 6
-IPPROTO_UDP = 17
-IPPROTO_DCCP = 33
-IPPROTO_IPV6 = 41
-IPPROTO_ESP = 50
-IPPROTO_SCTP = 132
-IPPROTO_UDPLITE = 136
-PORT_PROTOCOLS = frozenset((IPPROTO_TCP, IPPROTO_UDP, IPPROTO_DCCP, IPPROTO_SCTP, IPPROTO_UDPLITE))
-"""The protocols whose packets carry ports (RFC 4301 4.4.1.1)."""
-
-HOP_BY_HOP, ROUTING, FRAGMENT_HEADER, DESTINATION_OPTIONS = 0, 43, 44, 60
 _EXTENSIONS = frozenset((HOP_BY_HOP, ROUTING, FRAGMENT_HEADER, DESTINATION_OPTIONS))
 MAX_EXTENSION_HEADERS = 8
 """More than any real packet has; a longer chain is called malformed rather than walked."""
 
-IPV4_HEADER_LEN = 20
-IPV6_HEADER_LEN = 40
-MIN_IPV6_MTU = 1280
-"""RFC 8200 5: no IPv6 link takes less."""
 NO_PORT = -1
 
 _IPV4 = struct.Struct("!BBHHHBBHII")

@@ -57,7 +57,7 @@ class Machine:
         self.tun.touch()
         self.status.write_text("Name:\tpython\nCapEff:\t0000000000003000\n")
         self.cpuinfo.write_text(HEALTHY_CPU)
-        monkeypatch.setattr(doctor, "DEVICE", str(self.tun))
+        monkeypatch.setattr(doctor, "TUN_DEVICE", str(self.tun))
         monkeypatch.setattr(doctor, "UNIT_FOLDERS", (self.units, folder / "other"))
         monkeypatch.setattr(doctor, "PROC_STATUS", self.status)
         monkeypatch.setattr(doctor, "network_warnings", lambda *_: [])

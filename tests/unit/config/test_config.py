@@ -9,17 +9,15 @@ import pytest
 
 from esp_gw.config.keyfile import format_keymat, generate, write_key_file
 from esp_gw.config.load import load_config
+from esp_gw.desired import Desired, GatewaySettings, Offloads
 from esp_gw.errors import ConfigError
 from esp_gw.model import (
     DEFAULT_SUITE,
     SUITES,
     Action,
-    Desired,
     Direction,
     Encapsulation,
-    GatewaySettings,
     Mode,
-    Offloads,
     Origin,
     PortRange,
     Selector,

@@ -9,7 +9,8 @@ import pytest
 
 from esp_gw.config.keyfile import format_keymat, generate
 from esp_gw.config.load import load_config
-from esp_gw.model import DEFAULT_SUITE, SUITES, Action, Desired, Direction
+from esp_gw.desired import Desired
+from esp_gw.model import DEFAULT_SUITE, SUITES, Action, Direction
 
 EXAMPLES = Path(__file__).parents[3] / "configs"
 

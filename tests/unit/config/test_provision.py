@@ -10,8 +10,9 @@ import pytest
 
 from esp_gw.config import provision
 from esp_gw.config.load import load_config
+from esp_gw.desired import Desired
 from esp_gw.errors import EspGwError
-from esp_gw.model import SUITES, Desired, Direction, Encapsulation, Mode, Selector
+from esp_gw.model import SUITES, Direction, Encapsulation, Mode, Selector
 
 OUTER = {"local": ip_address("192.0.2.1"), "remote": ip_address("192.0.2.2")}
 NETS = {"local_nets": [ip_network("10.1.0.0/24")], "remote_nets": [ip_network("10.2.0.0/24")]}

@@ -22,10 +22,11 @@ from esp_gw.daemon.reconcile import (
     outer_sockets,
     reconcile,
 )
+from esp_gw.desired import Desired
 from esp_gw.engine.python.sad import OutboundState
 from esp_gw.engine.python.wire import flow_key, spread
 from esp_gw.errors import ConfigError
-from esp_gw.model import DEFAULT_SUITE, Desired, Direction, DropReason, KeyMaterial
+from esp_gw.model import DEFAULT_SUITE, Direction, DropReason, KeyMaterial
 from esp_gw.network.plan import plan_network
 from tests.support.rig import HEADS, V4, V6, Pair, packet, pair
 
@@ -211,8 +212,8 @@ def changes(before: Desired, after: Desired) -> list[str]:
     there = plan_network(before, {}, frozenset())
     observed = Observed(sas, before.policies, outer_sockets(before), there)
     found = []
-    for action in reconcile(after, plan_network(after, {}, frozenset()), observed):
-        match action:
+    for change in reconcile(after, plan_network(after, {}, frozenset()), observed):
+        match change:
             case InstallSa(sa):
                 found.append(f"install {sa.name}")
             case RemoveSa(name):
@@ -220,7 +221,7 @@ def changes(before: Desired, after: Desired) -> list[str]:
             case ReplacePolicies():
                 found.append("policies")
             case _:
-                found.append(str(action))
+                found.append(str(change))
     return found
 
 

@@ -10,19 +10,9 @@ import pytest
 
 from esp_gw import files
 from esp_gw.config.added import Store, StoredState, merge, parse_policy_entry, parse_sa_entry
+from esp_gw.desired import Desired, GatewaySettings
 from esp_gw.errors import ControlError, EspGwError
-from esp_gw.model import (
-    Action,
-    Desired,
-    Direction,
-    Encapsulation,
-    GatewaySettings,
-    Mode,
-    Origin,
-    Policy,
-    PortRange,
-    Selector,
-)
+from esp_gw.model import Action, Direction, Encapsulation, Mode, Origin, Policy, PortRange, Selector
 
 pytestmark = pytest.mark.filterwarnings("error")
 

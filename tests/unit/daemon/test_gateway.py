@@ -12,6 +12,7 @@ import pytest
 
 from esp_gw.daemon import gateway as gateway_module
 from esp_gw.daemon.gateway import Gateway
+from esp_gw.desired import Desired
 from esp_gw.engine.base import (
     AfAlgLost,
     EngineFailed,
@@ -25,7 +26,7 @@ from esp_gw.errors import EngineError, KeyReuseError, LedgerError, NetworkError
 from esp_gw.ledger import thread as sequences_module
 from esp_gw.ledger.ledger import LEASE_ESN, Ledger
 from esp_gw.ledger.thread import Sequences
-from esp_gw.model import Desired, Direction, Lease, Sa
+from esp_gw.model import Direction, Lease, Sa
 from tests.support.builders import desired, make_sa, protect, selector
 from tests.support.fakes import MACHINE, FakeEngine, FakeNetlink, captured_logs, until
 

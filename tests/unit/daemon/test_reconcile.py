@@ -1,4 +1,4 @@
-"""The order of the actions between two states, in cases that a person can follow."""
+"""The order of the changes between two states, in cases that a person can follow."""
 
 from __future__ import annotations
 
@@ -6,24 +6,32 @@ import dataclasses
 from ipaddress import ip_address
 
 from esp_gw.daemon.reconcile import (
-    Action,
-    AddAddress,
-    AddRoute,
-    AddRule,
+    CloseSockets,
+    EvictSa,
+    InstallInboundSa,
+    InstallOutboundSa,
     InstallSa,
     Observed,
-    RemoveAddress,
-    RemoveRoute,
-    RemoveRule,
+    OpenSockets,
     RemoveSa,
     ReplacePolicies,
-    SetMtu,
-    SetSockets,
     outer_sockets,
     reconcile,
 )
+from esp_gw.desired import Desired
 from esp_gw.engine.base import OuterSocket
-from esp_gw.model import Desired, Direction, Encapsulation, Policy, Sa
+from esp_gw.model import Direction, Encapsulation, Policy, Sa
+from esp_gw.network.changes import (
+    AddAddress,
+    AddGuardRoute,
+    AddRoute,
+    AddRule,
+    Change,
+    RemoveAddress,
+    RemoveRoute,
+    RemoveRule,
+    SetMtu,
+)
 from esp_gw.network.plan import Network, RouteKind, plan_network
 from tests.support.builders import bypass, desired, make_sa, protect, selector
 
@@ -48,33 +56,33 @@ def settled(wanted: Desired) -> Observed:
     )
 
 
-def actions(wanted: Desired, observed: Observed) -> list[Action]:
+def changes(wanted: Desired, observed: Observed) -> list[Change]:
     return reconcile(wanted, plan(wanted), observed)
 
 
-def kinds(found: list[Action]) -> list[str]:
+def kinds(found: list[Change]) -> list[str]:
     return [
-        type(action).__name__ + (f" {action.route.kind}" if hasattr(action, "route") else "")
-        for action in found
+        type(change).__name__ + (f" {change.route.kind}" if hasattr(change, "route") else "")
+        for change in found
     ]
 
 
 def test_nothing_is_done_where_nothing_differs() -> None:
     sas, policy = tunnel()
     wanted = desired(sas, (policy,), addresses=(ip_address("10.1.0.1"),))
-    assert actions(wanted, settled(wanted)) == []
-    assert actions(desired(), settled(desired())) == []
+    assert changes(wanted, settled(wanted)) == []
+    assert changes(desired(), settled(desired())) == []
 
 
 def test_a_first_start_guards_before_it_routes_and_installs_before_it_refers() -> None:
     sas, policy = tunnel()
     wanted = desired(sas, (policy,), addresses=(ip_address("10.1.0.1"),), mtu=1400)
-    assert kinds(actions(wanted, NOTHING)) == [
-        "AddRoute unreachable",
+    assert kinds(changes(wanted, NOTHING)) == [
+        "AddGuardRoute unreachable",
         "AddRule",
-        "SetSockets",
-        "InstallSa",
-        "InstallSa",
+        "OpenSockets",
+        "InstallInboundSa",
+        "InstallOutboundSa",
         "ReplacePolicies",
         "SetMtu",
         "AddAddress",
@@ -85,7 +93,7 @@ def test_a_first_start_guards_before_it_routes_and_installs_before_it_refers() -
 def test_the_inbound_sa_is_there_before_the_outbound_one() -> None:
     sas, policy = tunnel()
     installed = [
-        a.sa for a in actions(desired(sas, (policy,)), NOTHING) if isinstance(a, InstallSa)
+        a.sa for a in changes(desired(sas, (policy,)), NOTHING) if isinstance(a, InstallSa)
     ]
     assert [sa.direction for sa in installed] == [Direction.INBOUND, Direction.OUTBOUND]
 
@@ -102,7 +110,7 @@ def test_an_end_takes_everything_away_in_the_other_order() -> None:
         "RemoveAddress",
         "RemoveSa",
         "RemoveSa",
-        "SetSockets",
+        "CloseSockets",
     ]
 
 
@@ -110,7 +118,7 @@ def test_a_changed_sa_is_installed_again_and_the_other_is_not_touched() -> None:
     sas, policy = tunnel()
     before = settled(desired(sas, (policy,)))
     changed = dataclasses.replace(sas[0], keepalive=20)
-    assert actions(desired((changed, sas[1]), (policy,)), before) == [InstallSa(changed)]
+    assert changes(desired((changed, sas[1]), (policy,)), before) == [InstallOutboundSa(changed)]
 
 
 def test_a_new_path_mtu_replaces_the_route_and_never_removes_it() -> None:
@@ -118,7 +126,7 @@ def test_a_new_path_mtu_replaces_the_route_and_never_removes_it() -> None:
     wanted = desired(sas, (policy,))
     network = plan_network(wanted, {sas[0].remote: 1400}, frozenset())
     found = reconcile(wanted, network, settled(wanted))
-    assert [type(action) for action in found] == [SetMtu, AddRoute]
+    assert [type(change) for change in found] == [SetMtu, AddRoute]
     assert found[1] == AddRoute(
         next(route for route in network.routes if route.kind is RouteKind.TUN)
     )
@@ -126,21 +134,27 @@ def test_a_new_path_mtu_replaces_the_route_and_never_removes_it() -> None:
 
 def test_a_second_tunnel_touches_nothing_of_the_first() -> None:
     (one, policy_one), (two, policy_two) = tunnel(), tunnel("u", 3, 0x2000)
-    found = actions(
+    found = changes(
         desired((*one, *two), (policy_one, policy_two)), settled(desired(one, (policy_one,)))
     )
     assert {a.sa.name for a in found if isinstance(a, InstallSa)} == {"u/in", "u/out"}
     assert {str(a.route.destination) for a in found if isinstance(a, AddRoute)} == {"10.3.0.0/24"}
-    assert {type(a) for a in found} == {AddRoute, InstallSa, ReplacePolicies}
+    assert {type(a) for a in found} == {
+        AddGuardRoute,
+        AddRoute,
+        InstallInboundSa,
+        InstallOutboundSa,
+        ReplacePolicies,
+    }
 
 
 def test_a_renamed_tunnel_gives_its_spi_to_the_new_name() -> None:
     (sas, policy), (renamed, new_policy) = tunnel(), tunnel("new")
-    found = actions(desired(renamed, (new_policy,)), settled(desired(sas, (policy,))))
+    found = changes(desired(renamed, (new_policy,)), settled(desired(sas, (policy,))))
     assert found == [
-        RemoveSa("t/in"),
-        InstallSa(renamed[1]),
-        InstallSa(renamed[0]),
+        EvictSa("t/in"),
+        InstallInboundSa(renamed[1]),
+        InstallOutboundSa(renamed[0]),
         ReplacePolicies((new_policy,)),
         RemoveSa("t/out"),
     ]
@@ -153,49 +167,54 @@ def inbound(name: str, spi: int, key: int) -> Sa:
 def test_two_inbound_sas_that_swap_their_spis_are_both_gone_before_they_are_back() -> None:
     before = (inbound("a", 300, 1), inbound("b", 301, 2))
     after = (inbound("a", 301, 1), inbound("b", 300, 2))
-    found = actions(desired(after), settled(desired(before)))
-    assert found == [RemoveSa("a"), RemoveSa("b"), InstallSa(after[0]), InstallSa(after[1])]
+    found = changes(desired(after), settled(desired(before)))
+    assert found == [
+        EvictSa("a"),
+        EvictSa("b"),
+        InstallInboundSa(after[0]),
+        InstallInboundSa(after[1]),
+    ]
 
 
 def test_an_inbound_sa_that_takes_the_spi_of_one_that_moves_on_waits_for_it() -> None:
     before = (inbound("a", 300, 1), inbound("b", 301, 2))
     after = (inbound("a", 301, 1), inbound("b", 302, 2))
-    found = actions(desired(after), settled(desired(before)))
-    assert found == [RemoveSa("b"), InstallSa(after[0]), InstallSa(after[1])]
+    found = changes(desired(after), settled(desired(before)))
+    assert found == [EvictSa("b"), InstallInboundSa(after[0]), InstallInboundSa(after[1])]
 
 
 def test_an_inbound_sa_that_becomes_outbound_frees_its_spi_first() -> None:
     before = (inbound("a", 300, 1),)
     after = (inbound("b", 300, 2), make_sa("a", Direction.OUTBOUND, 301))
-    found = actions(desired(after), settled(desired(before)))
-    assert found == [RemoveSa("a"), InstallSa(after[0]), InstallSa(after[1])]
+    found = changes(desired(after), settled(desired(before)))
+    assert found == [EvictSa("a"), InstallInboundSa(after[0]), InstallOutboundSa(after[1])]
 
 
 def test_an_outbound_sa_may_have_the_spi_of_an_inbound_one() -> None:
     before = (inbound("a", 300, 1),)
     after = (*before, make_sa("b", Direction.OUTBOUND, 300, key=2))
-    assert actions(desired(after), settled(desired(before))) == [InstallSa(after[1])]
+    assert changes(desired(after), settled(desired(before))) == [InstallOutboundSa(after[1])]
 
 
 def test_new_sockets_come_first_and_old_ones_go_last() -> None:
     sas, policy = tunnel()
     moved = tuple(dataclasses.replace(sa, local=ip_address("192.0.2.7")) for sa in sas)
-    found = actions(desired(moved, (policy,)), settled(desired(sas, (policy,))))
+    found = changes(desired(moved, (policy,)), settled(desired(sas, (policy,))))
     old, new = (
         OuterSocket(ip_address(address), Encapsulation.UDP)
         for address in ("192.0.2.1", "192.0.2.7")
     )
-    assert found[0] == SetSockets(frozenset({old, new}))
-    assert found[-1] == SetSockets(frozenset({new}))
+    assert found[0] == OpenSockets(frozenset({old, new}))
+    assert found[-1] == CloseSockets(frozenset({new}))
 
 
 def test_a_new_bypass_policy_keeps_the_rule_of_the_protected_prefixes() -> None:
     sas, policy = tunnel()
     around = bypass("around", selector("10.1.0.0/24", "10.2.0.9/32"))
-    found = actions(desired(sas, (around, policy)), settled(desired(sas, (policy,))))
-    assert [type(action) for action in found] == [AddRule, ReplacePolicies]
-    back = actions(desired(sas, (policy,)), settled(desired(sas, (around, policy))))
-    assert [type(action) for action in back] == [ReplacePolicies, RemoveRule]
+    found = changes(desired(sas, (around, policy)), settled(desired(sas, (policy,))))
+    assert [type(change) for change in found] == [AddRule, ReplacePolicies]
+    back = changes(desired(sas, (policy,)), settled(desired(sas, (around, policy))))
+    assert [type(change) for change in back] == [ReplacePolicies, RemoveRule]
 
 
 def test_an_address_is_added_before_the_routes_that_name_it_and_removed_after() -> None:
@@ -204,8 +223,8 @@ def test_an_address_is_added_before_the_routes_that_name_it_and_removed_after() 
         desired(sas, (policy,), addresses=(ip_address(address),))
         for address in ("10.1.0.1", "10.1.0.2")
     )
-    found = actions(two, settled(one))
-    assert [type(action) for action in found] == [AddAddress, AddRoute, RemoveAddress]
+    found = changes(two, settled(one))
+    assert [type(change) for change in found] == [AddAddress, AddRoute, RemoveAddress]
 
 
 def test_what_a_killed_run_left_is_taken_over() -> None:
@@ -215,8 +234,8 @@ def test_what_a_killed_run_left_is_taken_over() -> None:
     network = plan(wanted)
     guards = frozenset(r for r in network.routes if r.kind is RouteKind.UNREACHABLE)
     left = dataclasses.replace(NOTHING, network=Network(1500, frozenset(), guards, network.rules))
-    found = kinds(actions(wanted, left))
-    assert "AddRoute unreachable" not in found
+    found = kinds(changes(wanted, left))
+    assert "AddGuardRoute unreachable" not in found
     assert "AddRule" not in found
     assert found[-1] == "AddRoute tun"
 
@@ -225,4 +244,4 @@ def test_guards_of_prefixes_that_are_wanted_no_more_are_removed() -> None:
     sas, policy = tunnel()
     left = dataclasses.replace(NOTHING, network=plan(desired(sas, (policy,))))
     found = reconcile(desired(), plan(desired()), left)
-    assert {type(action) for action in found} == {RemoveRoute, RemoveRule, SetMtu}
+    assert {type(change) for change in found} == {RemoveRoute, RemoveRule, SetMtu}

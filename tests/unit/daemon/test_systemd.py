@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from esp_gw.daemon.systemd import Notifier, watchdog_interval
-from esp_gw.model import GatewaySettings
+from esp_gw.desired import GatewaySettings
 
 UNITS = Path(__file__).parents[3] / "systemd"
 SERVICE = UNITS / "esp-gw.service"

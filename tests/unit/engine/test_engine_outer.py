@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esp_gw.crypto.openssl import make_aead
-from esp_gw.engine.base import EngineSettings, OuterSocket
+from esp_gw.desired import EngineSettings
+from esp_gw.engine.base import OuterSocket
 from esp_gw.engine.python import engine as python_module
 from esp_gw.engine.python import outer as outer_module
 from esp_gw.engine.python.engine import PythonEngine

@@ -9,7 +9,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from esp_gw.engine.base import AfAlgLost, EngineSettings, Event
+from esp_gw.desired import EngineSettings
+from esp_gw.engine.base import AfAlgLost, Event
 from esp_gw.engine.python import engine as python_module
 from esp_gw.engine.python.engine import PythonEngine
 from esp_gw.errors import EngineError

@@ -13,14 +13,8 @@ import pytest
 
 from esp_gw.crypto.aead import Aead
 from esp_gw.crypto.openssl import make_aead
-from esp_gw.engine.python.esp import (
-    ESP_HEADER_LEN,
-    Drop,
-    InboundEsp,
-    OutboundEsp,
-    esp_len,
-    max_payload,
-)
+from esp_gw.engine.python.drop import Drop
+from esp_gw.engine.python.esp import InboundEsp, OutboundEsp
 from esp_gw.errors import EngineError
 from esp_gw.model import (
     SUITES,
@@ -33,6 +27,7 @@ from esp_gw.model import (
     Sa,
     Suite,
 )
+from esp_gw.protocol import ESP_HEADER_LEN
 
 VECTORS = Path(__file__).parents[2] / "vectors"
 CASES = [
@@ -138,7 +133,7 @@ def test_every_payload_length_arrives_with_its_next_header(suite: Suite, esn: bo
         payload = bytes(i * 31 & 0xFF for i in range(length))
         next_header = length % 59
         packet = encap(sender, payload, next_header)
-        assert len(packet) == esp_len(length, suite)
+        assert len(packet) == suite.esp_len(length)
         assert decap(receiver, packet) == (payload, next_header, True)
 
 
@@ -181,12 +176,12 @@ def test_only_the_payload_and_its_trailer_are_touched_in_the_input() -> None:
 
 @every_suite
 def test_max_payload_is_the_largest_that_fits(suite: Suite) -> None:
-    smallest = esp_len(0, suite)
+    smallest = suite.esp_len(0)
     for limit in range(smallest, smallest + 200):
-        payload_len = max_payload(limit, suite)
-        assert esp_len(payload_len, suite) <= limit < esp_len(payload_len + 1, suite)
-    assert max_payload(smallest - 1, suite) < 0
-    assert max_payload(0, suite) < 0
+        payload_len = suite.max_payload(limit)
+        assert suite.esp_len(payload_len) <= limit < suite.esp_len(payload_len + 1)
+    assert suite.max_payload(smallest - 1) < 0
+    assert suite.max_payload(0) < 0
 
 
 @every_suite
@@ -226,7 +221,7 @@ def test_a_packet_cut_anywhere_is_dropped(suite: Suite, esn: bool) -> None:
     good = encap(outbound(sa), b"x" * 50)
     receiver = inbound(sa)
     for length in range(len(good)):
-        could_be_esp = length % 4 == 0 and length >= esp_len(0, suite)
+        could_be_esp = length % 4 == 0 and length >= suite.esp_len(0)
         expected = DropReason.AUTH_FAILED if could_be_esp else DropReason.TOO_SHORT
         assert reason_of(lambda n=length: decap(receiver, good[:n])) is expected
         assert reason_of(lambda n=length: decap(receiver, good[-n:] if n else b"")) is not None
@@ -458,7 +453,7 @@ def test_no_key_is_in_a_drop_or_in_what_a_codec_says_of_itself(suite: Suite) -> 
     sa = dataclasses.replace(make_sa(suite), keymat=KeyMaterial(b"K" * suite.key_len, b"SALT"))
     texts = [repr(outbound(sa)), repr(inbound(sa))]
     with pytest.raises(Drop) as dropped:
-        decap(inbound(sa), bytes(esp_len(0, suite)))
+        decap(inbound(sa), bytes(suite.esp_len(0)))
     texts += [repr(dropped.value), str(dropped.value)]
     with pytest.raises(EngineError) as refused:
         outbound(sa, 5, 6).extend(Lease(1, 2))

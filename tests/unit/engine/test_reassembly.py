@@ -12,7 +12,7 @@ from scapy.layers.inet import IP, UDP, IPOption, fragment
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, fragment6
 from scapy.packet import Packet, Raw
 
-from esp_gw.engine.python.esp import Drop
+from esp_gw.engine.python.drop import Drop
 from esp_gw.engine.python.reassembly import MAX_DATAGRAMS, MAX_FRAGMENTS, TIMEOUT, Reassembler
 from esp_gw.model import DropReason
 

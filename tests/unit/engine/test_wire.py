@@ -17,7 +17,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw
 
-from esp_gw.engine.python.esp import Drop
+from esp_gw.engine.python.drop import Drop
 from esp_gw.engine.python.wire import (
     MAX_EXTENSION_HEADERS,
     NO_PORT,

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esp_gw.engine.python.esp import esp_len
+from esp_gw.desired import Desired
 from esp_gw.errors import NetworkError
 from esp_gw.model import (
+    LAST_TABLE,
     SUITES,
     Action,
-    Desired,
     Encapsulation,
     IPAddress,
     IPNetwork,
@@ -28,7 +28,6 @@ from esp_gw.model import (
     Suite,
 )
 from esp_gw.network.plan import (
-    LAST_TABLE,
     MAIN_TABLE,
     MAX_BYPASS_RULES,
     Network,
@@ -70,7 +69,7 @@ def test_the_largest_inner_packet_fits_and_no_larger_one_does(
 
     def outer_len(inner: int) -> int:
         payload = inner - (header if mode is Mode.TRANSPORT else 0)
-        return header + udp + esp_len(payload, suite)
+        return header + udp + suite.esp_len(payload)
 
     for path_mtu in (*range(1280, 1292), 1492, 1500, 9000, 65535):
         largest = inner_mtu(sa, path_mtu)

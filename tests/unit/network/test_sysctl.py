@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from esp_gw.model import DEFAULT_SUITE, Desired, Encapsulation, GatewaySettings, Mode, Tunnel
+from esp_gw.desired import Desired, GatewaySettings
+from esp_gw.model import DEFAULT_SUITE, Encapsulation, Mode, Tunnel
 from esp_gw.network.sysctl import network_warnings
 
 LOCAL, REMOTE = "192.0.2.1", "192.0.2.2"

@@ -111,7 +111,7 @@ def test_a_whole_gateway_is_taken_over() -> None:
 
 
 def test_an_sa_with_esn_that_the_kernel_began_keeps_to_32_bits() -> None:
-    """There alone it is known how improbable an IV of the kernel's is (docs/explanation/safety.md)."""
+    """An IV of the kernel's is improbable there alone (docs/explanation/safety.md)."""
     sas = {entry.name: entry.to_sa() for entry in take(STATES, POLICIES).sas}
     assert sas["xfrm-00002001/out"].esn
     assert sas["xfrm-00002001/out"].last_seq == 2**32 - 1

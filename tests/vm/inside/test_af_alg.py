@@ -17,7 +17,8 @@ from esp_gw.crypto.measure import Sealer
 from esp_gw.crypto.probe import choose, find_faults
 from esp_gw.demo.gateways import LabGateway
 from esp_gw.demo.netns import namespaces
-from esp_gw.model import IV_LEN, SALT_LEN, SUITES, Encapsulation, KeyMaterial, Mode, Suite
+from esp_gw.model import SUITES, Encapsulation, KeyMaterial, Mode, Suite
+from esp_gw.protocol import IV_LEN, SALT_LEN
 from tests.support.kernel_peer import Link, Peers, build, sizes, with_keys, write_configuration
 
 ENGINES = ["python", *(["native"] if find_spec("esp_gw_core") else [])]

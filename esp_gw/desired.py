@@ -1,0 +1,108 @@
+"""All that is wanted of a gateway: its settings, tunnels, SAs and policies.
+
+A setting is defined here, once: its default, the parser of its value and its place in the
+configuration. The models of the YAML sections are made of these definitions, and an engine is
+given the same object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from esp_gw import values
+from esp_gw.model import AF_ALG_AUTO, PROVIDER_AUTO, IPAddress, Policy, Sa, Tunnel
+from esp_gw.protocol import UDP_ENCAP_PORT
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The definition of a setting beside its default.
+
+    `parse` turns a value as it was written into the setting's, or each one of a list where `many`;
+    the dataclass of a mapping stands in its place. `section` and `key` are its place in the
+    configuration; the key is the field's name where it is empty. A `live` setting changes by a
+    reload, the others by a restart.
+    """
+
+    parse: Callable[..., object]
+    many: bool = False
+    section: str = "gateway"
+    key: str = ""
+    live: bool = False
+
+
+def _setting(default: Any, parse: Callable[..., object], **place: Any) -> Any:
+    return field(default=default, metadata={"setting": Setting(parse, **place)})
+
+
+@dataclass(frozen=True, slots=True)
+class Offloads:
+    """Work of the native engine that is left to the kernel and the network card.
+
+    `tso`, `uso`: super-packets of TCP and UDP from the TUN. `udp_gso`, `udp_gro`: ESP packets of
+    one size in one send, in one receive. `merge`: neighbours merged before the TUN write.
+    """
+
+    tso: bool = _setting(True, values.parse_flag)
+    uso: bool = _setting(True, values.parse_flag)
+    udp_gso: bool = _setting(True, values.parse_flag)
+    udp_gro: bool = _setting(True, values.parse_flag)
+    merge: bool = _setting(True, values.parse_flag)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """The settings of an engine; one that lacks such a thing says so in its `status`.
+
+    `interface` is the TUN device's name, `port` the local UDP port. `fwmark` marks the outer
+    sockets' packets so that routing keeps them out of the TUN. Of the native engine alone are
+    `workers` (None: as many as the processors of the process), `pin_workers`, `busy_poll_us`
+    (microseconds that an idle worker polls before it sleeps) and `offload`.
+    """
+
+    interface: str = _setting("esp0", values.parse_interface)
+    port: int = _setting(UDP_ENCAP_PORT, values.parse_udp_port)
+    fwmark: int = _setting(0xE5B, values.parse_mark)
+    workers: int | None = _setting(None, values.parse_workers)
+    pin_workers: bool = _setting(False, values.parse_flag)
+    busy_poll_us: int = _setting(0, values.parse_busy_poll)
+    offload: Offloads = _setting(Offloads(), Offloads)  # noqa: RUF009 - it is frozen
+    provider: str = _setting(PROVIDER_AUTO, values.parse_provider, section="crypto")
+    af_alg: str = _setting(AF_ALG_AUTO, values.parse_af_alg, section="crypto", key="offload")
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings(EngineSettings):
+    """The settings of a gateway beside its tunnels.
+
+    `addresses` are put on the TUN device. `mtu` None means: computed from the path MTU. `table` is
+    the routing table that holds the routes into the TUN.
+    """
+
+    addresses: tuple[IPAddress, ...] = _setting(
+        (), values.parse_address, many=True, key="address", live=True
+    )
+    engine: str = _setting("auto", values.parse_engine)
+    mtu: int | None = _setting(None, values.parse_mtu, live=True)
+    table: int = _setting(4500, values.parse_table)
+    state_dir: str = _setting("/var/lib/esp-gw", values.parse_absolute_path)
+    control_socket: str = _setting("/run/esp-gw/control.sock", values.parse_socket_path)
+    allow_inline_keys: bool = _setting(False, values.parse_flag, live=True)
+
+
+def settings_of(dataclass: type) -> dict[str, Setting]:
+    """The definitions of a dataclass's settings, by the names of its fields."""
+    return {each.name: each.metadata["setting"] for each in fields(dataclass)}
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """All that the configuration and the CLI ask for: policies are in the order of the SPD."""
+
+    settings: GatewaySettings
+    tunnels: tuple[Tunnel, ...] = ()
+    sas: tuple[Sa, ...] = ()
+    policies: tuple[Policy, ...] = ()
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,59 @@
+"""The errors of both engines for what the kernel refuses, each with what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+
+from esp_gw.engine.base import OuterSocket
+from esp_gw.errors import EngineError
+from esp_gw.model import Encapsulation
+
+TUN_DEVICE = "/dev/net/tun"
+
+_OPEN_ADVICE = {
+    errno.EACCES: (
+        f"{TUN_DEVICE} is closed to this user: udev gives it mode 0666, 'chmod' does, too"
+    ),
+    errno.ENOENT: "load the module with 'modprobe tun'",
+    errno.ENODEV: "load the module with 'modprobe tun'",
+}
+_CREATE_ADVICE = {
+    errno.EPERM: "it needs CAP_NET_ADMIN: run it as root or as the systemd service",
+    errno.EBUSY: "another program holds this name: stop it, or choose another 'interface'",
+    errno.EEXIST: "another program holds this name: stop it, or choose another 'interface'",
+    errno.EINVAL: "a device that is not a TUN has this name: choose another 'interface'",
+}
+_SOCKET_ADVICE = {
+    errno.EPERM: "raw ESP needs CAP_NET_RAW",
+    errno.EADDRINUSE: (
+        "another program listens there (an IKE daemon?): stop it, or set another 'port'"
+    ),
+}
+
+
+def tun_not_opened(name: str, error: OSError) -> EngineError:
+    """Return the error that says why /dev/net/tun can't be opened, and what to do."""
+    return _failed(name, error, _OPEN_ADVICE)
+
+
+def tun_not_created(name: str, error: OSError) -> EngineError:
+    """Return the error that says why the kernel makes no such TUN device, and what to do."""
+    return _failed(name, error, _CREATE_ADVICE)
+
+
+def _failed(name: str, error: OSError, advice: Mapping[int, str]) -> EngineError:
+    number = error.errno or 0
+    reason = os.strerror(number)
+    return EngineError(f"can't make the TUN device: {reason}", where=name, hint=advice.get(number))
+
+
+def socket_refused(wanted: OuterSocket, port: int, error: OSError) -> EngineError:
+    """Return the error that says why the kernel gives no such socket, and what to do."""
+    udp = wanted.encapsulation is Encapsulation.UDP
+    return EngineError(
+        f"can't open the outer socket: {os.strerror(error.errno or 0)}",
+        where=f"{wanted.address} port {port}/udp" if udp else f"{wanted.address} protocol 50",
+        hint=_SOCKET_ADVICE.get(error.errno or 0),
+    )

@@ -1,0 +1,327 @@
+"""Parsers of the values that a person gives, as text or as the JSON value of the same meaning.
+
+One parser for each kind of value serves the configuration, the command line and the state file. A
+parser raises FieldError in words for a person; text that may be a key is never repeated.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import re
+from collections.abc import Callable
+
+from esp_gw.errors import printable
+from esp_gw.model import (
+    AF_ALG_CHOICES,
+    LAST_TABLE,
+    MAX_REPLAY_WINDOW,
+    MAX_SAS,
+    MIN_REPLAY_WINDOW,
+    PROVIDERS,
+    RESERVED_TABLES,
+    SUITES,
+    Action,
+    Direction,
+    Encapsulation,
+    IPAddress,
+    IPNetwork,
+    Mode,
+    PortRange,
+    Suite,
+)
+from esp_gw.protocol import MAX_SPI, MIN_SPI
+
+MAX_NAME_LEN = 32
+PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}
+
+_INTEGER = re.compile(r"0|[1-9][0-9]{0,19}|0[xX][0-9a-fA-F]{1,16}")
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_LEN - 1}}}")
+_SA_NAME = re.compile(rf"{_NAME.pattern}(/(in|out)(\.[1-9][0-9]?)?)?")
+_INTERFACE = re.compile(r"(?![^/:%]*[/:%])[!-~]{1,15}")
+_LIKE_A_KEY = re.compile(r"[0-9a-fA-F]{16}")
+_PORTS = re.compile(r"([0-9]{1,5})(?:\s*-\s*([0-9]{1,5}))?")
+
+
+class FieldError(ValueError):
+    """A value that doesn't fit, in words for a person."""
+
+
+def looks_like_a_key(text: str) -> bool:
+    """Whether text has so many hex digits in a row that it may be key material."""
+    return _LIKE_A_KEY.search(text) is not None
+
+
+def shown(value: object) -> str:
+    """A value as an error may repeat it: short, on one line, and nothing that may be a key."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    text = printable(value)
+    if len(text) > 48 or looks_like_a_key(text):
+        return f"a text of {len(text)} characters"
+    return f"'{text}'"
+
+
+def family(value: IPAddress | IPNetwork) -> str:
+    """IPv4 or IPv6, as people write it."""
+    return f"IPv{value.version}"
+
+
+def host_network(address: IPAddress) -> IPNetwork:
+    """The prefix that holds one address and no other."""
+    return ipaddress.ip_network(address)
+
+
+def parse_integer(value: object, low: int, high: int) -> int:
+    """A whole number from `low` to `high`, decimal or hexadecimal with 0x."""
+    if isinstance(value, str) and _INTEGER.fullmatch(value):
+        number = int(value, 0)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        number = value
+    else:
+        raise FieldError(f"expected a number from {low} to {high}, not {shown(value)}")
+    if not low <= number <= high:
+        raise FieldError(f"expected a number from {low} to {high}, not {shown(value)}")
+    return number
+
+
+def integer(low: int, high: int) -> Callable[[object], int]:
+    """A parser of whole numbers from `low` to `high`."""
+    return functools.partial(parse_integer, low=low, high=high)
+
+
+def parse_flag(value: object) -> bool:
+    """True or false, with YAML's words for them."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in ("true", "yes", "on", "false", "no", "off"):
+        return value.lower() in ("true", "yes", "on")
+    raise FieldError(f"expected true or false, not {shown(value)}")
+
+
+def one_of(*words: str) -> Callable[[object], str]:
+    """A parser that takes one of `words`."""
+
+    def parse(value: object) -> str:
+        if isinstance(value, str) and value in words:
+            return str(value)
+        raise FieldError(f"expected {' or '.join(words)}, not {shown(value)}")
+
+    return parse
+
+
+def parse_suite(value: object) -> Suite:
+    """A suite by its name."""
+    if isinstance(value, str) and value in SUITES:
+        return SUITES[value]
+    raise FieldError(f"expected one of {', '.join(SUITES)}, not {shown(value)}")
+
+
+def parse_name(value: object) -> str:
+    """The name of a tunnel or a policy."""
+    if isinstance(value, str) and _NAME.fullmatch(value):
+        return value
+    raise FieldError(
+        f"expected a name: at most {MAX_NAME_LEN} letters, digits, '.', '_' and '-', "
+        "beginning with a letter or a digit"
+    )
+
+
+def parse_sa_name(value: object) -> str:
+    """The name of an SA: like a policy's, and /out or /in may follow, and a number after a dot."""
+    if isinstance(value, str) and _SA_NAME.fullmatch(value):
+        return value
+    raise FieldError(
+        f"expected a name: at most {MAX_NAME_LEN} letters, digits, '.', '_' and '-', beginning "
+        "with a letter or a digit; /out or /in may follow, or /out.2 and so on"
+    )
+
+
+def parse_interface(value: object) -> str:
+    """The name of a network interface as Linux takes it (dev_valid_name)."""
+    if isinstance(value, str) and _INTERFACE.fullmatch(value) and value not in (".", ".."):
+        return value
+    raise FieldError(
+        "expected an interface name: at most 15 characters, without space, '/', ':' and '%'"
+    )
+
+
+def parse_absolute_path(value: object) -> str:
+    """A path from the root."""
+    if isinstance(value, str) and value.startswith("/") and value.isprintable():
+        return value
+    raise FieldError(f"expected a path that begins with '/', not {shown(value)}")
+
+
+def parse_socket_path(value: object) -> str:
+    """A path from the root that fits a unix socket's address: at most 107 bytes (unix(7))."""
+    path = parse_absolute_path(value)
+    if len(path.encode()) > 107:
+        raise FieldError("is too long: a unix socket's path has at most 107 bytes")
+    return path
+
+
+def parse_address(value: object) -> IPAddress:
+    """A unicast IPv4 or IPv6 address without prefix length or zone."""
+    if isinstance(value, ipaddress.IPv4Address | ipaddress.IPv6Address):
+        address: IPAddress = value
+    else:
+        if not isinstance(value, str):
+            raise FieldError(f"expected an IPv4 or IPv6 address, not {shown(value)}")
+        if "/" in value:
+            raise FieldError(
+                f"expected an address without prefix length, for example {_bare(value)}"
+                if _bare(value)
+                else f"expected an IPv4 or IPv6 address, not {shown(value)}"
+            )
+        try:
+            address = _address(value)
+        except ValueError:
+            raise FieldError(f"expected an IPv4 or IPv6 address, not {shown(value)}") from None
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.scope_id is not None:
+            raise FieldError(
+                "a zone ('%...') is not supported: use a global or unique local address"
+            )
+        if address.ipv4_mapped is not None:
+            raise FieldError(f"write the IPv4 address {address.ipv4_mapped} instead")
+    if address.is_multicast or address == ipaddress.IPv4Address("255.255.255.255"):
+        raise FieldError(
+            f"{address} is a multicast or broadcast address, expected the address of a host"
+        )
+    if address.is_unspecified:
+        raise FieldError(f"{address} is no host's address")
+    return address
+
+
+def parse_outer_address(value: object) -> IPAddress:
+    """An address that ESP can travel from and to without naming an interface."""
+    address = parse_address(value)
+    if address.version == 6 and address.is_link_local:
+        raise FieldError(
+            "link-local addresses are not supported: use a global or unique local address"
+        )
+    return address
+
+
+@functools.lru_cache(maxsize=64)
+def _address(value: str) -> IPAddress:
+    """One object for an address that thousands of tunnels have, as their own end."""
+    return ipaddress.ip_address(value)
+
+
+def _bare(value: str) -> str | None:
+    try:
+        return str(ipaddress.ip_interface(value).ip)
+    except ValueError:
+        return None
+
+
+def parse_prefix(value: object) -> IPNetwork:
+    """An IPv4 or IPv6 prefix; an address alone is that one host."""
+    if isinstance(value, ipaddress.IPv4Network | ipaddress.IPv6Network):
+        return value
+    expected = f"expected a prefix such as 10.1.0.0/24 or fd00:1::/64, not {shown(value)}"
+    if not isinstance(value, str):
+        raise FieldError(expected)
+    address, slash, length = value.partition("/")
+    if "%" in address or (slash and not re.fullmatch("[0-9]{1,3}", length)):
+        raise FieldError(expected)
+    try:
+        network = ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        raise FieldError(expected) from None
+    if network.network_address != ipaddress.ip_address(address):
+        raise FieldError(f"host bits are set in {value}; the prefix is {network}")
+    return network
+
+
+def parse_protocol(value: object) -> int | None:
+    """An IP protocol by name or number; `any` is None."""
+    if value is None or value == "any":
+        return None
+    if isinstance(value, str) and value in PROTOCOLS:
+        return PROTOCOLS[value]
+    try:
+        return parse_integer(value, 1, 255)
+    except FieldError:
+        words = ", ".join(PROTOCOLS)
+        raise FieldError(
+            f"expected any, {words} or a number from 1 to 255, not {shown(value)}"
+        ) from None
+
+
+def parse_ports(value: object) -> PortRange | None:
+    """One port, or a range `first-last`; `any` is None."""
+    if value is None or value == "any":
+        return None
+    if isinstance(value, PortRange):
+        return value
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(text, str) and (match := _PORTS.fullmatch(text)):
+        first = int(match[1])
+        last = int(match[2] or first)
+        if first <= last <= 65535:
+            return PortRange(first, last)
+    raise FieldError(f"expected any, a port, or a range such as 1000-2000, not {shown(value)}")
+
+
+def parse_window(value: object) -> int:
+    """A replay window in packets: a multiple of 64."""
+    window = parse_integer(value, MIN_REPLAY_WINDOW, MAX_REPLAY_WINDOW)
+    if window % 64:
+        raise FieldError(f"expected a multiple of 64, for example {window - window % 64 + 64}")
+    return window
+
+
+def parse_table(value: object) -> int:
+    """A routing table that is ours alone."""
+    # With 1 a rule of ours would stand beside the kernel's first one, for addresses of this host.
+    table = parse_integer(value, 2, LAST_TABLE)
+    if table in RESERVED_TABLES:
+        raise FieldError(f"is the system's table '{RESERVED_TABLES[table]}': choose another number")
+    return table
+
+
+def parse_mode(value: object) -> Mode:
+    """A mode by its name."""
+    return Mode(one_of(*Mode)(value))
+
+
+def parse_encapsulation(value: object) -> Encapsulation:
+    """An encapsulation by its name."""
+    return Encapsulation(one_of(*Encapsulation)(value))
+
+
+def parse_direction(value: object) -> Direction:
+    """A direction by its name."""
+    return Direction(one_of(*Direction)(value))
+
+
+def parse_action(value: object) -> Action:
+    """A policy's action by its name."""
+    return Action(one_of(*Action)(value))
+
+
+def parse_unprotected_action(value: object) -> Action:
+    """The action of a policy that names no SA: `bypass` or `discard`."""
+    return Action(one_of(Action.BYPASS, Action.DISCARD)(value))
+
+
+parse_udp_port = integer(1, 65535)
+parse_spi = integer(MIN_SPI, MAX_SPI)
+parse_seq = integer(0, 2**64 - 1)
+parse_mark = integer(1, 2**32 - 1)
+parse_mtu = integer(576, 65535)
+"""Bytes of an inner packet; every IPv4 host takes 576 (RFC 791 3.1)."""
+parse_keepalive = integer(0, 3600)
+"""Seconds."""
+parse_sa_count = integer(1, MAX_SAS)
+parse_workers = integer(1, 64)
+parse_busy_poll = integer(0, 1000)
+"""Microseconds."""
+parse_engine = one_of("auto", "python", "native")
+parse_provider = one_of(*PROVIDERS)
+parse_af_alg = one_of(*AF_ALG_CHOICES)
