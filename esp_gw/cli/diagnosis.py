@@ -15,7 +15,7 @@ from pathlib import Path
 
 from esp_gw.config.load import load_config
 from esp_gw.control.client import call
-from esp_gw.crypto.aead import Verdict
+from esp_gw.crypto.aead import AfAlgStatus
 from esp_gw.crypto.measure import Sealer
 from esp_gw.crypto.probe import choose, find_faults
 from esp_gw.crypto.processor import aes_path
@@ -24,11 +24,10 @@ from esp_gw.engine.choose import is_native
 from esp_gw.engine.refusals import TUN_DEVICE, tun_not_opened
 from esp_gw.errors import ConfigError, ControlError, EspGwError, LedgerError
 from esp_gw.ledger.identity import machine_identity
-from esp_gw.ledger.ledger import Ledger
+from esp_gw.ledger.ledger import LEDGER_NAME, Ledger
 from esp_gw.model import AF_ALG_AUTO, AF_ALG_OFF, AF_ALG_ON, DEFAULT_SUITE, NO_AES
 from esp_gw.network.sysctl import network_warnings
 
-LEDGER_NAME = "ledger.db"
 UNIT_FOLDERS = (Path("/etc/systemd/system"), Path("/usr/lib/systemd/system"))
 UNIT = "esp-gw.service"
 PROC_STATUS = Path("/proc/self/status")
@@ -166,9 +165,9 @@ def _af_alg(wanted: str, desired: Desired | None) -> tuple[bool, Finding]:
             return False, Finding(State.FAULT, "af_alg", found, "set 'crypto.offload: auto'")
         return True, Finding(State.OK, "af_alg", "switched on")
     settings = GatewaySettings() if desired is None else desired.settings
-    verdicts = choose(AF_ALG_AUTO, _sealer(settings))
-    found = "; ".join(dict.fromkeys(_said(verdicts[suite]) for suite in suites))
-    useful = any(verdicts[suite].in_use for suite in suites)
+    statuses = choose(AF_ALG_AUTO, _sealer(settings))
+    found = "; ".join(dict.fromkeys(_said(statuses[suite]) for suite in suites))
+    useful = any(statuses[suite].in_use for suite in suites)
     return useful, Finding(State.OK, "af_alg", found)
 
 
@@ -179,8 +178,8 @@ def _sealer(settings: GatewaySettings) -> Sealer:
         return Sealer(native=False)
 
 
-def _said(verdict: Verdict) -> str:
-    return f"{'used' if verdict.in_use else 'not used'}: {verdict.why}"
+def _said(status: AfAlgStatus) -> str:
+    return f"{'used' if status.in_use else 'not used'}: {status.why}"
 
 
 def _configuration(config: Path) -> tuple[Desired | None, Finding]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from esp_gw.cli import output
-from esp_gw.cli.options import Daemon, address, config_option, json_option
+from esp_gw.cli.options import ADDRESS, Daemon, config_option, json_option
 from esp_gw.control.protocol import MAX_REQUEST, encode_request
 from esp_gw.errors import ControlError, EspGwError, printable
 from esp_gw.model import Direction, Encapsulation
@@ -66,7 +66,7 @@ def import_(daemon: Daemon, files: tuple[str, ...], check: bool, as_json: bool) 
     metavar="FILE|-",
     help="The file to make, mode 0600; - is stdout, which has to be a pipe.",
 )
-@click.option("--remote", type=address, metavar="IP", help="The other end; needed with several.")
+@click.option("--remote", type=ADDRESS, metavar="IP", help="The other end; needed with several.")
 @config_option
 @click.pass_obj
 def export(daemon: Daemon, form: str, target: str, remote: str | None, config: Path) -> None:

@@ -12,8 +12,6 @@ from esp_gw.desired import GatewaySettings
 from esp_gw.errors import ConfigError, EspGwError
 from esp_gw.model import KeyMaterial
 
-LEDGER_FILE = "ledger.db"
-
 state_dir_option = click.option(
     "--state-dir",
     type=DIRECTORY,
@@ -47,9 +45,9 @@ def create(state_dir: Path, config: Path, replace: bool) -> None:
     afterwards. Nothing is replaced while one of these can't be read.
     """
     from esp_gw.ledger.identity import machine_identity  # noqa: PLC0415
-    from esp_gw.ledger.ledger import Ledger  # noqa: PLC0415 - imports sqlite3
+    from esp_gw.ledger.ledger import LEDGER_NAME, Ledger  # noqa: PLC0415 - imports sqlite3
 
-    path = state_dir / LEDGER_FILE
+    path = state_dir / LEDGER_NAME
     if replace:
         from esp_gw.config.added import STORE_NAME  # noqa: PLC0415 - pydantic is slow to import
 
@@ -105,9 +103,9 @@ def _keys_of_cli(path: Path) -> list[KeyMaterial]:
 def show(state_dir: Path, as_json: bool) -> None:
     """Show how far each key is used; the daemon must not be running."""
     from esp_gw.ledger.identity import machine_identity  # noqa: PLC0415
-    from esp_gw.ledger.ledger import Ledger  # noqa: PLC0415 - imports sqlite3
+    from esp_gw.ledger.ledger import LEDGER_NAME, Ledger  # noqa: PLC0415 - imports sqlite3
 
-    opened = Ledger.open(state_dir / LEDGER_FILE, machine_identity())
+    opened = Ledger.open(state_dir / LEDGER_NAME, machine_identity())
     try:
         entries = opened.entries()
     finally:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from esp_gw import values
 from esp_gw.control.client import call
 from esp_gw.model import SUITES
-from esp_gw.protocol import MAX_SPI, MIN_SPI
+from esp_gw.values import FieldError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -29,38 +29,28 @@ class Daemon:
         return call(self.socket, method, given)
 
 
-def spi(value: str) -> int:
-    """An SPI, decimal or with 0x in front. Fails for the reserved ones (RFC 4303 2.1)."""
-    try:
-        number = int(value, 0)
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a number such as 4097 or 0x1001") from None
-    if not MIN_SPI <= number <= MAX_SPI:
-        raise click.BadParameter(f"{value!r} is not in {MIN_SPI} to {MAX_SPI} (0xffffffff)")
-    return number
+def _type_of(parse: Callable[[object], object]) -> Callable[[str], Any]:
+    """A click type by one of the parsers of values; an address or a prefix stays text."""
+
+    def convert(text: str) -> Any:
+        try:
+            value = parse(text)
+        except FieldError as error:
+            raise click.BadParameter(str(error)) from None
+        return value if isinstance(value, int) else str(value)
+
+    return convert
 
 
-def address(value: str) -> str:
-    """An IPv4 or IPv6 address in its usual form."""
-    try:
-        return str(ip_address(value))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not an IPv4 or IPv6 address") from None
-
-
-def network(value: str) -> str:
-    """An IPv4 or IPv6 prefix in its usual form; a bare address is a network of one."""
-    try:
-        prefix = ip_network(value, strict=False)
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a prefix such as 192.168.1.0/24") from None
-    if ip_address(value.partition("/")[0]) != prefix.network_address:
-        raise click.BadParameter(f"{value!r} has bits outside its prefix; write {prefix}")
-    return str(prefix)
-
-
+SPI = _type_of(values.parse_spi)
+ADDRESS = _type_of(values.parse_address)
+OUTER_ADDRESS = _type_of(values.parse_outer_address)
+PREFIX = _type_of(values.parse_prefix)
+PORT = _type_of(values.parse_udp_port)
+REPLAY_WINDOW = _type_of(values.parse_window)
+KEEPALIVE = _type_of(values.parse_keepalive)
+SA_COUNT = _type_of(values.parse_sa_count)
 SUITE = click.Choice(list(SUITES))
-PORT = click.IntRange(1, 65535)
 FILE = click.Path(dir_okay=False, path_type=Path)
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
@@ -80,14 +70,14 @@ def selector_options(command: Command) -> Command:
         click.option("--protocol", metavar="NAME|N", help="Inner protocol: tcp, udp, 47, ..."),
         click.option(
             "--remote-ts",
-            type=network,
+            type=PREFIX,
             multiple=True,
             metavar="NET",
             help="Prefix behind the peer. Repeatable.",
         ),
         click.option(
             "--local-ts",
-            type=network,
+            type=PREFIX,
             multiple=True,
             metavar="NET",
             help="Prefix behind us. Repeatable.",

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from esp_gw.cli.options import DIRECTORY, FILE, SUITE, address, network
+from esp_gw.cli.options import ADDRESS, DIRECTORY, FILE, OUTER_ADDRESS, PREFIX, SA_COUNT, SUITE
 from esp_gw.errors import printable
-from esp_gw.model import DEFAULT_SUITE, MAX_SAS, NO_AES, SUITES, Encapsulation, Mode
+from esp_gw.model import DEFAULT_SUITE, NO_AES, SUITES, Encapsulation, Mode
 
 suite_option = click.option(
     "--suite",
@@ -23,7 +23,7 @@ suite_option = click.option(
 
 sas_option = click.option(
     "--sas",
-    type=click.IntRange(1, MAX_SAS),
+    type=SA_COUNT,
     default=1,
     show_default=True,
     metavar="N",
@@ -32,16 +32,18 @@ sas_option = click.option(
 
 
 @click.command()
-@click.option("--local", type=address, required=True, metavar="IP", help="Outer address of A.")
-@click.option("--remote", type=address, required=True, metavar="IP", help="Outer address of B.")
+@click.option("--local", type=OUTER_ADDRESS, required=True, metavar="IP", help="A's outer address.")
 @click.option(
-    "--local-net", type=network, multiple=True, metavar="NET", help="Prefix behind A. Repeatable."
+    "--remote", type=OUTER_ADDRESS, required=True, metavar="IP", help="B's outer address."
 )
 @click.option(
-    "--remote-net", type=network, multiple=True, metavar="NET", help="Prefix behind B. Repeatable."
+    "--local-net", type=PREFIX, multiple=True, metavar="NET", help="Prefix behind A. Repeatable."
 )
-@click.option("--local-address", type=address, metavar="IP", help="Inner address of A itself.")
-@click.option("--remote-address", type=address, metavar="IP", help="Inner address of B itself.")
+@click.option(
+    "--remote-net", type=PREFIX, multiple=True, metavar="NET", help="Prefix behind B. Repeatable."
+)
+@click.option("--local-address", type=ADDRESS, metavar="IP", help="Inner address of A itself.")
+@click.option("--remote-address", type=ADDRESS, metavar="IP", help="Inner address of B itself.")
 @click.option("--name-a", default="pi-a", show_default=True, metavar="NAME")
 @click.option("--name-b", default="pi-b", show_default=True, metavar="NAME")
 @click.option(

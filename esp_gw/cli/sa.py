@@ -10,12 +10,20 @@ import click
 
 from esp_gw.cli import output
 from esp_gw.cli.kernel import export, import_
-from esp_gw.cli.options import PORT, SUITE, Daemon, address, json_option, selector_options, spi
+from esp_gw.cli.options import (
+    KEEPALIVE,
+    OUTER_ADDRESS,
+    PORT,
+    REPLAY_WINDOW,
+    SPI,
+    SUITE,
+    Daemon,
+    json_option,
+    selector_options,
+)
 from esp_gw.errors import printable
 from esp_gw.model import (
     DEFAULT_SUITE,
-    MAX_REPLAY_WINDOW,
-    MIN_REPLAY_WINDOW,
     SUITES,
     Direction,
     Encapsulation,
@@ -78,9 +86,9 @@ def show(daemon: Daemon, name: str, reveal_keys: bool, as_json: bool) -> None:
 @sa.command()
 @click.argument("name")
 @click.option("--direction", type=click.Choice([word.value for word in Direction]), required=True)
-@click.option("--spi", type=spi, required=True, metavar="N", help="Decimal, or hex with 0x.")
-@click.option("--local", type=address, required=True, metavar="IP", help="Our outer address.")
-@click.option("--remote", type=address, required=True, metavar="IP", help="The peer's.")
+@click.option("--spi", type=SPI, required=True, metavar="N", help="Decimal, or hex with 0x.")
+@click.option("--local", type=OUTER_ADDRESS, required=True, metavar="IP", help="Our outer address.")
+@click.option("--remote", type=OUTER_ADDRESS, required=True, metavar="IP", help="The peer's.")
 @click.option("--remote-port", type=PORT, metavar="N", help="The peer's UDP port.")
 @click.option("--mode", type=click.Choice([word.value for word in Mode]))
 @click.option("--encapsulation", type=click.Choice([word.value for word in Encapsulation]))
@@ -95,12 +103,8 @@ def show(daemon: Daemon, name: str, reveal_keys: bool, as_json: bool) -> None:
 @click.option("--local-ts-port", metavar="PORTS", help="Inner ports on our side: 80, 1000-2000.")
 @click.option("--remote-ts-port", metavar="PORTS", help="Inner ports on the peer's side.")
 @click.option("--esn/--no-esn", default=None, help="64-bit sequence numbers (RFC 4303 2.2.1).")
-@click.option(
-    "--replay-window", type=click.IntRange(MIN_REPLAY_WINDOW, MAX_REPLAY_WINDOW), metavar="N"
-)
-@click.option(
-    "--keepalive", type=click.IntRange(0, 3600), metavar="S", help="Seconds; 0 sends none."
-)
+@click.option("--replay-window", type=REPLAY_WINDOW, metavar="N")
+@click.option("--keepalive", type=KEEPALIVE, metavar="S", help="Seconds; 0 sends none.")
 @click.option("--pair", metavar="NAME", help="The SA of the other direction.")
 @json_option
 @click.pass_obj

@@ -31,7 +31,7 @@ class Aead:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class AfAlgStatus:
     """Whether AF_ALG is used for a suite, and why or why not: one line.
 
     `library` is what it was measured against, `library_ns` and `af_alg_ns` the nanoseconds to seal

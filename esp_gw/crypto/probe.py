@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from esp_gw.crypto import af_alg
-from esp_gw.crypto.aead import Aead, Verdict
+from esp_gw.crypto.aead import Aead, AfAlgStatus
 from esp_gw.crypto.measure import BRIEF, Measured, Sealer, cells, measure_cells
 from esp_gw.crypto.recommend import SIZES
 from esp_gw.errors import EngineError
@@ -44,7 +44,7 @@ _SEALED = {
 }
 
 
-def choose(wanted: str, sealer: Sealer) -> dict[str, Verdict]:
+def choose(wanted: str, sealer: Sealer) -> dict[str, AfAlgStatus]:
     """Decide for each suite whether AF_ALG is used, where `crypto.offload` is `wanted`.
 
     With `auto` AF_ALG is used where it knows the answers, and is faster than what `sealer` has
@@ -52,12 +52,12 @@ def choose(wanted: str, sealer: Sealer) -> dict[str, Verdict]:
     where it is `on` and can't be had for any suite.
     """
     if wanted == AF_ALG_OFF:
-        return dict.fromkeys(SUITES, Verdict(False, "switched off"))
+        return dict.fromkeys(SUITES, AfAlgStatus(False, "switched off"))
     faults = find_faults()
     if wanted == AF_ALG_ON:
         if len(faults) == len(SUITES):
             raise unavailable(faults[DEFAULT_SUITE.name])
-        return {name: Verdict(name not in faults, faults.get(name, _FORCED)) for name in SUITES}
+        return {name: AfAlgStatus(name not in faults, faults.get(name, _FORCED)) for name in SUITES}
     # A shorter ICV costs what the full one does: the difference is what is sent of it.
     kin = {
         suite.name: _with_full_icv(suite).name
@@ -66,7 +66,7 @@ def choose(wanted: str, sealer: Sealer) -> dict[str, Verdict]:
     }
     measured = _measured(sorted(set(kin.values())), sealer) if kin else {}
     return {
-        name: Verdict(False, faults[name]) if name in faults else measured[kin[name]]
+        name: AfAlgStatus(False, faults[name]) if name in faults else measured[kin[name]]
         for name in SUITES
     }
 
@@ -79,10 +79,10 @@ def unavailable(why: str) -> EngineError:
     )
 
 
-def without(verdicts: Mapping[str, Verdict], why: str) -> dict[str, Verdict]:
-    """Return what has become of the verdicts when AF_ALG has failed."""
-    lost = Verdict(False, f"lost while the gateway ran: {why}")
-    return {name: lost if verdict.in_use else verdict for name, verdict in verdicts.items()}
+def without(statuses: Mapping[str, AfAlgStatus], why: str) -> dict[str, AfAlgStatus]:
+    """Return what has become of the statuses when AF_ALG has failed."""
+    lost = AfAlgStatus(False, f"lost while the gateway ran: {why}")
+    return {name: lost if status.in_use else status for name, status in statuses.items()}
 
 
 def find_faults() -> dict[str, str]:
@@ -151,7 +151,7 @@ def _with_full_icv(suite: Suite) -> Suite:
     )
 
 
-def _measured(suites: Sequence[str], sealer: Sealer) -> dict[str, Verdict]:
+def _measured(suites: Sequence[str], sealer: Sealer) -> dict[str, AfAlgStatus]:
     """Compare AF_ALG with what seals a suite without it, by turns."""
     ways = [
         way for suite in suites for way in ((sealer.provider_of(suite), suite), (AF_ALG, suite))
@@ -160,11 +160,11 @@ def _measured(suites: Sequence[str], sealer: Sealer) -> dict[str, Verdict]:
     return {suite: compared(found, sealer.provider_of(suite), suite) for suite in suites}
 
 
-def compared(found: Measured, library: str, suite: str) -> Verdict:
+def compared(found: Measured, library: str, suite: str) -> AfAlgStatus:
     """Decide by what was measured whether AF_ALG is worth using for a suite, with a margin."""
     for way in ((AF_ALG, suite), (library, suite)):
         if way in found.missing:
-            return Verdict(False, found.missing[way])
+            return AfAlgStatus(False, found.missing[way])
     ours, theirs = (
         tuple(found.ns[provider, suite, size] for size in SIZES) for provider in (library, AF_ALG)
     )
@@ -176,7 +176,7 @@ def compared(found: Measured, library: str, suite: str) -> Verdict:
         f"AF_ALG takes {_listed(theirs)} us, {library} {_listed(ours)} us for "
         f"{'/'.join(map(str, SIZES))} bytes"
     )
-    return Verdict(faster, why, library, ours, theirs)
+    return AfAlgStatus(faster, why, library, ours, theirs)
 
 
 def _listed(times: Sequence[float]) -> str:

@@ -34,7 +34,7 @@ from esp_gw.engine.base import (
     SoftExpired,
 )
 from esp_gw.errors import EngineError, EspGwError, LedgerError
-from esp_gw.ledger.thread import Sequences
+from esp_gw.ledger.thread import LedgerThread
 from esp_gw.logs import log
 from esp_gw.model import Direction, IPAddress, KeyMaterial, Lease, Policy, Sa
 from esp_gw.network.changes import Change, NetworkChange, Step
@@ -79,12 +79,12 @@ class Gateway:
         self,
         engine: Engine,
         netlink: Netlink,
-        sequences: Sequences,
+        ledger: LedgerThread,
         on_failure: Callable[[str], None],
     ) -> None:
         self.engine = engine
         self._netlink = netlink
-        self._sequences = sequences
+        self._ledger = ledger
         self._on_failure = on_failure
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -162,7 +162,7 @@ class Gateway:
     async def _close(self) -> None:
         self.engine.close()
         await self._netlink.close()
-        await self._sequences.close()
+        await self._ledger.close()
 
     def counters(self) -> Counters:
         """Return a snapshot of the engine's counters."""
@@ -171,7 +171,7 @@ class Gateway:
     @property
     def ledger_path(self) -> Path:
         """Where the ledger is, or would be."""
-        return self._sequences.path
+        return self._ledger.path
 
     @property
     def mtu(self) -> int:
@@ -274,7 +274,7 @@ class Gateway:
         if sas:
             outbound = [sa for sa in sas if sa.direction is Direction.OUTBOUND]
             inbound = [sa for sa in sas if sa.direction is Direction.INBOUND]
-            leases, floors = await self._sequences.begin(outbound, inbound)
+            leases, floors = await self._ledger.begin(outbound, inbound)
             for sa, lease in zip(outbound, leases, strict=True):
                 ready.entries[sa.name] = _Installed(sa, lease=lease)
             for sa, floor in zip(inbound, floors, strict=True):
@@ -321,7 +321,7 @@ class Gateway:
         if not gone:
             return
         try:
-            await self._sequences.end(
+            await self._ledger.end(
                 [(e.sa.keymat, e.lease, seq) for e, seq in gone if e.lease is not None],
                 [(e.sa.keymat, seq) for e, seq in gone if e.lease is None],
             )
@@ -365,7 +365,7 @@ class Gateway:
                 log.warning("an SA uses its last sequence numbers: give it a new key", sa=name)
                 return
             try:
-                lease = await self._sequences.lease(entry.sa)
+                lease = await self._ledger.lease(entry.sa)
             except LedgerError as error:
                 if not failed:
                     log.error("no new sequence numbers", sa=name, reason=str(error))
@@ -404,7 +404,7 @@ class Gateway:
             if not floors:
                 continue
             try:
-                await self._sequences.end([], list(floors.items()))
+                await self._ledger.end([], list(floors.items()))
             except LedgerError as error:
                 if not failed:
                     log.error("the replay floors can't be written", reason=str(error))

@@ -20,12 +20,11 @@ from esp_gw.daemon.systemd import Notifier, watchdog_interval
 from esp_gw.desired import Desired
 from esp_gw.engine.choose import is_native, make_engine
 from esp_gw.errors import EngineError, EspGwError
-from esp_gw.ledger.thread import Sequences
+from esp_gw.ledger.ledger import LEDGER_NAME
+from esp_gw.ledger.thread import LedgerThread
 from esp_gw.logs import log
 from esp_gw.network.netlink import Netlink
-from esp_gw.network.owned_tables import TABLES_NAME, Tables
-
-LEDGER_NAME = "ledger.db"
+from esp_gw.network.owned_tables import TABLES_NAME, OwnedTables
 
 
 def run(config: Path, log_level: str) -> int:
@@ -73,12 +72,12 @@ class _Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
         settings = self._desired.settings
         state_dir = Path(settings.state_dir)
-        tables = Tables(state_dir / TABLES_NAME)
+        tables = OwnedTables(state_dir / TABLES_NAME)
         former = tables.read()
         gateway = Gateway(
             make_engine(settings.engine),
             Netlink(settings.interface, settings.table, former),
-            Sequences(state_dir / LEDGER_NAME),
+            LedgerThread(state_dir / LEDGER_NAME),
             self._fail,
         )
         self._service = Service(

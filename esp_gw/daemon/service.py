@@ -29,7 +29,7 @@ from esp_gw.control.server import Handler, Peer
 from esp_gw.crypto.advice import Advice
 from esp_gw.crypto.providers import provider_fault
 from esp_gw.daemon.gateway import Gateway
-from esp_gw.daemon.views import policy_info, sa_info
+from esp_gw.daemon.views import policy_view, sa_view
 from esp_gw.desired import Desired, GatewaySettings, settings_of
 from esp_gw.errors import ControlError, EspGwError
 from esp_gw.logs import log
@@ -69,8 +69,8 @@ class Service:
 
     async def advise(self) -> None:
         """Find out which tunnels have a suite that is slow here, now that the engine seals them."""
-        verdicts = self._gateway.engine.status().af_alg
-        in_kernel = frozenset(suite for suite, verdict in verdicts.items() if verdict.in_use)
+        statuses = self._gateway.engine.status().af_alg
+        in_kernel = frozenset(suite for suite, status in statuses.items() if status.in_use)
         tunnels = self._configured.tunnels
         self._hints = await asyncio.to_thread(self._advice.hints, tunnels, in_kernel)
         for hint in self._hints:
@@ -124,12 +124,12 @@ class Service:
     async def list_sas(self, parameters: Parameters, peer: Peer) -> Parameters:
         """Return every SA, without its key."""
         counters = self._gateway.counters().sas
-        return {"sas": [sa_info(sa, counters[sa.name]) for sa in self._gateway.sas]}
+        return {"sas": [sa_view(sa, counters[sa.name]) for sa in self._gateway.sas]}
 
     async def get_sa(self, parameters: Parameters, peer: Peer) -> Parameters:
         """Return one SA; its key only to root, and never without a line in the log."""
         sa = self._find_sa(_name(parameters))
-        info = sa_info(sa, self._gateway.counters().sas[sa.name])
+        info = sa_view(sa, self._gateway.counters().sas[sa.name])
         if parameters.get("reveal_keys") is True:
             if peer.uid != 0:
                 raise ControlError("PermissionDenied", "only root may see keys", hint="use sudo")
@@ -149,7 +149,7 @@ class Service:
                 f"SA {entry.name}",
             )
             sa = self._find_sa(entry.name)
-            return {"sa": sa_info(sa, self._gateway.counters().sas[sa.name])}
+            return {"sa": sa_view(sa, self._gateway.counters().sas[sa.name])}
 
     async def delete_sa(self, parameters: Parameters, peer: Peer) -> Parameters:
         """Remove an SA that the CLI added."""
@@ -232,7 +232,7 @@ class Service:
 
     async def list_policies(self, parameters: Parameters, peer: Peer) -> Parameters:
         """Return the SPD in its order."""
-        return {"policies": [policy_info(policy) for policy in self._gateway.policies]}
+        return {"policies": [policy_view(policy) for policy in self._gateway.policies]}
 
     async def add_policy(self, parameters: Parameters, peer: Peer) -> Parameters:
         """Put a policy into the SPD and remember it."""
@@ -254,7 +254,7 @@ class Service:
                 f"policy {entry.name}",
             )
             (policy,) = [p for p in self._gateway.policies if p.name == entry.name]
-            return {"policy": policy_info(policy)}
+            return {"policy": policy_view(policy)}
 
     async def delete_policy(self, parameters: Parameters, peer: Peer) -> Parameters:
         """Remove a policy that the CLI added."""

@@ -6,7 +6,7 @@ from esp_gw.engine.base import SaCounters
 from esp_gw.model import Policy, Sa, Selector
 
 
-def sa_info(sa: Sa, counters: SaCounters) -> dict[str, object]:
+def sa_view(sa: Sa, counters: SaCounters) -> dict[str, object]:
     """Return an SA and what it has done, without its key."""
     return {
         "name": sa.name,
@@ -34,19 +34,19 @@ def sa_info(sa: Sa, counters: SaCounters) -> dict[str, object]:
     }
 
 
-def policy_info(policy: Policy) -> dict[str, object]:
+def policy_view(policy: Policy) -> dict[str, object]:
     """Return an entry of the SPD."""
     return {
         "name": policy.name,
         "action": policy.action,
-        "selectors": [_selector_info(selector) for selector in policy.selectors],
+        "selectors": [_selector_view(selector) for selector in policy.selectors],
         "sas": list(policy.sas),
         "tunnel": policy.tunnel,
         "origin": policy.origin,
     }
 
 
-def _selector_info(selector: Selector) -> dict[str, object]:
+def _selector_view(selector: Selector) -> dict[str, object]:
     def ports(value: object) -> str | None:
         return None if value is None else str(value)
 

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from esp_gw.crypto.aead import Verdict
+from esp_gw.crypto.aead import AfAlgStatus
 from esp_gw.desired import EngineSettings
 from esp_gw.model import Encapsulation, IPAddress, Lease, Policy, Sa
 
@@ -128,7 +128,7 @@ class OuterSocket:
 
 
 @dataclass(frozen=True, slots=True)
-class Offload:
+class OffloadStatus:
     """Whether an offload is in use; `why` it is not, or not everywhere: one line, or empty."""
 
     in_use: bool
@@ -149,8 +149,8 @@ class EngineStatus:
     busy_poll_us: int
     provider: Mapping[str, str]
     aes: str
-    offload: Mapping[str, Offload]
-    af_alg: Mapping[str, Verdict] = field(default_factory=dict)
+    offload: Mapping[str, OffloadStatus]
+    af_alg: Mapping[str, AfAlgStatus] = field(default_factory=dict)
 
 
 class Engine(Protocol):

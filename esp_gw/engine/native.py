@@ -13,7 +13,7 @@ from typing import Any
 import esp_gw_core
 
 from esp_gw.crypto import probe
-from esp_gw.crypto.aead import Verdict
+from esp_gw.crypto.aead import AfAlgStatus
 from esp_gw.crypto.measure import Sealer
 from esp_gw.desired import EngineSettings
 from esp_gw.engine.base import (
@@ -25,7 +25,7 @@ from esp_gw.engine.base import (
     GsoRefused,
     HardExpired,
     LeaseLow,
-    Offload,
+    OffloadStatus,
     OuterSocket,
     PathMtuChanged,
     PeerAddressChanged,
@@ -99,9 +99,9 @@ class NativeEngine:
         self._install(sa, (_Arguments(sa), highest_seq))
 
     def _install(self, sa: Sa, arguments: tuple[Any, Any]) -> None:
-        verdict = self._af_alg[sa.suite.name]
-        if self._af_alg_required and not verdict.in_use:
-            raise probe.unavailable(verdict.why)
+        status = self._af_alg[sa.suite.name]
+        if self._af_alg_required and not status.in_use:
+            raise probe.unavailable(status.why)
         if self._waiting is not None:
             self._waiting.append((sa, arguments))
         else:
@@ -208,7 +208,9 @@ class NativeEngine:
             busy_poll_us=self._settings.busy_poll_us,
             provider=providers,
             aes=esp_gw_core.aes_path,
-            offload={name: Offload(in_use, why) for name, in_use, why in self._core.offloads()},
+            offload={
+                name: OffloadStatus(in_use, why) for name, in_use, why in self._core.offloads()
+            },
             af_alg={suite: self._af_alg[suite] for suite in providers},
         )
 
@@ -253,7 +255,7 @@ class NativeEngine:
 class _Settings:
     """The settings as the extension reads them, attribute by attribute."""
 
-    def __init__(self, settings: EngineSettings, af_alg: Mapping[str, Verdict]) -> None:
+    def __init__(self, settings: EngineSettings, af_alg: Mapping[str, AfAlgStatus]) -> None:
         self.interface = settings.interface
         self.port = settings.port
         self.fwmark = settings.fwmark
@@ -261,7 +263,7 @@ class _Settings:
         self.pin_workers = settings.pin_workers
         self.busy_poll_us = settings.busy_poll_us
         self.provider = settings.provider
-        self.af_alg = [name for name, verdict in af_alg.items() if verdict.in_use]
+        self.af_alg = [name for name, status in af_alg.items() if status.in_use]
         self.offloads = [name for name, wanted in asdict(settings.offload).items() if wanted]
 
 

@@ -30,12 +30,16 @@ from esp_gw.model import KeyMaterial, Lease
 __all__ = [
     "LEASE_ESN",
     "LEASE_NO_ESN",
+    "LEDGER_NAME",
     "FloorRequest",
     "LeaseRequest",
     "Ledger",
     "LedgerEntry",
     "Role",
 ]
+
+LEDGER_NAME = "ledger.db"
+"""The ledger's file in the state directory."""
 
 LEASE_ESN = 2**20
 """How many numbers to lease with ESN: 12 s of full packets at 1 Gbit/s; the next lease is asked for

@@ -15,7 +15,7 @@ from esp_gw.model import KeyMaterial, Lease, Sa
 T = TypeVar("T")
 
 
-class Sequences:
+class LedgerThread:
     """Leases and replay floors, asked of the ledger in a thread of its own.
 
     The ledger is opened when the first SA needs it, so that a gateway without SAs needs none.

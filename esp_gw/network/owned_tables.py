@@ -15,7 +15,7 @@ from esp_gw.logs import log
 TABLES_NAME = "tables.json"
 
 
-class Tables:
+class OwnedTables:
     """The tables that runs with one state directory have used, until a start has replaced them."""
 
     def __init__(self, path: Path) -> None:

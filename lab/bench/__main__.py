@@ -15,7 +15,7 @@ import click
 
 from esp_gw.demo.signals import ended_by_signals
 from esp_gw.errors import EspGwError, LabError
-from lab.bench import core, machine, plots, report, scale
+from lab.bench import core, host, plots, report, scale
 from lab.bench.measures import TESTS
 from lab.bench.model import Observation, Sample
 from lab.bench.plan import SECTIONS, SYSTEMS, Options, Plan, make_plan
@@ -128,7 +128,7 @@ def bench(
     _check_machine()
     if not native:
         _say("the native engine is not installed: it is left out")
-    described = machine.describe(wireguard_go)
+    described = host.describe(wireguard_go)
     _say(f"about {minutes(plan.seconds)} (minutes:seconds) on {described['cores']} cores")
     with ended_by_signals():
         session = Session(plan, _say)

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from esp_gw.crypto.aead import Verdict
+from esp_gw.crypto.aead import AfAlgStatus
 from esp_gw.desired import EngineSettings
-from esp_gw.engine.base import Counters, EngineStatus, Event, Offload, OuterSocket, SaCounters
+from esp_gw.engine.base import Counters, EngineStatus, Event, OffloadStatus, OuterSocket, SaCounters
 from esp_gw.errors import EngineError, NetworkError
 from esp_gw.model import Direction, IPAddress, Lease, Policy, Sa
 from esp_gw.network import changes
@@ -62,7 +62,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.is_open = False
-        self.af_alg: dict[str, Verdict] = {}
+        self.af_alg: dict[str, AfAlgStatus] = {}
         self.sas: dict[str, Sa] = {}
         self.leases: dict[str, Lease] = {}
         self.floors: dict[str, int] = {}
@@ -126,7 +126,7 @@ class FakeEngine:
         self.extensions.append((name, lease))
 
     def status(self) -> EngineStatus:
-        offload = {"udp_gso": Offload(True), "merge": Offload(False, "switched off")}
+        offload = {"udp_gso": OffloadStatus(True), "merge": OffloadStatus(False, "switched off")}
         suites = {sa.suite.name: "OpenSSL 3.6.0" for sa in self.sas.values()}
         return EngineStatus(1, False, 0, suites, "AES-NI", offload, self.af_alg)
 

@@ -19,9 +19,9 @@ from esp_gw.crypto.advice import Advice
 from esp_gw.crypto.recommend import SIZES, Figures
 from esp_gw.daemon.gateway import Gateway
 from esp_gw.daemon.service import Service
-from esp_gw.ledger import thread as sequences_module
+from esp_gw.ledger import thread as ledger_thread
 from esp_gw.ledger.ledger import Ledger
-from esp_gw.ledger.thread import Sequences
+from esp_gw.ledger.thread import LedgerThread
 from esp_gw.model import NO_AES, SUITES
 from tests.support.fakes import MACHINE, FakeEngine, FakeNetlink
 
@@ -37,7 +37,9 @@ class Rig:
         # No suite is slower than another, unless a test says so.
         self.figures: dict[str, Figures] = {suite: dict.fromkeys(SIZES, 1000.0) for suite in SUITES}
         self.kernel_figures = dict(self.figures)
-        self.gateway = Gateway(self.engine, self.netlink, Sequences(self.ledger), self._on_failure)
+        self.gateway = Gateway(
+            self.engine, self.netlink, LedgerThread(self.ledger), self._on_failure
+        )
 
     def _measure(self, suites: list[str], in_kernel: frozenset[str]) -> dict[str, Figures]:
         return {
@@ -74,7 +76,7 @@ class Rig:
 
 async def start_rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
     """A running gateway with one tunnel, 192.0.2.1 to 192.0.2.2, pi-a to pi-b."""
-    monkeypatch.setattr(sequences_module, "machine_identity", lambda: MACHINE)
+    monkeypatch.setattr(ledger_thread, "machine_identity", lambda: MACHINE)
     make_pair(
         tmp_path / "init",
         local=ip_address("192.0.2.1"),

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import fields
 
 from esp_gw.crypto import probe
+from esp_gw.crypto.factory import AeadFactory
 from esp_gw.crypto.measure import Sealer
-from esp_gw.crypto.offload import Offload as CryptoOffload
 from esp_gw.crypto.processor import aes_path
 from esp_gw.desired import EngineSettings, Offloads
 from esp_gw.engine.base import (
@@ -23,7 +23,7 @@ from esp_gw.engine.base import (
     EngineFailed,
     EngineStatus,
     Event,
-    Offload,
+    OffloadStatus,
     OuterSocket,
     SaCounters,
 )
@@ -58,7 +58,7 @@ class PythonEngine:
                 "crypto.provider aws-lc needs the native engine, which does not run",
                 hint="install it, or set 'provider: auto'",
             )
-        self._offload = CryptoOffload(
+        self._factory = AeadFactory(
             probe.choose(settings.af_alg, Sealer(native=False)),
             settings.af_alg == AF_ALG_ON,
             lambda reason: on_event(AfAlgLost(reason)),
@@ -81,7 +81,7 @@ class PythonEngine:
         self._inbound.close()
         self._loop.remove_reader(self._tun)
         os.close(self._tun)
-        self._offload.close()
+        self._factory.close()
 
     def set_outer_sockets(self, wanted: Sequence[OuterSocket]) -> None:
         """Open those that are missing, then close those not named. Raises EngineError."""
@@ -96,7 +96,7 @@ class PythonEngine:
     def install_outbound(self, sa: Sa, lease: Lease) -> None:
         """Add an outbound SA that begins at the lease's first sequence number."""
         outer = self._outer_of(sa)
-        aead = self._offload.make_aead(sa.suite, sa.keymat)
+        aead = self._factory.make_aead(sa.suite, sa.keymat)
         self._outbound.sas[sa.name] = OutboundState(sa, lease, aead, outer, self._peers.place(sa))
         self._outbound.forget_flows()
         if sa.keepalive and sa.encapsulation is Encapsulation.UDP:
@@ -107,7 +107,7 @@ class PythonEngine:
         if sa.spi in self._inbound.sas:
             raise EngineError("another inbound SA has this SPI", where=sa.name)
         self._outer_of(sa)
-        aead = self._offload.make_aead(sa.suite, sa.keymat)
+        aead = self._factory.make_aead(sa.suite, sa.keymat)
         self._inbound.sas[sa.spi] = InboundState(sa, highest_seq, aead, self._peers.place(sa))
         self._inbound_spi[sa.name] = sa.spi
 
@@ -181,23 +181,23 @@ class PythonEngine:
         """Return how far the inbound SAs came whose windows advanced since the last call."""
         advanced = {}
         for state in self._inbound.sas.values():
-            if state.esp.window.highest != state.told_highest:
-                state.told_highest = advanced[state.sa.name] = state.esp.window.highest
+            if state.esp.window.highest != state.reported_highest:
+                state.reported_highest = advanced[state.sa.name] = state.esp.window.highest
         return advanced
 
     def status(self) -> EngineStatus:
         """How it works: what it uses of what there is, and why not more."""
         suites = {state.sa.suite.name for state in self._outbound.sas.values()}
         suites |= {state.sa.suite.name for state in self._inbound.sas.values()}
-        single = Offload(False, "the python engine carries one packet a system call")
+        single = OffloadStatus(False, "the python engine carries one packet a system call")
         return EngineStatus(
             workers=1,
             pinned=False,
             busy_poll_us=0,
-            provider={suite: self._offload.provider(suite) for suite in sorted(suites)},
+            provider={suite: self._factory.provider(suite) for suite in sorted(suites)},
             aes=aes_path(),
             offload={field.name: single for field in fields(Offloads)},
-            af_alg={suite: self._offload.verdict(suite) for suite in sorted(suites)},
+            af_alg={suite: self._factory.status(suite) for suite in sorted(suites)},
         )
 
     def _read_tun(self) -> None:

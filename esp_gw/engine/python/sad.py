@@ -77,8 +77,8 @@ class OutboundState:
 class InboundState:
     """An inbound SA: its codec with the replay window, its selectors, and its counters.
 
-    `heard` is after which of its peer's moves it was last heard where the peer is; `told_highest`
-    the highest sequence number that the control plane knows.
+    `heard` is after which of its peer's moves it was last heard where the peer is;
+    `reported_highest` the highest sequence number that the control plane knows.
     """
 
     __slots__ = (
@@ -92,9 +92,9 @@ class InboundState:
         "packets",
         "peer",
         "remote",
+        "reported_highest",
         "sa",
         "selectors",
-        "told_highest",
         "transport",
     )
 
@@ -102,7 +102,7 @@ class InboundState:
         self.sa = sa
         self.aead = aead
         self.esp = InboundEsp(sa, highest_seq, aead)
-        self.told_highest = highest_seq
+        self.reported_highest = highest_seq
         self.selectors = [CompiledSelector(selector) for selector in sa.selectors]
         self.flows: set[tuple[int, bytes]] = set()
         self.transport = sa.mode is Mode.TRANSPORT

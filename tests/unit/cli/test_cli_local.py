@@ -320,13 +320,6 @@ def test_ledger_replace_does_nothing_while_the_keys_to_refuse_can_not_be_read(
     assert used.ledger.read_bytes() == b"damaged"
 
 
-def test_the_ledger_is_where_the_daemon_looks_for_it() -> None:
-    from esp_gw.cli.ledger import LEDGER_FILE
-    from esp_gw.daemon.main import LEDGER_NAME
-
-    assert LEDGER_FILE == LEDGER_NAME
-
-
 def fake(monkeypatch: pytest.MonkeyPatch, package: object, name: str, module: object) -> None:
     monkeypatch.setitem(sys.modules, f"{package.__name__}.{name}", module)  # type: ignore[attr-defined]
     monkeypatch.setattr(package, name, module, raising=False)

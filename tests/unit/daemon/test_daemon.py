@@ -21,7 +21,7 @@ from esp_gw.daemon import memory
 from esp_gw.daemon import service as service_module
 from esp_gw.engine.base import EngineFailed
 from esp_gw.errors import EngineError, EspGwError
-from esp_gw.ledger import thread as sequences_module
+from esp_gw.ledger import thread as ledger_thread
 from esp_gw.ledger.ledger import Ledger
 from esp_gw.network.plan import Network
 from tests.support.fakes import MACHINE, FakeEngine, FakeNetlink, captured_logs, until
@@ -62,7 +62,7 @@ class Rig:
         self.told: list[str] = []
         self.engine = FakeEngine()
         monkeypatch.setenv("NOTIFY_SOCKET", str(folder / "notify"))
-        monkeypatch.setattr(sequences_module, "machine_identity", lambda: MACHINE)
+        monkeypatch.setattr(ledger_thread, "machine_identity", lambda: MACHINE)
         monkeypatch.setattr(daemon_module, "make_engine", lambda _: self.engine)
         self._monkeypatch = monkeypatch
 

@@ -23,9 +23,9 @@ from esp_gw.engine.base import (
     PeerAddressChanged,
 )
 from esp_gw.errors import EngineError, KeyReuseError, LedgerError, NetworkError
-from esp_gw.ledger import thread as sequences_module
+from esp_gw.ledger import thread as ledger_thread
 from esp_gw.ledger.ledger import LEASE_ESN, Ledger
-from esp_gw.ledger.thread import Sequences
+from esp_gw.ledger.thread import LedgerThread
 from esp_gw.model import Direction, Lease, Sa
 from tests.support.builders import desired, make_sa, protect, selector
 from tests.support.fakes import MACHINE, FakeEngine, FakeNetlink, captured_logs, until
@@ -47,7 +47,7 @@ class Rig:
         self.netlink = FakeNetlink()
         self.failures: list[str] = []
         self.gateway = Gateway(
-            self.engine, self.netlink, Sequences(self.path), self.failures.append
+            self.engine, self.netlink, LedgerThread(self.path), self.failures.append
         )
 
     def seen(self) -> tuple[object, ...]:
@@ -68,7 +68,7 @@ MakeRig = Callable[[], Rig]
 async def make_rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MakeRig]:
     monkeypatch.setattr(gateway_module, "FLOOR_INTERVAL", 0.01)
     monkeypatch.setattr(gateway_module, "LEASE_RETRY", 0.01)
-    monkeypatch.setattr(sequences_module, "machine_identity", lambda: MACHINE)
+    monkeypatch.setattr(ledger_thread, "machine_identity", lambda: MACHINE)
     Ledger.create(tmp_path / "ledger.db", MACHINE)
     rigs: list[Rig] = []
 
@@ -224,15 +224,15 @@ async def test_a_lease_that_comes_after_its_sa_has_gone_is_given_to_nobody(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, sas: tuple[Sa, ...]
 ) -> None:
     written = asyncio.Event()
-    lease = Sequences.lease
+    lease = LedgerThread.lease
 
-    async def slow(sequences: Sequences, sa: Sa) -> Lease:
-        result = await lease(sequences, sa)
+    async def slow(thread: LedgerThread, sa: Sa) -> Lease:
+        result = await lease(thread, sa)
         if sa == OUT:
             await written.wait()
         return result
 
-    monkeypatch.setattr(Sequences, "lease", slow)
+    monkeypatch.setattr(LedgerThread, "lease", slow)
     rig.engine.tell(LeaseLow("t/out"))
     await asyncio.sleep(0)
     await rig.gateway.apply(desired(sas))

@@ -12,10 +12,10 @@ import pytest
 
 from esp_gw.config.load import load_config
 from esp_gw.control.server import Peer
-from esp_gw.crypto.aead import Verdict
+from esp_gw.crypto.aead import AfAlgStatus
 from esp_gw.crypto.recommend import SIZES
 from esp_gw.errors import ConfigError, ControlError, EspGwError, NetworkError
-from esp_gw.ledger import thread as sequences_module
+from esp_gw.ledger import thread as ledger_thread
 from tests.support.fakes import MACHINE
 from tests.support.service_rig import Rig, restarted, start_rig
 
@@ -136,7 +136,7 @@ async def test_an_addition_that_can_not_be_kept_is_taken_back(
         assert rig.netlink.network == before[1]
         assert rig.engine.sas == before[0]
     monkeypatch.undo()
-    monkeypatch.setattr(sequences_module, "machine_identity", lambda: MACHINE)
+    monkeypatch.setattr(ledger_thread, "machine_identity", lambda: MACHINE)
     await rig.call("AddSa", **sa(2))
     assert rig.names() == {"n1", "n2"}
 
@@ -401,7 +401,7 @@ async def test_status_hints_at_a_faster_suite_as_long_as_a_tunnel_has_the_slow_o
 
 
 async def test_a_suite_that_the_kernel_seals_is_judged_by_what_the_kernel_takes(rig: Rig) -> None:
-    rig.engine.af_alg["aes256gcm12"] = Verdict(True, "switched on")
+    rig.engine.af_alg["aes256gcm12"] = AfAlgStatus(True, "switched on")
     rig.kernel_figures["aes256gcm12"] = dict.fromkeys(SIZES, 7000.0)
     rig.edit(lambda config: config["tunnels"]["pi-b"].update(suite="aes256gcm12"))
     await rig.call("Reload")

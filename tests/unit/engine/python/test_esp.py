@@ -29,7 +29,7 @@ from esp_gw.model import (
 )
 from esp_gw.protocol import ESP_HEADER_LEN
 
-VECTORS = Path(__file__).parents[2] / "vectors"
+VECTORS = Path(__file__).parents[3] / "vectors"
 CASES = [
     case
     for name in ("esp_gcm.json", "esp_chacha20poly1305.json")

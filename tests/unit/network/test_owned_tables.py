@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from esp_gw.network.owned_tables import Tables
+from esp_gw.network.owned_tables import OwnedTables
 
 
 def test_what_is_written_is_read_by_the_next_run(tmp_path: Path) -> None:
     path = tmp_path / "tables.json"
-    assert Tables(path).read() == frozenset()
-    Tables(path).write(frozenset({4500, 6000}))
-    assert Tables(path).read() == {4500, 6000}
-    Tables(path).write(frozenset({6000}))
-    assert Tables(path).read() == {6000}
+    assert OwnedTables(path).read() == frozenset()
+    OwnedTables(path).write(frozenset({4500, 6000}))
+    assert OwnedTables(path).read() == {4500, 6000}
+    OwnedTables(path).write(frozenset({6000}))
+    assert OwnedTables(path).read() == {6000}
 
 
 @pytest.mark.parametrize(
@@ -24,18 +24,18 @@ def test_what_is_written_is_read_by_the_next_run(tmp_path: Path) -> None:
 def test_a_damaged_file_names_no_table(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "tables.json"
     path.write_bytes(content)
-    assert Tables(path).read() == frozenset()
-    Tables(path).write(frozenset({4500}))
-    assert Tables(path).read() == {4500}
+    assert OwnedTables(path).read() == frozenset()
+    OwnedTables(path).write(frozenset({4500}))
+    assert OwnedTables(path).read() == {4500}
 
 
 def test_a_disk_that_takes_nothing_stops_no_start(tmp_path: Path) -> None:
-    Tables(tmp_path / "missing" / "tables.json").write(frozenset({4500}))
+    OwnedTables(tmp_path / "missing" / "tables.json").write(frozenset({4500}))
 
 
 def test_a_table_that_stays_the_same_costs_no_write(tmp_path: Path) -> None:
     path = tmp_path / "tables.json"
-    Tables(path).write(frozenset({4500}))
+    OwnedTables(path).write(frozenset({4500}))
     before = path.stat().st_ino
-    Tables(path).write(frozenset({4500}))
+    OwnedTables(path).write(frozenset({4500}))
     assert path.stat().st_ino == before

@@ -15,7 +15,7 @@ from scapy.packet import Packet, Raw
 from esp_gw.engine.python.wire import address_key, flow_key, spread
 
 VECTORS = json.loads(
-    (Path(__file__).parents[2] / "vectors" / "flow_spread.json").read_text(encoding="utf-8")
+    (Path(__file__).parents[3] / "vectors" / "flow_spread.json").read_text(encoding="utf-8")
 )["cases"]
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from cryptography.exceptions import InvalidTag
 
 from esp_gw.crypto import af_alg, openssl
-from esp_gw.crypto.aead import Aead, Buffer, Verdict
+from esp_gw.crypto.aead import Aead, AfAlgStatus, Buffer
 from esp_gw.crypto.probe import unavailable, without
 from esp_gw.model import KeyMaterial, Suite
 
@@ -19,17 +19,17 @@ CHECKED = 256
 """Of as many packets of a key one is sealed or opened by OpenSSL, too, beginning with the first."""
 
 
-class Offload:
+class AeadFactory:
     """The AEADs of an engine: by AF_ALG where that was chosen, until it fails; else by OpenSSL.
 
-    `verdicts` are those of crypto.probe; `required` says that a suite without AF_ALG is an error.
+    `statuses` are those of crypto.probe; `required` says that a suite without AF_ALG is an error.
     `on_lost` is told the reason, once, when AF_ALG fails: every key goes on in OpenSSL then.
     """
 
     def __init__(
-        self, verdicts: Mapping[str, Verdict], required: bool, on_lost: Callable[[str], None]
+        self, statuses: Mapping[str, AfAlgStatus], required: bool, on_lost: Callable[[str], None]
     ) -> None:
-        self._verdicts = dict(verdicts)
+        self._statuses = dict(statuses)
         self._required = required
         self._on_lost = on_lost
         self._keys: set[_Key] = set()
@@ -38,10 +38,10 @@ class Offload:
     def make_aead(self, suite: Suite, keymat: KeyMaterial) -> Aead:
         """Make the AEAD of an SA. Raises EngineError where it can't be had as it is asked for."""
         library = openssl.make_aead(suite, keymat)
-        verdict = self._verdicts[suite.name]
-        if not verdict.in_use:
+        status = self._statuses[suite.name]
+        if not status.in_use:
             if self._required and not self._lost:
-                raise unavailable(verdict.why)
+                raise unavailable(status.why)
             return library
         if len(self._keys) >= MAX_KEYS:
             return library
@@ -59,7 +59,7 @@ class Offload:
             return
         self._lost = True
         self.close()
-        self._verdicts = without(self._verdicts, why)
+        self._statuses = without(self._statuses, why)
         self._on_lost(why)
 
     def close(self) -> None:
@@ -75,25 +75,25 @@ class Offload:
         """Return who seals and opens the packets of a suite, with its version."""
         return (
             f"AF_ALG, Linux {os.uname().release}"
-            if self._verdicts[suite].in_use
+            if self._statuses[suite].in_use
             else openssl.version()
         )
 
-    def verdict(self, suite: str) -> Verdict:
+    def status(self, suite: str) -> AfAlgStatus:
         """Return whether AF_ALG is used for a suite now, and why or why not."""
-        verdict = self._verdicts[suite]
-        if verdict.in_use and len(self._keys) >= MAX_KEYS:
-            return replace(verdict, why=f"{verdict.why}; beyond {MAX_KEYS} keys OpenSSL is used")
-        return verdict
+        status = self._statuses[suite]
+        if status.in_use and len(self._keys) >= MAX_KEYS:
+            return replace(status, why=f"{status.why}; beyond {MAX_KEYS} keys OpenSSL is used")
+        return status
 
 
 class _Key:
     """One key in the kernel and in OpenSSL; functions as in `Aead`."""
 
-    __slots__ = ("_kernel", "_library", "_offload", "_turn")
+    __slots__ = ("_factory", "_kernel", "_library", "_turn")
 
-    def __init__(self, offload: Offload, kernel: Aead, library: Aead) -> None:
-        self._offload = offload
+    def __init__(self, factory: AeadFactory, kernel: Aead, library: Aead) -> None:
+        self._factory = factory
         self._kernel: Aead | None = kernel
         self._library = library
         self._turn = 0
@@ -103,7 +103,7 @@ class _Key:
         if self._kernel is not None:
             self._kernel.close()
             self._kernel = None
-            self._offload.forget(self)
+            self._factory.forget(self)
 
     def seal_into(self, nonce: bytes, plaintext: Buffer, aad: bytes, out: memoryview) -> None:
         """Seal in the kernel, and where that fails again in OpenSSL, with the same nonce.
@@ -117,14 +117,14 @@ class _Key:
         try:
             self._kernel.seal_into(nonce, plaintext, aad, out)
         except af_alg.AfAlgError as error:
-            self._offload.lose(str(error))
+            self._factory.lose(str(error))
             self._library.seal_into(nonce, plaintext, aad, out)
             return
         if self._is_checked():
             by_kernel = bytes(out)
             self._library.seal_into(nonce, plaintext, aad, out)
             if out != by_kernel:
-                self._offload.lose("it sealed a packet wrongly")
+                self._factory.lose("it sealed a packet wrongly")
 
     def open_into(
         self, nonce: bytes, ciphertext_and_icv: Buffer, aad: bytes, out: memoryview
@@ -140,10 +140,10 @@ class _Key:
             self._kernel.open_into(nonce, ciphertext_and_icv, aad, out)
         except af_alg.NotAuthenticError:
             self._library.open_into(nonce, ciphertext_and_icv, aad, out)
-            self._offload.lose("it refused an authentic packet")
+            self._factory.lose("it refused an authentic packet")
             return
         except af_alg.AfAlgError as error:
-            self._offload.lose(str(error))
+            self._factory.lose(str(error))
             self._library.open_into(nonce, ciphertext_and_icv, aad, out)
             return
         if self._is_checked():
@@ -151,10 +151,10 @@ class _Key:
             try:
                 self._library.open_into(nonce, ciphertext_and_icv, aad, out)
             except InvalidTag:
-                self._offload.lose("it accepted a forged packet")
+                self._factory.lose("it accepted a forged packet")
                 raise
             if out != by_kernel:
-                self._offload.lose("it opened a packet wrongly")
+                self._factory.lose("it opened a packet wrongly")
 
     def _is_checked(self) -> bool:
         """Whether it is this packet's turn to be looked at twice."""

@@ -10,28 +10,28 @@ from types import SimpleNamespace
 import pytest
 from cryptography.exceptions import InvalidTag
 
-from esp_gw.crypto import offload as offload_module
+from esp_gw.crypto import factory as factory_module
 from esp_gw.crypto import openssl
-from esp_gw.crypto.aead import Aead, Buffer, Verdict
-from esp_gw.crypto.offload import CHECKED, MAX_KEYS, Offload
+from esp_gw.crypto.aead import Aead, AfAlgStatus, Buffer
+from esp_gw.crypto.factory import CHECKED, MAX_KEYS, AeadFactory
 from esp_gw.errors import EngineError
 from esp_gw.model import SUITES, KeyMaterial, Suite
 from tests.support.fake_af_alg import FakeKernel, install
 
 SUITE = SUITES["aes256gcm16"]
 AAD = b"SPI.seq."
-USED = Verdict(True, "switched on")
+USED = AfAlgStatus(True, "switched on")
 
 
 class Rig:
     def __init__(self, kernel: FakeKernel) -> None:
         self.kernel = kernel
         self.lost: list[str] = []
-        self.offload = Offload(dict.fromkeys(SUITES, USED), False, self.lost.append)
+        self.factory = AeadFactory(dict.fromkeys(SUITES, USED), False, self.lost.append)
         self.seq = 0
 
     def make(self, number: int = 0) -> Aead:
-        return self.offload.make_aead(SUITE, keymat(number))
+        return self.factory.make_aead(SUITE, keymat(number))
 
     def seal(self, aead: Aead, number: int = 0) -> None:
         """Seal the next packet, and see that OpenSSL opens it."""
@@ -79,7 +79,7 @@ def test_packets_go_through_the_kernel(rig: Rig) -> None:
         rig.open(aead)
     assert rig.in_kernel == 4 * CHECKED
     assert rig.lost == []
-    assert rig.offload.provider("aes256gcm16").startswith("AF_ALG, Linux ")
+    assert rig.factory.provider("aes256gcm16").startswith("AF_ALG, Linux ")
 
 
 @pytest.mark.parametrize("call", ["sendmsg", "recvmsg"])
@@ -103,10 +103,10 @@ def test_the_packet_that_the_kernel_refuses_goes_through_openssl_and_so_do_all_a
     assert rig.in_kernel == 0
     assert rig.kernel.open == 0
     assert len(rig.lost) == 1
-    verdict = rig.offload.verdict("aes256gcm16")
-    assert not verdict.in_use
-    assert reason in verdict.why
-    assert rig.offload.provider("aes256gcm16").startswith("OpenSSL ")
+    status = rig.factory.status("aes256gcm16")
+    assert not status.in_use
+    assert reason in status.why
+    assert rig.factory.provider("aes256gcm16").startswith("OpenSSL ")
 
 
 @pytest.mark.parametrize("fault", ["refuses", "lies"])
@@ -126,7 +126,7 @@ def test_a_nonce_is_used_again_only_with_the_same_packet(
         return replace(aead, seal_into=seal_into)
 
     with monkeypatch.context() as patch:
-        patch.setattr(offload_module, "openssl", SimpleNamespace(make_aead=watched))
+        patch.setattr(factory_module, "openssl", SimpleNamespace(make_aead=watched))
         aead = rig.make()
     rig.seal(aead)
     if fault == "refuses":
@@ -214,7 +214,7 @@ def test_a_key_leaves_the_kernel_with_its_sa(rig: Rig) -> None:
     assert rig.kernel.open == 2
     rig.seal(aeads[2], 2)
     assert rig.in_kernel == 1
-    rig.offload.close()
+    rig.factory.close()
     assert rig.kernel.open == 0
     assert rig.lost == []
 
@@ -222,7 +222,7 @@ def test_a_key_leaves_the_kernel_with_its_sa(rig: Rig) -> None:
 def test_no_more_than_so_many_keys_are_in_the_kernel(rig: Rig) -> None:
     aeads = [rig.make(number) for number in range(MAX_KEYS + 2)]
     assert rig.kernel.open == MAX_KEYS
-    assert f"beyond {MAX_KEYS} keys" in rig.offload.verdict("aes256gcm16").why
+    assert f"beyond {MAX_KEYS} keys" in rig.factory.status("aes256gcm16").why
     rig.seal(aeads[-1], MAX_KEYS + 1)
     assert rig.in_kernel == 0
     aeads[0].close()
@@ -233,10 +233,13 @@ def test_no_more_than_so_many_keys_are_in_the_kernel(rig: Rig) -> None:
 
 
 def test_a_suite_that_the_kernel_lacks_is_refused_where_af_alg_is_a_must(rig: Rig) -> None:
-    lacking = {**dict.fromkeys(SUITES, USED), "chacha20poly1305": Verdict(False, "no such thing")}
+    lacking = {
+        **dict.fromkeys(SUITES, USED),
+        "chacha20poly1305": AfAlgStatus(False, "no such thing"),
+    }
     chacha = SUITES["chacha20poly1305"]
-    Offload(lacking, False, rig.lost.append).make_aead(chacha, keymat(0)).close()
-    required = Offload(lacking, True, rig.lost.append)
+    AeadFactory(lacking, False, rig.lost.append).make_aead(chacha, keymat(0)).close()
+    required = AeadFactory(lacking, True, rig.lost.append)
     required.make_aead(SUITE, keymat(0))
     with pytest.raises(EngineError, match="no such thing; set 'crypto"):
         required.make_aead(chacha, keymat(0))
