@@ -5,15 +5,15 @@ mod packets;
 
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
-use esp_core::aead::Aead;
-use esp_core::coalesce::{Coalescer, Merging};
-use esp_core::decap::Opener;
-use esp_core::encap::Sealer;
+use esp_core::esp::aead::Aead;
+use esp_core::esp::decap::Opener;
+use esp_core::esp::encap::Sealer;
+use esp_core::esp::replay::ReplayWindow;
+use esp_core::esp::seq::{Lease, SeqCounter};
+use esp_core::esp::suite::{Suite, TRAILER_ROOM};
+use esp_core::offload::coalesce::{Coalescer, Merging};
+use esp_core::offload::segment::Segmenter;
 use esp_core::provider::Provider;
-use esp_core::replay::ReplayWindow;
-use esp_core::segment::Segmenter;
-use esp_core::seq::{Lease, SeqCounter};
-use esp_core::suite::{Suite, TRAILER_ROOM};
 use esp_core::wire::VnetHdr;
 
 use crate::packets::{SEGMENTS, SUPER_LEN, super_packet};
@@ -118,7 +118,9 @@ fn decap(bencher: Bencher, case: &Case) {
         // The packet is always the same one: what is noted is another number, elsewhere.
         next += 1;
         black_box(noted.commit(next)).unwrap();
-        esp_core::decap::read_trailer(&text).unwrap().payload_len
+        esp_core::esp::decap::read_trailer(&text)
+            .unwrap()
+            .payload_len
     });
 }
 
@@ -217,7 +219,7 @@ fn super_packet_opened_and_merged(bencher: Bencher, name: &str) {
                 let (opened, _) = opener.decap(&window, esp, place).unwrap();
                 let payload = &mut place[..opened.payload_len];
                 let length =
-                    esp_core::inner::tunnel_packet(payload, opened.next_header, 0).unwrap();
+                    esp_core::wire::inner::tunnel_packet(payload, opened.next_header, 0).unwrap();
                 writes += usize::from(coalescer.accept(length, 0).is_some());
             }
             writes += usize::from(coalescer.flush().is_some());

@@ -27,8 +27,8 @@ use std::process::Command;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
+use esp_core::esp::suite::Suite;
 use esp_core::provider::Provider;
-use esp_core::suite::Suite;
 use serde_json::{Value, json};
 
 use crate::packets::SUPER_LEN;

@@ -9,10 +9,10 @@ use std::fs::{File, read_to_string};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::FileExt;
 
+use esp_core::esp::sa::{Encapsulation, InboundSa, KeyMaterial, Mode, OutboundSa, SaSpec};
+use esp_core::esp::seq::Lease;
+use esp_core::esp::suite::{SUITES, Suite, TRAILER_ROOM};
 use esp_core::provider::{Choice, Provider};
-use esp_core::sa::{Encapsulation, InboundSa, KeyMaterial, Mode, OutboundSa, SaSpec};
-use esp_core::seq::Lease;
-use esp_core::suite::{SUITES, Suite, TRAILER_ROOM};
 use zeroize::Zeroizing;
 
 /// What keys are combined with where the test keeps them, so that it doesn't find its own.

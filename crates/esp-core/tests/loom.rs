@@ -5,8 +5,8 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use esp_core::DropReason;
-use esp_core::replay::ReplayWindow;
-use esp_core::seq::{Lease, SeqCounter};
+use esp_core::esp::replay::ReplayWindow;
+use esp_core::esp::seq::{Lease, SeqCounter};
 use loom::sync::Arc;
 use loom::thread;
 

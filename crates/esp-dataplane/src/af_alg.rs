@@ -14,8 +14,8 @@ mod tests;
 use std::ops::Range;
 use std::sync::Arc;
 
-use esp_core::aead::{Aead, AuthError, NONCE_LEN, SealError};
-use esp_core::suite::{Cipher, IV_LEN, SALT_LEN, Suite};
+use esp_core::esp::aead::{Aead, AuthError, NONCE_LEN, SealError};
+use esp_core::esp::suite::{Cipher, IV_LEN, SALT_LEN, Suite};
 
 use self::ahead::Ahead;
 use crate::ciphers::Kernel;

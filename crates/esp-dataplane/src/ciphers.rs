@@ -3,9 +3,9 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use esp_core::aead::Aead;
+use esp_core::esp::aead::Aead;
+use esp_core::esp::suite::{Cipher, Suite};
 use esp_core::provider::{Choice, MakeAead, ProviderError};
-use esp_core::suite::{Cipher, Suite};
 
 use crate::af_alg::AfAlg;
 use crate::shared::{Event, Events};

@@ -9,9 +9,9 @@ use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
 use esp_core::counters::Counters;
-use esp_core::sa::{Encapsulation, InboundSa, OutboundSa, SaSpec};
-use esp_core::seq::Lease;
-use esp_core::spd::{Policy, Spd};
+use esp_core::esp::sa::{Encapsulation, InboundSa, OutboundSa, SaSpec};
+use esp_core::esp::seq::Lease;
+use esp_core::policy::spd::{Policy, Spd};
 
 use crate::ciphers::{Ciphers, Kernel};
 use crate::peers::{Heard, Peers};

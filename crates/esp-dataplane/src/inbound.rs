@@ -16,12 +16,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use esp_core::DropReason;
-use esp_core::coalesce::{Coalescer, Merging, Ready};
-use esp_core::decap::{Datagram, Opener, classify, read_trailer};
-use esp_core::flow::{FlowCache, FlowKey};
-use esp_core::inner::{transport_header, transport_header_len, tunnel_packet};
-use esp_core::sa::{Encapsulation, Mode};
+use esp_core::esp::decap::{Datagram, Opener, classify, read_trailer};
+use esp_core::esp::sa::{Encapsulation, Mode};
+use esp_core::offload::coalesce::{Coalescer, Merging, Ready};
 use esp_core::wire;
+use esp_core::wire::flow::{FlowCache, FlowKey};
+use esp_core::wire::inner::{transport_header, transport_header_len, tunnel_packet};
 
 use crate::shared::{Event, Inbound as Entry, Shared, Tables};
 use crate::socket::Socket;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use esp_core::aead::{Aead, NONCE_LEN, SealError};
+use esp_core::esp::aead::{Aead, NONCE_LEN, SealError};
+use esp_core::esp::suite::Suite;
 use esp_core::provider::Provider;
-use esp_core::suite::Suite;
 
 use crate::af_alg::MAX_SIZE as MAX_KERNEL_SIZE;
 use crate::ciphers::Kernel;
@@ -133,7 +133,7 @@ mod tests {
                 _: &[u8],
                 _: &[u8],
                 _: &mut [u8],
-            ) -> std::result::Result<(), esp_core::aead::AuthError> {
+            ) -> std::result::Result<(), esp_core::esp::aead::AuthError> {
                 unreachable!("nothing is opened")
             }
         }

@@ -15,11 +15,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use esp_core::DropReason;
-use esp_core::flow::FlowKey;
-use esp_core::inner::{transport_payload, tunnel_next_header};
-use esp_core::reassembly::Reassembler;
-use esp_core::segment::Segmenter;
-use esp_core::suite::TRAILER_ROOM;
+use esp_core::esp::suite::TRAILER_ROOM;
+use esp_core::offload::segment::Segmenter;
+use esp_core::wire::flow::FlowKey;
+use esp_core::wire::inner::{transport_payload, tunnel_next_header};
+use esp_core::wire::reassembly::Reassembler;
 use esp_core::wire::{self, VnetHdr};
 
 use crate::run::{Flushed, Packet, Run, Sender, longest};

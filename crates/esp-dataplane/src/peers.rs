@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use esp_core::sa::{Encapsulation, SaSpec};
+use esp_core::esp::sa::{Encapsulation, SaSpec};
 
 use crate::shared::Tables;
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use bitflags::bitflags;
+use esp_core::esp::suite::Suite;
 use esp_core::provider::Choice;
-use esp_core::suite::Suite;
 
 use crate::sys::tun::TunOffloads;
 

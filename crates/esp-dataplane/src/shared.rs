@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
 use esp_core::counters::{Counters, Tally};
-use esp_core::sa::{Encapsulation, InboundSa, OutboundSa};
-use esp_core::spd::Spd;
+use esp_core::esp::sa::{Encapsulation, InboundSa, OutboundSa};
+use esp_core::policy::spd::Spd;
 
 use crate::ciphers::Ciphers;
 use crate::peers::{Heard, Peer};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use esp_core::sa::Encapsulation;
+use esp_core::esp::sa::Encapsulation;
 
 use crate::engine::Engine;
 use crate::settings::Offloads;

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use esp_core::DropReason;
-use esp_core::encap::Sealer;
-use esp_core::flow::{FlowCache, FlowKey};
-use esp_core::sa::Mode;
-use esp_core::spd::Action;
+use esp_core::esp::encap::Sealer;
+use esp_core::esp::sa::Mode;
+use esp_core::policy::spd::Action;
+use esp_core::wire::flow::{FlowCache, FlowKey};
 use esp_core::wire::{self, Inner};
 
 use crate::shared::{Outbound as Entry, Outer, Shared, Tables};

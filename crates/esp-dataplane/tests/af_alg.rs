@@ -5,9 +5,9 @@
 use std::fs;
 use std::sync::Arc;
 
-use esp_core::aead::{Aead, AuthError};
+use esp_core::esp::aead::{Aead, AuthError};
+use esp_core::esp::suite::{SUITES, Suite};
 use esp_core::provider::{Choice, MakeAead, Provider};
-use esp_core::suite::{SUITES, Suite};
 use esp_dataplane::ciphers::{Ciphers, Kernel};
 use esp_dataplane::shared::{Event, Events};
 use esp_dataplane::sys::Errno;

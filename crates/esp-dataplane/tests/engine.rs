@@ -13,12 +13,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Netns, PATIENCE, ip, ip_says, readable};
+use esp_core::esp::sa::{Encapsulation, KeyMaterial, Mode, SaSpec};
+use esp_core::esp::seq::Lease;
+use esp_core::esp::suite::SUITES;
+use esp_core::policy::selector::{Prefix, Selector};
+use esp_core::policy::spd::{Action, Policy};
 use esp_core::provider::Choice;
-use esp_core::sa::{Encapsulation, KeyMaterial, Mode, SaSpec};
-use esp_core::selector::{Prefix, Selector};
-use esp_core::seq::Lease;
-use esp_core::spd::{Action, Policy};
-use esp_core::suite::SUITES;
 use esp_dataplane::engine::Engine;
 use esp_dataplane::settings::{Offloads, Settings};
 use esp_dataplane::shared::{Event, Outer};

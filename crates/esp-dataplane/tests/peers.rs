@@ -7,8 +7,8 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use esp_core::sa::{Encapsulation, KeyMaterial, Mode, SaSpec};
-use esp_core::suite::SUITES;
+use esp_core::esp::sa::{Encapsulation, KeyMaterial, Mode, SaSpec};
+use esp_core::esp::suite::SUITES;
 use esp_dataplane::peers::{Heard, Peer, Peers, SETTLE};
 
 const NOT_YET: Duration = SETTLE.saturating_sub(Duration::from_millis(1));

@@ -8,12 +8,12 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use esp_core::esp::sa::{Encapsulation, KeyMaterial, Mode, SaSpec};
+use esp_core::esp::seq::Lease;
+use esp_core::esp::suite::Suite;
+use esp_core::policy::selector::{Prefix, Selector};
+use esp_core::policy::spd::{Action, Policy};
 use esp_core::provider::{Choice, aes_path};
-use esp_core::sa::{Encapsulation, KeyMaterial, Mode, SaSpec};
-use esp_core::selector::{Prefix, Selector};
-use esp_core::seq::Lease;
-use esp_core::spd::{Action, Policy};
-use esp_core::suite::Suite;
 use esp_dataplane::engine::{Engine, SaCounters};
 use esp_dataplane::measure::seal_time;
 use esp_dataplane::settings::{Offloads, Settings};

@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use arbitrary::Arbitrary;
 use esp_core::DropReason;
-use esp_core::decap::{Opener, classify};
-use esp_core::encap::Sealer;
+use esp_core::esp::decap::{Opener, classify};
+use esp_core::esp::encap::Sealer;
 use esp_core::provider::Provider;
-use esp_core::replay::ReplayWindow;
-use esp_core::suite::{SUITES, TRAILER_ROOM};
+use esp_core::esp::replay::ReplayWindow;
+use esp_core::esp::suite::{SUITES, TRAILER_ROOM};
 use esp_fuzz::{Changes, change};
 use libfuzzer_sys::fuzz_target;
 

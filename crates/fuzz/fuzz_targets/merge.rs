@@ -2,7 +2,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use esp_core::coalesce::{Coalescer, Merging, Ready};
+use esp_core::offload::coalesce::{Coalescer, Merging, Ready};
 use esp_core::wire::{VnetHdr, packet_length};
 use esp_fuzz::build::{Packet, sum};
 use esp_fuzz::{Changes, Recipe, change, split};

@@ -2,9 +2,9 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use esp_core::decap::{classify, read_trailer};
-use esp_core::flow::FlowKey;
-use esp_core::inner::{transport_payload, tunnel_next_header, tunnel_packet};
+use esp_core::esp::decap::{classify, read_trailer};
+use esp_core::wire::flow::FlowKey;
+use esp_core::wire::inner::{transport_payload, tunnel_next_header, tunnel_packet};
 use esp_core::wire::{
     Inner, Sum, has_ports, packet_length, parse, set_ecn, traffic_class, version,
 };

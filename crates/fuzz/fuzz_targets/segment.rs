@@ -3,7 +3,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use esp_core::coalesce::{Coalescer, Merging};
+use esp_core::offload::coalesce::{Coalescer, Merging};
 use esp_core::wire::{GSO_NONE, VnetHdr, packet_length};
 use esp_fuzz::build::{ACK, PSH, Packet};
 use esp_fuzz::{Changes, Recipe, change, split};

@@ -4,8 +4,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use arbitrary::Arbitrary;
-use esp_core::selector::{Prefix, Selector};
-use esp_core::spd::{Action, Policy, Spd};
+use esp_core::policy::selector::{Prefix, Selector};
+use esp_core::policy::spd::{Action, Policy, Spd};
 use esp_core::wire::Inner;
 use libfuzzer_sys::fuzz_target;
 

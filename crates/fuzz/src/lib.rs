@@ -6,7 +6,7 @@ pub mod build;
 
 use arbitrary::Arbitrary;
 use build::{ACK, CWR, FIN, PSH, Packet, SYN};
-use esp_core::segment::Segmenter;
+use esp_core::offload::segment::Segmenter;
 use esp_core::wire::VnetHdr;
 
 /// Changes of single bytes, at places modulo the length.

@@ -1,6 +1,6 @@
 //! The super-packet of both benchmarks of the core.
 
-use esp_core::suite::TRAILER_ROOM;
+use esp_core::esp::suite::TRAILER_ROOM;
 use esp_core::wire::{GSO_TCPV4, NEEDS_CSUM, VnetHdr, pseudo_header, write_ipv4_header};
 
 /// TCP segments of a super-packet.

@@ -6,8 +6,8 @@ use aws_lc_rs::aead::{
 };
 
 use super::ProviderError;
-use crate::aead::{Aead, AuthError, NONCE_LEN, SealError};
-use crate::suite::{Cipher, Suite};
+use crate::esp::aead::{Aead, AuthError, NONCE_LEN, SealError};
+use crate::esp::suite::{Cipher, Suite};
 
 const ICV_LEN: usize = 16;
 

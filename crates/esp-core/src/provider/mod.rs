@@ -2,17 +2,17 @@
 
 #[cfg(feature = "aws-lc")]
 mod aws_lc;
-mod machine;
 #[cfg(feature = "null-cipher")]
 mod null;
 mod openssl;
+mod processor;
 
 use std::fmt;
 
-use crate::aead::Aead;
-use crate::suite::Suite;
+use crate::esp::aead::Aead;
+use crate::esp::suite::Suite;
 
-pub use machine::aes_path;
+pub use processor::aes_path;
 
 /// A library that has the suites.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! No cipher: what a packet costs beside it. For benchmarks, in no ordinary build.
 
-use crate::aead::{Aead, AuthError, NONCE_LEN, SealError};
-use crate::suite::Suite;
+use crate::esp::aead::{Aead, AuthError, NONCE_LEN, SealError};
+use crate::esp::suite::Suite;
 
 pub(super) const fn has(_suite: &Suite) -> bool {
     true

@@ -5,8 +5,8 @@ use openssl::cipher_ctx::CipherCtx;
 use openssl::error::ErrorStack;
 
 use super::ProviderError;
-use crate::aead::{Aead, AuthError, NONCE_LEN, SealError};
-use crate::suite::{Cipher, SALT_LEN, Suite};
+use crate::esp::aead::{Aead, AuthError, NONCE_LEN, SealError};
+use crate::esp::suite::{Cipher, SALT_LEN, Suite};
 
 const MAX_ICV_LEN: usize = 16;
 

@@ -3,7 +3,10 @@
 //! Every function takes the packet as a slice and reads nothing beyond it.
 
 mod checksum;
+pub mod flow;
+pub mod inner;
 mod ip;
+pub mod reassembly;
 mod vnet;
 
 pub use checksum::{Sum, pseudo_header, update_checksum};

@@ -1,4 +1,4 @@
-use esp_core::coalesce::{Coalescer, Merging};
+use esp_core::offload::coalesce::{Coalescer, Merging};
 use esp_core::wire::{VnetHdr, update_checksum};
 use proptest::prelude::*;
 
@@ -26,7 +26,7 @@ struct Written {
 fn merge(merging: Merging, packets: &[(Vec<u8>, u64)]) -> Vec<Written> {
     let mut coalescer = Coalescer::new(merging);
     let mut written = Vec::new();
-    let write = |ready: esp_core::coalesce::Ready<'_>| {
+    let write = |ready: esp_core::offload::coalesce::Ready<'_>| {
         let (vnet, packet) = ready.frame.split_at(merging.vnet_len);
         Written {
             vnet: VnetHdr::read(vnet).unwrap_or_default(),

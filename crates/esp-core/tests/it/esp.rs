@@ -1,14 +1,14 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use esp_core::DropReason;
-use esp_core::aead::AuthError;
-use esp_core::decap::{Datagram, Opened, Opener, classify, read_trailer};
-use esp_core::encap::Sealer;
+use esp_core::esp::aead::AuthError;
+use esp_core::esp::decap::{Datagram, Opened, Opener, classify, read_trailer};
+use esp_core::esp::encap::Sealer;
+use esp_core::esp::replay::ReplayWindow;
+use esp_core::esp::sa::{Encapsulation, InboundSa, KeyMaterial, Mode, OutboundSa, SaSpec};
+use esp_core::esp::seq::Lease;
+use esp_core::esp::suite::{SUITES, Suite, TRAILER_ROOM};
 use esp_core::provider::{Choice, Provider};
-use esp_core::replay::ReplayWindow;
-use esp_core::sa::{Encapsulation, InboundSa, KeyMaterial, Mode, OutboundSa, SaSpec};
-use esp_core::seq::Lease;
-use esp_core::suite::{SUITES, Suite, TRAILER_ROOM};
 use proptest::prelude::*;
 
 pub fn spec(suite: &'static Suite, esn: bool) -> SaSpec {

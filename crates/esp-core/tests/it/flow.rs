@@ -1,7 +1,7 @@
 //! Which SA of a tunnel a flow takes.
 
-use esp_core::flow::FlowKey;
-use esp_core::spd::{Action, Policy};
+use esp_core::policy::spd::{Action, Policy};
+use esp_core::wire::flow::FlowKey;
 use serde::Deserialize;
 
 use crate::build::Packet;

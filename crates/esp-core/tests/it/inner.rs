@@ -2,7 +2,7 @@ use std::net::IpAddr;
 
 use esp_core::DropReason;
 use esp_core::counters::{Counters, Tally};
-use esp_core::inner::{
+use esp_core::wire::inner::{
     transport_header, transport_header_len, transport_payload, tunnel_next_header, tunnel_packet,
 };
 use esp_core::wire::traffic_class;

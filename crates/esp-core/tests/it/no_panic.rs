@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use esp_core::coalesce::{Coalescer, Merging};
-use esp_core::decap::{classify, read_trailer};
-use esp_core::flow::FlowKey;
-use esp_core::inner::{transport_payload, tunnel_next_header, tunnel_packet};
-use esp_core::reassembly::Reassembler;
-use esp_core::segment::Segmenter;
+use esp_core::esp::decap::{classify, read_trailer};
+use esp_core::offload::coalesce::{Coalescer, Merging};
+use esp_core::offload::segment::Segmenter;
+use esp_core::wire::flow::FlowKey;
+use esp_core::wire::inner::{transport_payload, tunnel_next_header, tunnel_packet};
+use esp_core::wire::reassembly::Reassembler;
 use esp_core::wire::{VnetHdr, packet_length, parse, set_ecn, traffic_class};
 use proptest::prelude::*;
 

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use esp_core::DropReason;
-use esp_core::reassembly::{MAX_DATAGRAMS, Reassembler, TIMEOUT};
+use esp_core::wire::reassembly::{MAX_DATAGRAMS, Reassembler, TIMEOUT};
 use proptest::prelude::*;
 
 const NOW: Duration = Duration::from_secs(100);

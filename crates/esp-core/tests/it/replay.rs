@@ -1,7 +1,7 @@
 use std::collections::HashSet;
 
 use esp_core::DropReason;
-use esp_core::replay::ReplayWindow;
+use esp_core::esp::replay::ReplayWindow;
 use proptest::prelude::*;
 
 /// The window that keeps every number it accepted.

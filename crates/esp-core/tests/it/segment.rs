@@ -1,5 +1,5 @@
 use esp_core::DropReason;
-use esp_core::segment::Segmenter;
+use esp_core::offload::segment::Segmenter;
 use esp_core::wire::{GSO_NONE, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VnetHdr};
 use proptest::prelude::*;
 

@@ -1,5 +1,5 @@
 use esp_core::DropReason;
-use esp_core::seq::{Lease, SeqCounter};
+use esp_core::esp::seq::{Lease, SeqCounter};
 use proptest::prelude::*;
 
 const fn lease(first: u64, last: u64) -> Lease {

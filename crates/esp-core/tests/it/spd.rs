@@ -1,7 +1,7 @@
 use std::net::IpAddr;
 
-use esp_core::selector::{Prefix, Selector};
-use esp_core::spd::{Action, Policy, Spd};
+use esp_core::policy::selector::{Prefix, Selector};
+use esp_core::policy::spd::{Action, Policy, Spd};
 use esp_core::wire::{Inner, parse};
 use proptest::prelude::*;
 

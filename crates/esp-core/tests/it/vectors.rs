@@ -1,8 +1,8 @@
-use esp_core::decap::Opener;
-use esp_core::encap::Sealer;
+use esp_core::esp::decap::Opener;
+use esp_core::esp::encap::Sealer;
+use esp_core::esp::replay::ReplayWindow;
+use esp_core::esp::suite::{Suite, TEXT_OFFSET};
 use esp_core::provider::Provider;
-use esp_core::replay::ReplayWindow;
-use esp_core::suite::{Suite, TEXT_OFFSET};
 use serde::Deserialize;
 
 const GCM: &str = include_str!("../../../../tests/vectors/esp_gcm.json");

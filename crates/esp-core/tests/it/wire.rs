@@ -1,5 +1,5 @@
 use esp_core::DropReason;
-use esp_core::flow::{FlowCache, FlowKey};
+use esp_core::wire::flow::{FlowCache, FlowKey};
 use esp_core::wire::{
     Inner, Sum, VnetHdr, packet_length, parse, set_ecn, traffic_class, update_checksum,
     write_ipv4_header, write_ipv6_header,

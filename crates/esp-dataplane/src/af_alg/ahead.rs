@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use esp_core::aead::NONCE_LEN;
+use esp_core::esp::aead::NONCE_LEN;
 
 use super::{Answer, Head, KernelKey};
 use crate::sys::alg::{Failure, Request};

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
+use esp_core::esp::suite::Suite;
 use esp_core::provider::{Choice, MakeAead};
-use esp_core::suite::Suite;
 
 use super::*;
 use crate::shared::{Event, Events};

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use crate::DropReason;
-use crate::suite::TRAILER_ROOM;
+use crate::esp::suite::TRAILER_ROOM;
 use crate::wire::protocol::{TCP, UDP};
 use crate::wire::{
     GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, IPV6_HEADER_LEN, Inner, Sum, VnetHdr,

@@ -6,7 +6,7 @@
 //! fit, it moves to the other of two buffers and begins a new super-packet there.
 
 use crate::DropReason;
-use crate::merge::{
+use crate::offload::merge::{
     MAX_HEADERS, Shape, checksums_hold, finish, id_fits, same_flow, tcp_seq, tcp_window,
 };
 use crate::wire::VnetHdr;

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::selector::{Prefix, Selector};
+use crate::policy::selector::{Prefix, Selector};
 use crate::wire::Inner;
 
 /// What a policy does with a packet that it matches.

@@ -1,8 +1,8 @@
 //! One payload sealed as an ESP packet (RFC 4303 3.3).
 
 use crate::DropReason;
-use crate::aead::{Aead, NONCE_LEN};
-use crate::suite::{ESP_HEADER_LEN, SALT_LEN, Suite, TEXT_OFFSET, TRAILER_LEN, text_len};
+use crate::esp::aead::{Aead, NONCE_LEN};
+use crate::esp::suite::{ESP_HEADER_LEN, SALT_LEN, Suite, TEXT_OFFSET, TRAILER_LEN, text_len};
 
 /// The associated data: SPI, and the sequence number of 4 or, with ESN, 8 bytes (RFC 4106 5).
 pub(crate) struct Aad([u8; 12], usize);

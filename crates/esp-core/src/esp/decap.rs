@@ -1,10 +1,10 @@
 //! One ESP packet opened (RFC 4303 3.4).
 
 use crate::DropReason;
-use crate::aead::{Aead, NONCE_LEN};
-use crate::encap::{Aad, nonce};
-use crate::replay::ReplayWindow;
-use crate::suite::{ESP_HEADER_LEN, SALT_LEN, Suite, TEXT_OFFSET};
+use crate::esp::aead::{Aead, NONCE_LEN};
+use crate::esp::encap::{Aad, nonce};
+use crate::esp::replay::ReplayWindow;
+use crate::esp::suite::{ESP_HEADER_LEN, SALT_LEN, Suite, TEXT_OFFSET};
 use crate::wire::protocol::NO_NEXT_HEADER;
 use crate::wire::u32_at;
 
