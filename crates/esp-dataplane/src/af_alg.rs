@@ -19,8 +19,8 @@ use esp_core::esp::suite::{Cipher, IV_LEN, SALT_LEN, Suite};
 
 use self::ahead::Ahead;
 use crate::ciphers::Kernel;
-use crate::sys::Error;
-use crate::sys::alg::{AlgKey, Failure, Operation, Request};
+use esp_linux::Error;
+use esp_linux::alg::{AlgKey, Failure, Operation, Request};
 
 /// Bytes of the largest packet that the kernel is given: with its AAD it has at most 16 pages.
 pub const MAX_SIZE: usize = 15 * 4096;

@@ -9,8 +9,8 @@ use esp_core::provider::{Choice, MakeAead, ProviderError};
 
 use crate::af_alg::AfAlg;
 use crate::shared::{Event, Events};
-use crate::sys::Error;
-use crate::sys::alg::{AlgKey, release};
+use esp_linux::Error;
+use esp_linux::alg::{AlgKey, release};
 
 /// Keys in the kernel: each takes up to ten file descriptors, of 1024 that a process often has. All
 /// further ones are in the library alone.

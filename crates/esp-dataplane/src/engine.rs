@@ -18,12 +18,12 @@ use crate::peers::{Heard, Peers};
 use crate::settings::{MAX_WORKERS, Offloads, Settings};
 use crate::shared::{Events, Inbound, Outbound, Outer, Shared, Tables, Tallies};
 use crate::socket::Socket;
-use crate::sys::poll::Waker;
-use crate::sys::raw::RawSocket;
-use crate::sys::tun::{TunOffloads, TunQueue};
-use crate::sys::udp::{UdpOffloads, UdpSocket};
-use crate::sys::{Error, Result, SocketOptions, cpu};
 use crate::worker::{Command, Mailbox, Worker, live};
+use esp_linux::poll::Waker;
+use esp_linux::raw::RawSocket;
+use esp_linux::tun::{TunOffloads, TunQueue};
+use esp_linux::udp::{UdpOffloads, UdpSocket};
+use esp_linux::{Error, Result, SocketOptions, cpu};
 
 /// Bytes asked of the kernel for each outer socket, each way.
 const SOCKET_BUFFER: usize = 4 << 20;

@@ -25,10 +25,10 @@ use esp_core::wire::inner::{transport_header, transport_header_len, tunnel_packe
 
 use crate::shared::{Event, Inbound as Entry, Shared, Tables};
 use crate::socket::Socket;
-use crate::sys::alg::MAX_IN_FLIGHT;
-use crate::sys::mem::Slots;
-use crate::sys::tun::{TunOffloads, TunQueue, TunWrite};
-use crate::sys::{RecvArena, RecvMeta, Result};
+use esp_linux::alg::MAX_IN_FLIGHT;
+use esp_linux::mem::Slots;
+use esp_linux::tun::{TunOffloads, TunQueue, TunWrite};
+use esp_linux::{RecvArena, RecvMeta, Result};
 
 /// Buffers of one recvmmsg; with UDP GRO each holds up to 64 KiB of datagrams.
 const BUFFERS: usize = 16;

@@ -1,9 +1,7 @@
-//! Linux I/O of the ESP gateway.
-//!
-//! [`sys`] is the system layer: safe types outside, system calls inside. It is the only place of the
-//! project with unsafe code.
+//! The data plane of the ESP gateway: worker threads, each with a TUN queue and outer sockets, and
+//! the engine that commands them. The system calls are in `esp_linux`.
 
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 mod af_alg;
 pub mod ciphers;
@@ -19,6 +17,5 @@ pub mod settings;
 pub mod shared;
 pub mod socket;
 mod status;
-pub mod sys;
 mod targets;
 mod worker;

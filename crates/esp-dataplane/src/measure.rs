@@ -10,8 +10,8 @@ use esp_core::provider::Provider;
 use crate::af_alg::MAX_SIZE as MAX_KERNEL_SIZE;
 use crate::ciphers::Kernel;
 use crate::shared::Events;
-use crate::sys::poll::Waker;
-use crate::sys::{Error, Result, random};
+use esp_linux::poll::Waker;
+use esp_linux::{Error, Result, random};
 
 /// Bytes of the largest packet.
 pub const MAX_SIZE: usize = 65535;

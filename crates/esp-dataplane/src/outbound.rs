@@ -25,11 +25,11 @@ use esp_core::wire::{self, VnetHdr};
 use crate::run::{Flushed, Packet, Run, Sender, longest};
 use crate::shared::{Event, Outer, Shared, Tables};
 use crate::socket::Socket;
-use crate::sys::mem::Region;
-use crate::sys::tun::{MAX_PACKET, TunQueue, TunRead};
-use crate::sys::udp::path_mtu;
-use crate::sys::{Error, Result, SendArena, SendOutcome, Transmit};
 use crate::targets::{Targets, Verdict};
+use esp_linux::mem::Region;
+use esp_linux::tun::{MAX_PACKET, TunQueue, TunRead};
+use esp_linux::udp::path_mtu;
+use esp_linux::{Error, Result, SendArena, SendOutcome, Transmit};
 
 /// Super-packets a call: up to 4 MiB, then the other direction has its turn.
 const BUDGET: usize = 64;

@@ -8,7 +8,7 @@ use esp_core::counters::Tally;
 
 use crate::shared::{Event, Events, Outbound};
 use crate::socket::Socket;
-use crate::sys::{Result, SendArena, SendOutcome, Transmit};
+use esp_linux::{Result, SendArena, SendOutcome, Transmit};
 
 /// ESP packets of one SA and one size, sealed one behind the other, not yet sent.
 pub(crate) struct Run {

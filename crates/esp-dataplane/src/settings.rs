@@ -6,7 +6,7 @@ use bitflags::bitflags;
 use esp_core::esp::suite::Suite;
 use esp_core::provider::Choice;
 
-use crate::sys::tun::TunOffloads;
+use esp_linux::tun::TunOffloads;
 
 /// Workers at most; a TUN device has at most 256 queues.
 pub const MAX_WORKERS: usize = 64;

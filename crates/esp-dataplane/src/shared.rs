@@ -12,8 +12,8 @@ use esp_core::policy::spd::Spd;
 
 use crate::ciphers::Ciphers;
 use crate::peers::{Heard, Peer};
-use crate::sys::Error;
-use crate::sys::poll::Waker;
+use esp_linux::Error;
+use esp_linux::poll::Waker;
 
 /// Events that packets cause without end wait to be taken at most; a control plane that sleeps loses
 /// later ones, and learns what they told from the next packets.

@@ -2,9 +2,9 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use crate::sys::raw::RawSocket;
-use crate::sys::udp::UdpSocket;
-use crate::sys::{RecvArena, RecvMeta, Result, SendArena, SendOutcome, Transmit};
+use esp_linux::raw::RawSocket;
+use esp_linux::udp::UdpSocket;
+use esp_linux::{RecvArena, RecvMeta, Result, SendArena, SendOutcome, Transmit};
 
 /// One outer socket of one worker.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use esp_core::esp::sa::Encapsulation;
 
 use crate::engine::Engine;
 use crate::settings::Offloads;
-use crate::sys::tun::TunOffloads;
+use esp_linux::tun::TunOffloads;
 
 /// Peers that are named where GSO is refused.
 const MAX_NAMED: usize = 4;

@@ -11,9 +11,9 @@ use crate::patience::Patience;
 use crate::settings::{Offloads, Settings};
 use crate::shared::{self, Event, Outer, Shared, lock};
 use crate::socket::Socket;
-use crate::sys::poll::{Events, Interest, Poller, Waker};
-use crate::sys::tun::{TunOffloads, TunQueue};
-use crate::sys::{Error, RecvArena, Result};
+use esp_linux::poll::{Events, Interest, Poller, Waker};
+use esp_linux::tun::{TunOffloads, TunQueue};
+use esp_linux::{Error, RecvArena, Result};
 
 const WAKER: u64 = 0;
 const TUN: u64 = 1;

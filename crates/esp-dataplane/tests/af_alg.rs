@@ -10,9 +10,9 @@ use esp_core::esp::suite::{SUITES, Suite};
 use esp_core::provider::{Choice, MakeAead, Provider};
 use esp_dataplane::ciphers::{Ciphers, Kernel};
 use esp_dataplane::shared::{Event, Events};
-use esp_dataplane::sys::Errno;
-use esp_dataplane::sys::alg::{AlgKey, Failure, MAX_IN_FLIGHT, Operation, Request};
-use esp_dataplane::sys::poll::Waker;
+use esp_linux::Errno;
+use esp_linux::alg::{AlgKey, Failure, MAX_IN_FLIGHT, Operation, Request};
+use esp_linux::poll::Waker;
 
 const AADS: [&[u8]; 2] = [b"spi-seq.", b"spi-seq_hilo"];
 const OPENSSL: Choice = Choice::Only(Provider::OpenSsl);

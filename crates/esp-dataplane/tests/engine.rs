@@ -6,6 +6,7 @@
     clippy::cast_possible_truncation
 )]
 
+#[path = "../../esp-linux/tests/common/mod.rs"]
 mod common;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};

@@ -42,7 +42,7 @@ fn value_error(what: impl std::fmt::Display) -> PyErr {
     PyValueError::new_err(what.to_string())
 }
 
-fn os_error(error: &esp_dataplane::sys::Error) -> PyErr {
+fn os_error(error: &esp_linux::Error) -> PyErr {
     match error.errno() {
         Some(errno) => PyOSError::new_err((errno.raw_os_error(), error.to_string())),
         None => value_error(error),

@@ -6,7 +6,7 @@ use std::ops::Range;
 use esp_core::esp::aead::NONCE_LEN;
 
 use super::{Answer, Head, KernelKey};
-use crate::sys::alg::{Failure, Request};
+use esp_linux::alg::{Failure, Request};
 
 /// One packet, and what has come of it.
 struct Packet {

@@ -7,8 +7,8 @@ use esp_core::provider::{Choice, MakeAead};
 
 use super::*;
 use crate::shared::{Event, Events};
-use crate::sys::Errno;
-use crate::sys::poll::Waker;
+use esp_linux::Errno;
+use esp_linux::poll::Waker;
 
 const KEY: [u8; 16] = [7; 16];
 const AAD: [u8; 8] = *b"spi-seq1";

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bitflags::bitflags;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
-use super::error::{Errno, Error, Result, Step};
+use crate::error::{Errno, Error, Result, Step};
 
 bitflags! {
     /// What is waited for.

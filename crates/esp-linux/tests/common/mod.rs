@@ -9,9 +9,9 @@ use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use esp_dataplane::sys::poll::{Events, Interest, Poller};
-use esp_dataplane::sys::udp::{UdpOffloads, UdpSocket};
-use esp_dataplane::sys::{RecvArena, RecvMeta, SocketOptions};
+use esp_linux::poll::{Events, Interest, Poller};
+use esp_linux::udp::{UdpOffloads, UdpSocket};
+use esp_linux::{RecvArena, RecvMeta, SocketOptions};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// How long a test waits for what must come.

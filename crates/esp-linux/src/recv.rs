@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::cmsg;
-use super::error::{Errno, Error, Result, check};
-use super::message::{CONTROL_LEN, Slot, empty_header};
-use super::sockaddr::Name;
+use crate::cmsg;
+use crate::error::{Errno, Error, Result, check};
+use crate::message::{CONTROL_LEN, Slot, empty_header};
+use crate::sockaddr::Name;
 
 /// What came with one received message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,12 +14,8 @@ use common::{
     ALL, NONE, Netns, PATIENCE, address, eventually, ip, options, pattern, readable, receive_udp,
     udp,
 };
-use esp_dataplane::sys::udp::{
-    MAX_GSO_PAYLOAD_V4, MAX_GSO_PAYLOAD_V6, UdpOffloads, UdpSocket, path_mtu,
-};
-use esp_dataplane::sys::{
-    Errno, Error, RecvArena, SendArena, SendOutcome, SocketOptions, Transmit,
-};
+use esp_linux::udp::{MAX_GSO_PAYLOAD_V4, MAX_GSO_PAYLOAD_V6, UdpOffloads, UdpSocket, path_mtu};
+use esp_linux::{Errno, Error, RecvArena, SendArena, SendOutcome, SocketOptions, Transmit};
 
 const LOOPBACKS: [&str; 2] = ["127.0.0.1:0", "[::1]:0"];
 

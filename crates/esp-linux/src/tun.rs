@@ -7,11 +7,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 
-use super::error::{Errno, Error, Result, Step, check};
-use super::offloads::{downwards, sensible};
-use super::vnet::{VNET_HDR_LEN, VnetHdr};
+use crate::error::{Errno, Error, Result, Step, check};
+use crate::offloads::{downwards, sensible};
+use crate::vnet::{VNET_HDR_LEN, VnetHdr};
 
-pub use super::offloads::TunOffloads;
+pub use crate::offloads::TunOffloads;
 
 /// Bytes of the largest packet that the kernel gives: an IPv6 header and 65,535 bytes.
 pub const MAX_PACKET: usize = 40 + 65_535;

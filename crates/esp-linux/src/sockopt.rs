@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, sockopt};
 
-use super::error::{Errno, Result, Step, check};
+use crate::error::{Errno, Result, Step, check};
 
 /// How an outer socket is to be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

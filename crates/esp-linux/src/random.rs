@@ -2,7 +2,7 @@
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use super::error::{Result, Step};
+use crate::error::{Result, Step};
 
 /// Fills at most 256 bytes, which the kernel gives whole.
 ///

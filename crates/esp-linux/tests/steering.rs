@@ -12,10 +12,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use common::{ALL, Netns, PATIENCE, address, options, readable, receive, receive_udp, udp};
-use esp_dataplane::sys::bpf::{accept_spi, steer_by_spi};
-use esp_dataplane::sys::raw::RawSocket;
-use esp_dataplane::sys::udp::UdpSocket;
-use esp_dataplane::sys::{Error, RecvArena, SendArena, SendOutcome, Transmit};
+use esp_linux::bpf::{accept_spi, steer_by_spi};
+use esp_linux::raw::RawSocket;
+use esp_linux::udp::UdpSocket;
+use esp_linux::{Error, RecvArena, SendArena, SendOutcome, Transmit};
 
 const COUNT: u32 = 3;
 

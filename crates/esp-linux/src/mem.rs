@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
-use super::error::{Error, Result, Step};
+use crate::error::{Error, Result, Step};
 
 /// Bytes of a cache line, on all processors that matter here.
 pub const CACHE_LINE: usize = 64;

@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
-use super::cmsg;
-use super::sockaddr::Name;
+use crate::cmsg;
+use crate::sockaddr::Name;
 
 /// Room for the two control messages of a datagram, each of up to one int: TOS and segment size.
 pub(crate) const CONTROL_LEN: usize = 2 * cmsg::space(size_of::<i32>());

@@ -7,8 +7,8 @@ use std::os::fd::AsFd;
 
 use libc::sock_filter;
 
-use super::error::{Error, Result, Step};
-use super::sockopt;
+use crate::error::{Error, Result, Step};
+use crate::sockopt;
 
 const LOAD_WORD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
 const LOAD_WORD_AFTER_X: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_IND;

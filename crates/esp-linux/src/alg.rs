@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use super::aio::{Read, Reads};
-use super::cmsg;
-use super::error::{Errno, Error, Result, Step, check};
-use super::message::empty_header;
+use crate::aio::{Read, Reads};
+use crate::cmsg;
+use crate::error::{Errno, Error, Result, Step, check};
+use crate::message::empty_header;
 
 /// Requests of one key that the kernel has at once, at most.
 pub const MAX_IN_FLIGHT: usize = 8;

@@ -2,7 +2,7 @@
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use super::error::{Error, Result, Step};
+use crate::error::{Error, Result, Step};
 
 /// The processors that the calling thread may use, in ascending order.
 ///

@@ -3,7 +3,7 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use super::error::{Errno, check};
+use crate::error::{Errno, check};
 
 /// `IOCB_CMD_PREAD` of `linux/aio_abi.h`.
 const PREAD: u16 = 0;

@@ -5,14 +5,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{SocketType, ipproto, sockopt};
 
-use super::bpf;
-use super::error::{Errno, Error, Result, Step};
-use super::message::Transmit;
-use super::recv::{RecvArena, RecvMeta};
-use super::send::{SendArena, SendOutcome, send_one};
-use super::sockopt::{self as options, SocketOptions};
+use crate::bpf;
+use crate::error::{Errno, Error, Result, Step};
+use crate::message::Transmit;
+use crate::recv::{RecvArena, RecvMeta};
+use crate::send::{SendArena, SendOutcome, send_one};
+use crate::sockopt::{self as options, SocketOptions};
 
-pub use super::sockopt::path_mtu;
+pub use crate::sockopt::path_mtu;
 
 /// The most payload of one GSO send over IPv4. With more the packet is larger than the 64 KiB that
 /// network devices take whole: the kernel would split it in software, without a word.

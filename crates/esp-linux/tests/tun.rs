@@ -16,12 +16,10 @@ use common::{
     ALL, NONE, Netns, PATIENCE, address, eventually, ip, ip_says, pattern, readable, receive_udp,
     udp,
 };
-use esp_dataplane::sys::poll::{Events, Interest, Poller, Waker};
-use esp_dataplane::sys::tun::{MAX_PACKET, TunOffloads, TunQueue, TunRead, TunWrite};
-use esp_dataplane::sys::vnet::{
-    GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, VnetFlags, VnetHdr,
-};
-use esp_dataplane::sys::{Errno, Error, SendArena, SendOutcome, Transmit};
+use esp_linux::poll::{Events, Interest, Poller, Waker};
+use esp_linux::tun::{MAX_PACKET, TunOffloads, TunQueue, TunRead, TunWrite};
+use esp_linux::vnet::{GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, VnetFlags, VnetHdr};
+use esp_linux::{Errno, Error, SendArena, SendOutcome, Transmit};
 
 const MTU: usize = 1400;
 

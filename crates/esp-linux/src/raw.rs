@@ -5,12 +5,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{SocketType, ipproto};
 
-use super::bpf;
-use super::error::{Result, Step};
-use super::message::Transmit;
-use super::recv::{RecvArena, RecvMeta};
-use super::send::{SendArena, SendOutcome};
-use super::sockopt::{self as options, SocketOptions};
+use crate::bpf;
+use crate::error::{Result, Step};
+use crate::message::Transmit;
+use crate::recv::{RecvArena, RecvMeta};
+use crate::send::{SendArena, SendOutcome};
+use crate::sockopt::{self as options, SocketOptions};
 
 /// A bound, nonblocking raw socket. What is sent begins with the ESP header. What is received begins
 /// with the IP header over IPv4 (so it is 20 bytes or more longer), with the ESP header over IPv6.
@@ -48,7 +48,7 @@ impl RawSocket {
         self.ipv4
     }
 
-    /// As [`super::udp::UdpSocket::send_batch`]; ports and segment sizes are ignored.
+    /// As [`crate::udp::UdpSocket::send_batch`]; ports and segment sizes are ignored.
     ///
     /// # Errors
     /// The kernel's where the socket is unusable.
@@ -65,7 +65,7 @@ impl RawSocket {
         arena.send(self.fd.as_fd(), messages)
     }
 
-    /// As [`super::udp::UdpSocket::recv_batch`], one packet a buffer.
+    /// As [`crate::udp::UdpSocket::recv_batch`], one packet a buffer.
     ///
     /// # Errors
     /// The kernel's where the socket is unusable.
@@ -77,7 +77,7 @@ impl RawSocket {
         arena.recv(self.fd.as_fd(), buffers)
     }
 
-    /// As [`super::udp::UdpSocket::set_may_fragment`].
+    /// As [`crate::udp::UdpSocket::set_may_fragment`].
     ///
     /// # Errors
     /// The kernel's.

@@ -10,9 +10,9 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::time::Duration;
 
-use esp_dataplane::sys::mem::{CACHE_LINE, Pages, Region, Slots};
-use esp_dataplane::sys::poll::{Event, Events, Interest, Poller, Waker};
-use esp_dataplane::sys::{Errno, Error, cpu};
+use esp_linux::mem::{CACHE_LINE, Pages, Region, Slots};
+use esp_linux::poll::{Event, Events, Interest, Poller, Waker};
+use esp_linux::{Errno, Error, cpu};
 
 #[test]
 fn slots_are_zeroed_apart_and_on_cache_lines_of_different_sets() {

@@ -2,8 +2,8 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::error::{Errno, Error, Result, check};
-use super::message::{Slot, Transmit, empty_header};
+use crate::error::{Errno, Error, Result, check};
+use crate::message::{Slot, Transmit, empty_header};
 
 /// What became of the first message that was not yet sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
