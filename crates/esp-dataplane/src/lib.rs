@@ -3,19 +3,15 @@
 
 #![forbid(unsafe_code)]
 
-mod af_alg;
-pub mod ciphers;
+pub mod aead_factory;
+pub mod af_alg;
 pub mod engine;
-mod floors;
-mod inbound;
+pub mod events;
 pub mod measure;
-mod outbound;
-mod patience;
 pub mod peers;
-mod run;
-pub mod settings;
-pub mod shared;
-pub mod socket;
-mod status;
-mod targets;
+mod shared;
+mod socket;
+mod sync;
+pub mod tables;
+mod tallies;
 mod worker;

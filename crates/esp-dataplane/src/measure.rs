@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use esp_core::esp::aead::{Aead, NONCE_LEN, SealError};
+use esp_core::esp::aead::{Aead, MakeAead, NONCE_LEN, SealError};
 use esp_core::esp::suite::Suite;
-use esp_core::provider::Provider;
+use esp_core::provider::{Choice, Provider};
 
-use crate::af_alg::MAX_SIZE as MAX_KERNEL_SIZE;
-use crate::ciphers::Kernel;
-use crate::shared::Events;
+use crate::aead_factory::Ciphers;
+use crate::af_alg::{Kernel, MAX_SIZE as MAX_KERNEL_SIZE};
+use crate::events::Events;
 use esp_linux::poll::Waker;
 use esp_linux::{Error, Result, random};
 
@@ -61,12 +61,12 @@ fn by_kernel(suite: &'static Suite, key: &[u8], size: usize, packets: u32) -> Re
         return Err(Error::Argument("AF_ALG is given at most 61440 bytes"));
     }
     let events = Arc::new(Events::new(Waker::new()?));
-    let kernel = Arc::new(Kernel::new(vec![suite], events));
-    let library = Provider::OpenSsl.aead(suite, key).map_err(|_| NO_SUITE)?;
-    let mut aead = kernel.before(library, suite, key);
+    let kernel = Kernel::new(vec![suite], events);
+    let maker = Ciphers::new(Choice::Only(Provider::OpenSsl), kernel);
+    let mut aead = maker.aead(suite, key).map_err(|_| NO_SUITE)?;
     let found = time(aead.as_mut(), suite.icv_len, size, packets).map_err(|_| NOT_SEALED);
     // What the library has done in the kernel's stead is not what was asked for.
-    kernel.lost().map_or(found, Err)
+    maker.kernel_lost().map_or(found, Err)
 }
 
 fn time(

@@ -16,8 +16,6 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use esp_core::esp::sa::{Encapsulation, SaSpec};
 
-use crate::shared::Tables;
-
 /// How long after a move only those SAs can move the peer again that were heard where it is.
 pub const SETTLE: Duration = Duration::from_secs(5);
 
@@ -111,15 +109,12 @@ enum Bond {
 pub struct Peers(HashMap<Key, Arc<Peer>>);
 
 impl Peers {
-    /// Collect the peers of all SAs.
+    /// Collect the peers of the SAs that are there.
     #[must_use]
-    pub fn of(tables: &Tables) -> Self {
+    pub fn of<'a>(sas: impl IntoIterator<Item = (&'a SaSpec, &'a Arc<Peer>)>) -> Self {
         let mut peers = Self::default();
-        for entry in tables.inbound.values() {
-            peers.enter(&entry.sa.spec, &entry.peer);
-        }
-        for entry in tables.outbound.values() {
-            peers.enter(&entry.sa.spec, &entry.peer);
+        for (spec, peer) in sas {
+            peers.enter(spec, peer);
         }
         peers
     }

@@ -5,11 +5,12 @@
 use std::fs;
 use std::sync::Arc;
 
-use esp_core::esp::aead::{Aead, AuthError};
+use esp_core::esp::aead::{Aead, AuthError, MakeAead};
 use esp_core::esp::suite::{SUITES, Suite};
-use esp_core::provider::{Choice, MakeAead, Provider};
-use esp_dataplane::ciphers::{Ciphers, Kernel};
-use esp_dataplane::shared::{Event, Events};
+use esp_core::provider::{Choice, Provider};
+use esp_dataplane::aead_factory::Ciphers;
+use esp_dataplane::af_alg::Kernel;
+use esp_dataplane::events::{Event, Events};
 use esp_linux::Errno;
 use esp_linux::alg::{AlgKey, Failure, MAX_IN_FLIGHT, Operation, Request};
 use esp_linux::poll::Waker;

@@ -20,9 +20,9 @@ use esp_core::esp::suite::SUITES;
 use esp_core::policy::selector::{Prefix, Selector};
 use esp_core::policy::spd::{Action, Policy};
 use esp_core::provider::Choice;
-use esp_dataplane::engine::Engine;
-use esp_dataplane::settings::{Offloads, Settings};
-use esp_dataplane::shared::{Event, Outer};
+use esp_dataplane::engine::{Engine, Offloads, Settings};
+use esp_dataplane::events::Event;
+use esp_dataplane::tables::Outer;
 
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 

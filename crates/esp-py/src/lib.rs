@@ -14,10 +14,10 @@ use esp_core::esp::suite::Suite;
 use esp_core::policy::selector::{Prefix, Selector};
 use esp_core::policy::spd::{Action, Policy};
 use esp_core::provider::{Choice, aes_path};
-use esp_dataplane::engine::{Engine, SaCounters};
+use esp_dataplane::engine::{Engine, Offloads, SaCounters, Settings};
+use esp_dataplane::events::Event;
 use esp_dataplane::measure::seal_time;
-use esp_dataplane::settings::{Offloads, Settings};
-use esp_dataplane::shared::{Event, Outer};
+use esp_dataplane::tables::Outer;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 

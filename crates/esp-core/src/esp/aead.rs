@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::suite::Suite;
+
 /// Bytes of the nonce: salt, then the explicit IV (RFC 4106 4).
 pub const NONCE_LEN: usize = 12;
 
@@ -69,4 +71,25 @@ pub trait Aead: Send {
         sealed: &[u8],
         out: &mut [u8],
     ) -> Result<(), AuthError>;
+}
+
+/// A provider doesn't have a suite, or the key is not of its size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProviderError(pub(crate) String);
+
+impl fmt::Display for ProviderError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ProviderError {}
+
+/// What makes the AEADs of SAs: a choice among the libraries, or what knows of more than these.
+pub trait MakeAead {
+    /// Make the AEAD of a suite with this key, for one worker.
+    ///
+    /// # Errors
+    /// `ProviderError` where there is none for the suite or the key is not of its size.
+    fn aead(&self, suite: &'static Suite, key: &[u8]) -> Result<Box<dyn Aead>, ProviderError>;
 }

@@ -6,14 +6,13 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use crate::esp::aead::Aead;
+use crate::esp::aead::{Aead, MakeAead, ProviderError};
 use crate::esp::decap::Opener;
 use crate::esp::encap::Sealer;
 use crate::esp::replay::ReplayWindow;
 use crate::esp::seq::{Lease, LeaseError, SeqCounter};
 use crate::esp::suite::{SALT_LEN, Suite};
 use crate::policy::selector::Selector;
-use crate::provider::{MakeAead, ProviderError};
 use crate::wire::Inner;
 
 /// What ESP protects (RFC 4301 4.1).

@@ -5,8 +5,7 @@ use aws_lc_rs::aead::{
     UnboundKey,
 };
 
-use super::ProviderError;
-use crate::esp::aead::{Aead, AuthError, NONCE_LEN, SealError};
+use crate::esp::aead::{Aead, AuthError, NONCE_LEN, ProviderError, SealError};
 use crate::esp::suite::{Cipher, Suite};
 
 const ICV_LEN: usize = 16;

@@ -7,9 +7,7 @@ mod null;
 mod openssl;
 mod processor;
 
-use std::fmt;
-
-use crate::esp::aead::Aead;
+use crate::esp::aead::{Aead, MakeAead, ProviderError};
 use crate::esp::suite::Suite;
 
 pub use processor::aes_path;
@@ -26,27 +24,6 @@ pub enum Provider {
     #[cfg(feature = "null-cipher")]
     Null,
 }
-
-/// A provider doesn't have a suite, or the key is not of its size.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProviderError(String);
-
-/// What makes the AEADs of SAs: a choice among the libraries, or what knows of more than these.
-pub trait MakeAead {
-    /// Make the AEAD of a suite with this key, for one worker.
-    ///
-    /// # Errors
-    /// `ProviderError` where there is none for the suite or the key is not of its size.
-    fn aead(&self, suite: &'static Suite, key: &[u8]) -> Result<Box<dyn Aead>, ProviderError>;
-}
-
-impl fmt::Display for ProviderError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for ProviderError {}
 
 impl Provider {
     /// Every provider of this build, the fastest last.

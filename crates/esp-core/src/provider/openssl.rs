@@ -4,8 +4,7 @@ use openssl::cipher::Cipher as EvpCipher;
 use openssl::cipher_ctx::CipherCtx;
 use openssl::error::ErrorStack;
 
-use super::ProviderError;
-use crate::esp::aead::{Aead, AuthError, NONCE_LEN, SealError};
+use crate::esp::aead::{Aead, AuthError, NONCE_LEN, ProviderError, SealError};
 use crate::esp::suite::{Cipher, SALT_LEN, Suite};
 
 const MAX_ICV_LEN: usize = 16;

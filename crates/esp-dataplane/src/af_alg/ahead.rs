@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use esp_core::esp::aead::NONCE_LEN;
 
-use super::{Answer, Head, KernelKey};
+use super::request::{Answer, Head, KernelKey};
 use esp_linux::alg::{Failure, Request};
 
 /// One packet, and what has come of it.

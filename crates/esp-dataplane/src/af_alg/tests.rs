@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 
+use esp_core::esp::aead::MakeAead;
 use esp_core::esp::suite::Suite;
-use esp_core::provider::{Choice, MakeAead};
+use esp_core::provider::Choice;
 
 use super::*;
-use crate::shared::{Event, Events};
-use esp_linux::Errno;
+use crate::events::{Event, Events};
+use esp_linux::alg::Request;
 use esp_linux::poll::Waker;
+use esp_linux::{Errno, Error};
 
 const KEY: [u8; 16] = [7; 16];
 const AAD: [u8; 8] = *b"spi-seq1";

@@ -1,126 +1,26 @@
-//! One worker: a thread with a TUN queue, a socket for each outer address, and both directions.
+//! One worker's thread: a TUN queue, a socket for each outer address, and both directions.
 
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use crate::inbound::InboundPath;
-use crate::outbound::{Drained, OutboundPath};
-use crate::patience::Patience;
-use crate::settings::{Offloads, Settings};
-use crate::shared::{self, Event, Outer, Shared, lock};
-use crate::socket::Socket;
-use esp_linux::poll::{Events, Interest, Poller, Waker};
+use esp_linux::poll::{Events, Interest, Poller};
 use esp_linux::tun::{TunOffloads, TunQueue};
 use esp_linux::{Error, RecvArena, Result};
+
+use super::busy_poll::Patience;
+use super::inbound::InboundPath;
+use super::mailbox::{Command, Mailbox};
+use super::outbound::{Drained, OutboundPath};
+use crate::shared::Shared;
+use crate::socket::Socket;
+use crate::tables::Outer;
 
 const WAKER: u64 = 0;
 const TUN: u64 = 1;
 const FIRST_SOCKET: u64 = 2;
 const MAX_READY: usize = 64;
 const RECV_BATCH: usize = 16;
-
-/// What the control plane asks of a worker.
-pub enum Command {
-    /// Serve one more outer socket.
-    Open(Outer, Socket),
-    /// Close one.
-    Close(Outer),
-    /// Send a keepalive through the socket of this outer address.
-    Keepalive(Outer, std::net::SocketAddr),
-}
-
-/// What a worker is reached by.
-pub struct Mailbox {
-    commands: Mutex<Vec<Command>>,
-    waker: Waker,
-    /// The generation of the tables that the worker uses; all of them once it has ended.
-    uses: Mutex<u64>,
-    moved: Condvar,
-}
-
-impl Mailbox {
-    /// Make an empty one.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn new() -> Result<Self> {
-        Ok(Self {
-            commands: Mutex::default(),
-            waker: Waker::new()?,
-            uses: Mutex::new(0),
-            moved: Condvar::new(),
-        })
-    }
-
-    /// Give the worker a command.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn send(&self, command: Command) -> Result<()> {
-        lock(&self.commands).push(command);
-        self.waker.wake()
-    }
-
-    /// Wake the worker, to see that the tables changed or that it is to end.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn wake(&self) -> Result<()> {
-        self.waker.wake()
-    }
-
-    /// Wait until the worker uses these tables, or has ended.
-    pub fn wait_for(&self, generation: u64) {
-        let mut uses = lock(&self.uses);
-        while *uses < generation {
-            uses = self
-                .moved
-                .wait(uses)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// Say that the worker has ended: it uses no tables any more.
-    pub fn ended(&self) {
-        self.uses(u64::MAX);
-    }
-
-    fn uses(&self, generation: u64) {
-        *lock(&self.uses) = generation;
-        self.moved.notify_all();
-    }
-
-    fn take(&self) -> Result<Vec<Command>> {
-        self.waker.clear()?;
-        Ok(std::mem::take(&mut *lock(&self.commands)))
-    }
-}
-
-/// Be the thread that does a worker's `work`: when that ends before it was to, the control plane
-/// hears why, in a line that begins with `name`.
-pub(crate) fn live(
-    name: &str,
-    mailbox: &Mailbox,
-    events: &shared::Events,
-    work: impl FnOnce() -> Result<()>,
-) {
-    let ended = catch_unwind(AssertUnwindSafe(work));
-    // It has no tables any more: who waits for that must not wait for ever.
-    mailbox.ended();
-    let reason = match ended {
-        Ok(Ok(())) => return,
-        Ok(Err(error)) => error.to_string(),
-        // Where, the panic hook has written to stderr.
-        Err(panic) => {
-            let text = panic.downcast_ref::<&str>().copied();
-            let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-            format!("panicked: {}", text.unwrap_or("for no reason"))
-        }
-    };
-    events.push(Event::Failed(format!("{name}: {reason}")));
-}
 
 /// One worker's state; `run` is its thread.
 pub struct Worker {
@@ -140,13 +40,15 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Make a worker with its TUN queue and no outer sockets.
+    /// Make a worker with its TUN queue and no outer sockets; `merge` is whether neighbours are
+    /// merged before the TUN write.
     ///
     /// # Errors
     /// The kernel's.
     pub fn new(
         index: usize,
-        settings: &Settings,
+        merge: bool,
+        busy_poll: Duration,
         shared: Arc<Shared>,
         mailbox: Arc<Mailbox>,
         tun: TunQueue,
@@ -154,7 +56,7 @@ impl Worker {
         let poller = Poller::new()?;
         poller.add(&mailbox.waker, WAKER, Interest::READ)?;
         poller.add(&tun, TUN, Interest::READ)?;
-        let mergeable = if settings.offloads.contains(Offloads::MERGE) {
+        let mergeable = if merge {
             tun.supported()
         } else {
             TunOffloads::empty()
@@ -162,7 +64,7 @@ impl Worker {
         Ok(Self {
             outbound: OutboundPath::new(index, Arc::clone(&shared))?,
             inbound: InboundPath::new(index, Arc::clone(&shared), mergeable)?,
-            patience: Patience::new(settings.busy_poll),
+            patience: Patience::new(busy_poll),
             generation: shared.tables.load().generation,
             shared,
             mailbox,
@@ -289,36 +191,5 @@ impl Worker {
         }
         self.follow_tables();
         Ok(())
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    fn told_of(work: impl FnOnce() -> Result<()>) -> Vec<Event> {
-        let mailbox = Mailbox::new().unwrap();
-        let events = shared::Events::new(Waker::new().unwrap());
-        live("esp0: worker 1", &mailbox, &events, work);
-        assert_eq!(*lock(&mailbox.uses), u64::MAX);
-        events.take()
-    }
-
-    #[test]
-    fn a_worker_that_panics_or_fails_is_told_of_and_waited_for_no_longer() {
-        let numbers = [1, 2, 3];
-        let beyond = std::hint::black_box(7);
-        let panicked = told_of(|| {
-            assert_eq!(numbers[beyond], 1);
-            Ok(())
-        });
-        let reason =
-            "esp0: worker 1: panicked: index out of bounds: the len is 3 but the index is 7";
-        assert_eq!(panicked, [Event::Failed(reason.into())]);
-        let failed = told_of(|| Err(Error::Argument("the TUN device is gone")));
-        let reason = "esp0: worker 1: the TUN device is gone";
-        assert_eq!(failed, [Event::Failed(reason.into())]);
-        assert_eq!(told_of(|| Ok(())), []);
     }
 }

@@ -6,8 +6,9 @@ use std::ops::Range;
 use esp_core::DropReason;
 use esp_core::counters::Tally;
 
-use crate::shared::{Event, Events, Outbound};
+use crate::events::{Event, Events};
 use crate::socket::Socket;
+use crate::tables::Outbound;
 use esp_linux::{Result, SendArena, SendOutcome, Transmit};
 
 /// ESP packets of one SA and one size, sealed one behind the other, not yet sent.

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use esp_core::esp::sa::Encapsulation;
 
-use crate::engine::Engine;
-use crate::settings::Offloads;
+use super::lifecycle::Engine;
+use super::settings::Offloads;
 use esp_linux::tun::TunOffloads;
 
 /// Peers that are named where GSO is refused.

@@ -23,8 +23,10 @@ use esp_core::wire;
 use esp_core::wire::flow::{FlowCache, FlowKey};
 use esp_core::wire::inner::{transport_header, transport_header_len, tunnel_packet};
 
-use crate::shared::{Event, Inbound as Entry, Shared, Tables};
+use crate::events::Event;
+use crate::shared::Shared;
 use crate::socket::Socket;
+use crate::tables::{Inbound as Entry, Tables};
 use esp_linux::alg::MAX_IN_FLIGHT;
 use esp_linux::mem::Slots;
 use esp_linux::tun::{TunOffloads, TunQueue, TunWrite};

@@ -1,122 +1,21 @@
-//! `AF_ALG` before a library: the kernel seals and opens, several packets of a run at once; what it
-//! does not do, or not right, the library does, and from then on the library alone.
-//!
-//! Nothing is lost or weaker by that. A sealed packet leaves only after `finish`; until then its text
-//! is kept, so that the library can seal the same text with the same nonce, which gives the bytes
-//! that the kernel would have given: no nonce ever covers two texts on the wire. And an opened packet
-//! is accepted on the word of a key whose first answer was the library's too, and one in `CHECKED` since;
-//! a packet that the kernel calls forged is shown to the library before that is believed.
-
-mod ahead;
-#[cfg(test)]
-mod tests;
+//! The AEAD of one SA and worker: the kernel's, with a library behind it.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use esp_core::esp::aead::{Aead, AuthError, NONCE_LEN, SealError};
-use esp_core::esp::suite::{Cipher, IV_LEN, SALT_LEN, Suite};
+use esp_core::esp::suite::Suite;
+use esp_linux::alg::{Failure, Operation};
 
-use self::ahead::Ahead;
-use crate::ciphers::Kernel;
-use esp_linux::Error;
-use esp_linux::alg::{AlgKey, Failure, Operation, Request};
+use super::ahead::Ahead;
+use super::answers::Answers;
+use super::keys::Kernel;
+use super::request::{Answer, Head, KernelKey, WRONG, WRONG_ANSWER};
 
 /// Bytes of the largest packet that the kernel is given: with its AAD it has at most 16 pages.
 pub const MAX_SIZE: usize = 15 * 4096;
-/// SPI and a sequence number of 8 bytes.
-const MAX_AAD_LEN: usize = 12;
 /// Of as many packets of a key one is done by the library too, beginning with the first.
-const CHECKED: u32 = 256;
-const WRONG_ANSWER: Error = Error::Argument("AF_ALG gave a wrong answer");
-const WRONG: Failure = Failure::Lost(WRONG_ANSWER);
-
-/// What the kernel says to a request: its head, then what came of its input.
-type Answer<'a> = Result<&'a [u8], Failure>;
-
-/// A key in the kernel: `AlgKey`, or what tests have in its place. There is an answer to everything
-/// that was sent, in its order.
-pub(crate) trait KernelKey: Send {
-    fn has_room(&mut self) -> bool;
-    fn send(&mut self, request: &Request<'_>) -> Result<(), Failure>;
-    fn receive(&mut self, each: &mut dyn FnMut(Answer<'_>));
-}
-
-impl KernelKey for AlgKey {
-    fn has_room(&mut self) -> bool {
-        Self::has_room(self)
-    }
-
-    fn send(&mut self, request: &Request<'_>) -> Result<(), Failure> {
-        Self::send(self, request)
-    }
-
-    fn receive(&mut self, each: &mut dyn FnMut(Answer<'_>)) {
-        Self::receive(self, each);
-    }
-}
-
-/// What the kernel repeats in front of its answer: the AAD, and with AES-GMAC the IV too.
-#[derive(Clone, Copy)]
-struct Head {
-    bytes: [u8; MAX_AAD_LEN + IV_LEN],
-    aad_len: usize,
-    len: usize,
-}
-
-impl Head {
-    fn new(suite: &Suite, nonce: &[u8; NONCE_LEN], aad: &[u8]) -> Option<Self> {
-        let mut bytes = [0; MAX_AAD_LEN + IV_LEN];
-        let mut len = aad.len();
-        bytes[..MAX_AAD_LEN].get_mut(..len)?.copy_from_slice(aad);
-        if suite.cipher == Cipher::AesGmac {
-            bytes[len..len + IV_LEN].copy_from_slice(&nonce[SALT_LEN..]);
-            len += IV_LEN;
-        }
-        let aad_len = aad.len();
-        Some(Self {
-            bytes,
-            aad_len,
-            len,
-        })
-    }
-
-    fn aad(&self) -> &[u8] {
-        &self.bytes[..self.aad_len]
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
-    }
-
-    /// With AES-GMAC the text, too, is authenticated alone (RFC 4543 3.3).
-    fn request<'a>(
-        &'a self,
-        suite: &Suite,
-        operation: Operation,
-        nonce: &'a [u8; NONCE_LEN],
-        input: &'a [u8],
-    ) -> Request<'a> {
-        let text_len = match operation {
-            Operation::Seal => input.len(),
-            Operation::Open => input.len().saturating_sub(suite.icv_len),
-        };
-        let readable = suite.cipher == Cipher::AesGmac;
-        Request {
-            operation,
-            nonce,
-            head: self.bytes(),
-            input,
-            aad_len: self.len + if readable { text_len } else { 0 },
-        }
-    }
-
-    /// The answer behind its head, where that and the length are as they must be.
-    fn behind<'a>(&self, answer: Answer<'a>, length: usize) -> Answer<'a> {
-        let bytes = answer?.strip_prefix(self.bytes());
-        bytes.filter(|bytes| bytes.len() == length).ok_or(WRONG)
-    }
-}
+pub(super) const CHECKED: u32 = 256;
 
 /// A packet that the kernel has.
 struct Waiting {
@@ -126,14 +25,6 @@ struct Waiting {
     head: Head,
     /// Where its text is in `AfAlg::texts`.
     text: Range<usize>,
-}
-
-/// Sealed packets that are not yet where they belong, one behind the other.
-#[derive(Default)]
-struct Answers {
-    bytes: Vec<u8>,
-    /// Which one of those sealed since the last `finish`, and where its bytes end.
-    ends: Vec<(usize, usize)>,
 }
 
 /// One worker's AEAD of one SA.
@@ -378,38 +269,6 @@ impl<K: KernelKey> Aead for AfAlg<K> {
     }
 }
 
-impl Answers {
-    /// Room for one more.
-    fn push(&mut self, at: usize, len: usize) -> &mut [u8] {
-        let start = self.bytes.len();
-        self.bytes.resize(start + len, 0);
-        self.ends.push((at, self.bytes.len()));
-        &mut self.bytes[start..]
-    }
-
-    /// As if the last one had not been pushed.
-    fn pop(&mut self) {
-        self.ends.pop();
-        let end = self.ends.last().map_or(0, |(_, end)| *end);
-        self.bytes.truncate(end);
-    }
-
-    /// Put each where it belongs.
-    fn place(&mut self, outs: &mut dyn Iterator<Item = &mut [u8]>) -> Result<(), SealError> {
-        let (mut next, mut start) = (0, 0);
-        let mut outs = outs.enumerate();
-        while let Some(&(at, end)) = self.ends.get(next) {
-            let Some((index, out)) = outs.next() else {
-                break;
-            };
-            if index == at && out.len() == end - start {
-                out.copy_from_slice(&self.bytes[start..end]);
-                (next, start) = (next + 1, end);
-            }
-        }
-        let all = next == self.ends.len();
-        self.bytes.clear();
-        self.ends.clear();
-        if all { Ok(()) } else { Err(SealError) }
-    }
-}
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

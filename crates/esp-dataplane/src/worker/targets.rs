@@ -12,7 +12,8 @@ use esp_core::policy::spd::Action;
 use esp_core::wire::flow::{FlowCache, FlowKey};
 use esp_core::wire::{self, Inner};
 
-use crate::shared::{Outbound as Entry, Outer, Shared, Tables};
+use crate::shared::Shared;
+use crate::tables::{Outbound as Entry, Outer, Tables};
 
 /// Flows whose SA is remembered.
 const FLOWS: usize = 8192;

@@ -22,10 +22,12 @@ use esp_core::wire::inner::{transport_payload, tunnel_next_header};
 use esp_core::wire::reassembly::Reassembler;
 use esp_core::wire::{self, VnetHdr};
 
-use crate::run::{Flushed, Packet, Run, Sender, longest};
-use crate::shared::{Event, Outer, Shared, Tables};
+use super::batch::{Flushed, Packet, Run, Sender, longest};
+use super::targets::{Targets, Verdict};
+use crate::events::Event;
+use crate::shared::Shared;
 use crate::socket::Socket;
-use crate::targets::{Targets, Verdict};
+use crate::tables::{Outer, Tables};
 use esp_linux::mem::Region;
 use esp_linux::tun::{MAX_PACKET, TunQueue, TunRead};
 use esp_linux::udp::path_mtu;

@@ -1,0 +1,82 @@
+//! What seals and opens the packets of SAs: a library, with `AF_ALG` before it where that is wanted.
+
+use std::sync::Arc;
+
+use esp_core::esp::aead::{Aead, MakeAead, ProviderError};
+use esp_core::esp::suite::{Cipher, Suite};
+use esp_core::provider::Choice;
+use esp_linux::Error;
+use esp_linux::alg::{AlgKey, release};
+
+use crate::af_alg::{AfAlg, Kernel, MAX_KEYS};
+
+/// The kernel's name of a suite's AEAD, with a nonce of 12 bytes and the AAD as it is in ESP.
+const fn algorithm(suite: &Suite) -> &'static str {
+    match suite.cipher {
+        Cipher::AesGcm | Cipher::AesGmac => "gcm(aes)",
+        Cipher::ChaCha20Poly1305 => "rfc7539(chacha20,poly1305)",
+    }
+}
+
+/// What makes the AEADs of an engine's SAs.
+#[derive(Debug)]
+pub struct Ciphers {
+    library: Choice,
+    kernel: Arc<Kernel>,
+}
+
+impl Ciphers {
+    /// Make them by a library, and by the kernel before it where that is used for the suite.
+    #[must_use]
+    pub fn new(library: Choice, kernel: Kernel) -> Self {
+        Self {
+            library,
+            kernel: Arc::new(kernel),
+        }
+    }
+
+    /// Whether there may be an AEAD that is to be told of packets before they are opened.
+    #[must_use]
+    pub fn expect_packets(&self) -> bool {
+        self.kernel.is_wanted()
+    }
+
+    /// Why `AF_ALG` is not used any more, where it is not.
+    #[must_use]
+    pub fn kernel_lost(&self) -> Option<Error> {
+        self.kernel.lost()
+    }
+
+    /// What seals and opens a suite now, for `status`.
+    #[must_use]
+    pub fn of(&self, suite: &Suite) -> String {
+        let library = self.library.of(suite).version();
+        if !self.kernel.has(suite) {
+            return library;
+        }
+        let kernel = format!("AF_ALG, {}", release());
+        if self.kernel.has_room() {
+            kernel
+        } else {
+            format!("{kernel}; {library} beyond {MAX_KEYS} keys")
+        }
+    }
+}
+
+impl MakeAead for Ciphers {
+    fn aead(&self, suite: &'static Suite, key: &[u8]) -> Result<Box<dyn Aead>, ProviderError> {
+        let library = self.library.aead(suite, key)?;
+        let kernel = &self.kernel;
+        if !kernel.has(suite) || !kernel.count_key() {
+            return Ok(library);
+        }
+        Ok(match AlgKey::new(algorithm(suite), key, suite.icv_len) {
+            Ok(given) => Box::new(AfAlg::new(given, library, suite, Arc::clone(kernel))),
+            Err(error) => {
+                kernel.forget_key();
+                kernel.lose(error);
+                library
+            }
+        })
+    }
+}

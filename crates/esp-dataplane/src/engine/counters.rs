@@ -1,0 +1,88 @@
+//! What the SAs have carried, and how far their replay windows have come.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use esp_core::counters::Counters;
+use esp_core::esp::sa::SaSpec;
+use esp_linux::{Error, Result};
+
+use super::lifecycle::Engine;
+use crate::tables::{Inbound, Outbound};
+
+/// What one SA has done.
+#[derive(Clone, Debug)]
+pub struct SaCounters {
+    /// Packets, bytes, drops.
+    pub counters: Counters,
+    /// The next number of an outbound SA, which is behind the last one when that is used; the
+    /// highest accepted one of an inbound SA.
+    pub seq: u128,
+    /// The first number behind the lease; 0 for an inbound SA.
+    pub lease_end: u128,
+    /// Where the peer is.
+    pub peer: SocketAddr,
+}
+
+impl Engine {
+    /// The packets that an outbound SA has sent.
+    ///
+    /// # Errors
+    /// `Argument` where there is no such SA.
+    pub fn sent(&self, name: &str) -> Result<u64> {
+        let tables = self.shared.tables.load();
+        let entry = tables.outbound.get(name);
+        let entry = entry.ok_or(Error::Argument("there is no SA of this name"))?;
+        Ok(entry.tallies.sum().packets)
+    }
+
+    /// The counters of every SA by name, true for outbound ones.
+    #[must_use]
+    pub fn sas(&self) -> Vec<(Arc<str>, bool, SaCounters)> {
+        let tables = self.shared.tables.load();
+        let name = |spec: &SaSpec| Arc::clone(&spec.name);
+        let outbound = tables.outbound.values();
+        let outbound = outbound.map(|entry| (name(&entry.sa.spec), true, outbound_counters(entry)));
+        let inbound = tables.inbound.values();
+        let inbound = inbound.map(|entry| (name(&entry.sa.spec), false, inbound_counters(entry)));
+        outbound.chain(inbound).collect()
+    }
+
+    /// What belongs to no SA: outbound and inbound; their packets are keepalives.
+    #[must_use]
+    pub fn rest(&self) -> (Counters, Counters) {
+        (self.shared.outbound.sum(), self.shared.inbound.sum())
+    }
+
+    /// The inbound SAs whose windows have advanced since this was last asked, with the highest
+    /// numbers that they accepted. A look costs two loads an SA: there may be thousands at rest.
+    #[must_use]
+    pub fn advanced(&self) -> Vec<(Arc<str>, u64)> {
+        let tables = self.shared.tables.load();
+        let advanced = tables.inbound.values().filter_map(|entry| {
+            let highest = entry.sa.window.highest();
+            let before = entry.told_highest.swap(highest, Ordering::Relaxed);
+            (highest != before).then(|| (Arc::clone(&entry.sa.spec.name), highest))
+        });
+        advanced.collect()
+    }
+}
+
+pub(super) fn outbound_counters(entry: &Outbound) -> SaCounters {
+    SaCounters {
+        counters: entry.tallies.sum(),
+        seq: u128::from(entry.sa.seq.used()) + 1,
+        lease_end: u128::from(entry.sa.seq.limit()) + 1,
+        peer: entry.peer.address(),
+    }
+}
+
+pub(super) fn inbound_counters(entry: &Inbound) -> SaCounters {
+    SaCounters {
+        counters: entry.tallies.sum(),
+        seq: entry.sa.window.highest().into(),
+        lease_end: 0,
+        peer: entry.peer.address(),
+    }
+}

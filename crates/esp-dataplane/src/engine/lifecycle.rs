@@ -1,0 +1,214 @@
+//! The engine's threads and sockets: started with it, and gone with it.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use arc_swap::ArcSwap;
+use esp_core::esp::sa::Encapsulation;
+use esp_linux::poll::Waker;
+use esp_linux::raw::RawSocket;
+use esp_linux::tun::{TunOffloads, TunQueue};
+use esp_linux::udp::{UdpOffloads, UdpSocket};
+use esp_linux::{Error, Result, SocketOptions, cpu};
+
+use super::settings::{MAX_WORKERS, Offloads, Settings};
+use crate::aead_factory::Ciphers;
+use crate::af_alg::Kernel;
+use crate::events::Events;
+use crate::shared::Shared;
+use crate::socket::Socket;
+use crate::tables::{Outer, Tables};
+use crate::tallies::Tallies;
+use crate::worker::{Command, Mailbox, Worker, live};
+
+/// Bytes asked of the kernel for each outer socket, each way.
+const SOCKET_BUFFER: usize = 4 << 20;
+
+/// The data plane: workers, and the tables that they read.
+pub struct Engine {
+    pub(super) settings: Settings,
+    pub(super) shared: Arc<Shared>,
+    pub(super) mailboxes: Vec<Arc<Mailbox>>,
+    threads: Vec<JoinHandle<()>>,
+    /// What is open, with the offloads that the kernel gave.
+    pub(super) sockets: HashMap<Outer, UdpOffloads>,
+    /// The TUN's offloads: those that the kernel has, those that are on.
+    pub(super) tun: (TunOffloads, TunOffloads),
+}
+
+impl Engine {
+    /// Create the TUN device with a queue for each worker, and start the workers.
+    ///
+    /// # Errors
+    /// The kernel's; the device is gone again then.
+    pub fn start(settings: Settings) -> Result<Self> {
+        let processors = cpu::allowed()?;
+        let count = settings.workers.unwrap_or(processors.len());
+        let count = count.clamp(1, MAX_WORKERS);
+        let events = Arc::new(Events::new(Waker::new()?));
+        let kernel = Kernel::new(settings.af_alg.clone(), Arc::clone(&events));
+        let shared = Arc::new(Shared {
+            tables: ArcSwap::default(),
+            ciphers: Ciphers::new(settings.provider, kernel),
+            events,
+            stop: AtomicBool::new(false),
+            outbound: Tallies::new(count),
+            inbound: Tallies::new(count),
+            fwmark: settings.fwmark,
+        });
+        let mut engine = Self {
+            shared,
+            mailboxes: Vec::new(),
+            threads: Vec::new(),
+            sockets: HashMap::new(),
+            tun: (TunOffloads::empty(), TunOffloads::empty()),
+            settings,
+        };
+        let merge = engine.settings.offloads.contains(Offloads::MERGE);
+        let busy_poll = engine.settings.busy_poll;
+        let mut workers = Vec::new();
+        for index in 0..count {
+            let wanted = engine.settings.offloads.of_tun();
+            let tun = TunQueue::open(&engine.settings.interface, wanted)?;
+            engine.tun = (tun.supported(), tun.offloads());
+            let mailbox = Arc::new(Mailbox::new()?);
+            engine.mailboxes.push(Arc::clone(&mailbox));
+            let shared = Arc::clone(&engine.shared);
+            let worker = Worker::new(index, merge, busy_poll, shared, mailbox, tun)?;
+            workers.push(worker);
+        }
+        for (index, worker) in workers.into_iter().enumerate() {
+            let shared = Arc::clone(&engine.shared);
+            let processor = processors.get(index % processors.len().max(1));
+            let processor = processor.filter(|_| engine.settings.pin_workers).copied();
+            let name = format!("{}: worker {index}", engine.settings.interface);
+            let thread = std::thread::Builder::new()
+                .name(format!("esp-worker-{index}"))
+                .spawn(move || {
+                    if let Some(processor) = processor {
+                        // A worker that can't be pinned works all the same.
+                        let _ = cpu::pin_current_thread(processor);
+                    }
+                    let mailbox = worker.mailbox();
+                    live(&name, &mailbox, &shared.events, || worker.run());
+                })
+                .map_err(|_| Error::Argument("a worker thread can't be started"))?;
+            engine.threads.push(thread);
+        }
+        Ok(engine)
+    }
+
+    /// How many workers there are.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.mailboxes.len()
+    }
+
+    /// The events, to be waited for and taken.
+    #[must_use]
+    pub fn events(&self) -> &Events {
+        &self.shared.events
+    }
+
+    /// Have these outer sockets open and no others.
+    ///
+    /// # Errors
+    /// The kernel's: those that were open stay so.
+    pub fn set_sockets(&mut self, wanted: &[Outer]) -> Result<()> {
+        for &outer in wanted {
+            if !self.sockets.contains_key(&outer) {
+                self.open(outer)?;
+            }
+        }
+        let gone: Vec<Outer> = self
+            .sockets
+            .keys()
+            .filter(|o| !wanted.contains(o))
+            .copied()
+            .collect();
+        for outer in gone {
+            self.sockets.remove(&outer);
+            self.tell(|_| Some(Command::Close(outer)))?;
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, outer: Outer) -> Result<()> {
+        let options = SocketOptions {
+            local: SocketAddr::new(outer.address, self.settings.port),
+            mark: self.settings.fwmark,
+            buffer: SOCKET_BUFFER,
+            busy_poll_us: u32::try_from(self.settings.busy_poll.as_micros()).unwrap_or(u32::MAX),
+        };
+        let count = u32::try_from(self.workers()).unwrap_or(1);
+        let mut got = UdpOffloads {
+            gso: false,
+            gro: false,
+        };
+        let sockets: Vec<Socket> = match outer.encapsulation {
+            Encapsulation::Udp => {
+                let wanted = UdpOffloads {
+                    gso: self.settings.offloads.contains(Offloads::UDP_GSO),
+                    gro: self.settings.offloads.contains(Offloads::UDP_GRO),
+                };
+                let group = UdpSocket::bind_group(&options, wanted, count)?;
+                got.gso = group.iter().all(|socket| socket.max_segments() > 1);
+                got.gro = group.iter().all(UdpSocket::gro);
+                group.into_iter().map(Socket::Udp).collect()
+            }
+            Encapsulation::None => {
+                let group = RawSocket::bind_group(&options, count)?;
+                group.into_iter().map(Socket::Raw).collect()
+            }
+        };
+        let mut sockets = sockets.into_iter();
+        self.tell(|_| sockets.next().map(|socket| Command::Open(outer, socket)))?;
+        self.sockets.insert(outer, got);
+        Ok(())
+    }
+
+    fn tell(&self, mut command: impl FnMut(usize) -> Option<Command>) -> Result<()> {
+        for (index, mailbox) in self.mailboxes.iter().enumerate() {
+            if let Some(command) = command(index) {
+                mailbox.send(command)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Publish changed tables, and wait until every worker uses them.
+    pub(super) fn change(&self, change: impl FnOnce(&mut Tables)) -> Result<()> {
+        let now = self.shared.tables.load_full();
+        let mut next = Tables {
+            generation: now.generation + 1,
+            outbound: now.outbound.clone(),
+            inbound: now.inbound.clone(),
+            spd: Arc::clone(&now.spd),
+        };
+        change(&mut next);
+        let generation = next.generation;
+        self.shared.tables.store(Arc::new(next));
+        for mailbox in &self.mailboxes {
+            mailbox.wake()?;
+        }
+        for mailbox in &self.mailboxes {
+            mailbox.wait_for(generation);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for mailbox in &self.mailboxes {
+            let _ = mailbox.wake();
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! The SAs and policies, as the control plane changes them.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
+
+use esp_core::esp::sa::{InboundSa, OutboundSa, SaSpec};
+use esp_core::esp::seq::Lease;
+use esp_core::policy::spd::{Policy, Spd};
+use esp_linux::{Error, Result};
+
+use super::counters::{SaCounters, inbound_counters, outbound_counters};
+use super::lifecycle::Engine;
+use crate::peers::{Heard, Peers};
+use crate::tables::{Inbound, Outbound, Outer};
+use crate::tallies::Tallies;
+use crate::worker::Command;
+
+/// An SA that can't be installed, and why.
+#[derive(Debug)]
+pub struct Refused {
+    /// The SA's name.
+    pub sa: Arc<str>,
+    /// Why.
+    pub why: Error,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.sa, self.why)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+impl Engine {
+    /// Add SAs in one step, all or none: an outbound one begins at its lease's first number, the
+    /// window of an inbound one treats every number up to the given one as seen.
+    ///
+    /// # Errors
+    /// `Refused` with the SA whose lease or SPI can't be, or whose suite the provider lacks.
+    pub fn install(
+        &self,
+        outbound: Vec<(SaSpec, Lease)>,
+        inbound: Vec<(SaSpec, u64)>,
+    ) -> std::result::Result<(), Refused> {
+        let tables = self.shared.tables.load_full();
+        let mut peers = Peers::of(tables.peers());
+        let mut arriving = HashMap::new();
+        for (spec, highest_seq) in inbound {
+            let spi = spec.spi;
+            let name = Arc::clone(&spec.name);
+            if tables.inbound.contains_key(&spi) || arriving.contains_key(&spi) {
+                return Err(refused(name, "another inbound SA has this SPI"));
+            }
+            let entry = self.inbound(spec, highest_seq, &mut peers);
+            arriving.insert(spi, entry.map_err(|why| refused(name, why))?);
+        }
+        let mut leaving = Vec::new();
+        for (spec, lease) in outbound {
+            let name = Arc::clone(&spec.name);
+            let entry = self.outbound(spec, lease, &mut peers);
+            leaving.push(entry.map_err(|why| refused(name, why))?);
+        }
+        self.change(|tables| {
+            tables.inbound.extend(arriving);
+            let named = leaving
+                .into_iter()
+                .map(|entry| (Arc::clone(&entry.sa.spec.name), entry));
+            tables.outbound.extend(named);
+        })
+        .map_err(|why| Refused {
+            sa: Arc::from(""),
+            why,
+        })
+    }
+
+    fn outbound(
+        &self,
+        spec: SaSpec,
+        lease: Lease,
+        peers: &mut Peers,
+    ) -> std::result::Result<Arc<Outbound>, &'static str> {
+        let peer = peers.place(&spec);
+        let sa = OutboundSa::new(spec, lease).map_err(|_| "the lease is of no use")?;
+        sa.sealer(&self.shared.ciphers)
+            .map_err(|_| "the provider does not have this suite")?;
+        Ok(Arc::new(Outbound {
+            sa,
+            peer,
+            gso_refused: OnceLock::new(),
+            tallies: Tallies::new(self.workers()),
+        }))
+    }
+
+    fn inbound(
+        &self,
+        spec: SaSpec,
+        highest_seq: u64,
+        peers: &mut Peers,
+    ) -> std::result::Result<Arc<Inbound>, &'static str> {
+        let peer = peers.place(&spec);
+        let sa = InboundSa::new(spec, highest_seq);
+        sa.opener(&self.shared.ciphers)
+            .map_err(|_| "the provider does not have this suite")?;
+        Ok(Arc::new(Inbound {
+            sa,
+            peer,
+            heard: Heard::default(),
+            told_highest: AtomicU64::new(highest_seq),
+            tallies: Tallies::new(self.workers()),
+        }))
+    }
+
+    /// Forget SAs: when this returns no worker seals or opens with them any more. For each, whether
+    /// it was outbound, and its last counters.
+    ///
+    /// # Errors
+    /// `Argument` where there is none of a name; all are there still then.
+    pub fn remove(&self, names: &[&str]) -> Result<Vec<(bool, SaCounters)>> {
+        let tables = self.shared.tables.load_full();
+        let by_name: HashMap<&str, &Arc<Inbound>> = tables
+            .inbound
+            .values()
+            .map(|entry| (&*entry.sa.spec.name, entry))
+            .collect();
+        let found = names
+            .iter()
+            .map(|name| {
+                let outbound = tables.outbound.get(*name).map(Going::Outbound);
+                outbound
+                    .or_else(|| by_name.get(name).copied().map(Going::Inbound))
+                    .ok_or(Error::Argument("there is no SA of this name"))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        self.change(|tables| {
+            for going in &found {
+                match going {
+                    Going::Outbound(entry) => drop(tables.outbound.remove(&entry.sa.spec.name)),
+                    Going::Inbound(entry) => drop(tables.inbound.remove(&entry.sa.spec.spi)),
+                }
+            }
+        })?;
+        Ok(found
+            .into_iter()
+            .map(|going| match going {
+                Going::Outbound(entry) => (true, outbound_counters(entry)),
+                Going::Inbound(entry) => (false, inbound_counters(entry)),
+            })
+            .collect())
+    }
+
+    /// Put a new SPD in place in one step.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn replace_policies(&self, policies: Vec<Policy>) -> Result<()> {
+        let spd = Arc::new(Spd::new(policies));
+        self.change(|tables| tables.spd = spd)
+    }
+
+    /// Give an outbound SA more sequence numbers.
+    ///
+    /// # Errors
+    /// `Argument` where there is no such SA, or the lease goes back.
+    pub fn extend_lease(&self, name: &str, lease: Lease) -> Result<()> {
+        let tables = self.shared.tables.load();
+        let entry = tables
+            .outbound
+            .get(name)
+            .ok_or(Error::Argument("there is no SA of this name"))?;
+        entry
+            .sa
+            .seq
+            .extend(lease)
+            .map_err(|_| Error::Argument("the lease goes back"))
+    }
+
+    /// Send a NAT keepalive for an outbound SA.
+    ///
+    /// # Errors
+    /// The kernel's; `Argument` where there is no such SA.
+    pub fn keepalive(&self, name: &str) -> Result<()> {
+        let tables = self.shared.tables.load();
+        let entry = tables
+            .outbound
+            .get(name)
+            .ok_or(Error::Argument("there is no SA of this name"))?;
+        let spec = &entry.sa.spec;
+        let outer = Outer {
+            address: spec.local,
+            encapsulation: spec.encapsulation,
+        };
+        let peer = entry.peer.address();
+        // One worker is enough: the sockets of all have the same address and port.
+        let first = self
+            .mailboxes
+            .first()
+            .ok_or(Error::Argument("there is no worker"))?;
+        first.send(Command::Keepalive(outer, peer))
+    }
+}
+
+/// An SA that is to be forgotten.
+enum Going<'a> {
+    Outbound(&'a Arc<Outbound>),
+    Inbound(&'a Arc<Inbound>),
+}
+
+fn refused(sa: Arc<str>, why: &'static str) -> Refused {
+    let why = Error::Argument(why);
+    Refused { sa, why }
+}

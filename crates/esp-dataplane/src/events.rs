@@ -1,0 +1,107 @@
+//! The events for the control plane, and the queue in which they wait.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+
+use esp_linux::Error;
+use esp_linux::poll::Waker;
+
+use crate::sync::lock;
+
+/// Events that packets cause without end wait to be taken at most; a control plane that sleeps loses
+/// later ones, and learns what they told from the next packets.
+const MAX_EVENTS: usize = 4096;
+
+/// What the control plane is told; the names are those of the SAs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Half of an outbound SA's lease is used.
+    LeaseLow(Arc<str>),
+    /// An eighth of an SA's sequence numbers is left.
+    SoftExpired(Arc<str>),
+    /// An SA has no sequence number left.
+    HardExpired(Arc<str>),
+    /// The newest authenticated packet of an inbound SA came from here; replies go there now.
+    PeerAddressChanged(Arc<str>, SocketAddr),
+    /// The kernel knows the path MTU to an address: bytes with the outer IP header.
+    PathMtuChanged(IpAddr, u32),
+    /// The kernel refuses GSO sends to an address, with this errno: packets go one by one now.
+    GsoRefused(IpAddr, &'static str),
+    /// `AF_ALG` has failed and is not used any more; every SA goes on in the library.
+    AfAlgLost(Error),
+    /// A worker can't go on.
+    Failed(String),
+}
+
+impl Event {
+    /// Whether packets cause it again and again; the others come once for each SA, peer or worker.
+    const fn may_come_again(&self) -> bool {
+        matches!(
+            self,
+            Self::PeerAddressChanged(..) | Self::PathMtuChanged(..)
+        )
+    }
+}
+
+/// The events that wait, and what wakes the control plane for them.
+#[derive(Debug)]
+pub struct Events {
+    queue: Mutex<VecDeque<Event>>,
+    waker: Waker,
+}
+
+impl Events {
+    /// Wake with this waker.
+    #[must_use]
+    pub fn new(waker: Waker) -> Self {
+        Self {
+            queue: Mutex::default(),
+            waker,
+        }
+    }
+
+    /// Put an event in the queue.
+    pub fn push(&self, event: Event) {
+        let mut queue = lock(&self.queue);
+        if queue.len() < MAX_EVENTS || !event.may_come_again() {
+            queue.push_back(event);
+        }
+        drop(queue);
+        // A full eventfd is awake already.
+        let _ = self.waker.wake();
+    }
+
+    /// Take the events that wait.
+    pub fn take(&self) -> Vec<Event> {
+        let _ = self.waker.clear();
+        lock(&self.queue).drain(..).collect()
+    }
+
+    /// What is readable when events wait.
+    #[must_use]
+    pub const fn waker(&self) -> &Waker {
+        &self.waker
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_once_is_not_lost_behind_what_is_told_without_end() {
+        let events = Events::new(Waker::new().unwrap());
+        let peer = SocketAddr::from(([192, 0, 2, 1], 4500));
+        for _ in 0..2 * MAX_EVENTS {
+            events.push(Event::PeerAddressChanged("sa".into(), peer));
+        }
+        events.push(Event::LeaseLow("sa".into()));
+        events.push(Event::Failed("why".into()));
+        let told = events.take();
+        assert_eq!(told.len(), MAX_EVENTS + 2);
+        let last = [Event::LeaseLow("sa".into()), Event::Failed("why".into())];
+        assert_eq!(told[MAX_EVENTS..], last);
+    }
+}

@@ -1,0 +1,67 @@
+//! The end of a worker's thread, told to those who wait for it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use esp_linux::Result;
+
+use super::mailbox::Mailbox;
+use crate::events::{Event, Events};
+
+/// Be the thread that does a worker's `work`: when that ends before it was to, the control plane
+/// hears why, in a line that begins with `name`.
+pub(crate) fn live(
+    name: &str,
+    mailbox: &Mailbox,
+    events: &Events,
+    work: impl FnOnce() -> Result<()>,
+) {
+    let ended = catch_unwind(AssertUnwindSafe(work));
+    // It has no tables any more: who waits for that must not wait for ever.
+    mailbox.ended();
+    let reason = match ended {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        // Where, the panic hook has written to stderr.
+        Err(panic) => {
+            let text = panic.downcast_ref::<&str>().copied();
+            let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+            format!("panicked: {}", text.unwrap_or("for no reason"))
+        }
+    };
+    events.push(Event::Failed(format!("{name}: {reason}")));
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use esp_linux::Error;
+    use esp_linux::poll::Waker;
+
+    use super::*;
+    use crate::sync::lock;
+
+    fn told_of(work: impl FnOnce() -> Result<()>) -> Vec<Event> {
+        let mailbox = Mailbox::new().unwrap();
+        let events = Events::new(Waker::new().unwrap());
+        live("esp0: worker 1", &mailbox, &events, work);
+        assert_eq!(*lock(&mailbox.uses), u64::MAX);
+        events.take()
+    }
+
+    #[test]
+    fn a_worker_that_panics_or_fails_is_told_of_and_waited_for_no_longer() {
+        let numbers = [1, 2, 3];
+        let beyond = std::hint::black_box(7);
+        let panicked = told_of(|| {
+            assert_eq!(numbers[beyond], 1);
+            Ok(())
+        });
+        let reason =
+            "esp0: worker 1: panicked: index out of bounds: the len is 3 but the index is 7";
+        assert_eq!(panicked, [Event::Failed(reason.into())]);
+        let failed = told_of(|| Err(Error::Argument("the TUN device is gone")));
+        let reason = "esp0: worker 1: the TUN device is gone";
+        assert_eq!(failed, [Event::Failed(reason.into())]);
+        assert_eq!(told_of(|| Ok(())), []);
+    }
+}
