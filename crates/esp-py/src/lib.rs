@@ -1,5 +1,6 @@
 //! Python bindings of the native data plane: values in, values out, nothing decided here.
 
+#![forbid(unsafe_code)]
 #![allow(clippy::needless_pass_by_value)] // what comes from Python is the function's own
 
 use std::collections::BTreeMap;

@@ -1,15 +1,11 @@
 //! IPv4 and IPv6 headers (RFC 791, RFC 8200) as selectors see them (RFC 4301 4.4.1.1).
 
-use super::{Sum, put_u16, u16_at, u32_at, update_checksum};
+use super::{IPV4_HEADER_LEN, IPV6_HEADER_LEN, Sum, put_u16, u16_at, u32_at, update_checksum};
 use crate::DropReason;
 use crate::wire::protocol::{
     DCCP, DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ROUTING, SCTP, TCP, UDP, UDPLITE,
 };
 
-/// Bytes of an IPv4 header without options.
-pub const IPV4_HEADER_LEN: usize = 20;
-/// Bytes of the fixed IPv6 header.
-pub const IPV6_HEADER_LEN: usize = 40;
 /// More than any real packet has; a longer chain is called malformed rather than walked.
 pub const MAX_EXTENSION_HEADERS: usize = 8;
 
