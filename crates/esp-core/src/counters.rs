@@ -1,4 +1,4 @@
-//! What was carried and what was dropped, counted by each worker for itself.
+//! Counters of packets carried and dropped; each worker counts for itself.
 
 use std::ops::AddAssign;
 use std::sync::OnceLock;
@@ -63,13 +63,13 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Count carried packets; only the thread that owns the tally may.
+    /// Counts carried packets; only the thread that owns the tally may.
     pub fn carried(&self, packets: u64, bytes: u64) {
         add(&self.packets, packets);
         add(&self.bytes, bytes);
     }
 
-    /// Count dropped packets; only the thread that owns the tally may.
+    /// Counts dropped packets; only the thread that owns the tally may.
     pub fn dropped(&self, reason: DropReason, packets: u64) {
         let drops = self
             .drops
@@ -79,7 +79,7 @@ impl Tally {
         }
     }
 
-    /// What is counted so far.
+    /// The counts so far.
     #[must_use]
     pub fn snapshot(&self) -> Counters {
         let mut counters = Counters {

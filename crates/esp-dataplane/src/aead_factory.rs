@@ -1,4 +1,4 @@
-//! What seals and opens the packets of SAs: a library, with `AF_ALG` before it where that is wanted.
+//! The AEADs of SAs: by a library, with `AF_ALG` before it where that is wanted.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use esp_core::provider::Choice;
 use esp_linux::Error;
 use esp_linux::alg::{AlgKey, release};
 
-use crate::af_alg::{AfAlg, Kernel, MAX_KEYS};
+use crate::af_alg::{AfAlgAead, AfAlgKeys, MAX_KEYS};
 
 /// The kernel's name of a suite's AEAD, with a nonce of 12 bytes and the AAD as it is in ESP.
 const fn algorithm(suite: &Suite) -> &'static str {
@@ -18,36 +18,36 @@ const fn algorithm(suite: &Suite) -> &'static str {
     }
 }
 
-/// What makes the AEADs of an engine's SAs.
+/// The maker of the AEADs of an engine's SAs.
 #[derive(Debug)]
-pub struct Ciphers {
+pub struct AeadFactory {
     library: Choice,
-    kernel: Arc<Kernel>,
+    kernel: Arc<AfAlgKeys>,
 }
 
-impl Ciphers {
-    /// Make them by a library, and by the kernel before it where that is used for the suite.
+impl AeadFactory {
+    /// Makes them by a library, and by the kernel before it where that is used for the suite.
     #[must_use]
-    pub fn new(library: Choice, kernel: Kernel) -> Self {
+    pub fn new(library: Choice, kernel: AfAlgKeys) -> Self {
         Self {
             library,
             kernel: Arc::new(kernel),
         }
     }
 
-    /// Whether there may be an AEAD that is to be told of packets before they are opened.
+    /// Tells whether there may be an AEAD to which packets are announced before they are opened.
     #[must_use]
-    pub fn expect_packets(&self) -> bool {
+    pub fn works_in_batches(&self) -> bool {
         self.kernel.is_wanted()
     }
 
     /// Why `AF_ALG` is not used any more, where it is not.
     #[must_use]
-    pub fn kernel_lost(&self) -> Option<Error> {
-        self.kernel.lost()
+    pub fn af_alg_failure(&self) -> Option<Error> {
+        self.kernel.failure()
     }
 
-    /// What seals and opens a suite now, for `status`.
+    /// The present implementation of a suite, for `status`.
     #[must_use]
     pub fn of(&self, suite: &Suite) -> String {
         let library = self.library.of(suite).version();
@@ -63,7 +63,7 @@ impl Ciphers {
     }
 }
 
-impl MakeAead for Ciphers {
+impl MakeAead for AeadFactory {
     fn aead(&self, suite: &'static Suite, key: &[u8]) -> Result<Box<dyn Aead>, ProviderError> {
         let library = self.library.aead(suite, key)?;
         let kernel = &self.kernel;
@@ -71,10 +71,10 @@ impl MakeAead for Ciphers {
             return Ok(library);
         }
         Ok(match AlgKey::new(algorithm(suite), key, suite.icv_len) {
-            Ok(given) => Box::new(AfAlg::new(given, library, suite, Arc::clone(kernel))),
+            Ok(given) => Box::new(AfAlgAead::new(given, library, suite, Arc::clone(kernel))),
             Err(error) => {
                 kernel.forget_key();
-                kernel.lose(error);
+                kernel.disable(error);
                 library
             }
         })

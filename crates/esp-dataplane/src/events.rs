@@ -13,7 +13,7 @@ use crate::sync::lock;
 /// later ones, and learns what they told from the next packets.
 const MAX_EVENTS: usize = 4096;
 
-/// What the control plane is told; the names are those of the SAs.
+/// An event for the control plane; the names are those of the SAs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Half of an outbound SA's lease is used.
@@ -31,11 +31,12 @@ pub enum Event {
     /// `AF_ALG` has failed and is not used any more; every SA goes on in the library.
     AfAlgLost(Error),
     /// A worker can't go on.
-    Failed(String),
+    EngineFailed(String),
 }
 
 impl Event {
-    /// Whether packets cause it again and again; the others come once for each SA, peer or worker.
+    /// Tells whether packets cause it again and again; the others come once for each SA, peer or
+    /// worker.
     const fn may_come_again(&self) -> bool {
         matches!(
             self,
@@ -52,7 +53,7 @@ pub struct Events {
 }
 
 impl Events {
-    /// Wake with this waker.
+    /// Wakes with this waker.
     #[must_use]
     pub fn new(waker: Waker) -> Self {
         Self {
@@ -61,7 +62,7 @@ impl Events {
         }
     }
 
-    /// Put an event in the queue.
+    /// Puts an event in the queue.
     pub fn push(&self, event: Event) {
         let mut queue = lock(&self.queue);
         if queue.len() < MAX_EVENTS || !event.may_come_again() {
@@ -72,13 +73,13 @@ impl Events {
         let _ = self.waker.wake();
     }
 
-    /// Take the events that wait.
+    /// Takes the events that wait.
     pub fn take(&self) -> Vec<Event> {
         let _ = self.waker.clear();
         lock(&self.queue).drain(..).collect()
     }
 
-    /// What is readable when events wait.
+    /// The descriptor that is readable while events wait.
     #[must_use]
     pub const fn waker(&self) -> &Waker {
         &self.waker
@@ -98,10 +99,13 @@ mod tests {
             events.push(Event::PeerAddressChanged("sa".into(), peer));
         }
         events.push(Event::LeaseLow("sa".into()));
-        events.push(Event::Failed("why".into()));
+        events.push(Event::EngineFailed("why".into()));
         let told = events.take();
         assert_eq!(told.len(), MAX_EVENTS + 2);
-        let last = [Event::LeaseLow("sa".into()), Event::Failed("why".into())];
+        let last = [
+            Event::LeaseLow("sa".into()),
+            Event::EngineFailed("why".into()),
+        ];
         assert_eq!(told[MAX_EVENTS..], last);
     }
 }

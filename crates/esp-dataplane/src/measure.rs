@@ -6,12 +6,12 @@ use std::time::Instant;
 use esp_core::esp::aead::{Aead, MakeAead, NONCE_LEN, SealError};
 use esp_core::esp::suite::Suite;
 use esp_core::provider::{Choice, Provider};
-
-use crate::aead_factory::Ciphers;
-use crate::af_alg::{Kernel, MAX_SIZE as MAX_KERNEL_SIZE};
-use crate::events::Events;
 use esp_linux::poll::Waker;
 use esp_linux::{Error, Result, random};
+
+use crate::aead_factory::AeadFactory;
+use crate::af_alg::{AfAlgKeys, MAX_SIZE as MAX_KERNEL_SIZE};
+use crate::events::Events;
 
 /// Bytes of the largest packet.
 pub const MAX_SIZE: usize = 65535;
@@ -19,8 +19,8 @@ pub const MAX_SIZE: usize = 65535;
 pub const MAX_PACKETS: u32 = 1_000_000;
 /// Bytes at most of all packets together: some seconds of work.
 const MAX_BYTES: u64 = 1 << 32;
-/// Packets of a run, as the segments of a super-packet are.
-const RUN: usize = 32;
+/// Packets of a batch, as the segments of a super-packet are.
+const BATCH: usize = 32;
 /// `AF_ALG` as a provider's name.
 const AF_ALG: &str = "af-alg";
 const NO_SUITE: Error = Error::Argument("the provider does not have this suite");
@@ -28,7 +28,7 @@ const NOT_SEALED: Error = Error::Argument("the provider could not seal");
 /// SPI and `seq_lo`.
 const AAD: [u8; 8] = [0, 0, 1, 0, 0, 0, 0, 1];
 
-/// Seal `packets` packets of `size` bytes with a random key, in runs; nanoseconds a packet.
+/// Seals `packets` packets of `size` bytes with a random key, in batches; nanoseconds a packet.
 ///
 /// # Errors
 /// `Argument` for a provider that this build or suite lacks, and where a number is out of its
@@ -61,12 +61,12 @@ fn by_kernel(suite: &'static Suite, key: &[u8], size: usize, packets: u32) -> Re
         return Err(Error::Argument("AF_ALG is given at most 61440 bytes"));
     }
     let events = Arc::new(Events::new(Waker::new()?));
-    let kernel = Kernel::new(vec![suite], events);
-    let maker = Ciphers::new(Choice::Only(Provider::OpenSsl), kernel);
+    let kernel = AfAlgKeys::new(vec![suite], events);
+    let maker = AeadFactory::new(Choice::Only(Provider::OpenSsl), kernel);
     let mut aead = maker.aead(suite, key).map_err(|_| NO_SUITE)?;
     let found = time(aead.as_mut(), suite.icv_len, size, packets).map_err(|_| NOT_SEALED);
     // What the library has done in the kernel's stead is not what was asked for.
-    maker.kernel_lost().map_or(found, Err)
+    maker.af_alg_failure().map_or(found, Err)
 }
 
 fn time(
@@ -77,18 +77,18 @@ fn time(
 ) -> std::result::Result<f64, SealError> {
     let text = vec![0; size];
     let sealed_len = size + icv_len;
-    let mut sealed = vec![0; RUN * sealed_len];
+    let mut sealed = vec![0; BATCH * sealed_len];
     let mut nonce = [0; NONCE_LEN];
     let mut numbers = 1..=packets;
     let began = Instant::now();
     while !numbers.is_empty() {
-        let mut run = 0;
+        let mut count = 0;
         for (out, seq) in sealed.chunks_mut(sealed_len).zip(&mut numbers) {
             nonce[NONCE_LEN - 4..].copy_from_slice(&seq.to_be_bytes());
             aead.seal(&nonce, &AAD, &text, out)?;
-            run += 1;
+            count += 1;
         }
-        aead.finish(&mut sealed.chunks_mut(sealed_len).take(run))?;
+        aead.complete_seals(&mut sealed.chunks_mut(sealed_len).take(count))?;
     }
     Ok(began.elapsed().as_secs_f64() * 1e9 / f64::from(packets))
 }

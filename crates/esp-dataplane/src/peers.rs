@@ -19,7 +19,7 @@ use esp_core::esp::sa::{Encapsulation, SaSpec};
 /// How long after a move only those SAs can move the peer again that were heard where it is.
 pub const SETTLE: Duration = Duration::from_secs(5);
 
-/// Where a peer is now, for the SAs that share it.
+/// The present address of a peer, shared by its SAs.
 #[derive(Debug)]
 pub struct Peer(ArcSwap<Place>);
 
@@ -51,13 +51,13 @@ impl Peer {
         }))
     }
 
-    /// Where it is.
+    /// The present address.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.0.load().address
     }
 
-    /// Whether it is where an SA's newest packet came from; nothing more is to be done then.
+    /// Tells whether it is where an SA's newest packet came from; nothing more is to be done then.
     #[must_use]
     pub fn is_at(&self, src: SocketAddr, heard: &Heard) -> bool {
         let place = self.0.load();
@@ -69,7 +69,7 @@ impl Peer {
         here
     }
 
-    /// Go to where an SA's newest packet came from; whether it may, and did.
+    /// Goes to where an SA's newest packet came from; whether it may, and did.
     #[must_use]
     pub fn follow(&self, src: SocketAddr, heard: &Heard, now: Instant) -> bool {
         let place = self.0.load();
@@ -94,7 +94,7 @@ impl Peer {
     }
 }
 
-/// What SAs have in common that have one peer, and where they are configured to find it.
+/// The bond of the SAs that have one peer, and its configured address.
 type Key = (Bond, IpAddr, u16);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -109,7 +109,7 @@ enum Bond {
 pub struct Peers(HashMap<Key, Arc<Peer>>);
 
 impl Peers {
-    /// Collect the peers of the SAs that are there.
+    /// Collects the peers of the SAs that are there.
     #[must_use]
     pub fn of<'a>(sas: impl IntoIterator<Item = (&'a SaSpec, &'a Arc<Peer>)>) -> Self {
         let mut peers = Self::default();

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 
-use crate::aead_factory::Ciphers;
+use crate::aead_factory::AeadFactory;
 use crate::events::Events;
 use crate::tables::Tables;
 use crate::tallies::Tallies;
@@ -15,22 +15,22 @@ use crate::tallies::Tallies;
 pub struct Shared {
     /// SAD and SPD.
     pub tables: ArcSwap<Tables>,
-    /// What the control plane is told.
+    /// The events for the control plane.
     pub events: Arc<Events>,
-    /// What the SAs' AEADs are made by.
-    pub ciphers: Ciphers,
+    /// The maker of the SAs' AEADs.
+    pub aeads: AeadFactory,
     /// Set when the workers are to end.
     pub stop: AtomicBool,
-    /// What belongs to no SA, outbound.
+    /// The tallies of packets that belong to no SA, outbound.
     pub outbound: Tallies,
-    /// What belongs to no SA, inbound; its packets are keepalives.
+    /// The tallies of packets that belong to no SA, inbound; the packets are keepalives.
     pub inbound: Tallies,
     /// The mark of outer packets.
     pub fwmark: u32,
 }
 
 impl Shared {
-    /// Whether the workers are to end.
+    /// Tells whether the workers are to end.
     #[must_use]
     pub fn stopping(&self) -> bool {
         self.stop.load(Ordering::Relaxed)

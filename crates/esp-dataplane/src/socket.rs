@@ -15,10 +15,10 @@ pub enum Socket {
     Raw(RawSocket),
 }
 
-/// What became of a run.
+/// The outcome of sending one or several packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sending {
-    /// What the kernel said last.
+    /// The kernel's last answer.
     pub outcome: SendOutcome,
     /// Bytes that it has taken, from the front.
     pub taken: usize,
@@ -27,13 +27,13 @@ pub struct Sending {
 }
 
 impl Socket {
-    /// Whether ESP is in UDP.
+    /// Tells whether ESP is in UDP.
     #[must_use]
     pub const fn is_udp(&self) -> bool {
         matches!(self, Self::Udp(_))
     }
 
-    /// Whether what is received begins with the IP header.
+    /// Tells whether what is received begins with the IP header.
     #[must_use]
     pub fn has_ip_header(&self) -> bool {
         matches!(self, Self::Raw(raw) if raw.has_ip_header())
@@ -41,38 +41,38 @@ impl Socket {
 
     /// Packets of `segment_size` bytes that one GSO send takes; None where there is no GSO.
     #[must_use]
-    pub fn gso_run_of(&self, segment_size: usize) -> Option<usize> {
+    pub fn gso_capacity(&self, segment_size: usize) -> Option<usize> {
         match self {
-            Self::Udp(udp) if udp.max_segments() > 1 => Some(udp.run_of(segment_size)),
+            Self::Udp(udp) if udp.max_segments() > 1 => Some(udp.gso_capacity(segment_size)),
             _ => None,
         }
     }
 
-    /// Send a run of packets of one size, of which the last may be shorter, in one GSO send; where
+    /// Sends a batch of packets of one size, of which the last may be shorter, in one GSO send; where
     /// the kernel refuses that, or there is no GSO, one by one.
     ///
     /// # Errors
     /// The kernel's where the socket is unusable.
-    pub fn send_run(&self, arena: &mut SendArena, run: &Transmit<'_>) -> Result<Sending> {
+    pub fn send_gso(&self, arena: &mut SendArena, message: &Transmit<'_>) -> Result<Sending> {
         let udp = match self {
             Self::Udp(udp) if udp.max_segments() > 1 => udp,
-            _ => return self.send_each(arena, run),
+            _ => return self.send_each(arena, message),
         };
-        let outcome = udp.send_gso(run)?;
-        let is_run = run.is_run();
+        let outcome = udp.send_gso(message)?;
+        let is_segmented = message.is_segmented();
         let refused = match outcome {
-            SendOutcome::NoOffload if is_run => "EIO",
-            SendOutcome::Invalid if is_run => "EINVAL",
-            SendOutcome::TooBig if is_run => "EMSGSIZE",
+            SendOutcome::NoOffload if is_segmented => "EIO",
+            SendOutcome::Invalid if is_segmented => "EINVAL",
+            SendOutcome::TooBig if is_segmented => "EMSGSIZE",
             _ => {
                 return Ok(Sending {
                     outcome,
-                    taken: run.payload.len(),
+                    taken: message.payload.len(),
                     gso_refused: None,
                 });
             }
         };
-        let sending = self.send_each(arena, run)?;
+        let sending = self.send_each(arena, message)?;
         // To blame is GSO only where the same bytes pass without it.
         Ok(Sending {
             gso_refused: (sending.taken > 0).then_some(refused),
@@ -80,27 +80,27 @@ impl Socket {
         })
     }
 
-    /// Send the packets of a run, or as many of them as the arena has room for, one by one.
+    /// Sends the packets of a batch, or as many of them as the arena has room for, one by one.
     ///
     /// # Errors
     /// The kernel's where the socket is unusable.
-    pub fn send_each(&self, arena: &mut SendArena, run: &Transmit<'_>) -> Result<Sending> {
-        let size = if run.is_run() {
-            run.segment_size.into()
+    pub fn send_each(&self, arena: &mut SendArena, message: &Transmit<'_>) -> Result<Sending> {
+        let size = if message.is_segmented() {
+            message.segment_size.into()
         } else {
-            run.payload.len().max(1)
+            message.payload.len().max(1)
         };
-        let packets = run.payload.chunks(size).map(|payload| Transmit {
+        let packets = message.payload.chunks(size).map(|payload| Transmit {
             payload,
             segment_size: 0,
-            ..*run
+            ..*message
         });
         let outcome = match self {
             Self::Udp(udp) => udp.send_batch(arena, packets)?,
             Self::Raw(raw) => raw.send_batch(arena, packets)?,
         };
         let taken = match outcome {
-            SendOutcome::Sent(count) => (count * size).min(run.payload.len()),
+            SendOutcome::Sent(count) => (count * size).min(message.payload.len()),
             _ => 0,
         };
         Ok(Sending {
@@ -110,7 +110,7 @@ impl Socket {
         })
     }
 
-    /// Receive into as many buffers as there are.
+    /// Receives into as many buffers as there are.
     ///
     /// # Errors
     /// The kernel's where the socket is unusable.
@@ -125,7 +125,7 @@ impl Socket {
         }
     }
 
-    /// Let the kernel fragment what is sent from now on, or not.
+    /// Lets the kernel fragment what is sent from now on, or not.
     ///
     /// # Errors
     /// The kernel's.

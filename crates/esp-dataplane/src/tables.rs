@@ -13,36 +13,36 @@ use crate::tallies::Tallies;
 
 /// An outbound SA at work: where its packets go, and what it has carried.
 #[derive(Debug)]
-pub struct Outbound {
+pub struct OutboundEntry {
     /// The SA.
     pub sa: OutboundSa,
-    /// Where the peer is now.
+    /// The peer's present address, shared with the tunnel's other SAs.
     pub peer: Arc<Peer>,
     /// With what the kernel has refused a GSO send to the peer: the route decides the network card,
     /// and what the card can't do, the other peers needn't do without.
     pub gso_refused: OnceLock<&'static str>,
-    /// What it has carried.
+    /// The packets that it has carried and dropped.
     pub tallies: Tallies,
 }
 
 /// An inbound SA at work.
 #[derive(Debug)]
-pub struct Inbound {
+pub struct InboundEntry {
     /// The SA.
     pub sa: InboundSa,
-    /// Where the peer is now.
+    /// The peer's present address, shared with the tunnel's other SAs.
     pub peer: Arc<Peer>,
-    /// Whether it was heard there.
+    /// True if it was heard there.
     pub heard: Heard,
-    /// The highest number that the control plane was told; it alone reads and writes this.
-    pub told_highest: AtomicU64,
-    /// What it has carried.
+    /// The replay floor that the control plane was last told; it alone reads and writes this.
+    pub reported_floor: AtomicU64,
+    /// The packets that it has carried and dropped.
     pub tallies: Tallies,
 }
 
 /// One outer socket of the gateway; each worker has a socket of its own for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Outer {
+pub struct OuterSocket {
     /// The local address.
     pub address: IpAddr,
     /// In UDP or not.
@@ -55,9 +55,9 @@ pub struct Tables {
     /// Grows with each replacement.
     pub generation: u64,
     /// By name.
-    pub outbound: HashMap<Arc<str>, Arc<Outbound>>,
+    pub outbound: HashMap<Arc<str>, Arc<OutboundEntry>>,
     /// By SPI.
-    pub inbound: HashMap<u32, Arc<Inbound>>,
+    pub inbound: HashMap<u32, Arc<InboundEntry>>,
     /// The policies.
     pub spd: Arc<Spd>,
 }

@@ -15,7 +15,7 @@ pub struct Tallies(Box<[OnceLock<Box<Line>>]>);
 struct Line(Tally);
 
 impl Tallies {
-    /// Make a tally for each of `workers`.
+    /// Makes a tally for each of `workers`.
     #[must_use]
     pub fn new(workers: usize) -> Self {
         Self((0..workers).map(|_| OnceLock::new()).collect())

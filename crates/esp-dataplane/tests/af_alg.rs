@@ -8,8 +8,8 @@ use std::sync::Arc;
 use esp_core::esp::aead::{Aead, AuthError, MakeAead};
 use esp_core::esp::suite::{SUITES, Suite};
 use esp_core::provider::{Choice, Provider};
-use esp_dataplane::aead_factory::Ciphers;
-use esp_dataplane::af_alg::Kernel;
+use esp_dataplane::aead_factory::AeadFactory;
+use esp_dataplane::af_alg::AfAlgKeys;
 use esp_dataplane::events::{Event, Events};
 use esp_linux::Errno;
 use esp_linux::alg::{AlgKey, Failure, MAX_IN_FLIGHT, Operation, Request};
@@ -28,9 +28,9 @@ fn nonce(number: usize) -> [u8; 12] {
     nonce
 }
 
-fn ciphers(events: &Arc<Events>) -> Ciphers {
-    let kernel = Kernel::new(SUITES.iter().collect(), Arc::clone(events));
-    Ciphers::new(Choice::Auto, kernel)
+fn aeads(events: &Arc<Events>) -> AeadFactory {
+    let kernel = AfAlgKeys::new(SUITES.iter().collect(), Arc::clone(events));
+    AeadFactory::new(Choice::Auto, kernel)
 }
 
 /// Texts of the sizes that ESP has, and one of many pages.
@@ -47,7 +47,7 @@ fn seal(aead: &mut dyn Aead, aad: &[u8], icv_len: usize) -> Vec<Vec<u8>> {
     for (number, (text, out)) in texts.iter().zip(&mut outs).enumerate() {
         aead.seal(&nonce(number), aad, text, out).unwrap();
     }
-    aead.finish(&mut outs.iter_mut().map(Vec::as_mut_slice))
+    aead.complete_seals(&mut outs.iter_mut().map(Vec::as_mut_slice))
         .unwrap();
     outs
 }
@@ -55,10 +55,10 @@ fn seal(aead: &mut dyn Aead, aad: &[u8], icv_len: usize) -> Vec<Vec<u8>> {
 /// Every suite's packets are those of the library, whoever makes them; what is told of `AF_ALG`.
 fn compare(suites: &'static [Suite]) -> Vec<Event> {
     let events = Arc::new(Events::new(Waker::new().unwrap()));
-    let ciphers = ciphers(&events);
+    let aeads = aeads(&events);
     for suite in suites {
         let (mut ours, mut theirs) = (
-            ciphers.aead(suite, &key(suite)).unwrap(),
+            aeads.aead(suite, &key(suite)).unwrap(),
             OPENSSL.aead(suite, &key(suite)).unwrap(),
         );
         for aad in AADS {
@@ -100,9 +100,9 @@ fn a_kernel_seals_as_the_library_does_or_it_is_said_once_why_it_is_not_asked() {
 fn a_kernel_with_af_alg_has_every_suite() {
     assert_eq!(compare(&SUITES), []);
     let events = Arc::new(Events::new(Waker::new().unwrap()));
-    let ciphers = ciphers(&events);
+    let aeads = aeads(&events);
     for suite in &SUITES {
-        assert!(ciphers.of(suite).starts_with("AF_ALG, Linux "), "{suite}");
+        assert!(aeads.of(suite).starts_with("AF_ALG, Linux "), "{suite}");
     }
 }
 
@@ -179,8 +179,8 @@ fn a_key_leaves_no_socket_behind() {
     let before = open();
     let suite = Suite::by_name("aes128gcm16").unwrap();
     let events = Arc::new(Events::new(Waker::new().unwrap()));
-    let ciphers = ciphers(&events);
-    let mut aead = ciphers.aead(suite, &key(suite)).unwrap();
+    let aeads = aeads(&events);
+    let mut aead = aeads.aead(suite, &key(suite)).unwrap();
     seal(aead.as_mut(), AADS[0], 16);
     assert_eq!(open(), before + 1 + 1 + MAX_IN_FLIGHT);
     drop(aead);

@@ -18,11 +18,11 @@ use esp_core::esp::sa::{Encapsulation, KeyMaterial, Mode, SaSpec};
 use esp_core::esp::seq::Lease;
 use esp_core::esp::suite::SUITES;
 use esp_core::policy::selector::{Prefix, Selector};
-use esp_core::policy::spd::{Action, Policy};
+use esp_core::policy::spd::{Policy, PolicyAction};
 use esp_core::provider::Choice;
 use esp_dataplane::engine::{Engine, Offloads, Settings};
 use esp_dataplane::events::Event;
-use esp_dataplane::tables::Outer;
+use esp_dataplane::tables::OuterSocket;
 
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -79,7 +79,7 @@ fn a_worker_whose_socket_fails_is_told_of_and_the_engine_goes_on_answering() {
     ip("address add 10.0.1.1/24 dev esp0");
     ip("link set esp0 up");
     ip("route add 10.0.2.0/24 dev esp0");
-    let outer = Outer {
+    let outer = OuterSocket {
         address: LOCAL,
         encapsulation: Encapsulation::Udp,
     };
@@ -90,7 +90,7 @@ fn a_worker_whose_socket_fails_is_told_of_and_the_engine_goes_on_answering() {
         .unwrap();
     let protect = Policy {
         name: "p".into(),
-        action: Action::Protect,
+        action: PolicyAction::Protect,
         selectors: vec![everything_from_the_tun()],
         sas: vec![Arc::from("sa")],
     };
@@ -102,7 +102,7 @@ fn a_worker_whose_socket_fails_is_told_of_and_the_engine_goes_on_answering() {
         readable(engine.events().waker(), PATIENCE),
         "nothing is told"
     );
-    let [Event::Failed(reason)] = &engine.events().take()[..] else {
+    let [Event::EngineFailed(reason)] = &engine.events().take()[..] else {
         panic!("no failure, or more")
     };
     assert!(reason.starts_with("esp0: worker "), "{reason}");

@@ -48,8 +48,8 @@ impl<const N: usize> Reads<N> {
     /// Does at most `N` reads and waits until all have ended, at most `patience`; each buffer is
     /// filled from its beginning.
     ///
-    /// What has no answer by then has the result ETIME and an empty buffer, and no later read is
-    /// begun.
+    /// A read without an answer by then has the result ETIME and an empty buffer, and no later read
+    /// is begun.
     pub(crate) fn run(&mut self, reads: &mut [Read], patience: Duration) {
         let count = reads.len().min(N);
         // SAFETY: iocb is plain C data: integers, for all of which zero is a value.

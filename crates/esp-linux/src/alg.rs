@@ -27,7 +27,7 @@ struct Control([u8; CONTROL_LEN]);
 
 const FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 
-/// What the kernel is to do.
+/// The two things that the kernel is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     /// Encrypt a text; the answer is `ciphertext || ICV`.
@@ -39,13 +39,13 @@ pub enum Operation {
 /// One packet for the kernel.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
-    /// What is to be done.
+    /// Seal or open.
     pub operation: Operation,
     /// The nonce.
     pub nonce: &'a [u8; NONCE_LEN],
-    /// What comes first, and is authenticated and stays as it is.
+    /// The first bytes, authenticated and left as they are.
     pub head: &'a [u8],
-    /// What goes in behind it, ICV included where it is opened.
+    /// The text behind them, with its ICV where it is opened.
     pub input: &'a [u8],
     /// Bytes of the AAD: those of `head`, and where nothing is encrypted also of what follows.
     pub aad_len: usize,
@@ -121,7 +121,7 @@ impl AlgKey {
         Ok(())
     }
 
-    /// Whether one more request can be sent before the answers are received.
+    /// Tells whether one more request can be sent before the answers are received.
     pub fn has_room(&mut self) -> bool {
         // Where no more sockets are to be had, those that there are do.
         self.sent < self.sockets.len()

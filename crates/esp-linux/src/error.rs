@@ -4,7 +4,7 @@ use std::fmt;
 
 pub use rustix::io::Errno;
 
-/// What a function of the system layer gives.
+/// The result of a function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Something that the caller can't go on from; what is part of normal operation is an outcome.

@@ -20,7 +20,6 @@ mod error;
 pub mod mem;
 #[allow(unsafe_code)]
 mod message;
-mod offloads;
 pub mod poll;
 pub mod random;
 pub mod raw;
@@ -33,6 +32,7 @@ mod sockaddr;
 mod sockopt;
 #[allow(unsafe_code)]
 pub mod tun;
+mod tun_features;
 pub mod udp;
 pub mod vnet;
 

@@ -13,7 +13,7 @@ pub const CACHE_LINE: usize = 64;
 /// Bytes of a huge page on `x86_64` and on arm64 with 4 KiB pages.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// What a [`Region`] is made of.
+/// The pages that a [`Region`] is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pages {
     /// Reserved huge pages (`MAP_HUGETLB`).
@@ -70,7 +70,7 @@ impl Region {
         Ok(Self { start, len, pages })
     }
 
-    /// What it is made of.
+    /// The pages that it is made of.
     #[must_use]
     pub fn pages(&self) -> Pages {
         self.pages
@@ -139,7 +139,7 @@ impl Slots {
         self.count
     }
 
-    /// What they are made of.
+    /// The pages of the region that they lie in.
     #[must_use]
     pub fn pages(&self) -> Pages {
         self.region.pages()

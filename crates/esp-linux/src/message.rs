@@ -15,7 +15,7 @@ pub(crate) struct Control(pub(crate) [u8; CONTROL_LEN]);
 /// One message to send: a datagram, or with `segment_size` a run of datagrams (UDP GSO).
 #[derive(Debug, Clone, Copy)]
 pub struct Transmit<'a> {
-    /// Where to; raw sockets ignore the port.
+    /// The destination; raw sockets ignore the port.
     pub dst: SocketAddr,
     /// The bytes after the UDP or IP header.
     pub payload: &'a [u8],
@@ -27,9 +27,9 @@ pub struct Transmit<'a> {
 }
 
 impl Transmit<'_> {
-    /// Whether it is more than one datagram.
+    /// Tells whether it is more than one datagram.
     #[must_use]
-    pub fn is_run(&self) -> bool {
+    pub fn is_segmented(&self) -> bool {
         self.segment_size != 0 && usize::from(self.segment_size) < self.payload.len()
     }
 }
@@ -67,7 +67,7 @@ impl Slot {
             };
             push(level, kind, &i32::from(message.tos).to_ne_bytes());
         }
-        if message.is_run() {
+        if message.is_segmented() {
             let size = message.segment_size.to_ne_bytes();
             push(libc::SOL_UDP, libc::UDP_SEGMENT, &size);
         }

@@ -9,7 +9,7 @@ use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use crate::error::{Errno, Error, Result, Step};
 
 bitflags! {
-    /// What is waited for.
+    /// The kinds of readiness that are waited for.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct Interest: u32 {
         /// Something to read.
@@ -22,7 +22,7 @@ bitflags! {
 /// One file that is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Event {
-    /// What it was added with.
+    /// The token that the file was added with.
     pub token: u64,
     /// There is something to read, or an error that reading tells.
     pub readable: bool,
@@ -40,7 +40,7 @@ impl Events {
         Self(Vec::with_capacity(capacity))
     }
 
-    /// What the last wait found.
+    /// The events that the last wait found.
     pub fn iter(&self) -> impl Iterator<Item = Event> + '_ {
         self.0.iter().map(|event| {
             let flags = event.flags;

@@ -42,7 +42,7 @@ impl RawSocket {
         Ok(group)
     }
 
-    /// Whether received packets begin with their IP header.
+    /// Tells whether received packets begin with their IP header.
     #[must_use]
     pub fn has_ip_header(&self) -> bool {
         self.ipv4

@@ -8,7 +8,7 @@ use crate::error::{Errno, Error, Result, check};
 use crate::message::{CONTROL_LEN, Slot, empty_header};
 use crate::sockaddr::Name;
 
-/// What came with one received message.
+/// The facts that came with one received message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RecvMeta {
     /// Bytes that were written to the buffer.
@@ -48,7 +48,7 @@ impl RecvArena {
         self.slots.len()
     }
 
-    /// What came with the message of the last call that is in the buffer of this index.
+    /// The facts that came with the last call's message in the buffer of this index.
     #[must_use]
     pub fn meta(&self, index: usize) -> Option<RecvMeta> {
         self.metas.get(index).copied()

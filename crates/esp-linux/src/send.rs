@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use crate::error::{Errno, Error, Result, check};
 use crate::message::{Slot, Transmit, empty_header};
 
-/// What became of the first message that was not yet sent.
+/// The fate of the first message that was not yet sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SendOutcome {
     /// The kernel took this many messages, from the front. Why it took no more, the next call tells.
@@ -14,8 +14,8 @@ pub enum SendOutcome {
     WouldBlock,
     /// EIO: the network card can't do checksums, so it can't do UDP GSO. Send datagrams one by one.
     NoOffload,
-    /// EINVAL: a GSO send of more segments than the kernel takes, a blackhole route, and other reasons.
-    /// Blame GSO only where the same bytes pass without it.
+    /// EINVAL: a GSO send of more segments than the kernel takes, a blackhole route, and other
+    /// reasons. Blame GSO only where the same bytes pass without it.
     Invalid,
     /// EMSGSIZE: a datagram is larger than the path MTU.
     TooBig,

@@ -1,4 +1,4 @@
-//! What UDP and raw outer sockets have in common: options and their order.
+//! The options that UDP and raw outer sockets share, and their order.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -91,7 +91,7 @@ pub(crate) fn set_may_fragment(fd: BorrowedFd<'_>, ipv4: bool, may: bool) -> Res
 /// since it may choose the route.
 ///
 /// # Errors
-/// Where there is no route, or a mark without `CAP_NET_ADMIN`.
+/// The kernel's: there is no route, or a mark without `CAP_NET_ADMIN`.
 pub fn path_mtu(dst: IpAddr, mark: u32) -> Result<u32> {
     let family = if dst.is_ipv4() {
         AddressFamily::INET

@@ -8,15 +8,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 
 use crate::error::{Errno, Error, Result, Step, check};
-use crate::offloads::{downwards, sensible};
+use crate::tun_features::{downwards, sensible};
 use crate::vnet::{VNET_HDR_LEN, VnetHdr};
 
-pub use crate::offloads::TunOffloads;
+pub use crate::tun_features::TunFeatures;
 
 /// Bytes of the largest packet that the kernel gives: an IPv6 header and 65,535 bytes.
 pub const MAX_PACKET: usize = 40 + 65_535;
 
-/// What a read found.
+/// The outcome of a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TunRead {
     /// A packet of this many bytes.
@@ -27,7 +27,7 @@ pub enum TunRead {
     Gone,
 }
 
-/// What became of a packet that was written.
+/// The fate of a packet that was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TunWrite {
     /// The kernel has it.
@@ -56,8 +56,8 @@ struct InterfaceRequest {
 pub struct TunQueue {
     fd: OwnedFd,
     name: String,
-    supported: TunOffloads,
-    offloads: TunOffloads,
+    supported: TunFeatures,
+    features: TunFeatures,
 }
 
 impl TunQueue {
@@ -70,7 +70,7 @@ impl TunQueue {
     /// # Errors
     /// The kernel's: EPERM without `CAP_NET_ADMIN`, ENOENT without /dev/net/tun, EBUSY where it is
     /// not a multi-queue device, or another program's.
-    pub fn open(name: &str, wanted: TunOffloads) -> Result<Self> {
+    pub fn open(name: &str, wanted: TunFeatures) -> Result<Self> {
         let mut request = InterfaceRequest {
             name: [0; libc::IFNAMSIZ],
             flags: flags(
@@ -104,10 +104,10 @@ impl TunQueue {
         .step("TUNSETVNETHDRSZ")?;
         let end = request.name.iter().position(|&byte| byte == 0);
         let name = &request.name[..end.unwrap_or(libc::IFNAMSIZ)];
-        let supported = set_offloads(fd.as_fd(), TunOffloads::all())?;
+        let supported = set_features(fd.as_fd(), TunFeatures::all())?;
         Ok(Self {
             supported,
-            offloads: set_offloads(fd.as_fd(), wanted & supported)?,
+            features: set_features(fd.as_fd(), wanted & supported)?,
             name: String::from_utf8_lossy(name).into_owned(),
             fd,
         })
@@ -121,14 +121,14 @@ impl TunQueue {
 
     /// The offloads that the kernel has, on or not. Super-packets of these kinds can be written.
     #[must_use]
-    pub fn supported(&self) -> TunOffloads {
+    pub fn supported(&self) -> TunFeatures {
         self.supported
     }
 
     /// The offloads that are on.
     #[must_use]
-    pub fn offloads(&self) -> TunOffloads {
-        self.offloads
+    pub fn features(&self) -> TunFeatures {
+        self.features
     }
 
     /// Reads one packet into `buffer`, which should have [`MAX_PACKET`] bytes: the kernel cuts what
@@ -163,7 +163,8 @@ impl TunQueue {
         self.write_parts(&[IoSlice::new(&header), IoSlice::new(packet)])
     }
 
-    /// Writes one packet from several places (at most 1024); the first ten bytes are its [`VnetHdr::to_bytes`].
+    /// Writes one packet from several places (at most 1024); the first ten bytes are its
+    /// [`VnetHdr::to_bytes`].
     ///
     /// # Errors
     /// The kernel's, where it is none of the outcomes.
@@ -227,7 +228,7 @@ fn flags(flags: libc::c_int) -> u16 {
 }
 
 /// Sets what the kernel has of the wanted offloads, trying less and less, and says what is on.
-fn set_offloads(fd: BorrowedFd<'_>, wanted: TunOffloads) -> Result<TunOffloads> {
+fn set_features(fd: BorrowedFd<'_>, wanted: TunFeatures) -> Result<TunFeatures> {
     let mut last = Errno::INVAL;
     for offloads in downwards(sensible(wanted)) {
         // SAFETY: TUNSETOFFLOAD takes a number for its argument, no pointer.

@@ -27,7 +27,7 @@ const MAX_SEGMENTS_BEFORE_6_9: usize = 64;
 
 /// Which offloads are wanted of a socket; what the kernel gave is told by the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UdpOffloads {
+pub struct UdpFeatures {
     /// Send runs of equal-sized datagrams in one call (`UDP_SEGMENT`).
     pub gso: bool,
     /// Receive runs of datagrams as one (`UDP_GRO`).
@@ -54,7 +54,7 @@ impl UdpSocket {
     /// The kernel's: EADDRINUSE also where another program shares the port by `SO_REUSEPORT`.
     pub fn bind_group(
         options: &SocketOptions,
-        wanted: UdpOffloads,
+        wanted: UdpFeatures,
         count: u32,
     ) -> Result<Vec<Self>> {
         let open = |options| options::open(options, SocketType::DGRAM, ipproto::UDP);
@@ -82,7 +82,7 @@ impl UdpSocket {
         Ok(group)
     }
 
-    fn new(fd: OwnedFd, options: &SocketOptions, wanted: UdpOffloads) -> Result<Self> {
+    fn new(fd: OwnedFd, options: &SocketOptions, wanted: UdpFeatures) -> Result<Self> {
         let max_segments = if wanted.gso {
             probe_segments(options.local.ip())?
         } else {
@@ -113,7 +113,7 @@ impl UdpSocket {
         self.max_segments
     }
 
-    /// Whether received datagrams come merged.
+    /// Tells whether received datagrams come merged.
     #[must_use]
     pub fn gro(&self) -> bool {
         self.gro
@@ -122,7 +122,7 @@ impl UdpSocket {
     /// How many datagrams of `segment_size` bytes one send takes, at least 1. (A shorter one more may
     /// fit at the end.)
     #[must_use]
-    pub fn run_of(&self, segment_size: usize) -> usize {
+    pub fn gso_capacity(&self, segment_size: usize) -> usize {
         let fit = self.max_payload() / segment_size.max(1);
         fit.clamp(1, self.max_segments)
     }
@@ -144,7 +144,7 @@ impl UdpSocket {
     /// `Argument` where the run is over the limits; the kernel's where the socket is unusable.
     pub fn send_gso(&self, message: &Transmit<'_>) -> Result<SendOutcome> {
         let (len, segment) = (message.payload.len(), usize::from(message.segment_size));
-        if message.is_run()
+        if message.is_segmented()
             && (len > self.max_payload() || len.div_ceil(segment) > self.max_segments)
         {
             return Err(Error::Argument(

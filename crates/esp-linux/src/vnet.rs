@@ -29,10 +29,10 @@ pub const GSO_UDP_L4: u8 = 5;
 /// A bit beside the TCP types: CWR is set and belongs to the first segment only.
 pub const GSO_ECN: u8 = 0x80;
 
-/// What the kernel says of a packet, or is told of it. Numbers are in the machine's byte order.
+/// The notes on a packet that go with it to and from the kernel, in the machine's byte order.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct VnetHdr {
-    /// Whether a checksum is to be completed.
+    /// True if a checksum is to be completed.
     pub flags: VnetFlags,
     /// One of the `GSO_` constants.
     pub gso_type: u8,
@@ -40,9 +40,9 @@ pub struct VnetHdr {
     pub hdr_len: u16,
     /// Payload bytes of each segment.
     pub gso_size: u16,
-    /// Where the checksummed part begins: the transport header's offset from the IP header.
+    /// The beginning of the checksummed part: the transport header's offset from the IP header.
     pub csum_start: u16,
-    /// Where the checksum lies, from `csum_start`.
+    /// The offset of the checksum from `csum_start`.
     pub csum_offset: u16,
 }
 

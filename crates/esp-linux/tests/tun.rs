@@ -17,14 +17,14 @@ use common::{
     udp,
 };
 use esp_linux::poll::{Events, Interest, Poller, Waker};
-use esp_linux::tun::{MAX_PACKET, TunOffloads, TunQueue, TunRead, TunWrite};
+use esp_linux::tun::{MAX_PACKET, TunFeatures, TunQueue, TunRead, TunWrite};
 use esp_linux::vnet::{GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, VnetFlags, VnetHdr};
 use esp_linux::{Errno, Error, SendArena, SendOutcome, Transmit};
 
 const MTU: usize = 1400;
 
 /// A namespace with a TUN device of two addresses, the other end of which is `host ^ 3`.
-fn tun(host: u8, offloads: TunOffloads) -> (Netns, TunQueue) {
+fn tun(host: u8, offloads: TunFeatures) -> (Netns, TunQueue) {
     let netns = Netns::enter_new();
     let queue = TunQueue::open("tun0", offloads).unwrap();
     up(host);
@@ -88,8 +88,8 @@ fn carry(queues: [&TunQueue; 2], stop: &Waker) -> Vec<(VnetHdr, usize)> {
 
 #[test]
 fn tcp_super_packets_pass_from_tun_to_tun() {
-    let (left, left_tun) = tun(1, TunOffloads::all());
-    let (right, right_tun) = tun(2, TunOffloads::all());
+    let (left, left_tun) = tun(1, TunFeatures::all());
+    let (right, right_tun) = tun(2, TunFeatures::all());
     for (host, gso_type) in [("192.0.2.2", GSO_TCPV4), ("2001:db8::2", GSO_TCPV6)] {
         let data = pattern(2 << 20);
         right.enter();
@@ -136,9 +136,9 @@ fn tcp_super_packets_pass_from_tun_to_tun() {
 
 #[test]
 fn udp_super_packets_pass_from_tun_to_tun() {
-    let (left, left_tun) = tun(1, TunOffloads::all());
-    let (right, right_tun) = tun(2, TunOffloads::all());
-    assert!(left_tun.offloads().contains(TunOffloads::USO));
+    let (left, left_tun) = tun(1, TunFeatures::all());
+    let (right, right_tun) = tun(2, TunFeatures::all());
+    assert!(left_tun.features().contains(TunFeatures::USO));
     for (from, to) in [
         ("192.0.2.1:0", "192.0.2.2:0"),
         ("[2001:db8::1]:0", "[2001:db8::2]:0"),
@@ -173,8 +173,8 @@ fn udp_super_packets_pass_from_tun_to_tun() {
 
 #[test]
 fn without_offloads_packets_come_whole_and_no_larger_than_the_mtu() {
-    let (_netns, queue) = tun(1, TunOffloads::empty());
-    assert_eq!(queue.offloads(), TunOffloads::empty());
+    let (_netns, queue) = tun(1, TunFeatures::empty());
+    assert_eq!(queue.features(), TunFeatures::empty());
     let sender = udp("192.0.2.1:0", ALL);
     let payload = pattern(3 * 1000);
     let message = Transmit {
@@ -223,23 +223,23 @@ fn checksum_of_udp(packet: &[u8]) -> u16 {
 fn only_the_wanted_offloads_are_on() {
     let _netns = Netns::enter_new();
     for (name, wanted, on) in [
-        ("a", TunOffloads::all(), TunOffloads::all()),
-        ("b", TunOffloads::CSUM, TunOffloads::CSUM),
+        ("a", TunFeatures::all(), TunFeatures::all()),
+        ("b", TunFeatures::CSUM, TunFeatures::CSUM),
         (
             "c",
-            TunOffloads::CSUM | TunOffloads::TSO,
-            TunOffloads::CSUM | TunOffloads::TSO,
+            TunFeatures::CSUM | TunFeatures::TSO,
+            TunFeatures::CSUM | TunFeatures::TSO,
         ),
-        ("d", TunOffloads::TSO, TunOffloads::empty()),
+        ("d", TunFeatures::TSO, TunFeatures::empty()),
     ] {
         let queue = TunQueue::open(name, wanted).unwrap();
-        assert_eq!((queue.name(), queue.offloads()), (name, on));
+        assert_eq!((queue.name(), queue.features()), (name, on));
     }
 }
 
 #[test]
 fn a_packet_for_an_interface_that_is_down_is_lost_and_later_ones_pass() {
-    let (_netns, queue) = tun(1, TunOffloads::all());
+    let (_netns, queue) = tun(1, TunFeatures::all());
     let receiver = udp("192.0.2.1:7", NONE);
     // Made by hand: the kernel checks the IPv4 header's sum, and takes a UDP checksum of zero.
     let mut packet = vec![0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0];
@@ -265,7 +265,7 @@ fn a_packet_for_an_interface_that_is_down_is_lost_and_later_ones_pass() {
 
 #[test]
 fn a_queue_of_a_deleted_device_is_gone() {
-    let (_netns, queue) = tun(1, TunOffloads::all());
+    let (_netns, queue) = tun(1, TunFeatures::all());
     ip("link delete tun0");
     assert_eq!(queue.read(&mut [0; 2000]), Ok(TunRead::Gone));
     assert_eq!(
@@ -278,8 +278,8 @@ fn a_queue_of_a_deleted_device_is_gone() {
 
 #[test]
 fn a_detached_queue_gets_no_packets_until_it_is_attached() {
-    let (_netns, first) = tun(1, TunOffloads::all());
-    let second = TunQueue::open("tun0", TunOffloads::all()).unwrap();
+    let (_netns, first) = tun(1, TunFeatures::all());
+    let second = TunQueue::open("tun0", TunFeatures::all()).unwrap();
     let packets_of_32_flows = |queue: &TunQueue| {
         for sender in (0..32).map(|_| udp("192.0.2.1:0", NONE)) {
             let message = Transmit {
@@ -311,7 +311,7 @@ fn a_detached_queue_gets_no_packets_until_it_is_attached() {
 
 #[test]
 fn what_is_no_ip_packet_or_belies_its_header_is_rejected() {
-    let (_netns, queue) = tun(1, TunOffloads::all());
+    let (_netns, queue) = tun(1, TunFeatures::all());
     let write = |header: VnetHdr, packet: &[u8]| queue.write(&header, packet).unwrap();
     let plain = VnetHdr::default();
     for packet in [&[][..], &[0x00; 40], &[0xff; 40], &[0x15]] {
@@ -348,8 +348,8 @@ fn what_is_no_ip_packet_or_belies_its_header_is_rejected() {
 
 #[test]
 fn flows_spread_over_the_queues_and_each_stays_in_its_own() {
-    let (_netns, first) = tun(1, TunOffloads::all());
-    let second = TunQueue::open("tun0", TunOffloads::all()).unwrap();
+    let (_netns, first) = tun(1, TunFeatures::all());
+    let second = TunQueue::open("tun0", TunFeatures::all()).unwrap();
     let mut queues_of: BTreeMap<u16, BTreeSet<usize>> = BTreeMap::new();
     let senders: Vec<_> = (0..32).map(|_| udp("192.0.2.1:0", NONE)).collect();
     for round in 0..3 {
@@ -381,8 +381,8 @@ fn flows_spread_over_the_queues_and_each_stays_in_its_own() {
 
 #[test]
 fn the_device_goes_with_its_last_queue() {
-    let (_netns, first) = tun(1, TunOffloads::all());
-    let second = TunQueue::open("tun0", TunOffloads::all()).unwrap();
+    let (_netns, first) = tun(1, TunFeatures::all());
+    let second = TunQueue::open("tun0", TunFeatures::all()).unwrap();
     drop(first);
     assert!(ip_says("link show").contains("tun0"));
     drop(second);
@@ -394,18 +394,18 @@ fn the_device_goes_with_its_last_queue() {
 fn a_device_that_cannot_have_queues_and_a_bad_name_are_refused() {
     let _netns = Netns::enter_new();
     ip("tuntap add single mode tun");
-    let refused = TunQueue::open("single", TunOffloads::all()).unwrap_err();
+    let refused = TunQueue::open("single", TunFeatures::all()).unwrap_err();
     assert_eq!(
         refused.to_string(),
         "TUNSETIFF: Invalid argument (os error 22)"
     );
     ip("tuntap add many mode tun multi_queue");
-    TunQueue::open("many", TunOffloads::all()).unwrap();
+    TunQueue::open("many", TunFeatures::all()).unwrap();
     for name in ["", "sixteen-letters-"] {
-        let refused = TunQueue::open(name, TunOffloads::all());
+        let refused = TunQueue::open(name, TunFeatures::all());
         assert!(matches!(refused, Err(Error::Argument(_))));
     }
-    TunQueue::open("fifteen-letters", TunOffloads::all()).unwrap();
-    let slash = TunQueue::open("a/b", TunOffloads::all()).unwrap_err();
+    TunQueue::open("fifteen-letters", TunFeatures::all()).unwrap();
+    let slash = TunQueue::open("a/b", TunFeatures::all()).unwrap_err();
     assert_eq!(slash.errno(), Some(Errno::INVAL));
 }

@@ -14,7 +14,7 @@ use common::{
     ALL, NONE, Netns, PATIENCE, address, eventually, ip, options, pattern, readable, receive_udp,
     udp,
 };
-use esp_linux::udp::{MAX_GSO_PAYLOAD_V4, MAX_GSO_PAYLOAD_V6, UdpOffloads, UdpSocket, path_mtu};
+use esp_linux::udp::{MAX_GSO_PAYLOAD_V4, MAX_GSO_PAYLOAD_V6, UdpFeatures, UdpSocket, path_mtu};
 use esp_linux::{Errno, Error, RecvArena, SendArena, SendOutcome, SocketOptions, Transmit};
 
 const LOOPBACKS: [&str; 2] = ["127.0.0.1:0", "[::1]:0"];
@@ -259,7 +259,7 @@ fn the_probed_number_of_segments_passes_and_one_more_does_not() {
         let (sender, receiver) = (udp(local, ALL), udp(local, ALL));
         let most = sender.max_segments();
         assert!(most == 64 || most == 128, "{most}");
-        assert_eq!(sender.run_of(1), most);
+        assert_eq!(sender.gso_capacity(1), most);
         let payload = pattern(most + 1);
         let mut message = Transmit {
             dst: address(&receiver),
@@ -291,22 +291,22 @@ fn the_segments_of_a_socket_are_those_of_the_kernel_whatever_it_is_bound_to() {
 fn a_run_is_limited_by_bytes_as_well() {
     let _netns = Netns::enter_new();
     let (v4, v6) = (udp("127.0.0.1:0", ALL), udp("[::1]:0", ALL));
-    assert_eq!((v4.run_of(1472), v6.run_of(1452)), (44, 45));
-    assert_eq!((v4.run_of(40_000), v4.run_of(70_000)), (1, 1));
-    assert_eq!((v4.run_of(32_746), v4.run_of(32_747)), (2, 1));
-    assert_eq!((v6.run_of(32_736), v6.run_of(32_737)), (2, 1));
-    assert_eq!(v4.run_of(0), v4.max_segments());
+    assert_eq!((v4.gso_capacity(1472), v6.gso_capacity(1452)), (44, 45));
+    assert_eq!((v4.gso_capacity(40_000), v4.gso_capacity(70_000)), (1, 1));
+    assert_eq!((v4.gso_capacity(32_746), v4.gso_capacity(32_747)), (2, 1));
+    assert_eq!((v6.gso_capacity(32_736), v6.gso_capacity(32_737)), (2, 1));
+    assert_eq!(v4.gso_capacity(0), v4.max_segments());
 }
 
 #[test]
 fn offloads_that_are_not_wanted_are_off() {
     let _netns = Netns::enter_new();
-    let only_gro = UdpOffloads {
+    let only_gro = UdpFeatures {
         gso: false,
         gro: true,
     };
     let socket = udp("127.0.0.1:0", only_gro);
-    assert_eq!((socket.max_segments(), socket.run_of(10)), (1, 1));
+    assert_eq!((socket.max_segments(), socket.gso_capacity(10)), (1, 1));
     let message = Transmit {
         dst: address(&socket),
         payload: &[0; 20],

@@ -13,12 +13,12 @@ use esp_core::esp::sa::{Encapsulation, KeyMaterial, Mode, SaSpec};
 use esp_core::esp::seq::Lease;
 use esp_core::esp::suite::Suite;
 use esp_core::policy::selector::{Prefix, Selector};
-use esp_core::policy::spd::{Action, Policy};
+use esp_core::policy::spd::{Policy, PolicyAction};
 use esp_core::provider::{Choice, aes_path};
 use esp_dataplane::engine::{Engine, Offloads, SaCounters, Settings};
 use esp_dataplane::events::Event;
 use esp_dataplane::measure::seal_time;
-use esp_dataplane::tables::Outer;
+use esp_dataplane::tables::OuterSocket;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 
@@ -180,7 +180,7 @@ fn event_tuple(event: Event) -> EventTuple {
             ("gso-refused", errno.to_string(), remote.to_string(), 0)
         }
         Event::AfAlgLost(why) => ("af-alg-lost", why.to_string(), String::new(), 0),
-        Event::Failed(reason) => ("failed", reason, String::new(), 0),
+        Event::EngineFailed(reason) => ("failed", reason, String::new(), 0),
     }
 }
 
@@ -275,7 +275,7 @@ impl NativeEngine {
         let wanted = wanted
             .iter()
             .map(|(text, how)| {
-                Ok(Outer {
+                Ok(OuterSocket {
                     address: address(text)?,
                     encapsulation: encapsulation(how)?,
                 })
@@ -326,9 +326,9 @@ impl NativeEngine {
                 Ok(Policy {
                     name: name.into(),
                     action: match action.as_str() {
-                        "protect" => Action::Protect,
-                        "bypass" => Action::Bypass,
-                        "discard" => Action::Discard,
+                        "protect" => PolicyAction::Protect,
+                        "bypass" => PolicyAction::Bypass,
+                        "discard" => PolicyAction::Discard,
                         _ => return Err(value_error("no such action")),
                     },
                     selectors: self::selectors(&selectors)?,
@@ -358,7 +358,7 @@ impl NativeEngine {
     }
 
     fn advanced(&self) -> Vec<(String, u64)> {
-        let advanced = self.0.advanced().into_iter();
+        let advanced = self.0.advanced_replay_floors().into_iter();
         advanced
             .map(|(name, highest)| (name.to_string(), highest))
             .collect()

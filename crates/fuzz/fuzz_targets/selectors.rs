@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use arbitrary::Arbitrary;
 use esp_core::policy::selector::{Prefix, Selector};
-use esp_core::policy::spd::{Action, Policy, Spd};
+use esp_core::policy::spd::{PolicyAction, Policy, Spd};
 use esp_core::wire::Inner;
 use libfuzzer_sys::fuzz_target;
 
@@ -39,7 +39,7 @@ fuzz_target!(|input: Input| {
         .zip(input.policies.iter().take(20))
         .map(|(number, wanted)| Policy {
             name: number.to_string().into(),
-            action: Action::Discard,
+            action: PolicyAction::Discard,
             selectors: wanted.iter().take(5).map(selector).collect(),
             sas: Vec::new(),
         });

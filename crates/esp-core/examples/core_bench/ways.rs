@@ -14,7 +14,7 @@ use esp_core::esp::suite::{Suite, TRAILER_ROOM};
 use esp_core::offload::coalesce::{Coalescer, Merging};
 use esp_core::offload::segment::Segmenter;
 use esp_core::policy::selector::{Prefix, Selector};
-use esp_core::policy::spd::{Action, Policy, Spd};
+use esp_core::policy::spd::{Policy, PolicyAction, Spd};
 use esp_core::provider::{Choice, Provider};
 use esp_core::wire::flow::{FlowCache, FlowKey};
 use esp_core::wire::inner::{tunnel_next_header, tunnel_packet};
@@ -47,7 +47,7 @@ impl Shared {
             inbound: Arc::new(InboundSa::new(spec(suite, "in"), 0)),
             spd: Arc::new(Spd::new(vec![Policy {
                 name: "all".into(),
-                action: Action::Protect,
+                action: PolicyAction::Protect,
                 selectors: vec![selector()],
                 sas: vec!["out".into()],
             }])),

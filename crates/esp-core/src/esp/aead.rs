@@ -1,4 +1,4 @@
-//! What a provider of cryptography does for one SA.
+//! The AEAD that a provider of cryptography makes for one SA.
 
 use std::fmt;
 
@@ -33,9 +33,10 @@ impl std::error::Error for SealError {}
 
 /// An AEAD with its key set, kept for one SA by one worker (RFC 5116).
 pub trait Aead: Send {
-    /// Seal `text` into `out`, which has `text.len()` and the ICV's bytes, neither more nor fewer.
+    /// Seals `text` into `out`, which has `text.len()` and the ICV's bytes, neither more nor fewer.
     ///
-    /// What works on several packets at once may leave `out` to `finish`; no library does.
+    /// An AEAD that works on several packets at once may leave `out` to `complete_seals`; no
+    /// library does.
     ///
     /// # Errors
     /// `SealError` where the provider fails or the sizes don't fit; `out` is not to be used then.
@@ -47,20 +48,23 @@ pub trait Aead: Send {
         out: &mut [u8],
     ) -> Result<(), SealError>;
 
-    /// Write what `seal` has left: `outs` are those of every call since the last `finish` that gave
-    /// no error, in their order.
+    /// Writes what `seal` has left: `outs` are those of every call since the last `complete_seals`
+    /// that gave no error, in their order.
     ///
     /// # Errors
     /// `SealError` where that can't be; nothing of `outs` is to be used then.
-    fn finish(&mut self, _outs: &mut dyn Iterator<Item = &mut [u8]>) -> Result<(), SealError> {
+    fn complete_seals(
+        &mut self,
+        _outs: &mut dyn Iterator<Item = &mut [u8]>,
+    ) -> Result<(), SealError> {
         Ok(())
     }
 
-    /// Hear of a packet that will be opened soon, after those heard of before it: what works on
-    /// several packets at once begins with it; no library does.
-    fn expect(&mut self, _nonce: &[u8; NONCE_LEN], _aad: &[u8], _sealed: &[u8]) {}
+    /// Announces a sealed packet that will be opened soon, after those announced before it. An AEAD
+    /// that works on several packets at once begins with it; no library does.
+    fn submit_open(&mut self, _nonce: &[u8; NONCE_LEN], _aad: &[u8], _sealed: &[u8]) {}
 
-    /// Open `sealed` into `out`, which has `sealed.len()` bytes without the ICV's.
+    /// Opens `sealed` into `out`, which has `sealed.len()` bytes without the ICV's.
     ///
     /// # Errors
     /// `AuthError` where the ICV doesn't hold; `out` is all zeros then.
@@ -85,9 +89,9 @@ impl fmt::Display for ProviderError {
 
 impl std::error::Error for ProviderError {}
 
-/// What makes the AEADs of SAs: a choice among the libraries, or what knows of more than these.
+/// Maker of the AEADs of SAs: a choice among the libraries, or one that knows of more than these.
 pub trait MakeAead {
-    /// Make the AEAD of a suite with this key, for one worker.
+    /// Makes the AEAD of a suite with this key, for one worker.
     ///
     /// # Errors
     /// `ProviderError` where there is none for the suite or the key is not of its size.

@@ -11,7 +11,7 @@ use crate::wire::u32_at;
 const KEEPALIVE: u8 = 0xFF;
 const NON_ESP_MARKER: u32 = 0;
 
-/// What a datagram that came from outside is.
+/// The kinds of datagrams that come from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Datagram {
     /// ESP, with its SPI.
@@ -20,7 +20,7 @@ pub enum Datagram {
     Keepalive,
 }
 
-/// Tell what a datagram is; for protocol 50, `esp` begins behind the outer IP header.
+/// Tells what a datagram is; for protocol 50, `esp` begins behind the outer IP header.
 ///
 /// # Errors
 /// `TooShort`, `IkeDatagram` (in UDP only).
@@ -43,11 +43,11 @@ pub fn classify(esp: &[u8], in_udp: bool) -> Result<Datagram, DropReason> {
 pub struct Opened {
     /// Bytes of the payload, from the beginning of the text.
     pub payload_len: usize,
-    /// What the payload is.
+    /// The protocol number of the payload.
     pub next_header: u8,
 }
 
-/// What one worker opens the packets of one inbound SA with.
+/// One worker's means to open the packets of one inbound SA.
 pub struct Opener {
     aead: Box<dyn Aead>,
     suite: &'static Suite,
@@ -56,7 +56,7 @@ pub struct Opener {
 }
 
 impl Opener {
-    /// Open with this AEAD, whose key is set already.
+    /// Opens with this AEAD, whose key is set already.
     #[must_use]
     pub fn new(
         aead: Box<dyn Aead>,
@@ -83,7 +83,7 @@ impl Opener {
         Ok(esp_len - self.suite.overhead())
     }
 
-    /// Find a packet's sequence number and see whether it can be accepted, before it is opened.
+    /// Finds a packet's sequence number and sees whether it can be accepted, before it is opened.
     ///
     /// # Errors
     /// `TooShort`, `ReplayOld`, `ReplayDuplicate`.
@@ -99,7 +99,7 @@ impl Opener {
         Ok(seq)
     }
 
-    /// Open a packet, SPI to ICV, whose number `check` has found; `text` has `text_len` bytes and
+    /// Opens a packet, SPI to ICV, whose number `check` has found; `text` has `text_len` bytes and
     /// is all zeros where that fails. RFC 4106 3 to 5, RFC 7634 2.
     ///
     /// # Errors
@@ -114,13 +114,13 @@ impl Opener {
             .map_err(|_| DropReason::AuthFailed)
     }
 
-    /// Have the provider begin with a packet, if it works on several at once. What it is worth,
-    /// `check` and `open` find in its turn.
-    pub fn expect(&mut self, window: &ReplayWindow, esp: &[u8]) {
+    /// Announces a packet to an AEAD that works on several at once. Its worth is found by `check` and
+    /// `open`, in its turn.
+    pub fn submit(&mut self, window: &ReplayWindow, esp: &[u8]) {
         if let (Ok(seq), Some((head, sealed))) = (self.check(window, esp), esp.split_first_chunk())
         {
             let (nonce, aad) = self.nonce_and_aad(seq, *head);
-            self.aead.expect(&nonce, aad.bytes(), sealed);
+            self.aead.submit_open(&nonce, aad.bytes(), sealed);
         }
     }
 
@@ -152,7 +152,7 @@ impl Opener {
     }
 }
 
-/// Read the trailer of an opened text (RFC 4303 2.4 to 2.6).
+/// Reads the trailer of an opened text (RFC 4303 2.4 to 2.6).
 ///
 /// # Errors
 /// `BadPadding`, `Dummy`.

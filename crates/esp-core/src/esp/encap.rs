@@ -33,7 +33,7 @@ pub(crate) fn nonce(salt: [u8; SALT_LEN], iv: [u8; 8]) -> [u8; NONCE_LEN] {
     nonce
 }
 
-/// What one worker seals the packets of one outbound SA with.
+/// One worker's means to seal the packets of one outbound SA.
 pub struct Sealer {
     aead: Box<dyn Aead>,
     suite: &'static Suite,
@@ -43,7 +43,7 @@ pub struct Sealer {
 }
 
 impl Sealer {
-    /// Seal with this AEAD, whose key is set already.
+    /// Seals with this AEAD, whose key is set already.
     #[must_use]
     pub fn new(
         aead: Box<dyn Aead>,
@@ -67,10 +67,10 @@ impl Sealer {
         self.suite.esp_len(payload_len)
     }
 
-    /// Seal the first `payload_len` bytes of `buf` as one ESP packet into `out`; returns its length.
+    /// Seals the first `payload_len` bytes of `buf` as one ESP packet into `out`; returns its length.
     ///
     /// The trailer, 2 to 5 bytes, is written into `buf` behind the payload; `out` has `esp_len`
-    /// bytes or more, and may be sent after `finish`. `seq` comes from the SA's `SeqCounter` and is
+    /// bytes or more, and may be sent after `complete`. `seq` comes from the SA's `SeqCounter` and is
     /// used for this packet alone: it is the IV. RFC 4303 3.3, RFC 4106 3 to 5, RFC 7634 2.
     ///
     /// # Errors
@@ -104,17 +104,17 @@ impl Sealer {
         }
     }
 
-    /// Have `esps` whole: every packet sealed since the last call, in its order.
+    /// Completes `esps`, which are the packets sealed since the last call, in their order.
     ///
     /// # Errors
     /// `SendError` where the provider fails; none of them is to be sent then.
-    pub fn finish<'a>(
+    pub fn complete<'a>(
         &mut self,
         esps: impl Iterator<Item = &'a mut [u8]>,
     ) -> Result<(), DropReason> {
         let mut outs = esps.filter_map(|esp| esp.get_mut(TEXT_OFFSET..));
         self.aead
-            .finish(&mut outs)
+            .complete_seals(&mut outs)
             .map_err(|_| DropReason::SendError)
     }
 }

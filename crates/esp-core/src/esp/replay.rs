@@ -72,7 +72,7 @@ impl ReplayWindow {
         self.highest.load(Ordering::Acquire)
     }
 
-    /// Find the 64-bit number of which `seq_lo` is the low half (RFC 4303 A2.2): the one among the
+    /// Finds the 64-bit number of which `seq_lo` is the low half (RFC 4303 A2.2): the one among the
     /// 2^32 numbers from the window's left edge upwards. 0, which `check` refuses, where that is no
     /// number of the SA.
     #[must_use]
@@ -82,7 +82,7 @@ impl ReplayWindow {
         u64::try_from(left_edge + ahead).unwrap_or(0)
     }
 
-    /// Say whether a packet with this number can be accepted (RFC 4303 3.4.3).
+    /// Says whether a packet with this number can be accepted (RFC 4303 3.4.3).
     ///
     /// # Errors
     /// `ReplayOld`, `ReplayDuplicate`.
@@ -97,7 +97,7 @@ impl ReplayWindow {
         }
     }
 
-    /// Note the number of an authenticated packet; true if it is the highest so far.
+    /// Notes the number of an authenticated packet; true if it is the highest so far.
     ///
     /// # Errors
     /// `ReplayOld`, `ReplayDuplicate` where that became so since `check`: drop the packet.

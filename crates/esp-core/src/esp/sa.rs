@@ -15,7 +15,7 @@ use crate::esp::suite::{SALT_LEN, Suite};
 use crate::policy::selector::Selector;
 use crate::wire::Inner;
 
-/// What ESP protects (RFC 4301 4.1).
+/// The part of a packet that ESP protects (RFC 4301 4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// A whole IP packet.
@@ -40,7 +40,7 @@ pub struct KeyMaterial {
 }
 
 impl KeyMaterial {
-    /// Split `key || salt`, the order of RFC 4106 8.1; None where it isn't of the suite's size.
+    /// Splits `key || salt`, the order of RFC 4106 8.1; None where it isn't of the suite's size.
     #[must_use]
     pub fn new(suite: &Suite, keymat: &[u8]) -> Option<Self> {
         let (key, salt) = keymat.split_at_checked(suite.key_len)?;
@@ -92,7 +92,7 @@ pub struct SaSpec {
     pub remote_port: u16,
     /// Which inner packets the SA may carry: any of these.
     pub selectors: Vec<Selector>,
-    /// Whether sequence numbers have 64 bits (RFC 4303 2.2.1).
+    /// True if sequence numbers have 64 bits (RFC 4303 2.2.1).
     pub esn: bool,
     /// Numbers in the anti-replay window, 64 to 8192.
     pub replay_window: u16,
@@ -117,7 +117,7 @@ impl SaSpec {
 /// An outbound SA.
 #[derive(Debug)]
 pub struct OutboundSa {
-    /// What it is.
+    /// The SA as it is wanted.
     pub spec: SaSpec,
     /// Its sequence numbers.
     pub seq: SeqCounter,
@@ -133,7 +133,7 @@ impl OutboundSa {
         Ok(Self { spec, seq })
     }
 
-    /// Whether the SA may carry a packet that leaves here.
+    /// Tells whether the SA may carry a packet that leaves here.
     #[must_use]
     pub fn carries(&self, inner: &Inner) -> bool {
         self.spec
@@ -142,7 +142,7 @@ impl OutboundSa {
             .any(|selector| selector.matches_outbound(inner))
     }
 
-    /// Make what one worker seals the SA's packets with.
+    /// Makes what one worker seals the SA's packets with.
     ///
     /// # Errors
     /// `ProviderError` where there is no AEAD for the suite.
@@ -163,7 +163,7 @@ impl OutboundSa {
 /// An inbound SA.
 #[derive(Debug)]
 pub struct InboundSa {
-    /// What it is.
+    /// The SA as it is wanted.
     pub spec: SaSpec,
     /// Its anti-replay window.
     pub window: ReplayWindow,
@@ -177,7 +177,7 @@ impl InboundSa {
         Self { spec, window }
     }
 
-    /// Whether the SA may carry a packet that came out of it (RFC 4301 5.2).
+    /// Tells whether the SA may carry a packet that came out of it (RFC 4301 5.2).
     #[must_use]
     pub fn carries(&self, inner: &Inner) -> bool {
         self.spec
@@ -186,13 +186,13 @@ impl InboundSa {
             .any(|selector| selector.matches_inbound(inner))
     }
 
-    /// Whether the SA's packets come this way: in UDP or not, over IPv4 or not.
+    /// Tells whether the SA's packets come this way: in UDP or not, over IPv4 or not.
     #[must_use]
     pub fn comes_by(&self, encapsulation: Encapsulation, ipv4: bool) -> bool {
         self.spec.encapsulation == encapsulation && self.spec.local.is_ipv4() == ipv4
     }
 
-    /// Make what one worker opens the SA's packets with.
+    /// Makes what one worker opens the SA's packets with.
     ///
     /// # Errors
     /// `ProviderError` where there is no AEAD for the suite.

@@ -39,7 +39,7 @@ impl SeqRange {
 /// A lease that begins at 0, overlaps those before it, or goes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseError {
-    /// What was given.
+    /// The refused lease.
     pub lease: Lease,
     /// The highest number that was leased before.
     pub leased: u64,
@@ -78,7 +78,7 @@ pub struct SeqCounter {
 }
 
 impl SeqCounter {
-    /// Begin at the lease's first number; `last_seq` is the highest that the SA may use.
+    /// Begins at the lease's first number; `last_seq` is the highest that the SA may use.
     ///
     /// # Errors
     /// `LeaseError` for a lease that begins at 0 or ends before it begins.
@@ -103,7 +103,7 @@ impl SeqCounter {
         Ok(counter)
     }
 
-    /// Add the numbers of a lease that begins where the last one ends, or later; those behind the
+    /// Adds the numbers of a lease that begins where the last one ends, or later; those behind the
     /// SA's last one are left out.
     ///
     /// # Errors
@@ -128,7 +128,7 @@ impl SeqCounter {
         Ok(())
     }
 
-    /// Take up to `n` numbers, in one piece; may give fewer, never none.
+    /// Takes up to `n` numbers, in one piece; may give fewer, never none.
     ///
     /// # Errors
     /// `LeaseExhausted`, `SeqExhausted`.
@@ -160,7 +160,7 @@ impl SeqCounter {
         }
     }
 
-    /// Go on to the next lease, unless another worker did.
+    /// Goes on to the next lease, unless another worker did.
     fn next_lease(&self) -> Result<(), DropReason> {
         let mut later = lock(&self.later);
         loop {
@@ -205,19 +205,19 @@ impl SeqCounter {
         self.limit.load(Ordering::Relaxed)
     }
 
-    /// Whether half of the numbers are used since the last extension; true once for each.
+    /// Tells whether half of the numbers are used since the last extension; true once for each.
     #[must_use]
     pub fn passed_low(&self) -> bool {
         self.passed(&self.low)
     }
 
-    /// Whether an eighth of all the SA's numbers, or less, is left; true once.
+    /// Tells whether an eighth of all the SA's numbers, or less, is left; true once.
     #[must_use]
     pub fn passed_soft(&self) -> bool {
         self.passed(&self.soft)
     }
 
-    /// Note that the last number is used; true once.
+    /// Notes that the last number is used; true once.
     #[must_use]
     pub fn expire(&self) -> bool {
         !self.expired.swap(true, Ordering::Relaxed)

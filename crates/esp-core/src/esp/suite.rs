@@ -8,7 +8,7 @@ pub const SALT_LEN: usize = 4;
 pub const IV_LEN: usize = 8;
 /// SPI and `seq_lo`, 4 bytes each (RFC 4303 2).
 pub const ESP_HEADER_LEN: usize = 8;
-/// Where the sealed text begins in an ESP packet.
+/// The offset of the sealed text in an ESP packet.
 pub const TEXT_OFFSET: usize = ESP_HEADER_LEN + IV_LEN;
 /// `pad_len` and `next_header` (RFC 4303 2).
 pub const TRAILER_LEN: usize = 2;
@@ -64,7 +64,7 @@ pub static SUITES: [Suite; 11] = [
 ];
 
 impl Suite {
-    /// Find a suite by its name.
+    /// Finds a suite by its name.
     #[must_use]
     pub fn by_name(name: &str) -> Option<&'static Self> {
         SUITES.iter().find(|suite| suite.name == name)

@@ -19,21 +19,21 @@ const HEADROOM: usize = 64;
 /// Beyond the largest packet: a rebuilt header, a trailer.
 const TAILROOM: usize = 512;
 
-/// What may be merged; `vnet_len` is 10, 12, or 0 for a TUN without `virtio_net_hdr`, to which
+/// The limits of merging; `vnet_len` is 10, 12, or 0 for a TUN without `virtio_net_hdr`, to which
 /// nothing merged can be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Merging {
     /// Bytes of the `virtio_net_hdr` in front of each packet.
     pub vnet_len: usize,
-    /// Whether TCP segments are merged.
+    /// True if TCP segments are merged.
     pub tcp: bool,
-    /// Whether UDP datagrams are merged (USO).
+    /// True if UDP datagrams are merged (USO).
     pub udp: bool,
     /// Packets in one super-packet at most.
     pub max_segments: u16,
 }
 
-/// What is ready to be written to the TUN in one piece.
+/// A packet or super-packet, ready to be written to the TUN in one piece.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Ready<'a> {
     /// The `virtio_net_hdr`, if there is one, and the packet.
@@ -59,16 +59,16 @@ struct Super {
     push: bool,
     window: u16,
     fixed_id: Option<bool>,
-    /// Whether the first packet's checksums were found right; looked at when a second comes.
+    /// True if the first packet's checksums were found right; looked at when a second comes.
     verified: bool,
 }
 
-/// Where the packet that is being opened lies.
+/// The place of the packet that is being opened.
 #[derive(Clone, Copy, Debug)]
 struct Placed {
     at: usize,
     length: usize,
-    /// Whether it may continue the super-packet: it lies in the same buffer, over its end.
+    /// True if it may continue the super-packet: it lies in the same buffer, over its end.
     continues: bool,
 }
 
@@ -84,7 +84,7 @@ pub struct Coalescer {
 }
 
 impl Coalescer {
-    /// Make the two buffers, 130 KiB in all.
+    /// Makes the two buffers, 130 KiB in all.
     #[must_use]
     pub fn new(merging: Merging) -> Self {
         let buffer = || vec![0; HEADROOM + MAX_LEN + TAILROOM].into_boxed_slice();
@@ -101,7 +101,7 @@ impl Coalescer {
         }
     }
 
-    /// Merge something else from the next packet on; what was merged should be flushed before.
+    /// Merges something else from the next packet on; what was merged should be flushed before.
     pub fn set_merging(&mut self, merging: Merging) {
         self.merging = Merging {
             vnet_len: merging.vnet_len.min(HEADROOM),
@@ -109,7 +109,7 @@ impl Coalescer {
         };
     }
 
-    /// Give `length` bytes to open a packet into, where it would continue the super-packet. In
+    /// Gives `length` bytes to open a packet into, where it would continue the super-packet. In
     /// transport mode they include the rebuilt IP header, in front of the text. A place that was
     /// given before and not accepted is taken back.
     ///
@@ -149,7 +149,8 @@ impl Coalescer {
         place.ok_or(DropReason::MalformedInner)
     }
 
-    /// Where a packet continues the super-packet, and the bytes of headers that it is to have.
+    /// The place at which a packet continues the super-packet, and the bytes of headers that it is
+    /// to have.
     fn continuation(&self, building: &Super, length: usize) -> Option<(usize, usize)> {
         let shape = building.shape.as_ref()?;
         let open = !building.push
@@ -185,7 +186,7 @@ impl Coalescer {
         buffer.get_mut(at..at + length).unwrap_or_default()
     }
 
-    /// Take the place back: the packet was dropped.
+    /// Takes the place back: the packet was dropped.
     pub fn cancel(&mut self) {
         if let Some(Placed {
             at,
@@ -208,7 +209,7 @@ impl Coalescer {
         }
     }
 
-    /// Take the packet that lies in the first `length` bytes of the place; it is merged or begins
+    /// Takes the packet that lies in the first `length` bytes of the place; it is merged or begins
     /// anew, and what it can't be merged with is returned, to be written before anything else is
     /// placed. Packets of different owners (SAs) are not merged.
     pub fn accept(&mut self, length: usize, owner: u64) -> Option<Ready<'_>> {
@@ -223,7 +224,7 @@ impl Coalescer {
         before.map(|before| ready(&self.merging, &mut self.other, &before))
     }
 
-    /// Merge the packet at `at`, or move it to the other buffer.
+    /// Merges the packet at `at`, or moves it to the other buffer.
     fn continue_with(&mut self, at: usize, length: usize, owner: u64) -> bool {
         let Some(mut building) = self.building else {
             return false;
@@ -258,7 +259,7 @@ impl Coalescer {
         false
     }
 
-    /// Begin a super-packet with the packet at the beginning of the current buffer.
+    /// Begins a super-packet with the packet at the beginning of the current buffer.
     fn begin(&self, length: usize, owner: u64) -> Super {
         let packet = &self.current[HEADROOM..HEADROOM + length];
         let shape = Shape::of(packet).filter(|shape| {
@@ -283,7 +284,7 @@ impl Coalescer {
         }
     }
 
-    /// Give what was merged so far, to be written before anything else is placed.
+    /// Gives what was merged so far, to be written before anything else is placed.
     pub fn flush(&mut self) -> Option<Ready<'_>> {
         self.cancel();
         let building = self.building.take()?;
@@ -292,7 +293,7 @@ impl Coalescer {
 }
 
 impl Super {
-    /// Count a packet in, if its headers and checksums allow it; the payload is behind `whole`.
+    /// Counts a packet in, if its headers and checksums allow it; the payload is behind `whole`.
     fn takes(&mut self, shape: &Shape, whole: &[u8], headers: &[u8], payload: &[u8]) -> bool {
         let (first, merged) = whole.split_at(shape.headers_len);
         let is_tcp = shape.protocol == TCP;

@@ -1,4 +1,4 @@
-//! What may be merged into one super-packet, and how (generic receive offload).
+//! Rules and headers of merging packets into a super-packet (generic receive offload, GRO).
 
 use crate::wire::protocol::{TCP, UDP};
 use crate::wire::{
@@ -71,7 +71,7 @@ impl Shape {
     }
 }
 
-/// Whether the checksums of a packet hold, its headers and its payload apart.
+/// Tells whether the checksums of a packet hold, its headers and its payload apart.
 pub(crate) fn checksums_hold(shape: &Shape, headers: &[u8], payload: &[u8]) -> bool {
     let (ip, upper) = headers.split_at(shape.ip_len);
     let length = u32::try_from(upper.len() + payload.len()).unwrap_or(u32::MAX);
@@ -82,7 +82,7 @@ pub(crate) fn checksums_hold(shape: &Shape, headers: &[u8], payload: &[u8]) -> b
     ip_holds && sum.folded() == 0xFFFF
 }
 
-/// Whether two headers of one shape differ only where those of neighbours may.
+/// Tells whether two headers of one shape differ only where those of neighbours may.
 pub(crate) fn same_flow(shape: &Shape, first: &[u8], next: &[u8]) -> bool {
     let same = |range: std::ops::Range<usize>| match (first.get(range.clone()), next.get(range)) {
         (Some(a), Some(b)) => a == b,
@@ -104,8 +104,8 @@ pub(crate) fn same_flow(shape: &Shape, first: &[u8], next: &[u8]) -> bool {
     same_ip && same_upper
 }
 
-/// Whether the IPv4 id of the packet that comes `distance` behind the first fits: it counts up or,
-/// where nothing may be fragmented, stays. `fixed` is which of the two it was so far.
+/// Tells whether the IPv4 id of the packet that comes `distance` behind the first fits: it counts
+/// up or, where nothing may be fragmented, stays. `fixed` is which of the two it was so far.
 pub(crate) fn id_fits(first: &[u8], next: &[u8], distance: u16, fixed: &mut Option<bool>) -> bool {
     if version(first) == 6 {
         return true;
@@ -134,7 +134,7 @@ pub(crate) fn tcp_window(shape: &Shape, headers: &[u8]) -> u16 {
     u16_at(headers, shape.ip_len + 14).unwrap_or_default()
 }
 
-/// Make the first packet's headers those of the whole and say in `vnet` how to split it.
+/// Makes the first packet's headers those of the whole and says in `vnet` how to split it.
 ///
 /// The checksum field gets the pseudo-header's sum, not inverted, for the kernel or the network
 /// card to complete.

@@ -35,7 +35,7 @@ pub struct Segmenter {
     kind: Kind,
     headers: [u8; MAX_HEADERS],
     headers_len: usize,
-    /// Where the TCP or UDP header begins.
+    /// The offset of the TCP or UDP header.
     upper: usize,
     gso_size: usize,
     end: usize,
@@ -46,7 +46,7 @@ pub struct Segmenter {
 }
 
 impl Segmenter {
-    /// Look at a packet of `length` bytes at the beginning of `buf`; where it is no super-packet,
+    /// Looks at a packet of `length` bytes at the beginning of `buf`; where it is no super-packet,
     /// its checksum is completed if it needs that.
     ///
     /// # Errors
@@ -134,7 +134,7 @@ impl Segmenter {
         }
     }
 
-    /// Put the next segment together in `buf`, which is the one that `new` was given; returns where
+    /// Puts the next segment together in `buf`, which is the one that `new` was given; returns where
     /// it lies, None when all were given.
     ///
     /// Until the next call the segment is a whole IP packet, its checksums right, with 8 bytes

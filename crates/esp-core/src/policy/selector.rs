@@ -41,7 +41,7 @@ impl Prefix {
         self.bits
     }
 
-    /// Whether an address of the same version is in the network.
+    /// Tells whether an address of the same version is in the network.
     #[must_use]
     pub const fn contains(&self, address: u128) -> bool {
         address & mask(self.version, self.bits) == self.network
@@ -83,13 +83,13 @@ pub struct Selector {
 }
 
 impl Selector {
-    /// Whether only packets with certain ports match.
+    /// Tells whether only packets with certain ports match.
     #[must_use]
     pub const fn names_ports(&self) -> bool {
         self.local_port.is_some() || self.remote_port.is_some()
     }
 
-    /// Whether a fragment that leaves here is the selector's but for the ports, which the whole
+    /// Tells whether a fragment that leaves here is the selector's but for the ports, which the whole
     /// packet may have.
     #[must_use]
     pub fn may_match_whole(&self, fragment: &Inner) -> bool {
@@ -98,7 +98,7 @@ impl Selector {
             && self.matches_but_ports(fragment)
     }
 
-    /// Whether a packet that leaves here is the selector's: its source is local.
+    /// Tells whether a packet that leaves here is the selector's: its source is local.
     #[must_use]
     pub fn matches_outbound(&self, inner: &Inner) -> bool {
         self.local.contains(inner.src)
@@ -106,7 +106,7 @@ impl Selector {
             && self.matches(inner, inner.src_port, inner.dst_port)
     }
 
-    /// Whether a packet that came out of an SA is the selector's: its destination is local.
+    /// Tells whether a packet that came out of an SA is the selector's: its destination is local.
     #[must_use]
     pub fn matches_inbound(&self, inner: &Inner) -> bool {
         self.local.contains(inner.dst)

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use crate::policy::selector::{Prefix, Selector};
 use crate::wire::Inner;
 
-/// What a policy does with a packet that it matches.
+/// The fate of a packet that a policy matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
+pub enum PolicyAction {
     /// Send it through an SA.
     Protect,
     /// Let it pass beside the tunnel.
@@ -22,8 +22,8 @@ pub enum Action {
 pub struct Policy {
     /// The policy's name.
     pub name: Arc<str>,
-    /// What it does.
-    pub action: Action,
+    /// The fate of the packets that match.
+    pub action: PolicyAction,
     /// Which packets it is about: any of these.
     pub selectors: Vec<Selector>,
     /// The outbound SAs of a protect policy; each flow has one of them.
@@ -55,7 +55,7 @@ pub struct Spd {
 }
 
 impl Spd {
-    /// Put policies in the order given.
+    /// Puts policies in the order given.
     #[must_use]
     pub fn new(policies: Vec<Policy>) -> Self {
         let mut spd = Self {

@@ -47,7 +47,7 @@ impl Provider {
         }
     }
 
-    /// Find a provider of this build by its name.
+    /// Finds a provider of this build by its name.
     #[must_use]
     pub fn by_name(name: &str) -> Option<Self> {
         Self::ALL
@@ -78,7 +78,7 @@ impl Provider {
         }
     }
 
-    /// Make the AEAD of a suite with this key, for one worker.
+    /// Makes the AEAD of a suite with this key, for one worker.
     ///
     /// # Errors
     /// `ProviderError` where the provider doesn't have the suite or the key is not of its size.
@@ -110,7 +110,7 @@ pub enum Choice {
 }
 
 impl Choice {
-    /// Find a choice by its name: `auto`, or that of a provider of this build.
+    /// Finds a choice by its name: `auto`, or that of a provider of this build.
     #[must_use]
     pub fn by_name(name: &str) -> Option<Self> {
         match name {

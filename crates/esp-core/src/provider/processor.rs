@@ -1,4 +1,4 @@
-//! What the processor has for AES-GCM; the libraries look for the same by themselves.
+//! The processor's instructions for AES-GCM; the libraries look for the same by themselves.
 
 /// The instructions that AES-GCM is computed with, for `status`; `none` where it is tables and
 /// shifts.

@@ -16,7 +16,7 @@ impl Sum {
         Self(0)
     }
 
-    /// Add bytes that begin at an even place of the summed data; an odd last byte counts as if a
+    /// Adds bytes that begin at an even place of the summed data; an odd last byte counts as if a
     /// zero followed.
     #[must_use]
     pub fn bytes(self, bytes: &[u8]) -> Self {
@@ -33,13 +33,13 @@ impl Sum {
         Self(self.0 + halves(sum))
     }
 
-    /// Add a word.
+    /// Adds a word.
     #[must_use]
     pub const fn word(self, word: u16) -> Self {
         Self(self.0 + word.to_be() as u64)
     }
 
-    /// Add a double word.
+    /// Adds a double word.
     #[must_use]
     pub const fn double(self, double: u32) -> Self {
         Self(self.0 + double.to_be() as u64)

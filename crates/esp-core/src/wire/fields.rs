@@ -19,7 +19,7 @@ pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
         .map(|word| u32::from_be_bytes(*word))
 }
 
-/// Write two bytes; where they don't fit, nothing happens.
+/// Writes two bytes; where they don't fit, nothing happens.
 pub(crate) fn put_u16(bytes: &mut [u8], at: usize, value: u16) {
     if let Some(place) = bytes.get_mut(at..at + 2) {
         place.copy_from_slice(&value.to_be_bytes());

@@ -9,7 +9,7 @@ use crate::wire::{has_ports, is_extension, u32_at, version};
 pub struct FlowKey([u64; 5]);
 
 impl FlowKey {
-    /// Read the key of a packet that has passed `packet_length`; the slice ends where it ends.
+    /// Reads the key of a packet that has passed `packet_length`; the slice ends where it ends.
     ///
     /// None for a packet whose ports aren't at a fixed place (options, extension headers,
     /// fragments) or are cut off: it is parsed each time instead.
@@ -48,7 +48,7 @@ impl FlowKey {
         Self::new(packet, header[6], ports)
     }
 
-    /// Read the addresses alone, which all fragments of a packet have in common.
+    /// Reads the addresses alone, which all fragments of a packet have in common.
     ///
     /// None only for what hasn't passed `packet_length`.
     #[must_use]
@@ -96,7 +96,7 @@ impl FlowKey {
     }
 }
 
-/// Fold the product of two words.
+/// Folds the product of two words.
 #[allow(clippy::cast_possible_truncation)] // both halves are used
 const fn mix(a: u64, b: u64) -> u64 {
     let product = a as u128 * b as u128;
@@ -131,7 +131,7 @@ impl<V: Clone> FlowCache<V> {
         }
     }
 
-    /// What is remembered of a flow.
+    /// The value that is remembered for a flow.
     #[must_use]
     pub fn get(&self, key: &FlowKey) -> Option<&V> {
         self.places[self.index(key)]
@@ -140,7 +140,7 @@ impl<V: Clone> FlowCache<V> {
             .find_map(|(held, value)| (held == key).then_some(value))
     }
 
-    /// Remember a flow; the older of the two in its place is forgotten.
+    /// Remembers a flow; the older of the two in its place is forgotten.
     pub fn insert(&mut self, key: FlowKey, value: V) {
         let place = &mut self.places[self.index(&key)];
         if let Some(Some((_, held))) = place
@@ -154,7 +154,7 @@ impl<V: Clone> FlowCache<V> {
         place[0] = Some((key, value));
     }
 
-    /// Forget every flow.
+    /// Forgets every flow.
     pub fn clear(&mut self) {
         self.places.fill_with(Default::default);
     }

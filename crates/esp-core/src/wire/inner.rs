@@ -21,7 +21,7 @@ pub fn tunnel_next_header(packet: &[u8]) -> u8 {
     if version(packet) == 4 { IPIP } else { IPV6 }
 }
 
-/// Where the payload begins that transport mode protects, and its protocol.
+/// The offset of the payload that transport mode protects, and its protocol.
 ///
 /// # Errors
 /// `UnsupportedHeader` for headers that stay in front of ESP (RFC 4303 3.1.1) and that a socket
@@ -38,7 +38,7 @@ pub fn transport_payload(packet: &[u8]) -> Result<(usize, u8), DropReason> {
     }
 }
 
-/// Check the payload of a tunnel-mode packet and give it the outer header's ECN; returns the inner
+/// Checks the payload of a tunnel-mode packet and gives it the outer header's ECN; returns the inner
 /// packet's length. What follows it is traffic flow confidentiality padding (RFC 4303 2.7).
 ///
 /// # Errors
@@ -74,7 +74,7 @@ pub const fn transport_header_len(address: IpAddr) -> usize {
     }
 }
 
-/// Write the IP header of a transport-mode payload that lies `transport_header_len` behind the
+/// Writes the IP header of a transport-mode payload that lies `transport_header_len` behind the
 /// beginning of `packet`, which ends where the payload ends.
 ///
 /// The addresses are the SA's, not the datagram's: a NAT on the way would break the checksums of

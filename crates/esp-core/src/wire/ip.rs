@@ -9,7 +9,7 @@ use crate::wire::protocol::{
 /// More than any real packet has; a longer chain is called malformed rather than walked.
 pub const MAX_EXTENSION_HEADERS: usize = 8;
 
-/// What selectors are matched against; IPv4 addresses are in the low 32 bits.
+/// The fields that selectors are matched against; IPv4 addresses are in the low 32 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inner {
     /// 4 or 6.
@@ -28,7 +28,7 @@ pub struct Inner {
     pub payload: usize,
     /// The offset of the upper-layer header, behind the extension headers.
     pub upper: usize,
-    /// Whether it is a fragment, the first included.
+    /// True if it is a fragment, the first included.
     pub fragment: bool,
 }
 
@@ -38,7 +38,7 @@ pub fn version(packet: &[u8]) -> u8 {
     packet.first().map_or(0, |first| first >> 4)
 }
 
-/// Whether a protocol's first four bytes are ports.
+/// Tells whether a protocol's first four bytes are ports.
 #[must_use]
 pub const fn has_ports(protocol: u8) -> bool {
     matches!(protocol, TCP | UDP | DCCP | SCTP | UDPLITE)
@@ -84,7 +84,7 @@ pub(crate) fn ihl(packet: &[u8]) -> usize {
         .map_or(0, |first| usize::from(first & 15) << 2)
 }
 
-/// Read the headers of a packet; the slice ends where the packet ends.
+/// Reads the headers of a packet; the slice ends where the packet ends.
 ///
 /// # Errors
 /// `MalformedInner` for a broken extension header or a cut-off port.
@@ -181,7 +181,7 @@ pub fn traffic_class(packet: &[u8]) -> u8 {
     }
 }
 
-/// Set the ECN field of a packet (RFC 3168); the IPv4 checksum is updated.
+/// Sets the ECN field of a packet (RFC 3168); the IPv4 checksum is updated.
 pub fn set_ecn(packet: &mut [u8], ecn: u8) {
     let Some(before) = u16_at(packet, 0) else {
         return;
@@ -198,7 +198,7 @@ pub fn set_ecn(packet: &mut [u8], ecn: u8) {
     }
 }
 
-/// Write the header that a transport-mode payload had: DF set, TTL 64, no options.
+/// Writes the header that a transport-mode payload had: DF set, TTL 64, no options.
 ///
 /// `length` is of the whole packet, `out` has 20 bytes or more.
 pub fn write_ipv4_header(out: &mut [u8], src: u32, dst: u32, protocol: u8, length: u16, tos: u8) {
@@ -213,7 +213,7 @@ pub fn write_ipv4_header(out: &mut [u8], src: u32, dst: u32, protocol: u8, lengt
     put_u16(header, 10, checksum);
 }
 
-/// Write the header that a transport-mode payload had: hop limit 64, no flow label.
+/// Writes the header that a transport-mode payload had: hop limit 64, no flow label.
 ///
 /// `payload_len` is of what follows, `out` has 40 bytes or more.
 pub fn write_ipv6_header(

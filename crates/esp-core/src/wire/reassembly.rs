@@ -53,7 +53,7 @@ impl Reassembler {
         self.dropped
     }
 
-    /// Take a fragment; returns the whole packet when it was the last one missing. `now` is of any
+    /// Takes a fragment; returns the whole packet when it was the last one missing. `now` is of any
     /// monotonic clock.
     ///
     /// An overlap or a size that contradicts another fragment forgets the datagram (RFC 5722).
@@ -123,7 +123,7 @@ impl Reassembler {
 }
 
 impl Datagram {
-    /// Whether a fragment agrees with those that are there.
+    /// Tells whether a fragment agrees with those that are there.
     fn takes(&self, fragment: &Fragment<'_>) -> bool {
         let Fragment {
             part, offset, more, ..
@@ -157,7 +157,7 @@ impl Datagram {
         }
     }
 
-    /// Put the parts together: they don't overlap and are as long as the whole, so none is missing.
+    /// Puts the parts together: they don't overlap and are as long as the whole, so none is missing.
     /// None where the whole would be longer than an IPv4 packet can be.
     fn join(&self) -> Option<Vec<u8>> {
         let mut whole = self.header.clone();

@@ -16,7 +16,7 @@ pub const GSO_UDP_L4: u8 = 5;
 /// A bit beside the others: the TCP header has CWR set.
 pub const GSO_ECN: u8 = 0x80;
 
-/// What the kernel says of a packet beyond its bytes; all sizes and offsets in bytes.
+/// The kernel's notes on a packet, beyond its bytes; all sizes and offsets in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VnetHdr {
     /// `NEEDS_CSUM` or 0.
@@ -27,9 +27,9 @@ pub struct VnetHdr {
     pub hdr_len: u16,
     /// Payload bytes of each segment but the last.
     pub gso_size: u16,
-    /// Where the checksum's data begins.
+    /// The offset at which the checksum's data begins.
     pub csum_start: u16,
-    /// Where the checksum is, from `csum_start` on.
+    /// The offset of the checksum from `csum_start`.
     pub csum_offset: u16,
 }
 
@@ -39,7 +39,7 @@ impl VnetHdr {
     /// Bytes with `num_buffers`.
     pub const LEN_MRG: usize = 12;
 
-    /// Read the header, in the machine's byte order as the kernel writes it; None where it is cut
+    /// Reads the header, in the machine's byte order as the kernel writes it; None where it is cut
     /// off.
     #[must_use]
     pub fn read(bytes: &[u8]) -> Option<Self> {
@@ -54,7 +54,7 @@ impl VnetHdr {
         })
     }
 
-    /// Write the header; `out` has `LEN` or `LEN_MRG` bytes, `num_buffers` becomes 0.
+    /// Writes the header; `out` has `LEN` or `LEN_MRG` bytes, `num_buffers` becomes 0.
     pub fn write(&self, out: &mut [u8]) {
         out.fill(0);
         let Some(h) = out.first_chunk_mut::<{ Self::LEN }>() else {
@@ -69,7 +69,7 @@ impl VnetHdr {
     }
 }
 
-/// Complete the checksum of a packet that says `NEEDS_CSUM`: the field holds the pseudo-header's
+/// Completes the checksum of a packet that says `NEEDS_CSUM`: the field holds the pseudo-header's
 /// sum; a result of 0 becomes 0xFFFF, which UDP needs and others don't mind.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! Which SA of a tunnel a flow takes.
 
-use esp_core::policy::spd::{Action, Policy};
+use esp_core::policy::spd::{Policy, PolicyAction};
 use esp_core::wire::flow::FlowKey;
 use serde::Deserialize;
 
@@ -30,7 +30,7 @@ fn spread(packet: &[u8]) -> u64 {
 fn policy(count: usize) -> Policy {
     Policy {
         name: "p".into(),
-        action: Action::Protect,
+        action: PolicyAction::Protect,
         selectors: Vec::new(),
         sas: (0..count).map(|n| n.to_string().into()).collect(),
     }

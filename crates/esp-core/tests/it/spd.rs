@@ -1,7 +1,7 @@
 use std::net::IpAddr;
 
 use esp_core::policy::selector::{Prefix, Selector};
-use esp_core::policy::spd::{Action, Policy, Spd};
+use esp_core::policy::spd::{Policy, PolicyAction, Spd};
 use esp_core::wire::{Inner, parse};
 use proptest::prelude::*;
 
@@ -58,7 +58,7 @@ fn selector() -> impl Strategy<Value = Selector> {
 fn policy(number: usize, selectors: Vec<Selector>) -> Policy {
     Policy {
         name: number.to_string().into(),
-        action: Action::Protect,
+        action: PolicyAction::Protect,
         selectors,
         sas: vec!["sa".into()],
     }

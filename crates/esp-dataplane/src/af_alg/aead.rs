@@ -7,10 +7,10 @@ use esp_core::esp::aead::{Aead, AuthError, NONCE_LEN, SealError};
 use esp_core::esp::suite::Suite;
 use esp_linux::alg::{Failure, Operation};
 
-use super::ahead::Ahead;
 use super::answers::Answers;
-use super::keys::Kernel;
+use super::keys::AfAlgKeys;
 use super::request::{Answer, Head, KernelKey, WRONG, WRONG_ANSWER};
+use super::submitted::SubmittedOpens;
 
 /// Bytes of the largest packet that the kernel is given: with its AAD it has at most 16 pages.
 pub const MAX_SIZE: usize = 15 * 4096;
@@ -19,38 +19,38 @@ pub(super) const CHECKED: u32 = 256;
 
 /// A packet that the kernel has.
 struct Waiting {
-    /// Which one it is of those sealed since the last `finish`.
+    /// Which one it is of those sealed since the last `complete_seals`.
     at: usize,
     nonce: [u8; NONCE_LEN],
     head: Head,
-    /// Where its text is in `AfAlg::texts`.
+    /// The place of its text in `AfAlgAead::texts`.
     text: Range<usize>,
 }
 
 /// One worker's AEAD of one SA.
-pub(crate) struct AfAlg<K> {
+pub(crate) struct AfAlgAead<K> {
     /// None once it is given up; the key is gone from the kernel then.
     key: Option<K>,
     library: Box<dyn Aead>,
     suite: &'static Suite,
-    kernel: Arc<Kernel>,
+    kernel: Arc<AfAlgKeys>,
     /// Packets until one is done by the library too.
     unchecked: u32,
-    /// Packets sealed since the last `finish`.
+    /// Packets sealed since the last `complete_seals`.
     sealed: usize,
     waiting: Vec<Waiting>,
     texts: Vec<u8>,
     answers: Answers,
-    ahead: Ahead,
+    submitted: SubmittedOpens,
 }
 
-impl<K> AfAlg<K> {
-    /// Begin with a key that `kernel` has counted.
+impl<K> AfAlgAead<K> {
+    /// Begins with a key that `kernel` has counted.
     pub(crate) fn new(
         key: K,
         library: Box<dyn Aead>,
         suite: &'static Suite,
-        kernel: Arc<Kernel>,
+        kernel: Arc<AfAlgKeys>,
     ) -> Self {
         Self {
             key: Some(key),
@@ -62,20 +62,20 @@ impl<K> AfAlg<K> {
             waiting: Vec::new(),
             texts: Vec::new(),
             answers: Answers::default(),
-            ahead: Ahead::default(),
+            submitted: SubmittedOpens::default(),
         }
     }
 
     /// The key, where the kernel is to be asked about a packet of this size.
     fn key(&mut self, size: usize) -> Option<&mut K> {
-        if self.kernel.lost().is_some() {
+        if self.kernel.failure().is_some() {
             self.forget_key();
         }
         self.key.as_mut().filter(|_| size <= MAX_SIZE)
     }
 
     fn give_up(&mut self, failure: Failure) {
-        self.kernel.lose(match failure {
+        self.kernel.disable(match failure {
             Failure::Lost(why) => why,
             Failure::Forged => WRONG_ANSWER,
         });
@@ -89,15 +89,15 @@ impl<K> AfAlg<K> {
     }
 }
 
-impl<K> Drop for AfAlg<K> {
+impl<K> Drop for AfAlgAead<K> {
     fn drop(&mut self) {
         self.forget_key();
     }
 }
 
-impl<K: KernelKey> AfAlg<K> {
-    /// Give the kernel a packet to seal; false where the library is to.
-    fn submit(
+impl<K: KernelKey> AfAlgAead<K> {
+    /// Gives the kernel a packet to seal; false where the library is to.
+    fn submit_seal(
         &mut self,
         nonce: &[u8; NONCE_LEN],
         aad: &[u8],
@@ -126,7 +126,7 @@ impl<K: KernelKey> AfAlg<K> {
         Ok(true)
     }
 
-    /// Have an answer to every packet that waits: the kernel's until one fails, then the library's.
+    /// Has an answer to every packet that waits: the kernel's until one fails, then the library's.
     fn collect(&mut self) -> Result<(), SealError> {
         let (icv_len, waiting, texts) = (self.suite.icv_len, &self.waiting, &self.texts);
         let (answers, unchecked) = (&mut self.answers, &mut self.unchecked);
@@ -172,7 +172,7 @@ impl<K: KernelKey> AfAlg<K> {
         sealed
     }
 
-    /// Have the kernel open a packet into `out`; None where the library is to.
+    /// Has the kernel open a packet into `out`; None where the library is to.
     fn ask(
         &mut self,
         nonce: &[u8; NONCE_LEN],
@@ -185,7 +185,7 @@ impl<K: KernelKey> AfAlg<K> {
         let fits = sealed.len() == out.len() + suite.icv_len;
         self.key(sealed.len()).filter(|_| fits)?;
         let key = self.key.as_mut()?;
-        if let Some(answer) = self.ahead.answer(key, nonce, &head, sealed) {
+        if let Some(answer) = self.submitted.answer(key, nonce, &head, sealed) {
             return Some(answer.map(|text| out.copy_from_slice(text)));
         }
         let request = head.request(suite, Operation::Open, nonce, sealed);
@@ -201,7 +201,7 @@ impl<K: KernelKey> AfAlg<K> {
     }
 }
 
-impl<K: KernelKey> Aead for AfAlg<K> {
+impl<K: KernelKey> Aead for AfAlgAead<K> {
     fn seal(
         &mut self,
         nonce: &[u8; NONCE_LEN],
@@ -212,21 +212,24 @@ impl<K: KernelKey> Aead for AfAlg<K> {
         if out.len() != text.len() + self.suite.icv_len {
             return Err(SealError);
         }
-        if !self.submit(nonce, aad, text)? {
+        if !self.submit_seal(nonce, aad, text)? {
             self.library.seal(nonce, aad, text, out)?;
         }
         self.sealed += 1;
         Ok(())
     }
 
-    fn finish(&mut self, outs: &mut dyn Iterator<Item = &mut [u8]>) -> Result<(), SealError> {
+    fn complete_seals(
+        &mut self,
+        outs: &mut dyn Iterator<Item = &mut [u8]>,
+    ) -> Result<(), SealError> {
         let collected = self.collect();
         self.sealed = 0;
         let placed = self.answers.place(outs);
         collected.and(placed)
     }
 
-    fn expect(&mut self, nonce: &[u8; NONCE_LEN], aad: &[u8], sealed: &[u8]) {
+    fn submit_open(&mut self, nonce: &[u8; NONCE_LEN], aad: &[u8], sealed: &[u8]) {
         let suite = self.suite;
         let Some(text_len) = sealed.len().checked_sub(suite.icv_len) else {
             return;
@@ -238,7 +241,7 @@ impl<K: KernelKey> Aead for AfAlg<K> {
             return;
         };
         let request = head.request(suite, Operation::Open, nonce, sealed);
-        if let Err(failure) = self.ahead.send(key, &request, head, text_len) {
+        if let Err(failure) = self.submitted.send(key, &request, head, text_len) {
             self.give_up(failure);
         }
     }

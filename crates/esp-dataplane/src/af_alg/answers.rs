@@ -6,7 +6,7 @@ use esp_core::esp::aead::SealError;
 #[derive(Default)]
 pub(super) struct Answers {
     bytes: Vec<u8>,
-    /// Which one of those sealed since the last `finish`, and where its bytes end.
+    /// Which one of those sealed since the last `complete_seals`, and where its bytes end.
     ends: Vec<(usize, usize)>,
 }
 
@@ -19,14 +19,14 @@ impl Answers {
         &mut self.bytes[start..]
     }
 
-    /// As if the last one had not been pushed.
+    /// Takes back the last one that was pushed.
     pub(super) fn pop(&mut self) {
         self.ends.pop();
         let end = self.ends.last().map_or(0, |(_, end)| *end);
         self.bytes.truncate(end);
     }
 
-    /// Put each where it belongs.
+    /// Puts each where it belongs.
     pub(super) fn place(
         &mut self,
         outs: &mut dyn Iterator<Item = &mut [u8]>,

@@ -10,7 +10,7 @@ const MAX_AAD_LEN: usize = 12;
 pub(super) const WRONG_ANSWER: Error = Error::Argument("AF_ALG gave a wrong answer");
 pub(super) const WRONG: Failure = Failure::Lost(WRONG_ANSWER);
 
-/// What the kernel says to a request: its head, then what came of its input.
+/// The kernel's answer to a request: its head, then the sealed or opened input.
 pub(super) type Answer<'a> = Result<&'a [u8], Failure>;
 
 /// A key in the kernel: `AlgKey`, or what tests have in its place. There is an answer to everything
@@ -35,7 +35,7 @@ impl KernelKey for AlgKey {
     }
 }
 
-/// What the kernel repeats in front of its answer: the AAD, and with AES-GMAC the IV too.
+/// The bytes that the kernel repeats in front of its answer: the AAD, and with AES-GMAC the IV too.
 #[derive(Clone, Copy)]
 pub(super) struct Head {
     bytes: [u8; MAX_AAD_LEN + IV_LEN],

@@ -5,12 +5,12 @@ use std::collections::HashMap;
 use esp_core::esp::aead::MakeAead;
 use esp_core::esp::suite::Suite;
 use esp_core::provider::Choice;
-
-use super::*;
-use crate::events::{Event, Events};
 use esp_linux::alg::Request;
 use esp_linux::poll::Waker;
 use esp_linux::{Errno, Error};
+
+use super::*;
+use crate::events::{Event, Events};
 
 const KEY: [u8; 16] = [7; 16];
 const AAD: [u8; 8] = *b"spi-seq1";
@@ -21,7 +21,7 @@ const UNPLUGGED: Failure = Failure::Lost(Error::System {
     errno: Errno::NODEV,
 });
 
-/// What the kernel does wrong with a request.
+/// The faults of a kernel that was given a request.
 #[derive(Clone, Copy)]
 enum Fault {
     NotTaken,
@@ -100,7 +100,7 @@ impl KernelKey for Fake {
 
 /// An AEAD over a kernel with faults.
 struct Rig {
-    aead: AfAlg<Fake>,
+    aead: AfAlgAead<Fake>,
     events: Arc<Events>,
     lives: Arc<()>,
 }
@@ -115,7 +115,7 @@ fn library() -> Box<dyn Aead> {
 
 fn rig<const N: usize>(faults: [(usize, Fault); N]) -> Rig {
     let events = Arc::new(Events::new(Waker::new().unwrap()));
-    let kernel = Arc::new(Kernel::new(vec![suite()], Arc::clone(&events)));
+    let kernel = Arc::new(AfAlgKeys::new(vec![suite()], Arc::clone(&events)));
     assert!(kernel.count_key());
     let lives = Arc::new(());
     let key = Fake {
@@ -126,7 +126,7 @@ fn rig<const N: usize>(faults: [(usize, Fault); N]) -> Rig {
         _lives: Arc::clone(&lives),
     };
     Rig {
-        aead: AfAlg::new(key, library(), suite(), kernel),
+        aead: AfAlgAead::new(key, library(), suite(), kernel),
         events,
         lives,
     }
@@ -152,7 +152,7 @@ fn sealed(number: usize) -> Vec<u8> {
 }
 
 impl Rig {
-    /// Seal packets of these numbers as one run.
+    /// Seals packets of these numbers as one batch.
     fn run(&mut self, numbers: std::ops::Range<usize>) -> Result<Vec<Vec<u8>>, SealError> {
         let mut outs = vec![vec![0; 100 + ICV_LEN]; numbers.len()];
         for (number, out) in numbers.zip(&mut outs) {
@@ -162,7 +162,7 @@ impl Rig {
             given.fill(0xEE);
         }
         self.aead
-            .finish(&mut outs.iter_mut().map(Vec::as_mut_slice))?;
+            .complete_seals(&mut outs.iter_mut().map(Vec::as_mut_slice))?;
         Ok(outs)
     }
 
@@ -175,10 +175,10 @@ impl Rig {
         opened.map(|()| out)
     }
 
-    /// Have packets opened as one buffer of them is: they are heard of, then opened.
+    /// Has packets opened as one buffer of them is: they are announced, then opened.
     fn open_run(&mut self, packets: &[(usize, Vec<u8>)]) -> Vec<Result<Vec<u8>, AuthError>> {
         for (number, sealed) in packets {
-            self.aead.expect(&nonce(*number), &AAD, sealed);
+            self.aead.submit_open(&nonce(*number), &AAD, sealed);
         }
         let opened = packets
             .iter()
@@ -318,10 +318,10 @@ fn a_kernel_that_takes_a_forged_packet_for_authentic_is_believed_nothing() {
 fn what_one_sa_loses_all_of_its_suite_have_lost() {
     let mut rig = rig([]);
     assert_eq!(rig.run(0..2).unwrap(), right(0..2));
-    rig.aead.kernel.lose(WRONG_ANSWER);
+    rig.aead.kernel.disable(WRONG_ANSWER);
     assert_eq!(rig.run(2..4).unwrap(), right(2..4));
     assert!(rig.key_is_gone());
-    rig.aead.kernel.lose(WRONG_ANSWER);
+    rig.aead.kernel.disable(WRONG_ANSWER);
     assert_eq!(rig.told().len(), 1);
 }
 
@@ -331,7 +331,9 @@ fn a_packet_too_large_for_the_kernel_is_the_library_s() {
     let text = vec![1; MAX_SIZE + 1];
     let (mut out, mut expected) = (vec![0; text.len() + ICV_LEN], vec![0; text.len() + ICV_LEN]);
     rig.aead.seal(&nonce(0), &AAD, &text, &mut out).unwrap();
-    rig.aead.finish(&mut std::iter::once(&mut out[..])).unwrap();
+    rig.aead
+        .complete_seals(&mut std::iter::once(&mut out[..]))
+        .unwrap();
     library()
         .seal(&nonce(0), &AAD, &text, &mut expected)
         .unwrap();
@@ -359,7 +361,10 @@ fn packets_that_have_no_place_are_an_error_and_nothing_of_the_next_run() {
     let mut rig = rig([]);
     let mut out = vec![0; 100 + ICV_LEN];
     rig.aead.seal(&nonce(0), &AAD, &text(0), &mut out).unwrap();
-    assert_eq!(rig.aead.finish(&mut std::iter::empty()), Err(SealError));
+    assert_eq!(
+        rig.aead.complete_seals(&mut std::iter::empty()),
+        Err(SealError)
+    );
     assert_eq!(rig.run(1..3).unwrap(), right(1..3));
 }
 
@@ -387,19 +392,19 @@ fn packets_that_were_heard_of_are_opened_at_once_and_each_only_once() {
 fn what_was_heard_of_and_is_not_opened_is_in_nobody_s_way() {
     let mut rig = rig([]);
     for number in 0..ROOM {
-        rig.aead.expect(&nonce(number), &AAD, &sealed(number));
+        rig.aead.submit_open(&nonce(number), &AAD, &sealed(number));
     }
     // The window has refused the first two; another SA's nonce, then one that nobody heard of.
     assert_eq!(rig.open(&sealed(2), 2).unwrap(), text(2));
     assert_eq!(rig.open(&sealed(2), 3), Err(AuthError));
     assert_eq!(rig.open(&sealed(9), 9).unwrap(), text(9));
     for number in 10..10 + ROOM {
-        rig.aead.expect(&nonce(number), &AAD, &sealed(number));
+        rig.aead.submit_open(&nonce(number), &AAD, &sealed(number));
     }
     for _ in 0..2 {
         assert_eq!(rig.open(&sealed(20), 20).unwrap(), text(20));
     }
-    rig.aead.expect(&nonce(30), &AAD, &[0; 4]);
+    rig.aead.submit_open(&nonce(30), &AAD, &[0; 4]);
     assert_eq!(
         rig.open_run(&sealed_run(30..32)),
         [Ok(text(30)), Ok(text(31))]
@@ -413,7 +418,7 @@ fn a_forged_packet_with_the_numbers_of_one_that_was_heard_of_is_refused() {
     assert_eq!(rig.open(&sealed(0), 0).unwrap(), text(0));
     let mut forged = sealed(1);
     forged[99] ^= 1;
-    rig.aead.expect(&nonce(1), &AAD, &sealed(1));
+    rig.aead.submit_open(&nonce(1), &AAD, &sealed(1));
     assert_eq!(rig.open(&forged, 1), Err(AuthError));
     // And the other way round, with its neighbours.
     let mut packets = sealed_run(2..2 + ROOM);

@@ -1,4 +1,4 @@
-//! What the SAs have carried, and how far their replay windows have come.
+//! The counters of the SAs, and the replay floors: how far the replay windows have come.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,9 +9,9 @@ use esp_core::esp::sa::SaSpec;
 use esp_linux::{Error, Result};
 
 use super::lifecycle::Engine;
-use crate::tables::{Inbound, Outbound};
+use crate::tables::{InboundEntry, OutboundEntry};
 
-/// What one SA has done.
+/// The counters of one SA.
 #[derive(Clone, Debug)]
 pub struct SaCounters {
     /// Packets, bytes, drops.
@@ -21,7 +21,7 @@ pub struct SaCounters {
     pub seq: u128,
     /// The first number behind the lease; 0 for an inbound SA.
     pub lease_end: u128,
-    /// Where the peer is.
+    /// The peer's present address.
     pub peer: SocketAddr,
 }
 
@@ -49,27 +49,28 @@ impl Engine {
         outbound.chain(inbound).collect()
     }
 
-    /// What belongs to no SA: outbound and inbound; their packets are keepalives.
+    /// The counters of packets that belong to no SA: outbound and inbound; their packets are
+    /// keepalives.
     #[must_use]
     pub fn rest(&self) -> (Counters, Counters) {
         (self.shared.outbound.sum(), self.shared.inbound.sum())
     }
 
-    /// The inbound SAs whose windows have advanced since this was last asked, with the highest
+    /// The replay floors that have advanced since this was last asked, by inbound SA: the highest
     /// numbers that they accepted. A look costs two loads an SA: there may be thousands at rest.
     #[must_use]
-    pub fn advanced(&self) -> Vec<(Arc<str>, u64)> {
+    pub fn advanced_replay_floors(&self) -> Vec<(Arc<str>, u64)> {
         let tables = self.shared.tables.load();
         let advanced = tables.inbound.values().filter_map(|entry| {
             let highest = entry.sa.window.highest();
-            let before = entry.told_highest.swap(highest, Ordering::Relaxed);
-            (highest != before).then(|| (Arc::clone(&entry.sa.spec.name), highest))
+            let previous = entry.reported_floor.swap(highest, Ordering::Relaxed);
+            (highest != previous).then(|| (Arc::clone(&entry.sa.spec.name), highest))
         });
         advanced.collect()
     }
 }
 
-pub(super) fn outbound_counters(entry: &Outbound) -> SaCounters {
+pub(super) fn outbound_counters(entry: &OutboundEntry) -> SaCounters {
     SaCounters {
         counters: entry.tallies.sum(),
         seq: u128::from(entry.sa.seq.used()) + 1,
@@ -78,7 +79,7 @@ pub(super) fn outbound_counters(entry: &Outbound) -> SaCounters {
     }
 }
 
-pub(super) fn inbound_counters(entry: &Inbound) -> SaCounters {
+pub(super) fn inbound_counters(entry: &InboundEntry) -> SaCounters {
     SaCounters {
         counters: entry.tallies.sum(),
         seq: entry.sa.window.highest().into(),

@@ -10,19 +10,19 @@ use arc_swap::ArcSwap;
 use esp_core::esp::sa::Encapsulation;
 use esp_linux::poll::Waker;
 use esp_linux::raw::RawSocket;
-use esp_linux::tun::{TunOffloads, TunQueue};
-use esp_linux::udp::{UdpOffloads, UdpSocket};
+use esp_linux::tun::{TunFeatures, TunQueue};
+use esp_linux::udp::{UdpFeatures, UdpSocket};
 use esp_linux::{Error, Result, SocketOptions, cpu};
 
 use super::settings::{MAX_WORKERS, Offloads, Settings};
-use crate::aead_factory::Ciphers;
-use crate::af_alg::Kernel;
+use crate::aead_factory::AeadFactory;
+use crate::af_alg::AfAlgKeys;
 use crate::events::Events;
 use crate::shared::Shared;
 use crate::socket::Socket;
-use crate::tables::{Outer, Tables};
+use crate::tables::{OuterSocket, Tables};
 use crate::tallies::Tallies;
-use crate::worker::{Command, Mailbox, Worker, live};
+use crate::worker::{Command, Mailbox, Worker, run_supervised};
 
 /// Bytes asked of the kernel for each outer socket, each way.
 const SOCKET_BUFFER: usize = 4 << 20;
@@ -33,14 +33,14 @@ pub struct Engine {
     pub(super) shared: Arc<Shared>,
     pub(super) mailboxes: Vec<Arc<Mailbox>>,
     threads: Vec<JoinHandle<()>>,
-    /// What is open, with the offloads that the kernel gave.
-    pub(super) sockets: HashMap<Outer, UdpOffloads>,
+    /// The open sockets, with the UDP features that the kernel gave.
+    pub(super) sockets: HashMap<OuterSocket, UdpFeatures>,
     /// The TUN's offloads: those that the kernel has, those that are on.
-    pub(super) tun: (TunOffloads, TunOffloads),
+    pub(super) tun: (TunFeatures, TunFeatures),
 }
 
 impl Engine {
-    /// Create the TUN device with a queue for each worker, and start the workers.
+    /// Creates the TUN device with a queue for each worker, and starts the workers.
     ///
     /// # Errors
     /// The kernel's; the device is gone again then.
@@ -49,10 +49,10 @@ impl Engine {
         let count = settings.workers.unwrap_or(processors.len());
         let count = count.clamp(1, MAX_WORKERS);
         let events = Arc::new(Events::new(Waker::new()?));
-        let kernel = Kernel::new(settings.af_alg.clone(), Arc::clone(&events));
+        let kernel = AfAlgKeys::new(settings.af_alg.clone(), Arc::clone(&events));
         let shared = Arc::new(Shared {
             tables: ArcSwap::default(),
-            ciphers: Ciphers::new(settings.provider, kernel),
+            aeads: AeadFactory::new(settings.provider, kernel),
             events,
             stop: AtomicBool::new(false),
             outbound: Tallies::new(count),
@@ -64,16 +64,16 @@ impl Engine {
             mailboxes: Vec::new(),
             threads: Vec::new(),
             sockets: HashMap::new(),
-            tun: (TunOffloads::empty(), TunOffloads::empty()),
+            tun: (TunFeatures::empty(), TunFeatures::empty()),
             settings,
         };
         let merge = engine.settings.offloads.contains(Offloads::MERGE);
         let busy_poll = engine.settings.busy_poll;
         let mut workers = Vec::new();
         for index in 0..count {
-            let wanted = engine.settings.offloads.of_tun();
+            let wanted = engine.settings.offloads.tun_features();
             let tun = TunQueue::open(&engine.settings.interface, wanted)?;
-            engine.tun = (tun.supported(), tun.offloads());
+            engine.tun = (tun.supported(), tun.features());
             let mailbox = Arc::new(Mailbox::new()?);
             engine.mailboxes.push(Arc::clone(&mailbox));
             let shared = Arc::clone(&engine.shared);
@@ -93,7 +93,7 @@ impl Engine {
                         let _ = cpu::pin_current_thread(processor);
                     }
                     let mailbox = worker.mailbox();
-                    live(&name, &mailbox, &shared.events, || worker.run());
+                    run_supervised(&name, &mailbox, &shared.events, || worker.run());
                 })
                 .map_err(|_| Error::Argument("a worker thread can't be started"))?;
             engine.threads.push(thread);
@@ -113,17 +113,17 @@ impl Engine {
         &self.shared.events
     }
 
-    /// Have these outer sockets open and no others.
+    /// Has these outer sockets open and no others.
     ///
     /// # Errors
     /// The kernel's: those that were open stay so.
-    pub fn set_sockets(&mut self, wanted: &[Outer]) -> Result<()> {
+    pub fn set_sockets(&mut self, wanted: &[OuterSocket]) -> Result<()> {
         for &outer in wanted {
             if !self.sockets.contains_key(&outer) {
                 self.open(outer)?;
             }
         }
-        let gone: Vec<Outer> = self
+        let gone: Vec<OuterSocket> = self
             .sockets
             .keys()
             .filter(|o| !wanted.contains(o))
@@ -136,7 +136,7 @@ impl Engine {
         Ok(())
     }
 
-    fn open(&mut self, outer: Outer) -> Result<()> {
+    fn open(&mut self, outer: OuterSocket) -> Result<()> {
         let options = SocketOptions {
             local: SocketAddr::new(outer.address, self.settings.port),
             mark: self.settings.fwmark,
@@ -144,13 +144,13 @@ impl Engine {
             busy_poll_us: u32::try_from(self.settings.busy_poll.as_micros()).unwrap_or(u32::MAX),
         };
         let count = u32::try_from(self.workers()).unwrap_or(1);
-        let mut got = UdpOffloads {
+        let mut got = UdpFeatures {
             gso: false,
             gro: false,
         };
         let sockets: Vec<Socket> = match outer.encapsulation {
             Encapsulation::Udp => {
-                let wanted = UdpOffloads {
+                let wanted = UdpFeatures {
                     gso: self.settings.offloads.contains(Offloads::UDP_GSO),
                     gro: self.settings.offloads.contains(Offloads::UDP_GRO),
                 };
@@ -179,7 +179,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Publish changed tables, and wait until every worker uses them.
+    /// Publishes changed tables, and waits until every worker uses them.
     pub(super) fn change(&self, change: impl FnOnce(&mut Tables)) -> Result<()> {
         let now = self.shared.tables.load_full();
         let mut next = Tables {
@@ -195,7 +195,7 @@ impl Engine {
             mailbox.wake()?;
         }
         for mailbox in &self.mailboxes {
-            mailbox.wait_for(generation);
+            mailbox.wait_for_generation(generation);
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use esp_linux::{Error, Result};
 use super::counters::{SaCounters, inbound_counters, outbound_counters};
 use super::lifecycle::Engine;
 use crate::peers::{Heard, Peers};
-use crate::tables::{Inbound, Outbound, Outer};
+use crate::tables::{InboundEntry, OutboundEntry, OuterSocket};
 use crate::tallies::Tallies;
 use crate::worker::Command;
 
@@ -35,7 +35,7 @@ impl fmt::Display for Refused {
 impl std::error::Error for Refused {}
 
 impl Engine {
-    /// Add SAs in one step, all or none: an outbound one begins at its lease's first number, the
+    /// Adds SAs in one step, all or none: an outbound one begins at its lease's first number, the
     /// window of an inbound one treats every number up to the given one as seen.
     ///
     /// # Errors
@@ -81,12 +81,12 @@ impl Engine {
         spec: SaSpec,
         lease: Lease,
         peers: &mut Peers,
-    ) -> std::result::Result<Arc<Outbound>, &'static str> {
+    ) -> std::result::Result<Arc<OutboundEntry>, &'static str> {
         let peer = peers.place(&spec);
         let sa = OutboundSa::new(spec, lease).map_err(|_| "the lease is of no use")?;
-        sa.sealer(&self.shared.ciphers)
+        sa.sealer(&self.shared.aeads)
             .map_err(|_| "the provider does not have this suite")?;
-        Ok(Arc::new(Outbound {
+        Ok(Arc::new(OutboundEntry {
             sa,
             peer,
             gso_refused: OnceLock::new(),
@@ -99,28 +99,28 @@ impl Engine {
         spec: SaSpec,
         highest_seq: u64,
         peers: &mut Peers,
-    ) -> std::result::Result<Arc<Inbound>, &'static str> {
+    ) -> std::result::Result<Arc<InboundEntry>, &'static str> {
         let peer = peers.place(&spec);
         let sa = InboundSa::new(spec, highest_seq);
-        sa.opener(&self.shared.ciphers)
+        sa.opener(&self.shared.aeads)
             .map_err(|_| "the provider does not have this suite")?;
-        Ok(Arc::new(Inbound {
+        Ok(Arc::new(InboundEntry {
             sa,
             peer,
             heard: Heard::default(),
-            told_highest: AtomicU64::new(highest_seq),
+            reported_floor: AtomicU64::new(highest_seq),
             tallies: Tallies::new(self.workers()),
         }))
     }
 
-    /// Forget SAs: when this returns no worker seals or opens with them any more. For each, whether
+    /// Forgets SAs: when this returns no worker seals or opens with them any more. For each, whether
     /// it was outbound, and its last counters.
     ///
     /// # Errors
     /// `Argument` where there is none of a name; all are there still then.
     pub fn remove(&self, names: &[&str]) -> Result<Vec<(bool, SaCounters)>> {
         let tables = self.shared.tables.load_full();
-        let by_name: HashMap<&str, &Arc<Inbound>> = tables
+        let by_name: HashMap<&str, &Arc<InboundEntry>> = tables
             .inbound
             .values()
             .map(|entry| (&*entry.sa.spec.name, entry))
@@ -128,30 +128,30 @@ impl Engine {
         let found = names
             .iter()
             .map(|name| {
-                let outbound = tables.outbound.get(*name).map(Going::Outbound);
+                let outbound = tables.outbound.get(*name).map(Removal::Outbound);
                 outbound
-                    .or_else(|| by_name.get(name).copied().map(Going::Inbound))
+                    .or_else(|| by_name.get(name).copied().map(Removal::Inbound))
                     .ok_or(Error::Argument("there is no SA of this name"))
             })
             .collect::<Result<Vec<_>>>()?;
         self.change(|tables| {
-            for going in &found {
-                match going {
-                    Going::Outbound(entry) => drop(tables.outbound.remove(&entry.sa.spec.name)),
-                    Going::Inbound(entry) => drop(tables.inbound.remove(&entry.sa.spec.spi)),
+            for removal in &found {
+                match removal {
+                    Removal::Outbound(entry) => drop(tables.outbound.remove(&entry.sa.spec.name)),
+                    Removal::Inbound(entry) => drop(tables.inbound.remove(&entry.sa.spec.spi)),
                 }
             }
         })?;
         Ok(found
             .into_iter()
-            .map(|going| match going {
-                Going::Outbound(entry) => (true, outbound_counters(entry)),
-                Going::Inbound(entry) => (false, inbound_counters(entry)),
+            .map(|removal| match removal {
+                Removal::Outbound(entry) => (true, outbound_counters(entry)),
+                Removal::Inbound(entry) => (false, inbound_counters(entry)),
             })
             .collect())
     }
 
-    /// Put a new SPD in place in one step.
+    /// Puts a new SPD in place in one step.
     ///
     /// # Errors
     /// The kernel's.
@@ -160,7 +160,7 @@ impl Engine {
         self.change(|tables| tables.spd = spd)
     }
 
-    /// Give an outbound SA more sequence numbers.
+    /// Gives an outbound SA more sequence numbers.
     ///
     /// # Errors
     /// `Argument` where there is no such SA, or the lease goes back.
@@ -177,7 +177,7 @@ impl Engine {
             .map_err(|_| Error::Argument("the lease goes back"))
     }
 
-    /// Send a NAT keepalive for an outbound SA.
+    /// Sends a NAT keepalive for an outbound SA.
     ///
     /// # Errors
     /// The kernel's; `Argument` where there is no such SA.
@@ -188,7 +188,7 @@ impl Engine {
             .get(name)
             .ok_or(Error::Argument("there is no SA of this name"))?;
         let spec = &entry.sa.spec;
-        let outer = Outer {
+        let outer = OuterSocket {
             address: spec.local,
             encapsulation: spec.encapsulation,
         };
@@ -203,9 +203,9 @@ impl Engine {
 }
 
 /// An SA that is to be forgotten.
-enum Going<'a> {
-    Outbound(&'a Arc<Outbound>),
-    Inbound(&'a Arc<Inbound>),
+enum Removal<'a> {
+    Outbound(&'a Arc<OutboundEntry>),
+    Inbound(&'a Arc<InboundEntry>),
 }
 
 fn refused(sa: Arc<str>, why: &'static str) -> Refused {

@@ -1,12 +1,11 @@
-//! What an engine opens, and what of it a person may switch.
+//! The settings of an engine, and the offloads that a person may switch.
 
 use std::time::Duration;
 
 use bitflags::bitflags;
 use esp_core::esp::suite::Suite;
 use esp_core::provider::Choice;
-
-use esp_linux::tun::TunOffloads;
+use esp_linux::tun::TunFeatures;
 
 /// Workers at most; a TUN device has at most 256 queues.
 pub const MAX_WORKERS: usize = 64;
@@ -38,29 +37,29 @@ impl Offloads {
         (Self::MERGE, "merge"),
     ];
 
-    /// Find an offload by its name.
+    /// Finds an offload by its name.
     #[must_use]
     pub fn by_name(name: &str) -> Option<Self> {
         let found = Self::NAMES.iter().find(|(_, known)| *known == name);
         found.map(|(offload, _)| *offload)
     }
 
-    /// What is asked of the TUN: checksums are left to be computed only in super-packets' company,
-    /// so that without them what is read is as it would be on a wire.
+    /// The features asked of the TUN: checksums are left to be computed only in super-packets'
+    /// company, so that without them what is read is as it would be on a wire.
     #[must_use]
-    pub fn of_tun(self) -> TunOffloads {
-        let mut wanted = TunOffloads::empty();
+    pub fn tun_features(self) -> TunFeatures {
+        let mut wanted = TunFeatures::empty();
         if self.contains(Self::TSO) {
-            wanted |= TunOffloads::CSUM | TunOffloads::TSO;
+            wanted |= TunFeatures::CSUM | TunFeatures::TSO;
         }
         if self.contains(Self::USO) {
-            wanted |= TunOffloads::CSUM | TunOffloads::USO;
+            wanted |= TunFeatures::CSUM | TunFeatures::USO;
         }
         wanted
     }
 }
 
-/// What an engine opens.
+/// The settings of an engine, fixed when it starts.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The TUN device's name.
@@ -71,14 +70,14 @@ pub struct Settings {
     pub fwmark: u32,
     /// How many workers, at most [`MAX_WORKERS`]; None for the processors that the process may use.
     pub workers: Option<usize>,
-    /// Whether each worker stays on one processor.
+    /// True if each worker stays on one processor.
     pub pin_workers: bool,
     /// How long a worker that has carried something goes on looking before it sleeps.
     pub busy_poll: Duration,
-    /// What seals and opens.
+    /// The libraries that seal and open.
     pub provider: Choice,
     /// The suites with which the kernel does that before a library, by `AF_ALG`, as long as it can.
     pub af_alg: Vec<&'static Suite>,
-    /// What may be left to the kernel and the network card.
+    /// The work that may be left to the kernel and the network card.
     pub offloads: Offloads,
 }

@@ -1,13 +1,13 @@
-//! What of the settings is in use, and why not.
+//! The settings that are in use, and the reasons why others are not.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use esp_core::esp::sa::Encapsulation;
+use esp_linux::tun::TunFeatures;
 
 use super::lifecycle::Engine;
 use super::settings::Offloads;
-use esp_linux::tun::TunOffloads;
 
 /// Peers that are named where GSO is refused.
 const MAX_NAMED: usize = 4;
@@ -18,7 +18,7 @@ const NOT_IN_KERNEL: &str = "the kernel lacks it";
 pub struct OffloadStatus {
     /// Its name in the configuration.
     pub name: &'static str,
-    /// Whether it is in use.
+    /// True if it is in use.
     pub in_use: bool,
     /// One line for a person; empty where it is in use everywhere.
     pub why: String,
@@ -49,7 +49,7 @@ impl Engine {
         for suite in outbound.chain(inbound) {
             providers
                 .entry(suite.name)
-                .or_insert_with(|| self.shared.ciphers.of(suite));
+                .or_insert_with(|| self.shared.aeads.of(suite));
         }
         providers
     }
@@ -64,9 +64,9 @@ impl Engine {
             .peekable();
         let in_kernel = |has: bool| (has, if has { "" } else { NOT_IN_KERNEL }.to_string());
         match offload {
-            Offloads::TSO => in_kernel(on.contains(TunOffloads::TSO4 | TunOffloads::TSO6)),
-            Offloads::USO => in_kernel(on.contains(TunOffloads::USO)),
-            Offloads::MERGE if supported.contains(TunOffloads::USO) => (true, String::new()),
+            Offloads::TSO => in_kernel(on.contains(TunFeatures::TSO4 | TunFeatures::TSO6)),
+            Offloads::USO => in_kernel(on.contains(TunFeatures::USO)),
+            Offloads::MERGE if supported.contains(TunFeatures::USO) => (true, String::new()),
             Offloads::MERGE => (true, "TCP only: the kernel lacks USO".to_string()),
             _ if udp.peek().is_none() => (false, "no tunnel is in UDP".to_string()),
             Offloads::UDP_GRO => in_kernel(udp.all(|given| given.gro)),

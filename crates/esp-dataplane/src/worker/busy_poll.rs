@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 /// Decides how long the next wait may be.
 #[derive(Debug)]
-pub struct Patience {
+pub struct BusyPoll {
     busy: Duration,
     until: Option<Instant>,
 }
 
-impl Patience {
-    /// Look for so long after the last work; zero is to sleep at once.
+impl BusyPoll {
+    /// Looks for so long after the last work; zero is to sleep at once.
     #[must_use]
     pub const fn new(busy: Duration) -> Self {
         Self { busy, until: None }
@@ -41,25 +41,25 @@ mod tests {
     #[test]
     fn a_worker_looks_for_its_time_after_the_last_work_and_sleeps_then() {
         let began = Instant::now();
-        let mut patience = Patience::new(BUSY);
-        assert_eq!(patience.timeout(false, || began), None, "nothing yet");
-        assert_eq!(patience.timeout(true, || began), Some(Duration::ZERO));
+        let mut busy_poll = BusyPoll::new(BUSY);
+        assert_eq!(busy_poll.timeout(false, || began), None, "nothing yet");
+        assert_eq!(busy_poll.timeout(true, || began), Some(Duration::ZERO));
         let soon = began + SHORT;
-        assert_eq!(patience.timeout(false, || soon), Some(Duration::ZERO));
+        assert_eq!(busy_poll.timeout(false, || soon), Some(Duration::ZERO));
         // More work begins the time anew.
-        assert_eq!(patience.timeout(true, || soon), Some(Duration::ZERO));
+        assert_eq!(busy_poll.timeout(true, || soon), Some(Duration::ZERO));
         let later = soon + SHORT;
-        assert_eq!(patience.timeout(false, || later), Some(Duration::ZERO));
-        assert_eq!(patience.timeout(false, || soon + BUSY), None);
+        assert_eq!(busy_poll.timeout(false, || later), Some(Duration::ZERO));
+        assert_eq!(busy_poll.timeout(false, || soon + BUSY), None);
         // Once it slept, only work makes it look again.
-        assert_eq!(patience.timeout(false, || began), None);
+        assert_eq!(busy_poll.timeout(false, || began), None);
     }
 
     #[test]
     fn without_busy_polling_the_clock_is_never_read() {
-        let mut patience = Patience::new(Duration::ZERO);
+        let mut busy_poll = BusyPoll::new(Duration::ZERO);
         for worked in [true, false] {
-            assert_eq!(patience.timeout(worked, || panic!("the clock")), None);
+            assert_eq!(busy_poll.timeout(worked, || panic!("the clock")), None);
         }
     }
 }

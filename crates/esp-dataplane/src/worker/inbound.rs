@@ -1,7 +1,7 @@
 //! The way in, in the order in which it happens: socket, SPI, window, open, selectors, merge, TUN.
 //!
 //!   drain       receive merged datagrams, at most BUDGET buffers a call
-//!   expect      have several begun, where a kernel opens them
+//!   submit      several at once, where the kernel opens them
 //!   receive     one ESP packet: its SA
 //!     accept      window, opened into place, who sent it
 //!     inner       the inner packet of tunnel mode; the header that transport mode's payload had
@@ -22,15 +22,15 @@ use esp_core::offload::coalesce::{Coalescer, Merging, Ready};
 use esp_core::wire;
 use esp_core::wire::flow::{FlowCache, FlowKey};
 use esp_core::wire::inner::{transport_header, transport_header_len, tunnel_packet};
+use esp_linux::alg::MAX_IN_FLIGHT;
+use esp_linux::mem::Slots;
+use esp_linux::tun::{TunFeatures, TunQueue, TunWrite};
+use esp_linux::{RecvArena, RecvMeta, Result};
 
 use crate::events::Event;
 use crate::shared::Shared;
 use crate::socket::Socket;
-use crate::tables::{Inbound as Entry, Tables};
-use esp_linux::alg::MAX_IN_FLIGHT;
-use esp_linux::mem::Slots;
-use esp_linux::tun::{TunOffloads, TunQueue, TunWrite};
-use esp_linux::{RecvArena, RecvMeta, Result};
+use crate::tables::{InboundEntry, Tables};
 
 /// Buffers of one recvmmsg; with UDP GRO each holds up to 64 KiB of datagrams.
 const BUFFERS: usize = 16;
@@ -45,7 +45,7 @@ const VNET_LEN: usize = 10;
 
 /// An SA as this worker uses it.
 struct Slot {
-    entry: Arc<Entry>,
+    entry: Arc<InboundEntry>,
     opener: Opener,
     /// Bytes in front of the text for the header that transport mode's payload had.
     header_len: usize,
@@ -63,18 +63,18 @@ pub struct InboundPath {
     recent: usize,
     /// The SA, as an index of `slots`, that was last found to be allowed to carry a flow.
     flows: FlowCache<usize>,
-    /// Whether AEADs are told of packets before they are opened.
-    expects: bool,
+    /// True if packets are announced to the AEADs before they are opened.
+    submits: bool,
     coalescer: Coalescer,
 }
 
 impl InboundPath {
-    /// Make the buffers and the tables of a worker.
+    /// Makes the buffers and the tables of a worker.
     ///
     /// # Errors
     /// The kernel's, for memory.
-    pub fn new(worker: usize, shared: Arc<Shared>, offloads: TunOffloads) -> Result<Self> {
-        let expects = shared.ciphers.expect_packets();
+    pub fn new(worker: usize, shared: Arc<Shared>, offloads: TunFeatures) -> Result<Self> {
+        let submits = shared.aeads.works_in_batches();
         Ok(Self {
             worker,
             tables: shared.tables.load_full(),
@@ -84,17 +84,17 @@ impl InboundPath {
             by_spi: HashMap::new(),
             recent: 0,
             flows: FlowCache::new(FLOWS),
-            expects,
+            submits,
             coalescer: Coalescer::new(Merging {
                 vnet_len: VNET_LEN,
-                tcp: offloads.contains(TunOffloads::CSUM),
-                udp: offloads.contains(TunOffloads::USO4),
+                tcp: offloads.contains(TunFeatures::CSUM),
+                udp: offloads.contains(TunFeatures::USO4),
                 max_segments: MAX_SEGMENTS,
             }),
         })
     }
 
-    /// Use new tables from the next packet on; what was merged has been written.
+    /// Uses new tables from the next packet on; what was merged has been written.
     pub fn use_tables(&mut self, tables: Arc<Tables>) {
         self.tables = tables;
         self.slots.clear();
@@ -102,7 +102,7 @@ impl InboundPath {
         self.flows.clear();
     }
 
-    /// Take what the socket has, at most `BUDGET` calls' worth; the poller tells of the rest.
+    /// Takes what the socket has, at most `BUDGET` calls' worth; the poller tells of the rest.
     ///
     /// # Errors
     /// The kernel's, where the socket or the TUN is unusable.
@@ -121,7 +121,7 @@ impl InboundPath {
         self.flush(tun)
     }
 
-    /// Take a received buffer apart into its datagrams.
+    /// Takes a received buffer apart into its datagrams.
     fn split(
         &mut self,
         index: usize,
@@ -138,8 +138,8 @@ impl InboundPath {
                 .dropped(DropReason::TooShort, 1);
         }
         while at < meta.len {
-            if self.expects && at % (MAX_IN_FLIGHT * size) == 0 {
-                self.expect(index, at, size, meta, socket);
+            if self.submits && at % (MAX_IN_FLIGHT * size) == 0 {
+                self.submit(index, at, size, meta, socket);
             }
             let end = (at + size).min(meta.len);
             let verdict = if meta.truncated {
@@ -155,9 +155,9 @@ impl InboundPath {
         Ok(())
     }
 
-    /// Tell the AEADs of the datagrams that are next in a buffer: those that a kernel is given at
-    /// once. They may be anything.
-    fn expect(&mut self, index: usize, at: usize, size: usize, meta: &RecvMeta, socket: &Socket) {
+    /// Announces the datagrams that are next in a buffer to their AEADs: as many as a kernel is given
+    /// at once. They may be anything.
+    fn submit(&mut self, index: usize, at: usize, size: usize, meta: &RecvMeta, socket: &Socket) {
         if meta.truncated || !socket.is_udp() {
             return;
         }
@@ -170,12 +170,12 @@ impl InboundPath {
             if let Some(slot) = self.slot(spi) {
                 let Slot { entry, opener, .. } = &mut self.slots[slot];
                 let esp = part(&self.buffers, index, &range);
-                opener.expect(&entry.sa.window, esp);
+                opener.submit(&entry.sa.window, esp);
             }
         }
     }
 
-    /// Find the SA of a datagram; an error where it has none.
+    /// Finds the SA of a datagram; an error where it has none.
     fn receive(
         &mut self,
         index: usize,
@@ -235,7 +235,7 @@ impl InboundPath {
         let entry = Arc::clone(self.tables.inbound.get(&spi)?);
         let spec = &entry.sa.spec;
         self.slots.push(Slot {
-            opener: entry.sa.opener(&self.shared.ciphers).ok()?,
+            opener: entry.sa.opener(&self.shared.aeads).ok()?,
             header_len: match spec.mode {
                 Mode::Tunnel => 0,
                 Mode::Transport => transport_header_len(spec.local),
@@ -247,7 +247,7 @@ impl InboundPath {
         Some(index)
     }
 
-    /// Open a packet into place; the inner packet's length, when it may be delivered.
+    /// Opens a packet into place; the inner packet's length, when it may be delivered.
     fn accept(
         &mut self,
         index: usize,
@@ -303,7 +303,7 @@ impl InboundPath {
         Ok(length)
     }
 
-    /// Merge the packet in place with those before it, or write those.
+    /// Merges the packet in place with those before it, or writes those.
     fn deliver(&mut self, slot: usize, length: usize, tun: &TunQueue) -> Result<()> {
         match self.coalescer.accept(length, slot as u64) {
             Some(ready) => write(&ready, &self.slots, self.worker, tun),
@@ -311,7 +311,7 @@ impl InboundPath {
         }
     }
 
-    /// Write what was merged.
+    /// Writes what was merged.
     ///
     /// # Errors
     /// The kernel's, where the TUN is unusable.
@@ -329,7 +329,7 @@ fn part<'a>(buffers: &'a Slots, index: usize, range: &Range<usize>) -> &'a [u8] 
     buffer.get(range.clone()).unwrap_or_default()
 }
 
-fn follow(entry: &Entry, src: SocketAddr, shared: &Shared) {
+fn follow(entry: &InboundEntry, src: SocketAddr, shared: &Shared) {
     if entry.peer.follow(src, &entry.heard, Instant::now()) {
         let name = Arc::clone(&entry.sa.spec.name);
         shared.events.push(Event::PeerAddressChanged(name, src));

@@ -8,29 +8,29 @@ use esp_linux::poll::Waker;
 
 use crate::socket::Socket;
 use crate::sync::lock;
-use crate::tables::Outer;
+use crate::tables::OuterSocket;
 
-/// What the control plane asks of a worker.
+/// A request of the control plane to a worker.
 pub enum Command {
     /// Serve one more outer socket.
-    Open(Outer, Socket),
+    Open(OuterSocket, Socket),
     /// Close one.
-    Close(Outer),
+    Close(OuterSocket),
     /// Send a keepalive through the socket of this outer address.
-    Keepalive(Outer, SocketAddr),
+    Keepalive(OuterSocket, SocketAddr),
 }
 
-/// What a worker is reached by.
+/// The commands that wait for a worker, and the generation of its tables.
 pub struct Mailbox {
     commands: Mutex<Vec<Command>>,
     pub(super) waker: Waker,
     /// The generation of the tables that the worker uses; all of them once it has ended.
-    pub(super) uses: Mutex<u64>,
-    moved: Condvar,
+    pub(super) generation_in_use: Mutex<u64>,
+    generation_changed: Condvar,
 }
 
 impl Mailbox {
-    /// Make an empty one.
+    /// Makes an empty one.
     ///
     /// # Errors
     /// The kernel's.
@@ -38,12 +38,12 @@ impl Mailbox {
         Ok(Self {
             commands: Mutex::default(),
             waker: Waker::new()?,
-            uses: Mutex::new(0),
-            moved: Condvar::new(),
+            generation_in_use: Mutex::new(0),
+            generation_changed: Condvar::new(),
         })
     }
 
-    /// Give the worker a command.
+    /// Gives the worker a command.
     ///
     /// # Errors
     /// The kernel's.
@@ -52,7 +52,7 @@ impl Mailbox {
         self.waker.wake()
     }
 
-    /// Wake the worker, to see that the tables changed or that it is to end.
+    /// Wakes the worker, to see that the tables changed or that it is to end.
     ///
     /// # Errors
     /// The kernel's.
@@ -60,25 +60,25 @@ impl Mailbox {
         self.waker.wake()
     }
 
-    /// Wait until the worker uses these tables, or has ended.
-    pub fn wait_for(&self, generation: u64) {
-        let mut uses = lock(&self.uses);
-        while *uses < generation {
-            uses = self
-                .moved
-                .wait(uses)
+    /// Waits until the worker uses these tables, or has ended.
+    pub fn wait_for_generation(&self, generation: u64) {
+        let mut in_use = lock(&self.generation_in_use);
+        while *in_use < generation {
+            in_use = self
+                .generation_changed
+                .wait(in_use)
                 .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// Say that the worker has ended: it uses no tables any more.
-    pub fn ended(&self) {
-        self.uses(u64::MAX);
+    /// Says that the worker has ended: it uses no tables any more.
+    pub fn announce_end(&self) {
+        self.announce(u64::MAX);
     }
 
-    pub(super) fn uses(&self, generation: u64) {
-        *lock(&self.uses) = generation;
-        self.moved.notify_all();
+    pub(super) fn announce(&self, generation: u64) {
+        *lock(&self.generation_in_use) = generation;
+        self.generation_changed.notify_all();
     }
 
     pub(super) fn take(&self) -> Result<Vec<Command>> {

@@ -10,5 +10,5 @@ mod targets;
 mod thread;
 
 pub(crate) use mailbox::{Command, Mailbox};
-pub(crate) use supervise::live;
+pub(crate) use supervise::run_supervised;
 pub(crate) use thread::Worker;

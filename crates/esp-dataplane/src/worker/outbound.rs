@@ -5,7 +5,7 @@
 //!     reassemble   transport mode's fragments
 //!     targets      selectors, once a flow: targets.rs
 //!     protect      numbers; each segment sealed behind the one before it
-//!   flush        send the run of equal-sized ESP packets, whatever flows they are of, when each is
+//!   flush        send the batch of equal-sized ESP packets, whatever flows they are of, when each is
 //!                whole
 
 use std::collections::HashMap;
@@ -21,26 +21,26 @@ use esp_core::wire::flow::FlowKey;
 use esp_core::wire::inner::{transport_payload, tunnel_next_header};
 use esp_core::wire::reassembly::Reassembler;
 use esp_core::wire::{self, VnetHdr};
-
-use super::batch::{Flushed, Packet, Run, Sender, longest};
-use super::targets::{Targets, Verdict};
-use crate::events::Event;
-use crate::shared::Shared;
-use crate::socket::Socket;
-use crate::tables::{Outer, Tables};
 use esp_linux::mem::Region;
 use esp_linux::tun::{MAX_PACKET, TunQueue, TunRead};
 use esp_linux::udp::path_mtu;
 use esp_linux::{Error, Result, SendArena, SendOutcome, Transmit};
 
+use super::batch::{Batch, BatchOutcome, BatchSender, Packet, max_packets};
+use super::targets::{PacketResult, Targets};
+use crate::events::Event;
+use crate::shared::Shared;
+use crate::socket::Socket;
+use crate::tables::{OuterSocket, Tables};
+
 /// Super-packets a call: up to 4 MiB, then the other direction has its turn.
 const BUDGET: usize = 64;
-/// Bytes of sealed packets that one run may have, and room for one more packet.
+/// Bytes of sealed packets that one batch may have, and room for one more packet.
 const OUT_LEN: usize = 2 * (MAX_PACKET + 512);
 /// Packets of one sendmmsg.
 const SEND_BATCH: usize = 64;
-/// Packets that a run may have, and at least what one send takes.
-const MAX_RUN: usize = 128;
+/// Packets that a batch may have, and at least what one send takes.
+const MAX_BATCH: usize = 128;
 /// RFC 8200 5: no IPv6 link takes less.
 const MIN_IPV6_MTU: usize = 1280;
 
@@ -68,17 +68,17 @@ pub struct OutboundPath {
     input: Region,
     output: Region,
     arena: SendArena,
-    run: Option<Run>,
-    /// Those of the run.
+    batch: Option<Batch>,
+    /// The packets of the batch, as they were before they were sealed.
     packets: Vec<Packet>,
-    /// What made a socket unusable, until `drain` ends the worker with it.
+    /// The error that made a socket unusable, until `drain` ends the worker with it.
     failed: Option<Error>,
     reassembler: Reassembler,
     began: Instant,
 }
 
 impl OutboundPath {
-    /// Make the buffers and the tables of a worker.
+    /// Makes the buffers and the tables of a worker.
     ///
     /// # Errors
     /// The kernel's, for memory.
@@ -90,39 +90,43 @@ impl OutboundPath {
             input: Region::new(MAX_PACKET + TRAILER_ROOM)?,
             output: Region::new(OUT_LEN)?,
             arena: SendArena::new(SEND_BATCH),
-            run: None,
-            packets: Vec::with_capacity(MAX_RUN),
+            batch: None,
+            packets: Vec::with_capacity(MAX_BATCH),
             failed: None,
             reassembler: Reassembler::default(),
             began: Instant::now(),
         })
     }
 
-    /// Use new tables from the next packet on; what is sealed has been flushed.
+    /// Uses new tables from the next packet on; what is sealed has been flushed.
     pub fn use_tables(&mut self, tables: Arc<Tables>) {
         // What a full socket did not take goes on waiting, if its SA is still there.
-        let waiting = self.run.take().and_then(|run| {
-            let entry = Arc::clone(&self.targets.get(run.slot)?.entry);
-            Some((run, entry))
+        let waiting = self.batch.take().and_then(|batch| {
+            let entry = Arc::clone(&self.targets.get(batch.slot)?.entry);
+            Some((batch, entry))
         });
         self.targets.replace(tables);
-        if let Some((mut run, entry)) = waiting {
+        if let Some((mut batch, entry)) = waiting {
             if let Some(index) = self.targets.again(&entry) {
-                run.slot = index;
-                self.run = Some(run);
+                batch.slot = index;
+                self.batch = Some(batch);
             } else {
-                let left = self.packets.len() - run.packets_done();
+                let left = self.packets.len() - batch.packets_done();
                 let tally = entry.tallies.of(self.worker);
                 tally.dropped(DropReason::SendError, left as u64);
             }
         }
     }
 
-    /// Forward what the TUN has, at most `BUDGET` super-packets.
+    /// Forwards what the TUN has, at most `BUDGET` super-packets.
     ///
     /// # Errors
     /// The kernel's, where the TUN or a socket is unusable.
-    pub fn drain(&mut self, tun: &TunQueue, sockets: &HashMap<Outer, Socket>) -> Result<Drained> {
+    pub fn drain(
+        &mut self,
+        tun: &TunQueue,
+        sockets: &HashMap<OuterSocket, Socket>,
+    ) -> Result<Drained> {
         // What a full socket left behind goes first; until it is gone, nothing is read.
         if !self.flush(sockets)? {
             return Ok(Drained::Blocked);
@@ -140,8 +144,8 @@ impl OutboundPath {
                         csum_offset: header.csum_offset,
                     };
                     let mut packets = 1;
-                    let verdict = self.forward(&vnet, length, &mut packets, sockets);
-                    if let Err(reason) = verdict {
+                    let forwarded = self.forward(&vnet, length, &mut packets, sockets);
+                    if let Err(reason) = forwarded {
                         let tally = self.shared.outbound.of(self.worker);
                         tally.dropped(reason, packets as u64);
                     }
@@ -163,15 +167,15 @@ impl OutboundPath {
         })
     }
 
-    /// Seal the segments of a packet that was read; an error where they, which are `packets`, have
+    /// Seals the segments of a packet that was read; an error where they, which are `packets`, have
     /// no SA.
     fn forward(
         &mut self,
         vnet: &VnetHdr,
         length: usize,
         packets: &mut usize,
-        sockets: &HashMap<Outer, Socket>,
-    ) -> Verdict<()> {
+        sockets: &HashMap<OuterSocket, Socket>,
+    ) -> PacketResult<()> {
         let mut segments = Segmenter::new(vnet, &mut self.input, length)?;
         *packets = segments.count();
         let mut length = length;
@@ -198,7 +202,7 @@ impl OutboundPath {
         Ok(())
     }
 
-    /// Join a fragment with those before it; the length of the whole, now in the buffer.
+    /// Joins a fragment with those before it; the length of the whole, now in the buffer.
     fn reassemble(&mut self, index: usize, length: usize) -> Option<usize> {
         let before = self.reassembler.dropped();
         let joined = self
@@ -221,15 +225,15 @@ impl OutboundPath {
         }
     }
 
-    /// Seal what is `left` of a packet; an error for all that is left then.
+    /// Seals what is `left` of a packet; an error for all that is left then.
     fn protect(
         &mut self,
         index: usize,
         segments: &mut Segmenter,
         left: &mut usize,
         whole: bool,
-        sockets: &HashMap<Outer, Socket>,
-    ) -> Verdict<()> {
+        sockets: &HashMap<OuterSocket, Socket>,
+    ) -> PacketResult<()> {
         let (offset, next_header) = if self.targets[index].transport {
             transport_payload(&self.input)?
         } else {
@@ -256,10 +260,10 @@ impl OutboundPath {
                     }
                 }
                 let slot = &self.targets[index];
-                let most = sockets
-                    .get(&slot.outer)
-                    .map_or(1, |socket| longest(socket, &slot.entry, size, &self.arena));
-                self.begin(index, size, tos, whole, most);
+                let max_packets = sockets.get(&slot.outer).map_or(1, |socket| {
+                    max_packets(socket, &slot.entry, size, &self.arena)
+                });
+                self.begin(index, size, tos, whole, max_packets);
             }
             self.seal(index, seq, range, (offset, next_header, ipv6))?;
             *left -= 1;
@@ -268,7 +272,7 @@ impl OutboundPath {
     }
 
     /// Sequence numbers for as many of `left` segments as there are in one piece.
-    fn numbers(&self, index: usize, left: usize) -> Verdict<RangeInclusive<u64>> {
+    fn numbers(&self, index: usize, left: usize) -> PacketResult<RangeInclusive<u64>> {
         let entry = &self.targets[index].entry;
         let seq = &entry.sa.seq;
         let name = || Arc::clone(&entry.sa.spec.name);
@@ -285,25 +289,25 @@ impl OutboundPath {
         numbers.map(|numbers| numbers.first..=numbers.last())
     }
 
-    /// Whether a packet of `size` bytes may follow those of the run.
+    /// Tells whether a packet of `size` bytes may follow those of the batch.
     fn fits(&self, index: usize, size: usize, tos: u8, whole: bool) -> bool {
-        self.run.as_ref().is_some_and(|run| {
-            (run.slot, run.tos, run.may_fragment) == (index, tos, whole)
-                && !run.closed
-                && size <= run.segment
-                && self.packets.len() < run.most
+        self.batch.as_ref().is_some_and(|batch| {
+            (batch.slot, batch.tos, batch.may_fragment) == (index, tos, whole)
+                && !batch.closed
+                && size <= batch.segment
+                && self.packets.len() < batch.max_packets
         })
     }
 
-    fn begin(&mut self, index: usize, size: usize, tos: u8, whole: bool, most: usize) {
+    fn begin(&mut self, index: usize, size: usize, tos: u8, whole: bool, max_packets: usize) {
         self.packets.clear();
-        self.run = Some(Run {
+        self.batch = Some(Batch {
             slot: index,
             dst: self.targets[index].entry.peer.address(),
             tos,
             segment: size,
             len: 0,
-            most: most.min(OUT_LEN / size.max(1)).clamp(1, MAX_RUN),
+            max_packets: max_packets.min(OUT_LEN / size.max(1)).clamp(1, MAX_BATCH),
             done: 0,
             closed: false,
             may_fragment: whole,
@@ -316,8 +320,8 @@ impl OutboundPath {
         seq: u64,
         range: Range<usize>,
         (offset, next_header, ipv6): (usize, u8, bool),
-    ) -> Verdict<()> {
-        let Some(run) = self.run.as_mut() else {
+    ) -> PacketResult<()> {
+        let Some(batch) = self.batch.as_mut() else {
             return Err(DropReason::QueueFull);
         };
         let payload_len = range.len() - offset;
@@ -326,10 +330,10 @@ impl OutboundPath {
             &mut self.input[range.start + offset..],
             payload_len,
             next_header,
-            &mut self.output[run.len..],
+            &mut self.output[batch.len..],
         )?;
-        run.len += size;
-        run.closed = size < run.segment;
+        batch.len += size;
+        batch.closed = size < batch.segment;
         self.packets.push(Packet {
             bytes: range.len() as u64,
             any_link: ipv6 && range.len() <= MIN_IPV6_MTU,
@@ -337,7 +341,7 @@ impl OutboundPath {
         Ok(())
     }
 
-    /// Send a NAT keepalive (RFC 3948 2.3), whatever becomes of it.
+    /// Sends a NAT keepalive (RFC 3948 2.3), whatever becomes of it.
     pub fn keepalive(&mut self, socket: &Socket, peer: SocketAddr) {
         let message = Transmit {
             dst: peer,
@@ -345,61 +349,61 @@ impl OutboundPath {
             segment_size: 0,
             tos: 0,
         };
-        let sending = socket.send_run(&mut self.arena, &message);
+        let sending = socket.send_gso(&mut self.arena, &message);
         if sending.is_ok_and(|sending| matches!(sending.outcome, SendOutcome::Sent(_))) {
             self.shared.outbound.of(self.worker).carried(1, 0);
         }
     }
 
-    /// Send the run; false where the socket is full and it has to wait.
+    /// Sends the batch; false where the socket is full and it has to wait.
     ///
     /// # Errors
     /// The kernel's, where the socket is unusable.
-    pub fn flush(&mut self, sockets: &HashMap<Outer, Socket>) -> Result<bool> {
-        let Some(mut run) = self.run.take() else {
+    pub fn flush(&mut self, sockets: &HashMap<OuterSocket, Socket>) -> Result<bool> {
+        let Some(mut batch) = self.batch.take() else {
             return Ok(true);
         };
-        let Some(slot) = self.targets.get_mut(run.slot) else {
+        let Some(slot) = self.targets.get_mut(batch.slot) else {
             return Ok(true);
         };
         let tally = slot.entry.tallies.of(self.worker);
-        let sealed = self.output[..run.len].chunks_mut(run.segment.max(1));
-        if let Err(reason) = slot.sealer.finish(sealed) {
+        let sealed = self.output[..batch.len].chunks_mut(batch.segment.max(1));
+        if let Err(reason) = slot.sealer.complete(sealed) {
             tally.dropped(reason, self.packets.len() as u64);
             return Ok(true);
         }
         let Some(socket) = sockets.get(&slot.outer) else {
-            let left = self.packets.len() - run.packets_done();
+            let left = self.packets.len() - batch.packets_done();
             tally.dropped(DropReason::SendError, left as u64);
             return Ok(true);
         };
-        let mut sender = Sender {
+        let mut sender = BatchSender {
             socket,
             arena: &mut self.arena,
             entry: &slot.entry,
             tally,
             events: &self.shared.events,
         };
-        let flushed = sender.flush(&mut run, &self.packets, &self.output)?;
-        if flushed == Flushed::Blocked {
-            run.closed = true;
-            self.run = Some(run);
+        let flushed = sender.flush(&mut batch, &self.packets, &self.output)?;
+        if flushed == BatchOutcome::Blocked {
+            batch.closed = true;
+            self.batch = Some(batch);
             return Ok(false);
         }
-        if flushed == Flushed::TooBig {
-            self.ask_path_mtu(&run);
+        if flushed == BatchOutcome::TooBig {
+            self.ask_path_mtu(&batch);
         }
         Ok(true)
     }
 
-    fn ask_path_mtu(&mut self, run: &Run) {
+    fn ask_path_mtu(&mut self, batch: &Batch) {
         let now = self.began.elapsed();
-        let slot = &mut self.targets[run.slot];
+        let slot = &mut self.targets[batch.slot];
         if now < slot.next_mtu_question {
             return;
         }
         slot.next_mtu_question = now + MTU_QUESTION_INTERVAL;
-        let remote = run.dst.ip();
+        let remote = batch.dst.ip();
         if let Ok(mtu) = path_mtu(remote, self.shared.fwmark) {
             self.shared.events.push(Event::PathMtuChanged(remote, mtu));
         }

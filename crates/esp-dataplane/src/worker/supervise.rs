@@ -7,9 +7,9 @@ use esp_linux::Result;
 use super::mailbox::Mailbox;
 use crate::events::{Event, Events};
 
-/// Be the thread that does a worker's `work`: when that ends before it was to, the control plane
-/// hears why, in a line that begins with `name`.
-pub(crate) fn live(
+/// Does a worker's `work` on its thread. When that ends before it was to, the control plane is told
+/// why, in a line that begins with `name`.
+pub(crate) fn run_supervised(
     name: &str,
     mailbox: &Mailbox,
     events: &Events,
@@ -17,7 +17,7 @@ pub(crate) fn live(
 ) {
     let ended = catch_unwind(AssertUnwindSafe(work));
     // It has no tables any more: who waits for that must not wait for ever.
-    mailbox.ended();
+    mailbox.announce_end();
     let reason = match ended {
         Ok(Ok(())) => return,
         Ok(Err(error)) => error.to_string(),
@@ -28,7 +28,7 @@ pub(crate) fn live(
             format!("panicked: {}", text.unwrap_or("for no reason"))
         }
     };
-    events.push(Event::Failed(format!("{name}: {reason}")));
+    events.push(Event::EngineFailed(format!("{name}: {reason}")));
 }
 
 #[cfg(test)]
@@ -43,8 +43,8 @@ mod tests {
     fn told_of(work: impl FnOnce() -> Result<()>) -> Vec<Event> {
         let mailbox = Mailbox::new().unwrap();
         let events = Events::new(Waker::new().unwrap());
-        live("esp0: worker 1", &mailbox, &events, work);
-        assert_eq!(*lock(&mailbox.uses), u64::MAX);
+        run_supervised("esp0: worker 1", &mailbox, &events, work);
+        assert_eq!(*lock(&mailbox.generation_in_use), u64::MAX);
         events.take()
     }
 
@@ -58,10 +58,10 @@ mod tests {
         });
         let reason =
             "esp0: worker 1: panicked: index out of bounds: the len is 3 but the index is 7";
-        assert_eq!(panicked, [Event::Failed(reason.into())]);
+        assert_eq!(panicked, [Event::EngineFailed(reason.into())]);
         let failed = told_of(|| Err(Error::Argument("the TUN device is gone")));
         let reason = "esp0: worker 1: the TUN device is gone";
-        assert_eq!(failed, [Event::Failed(reason.into())]);
+        assert_eq!(failed, [Event::EngineFailed(reason.into())]);
         assert_eq!(told_of(|| Ok(())), []);
     }
 }

@@ -8,24 +8,24 @@ use std::time::Duration;
 use esp_core::DropReason;
 use esp_core::esp::encap::Sealer;
 use esp_core::esp::sa::Mode;
-use esp_core::policy::spd::Action;
+use esp_core::policy::spd::PolicyAction;
 use esp_core::wire::flow::{FlowCache, FlowKey};
 use esp_core::wire::{self, Inner};
 
 use crate::shared::Shared;
-use crate::tables::{Outbound as Entry, Outer, Tables};
+use crate::tables::{OutboundEntry, OuterSocket, Tables};
 
 /// Flows whose SA is remembered.
 const FLOWS: usize = 8192;
 
 /// Of one packet: what came of it, or why it goes no further.
-pub(crate) type Verdict<T> = std::result::Result<T, DropReason>;
+pub(crate) type PacketResult<T> = std::result::Result<T, DropReason>;
 
 /// An SA as this worker uses it.
 pub(crate) struct Slot {
-    pub(crate) entry: Arc<Entry>,
+    pub(crate) entry: Arc<OutboundEntry>,
     pub(crate) sealer: Sealer,
-    pub(crate) outer: Outer,
+    pub(crate) outer: OuterSocket,
     pub(crate) transport: bool,
     pub(crate) next_mtu_question: Duration,
 }
@@ -36,7 +36,7 @@ pub(crate) struct Targets {
     tables: Arc<Tables>,
     slots: Vec<Slot>,
     by_name: HashMap<Arc<str>, usize>,
-    flows: FlowCache<Verdict<usize>>,
+    flows: FlowCache<PacketResult<usize>>,
 }
 
 impl Targets {
@@ -50,7 +50,7 @@ impl Targets {
         }
     }
 
-    /// Use new tables; no index of before is good any more.
+    /// Uses new tables; no index of before is good any more.
     pub(crate) fn replace(&mut self, tables: Arc<Tables>) {
         self.tables = tables;
         self.slots.clear();
@@ -59,7 +59,7 @@ impl Targets {
     }
 
     /// The index of an SA of former tables, where it is in these.
-    pub(crate) fn again(&mut self, entry: &Arc<Entry>) -> Option<usize> {
+    pub(crate) fn again(&mut self, entry: &Arc<OutboundEntry>) -> Option<usize> {
         let now = self.tables.outbound.get(&entry.sa.spec.name)?;
         Arc::ptr_eq(now, entry).then(|| self.slot_of(entry))?
     }
@@ -73,7 +73,7 @@ impl Targets {
     }
 
     /// The SA of a packet whose flow has this key.
-    pub(crate) fn of(&mut self, packet: &[u8], key: Option<FlowKey>) -> Verdict<usize> {
+    pub(crate) fn of(&mut self, packet: &[u8], key: Option<FlowKey>) -> PacketResult<usize> {
         if let Some(&target) = key.as_ref().and_then(|key| self.flows.get(key)) {
             return target;
         }
@@ -87,13 +87,13 @@ impl Targets {
         target
     }
 
-    fn look_up(&mut self, inner: &Inner, spread: u64) -> Verdict<usize> {
+    fn look_up(&mut self, inner: &Inner, spread: u64) -> PacketResult<usize> {
         let tables = Arc::clone(&self.tables);
         let policy = tables.spd.lookup(inner).ok_or(DropReason::NoPolicy)?;
         match policy.action {
-            Action::Discard => return Err(DropReason::PolicyDiscard),
-            Action::Bypass => return Err(DropReason::PolicyBypass),
-            Action::Protect => {}
+            PolicyAction::Discard => return Err(DropReason::PolicyDiscard),
+            PolicyAction::Bypass => return Err(DropReason::PolicyBypass),
+            PolicyAction::Protect => {}
         }
         let entry = policy
             .sa_of(spread)
@@ -107,14 +107,14 @@ impl Targets {
         self.slot_of(entry).ok_or(DropReason::NoSa)
     }
 
-    fn slot_of(&mut self, entry: &Arc<Entry>) -> Option<usize> {
+    fn slot_of(&mut self, entry: &Arc<OutboundEntry>) -> Option<usize> {
         let spec = &entry.sa.spec;
         if let Some(&index) = self.by_name.get(&spec.name) {
             return Some(index);
         }
         self.slots.push(Slot {
-            sealer: entry.sa.sealer(&self.shared.ciphers).ok()?,
-            outer: Outer {
+            sealer: entry.sa.sealer(&self.shared.aeads).ok()?,
+            outer: OuterSocket {
                 address: spec.local,
                 encapsulation: spec.encapsulation,
             },
@@ -128,7 +128,7 @@ impl Targets {
     }
 
     /// The transport-mode SA that may carry what a packet is a fragment of, if any.
-    pub(crate) fn transport_candidate(&mut self, packet: &[u8]) -> Verdict<Option<usize>> {
+    pub(crate) fn transport_candidate(&mut self, packet: &[u8]) -> PacketResult<Option<usize>> {
         let inner = wire::parse(packet)?;
         if !inner.fragment {
             return Ok(None);

@@ -5,16 +5,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use esp_linux::poll::{Events, Interest, Poller};
-use esp_linux::tun::{TunOffloads, TunQueue};
+use esp_linux::tun::{TunFeatures, TunQueue};
 use esp_linux::{Error, RecvArena, Result};
 
-use super::busy_poll::Patience;
+use super::busy_poll::BusyPoll;
 use super::inbound::InboundPath;
 use super::mailbox::{Command, Mailbox};
 use super::outbound::{Drained, OutboundPath};
 use crate::shared::Shared;
 use crate::socket::Socket;
-use crate::tables::Outer;
+use crate::tables::OuterSocket;
 
 const WAKER: u64 = 0;
 const TUN: u64 = 1;
@@ -28,19 +28,19 @@ pub struct Worker {
     mailbox: Arc<Mailbox>,
     tun: TunQueue,
     poller: Poller,
-    sockets: HashMap<Outer, Socket>,
-    tokens: HashMap<u64, Outer>,
+    sockets: HashMap<OuterSocket, Socket>,
+    tokens: HashMap<u64, OuterSocket>,
     next_token: u64,
     outbound: OutboundPath,
     inbound: InboundPath,
     arena: RecvArena,
-    patience: Patience,
+    busy_poll: BusyPoll,
     generation: u64,
     blocked: bool,
 }
 
 impl Worker {
-    /// Make a worker with its TUN queue and no outer sockets; `merge` is whether neighbours are
+    /// Makes a worker with its TUN queue and no outer sockets; `merge` is whether neighbours are
     /// merged before the TUN write.
     ///
     /// # Errors
@@ -59,12 +59,12 @@ impl Worker {
         let mergeable = if merge {
             tun.supported()
         } else {
-            TunOffloads::empty()
+            TunFeatures::empty()
         };
         Ok(Self {
             outbound: OutboundPath::new(index, Arc::clone(&shared))?,
             inbound: InboundPath::new(index, Arc::clone(&shared), mergeable)?,
-            patience: Patience::new(busy_poll),
+            busy_poll: BusyPoll::new(busy_poll),
             generation: shared.tables.load().generation,
             shared,
             mailbox,
@@ -78,13 +78,13 @@ impl Worker {
         })
     }
 
-    /// What the worker is reached by.
+    /// The mailbox that the worker is reached by.
     #[must_use]
     pub fn mailbox(&self) -> Arc<Mailbox> {
         Arc::clone(&self.mailbox)
     }
 
-    /// Carry packets until the workers are to end.
+    /// Carries packets until the workers are to end.
     ///
     /// # Errors
     /// The kernel's, where the TUN or a socket is unusable.
@@ -92,13 +92,13 @@ impl Worker {
         let mut ready = Events::new(MAX_READY);
         let mut worked = false;
         while !self.shared.stopping() {
-            let timeout = self.patience.timeout(worked, Instant::now);
+            let timeout = self.busy_poll.timeout(worked, Instant::now);
             self.poller.wait(&mut ready, timeout)?;
             worked = false;
             for event in ready.iter() {
                 worked |= event.token != WAKER;
                 match event.token {
-                    WAKER => self.obey()?,
+                    WAKER => self.handle_commands()?,
                     TUN => self.drain_tun()?,
                     token => self.serve(token, event.readable, event.writable)?,
                 }
@@ -160,10 +160,10 @@ impl Worker {
         let tables = Arc::clone(&tables);
         self.outbound.use_tables(Arc::clone(&tables));
         self.inbound.use_tables(tables);
-        self.mailbox.uses(self.generation);
+        self.mailbox.announce(self.generation);
     }
 
-    fn obey(&mut self) -> Result<()> {
+    fn handle_commands(&mut self) -> Result<()> {
         for command in self.mailbox.take()? {
             match command {
                 Command::Open(outer, socket) => {

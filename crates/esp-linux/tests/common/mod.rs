@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use esp_linux::poll::{Events, Interest, Poller};
-use esp_linux::udp::{UdpOffloads, UdpSocket};
+use esp_linux::udp::{UdpFeatures, UdpSocket};
 use esp_linux::{RecvArena, RecvMeta, SocketOptions};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -85,16 +85,16 @@ pub fn options(local: &str) -> SocketOptions {
     }
 }
 
-pub const ALL: UdpOffloads = UdpOffloads {
+pub const ALL: UdpFeatures = UdpFeatures {
     gso: true,
     gro: true,
 };
-pub const NONE: UdpOffloads = UdpOffloads {
+pub const NONE: UdpFeatures = UdpFeatures {
     gso: false,
     gro: false,
 };
 
-pub fn udp(local: &str, wanted: UdpOffloads) -> UdpSocket {
+pub fn udp(local: &str, wanted: UdpFeatures) -> UdpSocket {
     let mut group = UdpSocket::bind_group(&options(local), wanted, 1).unwrap();
     group.remove(0)
 }

@@ -3,9 +3,9 @@
 use bitflags::bitflags;
 
 bitflags! {
-    /// What the kernel may leave undone in packets that are read (`TUNSETOFFLOAD`).
+    /// The work that the kernel may leave undone in packets that are read (`TUNSETOFFLOAD`).
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    pub struct TunOffloads: libc::c_uint {
+    pub struct TunFeatures: libc::c_uint {
         /// Checksums of TCP and UDP.
         const CSUM = libc::TUN_F_CSUM;
         /// Segmentation of TCP over IPv4.
@@ -26,30 +26,30 @@ bitflags! {
     }
 }
 
-/// What to try, the newest features leaving first.
-pub(crate) fn downwards(wanted: TunOffloads) -> [TunOffloads; 5] {
-    let without_uso = wanted - TunOffloads::USO;
+/// The combinations to try, the newest features leaving first.
+pub(crate) fn downwards(wanted: TunFeatures) -> [TunFeatures; 5] {
+    let without_uso = wanted - TunFeatures::USO;
     [
         wanted,
         without_uso,
-        without_uso - TunOffloads::TSO_ECN,
-        without_uso - TunOffloads::TSO,
-        TunOffloads::empty(),
+        without_uso - TunFeatures::TSO_ECN,
+        without_uso - TunFeatures::TSO,
+        TunFeatures::empty(),
     ]
 }
 
 /// Leaves out what the kernel would refuse for want of another: all without CSUM, CWR without TCP,
 /// one USO without the other.
-pub(crate) fn sensible(wanted: TunOffloads) -> TunOffloads {
+pub(crate) fn sensible(wanted: TunFeatures) -> TunFeatures {
     let mut wanted = wanted;
-    if !wanted.contains(TunOffloads::CSUM) {
-        return TunOffloads::empty();
+    if !wanted.contains(TunFeatures::CSUM) {
+        return TunFeatures::empty();
     }
-    if !wanted.intersects(TunOffloads::TSO4 | TunOffloads::TSO6) {
-        wanted -= TunOffloads::TSO_ECN;
+    if !wanted.intersects(TunFeatures::TSO4 | TunFeatures::TSO6) {
+        wanted -= TunFeatures::TSO_ECN;
     }
-    if !wanted.contains(TunOffloads::USO) {
-        wanted -= TunOffloads::USO;
+    if !wanted.contains(TunFeatures::USO) {
+        wanted -= TunFeatures::USO;
     }
     wanted
 }
@@ -60,24 +60,24 @@ mod tests {
 
     #[test]
     fn offloads_that_need_another_go_with_it() {
-        let (csum, tso4) = (TunOffloads::CSUM, TunOffloads::TSO4);
+        let (csum, tso4) = (TunFeatures::CSUM, TunFeatures::TSO4);
         for (wanted, sensible_of_them) in [
-            (TunOffloads::all(), TunOffloads::all()),
-            (TunOffloads::TSO, TunOffloads::empty()),
-            (csum | TunOffloads::TSO_ECN, csum),
-            (csum | TunOffloads::USO6, csum),
-            (csum | tso4 | TunOffloads::USO4, csum | tso4),
+            (TunFeatures::all(), TunFeatures::all()),
+            (TunFeatures::TSO, TunFeatures::empty()),
+            (csum | TunFeatures::TSO_ECN, csum),
+            (csum | TunFeatures::USO6, csum),
+            (csum | tso4 | TunFeatures::USO4, csum | tso4),
         ] {
             assert_eq!(sensible(wanted), sensible_of_them, "{wanted:?}");
         }
     }
     #[test]
     fn less_and_less_is_tried_of_what_was_wanted() {
-        let (csum, tso4, tso6) = (TunOffloads::CSUM, TunOffloads::TSO4, TunOffloads::TSO6);
+        let (csum, tso4, tso6) = (TunFeatures::CSUM, TunFeatures::TSO4, TunFeatures::TSO6);
         let tcp = csum | tso4 | tso6;
-        let all = TunOffloads::all();
-        let none = TunOffloads::empty();
-        let tries = [all, csum | TunOffloads::TSO, tcp, csum, none];
+        let all = TunFeatures::all();
+        let none = TunFeatures::empty();
+        let tries = [all, csum | TunFeatures::TSO, tcp, csum, none];
         assert_eq!(downwards(all), tries);
         let tries = [csum | tso4, csum | tso4, csum | tso4, csum, none];
         assert_eq!(downwards(csum | tso4), tries);

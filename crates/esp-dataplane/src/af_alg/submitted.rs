@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use esp_core::esp::aead::NONCE_LEN;
+use esp_linux::alg::{Failure, Request};
 
 use super::request::{Answer, Head, KernelKey};
-use esp_linux::alg::{Failure, Request};
 
 /// One packet, and what has come of it.
 struct Packet {
@@ -18,17 +18,17 @@ struct Packet {
     text: Option<Result<Range<usize>, Failure>>,
 }
 
-/// The packets that were heard of, in the order in which they are to be opened. Each answer is for
+/// The packets that were submitted, in the order in which they are to be opened. Each answer is for
 /// the very bytes that it was made of: which packet's turn it is in the end, `answer` looks at.
 #[derive(Default)]
-pub(super) struct Ahead {
+pub(super) struct SubmittedOpens {
     packets: VecDeque<Packet>,
     /// Sealed packets, then their texts.
     bytes: Vec<u8>,
 }
 
-impl Ahead {
-    /// Give the kernel a packet, if it has room.
+impl SubmittedOpens {
+    /// Gives the kernel a packet, if it has room.
     pub(super) fn send<K: KernelKey>(
         &mut self,
         key: &mut K,
@@ -57,7 +57,7 @@ impl Ahead {
         Ok(())
     }
 
-    /// What the kernel has made of a packet; None where that was not heard of.
+    /// The kernel's answer to a packet; None where that was not submitted.
     pub(super) fn answer<K: KernelKey>(
         &mut self,
         key: &mut K,
