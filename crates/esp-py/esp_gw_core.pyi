@@ -1,11 +1,51 @@
-"""The native data plane of esp_gw: worker threads between a TUN device and ESP."""
+"""The native data plane of esp_gw: worker threads between a TUN device and ESP.
 
-from typing import Any, final
+Every class but `NativeEngine` is immutable. Constructors raise ValueError for a value that can not
+be, and OverflowError for a number that doesn't fit.
+"""
 
-__all__ = ["NativeEngine", "__version__", "aes_path", "measure_aead"]
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import ClassVar, Literal, final
+
+__all__ = [
+    "AfAlgLost",
+    "Counters",
+    "Direction",
+    "Encapsulation",
+    "EngineFailed",
+    "GsoRefused",
+    "HardExpired",
+    "InboundSa",
+    "Lease",
+    "LeaseLow",
+    "Mode",
+    "NativeEngine",
+    "OffloadStatus",
+    "Offloads",
+    "OutboundSa",
+    "OuterSocket",
+    "PathMtuChanged",
+    "PeerAddressChanged",
+    "Policy",
+    "PolicyAction",
+    "PortRange",
+    "Sa",
+    "SaCounters",
+    "Selector",
+    "Settings",
+    "SoftExpired",
+    "__version__",
+    "aes_path",
+    "measure_aead",
+]
+
+_Address = IPv4Address | IPv6Address
+_Network = IPv4Network | IPv6Network
 
 __version__: str
 aes_path: str
+"""The processor's instructions for AES-GCM, "none" where it has none."""
 
 def measure_aead(provider: str, suite: str, size: int, packets: int) -> float:
     """Seal `packets` packets of `size` bytes with a random key; nanoseconds a packet.
@@ -15,30 +55,334 @@ def measure_aead(provider: str, suite: str, size: int, packets: int) -> float:
     a wrong answer by AF_ALG; OSError where the kernel refuses.
     """
 
-_Prefix = tuple[str, int]
-_Ports = tuple[int, int] | None
-_Selector = tuple[_Prefix, _Prefix, int | None, _Ports, _Ports]
-_Policy = tuple[str, str, list[_Selector], list[str]]
-_Counters = tuple[int, int, list[tuple[str, int]]]
-_Sa = tuple[str, bool, _Counters, int, int, str, int]
+@final
+class Mode:
+    """The part of a packet that ESP protects: all of it, or its payload."""
+
+    TUNNEL: ClassVar[Mode]
+    TRANSPORT: ClassVar[Mode]
+
+@final
+class Encapsulation:
+    """How ESP travels: in UDP, or as IP protocol 50."""
+
+    UDP: ClassVar[Encapsulation]
+    NONE: ClassVar[Encapsulation]
+
+@final
+class Direction:
+    """The way that an SA or a packet goes, seen from this gateway."""
+
+    OUTBOUND: ClassVar[Direction]
+    INBOUND: ClassVar[Direction]
+
+@final
+class PolicyAction:
+    """The fate of a packet that a policy matches."""
+
+    PROTECT: ClassVar[PolicyAction]
+    BYPASS: ClassVar[PolicyAction]
+    DISCARD: ClassVar[PolicyAction]
+
+@final
+class Offloads:
+    """The offloads that are wanted; each is used where the kernel has it."""
+
+    def __new__(
+        cls, *, tso: bool, uso: bool, udp_gso: bool, udp_gro: bool, merge: bool
+    ) -> Offloads: ...
+
+@final
+class Settings:
+    """The settings of an engine, fixed when it starts.
+
+    `provider` is "auto" or a library's name, `af_alg` the names of the suites that the kernel seals
+    and opens as long as it can, `workers` None for the processors that the process may use.
+    """
+
+    def __new__(
+        cls,
+        *,
+        interface: str,
+        port: int,
+        fwmark: int,
+        workers: int | None,
+        pin_workers: bool,
+        busy_poll_us: int,
+        provider: str,
+        af_alg: Sequence[str],
+        offloads: Offloads,
+    ) -> Settings: ...
+
+@final
+class OuterSocket:
+    """One outer socket of the gateway: its local address, and how ESP travels through it."""
+
+    def __new__(cls, address: _Address, encapsulation: Encapsulation) -> OuterSocket: ...
+
+@final
+class PortRange:
+    """Ports `first` to `last`, both included."""
+
+    def __new__(cls, first: int, last: int) -> PortRange: ...
+
+@final
+class Selector:
+    """Inner packets that an SA carries or a policy is about; None is any."""
+
+    def __new__(
+        cls,
+        local: _Network,
+        remote: _Network,
+        protocol: int | None,
+        local_port: PortRange | None,
+        remote_port: PortRange | None,
+    ) -> Selector: ...
+
+@final
+class Policy:
+    """One entry of the SPD; `sas` are the names of a protect policy's outbound SAs."""
+
+    def __new__(
+        cls,
+        name: str,
+        action: PolicyAction,
+        selectors: Sequence[Selector],
+        sas: Sequence[str],
+    ) -> Policy: ...
+
+@final
+class Sa:
+    """One SA as it is wanted. `keymat` is key and salt; nothing gives them back."""
+
+    def __new__(
+        cls,
+        *,
+        name: str,
+        spi: int,
+        suite: str,
+        keymat: bytes,
+        mode: Mode,
+        encapsulation: Encapsulation,
+        local: _Address,
+        remote: _Address,
+        remote_port: int,
+        selectors: Sequence[Selector],
+        esn: bool,
+        replay_window: int,
+        pair: str | None,
+        tunnel: str | None,
+    ) -> Sa: ...
+
+@final
+class Lease:
+    """Sequence numbers `first` to `end - 1`."""
+
+    def __new__(cls, first: int, end: int) -> Lease: ...
+
+@final
+class OutboundSa:
+    """An outbound SA that begins at its lease's first number."""
+
+    def __new__(cls, sa: Sa, lease: Lease) -> OutboundSa: ...
+
+@final
+class InboundSa:
+    """An inbound SA whose window treats every number up to `highest_seq` as seen."""
+
+    def __new__(cls, sa: Sa, highest_seq: int) -> InboundSa: ...
+
+@final
+class Counters:
+    """Counters of packets that belong to no SA; `packets` are keepalives."""
+
+    @property
+    def packets(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def drops(self) -> dict[str, int]: ...
+
+@final
+class SaCounters:
+    """Counters of one SA.
+
+    `seq` is the next number of an outbound SA and the highest accepted one of an inbound SA,
+    `lease_end` the first number behind the lease, 0 for an inbound SA. `remote` and `remote_port`
+    are the peer's present address.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def direction(self) -> Direction: ...
+    @property
+    def packets(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def drops(self) -> dict[str, int]: ...
+    @property
+    def seq(self) -> int: ...
+    @property
+    def lease_end(self) -> int: ...
+    @property
+    def remote(self) -> _Address: ...
+    @property
+    def remote_port(self) -> int: ...
+
+@final
+class OffloadStatus:
+    """One offload: whether it is in use, and why it is not, or not everywhere."""
+
+    @property
+    def in_use(self) -> bool: ...
+    @property
+    def why(self) -> str: ...
+
+@final
+class LeaseLow:
+    """Half of an outbound SA's lease is used."""
+
+    __match_args__: ClassVar[tuple[Literal["sa"]]]
+    def __new__(cls, sa: str) -> LeaseLow: ...
+    @property
+    def sa(self) -> str: ...
+
+@final
+class SoftExpired:
+    """An eighth of an SA's sequence numbers is left."""
+
+    __match_args__: ClassVar[tuple[Literal["sa"]]]
+    def __new__(cls, sa: str) -> SoftExpired: ...
+    @property
+    def sa(self) -> str: ...
+
+@final
+class HardExpired:
+    """An SA has no sequence number left."""
+
+    __match_args__: ClassVar[tuple[Literal["sa"]]]
+    def __new__(cls, sa: str) -> HardExpired: ...
+    @property
+    def sa(self) -> str: ...
+
+@final
+class PeerAddressChanged:
+    """An inbound SA's newest authenticated packet came from elsewhere: replies go there now."""
+
+    __match_args__: ClassVar[tuple[Literal["sa"], Literal["address"], Literal["port"]]]
+    def __new__(cls, sa: str, address: _Address, port: int) -> PeerAddressChanged: ...
+    @property
+    def sa(self) -> str: ...
+    @property
+    def address(self) -> _Address: ...
+    @property
+    def port(self) -> int: ...
+
+@final
+class PathMtuChanged:
+    """The kernel knows the path MTU to `remote`: bytes, outer IP header included."""
+
+    __match_args__: ClassVar[tuple[Literal["remote"], Literal["mtu"]]]
+    def __new__(cls, remote: _Address, mtu: int) -> PathMtuChanged: ...
+    @property
+    def remote(self) -> _Address: ...
+    @property
+    def mtu(self) -> int: ...
+
+@final
+class GsoRefused:
+    """The kernel refuses GSO sends to `remote`, with the errno `error`: packets go singly now."""
+
+    __match_args__: ClassVar[tuple[Literal["remote"], Literal["error"]]]
+    def __new__(cls, remote: _Address, error: str) -> GsoRefused: ...
+    @property
+    def remote(self) -> _Address: ...
+    @property
+    def error(self) -> str: ...
+
+@final
+class AfAlgLost:
+    """AF_ALG has failed and is not used any more; every SA goes on in the library."""
+
+    __match_args__: ClassVar[tuple[Literal["reason"]]]
+    def __new__(cls, reason: str) -> AfAlgLost: ...
+    @property
+    def reason(self) -> str: ...
+
+@final
+class EngineFailed:
+    """A worker can't go on."""
+
+    __match_args__: ClassVar[tuple[Literal["reason"]]]
+    def __new__(cls, reason: str) -> EngineFailed: ...
+    @property
+    def reason(self) -> str: ...
+
+_Event = (
+    LeaseLow
+    | SoftExpired
+    | HardExpired
+    | PeerAddressChanged
+    | PathMtuChanged
+    | GsoRefused
+    | AfAlgLost
+    | EngineFailed
+)
 
 @final
 class NativeEngine:
-    def __new__(cls, settings: Any) -> NativeEngine: ...
-    def workers(self) -> int: ...
-    def offloads(self) -> list[tuple[str, bool, str]]: ...
-    def providers(self) -> dict[str, str]: ...
-    def event_fd(self) -> int: ...
-    def take_events(self) -> list[tuple[str, str, str, int]]: ...
-    def set_sockets(self, wanted: list[tuple[str, str]]) -> None: ...
-    def install(
-        self, outbound: list[tuple[Any, tuple[int, int]]], inbound: list[tuple[Any, int]]
-    ) -> None: ...
-    def remove(self, names: list[str]) -> list[_Sa]: ...
-    def sent(self, name: str) -> int: ...
-    def replace_policies(self, policies: list[_Policy]) -> None: ...
-    def extend_lease(self, name: str, numbers: tuple[int, int]) -> None: ...
-    def keepalive(self, name: str) -> None: ...
-    def sas(self) -> list[_Sa]: ...
-    def advanced(self) -> list[tuple[str, int]]: ...
-    def rest(self) -> tuple[_Counters, _Counters]: ...
+    """The data plane: a TUN device with worker threads, which end with the object.
+
+    Methods that name an SA raise ValueError where there is no such SA, and all that ask the kernel
+    for something raise OSError where it refuses.
+    """
+
+    def __new__(cls, settings: Settings) -> NativeEngine:
+        """Create the TUN device and start the workers."""
+
+    def workers(self) -> int:
+        """Return the number of workers."""
+
+    def offloads(self) -> dict[str, OffloadStatus]:
+        """Return the offloads by their names in the configuration."""
+
+    def providers(self) -> dict[str, str]:
+        """Return what seals and opens the suites in use, by their names."""
+
+    def event_fd(self) -> int:
+        """Return a descriptor that is readable while events wait."""
+
+    def take_events(self) -> list[_Event]:
+        """Return the events that wait, and forget them."""
+
+    def set_sockets(self, wanted: Sequence[OuterSocket]) -> None:
+        """Open the outer sockets that are missing, then close those not named."""
+
+    def install(self, outbound: Sequence[OutboundSa], inbound: Sequence[InboundSa]) -> None:
+        """Add SAs in one step, all or none. A ValueError begins with the SA's name and a colon."""
+
+    def remove(self, names: Sequence[str]) -> list[SaCounters]:
+        """Forget SAs in one step, all or none; the final counters are in the order of `names`."""
+
+    def sent(self, name: str) -> int:
+        """Return the packets that an outbound SA has sent."""
+
+    def replace_policies(self, policies: Sequence[Policy]) -> None:
+        """Put a new SPD in place in one step, in the order given."""
+
+    def extend_lease(self, name: str, lease: Lease) -> None:
+        """Give an outbound SA more sequence numbers, used after those it has."""
+
+    def keepalive(self, name: str) -> None:
+        """Send a NAT keepalive for an outbound SA."""
+
+    def sas(self) -> list[SaCounters]:
+        """Return the counters of every SA."""
+
+    def advanced_replay_floors(self) -> dict[str, int]:
+        """Return the inbound SAs whose windows advanced since the last call, and how far."""
+
+    def rest(self, direction: Direction) -> Counters:
+        """Return the counters of packets that belong to no SA."""

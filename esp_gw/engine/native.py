@@ -7,10 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from ipaddress import ip_address
-from typing import Any
+from typing import assert_never
 
-import esp_gw_core
+import esp_gw_core as core
 
 from esp_gw.crypto import probe
 from esp_gw.crypto.aead import AfAlgStatus
@@ -32,9 +31,37 @@ from esp_gw.engine.base import (
     SaCounters,
     SoftExpired,
 )
-from esp_gw.engine.refusals import TUN_DEVICE, socket_refused, tun_not_created, tun_not_opened
+from esp_gw.engine.refusals import (
+    TUN_DEVICE,
+    socket_refused,
+    tun_not_created,
+    tun_not_opened,
+)
 from esp_gw.errors import EngineError
-from esp_gw.model import AF_ALG_ON, Direction, Encapsulation, Lease, Policy, Sa, Selector
+from esp_gw.model import (
+    AF_ALG_ON,
+    Action,
+    Direction,
+    Encapsulation,
+    Lease,
+    Mode,
+    Policy,
+    PortRange,
+    Sa,
+    Selector,
+)
+
+_MODES = {Mode.TUNNEL: core.Mode.TUNNEL, Mode.TRANSPORT: core.Mode.TRANSPORT}
+_ENCAPSULATIONS = {
+    Encapsulation.UDP: core.Encapsulation.UDP,
+    Encapsulation.NONE: core.Encapsulation.NONE,
+}
+_ACTIONS = {
+    Action.PROTECT: core.PolicyAction.PROTECT,
+    Action.BYPASS: core.PolicyAction.BYPASS,
+    Action.DISCARD: core.PolicyAction.DISCARD,
+}
+_Wanted = core.OutboundSa | core.InboundSa
 
 
 class NativeEngine:
@@ -46,9 +73,9 @@ class NativeEngine:
         self._loop = asyncio.get_running_loop()
         self._keepalives: dict[int, dict[str, int]] = {}
         self._timers: dict[int, asyncio.TimerHandle] = {}
-        self._removed: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+        self._removed: dict[Direction, Counter[str]] = {way: Counter() for way in Direction}
         self._removed_drops: Counter[str] = Counter()
-        self._waiting: list[tuple[Sa, tuple[Any, Any]]] | None = None
+        self._waiting: list[tuple[Sa, _Wanted]] | None = None
 
     def open(self, settings: EngineSettings, on_event: Callable[[Event], None]) -> None:
         """Create the TUN device and start the workers. Raises EngineError."""
@@ -57,12 +84,11 @@ class NativeEngine:
         self._af_alg = probe.choose(settings.af_alg, sealer)
         self._af_alg_required = settings.af_alg == AF_ALG_ON
         try:
-            self._core: Any = esp_gw_core.NativeEngine(_Settings(settings, self._af_alg))
+            self._core = core.NativeEngine(_settings(settings, self._af_alg))
         except OSError as error:
             opening = TUN_DEVICE in str(error.strerror)
-            raise (tun_not_opened if opening else tun_not_created)(
-                settings.interface, error
-            ) from None
+            refused = tun_not_opened if opening else tun_not_created
+            raise refused(settings.interface, error) from None
         except ValueError as error:
             raise EngineError(f"the native engine: {error}") from None
         self._settings = settings
@@ -87,39 +113,49 @@ class NativeEngine:
         self._set_sockets(wanted)
 
     def _set_sockets(self, wanted: Sequence[OuterSocket]) -> None:
-        self._core.set_sockets([(str(s.address), s.encapsulation.value) for s in wanted])
+        self._core.set_sockets(
+            [
+                core.OuterSocket(outer.address, _ENCAPSULATIONS[outer.encapsulation])
+                for outer in wanted
+            ]
+        )
         self._outers = list(wanted)
 
     def install_outbound(self, sa: Sa, lease: Lease) -> None:
         """Add an outbound SA that begins at the lease's first sequence number."""
-        self._install(sa, (_Arguments(sa), (lease.first, lease.end)))
+        with _blamed_on(sa):
+            wanted = core.OutboundSa(_sa(sa), core.Lease(lease.first, lease.end))
+        self._install(sa, wanted)
 
     def install_inbound(self, sa: Sa, highest_seq: int) -> None:
         """Add an inbound SA whose window treats every number up to `highest_seq` as seen."""
-        self._install(sa, (_Arguments(sa), highest_seq))
+        with _blamed_on(sa):
+            wanted = core.InboundSa(_sa(sa), highest_seq)
+        self._install(sa, wanted)
 
-    def _install(self, sa: Sa, arguments: tuple[Any, Any]) -> None:
+    def _install(self, sa: Sa, wanted: _Wanted) -> None:
         status = self._af_alg[sa.suite.name]
         if self._af_alg_required and not status.in_use:
             raise probe.unavailable(status.why)
         if self._waiting is not None:
-            self._waiting.append((sa, arguments))
+            self._waiting.append((sa, wanted))
         else:
             with self.at_once():
-                self._install(sa, arguments)
+                self._install(sa, wanted)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """Collect what is installed inside; the workers get new tables once, at its end."""
-        waiting = self._waiting = []
+        waiting: list[tuple[Sa, _Wanted]] = []
+        self._waiting = waiting
         try:
             yield
         finally:
             self._waiting = None
-        ways = (Direction.OUTBOUND, Direction.INBOUND)
-        lists = [[given for sa, given in waiting if sa.direction is way] for way in ways]
+        outbound = [wanted for _, wanted in waiting if isinstance(wanted, core.OutboundSa)]
+        inbound = [wanted for _, wanted in waiting if isinstance(wanted, core.InboundSa)]
         try:
-            self._core.install(*lists)
+            self._core.install(outbound, inbound)
         except ValueError as error:
             # It begins with the SA's name.
             where, _, text = str(error).partition(": ")
@@ -141,10 +177,10 @@ class NativeEngine:
                 sas.pop(name, None)
         return [self._fold(sa) for sa in found]
 
-    def _fold(self, found: tuple[Any, ...]) -> SaCounters:
+    def _fold(self, found: core.SaCounters) -> SaCounters:
         """Keep in the totals what a removed SA has counted."""
         final = _sa_counters(found)
-        totals = self._removed[found[1]]
+        totals = self._removed[_direction(found)]
         totals["packets"] += final.packets
         totals["bytes"] += final.bytes
         self._removed_drops.update(final.drops)
@@ -152,22 +188,12 @@ class NativeEngine:
 
     def replace_policies(self, policies: Sequence[Policy]) -> None:
         """Put a new SPD in place in one step, in the order given."""
-        self._core.replace_policies(
-            [
-                (
-                    policy.name,
-                    policy.action.value,
-                    [_selector(selector) for selector in policy.selectors],
-                    policy.sas,
-                )
-                for policy in policies
-            ]
-        )
+        self._core.replace_policies([_policy(policy) for policy in policies])
 
     def extend_lease(self, name: str, lease: Lease) -> None:
         """Give an outbound SA more sequence numbers, used after those it has."""
         try:
-            self._core.extend_lease(name, (lease.first, lease.end))
+            self._core.extend_lease(name, core.Lease(lease.first, lease.end))
         except ValueError as error:
             raise EngineError(str(error), where=name) from None
 
@@ -177,27 +203,30 @@ class NativeEngine:
         totals = {way: Counter(counts) for way, counts in self._removed.items()}
         drops = Counter(self._removed_drops)
         for found in self._core.sas():
-            sa = sas[found[0]] = _sa_counters(found)
-            totals[found[1]]["packets"] += sa.packets
-            totals[found[1]]["bytes"] += sa.bytes
+            sa = sas[found.name] = _sa_counters(found)
+            direction = _direction(found)
+            totals[direction]["packets"] += sa.packets
+            totals[direction]["bytes"] += sa.bytes
             drops.update(sa.drops)
-        (keepalives_out, _, drops_out), (keepalives_in, _, drops_in) = self._core.rest()
-        drops.update(dict(drops_out))
-        drops.update(dict(drops_in))
+        rest_out = self._core.rest(core.Direction.OUTBOUND)
+        rest_in = self._core.rest(core.Direction.INBOUND)
+        drops.update(rest_out.drops)
+        drops.update(rest_in.drops)
+        outbound, inbound = totals[Direction.OUTBOUND], totals[Direction.INBOUND]
         return Counters(
-            packets_out=totals[True]["packets"],
-            bytes_out=totals[True]["bytes"],
-            packets_in=totals[False]["packets"],
-            bytes_in=totals[False]["bytes"],
-            keepalives_out=keepalives_out,
-            keepalives_in=keepalives_in,
+            packets_out=outbound["packets"],
+            bytes_out=outbound["bytes"],
+            packets_in=inbound["packets"],
+            bytes_in=inbound["bytes"],
+            keepalives_out=rest_out.packets,
+            keepalives_in=rest_in.packets,
             drops=dict(drops),
             sas=sas,
         )
 
     def advanced(self) -> dict[str, int]:
         """Return how far the inbound SAs came whose windows advanced since the last call."""
-        return dict(self._core.advanced())
+        return self._core.advanced_replay_floors()
 
     def status(self) -> EngineStatus:
         """How it works: what it uses of what there is, and why not more."""
@@ -207,34 +236,37 @@ class NativeEngine:
             pinned=self._settings.pin_workers,
             busy_poll_us=self._settings.busy_poll_us,
             provider=providers,
-            aes=esp_gw_core.aes_path,
+            aes=core.aes_path,
             offload={
-                name: OffloadStatus(in_use, why) for name, in_use, why in self._core.offloads()
+                name: OffloadStatus(status.in_use, status.why)
+                for name, status in self._core.offloads().items()
             },
             af_alg={suite: self._af_alg[suite] for suite in providers},
         )
 
     def _take_events(self) -> None:
-        for kind, text, address, number in self._core.take_events():
-            match kind:
-                case "lease-low":
-                    self._on_event(LeaseLow(text))
-                case "soft-expired":
-                    self._on_event(SoftExpired(text))
-                case "hard-expired":
-                    self._on_event(HardExpired(text))
-                case "peer-address-changed":
-                    self._on_event(PeerAddressChanged(text, ip_address(address), number))
-                case "path-mtu-changed":
-                    self._on_event(PathMtuChanged(ip_address(address), number))
-                case "gso-refused":
-                    self._on_event(GsoRefused(ip_address(address), text))
-                case "af-alg-lost":
-                    self._af_alg = probe.without(self._af_alg, text)
+        for event in self._core.take_events():
+            match event:
+                case core.LeaseLow(sa):
+                    self._on_event(LeaseLow(sa))
+                case core.SoftExpired(sa):
+                    self._on_event(SoftExpired(sa))
+                case core.HardExpired(sa):
+                    self._on_event(HardExpired(sa))
+                case core.PeerAddressChanged(sa, address, port):
+                    self._on_event(PeerAddressChanged(sa, address, port))
+                case core.PathMtuChanged(remote, mtu):
+                    self._on_event(PathMtuChanged(remote, mtu))
+                case core.GsoRefused(remote, error):
+                    self._on_event(GsoRefused(remote, error))
+                case core.AfAlgLost(reason):
+                    self._af_alg = probe.without(self._af_alg, reason)
                     self._af_alg_required = False
-                    self._on_event(AfAlgLost(text))
-                case "failed":
-                    self._on_event(EngineFailed(text))
+                    self._on_event(AfAlgLost(reason))
+                case core.EngineFailed(reason):
+                    self._on_event(EngineFailed(reason))
+                case _:
+                    assert_never(event)
 
     def _arm_keepalives(self, period: int) -> None:
         self._timers[period] = self._loop.call_later(period / 2, self._send_keepalives, period)
@@ -252,55 +284,79 @@ class NativeEngine:
         self._arm_keepalives(period)
 
 
-class _Settings:
-    """The settings as the extension reads them, attribute by attribute."""
-
-    def __init__(self, settings: EngineSettings, af_alg: Mapping[str, AfAlgStatus]) -> None:
-        self.interface = settings.interface
-        self.port = settings.port
-        self.fwmark = settings.fwmark
-        self.workers = settings.workers
-        self.pin_workers = settings.pin_workers
-        self.busy_poll_us = settings.busy_poll_us
-        self.provider = settings.provider
-        self.af_alg = [name for name, status in af_alg.items() if status.in_use]
-        self.offloads = [name for name, wanted in asdict(settings.offload).items() if wanted]
+@contextmanager
+def _blamed_on(sa: Sa) -> Iterator[None]:
+    """Turn the extension's ValueError into an EngineError that names the SA."""
+    try:
+        yield
+    except ValueError as error:
+        raise EngineError(str(error), where=sa.name) from None
 
 
-class _Arguments:
-    """An SA as the extension reads it, attribute by attribute."""
-
-    def __init__(self, sa: Sa) -> None:
-        self.name = sa.name
-        self.spi = sa.spi
-        self.suite = sa.suite.name
-        self.keymat = sa.keymat.to_bytes()
-        self.mode = sa.mode.value
-        self.encapsulation = sa.encapsulation.value
-        self.local = str(sa.local)
-        self.remote = str(sa.remote)
-        self.remote_port = sa.remote_port
-        self.selectors = [_selector(selector) for selector in sa.selectors]
-        self.esn = sa.esn
-        self.replay_window = sa.replay_window
-        self.pair = sa.pair
-        self.tunnel = sa.tunnel
+def _direction(found: core.SaCounters) -> Direction:
+    outbound = found.direction == core.Direction.OUTBOUND
+    return Direction.OUTBOUND if outbound else Direction.INBOUND
 
 
-def _selector(selector: Selector) -> tuple[Any, ...]:
-    return (
-        (str(selector.local.network_address), selector.local.prefixlen),
-        (str(selector.remote.network_address), selector.remote.prefixlen),
+def _settings(settings: EngineSettings, af_alg: Mapping[str, AfAlgStatus]) -> core.Settings:
+    return core.Settings(
+        interface=settings.interface,
+        port=settings.port,
+        fwmark=settings.fwmark,
+        workers=settings.workers,
+        pin_workers=settings.pin_workers,
+        busy_poll_us=settings.busy_poll_us,
+        provider=settings.provider,
+        af_alg=[name for name, status in af_alg.items() if status.in_use],
+        offloads=core.Offloads(**asdict(settings.offload)),
+    )
+
+
+def _sa(sa: Sa) -> core.Sa:
+    return core.Sa(
+        name=sa.name,
+        spi=sa.spi,
+        suite=sa.suite.name,
+        keymat=sa.keymat.to_bytes(),
+        mode=_MODES[sa.mode],
+        encapsulation=_ENCAPSULATIONS[sa.encapsulation],
+        local=sa.local,
+        remote=sa.remote,
+        remote_port=sa.remote_port,
+        selectors=[_selector(selector) for selector in sa.selectors],
+        esn=sa.esn,
+        replay_window=sa.replay_window,
+        pair=sa.pair,
+        tunnel=sa.tunnel,
+    )
+
+
+def _policy(policy: Policy) -> core.Policy:
+    selectors = [_selector(selector) for selector in policy.selectors]
+    return core.Policy(policy.name, _ACTIONS[policy.action], selectors, policy.sas)
+
+
+def _selector(selector: Selector) -> core.Selector:
+    return core.Selector(
+        selector.local,
+        selector.remote,
         selector.protocol,
         _ports(selector.local_port),
         _ports(selector.remote_port),
     )
 
 
-def _ports(ports: Any) -> tuple[int, int] | None:
-    return None if ports is None else (ports.first, ports.last)
+def _ports(ports: PortRange | None) -> core.PortRange | None:
+    return None if ports is None else core.PortRange(ports.first, ports.last)
 
 
-def _sa_counters(found: tuple[Any, ...]) -> SaCounters:
-    _, _, (packets, size, drops), seq, lease_end, address, port = found
-    return SaCounters(packets, size, seq, lease_end, ip_address(address), port, dict(drops))
+def _sa_counters(found: core.SaCounters) -> SaCounters:
+    return SaCounters(
+        found.packets,
+        found.bytes,
+        found.seq,
+        found.lease_end,
+        found.remote,
+        found.remote_port,
+        found.drops,
+    )

@@ -33,7 +33,8 @@ pub enum Encapsulation {
     None,
 }
 
-/// The secret of one SA: never shown, zeroed when it is dropped.
+/// The secret of one SA: never shown, zeroed when it is dropped, as is every copy.
+#[derive(Clone)]
 pub struct KeyMaterial {
     key: Zeroizing<Vec<u8>>,
     salt: Zeroizing<[u8; SALT_LEN]>,
@@ -70,7 +71,7 @@ impl fmt::Debug for KeyMaterial {
 }
 
 /// One SA as it is wanted; what changes while it runs is in `OutboundSa` and `InboundSa`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SaSpec {
     /// The SA's name.
     pub name: Arc<str>,

@@ -1,0 +1,135 @@
+//! The engine, as the control plane commands it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, AsRawFd};
+
+use esp_dataplane::engine::Engine;
+use pyo3::prelude::*;
+
+use crate::counters::{Counters, Direction, OffloadStatus, SaCounters};
+use crate::errors::{os_error, value_error};
+use crate::events::Event;
+use crate::policy::Policy;
+use crate::sa::{InboundSa, Lease, OutboundSa};
+use crate::settings::{OuterSocket, Settings};
+
+/// The data plane: worker threads between a TUN device and ESP.
+#[pyclass(module = "esp_gw_core")]
+pub(crate) struct NativeEngine(Engine);
+
+#[pymethods]
+impl NativeEngine {
+    #[new]
+    fn new(py: Python<'_>, settings: &Settings) -> PyResult<Self> {
+        #[cfg(feature = "null-cipher")]
+        if std::env::var_os("ESP_GW_NULL_CIPHER").is_none() {
+            return Err(value_error(
+                "it was built for benchmarks and protects nothing; \
+                 'pip install --force-reinstall ./crates/esp-py' brings the ordinary one",
+            ));
+        }
+        let settings = settings.0.clone();
+        py.detach(|| Engine::start(settings))
+            .map(Self)
+            .map_err(|error| os_error(&error))
+    }
+
+    fn workers(&self) -> usize {
+        self.0.workers()
+    }
+
+    fn offloads(&self) -> HashMap<&'static str, OffloadStatus> {
+        let offloads = self.0.offloads().into_iter();
+        offloads
+            .map(|offload| (offload.name, offload.into()))
+            .collect()
+    }
+
+    fn providers(&self) -> BTreeMap<&'static str, String> {
+        self.0.providers()
+    }
+
+    fn event_fd(&self) -> i32 {
+        self.0.events().waker().as_fd().as_raw_fd()
+    }
+
+    fn take_events(&self) -> Vec<Event> {
+        let events = self.0.events().take().into_iter();
+        events.map(Event::from).collect()
+    }
+
+    fn set_sockets(&mut self, py: Python<'_>, wanted: Vec<Py<OuterSocket>>) -> PyResult<()> {
+        let wanted: Vec<_> = wanted.iter().map(|socket| socket.get().0).collect();
+        py.detach(|| self.0.set_sockets(&wanted))
+            .map_err(|error| os_error(&error))
+    }
+
+    fn install(
+        &self,
+        py: Python<'_>,
+        outbound: Vec<Py<OutboundSa>>,
+        inbound: Vec<Py<InboundSa>>,
+    ) -> PyResult<()> {
+        py.detach(|| {
+            let outbound = outbound.iter().map(|sa| sa.get().wanted()).collect();
+            let inbound = inbound.iter().map(|sa| sa.get().wanted()).collect();
+            self.0.install(outbound, inbound)
+        })
+        .map_err(value_error)
+    }
+
+    fn remove(&self, py: Python<'_>, names: Vec<String>) -> PyResult<Vec<SaCounters>> {
+        let wanted: Vec<&str> = names.iter().map(String::as_str).collect();
+        let found = py
+            .detach(|| self.0.remove(&wanted))
+            .map_err(|error| os_error(&error))?;
+        Ok(wanted
+            .iter()
+            .zip(found)
+            .map(|(name, (outbound, sa))| SaCounters::new(name, outbound, sa))
+            .collect())
+    }
+
+    fn sent(&self, name: &str) -> PyResult<u64> {
+        self.0.sent(name).map_err(|error| os_error(&error))
+    }
+
+    fn replace_policies(&self, py: Python<'_>, policies: Vec<Py<Policy>>) -> PyResult<()> {
+        py.detach(|| {
+            let policies = policies.iter().map(|policy| policy.get().0.clone());
+            self.0.replace_policies(policies.collect())
+        })
+        .map_err(|error| os_error(&error))
+    }
+
+    fn extend_lease(&self, name: &str, lease: &Lease) -> PyResult<()> {
+        self.0
+            .extend_lease(name, lease.0)
+            .map_err(|error| os_error(&error))
+    }
+
+    fn keepalive(&self, name: &str) -> PyResult<()> {
+        self.0.keepalive(name).map_err(|error| os_error(&error))
+    }
+
+    fn sas(&self) -> Vec<SaCounters> {
+        let sas = self.0.sas().into_iter();
+        sas.map(|(name, outbound, sa)| SaCounters::new(&name, outbound, sa))
+            .collect()
+    }
+
+    fn advanced_replay_floors(&self) -> HashMap<String, u64> {
+        let advanced = self.0.advanced_replay_floors().into_iter();
+        advanced
+            .map(|(name, highest)| (name.to_string(), highest))
+            .collect()
+    }
+
+    fn rest(&self, direction: Direction) -> Counters {
+        let (outbound, inbound) = self.0.rest();
+        Counters(match direction {
+            Direction::Outbound => outbound,
+            Direction::Inbound => inbound,
+        })
+    }
+}

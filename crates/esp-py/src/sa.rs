@@ -1,0 +1,142 @@
+//! SAs as they are installed. Their keys go in, and never come out again.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use esp_core::esp::sa::{self, KeyMaterial, SaSpec};
+use esp_core::esp::seq;
+use esp_core::esp::suite::Suite;
+use pyo3::prelude::*;
+
+use crate::errors::value_error;
+use crate::policy::{Selector, selectors};
+use crate::settings::Encapsulation;
+
+/// The part of a packet that ESP protects.
+#[pyclass(
+    module = "esp_gw_core",
+    frozen,
+    eq,
+    hash,
+    rename_all = "SCREAMING_SNAKE_CASE"
+)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Mode {
+    Tunnel,
+    Transport,
+}
+
+impl From<Mode> for sa::Mode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Tunnel => Self::Tunnel,
+            Mode::Transport => Self::Transport,
+        }
+    }
+}
+
+/// One SA as it is wanted.
+#[pyclass(module = "esp_gw_core", frozen)]
+pub(crate) struct Sa(SaSpec);
+
+#[pymethods]
+impl Sa {
+    #[new]
+    #[pyo3(signature = (*, name, spi, suite, keymat, mode, encapsulation, local, remote,
+                        remote_port, selectors, esn, replay_window, pair, tunnel))]
+    #[allow(clippy::too_many_arguments)] // by name alone
+    fn new(
+        name: &str,
+        spi: u32,
+        suite: &str,
+        keymat: &[u8],
+        mode: Mode,
+        encapsulation: Encapsulation,
+        local: IpAddr,
+        remote: IpAddr,
+        remote_port: u16,
+        selectors: Vec<Py<Selector>>,
+        esn: bool,
+        replay_window: u16,
+        pair: Option<&str>,
+        tunnel: Option<&str>,
+    ) -> PyResult<Self> {
+        let suite = Suite::by_name(suite).ok_or_else(|| value_error("no such suite"))?;
+        Ok(Self(SaSpec {
+            name: name.into(),
+            spi,
+            suite,
+            keymat: KeyMaterial::new(suite, keymat)
+                .ok_or_else(|| value_error("the key does not fit the suite"))?,
+            mode: mode.into(),
+            encapsulation: encapsulation.into(),
+            local,
+            remote,
+            remote_port,
+            selectors: self::selectors(&selectors),
+            esn,
+            replay_window,
+            pair: pair.map(Arc::from),
+            tunnel: tunnel.map(Arc::from),
+        }))
+    }
+}
+
+/// Sequence numbers that an outbound SA may use.
+#[pyclass(module = "esp_gw_core", frozen)]
+pub(crate) struct Lease(pub(crate) seq::Lease);
+
+#[pymethods]
+impl Lease {
+    #[new]
+    fn new(first: u64, end: u128) -> PyResult<Self> {
+        let last = end.checked_sub(1).and_then(|last| u64::try_from(last).ok());
+        let last = last.ok_or_else(|| value_error("a lease ends between 1 and 2**64"))?;
+        Ok(Self(seq::Lease { first, last }))
+    }
+}
+
+/// An outbound SA with its first lease.
+#[pyclass(module = "esp_gw_core", frozen)]
+pub(crate) struct OutboundSa {
+    sa: Py<Sa>,
+    lease: seq::Lease,
+}
+
+#[pymethods]
+impl OutboundSa {
+    #[new]
+    fn new(sa: Py<Sa>, lease: &Lease) -> Self {
+        let lease = lease.0;
+        Self { sa, lease }
+    }
+}
+
+impl OutboundSa {
+    /// Gives what the engine installs.
+    pub(crate) fn wanted(&self) -> (SaSpec, seq::Lease) {
+        (self.sa.get().0.clone(), self.lease)
+    }
+}
+
+/// An inbound SA with the number up to which its window treats all as seen.
+#[pyclass(module = "esp_gw_core", frozen)]
+pub(crate) struct InboundSa {
+    sa: Py<Sa>,
+    highest_seq: u64,
+}
+
+#[pymethods]
+impl InboundSa {
+    #[new]
+    fn new(sa: Py<Sa>, highest_seq: u64) -> Self {
+        Self { sa, highest_seq }
+    }
+}
+
+impl InboundSa {
+    /// Gives what the engine installs.
+    pub(crate) fn wanted(&self) -> (SaSpec, u64) {
+        (self.sa.get().0.clone(), self.highest_seq)
+    }
+}
