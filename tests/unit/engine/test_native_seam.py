@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING
 
+import esp_gw_core as core
 import pytest
 
 from esp_gw.desired import EngineSettings
+from esp_gw.engine.native import NativeEngine
 from esp_gw.errors import EngineError
 from esp_gw.model import (
     SUITES,
@@ -22,13 +23,6 @@ from esp_gw.model import (
     Sa,
     Selector,
 )
-
-if TYPE_CHECKING:
-    import esp_gw_core as core
-else:
-    core = pytest.importorskip("esp_gw_core")
-
-from esp_gw.engine.native import NativeEngine
 
 KEYMAT = bytes(range(100, 136))
 SELECTOR = Selector(
