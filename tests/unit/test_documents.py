@@ -36,6 +36,9 @@ LINK = re.compile(r"!?\[(?:[^][]|\[[^][]*\])*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#{1,6} +(.+?)\s*$", re.MULTILINE)
 PATH = re.compile(r"`((?:esp_gw|lab|scripts|configs|systemd|tests|docs)/[\w./-]*)`")
 """A place of the checkout, as documents name it."""
+MODULE = re.compile(r"`([\w/]+\.py)`")
+"""A module, with as many of its folders as tell which one it is."""
+MODULES = [str(path) for top in ("esp_gw", "lab", "tests") for path in (ROOT / top).rglob("*.py")]
 
 
 def prose(text: str) -> str:
@@ -123,8 +126,13 @@ def test_a_link_that_leads_nowhere_is_found(
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_place_that_a_page_names_is_there(page: Path) -> None:
-    named = set(PATH.findall(prose(page.read_text())))
-    assert {place for place in named if not (ROOT / place).exists()} == set()
+    text = prose(page.read_text())
+    assert {place for place in PATH.findall(text) if not (ROOT / place).exists()} == set()
+    assert {
+        name
+        for name in MODULE.findall(text)
+        if not any(path.endswith(f"/{name}") for path in MODULES)
+    } == set()
 
 
 def test_every_page_of_the_documents_can_be_reached_from_the_readme() -> None:
