@@ -1,6 +1,6 @@
-"""What the CLI added, kept in one JSON file in the state directory, so that it survives a restart.
+"""SAs and policies added by the CLI: one JSON file in the state directory, to survive a restart.
 
-The file holds keys: mode 0600, replaced in one step, and refused where others could read it.
+The file holds keys: it has mode 0600, is replaced atomically, and is refused if others can read it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from esp_gw.model import Action, Origin, Policy, Sa
 from esp_gw.values import FieldError
 
 STORE_NAME = "added.json"
-"""Its name in the state directory."""
+"""Name of the file in the state directory."""
 FORMAT_VERSION = 1
 MAX_STATE_LEN = 16 << 20
 
@@ -34,9 +34,9 @@ Entry = TypeVar("Entry", bound=Strict)
 
 
 class SaEntry(SaFields):
-    """One SA that the CLI added; `key` is hex, key then salt, and shows in no repr and no dump.
+    """One SA added by the CLI; `key` is hex, key then salt, and appears in no repr and no dump.
 
-    `used_seq` is the highest sequence number that another program may have used before.
+    `used_seq` is the highest sequence number that another program may already have used.
     """
 
     name: types.SaName
@@ -64,7 +64,7 @@ class SaEntry(SaFields):
         return pair
 
     def to_sa(self) -> Sa:
-        """The SA of this entry, its origin the CLI."""
+        """The SA of this entry, with the CLI as its origin."""
         keymat = parse_keymat(self.key.get_secret_value(), self.suite)
         return self.build_sa(
             self.name,
@@ -79,7 +79,7 @@ class SaEntry(SaFields):
 
 
 class PolicyEntry(PolicyFields):
-    """One policy that the CLI added, at the end of the SPD or before the policy `before`."""
+    """One policy added by the CLI, at the end of the SPD or before the policy `before`."""
 
     name: types.Name
     action: types.ActionName
@@ -104,29 +104,29 @@ class PolicyEntry(PolicyFields):
         return before
 
     def to_policy(self) -> Policy:
-        """The policy of this entry, its origin the CLI."""
+        """The policy of this entry, with the CLI as its origin."""
         sas = () if self.sa is None else (self.sa,)
         return Policy(self.name, self.action, self.selectors(), sas=sas, origin=Origin.CLI)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredState:
-    """Everything that the CLI added, in the order in which it came."""
+    """All SAs and policies added by the CLI, in the order of their addition."""
 
     sas: tuple[SaEntry, ...] = ()
     policies: tuple[PolicyEntry, ...] = ()
 
 
 class Store:
-    """The file with what the CLI added."""
+    """The file that keeps the SAs and policies added by the CLI."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def load(self) -> StoredState:
-        """What was saved last; nothing where there is no file yet.
+        """The state saved last; an empty one if there is no file yet.
 
-        Raises EspGwError where the file can't be read or trusted.
+        Raises EspGwError if the file can't be read or trusted.
         """
         try:
             with open_regular(self.path) as (fd, status):
@@ -154,7 +154,7 @@ class Store:
         )
 
     def save(self, state: StoredState) -> None:
-        """Put `state` on the disk in one step; raises EspGwError, and then the old one is there."""
+        """Replace the file atomically. Raises EspGwError; the old file is then still in place."""
         document = {
             "version": FORMAT_VERSION,
             "sas": [revealed(entry) for entry in state.sas],
@@ -183,22 +183,23 @@ class Store:
         return EspGwError(
             f"the state of the CLI's SAs and policies is damaged: {what}",
             where=printable(self.path),
-            hint=f"restore the file, or start without what the CLI added: mv {path} {path}.damaged",
+            hint="restore the file, or start without the CLI's additions: "
+            f"mv {path} {path}.damaged",
         )
 
     def _error(self, error: OSError) -> EspGwError:
         return EspGwError(
             error.strerror or "can't be used",
             where=printable(self.path),
-            hint="check the gateway's state_dir: it has to be there, writable, and have room",
+            hint="check the gateway's state_dir: it must exist, be writable, and have free space",
         )
 
 
 def merge(desired: Desired, state: StoredState) -> Desired:
-    """The configuration and what the CLI added: SAs behind the configuration's, policies in place.
+    """Combine the configuration with `state`: SAs appended, each policy at its place in the SPD.
 
-    Raises EspGwError where a policy is to stand before one that isn't there: its place in the SPD
-    decides what it does, so there is no safe guess.
+    Raises EspGwError if the policy named by `before` does not exist: the place in the SPD decides
+    what a policy does, so there is no safe guess.
     """
     policies = list(desired.policies)
     waiting = list(state.policies)
@@ -215,8 +216,8 @@ def merge(desired: Desired, state: StoredState) -> Desired:
         if len(later) == len(waiting):
             entry = later[0]
             raise EspGwError(
-                f"the policy {entry.name} has to stand before {entry.before}, which is not there",
-                hint=f"bring {entry.before} back, or delete {entry.name} and add it anew",
+                f"the policy {entry.name} must stand before {entry.before}, which does not exist",
+                hint=f"restore {entry.before}, or delete {entry.name} and add it again",
             )
         waiting = later
     sas = (*desired.sas, *(entry.to_sa() for entry in state.sas))
@@ -224,17 +225,17 @@ def merge(desired: Desired, state: StoredState) -> Desired:
 
 
 def parse_sa_entry(parameters: Mapping[str, object]) -> SaEntry:
-    """An SA as the CLI asks for it. Raises ControlError InvalidParameter."""
+    """Parse the SA in a CLI request. Raises ControlError InvalidParameter."""
     return _parse(SaEntry, parameters)
 
 
 def parse_policy_entry(parameters: Mapping[str, object]) -> PolicyEntry:
-    """A policy as the CLI asks for it. Raises ControlError InvalidParameter."""
+    """Parse the policy in a CLI request. Raises ControlError InvalidParameter."""
     return _parse(PolicyEntry, parameters)
 
 
 def parse_additions(parameters: Mapping[str, object]) -> StoredState:
-    """Lists of SAs and policies, as an import asks for them. Raises ControlError."""
+    """Parse the lists of SAs and policies in an import request. Raises ControlError."""
     return StoredState(
         _parse_all(SaEntry, "sas", parameters.get("sas", [])),
         _parse_all(PolicyEntry, "policies", parameters.get("policies", [])),
@@ -265,11 +266,11 @@ def _on_one_line(faults: Iterable[tuple[types.Location, str]]) -> str:
 
 
 def plain(entry: Strict) -> dict[str, object]:
-    """An entry as JSON values, without a key."""
-    # Defaults are written out: a later version's must not change an SA that is in use.
+    """An entry as JSON values, without its key."""
+    # Defaults are written out: those of a later version must not change an SA that is in use.
     return entry.model_dump(mode="json", exclude_none=True)
 
 
 def revealed(entry: SaEntry) -> dict[str, object]:
-    """An SA's entry as JSON values, the key among them."""
+    """An SA entry as JSON values, including its key."""
     return {**plain(entry), "key": entry.key.get_secret_value()}

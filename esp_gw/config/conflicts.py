@@ -1,4 +1,4 @@
-"""What can't be wanted together: found over all SAs and policies, whoever asked for them."""
+"""Conflicts between SAs and policies, checked across the configuration and the CLI's additions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Conflict:
 
 
 def find_conflicts(sas: Sequence[Sa], policies: Sequence[Policy]) -> list[Conflict]:
-    """Every conflict among SAs and policies, these in the order of the SPD; empty when all is well.
+    """Every conflict among SAs and policies; the policies are in SPD order.
 
     RFC 4301 4.4.1 (the SPD is ordered), RFC 4106 3 (an IV never repeats under one key).
     """
@@ -39,7 +39,7 @@ def find_conflicts(sas: Sequence[Sa], policies: Sequence[Policy]) -> list[Confli
 
 
 def covers(wide: Selector, narrow: Selector) -> bool:
-    """Whether every packet that `narrow` matches is matched by `wide`."""
+    """True if `wide` matches every packet that `narrow` matches."""
     return (
         _holds(wide.local, narrow.local)
         and _holds(wide.remote, narrow.remote)
@@ -50,7 +50,7 @@ def covers(wide: Selector, narrow: Selector) -> bool:
 
 
 def overlap(one: Selector, other: Selector) -> bool:
-    """Whether some packet is matched by both."""
+    """True if some packet matches both selectors."""
     return (
         _meet(one.local, other.local)
         and _meet(one.remote, other.remote)
@@ -61,7 +61,7 @@ def overlap(one: Selector, other: Selector) -> bool:
 
 
 def _repeated(items: Sequence[T], key: Callable[[T], Hashable]) -> Iterator[tuple[T, T]]:
-    """Each item whose key was there before, with the first that had it."""
+    """Each item whose key is a duplicate, preceded by the first item with that key."""
     seen: dict[Hashable, T] = {}
     for item in items:
         value = key(item)
@@ -82,13 +82,14 @@ def _duplicate_spis(sas: Sequence[Sa]) -> Iterator[Conflict]:
     for first, second in _repeated(inbound, lambda sa: sa.spi):
         yield Conflict(
             (first.name, second.name),
-            f"SPI {second.spi:#x} is inbound for {first.name} too: every inbound SA needs its own",
+            f"SPI {second.spi:#x} is already used by the inbound SA {first.name}: "
+            "every inbound SA needs its own",
         )
     for first, second in _repeated(outbound, lambda sa: (sa.spi, sa.remote)):
         yield Conflict(
             (first.name, second.name),
-            f"SPI {second.spi:#x} goes to {second.remote} for {first.name} too: "
-            "a peer needs an SPI of its own for each SA",
+            f"SPI {second.spi:#x} to {second.remote} is already used by {first.name}: "
+            "a peer needs a different SPI for each SA",
         )
 
 
@@ -100,7 +101,7 @@ def _shared_keys(sas: Sequence[Sa]) -> Iterator[Conflict]:
             between = f"two {second.direction}"
         yield Conflict(
             (first.name, second.name),
-            f"has the key of {first.name} ({between}): this would repeat an IV; "
+            f"has the same key as {first.name} ({between}), which would repeat an IV: "
             "give every SA its own key",
         )
 
@@ -126,7 +127,7 @@ def _unusable_sas(sas: Sequence[Sa], policies: Sequence[Policy]) -> Iterator[Con
         for name in policy.sas or ("(none)",):
             sa = known.get(name)
             if sa is None:
-                yield Conflict((policy.name,), f"the policy's SA {name} is not there")
+                yield Conflict((policy.name,), f"the policy's SA {name} does not exist")
             elif sa.direction is not Direction.OUTBOUND:
                 yield Conflict(
                     (policy.name, name),
@@ -141,7 +142,7 @@ def _unusable_sas(sas: Sequence[Sa], policies: Sequence[Policy]) -> Iterator[Con
 
 
 def _beyond(policy: Policy, sa: Sa) -> Selector | None:
-    """What the policy matches and its SA may not carry."""
+    """The first selector of the policy that its SA does not cover, or None."""
     if policy.selectors == sa.selectors:
         return None
     same = set(sa.selectors)
@@ -161,8 +162,8 @@ def _leaking_bypasses(policies: Sequence[Policy]) -> Iterator[Conflict]:
             yield Conflict(
                 (guard.name, policy.name),
                 f"the bypass policy {policy.name} overlaps the {guard.action} policy "
-                f"{guard.name} that stands before it, so routing would let those packets out in "
-                f"the clear: put {policy.name} before {guard.name}, or narrow it",
+                f"{guard.name} before it, so routing would send those packets "
+                f"in the clear: put {policy.name} before {guard.name}, or narrow it",
             )
 
 
@@ -175,7 +176,7 @@ def _guards(bypass: Policy, earlier: Sequence[tuple[Policy, Selector]]) -> list[
 
 
 def describe_selector(selector: Selector) -> str:
-    """A selector in words: `10.1.0.0/24 to 10.2.0.0/24, protocol 6, remote port 22`."""
+    """A selector as text: `10.1.0.0/24 to 10.2.0.0/24, protocol 6, remote port 22`."""
     parts = [f"{selector.local} to {selector.remote}"]
     if selector.protocol is not None:
         parts.append(f"protocol {selector.protocol}")
@@ -187,7 +188,7 @@ def describe_selector(selector: Selector) -> str:
 
 
 def _meet(one: IPNetwork, other: IPNetwork) -> bool:
-    # Prefixes are nested or apart: they meet where the longer one lies in the shorter one.
+    # Two prefixes are either nested or disjoint.
     return _holds(one, other) or _holds(other, one)
 
 

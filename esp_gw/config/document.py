@@ -1,8 +1,8 @@
-"""One YAML file as plain values, with the line of each: every scalar is the text that was written.
+"""One YAML file as plain values with their line numbers; every scalar stays text.
 
-Text, because YAML 1.1 reads `no` as a flag, 1:20:30 as a number to the base 60 and 010 as eight; a
-field knows better what it expects. Tags, anchors, aliases and merge keys are refused: nothing here
-needs them, and without them a small file can't grow into a large value.
+Text, because YAML 1.1 reads `no` as a boolean, 1:20:30 as a base-60 number and 010 as eight; each
+field parses its own text. Tags, anchors, aliases and merge keys are refused: no configuration needs
+them, and without them a small file can't expand into a large value.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ from esp_gw.errors import Problem, printable
 from esp_gw.files import open_regular, read_bounded
 
 MAX_FILE_LEN = 8 << 20
-"""Room for 20,000 tunnels."""
+"""Largest accepted file, in bytes: enough for 20,000 tunnels."""
 MAX_DEPTH = 16
 _NULL = frozenset(("", "~", "null", "Null", "NULL"))
 _MERGE = "<<"
-# libyaml's parser where PyYAML was built with it: ten times as fast, for files of a megabyte.
+# libyaml's parser, if PyYAML was built with it: ten times as fast on a file of a megabyte.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass
 class Document:
-    """What a file says: `value` is made of dict, list, str and None, and empty
-    where the file is no use; faults are in `problems`. `name` is the file as they name it."""
+    """The content of one file: `value` consists of dict, list, str and None.
+
+    `value` is empty if the file can't be used. `problems` holds the faults, which refer to the file
+    by `name`.
+    """
 
     path: Path
     name: str = field(init=False)
@@ -41,11 +44,11 @@ class Document:
         self.name = printable(self.path)
 
     def problem(self, location: Location, message: str) -> Problem:
-        """A fault at a place in the file; the line is that of the nearest place that has one."""
+        """A fault at a place in the file, with the line of the nearest enclosing known place."""
         place = location
         while place and place not in self.lines:
             place = place[:-1]
-        # A value that may stand alone or in a list is a list of one to its model.
+        # The model sees a single value as a list of one; the file has no such index.
         shown = location
         while shown and isinstance(shown[-1], int) and shown not in self.lines:
             shown = shown[:-1]
@@ -53,7 +56,7 @@ class Document:
 
 
 def read_document(path: Path) -> Document:
-    """Read a YAML file of at most 8 MiB; whatever is wrong with it is in the result's problems."""
+    """Read a YAML file of at most 8 MiB. Faults are collected in `problems`; nothing is raised."""
     document = Document(path)
     try:
         with open_regular(path) as (fd, _):
@@ -75,11 +78,11 @@ def read_document(path: Path) -> Document:
     try:
         _Reader(document, text).read()
     except yaml.MarkedYAMLError as error:
-        # What was read before the fault is no use, and the faults in it may come from it.
+        # A partial value is unusable, and the faults found in it may stem from the syntax error.
         document.value, document.problems = {}, []
         mark = error.problem_mark or error.context_mark
         words = error.problem or error.context or "can't be understood"
-        # At the end of a file without a last newline libyaml is a line further.
+        # At the end of a file without a final newline, libyaml reports one line too many.
         line = min(mark.line, text.count("\n")) + 1 if mark else 0
         _complain(document, line, f"not valid YAML: {printable(words)}")
     return document
@@ -90,7 +93,7 @@ def _complain(document: Document, line: int, message: str) -> None:
 
 
 class _Reader:
-    """Turns the parser's events into values, and refuses what the module's docstring names."""
+    """Converts parser events to values; refuses tags, anchors, aliases and merge keys."""
 
     def __init__(self, document: Document, text: str) -> None:
         self._document = document
@@ -98,7 +101,7 @@ class _Reader:
         self._depth = 0
 
     def read(self) -> None:
-        """Fill the document. Raises yaml.MarkedYAMLError."""
+        """Read the whole file into the document. Raises yaml.MarkedYAMLError."""
         self._next()
         event = self._next()
         if isinstance(event, yaml.StreamEndEvent):
@@ -113,7 +116,7 @@ class _Reader:
             _complain(
                 self._document,
                 event.start_mark.line + 1,
-                "expected gateway, policies and tunnels at the top, not a list or a text",
+                "expected gateway, policies and tunnels at the top level, not a list or text",
             )
         self._next()
         event = self._next()
@@ -129,11 +132,11 @@ class _Reader:
         return event
 
     def _value(self, event: Any, location: Location) -> object:
-        """The value that begins with an event, all of it read."""
+        """The value that begins with `event`, read to its end."""
         if isinstance(event, yaml.ScalarEvent):
             return None if _is_plain(event) and event.value in _NULL else event.value
         self._depth += 1
-        # The document's own mapping is a level, too, and so is the scalar in the innermost one.
+        # The top mapping and the innermost scalar each count as a level.
         if self._depth > MAX_DEPTH - 2:
             raise _refusal("is nested too deeply", event)
         value: object
@@ -166,7 +169,7 @@ class _Reader:
             place = (*location, event.value)
             if place in document.lines:
                 first = document.lines[place]
-                text = f"stands here twice, first in line {first}"
+                text = f"is given twice, first in line {first}"
                 document.problems.append(Problem(document.name, line, label(place), text))
                 self._skip(self._event())
                 continue
@@ -175,7 +178,7 @@ class _Reader:
         return mapping
 
     def _skip(self, event: Any) -> None:
-        """Read a value to its end and forget it, with the lines and faults in it."""
+        """Read a value to its end and discard it, with its line numbers and faults."""
         document = self._document
         self._document = Document(document.path)
         self._value(event, ())

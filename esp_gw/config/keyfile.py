@@ -1,4 +1,4 @@
-"""Key material in files and systemd credentials: lines of hex, key then salt, never shown."""
+"""Key material in files and systemd credentials: lines of hex, key then salt, never displayed."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _CREDENTIAL_NAME = re.compile(r"[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,127}")
 
 
 def generate(suite: Suite) -> KeyMaterial:
-    """Fresh random key material for a suite, from the kernel's generator."""
+    """Fresh key material for a suite, from the kernel's random number generator."""
     return KeyMaterial.from_bytes(secrets.token_bytes(suite.keymat_len))
 
 
 def is_a_key(text: str) -> bool:
-    """Whether text that should name a file is key material itself: such text is never repeated."""
+    """True if text given as a file name is key material, which no message may repeat."""
     return _ONLY_A_KEY.fullmatch(text) is not None
 
 
 def format_keymat(keymat: KeyMaterial) -> str:
-    """Key and salt as hex digits without a prefix, the text of a line of a key file."""
+    """Key and salt as hex digits without a prefix: one line of a key file."""
     return keymat.to_bytes().hex()
 
 
 def parse_keymat(text: str, suite: Suite) -> KeyMaterial:
     """Key material from hex digits, with or without 0x: key then salt (RFC 4106 8.1).
 
-    Raises KeyFileError; the message tells sizes in bytes and hex digits, never the text.
+    Raises KeyFileError; the message gives sizes in bytes and hex digits, never the text.
     """
     digits = text.strip().removeprefix("0x").removeprefix("0X")
     if not _HEX_DIGITS.fullmatch(digits):
@@ -57,28 +57,28 @@ def parse_keymat(text: str, suite: Suite) -> KeyMaterial:
 
 
 def read_key_file(path: Path, suite: Suite, count: int = 1) -> tuple[KeyMaterial, ...]:
-    """The key material of `count` SAs from a text file: `#` comments, and a line of hex for each.
+    """Read the key material of `count` SAs from a text file: one line of hex each, `#` comments.
 
-    The file has to be a regular one with mode 0600 or stricter, owned by root or by the user that
-    runs this. Raises KeyFileError with the path in `where`.
+    It must be a regular file with mode 0600 or stricter, owned by root or the current user.
+    Raises KeyFileError with the path in `where`.
     """
     return _read(
         path,
         suite,
         count,
         forbidden=0o077,
-        hint=f"it has to be yours or root's: chmod 600 {shlex.quote(printable(path))}",
+        hint=f"you or root must own it: chmod 600 {shlex.quote(printable(path))}",
     )
 
 
 def read_credential(name: str, suite: Suite, count: int = 1) -> tuple[KeyMaterial, ...]:
-    """The key material of `count` SAs from the systemd credential `name`, text as in a key file.
+    """Read the key material of `count` SAs from the systemd credential `name`, in key file format.
 
     Raises KeyFileError. Source: systemd.exec(5), LoadCredential=.
     """
     if not _CREDENTIAL_NAME.fullmatch(name) or ".." in name:
         raise KeyFileError(
-            "is not a credential's name",
+            "is not a valid credential name",
             where="credential",
             hint="use letters, digits, . _ : -, without '/' or '..'",
         )
@@ -89,8 +89,8 @@ def read_credential(name: str, suite: Suite, count: int = 1) -> tuple[KeyMateria
             where=f"credential {name}",
             hint="add LoadCredential= to the systemd unit, or use a key file",
         )
-    # For a service with User=, systemd grants access by an ACL, and the mask of an ACL shows as
-    # the group's read bit: 0440.
+    # For a service with User=, systemd grants access through an ACL, whose mask appears as the
+    # group's read bit: 0440.
     return _read(
         Path(folder) / name,
         suite,
@@ -101,11 +101,9 @@ def read_credential(name: str, suite: Suite, count: int = 1) -> tuple[KeyMateria
 
 
 def write_key_file(path: Path, keymats: Sequence[KeyMaterial], comment: str = "") -> None:
-    """Create a key file, a line for each key, with mode 0600; never overwrites.
+    """Create a key file with mode 0600, one line for each key; never overwrites.
 
-    It is on the disk when this returns.
-
-    Raises KeyFileError with the path in `where`.
+    The file is synced to disk on return. Raises KeyFileError with the path in `where`.
     """
     lines = [f"# {printable(line)}\n" for line in comment.splitlines()]
     lines += [f"{format_keymat(keymat)}\n" for keymat in keymats]
@@ -120,7 +118,7 @@ def write_key_file(path: Path, keymats: Sequence[KeyMaterial], comment: str = ""
         ) from None
     except FileNotFoundError:
         raise KeyFileError(
-            "can't be made: its folder does not exist",
+            "can't be created: its folder does not exist",
             where=printable(path),
             hint=f"run: mkdir -m 700 {shlex.quote(printable(path.parent))}",
         ) from None
@@ -139,7 +137,7 @@ def _read(
             content = read_bounded(fd, MAX_KEY_FILE_LEN)
     except OSError as error:
         raise _unusable(path, error) from None
-    # Comments may be in any encoding, so lines are split before anything is decoded.
+    # Comments may be in any encoding, so lines are split before they are decoded.
     bare = [raw.partition(b"#")[0].strip() for raw in content.split(b"\n")]
     lines = [(number, line.decode("latin-1")) for number, line in enumerate(bare, 1) if line]
     if len(lines) != count:
@@ -156,15 +154,15 @@ def _read(
 
 
 def _wrong_count(where: str, found: int, count: int) -> KeyFileError:
-    there = {0: "there is no line", 1: "there is one line"}.get(found, f"there are {found} lines")
+    there = {0: "has no line", 1: "has one line"}.get(found, f"has {found} lines")
     if count == 1:
         return KeyFileError(
-            f"{there} of hex in it, one is needed: key then salt",
+            f"{there} of hex, one is needed: key then salt",
             where=where,
-            hint=f"for a tunnel of {found} SAs say sas: {found}" if found > 1 else None,
+            hint=f"for a tunnel of {found} SAs set sas: {found}" if found > 1 else None,
         )
     return KeyFileError(
-        f"{there} of hex in it, {count} are needed: key then salt, a line for each SA",
+        f"{there} of hex, {count} are needed: key then salt, one line for each SA",
         where=where,
         hint=f"'esp-gw keygen --sas {count}' writes such a file",
     )

@@ -1,4 +1,4 @@
-"""The configuration: a YAML file, or a folder of them, into all that is wanted, or every fault."""
+"""Loading of the configuration: YAML files to the desired state, or to a list of every fault."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from esp_gw.protocol import MIN_IPV6_MTU
 from esp_gw.values import FieldError, parse_name, parse_sa_count, parse_suite
 
 MAX_SELECTORS = 32768
-"""Pairs of prefixes in the whole configuration."""
+"""Largest number of prefix pairs in the whole configuration."""
 
 SECTIONS = ("gateway", "crypto", "policies", "tunnels")
 
@@ -37,8 +37,8 @@ Model = TypeVar("Model", bound=Strict)
 def load_config(path: Path) -> Desired:
     """Read a YAML file, or all *.yaml of a folder in the order of their names.
 
-    Key files are relative to the folder of the file that names them. Raises ConfigError with every
-    problem of every file, each with file, line and field.
+    Key file names are relative to the folder of the file that names them. Raises ConfigError with
+    every problem of every file, each with file, line and field.
     """
     files, warnings = _files(path)
     return _Reader([read_document(file) for file in files], warnings).desired()
@@ -54,9 +54,9 @@ def _files(path: Path) -> tuple[list[Path], list[str]]:
         raise ConfigError([Problem(printable(path), 0, "", reason)]) from None
     files = [entry for entry in names if entry.suffix == ".yaml"]
     if not files:
-        raise ConfigError([Problem(printable(path), 0, "", "has no file that ends in .yaml")])
+        raise ConfigError([Problem(printable(path), 0, "", "contains no *.yaml file")])
     warnings = [
-        f"{printable(entry)}: is not read; its name has to end in .yaml"
+        f"{printable(entry)}: is not read; its name must end in .yaml"
         for entry in names
         if entry.suffix == ".yml"
     ]
@@ -64,7 +64,7 @@ def _files(path: Path) -> tuple[list[Path], list[str]]:
 
 
 class _Reader:
-    """Goes through the documents once and collects what they want and what is wrong with them."""
+    """Collects the desired state and the faults of all documents in one pass."""
 
     def __init__(self, documents: list[Document], warnings: list[str]) -> None:
         self._documents = documents
@@ -81,7 +81,7 @@ class _Reader:
         self._places: dict[str, tuple[Document, Location]] = {}
 
     def desired(self) -> Desired:
-        """All that is wanted. Raises ConfigError."""
+        """The desired state of all documents. Raises ConfigError."""
         for document in self._documents:
             for name in document.value:
                 if name not in SECTIONS:
@@ -122,9 +122,9 @@ class _Reader:
     def _only(
         self, model: type[Model], document: Document, name: str, section: object
     ) -> Model | None:
-        """The model of a section that one file has."""
+        """The model of a section that only one file may contain."""
         if name in self._homes:
-            text = f"is in {self._homes[name].name} already: only one file has this section"
+            text = f"is already in {self._homes[name].name}: only one file may have this section"
             self._complain(document, (name,), text)
             return None
         self._homes[name] = document
@@ -156,18 +156,18 @@ class _Reader:
                 continue
             first = self._tunnel_files.setdefault(name, document.name)
             if first != document.name:
-                self._complain(document, place, f"is in {first} already: names are unique")
+                self._complain(document, place, f"is already in {first}: names must be unique")
                 continue
             model = self._validated(TunnelModel, document, place, raw)
             keymats = self._keymats(document, place, raw)
             if model is None or self._selector_count > MAX_SELECTORS:
                 continue
-            # Stand-ins for keys that couldn't be read let the conflicts be found all the same;
-            # their problem is noted, so they never leave here.
+            # Random stand-ins for unreadable keys let the search for conflicts go on. An unreadable
+            # key is a recorded problem, so loading fails and a stand-in is never used.
             out, in_ = (
                 read or tuple(generate(model.suite) for _ in range(model.sas)) for read in keymats
             )
-            # A copy of the name: one text that stays keeps the pages of the document around it.
+            # A copy of the name: a string kept from the document pins the memory pages around it.
             tunnel, sas, policy = model.expand(name.encode().decode(), out, in_)
             self._tunnels.append(tunnel)
             self._sas += sas
@@ -175,16 +175,19 @@ class _Reader:
             self._selector_count += len(policy.selectors)
             self._places[name] = (document, place)
             if model.suite.is_readable:
-                text = f"{model.suite} authenticates and does not encrypt: all on the way can read"
+                text = (
+                    f"{model.suite} authenticates but does not encrypt: "
+                    "anyone on the path can read the traffic"
+                )
                 self._warnings.append(str(document.problem((*place, "suite"), text)))
             self._places |= {sa.name: (document, (*place, sa.direction)) for sa in sas}
 
     def _validated(
         self, model: type[Model], document: Document, place: Location, raw: object
     ) -> Model | None:
-        """The model of a section; where fields are wrong, of the others alone if that is enough.
+        """The model of a section; without its faulty fields if those that remain suffice.
 
-        That second model only serves to find more faults, because the first are noted.
+        The faults are recorded, so such a partial model only serves to find further faults.
         """
         try:
             return model.model_validate(raw)
@@ -203,7 +206,7 @@ class _Reader:
     def _keymats(
         self, document: Document, place: Location, raw: object
     ) -> tuple[tuple[KeyMaterial, ...] | None, tuple[KeyMaterial, ...] | None]:
-        """The keys of both directions of a tunnel, read also where other fields of it are wrong."""
+        """The keys of both directions of a tunnel, read even if its other fields are faulty."""
         if not isinstance(raw, dict):
             return None, None
         try:
@@ -228,7 +231,7 @@ class _Reader:
                 text = "keys in the configuration need allow_inline_keys: true; use a key file"
                 self._complain(document, (*place, "key", "inline"), text)
                 return None
-            text = "the key stands in the configuration itself; a key file keeps it apart"
+            text = "the key is in the configuration itself; a key file keeps it separate"
             self._warnings.append(str(document.problem((*place, "key", "inline"), text)))
         try:
             return source.read(suite, count, document.path.parent)

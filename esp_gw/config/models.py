@@ -1,7 +1,7 @@
 """The models of the configuration, and their expansion into the values of esp_gw/model.py.
 
-The fields of a model are validated in their order, so a check that looks at an earlier field runs
-only where that field is good. The CLI's entries (config/added.py) build on the same models.
+Fields are validated in order of definition: a validator can read earlier fields, and finds only the
+valid ones. The entries of the CLI (config/added.py) build on the same models.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Prefixes = tuple[IPNetwork, ...]
 
 
 def _model_field(setting: Setting, default: object) -> tuple[Any, object]:
-    """The type and the default of a setting in the model of its section."""
+    """Type and default of a setting in the model of its section."""
     if is_dataclass(setting.parse):
         model = _model(setting.parse)
         return model, model()
@@ -65,7 +65,7 @@ def _model_field(setting: Setting, default: object) -> tuple[Any, object]:
 
 
 def _model(dataclass: Any, section: str = "gateway") -> type[Strict]:
-    """The model of a section, or of a mapping in it, by the definitions of its settings."""
+    """The model of a section, or of a mapping in it, built from its setting definitions."""
     defaults = dataclass()
     model_fields: dict[str, Any] = {
         setting.key or name: _model_field(setting, getattr(defaults, name))
@@ -76,11 +76,11 @@ def _model(dataclass: Any, section: str = "gateway") -> type[Strict]:
 
 
 SETTINGS_MODELS = {section: _model(GatewaySettings, section) for section in ("gateway", "crypto")}
-"""The models of the sections that hold settings, by the sections' names."""
+"""The models of the sections that hold settings, by section name."""
 
 
 def gateway_settings(sections: Mapping[str, Strict]) -> GatewaySettings:
-    """The gateway's settings from its sections, by their names."""
+    """The gateway settings from the parsed sections, keyed by section name."""
     chosen: dict[str, Any] = {}
     for name, setting in settings_of(GatewaySettings).items():
         value = getattr(sections[setting.section], setting.key or name)
@@ -89,7 +89,7 @@ def gateway_settings(sections: Mapping[str, Strict]) -> GatewaySettings:
 
 
 class KeySource(Strict):
-    """Where a key comes from: exactly one of a file, a systemd credential, or the text itself."""
+    """Source of a key: exactly one of a file, a systemd credential, and inline text."""
 
     file: str | None = None
     credential: str | None = None
@@ -112,11 +112,11 @@ class KeySource(Strict):
 
     @property
     def kind(self) -> str:
-        """The field that is given."""
+        """Name of the field that is set."""
         return next(name for name in type(self).model_fields if getattr(self, name) is not None)
 
     def read(self, suite: Suite, count: int, folder: Path) -> tuple[KeyMaterial, ...]:
-        """The keys of `count` SAs; a file's name is relative to `folder`. Raises KeyFileError."""
+        """Read the keys of `count` SAs; a relative file is in `folder`. Raises KeyFileError."""
         if self.inline is not None:
             if count > 1:
                 text = f"holds one key, and each of {count} SAs needs its own: use a key file"
@@ -128,17 +128,17 @@ class KeySource(Strict):
 
 
 class HalfModel(Strict):
-    """One direction of a tunnel: the SPI of its first SA, and the keys of all."""
+    """One direction of a tunnel: the SPI of its first SA, and the keys of all its SAs."""
 
     spi: types.Spi
     key: KeySource
 
 
 class SaFields(Strict):
-    """What a tunnel of the configuration and a single SA of the CLI have in common.
+    """Fields common to a configured tunnel and a single SA added by the CLI.
 
-    `local` and `remote` are outer addresses and `remote_port` the peer's UDP port; `local_ts`,
-    `remote_ts`, `protocol`, `local_ts_port` and `remote_ts_port` are the inner traffic.
+    `local` and `remote` are outer addresses and `remote_port` is the UDP port of the peer;
+    `local_ts`, `remote_ts`, `protocol`, `local_ts_port` and `remote_ts_port` select inner traffic.
     """
 
     mode: types.ModeName = Mode.TUNNEL
@@ -172,7 +172,7 @@ class SaFields(Strict):
     @classmethod
     def _has_udp(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value and info.data.get("encapsulation") is Encapsulation.NONE:
-            raise FieldError("has a meaning only with encapsulation: udp")
+            raise FieldError("is valid only with encapsulation: udp")
         return value
 
     @field_validator("local_ts", "remote_ts")
@@ -193,7 +193,7 @@ class SaFields(Strict):
     def _is_paired(cls, value: Prefixes | None, info: ValidationInfo) -> Prefixes | None:
         local = info.data.get("local_ts") or ()
         for prefix in value or ():
-            # Everything to everything leaves it to routing what is sent at all.
+            # 0.0.0.0/0 to 0.0.0.0/0 is allowed: routing decides what reaches the tunnel.
             if prefix.prefixlen and prefix in local:
                 raise FieldError(f"local_ts and remote_ts are the same network, {prefix}")
         return _paired(value, info)
@@ -205,16 +205,16 @@ class SaFields(Strict):
 
     @property
     def local_prefixes(self) -> Prefixes:
-        """`local_ts`, or in transport mode the outer address."""
+        """`local_ts`, or the outer address in transport mode."""
         return self.local_ts or (host_network(self.local),)
 
     @property
     def remote_prefixes(self) -> Prefixes:
-        """`remote_ts`, or in transport mode the outer address."""
+        """`remote_ts`, or the outer address in transport mode."""
         return self.remote_ts or (host_network(self.remote),)
 
     def selectors(self) -> tuple[Selector, ...]:
-        """The inner traffic: every pair of prefixes of one family."""
+        """Selectors of the inner traffic: every pair of prefixes of one family."""
         return types.selectors_of(
             self.local_prefixes,
             self.remote_prefixes,
@@ -236,7 +236,7 @@ class SaFields(Strict):
         origin: Origin = Origin.CONFIG,
         used_seq: int = 0,
     ) -> Sa:
-        """One SA of these settings, which has their `selectors`."""
+        """Build one SA from these fields; `selectors` is the result of `selectors()`."""
         keepalive = 0
         if direction is Direction.OUTBOUND and self.encapsulation is Encapsulation.UDP:
             keepalive = DEFAULT_KEEPALIVE if self.keepalive is None else self.keepalive
@@ -263,7 +263,7 @@ class SaFields(Strict):
 
 
 class TunnelModel(SaFields):
-    """One entry of `tunnels`: pairs of SAs and the policy that sends traffic into them."""
+    """One entry of `tunnels`: pairs of SAs and the protect policy that uses them."""
 
     sas: types.SaCount = 1
     outbound: HalfModel
@@ -275,7 +275,7 @@ class TunnelModel(SaFields):
         count = info.data.get("sas", 1)
         if half.spi + count - 1 > MAX_SPI:
             raise FieldError(
-                f"spi: {count} SAs have SPIs from {half.spi:#x} on, and the last there is is "
+                f"spi: {count} SAs need the SPIs from {half.spi:#x} on, but the highest SPI is "
                 f"{MAX_SPI:#x}"
             )
         return half
@@ -285,8 +285,8 @@ class TunnelModel(SaFields):
     ) -> tuple[Tunnel, tuple[Sa, ...], Policy]:
         """The tunnel, its SAs NAME/out and NAME/in, and its protect policy NAME.
 
-        Further SAs are NAME/out.2 and NAME/in.2 and so on: with more or fewer of them, the others
-        stay what they are.
+        Further SAs are NAME/out.2 and NAME/in.2 and so on, so a change of the number of SAs does
+        not rename any that remain.
         """
         selectors = self.selectors()
         sas: list[Sa] = []
@@ -311,7 +311,7 @@ class TunnelModel(SaFields):
                 tunnel=name,
                 pair=names[0],
             )
-            # All of them have one NAT mapping; the first SA's keepalives keep it.
+            # All SAs share one NAT mapping, which the keepalives of the first SA maintain.
             sas += [replace(outbound, keepalive=0) if index else outbound, inbound]
         outbound_names = tuple(sa.name for sa in sas if sa.direction is Direction.OUTBOUND)
         policy = Policy(name, Action.PROTECT, selectors, sas=outbound_names, tunnel=name)
@@ -331,7 +331,7 @@ class TunnelModel(SaFields):
 
 
 class PolicyFields(Strict):
-    """What a policy matches; without `local_ts` it is all of the families of `remote_ts`."""
+    """Selector fields of a policy; `local_ts` defaults to all of the families of `remote_ts`."""
 
     local_ts: types.Prefixes | None = None
     remote_ts: types.Prefixes
@@ -351,7 +351,7 @@ class PolicyFields(Strict):
         return _with_ports(value, info)
 
     def selectors(self) -> tuple[Selector, ...]:
-        """The inner traffic: every pair of prefixes of one family."""
+        """Selectors of the inner traffic: every pair of prefixes of one family."""
         versions = sorted({prefix.version for prefix in self.remote_ts})
         local = self.local_ts or tuple(types.EVERYTHING[version] for version in versions)
         return types.selectors_of(
@@ -360,13 +360,13 @@ class PolicyFields(Strict):
 
 
 class PolicyModel(PolicyFields):
-    """One entry of `policies`: protect policies come from the tunnels."""
+    """One entry of `policies`: bypass or discard; protect policies come from the tunnels."""
 
     name: types.Name | None = None
     action: types.UnprotectedActionName
 
     def policy(self, default_name: str) -> Policy:
-        """The policy of this entry."""
+        """The policy of this entry, with `default_name` if it has no name."""
         return Policy(self.name or default_name, self.action, self.selectors())
 
 

@@ -1,4 +1,4 @@
-"""Two configurations that fit each other, with fresh keys and SPIs: `esp-gw init`, the lab."""
+"""Matching configurations for both ends of a tunnel, with fresh keys and SPIs: `esp-gw init`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PLAIN_SCALAR = re.compile(r"[A-Za-z0-9][A-Za-z0-9./_-]*")
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The gateway.yaml of both sides."""
+    """Paths of the gateway.yaml of both sides."""
 
     local: Path
     remote: Path
@@ -41,7 +41,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """One end: its outer address, what lies behind it, its inner address, its settings."""
+    """One end: its outer address, the networks behind it, its inner address, its settings."""
 
     name: str
     outer: IPAddress
@@ -52,7 +52,7 @@ class _Side:
 
 @dataclass(frozen=True, slots=True)
 class _Terms:
-    """What both ends agree on."""
+    """Parameters that both ends share."""
 
     mode: Mode
     encapsulation: Encapsulation
@@ -62,7 +62,7 @@ class _Terms:
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """One direction between the two: the first SPI, and a key for each SA."""
+    """One direction of the tunnel: the first SPI, and a key for each SA."""
 
     name: str
     spi: int
@@ -88,11 +88,11 @@ def make_pair(
 ) -> Pair:
     """Write OUTPUT/NAME/gateway.yaml and OUTPUT/NAME/keys/*.key for both sides of a tunnel.
 
-    `local` and `remote` are outer addresses, `sas` is the number of SAs in each direction; the
-    inner addresses of the gateways are the first hosts of their first prefixes where they are not
-    given, none where a side is everything. The settings are further fields of the section `gateway`
-    of a side. Folders have mode 0700 and files 0600. Raises EspGwError, also where something is
-    there already; then nothing of the pair is left.
+    `local` and `remote` are outer addresses; `sas` is the number of SAs in each direction. The
+    inner address of a gateway defaults to the first host of its first prefix in each family; a side
+    whose prefix is everything has none. The settings are further fields of the `gateway` section of
+    a side. Folders have mode 0700 and files 0600. Raises EspGwError, also if a target exists
+    already; everything created so far is then removed.
     """
     if names[0] == names[1]:
         raise EspGwError(f"both sides have the name {printable(names[0])}", hint="choose two names")
@@ -136,7 +136,7 @@ def make_pair(
 
 
 def _random_spis(sas: int) -> tuple[int, int]:
-    """The first SPI of each direction; those of all SAs differ."""
+    """The first SPI of each direction; the two ranges of SPIs do not overlap."""
     while True:
         one, other = (MIN_SPI + secrets.randbelow(MAX_SPI - MIN_SPI - sas + 2) for _ in range(2))
         if abs(one - other) >= sas:
@@ -164,7 +164,7 @@ def _write_side(
     inbound: _Way,
     undo: contextlib.ExitStack,
 ) -> Path:
-    """Make one side's folder. Raises OSError, KeyFileError, and ConfigError from loading it."""
+    """Create and load one side's folder. Raises OSError, KeyFileError and ConfigError."""
     folder = output / here.name
     folder.mkdir(mode=0o700)
     undo.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -222,7 +222,7 @@ def _gateway_fields(side: _Side, terms: _Terms) -> dict[str, object]:
     if side.address is not None:
         addresses = [side.address]
     elif terms.mode is Mode.TUNNEL:
-        # The first prefix of each family, and the first host in it; "everything" is no network.
+        # The first host of the first prefix of each family; a prefix of length 0 yields none.
         first = {net.version: net for net in reversed(side.nets) if net.prefixlen}
         addresses = [next(iter(first[version].hosts())) for version in sorted(first)]
     return {**({"address": addresses} if addresses else {}), **side.settings}

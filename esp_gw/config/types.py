@@ -1,6 +1,6 @@
-"""The field types of the models: pydantic's, around the parsers of esp_gw/values.py.
+"""Field types of the models: pydantic types around the parsers of esp_gw/values.py.
 
-Also the faults of a validation as a person reads them, with the place of each.
+Also converts validation errors to readable faults, each with its place.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from esp_gw.protocol import PORT_PROTOCOLS
 from esp_gw.values import MAX_NAME_LEN, FieldError, family, looks_like_a_key
 
 Location = tuple[str | int, ...]
-"""Names and list positions that lead to a value."""
+"""Path to a value: field names and list indexes."""
 
 MAX_LIST_LEN = 64
 MAX_PAIRS = 1024
-"""Pairs of a local and a remote prefix in one tunnel, SA or policy."""
+"""Largest number of pairs of a local and a remote prefix in one tunnel, SA or policy."""
 EVERYTHING: dict[int, IPNetwork] = {
     4: ipaddress.IPv4Network("0.0.0.0/0"),
     6: ipaddress.IPv6Network("::/0"),
@@ -48,13 +48,13 @@ EVERYTHING: dict[int, IPNetwork] = {
 
 
 class Strict(BaseModel):
-    """A model without room for unknown fields, whose errors hold no input."""
+    """A frozen model that refuses unknown fields and keeps input out of its errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 def as_list(value: object) -> object:
-    """A value that stands alone as a list of one; raises FieldError for more than 64."""
+    """Wrap a single value in a list. Raises FieldError if a list is empty or longer than 64."""
     if not isinstance(value, list | tuple):
         return [value]
     if not 1 <= len(value) <= MAX_LIST_LEN:
@@ -63,7 +63,7 @@ def as_list(value: object) -> object:
 
 
 def pairing_fault(local: tuple[IPNetwork, ...], remote: tuple[IPNetwork, ...]) -> str | None:
-    """Which prefix has no partner of its family on the other side, or that there are too many."""
+    """The fault of two prefix lists: too many pairs, or a prefix without one of its family."""
     if len(local) * len(remote) > MAX_PAIRS:
         return f"local_ts and remote_ts make more than {MAX_PAIRS} pairs of prefixes"
     for mine, others, side in ((local, remote, "remote"), (remote, local, "local")):
@@ -75,7 +75,7 @@ def pairing_fault(local: tuple[IPNetwork, ...], remote: tuple[IPNetwork, ...]) -
 
 
 def ports_fault(ports: PortRange | None, protocol: int | None) -> str | None:
-    """Why a selector can't have ports."""
+    """The reason that a selector can't have ports, or None."""
     if ports is None or protocol is None or protocol in PORT_PROTOCOLS:
         return None
     return f"protocol {protocol} has no ports: leave this out, or choose tcp, udp or sctp"
@@ -98,7 +98,7 @@ def selectors_of(
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> list[tuple[Location, str]]:
-    """Every fault of a validation: the place inside `model`, and what is wrong in plain words."""
+    """Every fault of a failed validation: its place inside `model`, and a readable message."""
     found: list[tuple[Location, str]] = []
     for detail in error.errors(include_url=False, include_input=False):
         location = detail["loc"]
@@ -113,22 +113,22 @@ def describe(error: ValidationError, model: type[BaseModel]) -> list[tuple[Locat
                 names = ", ".join(_model_at(model, location).model_fields)
                 text = f"expected a mapping with {names}"
             case "string_type":
-                text = "expected a text"
+                text = "expected text"
             case _:
-                text = "has a value that is not understood"
+                text = "has an invalid value"
         found.append((location, text))
     return found
 
 
 def unknown_field(name: object, known: Iterable[str]) -> str:
-    """What to say about a field that isn't known."""
+    """The message for an unknown field, with the nearest known name if there is one."""
     known = list(known)
     near = difflib.get_close_matches(str(name)[:MAX_NAME_LEN], known, n=1)
     return f"unknown field; {f'did you mean {near[0]}?' if near else 'known: ' + ', '.join(known)}"
 
 
 def label(location: Location) -> str:
-    """A place as people write it, `policies[0].remote_ts`."""
+    """A location in the notation `policies[0].remote_ts`."""
     text = ""
     for part in location:
         if isinstance(part, int):

@@ -1,4 +1,4 @@
-"""SAs, selectors, policies and whole configurations in one line each, for the tests."""
+"""One-line builders of SAs, selectors, policies and desired states for the tests."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ OUTER = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
 
 
 def selector(
-    local: str,
-    remote: str,
+    local: str = "10.1.0.0/24",
+    remote: str = "10.2.0.0/24",
     protocol: int | None = None,
     local_port: PortRange | None = None,
     remote_port: PortRange | None = None,
@@ -35,7 +35,7 @@ def selector(
 
 
 def mirrored(selectors: tuple[Selector, ...]) -> tuple[Selector, ...]:
-    """The same traffic, named from the other gateway's side."""
+    """The same traffic as seen from the other gateway."""
     return tuple(
         Selector(s.remote, s.local, s.protocol, s.remote_port, s.local_port) for s in selectors
     )
@@ -55,7 +55,7 @@ def make_sa(
     key: int | None = None,
     pair: str | None = None,
 ) -> Sa:
-    """An SA whose key follows from `key`, or from its SPI where that is not given."""
+    """An SA whose key is derived from `key`, or from its SPI by default."""
     seed = (spi if key is None else key) % 256
     return Sa(
         name=name,
@@ -67,7 +67,7 @@ def make_sa(
         encapsulation=encapsulation,
         local=ip_address(local),
         remote=ip_address(remote),
-        selectors=selectors or (selector("10.1.0.0/24", "10.2.0.0/24"),),
+        selectors=selectors or (selector(),),
         esn=esn,
         pair=pair,
     )

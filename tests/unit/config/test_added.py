@@ -182,7 +182,7 @@ def test_an_entry_shows_its_key_nowhere() -> None:
     assert not any("c0ffee" in text for text in shown)
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+def test_a_saved_state_is_loaded_again(tmp_path: Path) -> None:
     store = Store(tmp_path / "cli.json")
     assert store.load() == StoredState()
     store.save(STATE)
@@ -306,7 +306,7 @@ def order(state: StoredState, *names: str) -> list[str]:
     return [policy.name for policy in merge(desired(*names), state).policies]
 
 
-def test_merged_sas_come_behind_the_configurations() -> None:
+def test_merged_sas_follow_those_of_the_configuration() -> None:
     merged = merge(desired("a"), STATE_WITHOUT_POLICIES)
     assert [sa.name for sa in merged.sas] == ["config", "b/out", "c"]
     assert merged.warnings == ("careful",)
@@ -316,13 +316,13 @@ def test_merged_sas_come_behind_the_configurations() -> None:
 STATE_WITHOUT_POLICIES = state_of(SA, FULL_SA)
 
 
-def test_policies_are_placed_in_the_order_in_which_they_came() -> None:
+def test_policies_are_placed_in_order_of_addition() -> None:
     assert order(policies(("x", None), ("y", None)), "a", "b") == ["a", "b", "x", "y"]
     assert order(policies(("x", "b"), ("y", "b")), "a", "b") == ["a", "x", "y", "b"]
     assert order(policies(("x", "a"), ("y", "x"), ("z", None)), "a") == ["y", "x", "a", "z"]
 
 
-def test_a_policy_may_stand_before_one_that_came_later() -> None:
+def test_a_policy_may_stand_before_one_added_later() -> None:
     assert order(policies(("x", "y"), ("y", "a")), "a") == ["x", "y", "a"]
 
 
@@ -330,5 +330,5 @@ def test_a_policy_may_stand_before_one_that_came_later() -> None:
     "state", [policies(("x", "gone")), policies(("y", None), ("x", "z"), ("z", "x"))]
 )
 def test_a_policy_without_its_place_is_never_put_elsewhere(state: StoredState) -> None:
-    with pytest.raises(EspGwError, match="policy x has to stand before"):
+    with pytest.raises(EspGwError, match="policy x must stand before"):
         merge(desired("a"), state)

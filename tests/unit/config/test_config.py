@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-import re
 from dataclasses import fields, replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
-from esp_gw.config.keyfile import format_keymat, generate, write_key_file
+from esp_gw.config.keyfile import format_keymat, generate
 from esp_gw.config.load import load_config
-from esp_gw.desired import Desired, GatewaySettings, Offloads
+from esp_gw.desired import GatewaySettings, Offloads
 from esp_gw.errors import ConfigError
 from esp_gw.model import (
     DEFAULT_SUITE,
@@ -23,35 +22,14 @@ from esp_gw.model import (
     Selector,
     Tunnel,
 )
-
-TUNNEL = """\
-tunnels:
-  b:
-    local: 192.0.2.1
-    remote: 192.0.2.2
-    local_ts: 10.1.0.0/24
-    remote_ts: 10.2.0.0/24
-    outbound: {spi: 0x1001, key: {file: keys/b.out.key}}
-    inbound: {spi: 4098, key: {file: keys/b.in.key}}
-"""
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "keys").mkdir()
-    for name in ("b.out", "b.in"):
-        write_key_file(tmp_path / "keys" / f"{name}.key", [generate(DEFAULT_SUITE)])
-    return tmp_path
-
-
-def write(folder: Path, text: str, name: str = "gw.yaml") -> Path:
-    path = folder / name
-    path.write_text(text)
-    return path
-
-
-def load(folder: Path, text: str) -> Desired:
-    return load_config(write(folder, text))
+from tests.support.config_files import (
+    TUNNEL,
+    load,
+    replace_key_file,
+    transport,
+    write,
+    write_keys,
+)
 
 
 def test_a_tunnel_becomes_two_sas_and_a_policy(folder: Path) -> None:
@@ -156,9 +134,7 @@ def test_an_offload_that_is_switched_off_leaves_the_others_on(tmp_path: Path, na
 def test_aws_lc_has_every_suite_whose_icv_is_not_truncated(folder: Path) -> None:
     for suite in SUITES.values():
         for name in ("b.out", "b.in"):
-            path = folder / "keys" / f"{name}.key"
-            path.unlink()
-            write_key_file(path, [generate(suite)])
+            replace_key_file(folder, name, [generate(suite)])
         text = f"{TUNNEL}    suite: {suite}\ncrypto: {{provider: aws-lc}}\n"
         if suite.icv_len == 16 and not suite.is_readable:
             assert load(folder, text).settings.provider == "aws-lc"
@@ -170,7 +146,7 @@ def test_aws_lc_has_every_suite_whose_icv_is_not_truncated(folder: Path) -> None
         assert f"aws-lc has no {suite}" in problem.message
 
 
-def test_a_suite_that_does_not_encrypt_is_warned_of(folder: Path) -> None:
+def test_a_suite_that_does_not_encrypt_causes_a_warning(folder: Path) -> None:
     assert load(folder, TUNNEL).warnings == ()
     (warning,) = load(folder, f"{TUNNEL}    suite: aes256gmac\n").warnings
     assert "tunnels.b.suite" in warning
@@ -207,10 +183,6 @@ def test_prefixes_are_paired_within_their_family(folder: Path) -> None:
     assert desired.sas[0].selectors == desired.sas[1].selectors == desired.policies[0].selectors
 
 
-def transport(text: str = TUNNEL) -> str:
-    return re.sub(r"    (local|remote)_ts: .*\n", "", text) + "    mode: transport\n"
-
-
 def test_transport_mode_is_between_the_outer_addresses(folder: Path) -> None:
     (selector,) = load(folder, transport()).sas[0].selectors
     assert (str(selector.local), str(selector.remote)) == ("192.0.2.1/32", "192.0.2.2/32")
@@ -243,7 +215,7 @@ policies:
 
 
 def test_text_that_yaml_1_1_would_change_is_kept(folder: Path) -> None:
-    # 2:10:20:30:40:50:1:2 is a number to the base 60 there, `no` and `on` are flags.
+    # YAML 1.1 reads 2:10:20:30:40:50:1:2 as a base-60 number, `no` and `on` as booleans.
     text = TUNNEL.replace("  b:", "  on:").replace("192.0.2.1", "2:10:20:30:40:50:1:2")
     text = text.replace("192.0.2.2", "2:10:20:30:40:50:1:3")
     desired = load(folder, text)
@@ -265,7 +237,7 @@ def test_credentials_and_key_files_and_absolute_paths(
     assert load(folder, text).sas == load(folder, TUNNEL).sas
 
 
-def test_inline_keys_need_leave_and_are_warned_about(folder: Path) -> None:
+def test_inline_keys_need_permission_and_cause_a_warning(folder: Path) -> None:
     key = format_keymat(generate(DEFAULT_SUITE))
     text = TUNNEL.replace("file: keys/b.out.key", f"inline: {key}")
     with pytest.raises(ConfigError) as caught:
@@ -280,7 +252,7 @@ def test_inline_keys_need_leave_and_are_warned_about(folder: Path) -> None:
     assert key[:8] not in warning
 
 
-def test_an_inline_key_of_decimal_digits_stays_what_it_is(folder: Path) -> None:
+def test_an_inline_key_of_decimal_digits_is_kept_as_text(folder: Path) -> None:
     text = "gateway: {allow_inline_keys: yes}\n" + TUNNEL
     for key in ("0" * 71 + "7", "1" * 35 + "e" + "1" * 36, "0x" + "12" * 36):
         desired = load(folder, text.replace("file: keys/b.out.key", f"inline: {key}"))
@@ -288,8 +260,7 @@ def test_an_inline_key_of_decimal_digits_stays_what_it_is(folder: Path) -> None:
 
 
 def test_a_folder_is_read_in_the_order_of_names(folder: Path) -> None:
-    for name in ("c.out", "c.in"):
-        write_key_file(folder / "keys" / f"{name}.key", [generate(DEFAULT_SUITE)])
+    write_keys(folder, tunnel="c")
     other = (
         TUNNEL.replace("  b:", "  c:")
         .replace("/b.", "/c.")

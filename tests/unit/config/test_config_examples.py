@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from esp_gw.config.keyfile import format_keymat, generate
 from esp_gw.config.load import load_config
 from esp_gw.desired import Desired
 from esp_gw.model import DEFAULT_SUITE, SUITES, Action, Direction
+from tests.support.builders import mirrored
 
 EXAMPLES = Path(__file__).parents[3] / "configs"
 
@@ -48,17 +48,7 @@ def test_the_two_ends_of_an_example_mirror_each_other(tmp_path: Path, stem: str)
         sent = [sa for sa in one.sas if sa.direction is Direction.OUTBOUND]
         taken = [sa for sa in other.sas if sa.direction is Direction.INBOUND]
         for out, in_ in zip(sent, taken, strict=True):
-            mirrored = {
-                replace(
-                    s,
-                    local=s.remote,
-                    remote=s.local,
-                    local_port=s.remote_port,
-                    remote_port=s.local_port,
-                )
-                for s in out.selectors
-            }
-            assert mirrored == set(in_.selectors)
+            assert set(mirrored(out.selectors)) == set(in_.selectors)
             assert (out.spi, out.keymat, out.suite) == (in_.spi, in_.keymat, in_.suite)
             assert (out.mode, out.encapsulation) == (in_.mode, in_.encapsulation)
             assert (out.esn, out.replay_window) == (in_.esn, in_.replay_window)

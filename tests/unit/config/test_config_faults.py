@@ -1,77 +1,30 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import pytest
 
 from esp_gw.config.document import MAX_DEPTH, MAX_FILE_LEN
-from esp_gw.config.keyfile import generate, write_key_file
 from esp_gw.config.load import MAX_SELECTORS, load_config
 from esp_gw.desired import Desired, GatewaySettings
 from esp_gw.errors import ConfigError, NetworkError
-from esp_gw.model import DEFAULT_SUITE, LAST_TABLE
+from esp_gw.model import LAST_TABLE
 from esp_gw.network.plan import plan_network
 from esp_gw.values import FieldError, parse_table
 from tests.support.builders import desired, make_sa, protect
-
-TUNNEL = """\
-tunnels:
-  b:
-    local: 192.0.2.1
-    remote: 192.0.2.2
-    local_ts: 10.1.0.0/24
-    remote_ts: 10.2.0.0/24
-    outbound: {spi: 0x1001, key: {file: keys/b.out.key}}
-    inbound: {spi: 4098, key: {file: keys/b.in.key}}
-"""
+from tests.support.config_files import (
+    TUNNEL,
+    faults,
+    load,
+    only_fault,
+    problems,
+    transport,
+    write,
+)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "keys").mkdir()
-    for name in ("b.out", "b.in"):
-        write_key_file(tmp_path / "keys" / f"{name}.key", [generate(DEFAULT_SUITE)])
-    return tmp_path
-
-
-def write(folder: Path, text: str, name: str = "gw.yaml") -> Path:
-    path = folder / name
-    path.write_text(text)
-    return path
-
-
-def load(folder: Path, text: str) -> Desired:
-    return load_config(write(folder, text))
-
-
-def problems(path: Path) -> list[str]:
-    """Every problem, without the folder in front."""
-    with pytest.raises(ConfigError) as caught:
-        load_config(path)
-    found = [str(problem) for problem in caught.value.problems]
-    assert str(caught.value) == "\n".join(found)
-    assert all(len(text.splitlines()) == 1 for text in found)
-    top = path if path.is_dir() else path.parent
-    return [text.removeprefix(f"{top}/") for text in found]
-
-
-def faults(folder: Path, text: str) -> list[str]:
-    return problems(write(folder, text))
-
-
-def only(folder: Path, text: str) -> str:
-    found = faults(folder, text)
-    assert len(found) == 1, found
-    return found[0]
-
-
-def transport(text: str = TUNNEL) -> str:
-    return re.sub(r"    (local|remote)_ts: .*\n", "", text) + "    mode: transport\n"
-
-
-def test_one_tunnel_name_and_one_gateway_over_all_files(folder: Path) -> None:
+def test_tunnel_names_and_the_gateway_section_are_unique_over_all_files(folder: Path) -> None:
     write(folder, "gateway: {port: 4501}\n" + TUNNEL, "1.yaml")
     write(folder, TUNNEL.replace("192.0.2.2", "nowhere") + "gateway: {port: 4502}\n", "2.yaml")
     first, second = problems(folder)
@@ -81,7 +34,7 @@ def test_one_tunnel_name_and_one_gateway_over_all_files(folder: Path) -> None:
     assert "1.yaml" in second
 
 
-def test_problems_of_all_files_come_together(folder: Path) -> None:
+def test_the_problems_of_all_files_are_reported_together(folder: Path) -> None:
     write(folder, "gateway: [", "1.yaml")
     write(folder, "gateway: {port: 0}", "2.yaml")
     write(folder, "", "3.yaml")
@@ -93,7 +46,7 @@ def test_a_folder_without_files(tmp_path: Path) -> None:
         load_config(tmp_path)
 
 
-def test_everything_wrong_is_told_in_one_run(folder: Path) -> None:
+def test_all_faults_are_reported_in_one_run(folder: Path) -> None:
     text = """\
 gateway:
   adress: 10.1.0.1
@@ -164,30 +117,32 @@ def test_conflicts_are_found_beside_other_faults(folder: Path) -> None:
     text = "\n".join(found)
     assert "gw.yaml:14: tunnels.c.outbound: SPI 0x1001" in text
     assert "gw.yaml:15: tunnels.c.inbound: SPI 0x1002" in text
-    assert "gw.yaml:15: tunnels.c.inbound: has the key of b/in" in text
+    assert "gw.yaml:15: tunnels.c.inbound: has the same key as b/in" in text
     assert "missing.key: the key file does not exist" in text
     assert "keepalive: expected a number from 0 to 3600, not '-1'" in text
     assert len(found) == 5
 
 
 def test_one_key_in_both_directions_is_refused(folder: Path) -> None:
-    text = only(folder, TUNNEL.replace("b.in.key", "b.out.key"))
+    text = only_fault(folder, TUNNEL.replace("b.in.key", "b.out.key"))
     assert text.startswith("gw.yaml:8: tunnels.b.inbound: ")
     assert "repeat an IV" in text
 
 
-def test_a_bypass_behind_a_discard_is_refused(folder: Path) -> None:
+def test_a_bypass_after_a_discard_is_refused(folder: Path) -> None:
     text = """\
 policies:
   - {name: no, action: discard, remote_ts: 10.2.0.0/16}
   - {name: ssh, action: bypass, remote_ts: 10.2.0.0/24, protocol: tcp}
 """
-    assert only(folder, text).startswith("gw.yaml:3: policies[1]: the bypass policy ssh overlaps")
+    assert only_fault(folder, text).startswith(
+        "gw.yaml:3: policies[1]: the bypass policy ssh overlaps"
+    )
 
 
 def test_a_policy_and_a_tunnel_have_different_names(folder: Path) -> None:
     text = TUNNEL + "policies: [{name: b, action: discard, remote_ts: 10.7.0.0/24}]\n"
-    assert "another policy with the name b" in only(folder, text)
+    assert "another policy with the name b" in only_fault(folder, text)
 
 
 LONG_HEX = "0badc0de" * 9
@@ -240,12 +195,12 @@ LONG_HEX = "0badc0de" * 9
         ("  b:", "  b: !!python/object:os.system", "2: not valid YAML: tags"),
         ("  b:", "  <<: {x: y}\n  b:", "2: expected a name before ':'"),
         ("  b:", "  ? [x]\n  : y\n  b:", "2: expected a name before ':'"),
-        ("    local:", "    local: 1.2.3.4\n    local:", "4: tunnels.b.local: stands here twice"),
+        ("    local:", "    local: 1.2.3.4\n    local:", "4: tunnels.b.local: is given twice"),
     ],
 )
 def test_one_fault_is_one_line_with_its_place(folder: Path, old: str, new: str, start: str) -> None:
     assert old in TUNNEL
-    text = only(folder, TUNNEL.replace(old, new, 1))
+    text = only_fault(folder, TUNNEL.replace(old, new, 1))
     assert text.startswith(f"gw.yaml:{start}"), text
     assert "0badc0de" not in text
 
@@ -253,8 +208,8 @@ def test_one_fault_is_one_line_with_its_place(folder: Path, old: str, new: str, 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("encapsulation: none\n    remote_port: 4500", "remote_port: has a meaning only with"),
-        ("encapsulation: none\n    keepalive: 20", "keepalive: has a meaning only with"),
+        ("encapsulation: none\n    remote_port: 4500", "remote_port: is valid only with"),
+        ("encapsulation: none\n    keepalive: 20", "keepalive: is valid only with"),
         ("replay_window: 32", "replay_window: expected a number from 64 to 8192"),
         ("replay_window: 100", "replay_window: expected a multiple of 64"),
         ("replay_window: 8256", "replay_window: expected a number from 64 to 8192"),
@@ -267,7 +222,7 @@ def test_one_fault_is_one_line_with_its_place(folder: Path, old: str, new: str, 
     ],
 )
 def test_a_tunnels_settings_are_checked(folder: Path, line: str, words: str) -> None:
-    assert f"tunnels.b.{words}" in only(folder, f"{TUNNEL}    {line}\n")
+    assert f"tunnels.b.{words}" in only_fault(folder, f"{TUNNEL}    {line}\n")
 
 
 @pytest.mark.parametrize(
@@ -289,17 +244,17 @@ def test_a_tunnels_settings_are_checked(folder: Path, line: str, words: str) -> 
     ],
 )
 def test_the_gateways_settings_are_checked(folder: Path, line: str, words: str) -> None:
-    assert only(folder, f"gateway:\n  {line}\n").startswith(f"gw.yaml:2: gateway.{words}")
+    assert only_fault(folder, f"gateway:\n  {line}\n").startswith(f"gw.yaml:2: gateway.{words}")
 
 
 def test_transport_mode_refuses_other_networks(folder: Path) -> None:
-    text = only(folder, transport() + "    local_ts: 192.0.2.0/24\n")
+    text = only_fault(folder, transport() + "    local_ts: 192.0.2.0/24\n")
     assert "192.0.2.1/32" in text
 
 
 def test_ipv6_needs_its_minimum_mtu(folder: Path) -> None:
     text = TUNNEL.replace("10.1.0.0/24", "fd00:1::/64").replace("10.2.0.0/24", "fd00:2::/64")
-    message = only(folder, text + "gateway:\n  mtu: 1279\n")
+    message = only_fault(folder, text + "gateway:\n  mtu: 1279\n")
     assert message.startswith("gw.yaml:10: gateway.mtu: ")
     load(folder, text + "gateway: {mtu: 1280}\n")
     load(folder, TUNNEL + "gateway: {mtu: 576}\n")
@@ -324,7 +279,7 @@ def test_ipv6_needs_its_minimum_mtu(folder: Path) -> None:
         (b"gateway: *a\n", "gw.yaml:1: not valid YAML: anchors"),
         (b"gateway: " + b"{a: " * (MAX_DEPTH + 1), "gw.yaml:1: not valid YAML: is nested too deep"),
         (b"\n" + b"- " * (MAX_DEPTH + 1), "gw.yaml:2: not valid YAML: is nested too deep"),
-        # PyYAML may have a limit of its own; its words are its own, too.
+        # PyYAML may have a limit and a message of its own.
         (b"gateway: " + b"[" * 500_000, "gw.yaml:1: not valid YAML: "),
         (b"#" * (MAX_FILE_LEN + 1), "gw.yaml: is larger than 8388608 bytes"),
         (b"gateway: []\n", "gw.yaml:1: gateway: expected a mapping"),
@@ -334,7 +289,7 @@ def test_ipv6_needs_its_minimum_mtu(folder: Path) -> None:
         (b"tunnels: {b: 1}\n", "gw.yaml:1: tunnels.b: expected a mapping"),
     ],
 )
-def test_a_file_that_is_no_configuration(tmp_path: Path, content: bytes, words: str) -> None:
+def test_a_file_that_is_not_a_configuration(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "gw.yaml"
     path.write_bytes(content)
     (text,) = problems(path)
@@ -347,7 +302,7 @@ def test_a_byte_order_mark_is_harmless(tmp_path: Path) -> None:
     assert load_config(path).settings.port == 4501
 
 
-def test_options_of_the_native_engine_out_of_their_range(folder: Path) -> None:
+def test_options_of_the_native_engine_out_of_range(folder: Path) -> None:
     text = """\
 gateway:
   engine: python
@@ -376,28 +331,28 @@ crypto:
     assert "did you mean udp_gso?" in found[3][2]
     assert "auto or openssl or aws-lc" in found[5][2]
     assert "auto or on or off" in found[6][2]
-    assert "from 1 to 64" in only(folder, "gateway: {workers: 0}")
-    assert "expected a mapping with tso" in only(folder, "gateway: {offload: no}")
+    assert "from 1 to 64" in only_fault(folder, "gateway: {workers: 0}")
+    assert "expected a mapping with tso" in only_fault(folder, "gateway: {offload: no}")
 
 
-def test_aws_lc_is_of_the_native_engine(folder: Path) -> None:
-    problem = only(folder, "gateway: {engine: python}\ncrypto:\n  provider: aws-lc\n")
+def test_aws_lc_needs_the_native_engine(folder: Path) -> None:
+    problem = only_fault(folder, "gateway: {engine: python}\ncrypto:\n  provider: aws-lc\n")
     assert problem.startswith("gw.yaml:3: crypto.provider: ")
     assert "native" in problem
 
 
-def test_one_file_has_the_section_crypto(folder: Path) -> None:
+def test_only_one_file_may_have_the_section_crypto(folder: Path) -> None:
     write(folder, "crypto: {provider: openssl}", "1.yaml")
     write(folder, "\ncrypto: {provider: auto}", "2.yaml")
     (problem,) = problems(folder)
-    assert problem.startswith("2.yaml:2: crypto: is in ")
+    assert problem.startswith("2.yaml:2: crypto: is already in ")
 
 
 def test_sections_without_content_are_fine(tmp_path: Path) -> None:
     assert load(tmp_path, "gateway:\npolicies:\ntunnels:\n") == Desired(GatewaySettings())
 
 
-def test_a_file_that_can_not_be_read(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert problems(tmp_path / "missing.yaml") == ["missing.yaml: No such file or directory"]
     os.mkfifo(tmp_path / "fifo.yaml")
     assert problems(tmp_path / "fifo.yaml") == ["fifo.yaml: is not a regular file"]
@@ -412,15 +367,15 @@ def test_the_number_of_selectors_is_bounded(folder: Path) -> None:
     both = f"{{action: discard, local_ts: {many(1, 32)}, remote_ts: {many(2, 32)}}}"
     fitting = f"policies: [{', '.join([both] * 32)}]\n"
     assert sum(len(p.selectors) for p in load(folder, fitting).policies) == MAX_SELECTORS
-    assert "at most 32768 pairs" in only(folder, fitting + TUNNEL)
+    assert "at most 32768 pairs" in only_fault(folder, fitting + TUNNEL)
     wide = TUNNEL.replace("10.1.0.0/24", many(1, 33)).replace("10.2.0.0/24", many(2, 32))
-    assert "more than 1024 pairs" in only(folder, wide)
+    assert "more than 1024 pairs" in only_fault(folder, wide)
     long = TUNNEL.replace("10.1.0.0/24", many(1, 65))
-    assert "not 65" in only(folder, long)
+    assert "not 65" in only_fault(folder, long)
 
 
 @pytest.mark.parametrize("table", [2, 251, *range(252, 258), LAST_TABLE, LAST_TABLE + 1, 2**32 - 1])
-def test_a_table_is_refused_here_exactly_when_no_network_can_be_planned_with_it(table: int) -> None:
+def test_a_table_is_refused_exactly_when_no_network_can_be_planned_with_it(table: int) -> None:
     protected = desired((make_sa(),), (protect("t", "t/out", *make_sa().selectors),), table=table)
     try:
         plan_network(protected, {}, frozenset())

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 
 import pytest
 
@@ -19,16 +19,7 @@ from esp_gw.model import (
     Sa,
     Selector,
 )
-
-
-def selector(
-    local: str = "10.1.0.0/24",
-    remote: str = "10.2.0.0/24",
-    protocol: int | None = None,
-    local_port: PortRange | None = None,
-    remote_port: PortRange | None = None,
-) -> Selector:
-    return Selector(ip_network(local), ip_network(remote), protocol, local_port, remote_port)
+from tests.support.builders import selector
 
 
 def keymat(number: int) -> KeyMaterial:
@@ -82,7 +73,7 @@ def test_two_outbound_sas_with_one_spi_to_one_remote() -> None:
     assert find_conflicts([OUT, replace(other, remote=ip_address("192.0.2.9"))], []) == []
 
 
-def test_duplicate_names_even_of_the_very_same_object() -> None:
+def test_duplicate_names_even_of_the_same_object() -> None:
     other = replace(OUT, spi=0x2001, keymat=keymat(3))
     assert only(find_conflicts([OUT, other], [])).names == ("b/out", "b/out")
     assert only(find_conflicts([OUT], [PROTECT, PROTECT])).names == ("b", "b")
@@ -137,7 +128,7 @@ def test_a_policy_wider_than_its_sa() -> None:
 
 
 @pytest.mark.parametrize("action", [Action.PROTECT, Action.DISCARD])
-def test_a_bypass_behind_a_guard_that_it_overlaps(action: Action) -> None:
+def test_a_bypass_after_a_guard_that_it_overlaps(action: Action) -> None:
     guard = replace(PROTECT, action=action, sas=("b/out",) if action is Action.PROTECT else ())
     bypass = Policy("x", Action.BYPASS, (selector("0.0.0.0/0", "10.2.0.128/25"),))
     conflict = only(find_conflicts([OUT], [guard, bypass]))
@@ -148,7 +139,7 @@ def test_a_bypass_behind_a_guard_that_it_overlaps(action: Action) -> None:
     assert find_conflicts([OUT], [guard, apart]) == []
 
 
-def test_a_bypass_behind_a_bypass_is_fine() -> None:
+def test_a_bypass_after_a_bypass_is_fine() -> None:
     first = Policy("x", Action.BYPASS, (selector(),))
     assert find_conflicts([], [first, replace(first, name="y")]) == []
 

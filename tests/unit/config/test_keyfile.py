@@ -12,7 +12,7 @@ from esp_gw.errors import KeyFileError
 from esp_gw.model import SUITES, KeyMaterial
 
 AES128 = SUITES["aes128gcm16"]
-# RFC 4106's order: sixteen bytes of key, then four of salt.
+# Order of RFC 4106: sixteen bytes of key, then four of salt.
 KEY_HEX = "000102030405060708090a0b0c0d0e0f"
 SALT_HEX = "cafebabe"
 
@@ -61,7 +61,7 @@ def test_each_suite_takes_exactly_its_length(name: str) -> None:
                 keyfile.parse_keymat(text, suite)
 
 
-def test_wrong_length_tells_both_sizes_and_not_the_key(tmp_path: Path) -> None:
+def test_a_wrong_length_is_reported_with_both_sizes_and_without_the_key(tmp_path: Path) -> None:
     text = refusal(key_file(tmp_path, KEY_HEX))
     assert "32 hex digits (16 bytes)" in text
     assert "40 (20 bytes" in text
@@ -84,7 +84,7 @@ def test_wrong_length_tells_both_sizes_and_not_the_key(tmp_path: Path) -> None:
         b"0x",
     ],
 )
-def test_what_is_not_one_line_of_hex_is_refused_without_showing_it(
+def test_content_other_than_one_line_of_hex_is_refused_without_showing_it(
     tmp_path: Path, content: bytes
 ) -> None:
     text = refusal(key_file(tmp_path, content))
@@ -94,14 +94,14 @@ def test_what_is_not_one_line_of_hex_is_refused_without_showing_it(
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o610, 0o601, 0o666])
-def test_a_file_open_to_others_is_refused_with_the_way_out(tmp_path: Path, mode: int) -> None:
+def test_a_file_open_to_others_is_refused_with_a_remedy(tmp_path: Path, mode: int) -> None:
     text = refusal(key_file(tmp_path, KEY_HEX + SALT_HEX, mode))
     assert f"{mode:04o}" in text
     assert "chmod 600" in text
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o400])
-def test_a_private_file_is_taken(tmp_path: Path, mode: int) -> None:
+def test_a_private_file_is_accepted(tmp_path: Path, mode: int) -> None:
     keyfile.read_key_file(key_file(tmp_path, KEY_HEX + SALT_HEX, mode), AES128)
 
 
@@ -109,7 +109,7 @@ def status_of(uid: int, mode: int = 0o100600) -> os.stat_result:
     return os.stat_result((mode, 1, 1, 1, uid, 0, 40, 0, 0, 0))
 
 
-def test_only_root_and_the_user_that_runs_may_own_a_secret(
+def test_only_root_and_the_current_user_may_own_a_secret(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(files.os, "geteuid", lambda: 1000)
@@ -118,7 +118,7 @@ def test_only_root_and_the_user_that_runs_may_own_a_secret(
     assert "1001" in str(files.privacy_fault(status_of(1001)))
 
 
-def test_root_may_look_at_the_secrets_of_the_services_user(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_may_read_the_secrets_of_the_service_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files.os, "geteuid", lambda: 0)
     assert files.privacy_fault(status_of(998)) is None
     assert "open to other users" in str(files.privacy_fault(status_of(998, 0o100640)))
@@ -131,7 +131,7 @@ def test_a_strangers_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "belongs to user" in refusal(path)
 
 
-def test_what_is_no_regular_file_is_refused_and_does_not_hang(tmp_path: Path) -> None:
+def test_anything_but_a_regular_file_is_refused_and_does_not_hang(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo, 0o600)
     assert "not a regular file" in refusal(fifo)
@@ -142,7 +142,7 @@ def test_what_is_no_regular_file_is_refused_and_does_not_hang(tmp_path: Path) ->
     assert "\n" not in refusal(tmp_path / "two\nlines")
 
 
-def test_a_file_without_end_is_refused(tmp_path: Path) -> None:
+def test_an_oversized_file_is_refused(tmp_path: Path) -> None:
     content = f"{KEY_HEX}{SALT_HEX}\n#".encode().ljust(keyfile.MAX_KEY_FILE_LEN, b"#")
     keyfile.read_key_file(key_file(tmp_path, content), AES128)
     assert "larger than 16384 bytes" in refusal(key_file(tmp_path, content + b"#"))
@@ -211,7 +211,7 @@ def test_generated_keys_differ_and_fit() -> None:
         assert keyfile.parse_keymat(keyfile.format_keymat(keymat), suite) == keymat
 
 
-def test_a_credential_is_read_with_the_modes_that_systemd_gives(
+def test_a_credential_is_read_with_the_modes_that_systemd_sets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
@@ -233,11 +233,11 @@ def test_a_credential_stays_in_its_folder(
     folder = tmp_path / "credentials"
     folder.mkdir()
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(folder))
-    with pytest.raises(KeyFileError, match="not a credential's name"):
+    with pytest.raises(KeyFileError, match="not a valid credential name"):
         keyfile.read_credential(name, AES128)
 
 
-def test_no_credentials_at_all_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_credentials_directory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     with pytest.raises(KeyFileError, match="LoadCredential"):
         keyfile.read_credential("site", AES128)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import stat
-from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from esp_gw.config import provision
 from esp_gw.config.load import load_config
 from esp_gw.desired import Desired
 from esp_gw.errors import EspGwError
-from esp_gw.model import SUITES, Direction, Encapsulation, Mode, Selector
+from esp_gw.model import SUITES, Direction, Encapsulation, Mode
+from tests.support.builders import mirrored
 
 OUTER = {"local": ip_address("192.0.2.1"), "remote": ip_address("192.0.2.2")}
 NETS = {"local_nets": [ip_network("10.1.0.0/24")], "remote_nets": [ip_network("10.2.0.0/24")]}
@@ -21,15 +21,6 @@ NETS = {"local_nets": [ip_network("10.1.0.0/24")], "remote_nets": [ip_network("1
 def make(output: Path, **changes: Any) -> tuple[Desired, Desired]:
     pair = provision.make_pair(output, **{**OUTER, **NETS, **changes})
     return load_config(pair.local), load_config(pair.remote)
-
-
-def turned(selectors: tuple[Selector, ...]) -> set[Selector]:
-    return {
-        replace(
-            s, local=s.remote, remote=s.local, local_port=s.remote_port, remote_port=s.local_port
-        )
-        for s in selectors
-    }
 
 
 def assert_mirrored(a: Desired, b: Desired) -> None:
@@ -46,7 +37,7 @@ def assert_mirrored(a: Desired, b: Desired) -> None:
         )
         assert (sa.mode, sa.encapsulation) == (peer.mode, peer.encapsulation)
         assert (sa.local, sa.remote) == (peer.remote, peer.local)
-        assert turned(sa.selectors) == set(peer.selectors)
+        assert set(mirrored(sa.selectors)) == set(peer.selectors)
     assert a.sas[0].keymat != a.sas[1].keymat
     assert a.sas[0].spi != a.sas[1].spi
 
@@ -71,7 +62,7 @@ def test_transport_mode_needs_no_networks(tmp_path: Path) -> None:
     assert a.settings.addresses == ()
 
 
-def test_everything_behind_a_side_gives_it_no_address(tmp_path: Path) -> None:
+def test_a_side_whose_prefix_is_everything_gets_no_address(tmp_path: Path) -> None:
     everything = [ip_network("0.0.0.0/0"), ip_network("::/0")]
     nets = [ip_network("10.1.0.0/24"), ip_network("fd00:1::/64")]
     a, b = make(tmp_path, local_nets=nets, remote_nets=everything)
@@ -135,7 +126,7 @@ def everything(folder: Path) -> dict[Path, bytes | None]:
 
 
 @pytest.mark.parametrize("existing", ["pi-a", "pi-b"])
-def test_nothing_is_overwritten_and_nothing_half_written_stays(
+def test_nothing_is_overwritten_and_nothing_half_written_remains(
     tmp_path: Path, existing: str
 ) -> None:
     (tmp_path / existing).mkdir()
@@ -163,7 +154,7 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(
         {"remote_settings": {"port": 0}},
     ],
 )
-def test_what_can_not_work_leaves_nothing(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_an_invalid_pair_leaves_nothing(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(EspGwError) as caught:
         make(tmp_path / "x" / "y", **changes)
     assert "\n" not in str(caught.value)

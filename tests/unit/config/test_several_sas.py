@@ -1,4 +1,4 @@
-"""A tunnel of several SAs: what it expands to, what is refused, which of them a flow takes."""
+"""A tunnel of several SAs: its expansion, its faults, and the SA that each flow takes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scapy.layers.inet import IP, UDP, fragment
 from scapy.packet import Raw
 
 from esp_gw.config import provision
-from esp_gw.config.keyfile import format_keymat, generate, write_key_file
+from esp_gw.config.keyfile import format_keymat, generate
 from esp_gw.config.load import load_config
 from esp_gw.daemon.reconcile import (
     InstallSa,
@@ -25,49 +25,24 @@ from esp_gw.daemon.reconcile import (
 from esp_gw.desired import Desired
 from esp_gw.engine.python.sad import OutboundState
 from esp_gw.engine.python.wire import flow_key, spread
-from esp_gw.errors import ConfigError
 from esp_gw.model import DEFAULT_SUITE, Direction, DropReason, KeyMaterial
 from esp_gw.network.plan import plan_network
+from tests.support import config_files
+from tests.support.config_files import load, only_fault, replace_key_file, write_keys
 from tests.support.rig import HEADS, V4, V6, Pair, packet, pair
 
-TUNNEL = """\
-tunnels:
-  b:
-    local: 192.0.2.1
-    remote: 192.0.2.2
-    local_ts: 10.1.0.0/24
-    remote_ts: 10.2.0.0/24
-    sas: 3
-    outbound: {spi: 0x1001, key: {file: b.out.key}}
-    inbound: {spi: 0x2001, key: {file: b.in.key}}
-"""
+TUNNEL = config_files.TUNNEL.replace("    outbound:", "    sas: 3\n    outbound:").replace(
+    "4098", "0x2001"
+)
 
 
 def keys(folder: Path, out: int = 3, in_: int = 3) -> dict[str, list[KeyMaterial]]:
-    made = {}
-    for name, count in (("b.out", out), ("b.in", in_)):
-        made[name] = [generate(DEFAULT_SUITE) for _ in range(count)]
-        (folder / f"{name}.key").unlink(missing_ok=True)
-        write_key_file(folder / f"{name}.key", made[name], "for a test")
-    return made
-
-
-def load(folder: Path, text: str = TUNNEL) -> Desired:
-    path = folder / "gw.yaml"
-    path.write_text(text)
-    return load_config(path)
-
-
-def refusal(folder: Path, text: str = TUNNEL) -> str:
-    with pytest.raises(ConfigError) as caught:
-        load(folder, text)
-    (problem,) = caught.value.problems
-    return str(problem).removeprefix(f"{folder}/")
+    return write_keys(folder, out, in_)
 
 
 def test_spis_keys_and_pairs_follow_one_another(tmp_path: Path) -> None:
     made = keys(tmp_path)
-    desired = load(tmp_path)
+    desired = load(tmp_path, TUNNEL)
     outbound = [sa for sa in desired.sas if sa.direction is Direction.OUTBOUND]
     inbound = [sa for sa in desired.sas if sa.direction is Direction.INBOUND]
     assert [sa.name for sa in outbound] == ["b/out", "b/out.2", "b/out.3"]
@@ -93,34 +68,34 @@ def test_a_credential_holds_the_keys_of_all_sas(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys(tmp_path)
-    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
-    text = TUNNEL.replace("file:", "credential:")
-    assert load(tmp_path, text).sas == load(tmp_path).sas
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "keys"))
+    text = TUNNEL.replace("file: keys/", "credential: ")
+    assert load(tmp_path, text).sas == load(tmp_path, TUNNEL).sas
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 4])
 def test_too_few_or_too_many_keys_say_how_many_and_what_to_do(tmp_path: Path, count: int) -> None:
     keys(tmp_path, in_=count)
-    text = refusal(tmp_path)
+    text = only_fault(tmp_path, TUNNEL)
     assert text.startswith("gw.yaml:9: tunnels.b.inbound.key.file: ")
     assert "b.in.key" in text
     assert "3 are needed" in text
     assert "esp-gw keygen --sas 3" in text
 
 
-def test_keys_for_more_sas_than_there_are_say_so(tmp_path: Path) -> None:
+def test_surplus_keys_are_reported_with_a_hint(tmp_path: Path) -> None:
     keys(tmp_path, out=2, in_=1)
-    text = refusal(tmp_path, TUNNEL.replace("    sas: 3\n", ""))
+    text = only_fault(tmp_path, TUNNEL.replace("    sas: 3\n", ""))
     assert text.startswith("gw.yaml:7: tunnels.b.outbound.key.file: ")
-    assert "there are 2 lines of hex in it, one is needed" in text
-    assert "say sas: 2" in text
+    assert "has 2 lines of hex, one is needed" in text
+    assert "set sas: 2" in text
 
 
-def test_a_key_of_the_wrong_size_is_told_with_its_line(tmp_path: Path) -> None:
+def test_a_key_of_the_wrong_size_is_reported_with_its_line(tmp_path: Path) -> None:
     made = keys(tmp_path)["b.out"]
     lines = ["# comment", format_keymat(made[0]), "", format_keymat(made[1])[:-8], "ab" * 36]
-    (tmp_path / "b.out.key").write_text("\n".join(lines))
-    text = refusal(tmp_path)
+    (tmp_path / "keys" / "b.out.key").write_text("\n".join(lines))
+    text = only_fault(tmp_path, TUNNEL)
     assert "b.out.key, line 4: the key has 64 hex digits" in text
     assert lines[1][:8] not in text
     assert lines[3][:8] not in text
@@ -129,16 +104,18 @@ def test_a_key_of_the_wrong_size_is_told_with_its_line(tmp_path: Path) -> None:
 def test_one_key_for_two_sas_of_a_tunnel_is_refused(tmp_path: Path) -> None:
     made = keys(tmp_path)["b.out"]
     lines = [format_keymat(keymat) for keymat in (made[0], made[1], made[0])]
-    (tmp_path / "b.out.key").write_text("\n".join(lines))
-    text = refusal(tmp_path)
-    assert text.startswith("gw.yaml:8: tunnels.b.outbound: has the key of b/out (two outbound)")
+    (tmp_path / "keys" / "b.out.key").write_text("\n".join(lines))
+    text = only_fault(tmp_path, TUNNEL)
+    assert text.startswith(
+        "gw.yaml:8: tunnels.b.outbound: has the same key as b/out (two outbound)"
+    )
 
 
 def test_an_inline_key_is_one_key(tmp_path: Path) -> None:
     keys(tmp_path)
     key = format_keymat(generate(DEFAULT_SUITE))
-    text = TUNNEL.replace("file: b.out.key", f"inline: {key}")
-    text = refusal(tmp_path, text + "gateway: {allow_inline_keys: true}\n")
+    text = TUNNEL.replace("file: keys/b.out.key", f"inline: {key}")
+    text = only_fault(tmp_path, text + "gateway: {allow_inline_keys: true}\n")
     assert text.startswith("gw.yaml:8: tunnels.b.outbound.key.inline: holds one key")
     assert "use a key file" in text
     assert key[:8] not in text
@@ -150,17 +127,21 @@ def test_an_inline_key_is_one_key(tmp_path: Path) -> None:
         ("sas: 3", "sas: 0", "7: tunnels.b.sas: expected a number from 1 to 64"),
         ("sas: 3", "sas: 65", "7: tunnels.b.sas: expected a number from 1 to 64"),
         ("sas: 3", "sas: many", "7: tunnels.b.sas: expected a number from 1 to 64"),
-        ("0x2001", "0xfffffffe", "9: tunnels.b.inbound: spi: 3 SAs have SPIs from 0xfffffffe on"),
+        (
+            "0x2001",
+            "0xfffffffe",
+            "9: tunnels.b.inbound: spi: 3 SAs need the SPIs from 0xfffffffe on",
+        ),
     ],
 )
-def test_what_can_not_be_is_told_with_its_place(
+def test_an_impossible_value_is_reported_with_its_place(
     tmp_path: Path, old: str, new: str, start: str
 ) -> None:
     keys(tmp_path)
-    assert refusal(tmp_path, TUNNEL.replace(old, new)).startswith(f"gw.yaml:{start}")
+    assert only_fault(tmp_path, TUNNEL.replace(old, new)).startswith(f"gw.yaml:{start}")
 
 
-def test_the_last_spi_of_all_can_be_used(tmp_path: Path) -> None:
+def test_the_highest_spi_can_be_used(tmp_path: Path) -> None:
     keys(tmp_path)
     desired = load(tmp_path, TUNNEL.replace("0x2001", "0xfffffffd"))
     assert max(sa.spi for sa in desired.sas) == 0xFFFFFFFF
@@ -168,13 +149,15 @@ def test_the_last_spi_of_all_can_be_used(tmp_path: Path) -> None:
 
 def test_the_spis_of_two_tunnels_must_not_overlap(tmp_path: Path) -> None:
     keys(tmp_path)
-    made = {name: [generate(DEFAULT_SUITE)] for name in ("c.out", "c.in")}
-    for name, keymats in made.items():
-        write_key_file(tmp_path / f"{name}.key", keymats)
+    write_keys(tmp_path, tunnel="c")
     second = TUNNEL.replace("tunnels:\n  b:", "  c:").replace("    sas: 3\n", "")
-    second = second.replace("b.", "c.").replace("10.2.0.0", "10.3.0.0").replace("0x1001", "0x3001")
-    text = refusal(tmp_path, TUNNEL + second.replace("0x2001", "0x2003"))
-    assert text.startswith("gw.yaml:16: tunnels.c.inbound: SPI 0x2003 is inbound for b/in.3 too")
+    second = (
+        second.replace("/b.", "/c.").replace("10.2.0.0", "10.3.0.0").replace("0x1001", "0x3001")
+    )
+    text = only_fault(tmp_path, TUNNEL + second.replace("0x2001", "0x2003"))
+    assert text.startswith(
+        "gw.yaml:16: tunnels.c.inbound: SPI 0x2003 is already used by the inbound SA b/in.3"
+    )
 
 
 @pytest.mark.parametrize("count", [1, 4, 64])
@@ -196,7 +179,7 @@ def test_init_makes_two_ends_of_as_many_sas(tmp_path: Path, count: int) -> None:
     assert len({sa.spi for sa in a.sas}) == len({sa.keymat.to_bytes() for sa in a.sas}) == 2 * count
 
 
-def test_spis_are_drawn_again_where_the_two_directions_would_overlap(
+def test_spis_are_drawn_again_if_the_two_directions_would_overlap(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawn = iter([1000, 1003, 1000, 1004])
@@ -225,12 +208,11 @@ def changes(before: Desired, after: Desired) -> list[str]:
     return found
 
 
-def test_another_number_of_sas_leaves_those_that_stay_alone(tmp_path: Path) -> None:
+def test_another_number_of_sas_leaves_the_remaining_ones_untouched(tmp_path: Path) -> None:
     made = keys(tmp_path)
-    three = load(tmp_path)
+    three = load(tmp_path, TUNNEL)
     for name, keymats in made.items():
-        (tmp_path / f"{name}.key").unlink()
-        write_key_file(tmp_path / f"{name}.key", keymats[:1])
+        replace_key_file(tmp_path, name, keymats[:1])
     one = load(tmp_path, TUNNEL.replace("sas: 3", "sas: 1"))
     further = ["b/in.2", "b/in.3", "b/out.2", "b/out.3"]
     assert changes(one, three) == [*(f"install {name}" for name in further), "policies"]

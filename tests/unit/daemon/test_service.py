@@ -326,14 +326,14 @@ PROTECT: dict[str, object] = {"action": "protect", "local_ts": ["10.1.0.0/24"]}
         (
             "AddSa",
             sa(3, key=f"{1:040x}"),
-            "SA n3: has the key of n1 (two outbound): this would repeat an IV; "
+            "SA n3: has the same key as n1 (two outbound), which would repeat an IV: "
             "give every SA its own key",
         ),
         (
             "AddSa",
             sa(3, spi=0x8001),
-            "SA n3: SPI 0x8001 goes to 192.0.2.2 for n1 too: "
-            "a peer needs an SPI of its own for each SA",
+            "SA n3: SPI 0x8001 to 192.0.2.2 is already used by n1: "
+            "a peer needs a different SPI for each SA",
         ),
         (
             "AddSa",

@@ -169,7 +169,8 @@ async def test_an_spi_of_the_configuration_keeps_all_of_it_out(
     (tmp_path / "dump").write_text((STATES + POLICIES).replace("0x00001002", f"0x{spi:08x}"))
     for extra in (["--check"], []):
         done = await command(capsys, "sa", "import", *extra, tmp_path / "dump")
-        await nothing_came(rig, done, f"xfrm-{spi:08x}/in: SPI {spi:#x} is inbound for pi-b/in too")
+        fault = f"SPI {spi:#x} is already used by the inbound SA pi-b/in"
+        await nothing_came(rig, done, f"xfrm-{spi:08x}/in: {fault}")
 
 
 async def test_a_key_that_the_ledger_knows_from_the_other_direction_keeps_all_of_it_out(

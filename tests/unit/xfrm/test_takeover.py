@@ -146,7 +146,10 @@ def test_two_peers_may_have_chosen_one_spi() -> None:
             (OUT, OUT.replace("1001", "1009").replace("0x11", "0x33"), IN, POLICY_OUT, POLICY_IN),
             "b4:1: 2 states fit the policy's template (b1:1, b2:1)",
         ),
-        ((OUT, IN.replace("22" * 20, "11" * 20), POLICY_OUT, POLICY_IN), "b2:1: has the key of"),
+        (
+            (OUT, IN.replace("22" * 20, "11" * 20), POLICY_OUT, POLICY_IN),
+            "b2:1: has the same key as",
+        ),
         (
             (OUT.replace("oseq 0x10", "oseq 0xfff00000"), IN, POLICY_OUT, POLICY_IN),
             "b1:1: the kernel has sent 4293918720 packets",
@@ -201,7 +204,7 @@ def test_one_key_for_two_outbound_sas_is_refused() -> None:
         .replace("10.2.0", "10.3.0")
     )
     text = refused(*TUNNEL, second, policy)
-    assert text.startswith("b5:1: has the key of xfrm-00001001/out (two outbound)")
+    assert text.startswith("b5:1: has the same key as xfrm-00001001/out (two outbound)")
 
 
 def test_two_local_udp_ports_are_refused() -> None:
