@@ -1,8 +1,8 @@
-"""The file of the ledger: SQLite in WAL mode, all of it authenticated, made and moved atomically.
+"""The file of the ledger: SQLite in WAL mode, fully authenticated, created and replaced atomically.
 
-Every row has a MAC, and one row, the seal, has a MAC over all of them: a flipped bit, a row that is
-gone or a page that is older than its neighbours is damage, not a fresh key. What a file can't show
-is that all of it was put back from a backup of the same machine.
+Every row has a MAC, and one row, the seal, has a MAC over all of them: a flipped bit, a missing row
+or a page older than its neighbours is damage, not a fresh key. The one change that goes undetected
+is a whole file restored from a backup of the same machine.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _SCHEMA = {
 _SELECT_SETTINGS = "SELECT machine, secret FROM settings"
 _SELECT_KEYS = "SELECT fingerprint, role, highest, first_use, mac FROM keys ORDER BY fingerprint"
 _REPLACE_KEY = "REPLACE INTO keys VALUES (?, ?, ?, ?, ?)"
-# The seal is a row of `keys`, so that in a small ledger it shares the one page that a lease writes:
-# no crash can then leave the one without the other.
+# The seal is a row of `keys`: in a small ledger it shares the one page that a lease writes, so a
+# crash can't leave one without the other.
 _SEAL = b""
 _FINGERPRINT_LEN = 32
 _LATEST = 253402300799  # the last second of the year 9999
@@ -49,12 +49,12 @@ _BUSY_SECONDS = 0.5
 NEW_KEYS = "make new keys with 'esp-gw keygen' on both ends"
 REPLACE = f"run 'esp-gw ledger create --replace', then {NEW_KEYS}"
 _AS_OWNER = "run this as root or as the user that owns the directory"
-_BUSY = "another program has the ledger open: end it, then try again"
+_BUSY = "another program has the ledger open: stop it, then try again"
 _DISK_HINTS = {
     sqlite3.SQLITE_BUSY: _BUSY,
     sqlite3.SQLITE_LOCKED: _BUSY,
     sqlite3.SQLITE_FULL: "free some space on its file system",
-    sqlite3.SQLITE_IOERR: "see the kernel's log for the state of the disk, and its free space",
+    sqlite3.SQLITE_IOERR: "check the kernel log for disk errors, and the free space of the disk",
     sqlite3.SQLITE_READONLY: "its file system must be writable",
     sqlite3.SQLITE_CANTOPEN: _AS_OWNER,
     sqlite3.SQLITE_PERM: _AS_OWNER,
@@ -70,7 +70,7 @@ _OS_HINTS = {
 
 
 class Role(enum.StrEnum):
-    """What a key was used for; a retired one was known to a ledger that has been replaced."""
+    """Use of a key; a retired key was known to a ledger that has been replaced."""
 
     OUTBOUND = "outbound"
     INBOUND = "inbound"
@@ -79,7 +79,7 @@ class Role(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What is known of a key: the highest number used or seen, seconds since 1970 of first use."""
+    """Record of a key: role, highest number used or seen, first use in seconds since 1970."""
 
     role: Role
     highest: int
@@ -88,7 +88,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """All that a ledger holds; `rows` by fingerprint, 32 bytes."""
+    """The complete contents of a ledger; `rows` is keyed by fingerprint, 32 bytes."""
 
     machine: str
     secret: bytes = field(repr=False)
@@ -96,11 +96,11 @@ class Contents:
     _row_key: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        # Derived once: a seal is over thousands of rows.
+        # Derived once: a seal covers thousands of rows.
         object.__setattr__(self, "_row_key", self._key(b"row"))
 
     def fingerprint(self, keymat: KeyMaterial) -> bytes:
-        """The name under which the ledger knows a key: HMAC-SHA256 of key and salt, 32 bytes."""
+        """The identifier of a key in the ledger: HMAC-SHA256 of key and salt, 32 bytes."""
         return hmac.digest(self.secret, keymat.to_bytes(), hashlib.sha256)
 
     def row_mac(self, name: bytes, row: Row) -> bytes:
@@ -119,7 +119,7 @@ class Contents:
 
 
 def missing(path: Path) -> LedgerMissingError:
-    """The error for a ledger that isn't there."""
+    """The error for a ledger that does not exist."""
     return LedgerMissingError(
         "there is no ledger",
         where=str(path),
@@ -141,9 +141,9 @@ def _primary_code(error: sqlite3.Error) -> int:
 
 @contextlib.contextmanager
 def errors(path: Path) -> Iterator[None]:
-    """Turn errors of the system into LedgerError, and those of SQLite, by what is to be done.
+    """Convert errors of the system and of SQLite to ledger errors, with a hint at the remedy.
 
-    Raises LedgerError for a disk that can't be read or written now, else LedgerDamagedError.
+    Raises LedgerError if the disk can't be read or written now, otherwise LedgerDamagedError.
     """
     try:
         yield
@@ -152,7 +152,7 @@ def errors(path: Path) -> Iterator[None]:
         if hint is None:
             raise _damaged(path, str(error)) from error
         raise LedgerError(str(error), where=str(path), hint=hint) from error
-    except UnicodeDecodeError as error:  # SQLite's message quotes what is in the file
+    except UnicodeDecodeError as error:  # SQLite's message quotes the content of the file
         raise _damaged(path, "its tables can't be read") from error
     except OSError as error:
         hint = _OS_HINTS.get(error.errno or 0)
@@ -165,7 +165,7 @@ def _beside(path: Path, suffix: str) -> Path:
 
 
 def inode(path: Path) -> tuple[int, int] | None:
-    """Which file `path` is now, None for none. Raises OSError."""
+    """Device and inode number of the file at `path`, or None if there is none. Raises OSError."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -174,7 +174,7 @@ def inode(path: Path) -> tuple[int, int] | None:
 
 
 def _refuse_link(path: Path) -> None:
-    """Raise LedgerError for a link: in somebody else's directory it may lead root anywhere."""
+    """Raise LedgerError for a link: in another user's directory it may lead root anywhere."""
     if path.is_symlink():
         raise LedgerError(
             "the ledger is a symbolic link", where=str(path), hint="put the file itself there"
@@ -182,10 +182,10 @@ def _refuse_link(path: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """See what there is before SQLite does.
+    """Check the type and the mode of the file before SQLite opens it.
 
-    Raises LedgerMissingError, LedgerDamagedError, and LedgerError for a link or one that others may
-    read.
+    Raises LedgerMissingError, LedgerDamagedError, and LedgerError for a link or a file that others
+    may read.
     """
     _refuse_link(path)
     try:
@@ -203,12 +203,12 @@ def check_file(path: Path) -> None:
 
 
 def acquire_lock(path: Path) -> int:
-    """Keep other processes out until the descriptor that this gives is closed.
+    """Lock the ledger against other processes until the returned descriptor is closed.
 
-    Raises LedgerError when another process holds the lock, OSError.
+    Raises LedgerError if another process holds the lock, OSError.
     """
-    # Not on the ledger's file itself: closing a second descriptor of it would drop SQLite's locks.
-    # Not through a link: root would give the file that it leads to away, to the daemon's user.
+    # Not on the ledger file itself: closing a second descriptor of it would drop SQLite's locks.
+    # Not through a link: root would give the target away to the daemon's user.
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     lock = os.open(_beside(path, ".lock"), flags, 0o600)
     try:
@@ -227,7 +227,7 @@ def acquire_lock(path: Path) -> int:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep other processes out for the time of a with statement. Raises as acquire_lock does."""
+    """Hold the lock for the duration of a with statement. Raises as acquire_lock does."""
     lock = acquire_lock(path)
     try:
         yield
@@ -236,24 +236,24 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _give_to_owner_of_directory(descriptor: int, path: Path) -> None:
-    """Root makes the ledger for the daemon's user, who owns the state directory.
+    """Give a file created by root to the daemon's user, who owns the state directory.
 
-    Raises LedgerError for a file with a second name, which may be anybody's.
+    Raises LedgerError for a file with a second hard link, which may be another user's file.
     """
     if os.geteuid() == 0:
         owner, mine = path.parent.stat(), os.fstat(descriptor)
         if (owner.st_uid, owner.st_gid) != (mine.st_uid, mine.st_gid):
             if not stat.S_ISREG(mine.st_mode) or mine.st_nlink != 1:
                 raise LedgerError(
-                    "a file of the ledger has another name, too",
+                    "a file of the ledger has a second hard link",
                     where=str(_beside(path, ".lock")),
-                    hint="remove this one, esp-gw makes it anew",
+                    hint="remove this one: esp-gw creates a new one",
                 )
             os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open the file that is there. Raises sqlite3.Error, and LedgerError for a link."""
+    """Open an existing file. Raises sqlite3.Error, and LedgerError for a link."""
     _refuse_link(path)
     connection = sqlite3.connect(
         path.absolute().as_uri() + "?mode=rw",
@@ -269,7 +269,7 @@ def connect(path: Path) -> sqlite3.Connection:
             "synchronous = FULL",
             "trusted_schema = OFF",
             "cell_size_check = ON",
-            # KiB: the rows are read once, at the start, and a page or two is written then.
+            # KiB: rows are read once, at the start; each later write is a page or two.
             "cache_size = -256",
         ):
             connection.execute(f"PRAGMA {pragma}").close()
@@ -280,15 +280,15 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def _all(connection: sqlite3.Connection, statement: str) -> list[tuple[Any, ...]]:
-    # A cursor left open would keep the file, and its locks, open past the connection's close.
+    # An open cursor would keep the file and its locks open after the connection is closed.
     with contextlib.closing(connection.cursor()) as cursor:
         return cursor.execute(statement).fetchall()
 
 
 def store(connection: sqlite3.Connection, contents: Contents, changes: Mapping[bytes, Row]) -> None:
-    """Write `changes`, and the seal over `contents`, into the main file.
+    """Write `changes`, and the seal over `contents`, to the main file.
 
-    The checkpoint is what makes a lost -wal file harmless: nothing is in it when a lease is given.
+    The checkpoint makes the loss of a -wal file harmless: it is empty when a lease is granted.
     Raises sqlite3.Error, LedgerError.
     """
     connection.execute("BEGIN IMMEDIATE")
@@ -316,7 +316,7 @@ def _seal_values(contents: Contents) -> tuple[str, bytes, int, bytes]:
 
 
 def read(path: Path, connection: sqlite3.Connection) -> Contents:
-    """Everything in the file, verified. Raises LedgerDamagedError, sqlite3.Error."""
+    """Read and verify the whole file. Raises LedgerDamagedError, sqlite3.Error."""
     if _all(connection, "PRAGMA journal_mode") != [("wal",)]:
         raise _damaged(path, "not made by esp-gw")
     check = _all(connection, "PRAGMA quick_check")
@@ -328,7 +328,7 @@ def read(path: Path, connection: sqlite3.Connection) -> Contents:
         raise _damaged(path, f"schema {version} is not the schema {_SCHEMA_VERSION} of this esp-gw")
     settings = _all(connection, _SELECT_SETTINGS)
     if len(settings) != 1 or not _is_settings(*settings[0]):
-        raise _damaged(path, "the settings are changed")
+        raise _damaged(path, "the settings were altered")
     rows: dict[bytes, Row] = {}
     contents = Contents(settings[0][0], settings[0][1], rows)
     seal = None
@@ -338,10 +338,10 @@ def read(path: Path, connection: sqlite3.Connection) -> Contents:
             continue
         row = _parse(name, *values)
         if row is None or name in rows or contents.row_mac(name, row) != mac:
-            raise _damaged(path, "the row of a key is changed")
+            raise _damaged(path, "the row of a key was altered")
         rows[name] = row
     if seal != _seal_values(contents):
-        raise _damaged(path, "the rows are not those that were written last")
+        raise _damaged(path, "the rows are not those last written")
     return contents
 
 
@@ -350,7 +350,7 @@ def _is_settings(machine: object, secret: object) -> bool:
 
 
 def _parse(name: object, role: object, highest: object, first_use: object) -> Row | None:
-    """The row of a key as it is typed in the file, None if it can't be one."""
+    """The row of a key from its columns, or None if they can't be one."""
     if not (isinstance(name, bytes) and len(name) == _FINGERPRINT_LEN and role in tuple(Role)):
         return None
     if not (isinstance(highest, bytes) and len(highest) == 8):
@@ -361,9 +361,9 @@ def _parse(name: object, role: object, highest: object, first_use: object) -> Ro
 
 
 def salvage(path: Path) -> Contents:
-    """The secret and the keys of a ledger that can't be opened, as many as can still be read.
+    """Recover the secret and all readable keys of a ledger that can't be opened.
 
-    Raises sqlite3.Error when the reason may pass, LedgerError for a link.
+    Raises sqlite3.Error if the cause may be temporary, LedgerError for a link.
     """
     _refuse_link(path)
     nothing = Contents("", secrets.token_bytes(SECRET_LEN), {})
@@ -377,7 +377,7 @@ def salvage(path: Path) -> Contents:
             if not settings or not _is_settings(*settings[0]):
                 return nothing
             old = Contents(settings[0][0], settings[0][1], rows)
-            for order in ("ASC", "DESC"):  # from both ends up to a page that can't be read
+            for order in ("ASC", "DESC"):  # from both ends, up to an unreadable page
                 with (
                     contextlib.suppress(sqlite3.Error),
                     contextlib.closing(connection.cursor()) as found,
@@ -388,18 +388,18 @@ def salvage(path: Path) -> Contents:
                         if isinstance(name, bytes) and len(name) == _FINGERPRINT_LEN:
                             rows[name] = row or Row(Role.RETIRED, 0, 0)
     except sqlite3.Error as error:
-        # What keeps the file from being read may pass: no reason to forget its keys.
+        # A temporary failure is no reason to forget the keys.
         if _primary_code(error) in _DISK_HINTS:
             raise
         return nothing
     except UnicodeDecodeError:
         return nothing
-    # Without one true MAC the secret itself may be changed, and then no key can be recognised.
+    # Without one valid MAC the secret itself may be altered, and no key could be recognised.
     return old if genuine else nothing
 
 
 def build(path: Path, contents: Contents) -> Path:
-    """Write a whole new ledger next to `path`, on disk when this returns.
+    """Write a complete new ledger next to `path` and return its path; it is on disk on return.
 
     Raises OSError, sqlite3.Error.
     """
@@ -426,19 +426,19 @@ def build(path: Path, contents: Contents) -> Path:
 
 
 def put_in_place(fresh: Path, path: Path) -> None:
-    """Give a ledger that was built its name. Raises OSError."""
-    # SQLite would play a -wal file that an earlier ledger left into the new one.
+    """Rename a newly built ledger to its final name. Raises OSError."""
+    # SQLite would replay a -wal file left by an earlier ledger into the new one.
     _remove(path)
     fresh.rename(path)
     _sync_directory(path)
 
 
 def move_aside(path: Path) -> None:
-    """Rename a ledger to NAME.old-N, with all that belongs to it. Raises OSError."""
+    """Rename a ledger and its companion files to NAME.old-N. Raises OSError."""
     number = 1
     while os.path.lexists(aside := _beside(path, f".old-{number}")):
         number += 1
-    # The -wal file first: left beside the new ledger it would be taken for the new one's.
+    # The -wal file first: left behind, it would be replayed into the new ledger.
     for suffix in (*_COMPANIONS, ""):
         with contextlib.suppress(FileNotFoundError):
             _beside(path, suffix).rename(_beside(aside, suffix))

@@ -1,4 +1,4 @@
-"""Which machine this is, so that a ledger copied to another one is not believed there."""
+"""Identity of this machine: a ledger copied to another machine is not trusted there."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _MACHINE_ID_FORM = re.compile(rb"[0-9a-f]{32}")
 
 
 def machine_identity(machine_id: Path = MACHINE_ID, board_serial: Path = BOARD_SERIAL) -> str:
-    """A name for this machine: 64 hex digits, a hash of machine id and board serial number.
+    """Identifier of this machine: 64 hex digits, a hash of machine id and board serial number.
 
-    The serial number tells two Raspberry Pis with copies of one SD card apart; a machine that has
-    none is known by its machine id alone. Raises LedgerError without a usable machine id. Source:
-    machine-id(5), which asks that the id itself be kept from other uses: it is the key of the hash.
+    The serial number distinguishes two Raspberry Pis with copies of one SD card; a machine without
+    one is identified by its machine id only. Raises LedgerError without a usable machine id.
+    Source: machine-id(5), which asks that the id not be used directly: it is the key of an HMAC.
     """
     try:
         ident = machine_id.read_bytes().strip()
@@ -45,7 +45,7 @@ def _serial(board_serial: Path) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         return b""
     except OSError as error:
-        # Going on without it would make this another machine, and the ledger a foreign one.
+        # Ignoring it would change the identity of the machine and make the ledger a foreign one.
         raise LedgerError(
             f"can't read the board's serial number: {error.strerror}", where=str(board_serial)
         ) from None

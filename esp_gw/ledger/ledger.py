@@ -1,11 +1,11 @@
-"""The ledger of sequence numbers: what is on disk as used before it is used.
+"""The ledger of sequence numbers: every number is on disk as used before it is used.
 
-The 64-bit sequence number is the IV of an SA (RFC 4106 3.1, RFC 7634 2), and an IV used twice with
-one key gives the key stream, and with AES-GCM the authentication key, away. So numbers are leased:
-the file says that they are used up, safely on disk, before the engine gets them. After a crash the
-next lease begins where the last one ended, used or not.
+The 64-bit sequence number is the IV of an SA (RFC 4106 3.1, RFC 7634 2). An IV used twice with one
+key reveals the key stream, and with AES-GCM the authentication key. So numbers are leased: they are
+recorded on disk as used before the engine gets them. After a crash the next lease begins where the
+last one ended, whether its numbers were used or not.
 
-A key is known by an HMAC of key and salt, so that neither a new name nor a new SPI makes it fresh;
+A key is identified by an HMAC of key and salt, so neither a new name nor a new SPI makes it fresh;
 the key itself is never stored.
 """
 
@@ -39,15 +39,18 @@ __all__ = [
 ]
 
 LEDGER_NAME = "ledger.db"
-"""The ledger's file in the state directory."""
+"""Name of the ledger file in the state directory."""
 
 LEASE_ESN = 2**20
-"""How many numbers to lease with ESN: 12 s of full packets at 1 Gbit/s; the next lease is asked for
-when half of it is left. A crash costs two leases at most, and 2**64 numbers hold 2**43 times that.
+"""Numbers in a lease with ESN: 12 s of full packets at 1 Gbit/s.
+
+The next lease is requested when half of this one is left. A crash costs at most two leases, and
+2**64 numbers hold 2**43 times that.
 """
 LEASE_NO_ESN = 2**16
-"""How many without ESN, where a key has 2**32: 7 s of full packets at 100 Mbit/s. A crash costs two
-leases at most, a 32768th of the key's life.
+"""Numbers in a lease without ESN, where a key has 2**32: 7 s of full packets at 100 Mbit/s.
+
+A crash costs at most two leases, a 32768th of the key's life.
 """
 
 _MAX_SEQ = 2**64 - 1
@@ -55,9 +58,10 @@ _MAX_SEQ = 2**64 - 1
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """One key: `fingerprint` is 8 hex digits, not of the key but of its HMAC.
+    """One key of the ledger; `fingerprint` is 8 hex digits of the key's HMAC, not of the key.
 
-    `seq` is the next number of an outbound key, the highest known one of an inbound or retired key.
+    `seq` is the next number of an outbound key, or the highest known one of an inbound or retired
+    key.
     """
 
     fingerprint: str
@@ -68,7 +72,7 @@ class LedgerEntry:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRequest:
-    """What an outbound SA needs: see `Ledger.lease`. Up to `used` numbers were used elsewhere."""
+    """Request of an outbound SA, see `Ledger.lease`. Numbers up to `used` were used elsewhere."""
 
     keymat: KeyMaterial
     count: int
@@ -79,7 +83,7 @@ class LeaseRequest:
 
 @dataclass(frozen=True, slots=True)
 class FloorRequest:
-    """What an inbound SA needs: see `Ledger.replay_floor`. `used` was accepted elsewhere."""
+    """Request of an inbound SA, see `Ledger.replay_floor`. `used` was accepted elsewhere."""
 
     keymat: KeyMaterial
     sa: str | None
@@ -87,11 +91,11 @@ class FloorRequest:
 
 
 class Ledger:
-    """An open ledger, this process's alone; its methods may be called from any thread.
+    """An open ledger, exclusive to this process; its methods may be called from any thread.
 
-    Every method that changes something returns when the change is on disk, which on an SD card may
-    take long: run them in a worker thread. All raise LedgerError when the disk refuses; nothing is
-    leased then, and the next try may succeed.
+    Every method that changes something returns once the change is on disk. This may take long on an
+    SD card: call them in a worker thread. All raise LedgerError on a disk error; nothing is leased
+    in this case, and the next try may succeed.
     """
 
     def __init__(
@@ -102,20 +106,20 @@ class Ledger:
         self._connection = connection
         self._contents = contents
         self._inode = ledger_file.inode(path)
-        # Of each key, the first number that this process was given and has not released since.
+        # For each key, the first number leased by this process and not released since.
         self._first: dict[bytes, int] = {}
         self._mutex = threading.Lock()
         self._closed = False
 
     @staticmethod
     def create(path: Path, machine: str) -> None:
-        """Make an empty ledger of this machine, mode 0600. Raises LedgerError if one exists."""
+        """Create an empty ledger of this machine, mode 0600. Raises LedgerError if one exists."""
         with ledger_file.errors(path), ledger_file.locked(path):
             if os.path.lexists(path):
                 raise LedgerError(
                     "a ledger exists already",
                     where=str(path),
-                    hint="keep it; if it can't be used any more, see --replace",
+                    hint="keep it; if it is unusable, see --replace",
                 )
             fresh = ledger_file.build(
                 path, Contents(machine, secrets.token_bytes(ledger_file.SECRET_LEN), {})
@@ -124,11 +128,11 @@ class Ledger:
 
     @staticmethod
     def replace(path: Path, machine: str, retired: Sequence[KeyMaterial]) -> int:
-        """Move a ledger that can't be used aside, to NAME.old-N, and make a new one.
+        """Move an unusable ledger to NAME.old-N and create a new one.
 
-        Every key that the old one knew is known to the new one as retired, and refused for ever. A
-        damaged one may not tell all it knew, so `retired` are refused as well: every key that may
-        have been used with it. Gives the number of keys retired. Raises LedgerError.
+        Every key known to the old ledger is retired in the new one, and refused for ever. Some keys
+        of a damaged ledger may be unreadable, so `retired` lists every key that may have been used
+        with it; these are refused as well. Returns the number of retired keys. Raises LedgerError.
         """
         with ledger_file.errors(path), ledger_file.locked(path):
             if not os.path.lexists(path):
@@ -144,10 +148,10 @@ class Ledger:
 
     @classmethod
     def open(cls, path: Path, machine: str) -> Ledger:
-        """Open the ledger of this machine, and check all of it.
+        """Open the ledger of this machine and verify all of it.
 
         Raises LedgerMissingError, LedgerDamagedError, LedgerForeignError, and LedgerError if others
-        may read the file or another process has it open. Each one's hint says what to do.
+        may read the file or another process has it open. The hint of each names the remedy.
         """
         with ledger_file.errors(path), contextlib.ExitStack() as undo:
             ledger_file.check_file(path)
@@ -165,7 +169,7 @@ class Ledger:
             return ledger
 
     def close(self) -> None:
-        """Close the file and let others open it; nothing is lost by not closing."""
+        """Close the file and release its lock; nothing is lost without a close."""
         with self._mutex:
             if self._closed:
                 return
@@ -175,28 +179,29 @@ class Ledger:
             os.close(self._lock)
 
     def lease(self, keymat: KeyMaterial, count: int, last: int, *, sa: str | None = None) -> Lease:
-        """Reserve the next `count` sequence numbers of a key, fewer where `last` comes first.
+        """Reserve the next `count` sequence numbers of a key, fewer if `last` comes first.
 
-        The first number of a fresh key is 1 (RFC 4303 2.2). Raises KeyReuseError when the key was
-        used inbound, is retired, or has no number left up to `last`; LedgerError. `sa` names the
-        SA in the error's text.
+        The first number of a fresh key is 1 (RFC 4303 2.2). `sa` names the SA in error messages.
+        Raises KeyReuseError if the key was used inbound, is retired, or has no number left up to
+        `last`; LedgerError.
         """
         return self.begin([LeaseRequest(keymat, count, last, sa)], [])[0][0]
 
     def replay_floor(self, keymat: KeyMaterial, *, sa: str | None = None) -> int:
-        """The highest sequence number stored for an inbound key, 0 for a fresh one, now registered.
+        """Return the highest sequence number stored for an inbound key, 0 for a fresh one.
 
-        Raises KeyReuseError when the key was used outbound or is retired; LedgerError.
+        Registers a fresh key. Raises KeyReuseError if the key was used outbound or is retired;
+        LedgerError.
         """
         return self.begin([], [FloorRequest(keymat, sa)])[1][0]
 
     def begin(
         self, outbound: Sequence[LeaseRequest], inbound: Sequence[FloorRequest]
     ) -> tuple[list[Lease], list[int]]:
-        """Lease numbers for all outbound keys and give the floors of all inbound ones, or nothing.
+        """Lease numbers for all outbound keys and return the floors of all inbound ones, or fail.
 
-        One write for all, so that thousands of SAs don't wait for the disk one after the other.
-        Raises as `lease` and `replay_floor`; no number is used and no key is known then.
+        One write serves all, so thousands of SAs don't wait for the disk one after the other.
+        Raises as `lease` and `replay_floor`; on an error no number is used and no key registered.
         """
         for wanted in outbound:
             if wanted.count < 1 or not 1 <= wanted.last <= _MAX_SEQ:
@@ -232,16 +237,17 @@ class Ledger:
     def release(self, keymat: KeyMaterial, lease: Lease, next_seq: int) -> None:
         """Give back the numbers from `next_seq` on, once the engine has forgotten the SA.
 
-        `lease` is the newest one of the key that this process took, or the last few of one SA
-        joined, where each begins at the end of the one before; it can be given back once. For any
-        other, or a `next_seq` outside of it, nothing happens. Raises LedgerError.
+        `lease` is the newest lease of the key taken by this process, or the last few of one SA
+        joined, each beginning at the end of its predecessor. It can be released once. Any other
+        lease, or a `next_seq` outside of it, is ignored. Raises LedgerError.
         """
         self.end([(keymat, lease, next_seq)], [])
 
     def store_replay_floors(self, floors: Sequence[tuple[KeyMaterial, int]]) -> None:
-        """Store the highest authenticated number of each inbound key, all or none; none goes down.
+        """Store the highest authenticated number of each inbound key, all or none.
 
-        Raises KeyReuseError when a key was used outbound or is retired; LedgerError.
+        A floor never goes down. Raises KeyReuseError if a key was used outbound or is retired;
+        LedgerError.
         """
         self.end([], floors)
 
@@ -250,9 +256,9 @@ class Ledger:
         leases: Sequence[tuple[KeyMaterial, Lease, int]],
         floors: Sequence[tuple[KeyMaterial, int]],
     ) -> None:
-        """Do what `release` does for each of `leases`, and store floors, in one write.
+        """Release each of `leases` as `release` does, and store `floors`, in one write.
 
-        Raises as both do; nothing is given back or stored then.
+        Raises as `release` and `store_replay_floors`; on an error nothing is released or stored.
         """
         with self._mutex:
             changes: dict[bytes, Row] = {}
@@ -278,7 +284,7 @@ class Ledger:
             self._write(changes)
 
     def entries(self) -> list[LedgerEntry]:
-        """Every key that the ledger knows, the oldest first."""
+        """Every key of the ledger, the oldest first."""
         with self._mutex:
             rows = sorted(self._contents.rows.items(), key=lambda item: (item[1].first_use, item))
         return [
@@ -294,30 +300,30 @@ class Ledger:
     def _find(
         self, keymat: KeyMaterial, role: Role, sa: str | None, changes: Mapping[bytes, Row]
     ) -> tuple[bytes, Row]:
-        """The row of a key with the changes that aren't written yet, a new one for a fresh key."""
+        """The row of a key, from `changes` if they hold it; a new row for a fresh key."""
         name = self._contents.fingerprint(keymat)
         row = changes.get(name) or self._contents.rows.get(name)
         if row is None:
             row = Row(role, 0, int(time.time()))
         if row.role is Role.RETIRED:
             raise KeyReuseError(
-                "this key and salt is from before the ledger was replaced",
+                "this key and salt dates from before the ledger was replaced",
                 where=_where(sa),
                 hint=NEW_KEYS,
             )
         if row.role is not role:
             raise KeyReuseError(
-                f"this key and salt was used for {row.role} traffic and can't be for {role}",
+                f"this key and salt was used for {row.role} traffic and can't be used for {role}",
                 where=_where(sa),
                 hint="each direction needs its own key: make one with 'esp-gw keygen'",
             )
         return name, row
 
     def _write(self, changes: Mapping[bytes, Row]) -> None:
-        """Put rows on disk; what is in memory follows only when that is certain.
+        """Write rows to disk; the rows in memory change only after the write is certain.
 
-        After an error the file may be ahead, never behind: the numbers of a lease that failed were
-        not given out, so the next try may take them again.
+        After an error the file may be ahead of memory, never behind it. The numbers of a failed
+        lease were not handed out, so the next try may take them again.
         """
         if not changes:
             return

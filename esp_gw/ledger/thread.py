@@ -1,4 +1,4 @@
-"""The ledger beside the event loop: its fsyncs run in one thread and never delay a packet."""
+"""The ledger in a thread of its own: its fsyncs never block the event loop or delay a packet."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ T = TypeVar("T")
 
 
 class LedgerThread:
-    """Leases and replay floors, asked of the ledger in a thread of its own.
+    """Asynchronous access to leases and replay floors, through a thread of its own.
 
-    The ledger is opened when the first SA needs it, so that a gateway without SAs needs none.
+    The ledger is opened when the first SA needs it, so a gateway without SAs needs no ledger.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,16 +27,16 @@ class LedgerThread:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
 
     async def lease(self, sa: Sa) -> Lease:
-        """Reserve sequence numbers for an outbound SA; they are on disk. Raises LedgerError."""
+        """Reserve sequence numbers for an outbound SA, on disk on return. Raises LedgerError."""
         (lease,), _ = await self.begin([sa], [])
         return lease
 
     async def begin(
         self, outbound: Sequence[Sa], inbound: Sequence[Sa]
     ) -> tuple[list[Lease], list[int]]:
-        """Reserve numbers for all outbound SAs, and return the highest known ones of the inbound.
+        """Reserve numbers for all outbound SAs, and return the replay floors of all inbound SAs.
 
-        All are on disk, by one write. Raises LedgerError, and then no number is used.
+        One write puts all on disk. Raises LedgerError; no number is used in this case.
         """
         leases = [
             LeaseRequest(sa.keymat, _lease_len(sa), sa.last_seq, sa.name, sa.used_seq)
@@ -50,8 +50,11 @@ class LedgerThread:
         leases: Sequence[tuple[KeyMaterial, Lease, int]],
         floors: Sequence[tuple[KeyMaterial, int]],
     ) -> None:
-        """Give back what follows the next number in leases with whose keys nothing more is sent,
-        and put the highest accepted numbers on disk, by one write. Raises LedgerError."""
+        """Release the unused rest of leases, and store replay floors, in one write.
+
+        A lease is a key, the lease and the next number; its key must not be used for any further
+        packet. Raises LedgerError.
+        """
         await self._run(lambda: self._open().end(leases, floors))
 
     async def close(self) -> None:

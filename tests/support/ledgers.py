@@ -1,4 +1,4 @@
-"""Keys, and ledgers that are opened again or spoiled, for the tests of the ledger."""
+"""Keys, and ways to reopen or damage a ledger, for the tests of the ledger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fresh ledger, and it opened."""
+"""A fresh ledger file, and the open ledger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A ledger that was changed by anything but esp-gw is damaged, not a fresh one."""
+"""A ledger altered by anything but esp-gw counts as damaged, not as fresh."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.ledgers import (
 @pytest.mark.parametrize(
     "spoil", [make_garbage, make_empty, make_directory, make_other_database, make_rollback_journal]
 )
-def test_what_is_no_ledger_is_damage_is_left_alone_and_can_be_replaced(
+def test_a_file_that_is_no_ledger_is_damage_is_left_alone_and_can_be_replaced(
     path: Path, spoil: object
 ) -> None:
     assert callable(spoil)
@@ -81,10 +81,11 @@ def test_an_edited_ledger_is_damaged(ledger: Ledger, path: Path, statement: str)
         Ledger.open(path, MACHINE)
     Ledger.replace(path, MACHINE, ())
     Ledger.open(path, MACHINE).close()
-    assert refused.value.__traceback__ is not None  # alive till here, and yet it keeps no file open
+    # The traceback is still alive here, but keeps no file open.
+    assert refused.value.__traceback__ is not None
 
 
-def test_a_row_as_it_was_before_is_damage_not_a_lower_number(ledger: Ledger, path: Path) -> None:
+def test_a_restored_old_row_is_damage_not_a_lower_number(ledger: Ledger, path: Path) -> None:
     read = "SELECT fingerprint, role, highest, first_use, mac FROM keys WHERE role = 'outbound'"
     ledger.lease(key(1), 10, ESN)
     ledger.close()
@@ -95,7 +96,7 @@ def test_a_row_as_it_was_before_is_damage_not_a_lower_number(ledger: Ledger, pat
     ledger.close()
     with closing(sqlite3.connect(path)) as raw, raw:
         raw.execute("REPLACE INTO keys VALUES (?, ?, ?, ?, ?)", old)
-    with pytest.raises(LedgerDamagedError, match="not those that were written last"):
+    with pytest.raises(LedgerDamagedError, match="not those last written"):
         Ledger.open(path, MACHINE)
 
 

@@ -1,4 +1,4 @@
-"""A disk that refuses: no number without it, and none lost when it is back."""
+"""Disk errors: no number is leased during one, and none is lost after it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_full_database_registers_no_more_keys_and_recovers(ledger: Ledger) -> 
     assert len(ledger.entries()) == known + 1
 
 
-def test_a_read_only_disk_is_an_error_that_says_so(ledger: Ledger) -> None:
+def test_a_read_only_disk_is_reported(ledger: Ledger) -> None:
     ledger._connection.execute("PRAGMA query_only = ON")
     with pytest.raises(LedgerError, match="must be writable"):
         ledger.lease(key(1), 10, ESN)

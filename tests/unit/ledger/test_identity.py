@@ -1,4 +1,4 @@
-"""Whose machine it is: its id and its board."""
+"""Identity of the machine: its id and its board."""
 
 from __future__ import annotations
 

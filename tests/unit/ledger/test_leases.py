@@ -1,4 +1,4 @@
-"""Leases and their release: no number twice, none lost that was given back."""
+"""Leases and their release: no number twice, and no released number lost."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_lease_ends_at_the_last_sequence_number_and_then_none_is_left(
     ledger.close()
 
 
-def test_turning_esn_off_does_not_wrap_and_turning_it_on_goes_on(ledger: Ledger) -> None:
+def test_turning_esn_off_does_not_wrap_and_turning_it_on_continues(ledger: Ledger) -> None:
     ledger.lease(key(1), NO_ESN, NO_ESN)
     assert ledger.lease(key(1), 10, ESN).first == 2**32
     with pytest.raises(KeyReuseError, match="used up"):
@@ -142,7 +142,7 @@ def test_an_old_lease_with_the_same_end_does_not_release_the_new_one(ledger: Led
     assert ledger.lease(key(1), 1, ESN).first == old.end
 
 
-def test_a_lease_of_an_earlier_process_can_not_be_released(ledger: Ledger, path: Path) -> None:
+def test_a_lease_of_an_earlier_process_cannot_be_released(ledger: Ledger, path: Path) -> None:
     lease = ledger.lease(key(1), 10, ESN)
     with closing(reopened(ledger, path)) as again:
         again.release(key(1), lease, 5)

@@ -1,4 +1,4 @@
-"""No number twice, whatever the process is killed in and whichever of its files are lost then."""
+"""No number twice, wherever the process is killed and whichever of its files are lost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ESN = 2**64 - 1
 KEY = KeyMaterial(b"k" * 32, b"salt")
 OTHER = KeyMaterial(b"o" * 32, b"salt")
 
-# Leases for ever, writes "key number" for every number that it was given; some leases are released.
+# Leases in a loop and writes "key number" for every number leased; releases some leases.
 CHILD = """
 import os, random, sys
 from pathlib import Path
@@ -53,7 +53,7 @@ def lose_companions(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def test_a_killed_process_never_leads_to_a_number_given_twice(tmp_path: Path) -> None:
+def test_a_killed_process_never_leads_to_a_number_leased_twice(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     Ledger.create(path, MACHINE)
     dice = random.Random(1)
@@ -80,7 +80,7 @@ def test_a_killed_process_never_leads_to_a_number_given_twice(tmp_path: Path) ->
 def crash_points(
     ledger: Ledger, path: Path, action: Callable[[], object], where: Path
 ) -> list[Path]:
-    """Copies of the ledger's files as a crash before each SQL statement of `action` leaves them."""
+    """Copies of the ledger files as left by a crash before each SQL statement of `action`."""
     copies: list[Path] = []
 
     def copy(_statement: str) -> None:
@@ -139,7 +139,7 @@ def test_a_crash_within_a_release_starts_at_its_old_or_its_new_end(
     assert set(firsts) == {4, 11}
 
 
-def test_a_damaged_wal_never_takes_a_given_number_back(tmp_path: Path) -> None:
+def test_a_damaged_wal_never_makes_a_leased_number_available_again(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     Ledger.create(path, MACHINE)
     with closing(Ledger.open(path, MACHINE)) as ledger:
@@ -197,7 +197,7 @@ def test_replacing_takes_the_wal_of_a_crash_along(tmp_path: Path) -> None:
 def test_a_crash_within_a_batch_gives_all_of_it_or_nothing(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     Ledger.create(path, MACHINE)
-    # More than fit into one page of the file.
+    # More keys than fit into one page of the file.
     keys = [KeyMaterial(bytes([number]) * 32, b"salt") for number in range(1, 61)]
     leases = [LeaseRequest(keymat, 10, ESN, None) for keymat in keys[:30]]
     floors = [FloorRequest(keymat, None) for keymat in keys[30:]]
@@ -208,7 +208,7 @@ def test_a_crash_within_a_batch_gives_all_of_it_or_nothing(tmp_path: Path) -> No
         try:
             crashed = Ledger.open(copy, MACHINE)
         except LedgerError:
-            continue  # a torn file without its -wal: refused, so that no number is used again
+            continue  # a torn file without its -wal is refused, so no number is used again
         with closing(crashed):
             entries = len(crashed.entries())
             firsts = {lease.first for lease in crashed.begin(leases, [])[0]}

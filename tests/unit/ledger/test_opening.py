@@ -1,4 +1,4 @@
-"""Who may make and open a ledger, and what the others are told."""
+"""Creating and opening a ledger: permissions, locks, and the errors of a refusal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from esp_gw.ledger.ledger import Ledger
 from tests.support.ledgers import ESN, MACHINE, key
 
 
-def test_files_are_for_the_owner_only_whatever_the_umask(tmp_path: Path) -> None:
+def test_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         Ledger.create(tmp_path / "ledger.db", MACHINE)
@@ -31,7 +31,7 @@ def test_files_are_for_the_owner_only_whatever_the_umask(tmp_path: Path) -> None
     assert modes == {0o600}
 
 
-def test_create_keeps_a_ledger_that_is_there(path: Path) -> None:
+def test_create_keeps_an_existing_ledger(path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(LedgerError, match=r"exists already; .*--replace"):
         Ledger.create(path, MACHINE)
@@ -102,10 +102,10 @@ def test_a_ledger_that_is_a_link_is_not_followed(
             opens(link)
 
 
-def test_root_gives_no_file_away_that_has_another_name(
+def test_root_gives_no_file_away_that_has_a_second_hard_link(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a directory of another user, who can't read the file, and linked it to the lock's name."""
+    """The directory belongs to a user who hard-linked a file of root to the name of the lock."""
     secret, given = tmp_path / "secret", []
     secret.write_text("of root")
     secret.chmod(0o600)
@@ -119,7 +119,7 @@ def test_root_gives_no_file_away_that_has_another_name(
     monkeypatch.setattr(
         Path, "stat", lambda self, **how: owner if self == folder else real(self, **how)
     )
-    with pytest.raises(LedgerError, match="another name, too; remove this one"):
+    with pytest.raises(LedgerError, match="second hard link; remove this one"):
         Ledger.create(folder / "ledger.db", MACHINE)
     assert given == []
     (folder / "ledger.db.lock").unlink()

@@ -1,4 +1,4 @@
-"""After a ledger was replaced no key that was known before it is used again."""
+"""After the replacement of a ledger, no key known to the old one is used again."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_replacing_a_foreign_ledger_retires_every_key_for_both_directions(
         assert old.lease(key(1), 1, ESN).first == 11
 
 
-def test_replacing_a_damaged_ledger_retires_what_can_be_read(ledger: Ledger, path: Path) -> None:
+def test_replacing_a_damaged_ledger_retires_every_readable_key(ledger: Ledger, path: Path) -> None:
     for number in range(120):
         ledger.lease(key(number), 10, ESN)
     names = sorted(ledger._contents.rows)
@@ -59,7 +59,7 @@ def test_replacing_a_damaged_ledger_retires_what_can_be_read(ledger: Ledger, pat
 
 
 @pytest.mark.parametrize("spoil", [make_garbage, make_empty, make_directory])
-def test_the_keys_of_an_unreadable_ledger_are_refused_where_somebody_else_knows_them(
+def test_the_keys_of_an_unreadable_ledger_are_refused_if_the_caller_lists_them(
     ledger: Ledger, path: Path, spoil: Callable[[Path], None]
 ) -> None:
     ledger.lease(key(1), 10, ESN)
@@ -76,7 +76,7 @@ def test_the_keys_of_an_unreadable_ledger_are_refused_where_somebody_else_knows_
         assert again.lease(key(3), 1, ESN).first == 1
 
 
-def test_a_key_that_old_ledger_and_configuration_know_keeps_its_numbers(
+def test_a_key_known_to_both_old_ledger_and_configuration_keeps_its_numbers(
     ledger: Ledger, path: Path
 ) -> None:
     ledger.lease(key(1), 10, ESN)
@@ -86,7 +86,7 @@ def test_a_key_that_old_ledger_and_configuration_know_keeps_its_numbers(
         assert sorted(entry.seq for entry in again.entries()) == [0, 10]
 
 
-def test_replacing_keeps_files_that_sqlite_did_not_take(path: Path) -> None:
+def test_replacing_keeps_files_that_sqlite_ignored(path: Path) -> None:
     make_directory(path)
     path.with_name("ledger.db-wal").write_bytes(b"old wal")
     Ledger.replace(path, MACHINE, ())
@@ -105,9 +105,7 @@ def test_replacing_a_ledger_whose_secret_is_changed_claims_no_key(
     assert Ledger.replace(path, MACHINE, ()) == 0
 
 
-def test_a_changed_row_is_retired_too_when_its_fingerprint_is_whole(
-    ledger: Ledger, path: Path
-) -> None:
+def test_an_altered_row_is_retired_if_its_fingerprint_is_intact(ledger: Ledger, path: Path) -> None:
     ledger.lease(key(1), 10, ESN)
     ledger.lease(key(2), 10, ESN)
     name = ledger._contents.fingerprint(key(1))

@@ -1,4 +1,4 @@
-"""A key has one role for ever, an inbound one a floor, and none of them is ever shown."""
+"""A key has one role for ever, an inbound key has a floor, and no key is ever shown."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_key_known_in_one_direction_is_refused_in_the_other(ledger: Ledger, pa
         assert again.lease(key(1), 1, ESN).first == 11
 
 
-def test_entries_tell_role_next_and_highest_but_no_key(ledger: Ledger, path: Path) -> None:
+def test_entries_show_role_next_and_highest_but_no_key(ledger: Ledger, path: Path) -> None:
     ledger.lease(key(1), 10, ESN)
     ledger.store_replay_floors([(key(2), 7)])
     entries = {entry.role: entry for entry in ledger.entries()}
