@@ -1,1 +1,1 @@
-"""The kernel's own ESP, as `ip xfrm` prints it and takes it: moving SAs here, and to the peer."""
+"""Kernel ESP in the syntax of `ip xfrm`: import of the kernel's SAs, export to a kernel peer."""

@@ -1,4 +1,4 @@
-"""SAs and policies as lines of `ip -batch`, for a kernel at the other end."""
+"""SAs and policies as lines of `ip -batch`, for a peer that uses kernel ESP."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from esp_gw.xfrm.parser import KERNEL_CIPHERS
 MAX_KERNEL_WINDOW = 4096
 """XFRMA_REPLAY_ESN_MAX of linux/xfrm.h."""
 MARGIN = 2**20
-"""Numbers to leave out, which the other end may have sent and we have not received."""
+"""Sequence numbers to skip: the peer may have sent them without our receiving them."""
 _FIRST_PRIORITY = 1000
 
 
@@ -33,17 +33,17 @@ def batch(
     seqs: Mapping[str, int],
     port: int = UDP_ENCAP_PORT,
 ) -> str:
-    """The lines that give the other end what fits `sas` and the protect policies among `policies`.
+    """The lines that set up the peer to match `sas` and the protect policies among `policies`.
 
-    `port` is our UDP port. `seqs` is by the names of SAs: the last number that was sent, or the
-    highest that was accepted; 0 for what is not in it. The text holds keys. Raises EspGwError for
-    what `ip xfrm` has no words for.
+    `port` is our UDP port. `seqs` maps the name of an SA to the last number sent, or the highest
+    number accepted, 0 if absent. The text holds keys. Raises EspGwError for anything that `ip xfrm`
+    can't express.
     """
     groups = _groups(sas)
     lines = [_state(sa, groups[sa.name], seqs.get(sa.name, 0), port) for sa in sas]
     seen: set[str] = set()
     for priority, (name, text) in enumerate(_policies(sas, policies, groups), _FIRST_PRIORITY):
-        # The kernel takes a selector once a direction; of two the first is the one that counts.
+        # The kernel accepts a selector once per direction; of two equal ones the first applies.
         if name not in seen:
             seen.add(name)
             lines.append(f"xfrm policy add {name} priority {priority} {text}")
@@ -73,11 +73,12 @@ def _state(sa: Sa, reqid: int, seq: int, port: int) -> str:
         f"{8 * sa.suite.icv_len} replay-window {window}",
     ]
     if seq:
-        # The window ends where every number up to ours lies left of it: none is accepted again.
+        # The peer's window is placed so that every number up to ours lies left of it: none is
+        # accepted again.
         last = seq + (window if outbound else MARGIN)
         if last > (2**64 - 1 if sa.esn else 2**32 - 1):
             raise EspGwError(
-                "its sequence numbers are nearly used up",
+                "the sequence numbers are nearly used up",
                 where=f"SA {sa.name}",
                 hint="give both ends new keys",
             )
@@ -91,7 +92,7 @@ def _state(sa: Sa, reqid: int, seq: int, port: int) -> str:
         words.append(f"flag {' '.join(flags)}")
     if sa.encapsulation is Encapsulation.UDP:
         ports = (port, sa.remote_port) if outbound else (sa.remote_port, port)
-        # The last word is the address before a NAT, which the kernel does not look at.
+        # The last word is the address before a NAT, which the kernel ignores.
         words.append(f"encap espinudp {ports[0]} {ports[1]} {type(sa.local)(0)}")
     return " ".join(words)
 
@@ -105,7 +106,7 @@ def _ends(sa: Sa) -> str:
 def _policies(
     sas: Sequence[Sa], policies: Sequence[Policy], groups: Mapping[str, int]
 ) -> Iterator[tuple[str, str]]:
-    """Selector with direction, and template, of each policy of the other end, in their order."""
+    """Selector with direction, and template, of each policy of the peer, in order."""
     known = {sa.name: sa for sa in sas}
     inbound = [sa for sa in sas if sa.direction is Direction.INBOUND]
     for policy in policies:
@@ -127,7 +128,7 @@ def _template(sa: Sa, reqid: int) -> str:
 
 
 def _selector(name: str, selector: Selector, direction: str) -> str:
-    """What the other end says for traffic that leaves it ("out") or comes to it."""
+    """The peer's selector for traffic that leaves it ("out") or arrives ("in", "fwd")."""
     ours: tuple[IPNetwork, PortRange | None] = (selector.local, selector.local_port)
     theirs: tuple[IPNetwork, PortRange | None] = (selector.remote, selector.remote_port)
     (src, sport), (dst, dport) = (theirs, ours) if direction == "out" else (ours, theirs)
@@ -139,9 +140,9 @@ def _selector(name: str, selector: Selector, direction: str) -> str:
             continue
         if selector.protocol is None or ports.first != ports.last or not ports.first:
             raise EspGwError(
-                f"ip xfrm has no words for the ports {ports}: it takes one port of one protocol",
+                f"ip xfrm can't express the ports {ports}: it takes one port of one protocol",
                 where=name,
-                hint="leave the ports out, or give each a tunnel of its own",
+                hint="leave the ports out, or give each port its own tunnel",
             )
         text += f" {end} {ports.first}"
     return f"{text} dir {direction}"

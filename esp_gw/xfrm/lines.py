@@ -1,6 +1,6 @@
-"""Lines of `ip xfrm` and the values in them; what isn't understood is a fault, never a guess.
+"""Lines of `ip xfrm` and the values in them; anything unknown is a fault, never a guess.
 
-A fault names the line and repeats no more of it than a short word: a line may hold a key.
+A fault names the line and quotes at most one short word of it: a line may hold a key.
 """
 
 from __future__ import annotations
@@ -31,39 +31,39 @@ PROTOCOLS = {
     "sctp": 132,
     "udplite": 136,
 }
-"""Names that iproute2 takes from /etc/protocols (Debian's netbase); others come as numbers."""
+"""Names that iproute2 takes from /etc/protocols (Debian's netbase); others are numbers."""
 
-# With -s a number is followed by the same one in another base: 0x00001001(4097).
+# With -s a number is followed by its value in another base: 0x00001001(4097).
 _NUMBER = re.compile(r"(0x[0-9a-f]{1,8}|[0-9]{1,10})(\([0-9a-fx]{1,10}\))?,?")
 _SAFE_WORD = re.compile(r"(?!.*[0-9a-fA-F]{16})[A-Za-z0-9(),.:/_-]{1,40}")
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line: its place in the input, whether it begins a block, and its words."""
+    """One line: its place in the input, its words, and `first` if it begins a block."""
 
     where: str
     first: bool
     words: tuple[str, ...] = field(repr=False)
 
     def fault(self, what: str, hint: str | None = None) -> NoReturn:
-        """Refuse the input because of this line."""
+        """Raise EspGwError with the place of this line."""
         raise EspGwError(what, where=self.where, hint=hint)
 
     def unknown(self) -> NoReturn:
-        """Refuse what this version does not know."""
+        """Refuse a line that this version does not know."""
         self.fault(
             f"a line that begins with {show_word(self.words[0])} is not understood",
-            "give the plain output of 'ip xfrm state' and 'ip xfrm policy'",
+            "pass the unmodified output of 'ip xfrm state' and 'ip xfrm policy'",
         )
 
     def unsupported(self, what: str) -> NoReturn:
-        """Refuse what the kernel does and esp-gw doesn't."""
-        self.fault(f"{what}: esp-gw does not have this")
+        """Refuse a feature of the kernel that esp-gw does not have."""
+        self.fault(f"{what}: not supported by esp-gw")
 
 
 def read_lines(text: str, name: str) -> Iterator[Line]:
-    """The lines that aren't empty, `name:number` their place."""
+    """The non-empty lines, each with `name:number` as its place."""
     for number, raw in enumerate(text.split("\n"), 1):
         words = tuple(raw.split())
         if words:
@@ -71,8 +71,8 @@ def read_lines(text: str, name: str) -> Iterator[Line]:
 
 
 def show_word(word: str) -> str:
-    """A word as an error may repeat it."""
-    return f"'{word}'" if _SAFE_WORD.fullmatch(word) else "a word that is not shown here"
+    """A word in quotes, or a substitute for one that may hold a key."""
+    return f"'{word}'" if _SAFE_WORD.fullmatch(word) else "a word not shown here"
 
 
 def number(line: Line, word: str) -> int:
@@ -100,10 +100,10 @@ def mode(line: Line, word: str) -> Mode:
 
 
 def pairs(line: Line, words: Sequence[str]) -> dict[str, str]:
-    """Names and values in turn, each name once."""
+    """Alternating names and values as a mapping; each name may occur once."""
     names = words[::2]
     if len(words) % 2 or len(set(names)) != len(names):
-        line.fault("the line is not complete")
+        line.fault("the line is incomplete")
     return dict(zip(names, words[1::2], strict=True))
 
 
@@ -116,7 +116,7 @@ def selector(line: Line, words: Sequence[str]) -> XfrmSelector:
         line.unsupported("a selector for one user")
     src, dst = (_prefix(line, values.get(end, "")) for end in ("src", "dst"))
     if src.version != dst.version:
-        line.fault("the prefixes are of two families")
+        line.fault("the prefixes are of different families")
     return XfrmSelector(
         src,
         dst,
@@ -139,7 +139,7 @@ def _protocol(line: Line, values: dict[str, str]) -> int | None:
         return PROTOCOLS[word] if word else None
     protocol = int(word) if word.isascii() and word.isdigit() and len(word) < 4 else 0
     if not 0 < protocol < 256:
-        line.fault(f"the protocol {show_word(word)} is not known here by its name")
+        line.fault(f"the protocol name {show_word(word)} is unknown")
     return protocol
 
 
@@ -148,5 +148,5 @@ def _port(line: Line, values: dict[str, str], end: str) -> int | None:
         return None
     port = number(line, values[end])
     if port > 65535:
-        line.fault(f"{port} is no port")
+        line.fault(f"{port} is not a port number")
     return port

@@ -1,8 +1,8 @@
-"""What `ip xfrm state` and `ip xfrm policy` print, with or without -s, as values; no I/O.
+"""Parser of the output of `ip xfrm state` and `ip xfrm policy`, with or without -s; no I/O.
 
-The format is iproute2's (ip/ipxfrm.c, 6.1 to 6.15): a block begins in the first column, `src A dst
-B` for a state and `src A/N dst B/N` for a policy, and its further lines are indented. Everything
-that a state or policy does and esp-gw doesn't is refused with its line.
+The format is that of iproute2 (ip/ipxfrm.c, 6.1 to 6.15): a block begins in the first column, `src
+A dst B` for a state and `src A/N dst B/N` for a policy, and its further lines are indented. Every
+feature of a state or policy that esp-gw does not have is refused with its line.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ KERNEL_CIPHERS = {
     AES_GMAC: "rfc4543(gcm(aes))",
     CHACHA20_POLY1305: "rfc7539esp(chacha20,poly1305)",
 }
-"""The kernel's names for what suites are made of."""
+"""The kernel's name of each cipher."""
 ALGORITHMS: dict[tuple[str, int, int], Suite] = {
     (KERNEL_CIPHERS[suite.cipher], suite.keymat_len, 8 * suite.icv_len): suite
     for suite in SUITES.values()
 }
-"""Suites by the kernel's name for the algorithm, bytes of key and salt, and bits of the ICV."""
+"""Suites by kernel algorithm name, bytes of key and salt, and bits of the ICV."""
 
 _NO_KEYS = "print the states as root, without 'nokeys'"
 _KEY = re.compile(r"0x([0-9a-f]{2})+")
 _BITMAP = re.compile(r"[0-9a-f]{8}")
 _USED = re.compile(r"[0-9]+\(bytes\),")
-# What says nothing that matters here: times of use, statistics, and headings.
+# Lines without relevant content: times of use, statistics, headings.
 _IGNORED = {"lastused", "add", "lifetime", "stats:", "enc-mask"}
 
 
 def parse(text: str, name: str) -> Dump:
-    """The states and policies of one output; `name` stands for it in errors.
+    """Parse the states and policies of one output; errors refer to it by `name`.
 
-    Raises EspGwError with `name:line` for the first thing that isn't understood or not supported.
+    Raises EspGwError with `name:line` for the first line that is unknown or not supported.
     """
     blocks: list[list[Line]] = []
     for line in read_lines(text, name):
@@ -65,7 +65,7 @@ def parse(text: str, name: str) -> Dump:
         elif blocks:
             blocks[-1].append(line)
         else:
-            line.fault("the beginning is missing", "give the whole output")
+            line.fault("the beginning is missing", "pass the complete output")
     states, policies = [], []
     for block in blocks:
         words = block[0].words
@@ -79,7 +79,7 @@ def parse(text: str, name: str) -> Dump:
 
 
 def _common(line: Line) -> None:
-    """A line that a state and a policy may have alike; none of them leads to a value."""
+    """Check a line that both a state and a policy may have; none of these yields a value."""
     words = line.words
     match words[0]:
         case "mark" | "output-mark":
@@ -95,7 +95,7 @@ def _common(line: Line) -> None:
             hard = words[words.index("hard") + 1] if "hard" in words[:-1] else ""
             if not hard.startswith(("(INF)", "0(sec)")):
                 line.fault(
-                    "a lifetime with an end: its SAs are an IKE daemon's, which can't be moved",
+                    "a finite lifetime: the SA belongs to an IKE daemon and can't be moved",
                     "only SAs with manual keys can be imported",
                 )
         case "security":
@@ -112,7 +112,7 @@ def _matches_all(line: Line) -> bool:
 
 
 def _flags(line: Line, words: Sequence[str], known: set[str]) -> set[str]:
-    """The flags in `words`; with -s their bits follow in brackets."""
+    """The flags in `words`; with -s their bits follow in parentheses."""
     flags = {word for word in words if not word.startswith("(0x")}
     for flag in sorted(flags - known):
         line.unsupported(f"the flag {show_word(flag)}")
@@ -136,17 +136,17 @@ class _State:
             self._read(line)
 
     def record(self) -> XfrmState:
-        """The state, with everything that an SA must have."""
+        """The state, checked for everything that an SA must have."""
         line = self.head
         if len(line.words) != 4:
             line.unknown()
         src, dst = address(line, line.words[1]), address(line, line.words[3])
         if self.identity is None:
-            line.fault("the state has no line 'proto'", "give the whole output")
+            line.fault("the state has no line 'proto'", "pass the complete output")
         if self.cipher is None:
             line.fault("the state has no key", "the kernel waits for an IKE daemon here")
         if "oseq" not in self.seqs:
-            line.fault("the state does not tell its sequence numbers ('anti-replay')")
+            line.fault("the state has no line with its sequence numbers ('anti-replay')")
         (spi, reqid, state_mode), (suite, keymat) = self.identity, self.cipher
         seqs = {"seq": 0, "seq-hi": 0, "oseq-hi": 0, **self.seqs}
         return XfrmState(
@@ -173,7 +173,7 @@ class _State:
             case "proto":
                 self.identity = _identity(line, words)
             case "replay-window":
-                # With -s the statistics have a line that begins alike.
+                # With -s a line of the statistics begins with the same word.
                 if words[2:3] != ("replay",):
                     self._read_flags(line)
             case "flag":
@@ -234,17 +234,17 @@ class _Policy:
             self._read(line)
 
     def record(self) -> XfrmPolicy | None:
-        """The policy, or None for one that says nothing of what esp-gw does.
+        """The policy, or None for one without relevance to esp-gw.
 
-        That of one program's socket goes with the program, and one that lets packets in without
-        asking for an SA is about packets that are none of ours.
+        A socket policy ends with its program, and an inbound policy that requires no SA concerns
+        packets that are not esp-gw's.
         """
         if self.of_a_socket:
             return None
         if self.place is None:
-            self.head.fault("the policy has no line 'dir'", "give the whole output")
+            self.head.fault("the policy has no line 'dir'", "pass the complete output")
         if self.ends is not None:
-            self.ends.fault("the template is not complete", "give the whole output")
+            self.ends.fault("the template is incomplete", "pass the complete output")
         direction, block, _ = self.place
         if direction is not PolicyDirection.OUT and self.template is None and not block:
             return None
@@ -266,7 +266,7 @@ class _Policy:
                 self.template = _template(self.ends, line)
                 self.ends = None
             case "level":
-                # With 'use' packets pass in the clear while there is no SA.
+                # With level 'use', packets pass in the clear while there is no SA.
                 if words[1:2] != ("required",):
                     line.unsupported("a template that is not required (level)")
             case _:
@@ -292,7 +292,7 @@ def _aead(line: Line) -> tuple[Suite, KeyMaterial]:
     if "<<Keys" in words:
         line.fault("the keys are hidden", _NO_KEYS)
     if len(words) not in (4, 6) or not _KEY.fullmatch(words[2]):
-        line.fault("the line is not complete", "give the whole output")
+        line.fault("the line is incomplete", "pass the complete output")
     keymat = bytes.fromhex(words[2][2:])
     icv = number(line, words[-1])
     suite = ALGORITHMS.get((words[1], len(keymat), icv))
@@ -302,7 +302,7 @@ def _aead(line: Line) -> tuple[Suite, KeyMaterial]:
             f"and an ICV of {icv}"
         )
     if not any(keymat[:-SALT_LEN]):
-        line.fault("the key is zero: a kernel in lockdown shows no keys")
+        line.fault("the key is zero: a kernel in lockdown hides keys")
     return suite, KeyMaterial.from_bytes(keymat)
 
 
@@ -352,7 +352,7 @@ def _template(ends: Line, line: Line) -> Template:
 
 
 def join(dumps: Sequence[Dump]) -> Dump:
-    """Several outputs as one. Raises EspGwError where a state or policy is in two of them."""
+    """Merge several outputs. Raises EspGwError if a state or policy is in two of them."""
     seen: dict[object, str] = {}
     states = [state for dump in dumps for state in dump.states]
     policies = [policy for dump in dumps for policy in dump.policies]
@@ -365,5 +365,5 @@ def join(dumps: Sequence[Dump]) -> Dump:
 
 def _once(seen: dict[object, str], key: object, where: str) -> None:
     if key in seen:
-        raise EspGwError(f"is in {seen[key]} too", where=where, hint="give each output once")
+        raise EspGwError(f"is also in {seen[key]}", where=where, hint="pass each output once")
     seen[key] = where

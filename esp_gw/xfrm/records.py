@@ -1,4 +1,4 @@
-"""States and policies of the kernel, as `ip xfrm` tells them."""
+"""States and policies of the kernel, as printed by `ip xfrm`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from esp_gw.model import Direction, IPAddress, IPNetwork, KeyMaterial, Mode, Sui
 
 
 class PolicyDirection(enum.StrEnum):
-    """Where the kernel looks at a policy: leaving, for this host, to be forwarded."""
+    """Packets that a policy applies to: leaving, for this host, or to be forwarded."""
 
     OUT = "out"
     IN = "in"
@@ -18,7 +18,7 @@ class PolicyDirection(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class XfrmSelector:
-    """Inner traffic from `src` to `dst`; None is any protocol, any port."""
+    """Inner traffic from `src` to `dst`; None means any protocol or any port."""
 
     src: IPNetwork
     dst: IPNetwork
@@ -39,8 +39,8 @@ class UdpPorts:
 class XfrmState:
     """One SA. `seq` is the highest number received, `oseq` the last one sent, 0 for none.
 
-    `window` 0 means that the kernel kept no replay window. `direction` is known where the kernel
-    was told it (Linux 6.10). `where` is the line of the input on which it begins.
+    A `window` of 0 means that the kernel kept no replay window. `direction` is known if it was
+    given to the kernel (Linux 6.10). `where` is the line of the input on which the state begins.
     """
 
     where: str
@@ -62,7 +62,7 @@ class XfrmState:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """The SA that a policy asks for; an `spi` of 0 is any, and so is an unspecified address."""
+    """The SA that a policy requires; an `spi` of 0 or an unspecified address matches any."""
 
     src: IPAddress
     dst: IPAddress
@@ -73,7 +73,7 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class XfrmPolicy:
-    """One policy; a lower `priority` is tried first. Without a template it lets packets pass."""
+    """One policy; a lower `priority` is tried first. Without a template, packets pass in clear."""
 
     where: str
     selector: XfrmSelector
@@ -85,7 +85,7 @@ class XfrmPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Dump:
-    """What one or more outputs of `ip xfrm state` and `ip xfrm policy` hold."""
+    """Contents of one or more outputs of `ip xfrm state` and `ip xfrm policy`."""
 
     states: tuple[XfrmState, ...] = ()
     policies: tuple[XfrmPolicy, ...] = ()

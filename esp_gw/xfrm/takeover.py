@@ -1,4 +1,4 @@
-"""What of the kernel's states and policies becomes which SAs and policies here, or why it can't."""
+"""Conversion of the kernel's states and policies to SAs and policies of esp-gw."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from esp_gw.model import (
 from esp_gw.xfrm.records import Dump, PolicyDirection, Template, XfrmPolicy, XfrmSelector, XfrmState
 
 MARGIN = 2**20
-"""Sequence numbers to leave out, which the kernel may use up after its states were printed: 12 s of
-full packets at 1 Gbit/s."""
+"""Sequence numbers to skip, which the kernel may use after its states were printed: 12 s of full
+packets at 1 Gbit/s."""
 LAST_SEQ = 2**32 - 1
-"""The highest number that an SA of the kernel may go on to: see docs/explanation/safety.md."""
+"""The highest number that an SA begun by the kernel may reach: see docs/explanation/safety.md."""
 
 Entry = TypeVar("Entry", SaEntry, PolicyEntry)
 
 
 @dataclass(frozen=True, slots=True)
 class Takeover:
-    """What to add, in the order of the SPD; `port` is the local UDP port of the SAs, if any.
+    """SAs and policies to add, in SPD order; `port` is the local UDP port of the SAs, if any.
 
-    `notes` is what a person should know about it.
+    `notes` are remarks for the user.
     """
 
     sas: tuple[SaEntry, ...]
@@ -57,7 +57,7 @@ class _Use:
 
 
 def take_over(dump: Dump) -> Takeover:
-    """All of the states and policies, or EspGwError with the line of the first that can't be."""
+    """Convert all states and policies. Raises EspGwError with the line of the first that can't."""
     users = _users(dump)
     uses: list[_Use] = []
     for state in dump.states:
@@ -80,31 +80,31 @@ def take_over(dump: Dump) -> Takeover:
 
 
 def _users(dump: Dump) -> dict[str, list[XfrmPolicy]]:
-    """The policies that use each state, by the state's place."""
+    """The policies that use each state, keyed by the place of the state."""
     users: dict[str, list[XfrmPolicy]] = {}
     for policy in dump.policies:
         if policy.template is None:
             if policy.block and policy.direction is not PolicyDirection.OUT:
                 _refuse(
                     policy,
-                    f"a policy 'dir {policy.direction} action block': esp-gw does not have this",
+                    f"a policy 'dir {policy.direction} action block': not supported by esp-gw",
                     "make it a firewall rule, and leave it out",
                 )
             continue
         if policy.block:
-            _refuse(policy, "a policy with a template that blocks: esp-gw does not have this")
+            _refuse(policy, "a policy with a template that blocks: not supported by esp-gw")
         found = [state for state in dump.states if _fits(state, policy, policy.template)]
         if not found:
             _refuse(
                 policy,
                 "no state fits the policy's template",
-                "give the output of 'ip xfrm state', too, with all its states",
+                "pass the output of 'ip xfrm state' as well, with all states",
             )
         if policy.direction is PolicyDirection.OUT and len(found) > 1:
             _refuse(
                 policy,
                 f"{len(found)} states fit the policy's template ({found[0].where}, "
-                f"{found[1].where}), and which one is to send can't be told",
+                f"{found[1].where}), so it is ambiguous which one sends",
                 "delete the old one with 'ip xfrm state delete'",
             )
         for state in found:
@@ -113,11 +113,11 @@ def _users(dump: Dump) -> dict[str, list[XfrmPolicy]]:
 
 
 def _fits(state: XfrmState, policy: XfrmPolicy, template: Template) -> bool:
-    """Whether the kernel would take the state for the template (xfrm_state_find, xfrm_state_ok)."""
+    """True if the kernel would use the state for the template (xfrm_state_find, xfrm_state_ok)."""
     out = policy.direction is PolicyDirection.OUT
     ends = [template.src, template.dst]
     if template.mode is Mode.TRANSPORT:
-        # Unspecified ends are those of the packet itself.
+        # An unspecified end stands for the address of the packet.
         inner = (policy.selector.src, policy.selector.dst)
         ends = [
             net.network_address if end.is_unspecified else end
@@ -142,11 +142,11 @@ def _use(state: XfrmState, policies: Sequence[XfrmPolicy], taken: Sequence[str])
             "policies use the state in both directions"
             if directions
             else "no policy uses the state, so its traffic is not known",
-            "give the output of 'ip xfrm policy', too, or leave the state out",
+            "pass the output of 'ip xfrm policy' as well, or leave the state out",
         )
     (direction,) = directions
     if state.direction not in (None, direction):
-        _refuse(state, f"the state is {state.direction}, and its policies say {direction}")
+        _refuse(state, f"the state is {state.direction}, but its policies are {direction}")
     end = "out" if direction is Direction.OUTBOUND else "in"
     base = f"xfrm-{state.spi:08x}"
     names = [f"{base}/{end}", *(f"{base}-{number}/{end}" for number in range(2, len(taken) + 3))]
@@ -179,28 +179,28 @@ def _sa(use: _Use, uses: Sequence[_Use]) -> SaEntry:
 
 
 def _window(kernel: int) -> int:
-    """The window of an SA here: none of the kernel's is smaller, and it is a multiple of 64."""
+    """The replay window of the SA: no smaller than the kernel's, and a multiple of 64."""
     window = kernel or DEFAULT_REPLAY_WINDOW
     return min(max(-(-window // 64) * 64, MIN_REPLAY_WINDOW), MAX_REPLAY_WINDOW)
 
 
 def _used_seq(use: _Use) -> int:
-    """Up to which number the kernel may have used the key, or has accepted packets with it."""
+    """Highest number that the kernel may have sent with the key, or has accepted with it."""
     state = use.state
     if use.direction is Direction.INBOUND:
         return state.seq
     if state.oseq + MARGIN >= LAST_SEQ:
         _refuse(
             state,
-            f"the kernel has sent {state.oseq} packets with this key, and of the numbers up to "
-            "2^32 too few are left",
+            f"the kernel has sent {state.oseq} packets with this key, and too few numbers up to "
+            "2^32 are left",
             "give both ends new keys",
         )
     return state.oseq + MARGIN
 
 
 def _pair(use: _Use, uses: Sequence[_Use]) -> str | None:
-    """The SA of the other direction, where there is one and no other."""
+    """The SA of the opposite direction, or None unless there is exactly one."""
     state = use.state
     back = (state.dst, state.src, state.reqid, state.mode)
     names = [
@@ -213,7 +213,7 @@ def _pair(use: _Use, uses: Sequence[_Use]) -> str | None:
 
 
 def _traffic(use: _Use) -> dict[str, object]:
-    """What the policies let the SA carry, as an SA here can say it: each prefix with each other."""
+    """The traffic that the policies let the SA carry, as SA fields: every pair of prefixes."""
     found = list(dict.fromkeys(_seen_from_here(policy) for policy in use.policies))
     if use.state.selector is not None:
         allowed = _turned(use.state.selector, use.direction)
@@ -232,8 +232,8 @@ def _traffic(use: _Use) -> dict[str, object]:
         others = ", ".join(policy.where for policy in use.policies[1:])
         _refuse(
             use.policies[0],
-            f"this policy and {others} use one SA for traffic that an SA here can't have together",
-            "it takes each prefix of one side with each of the other, with one protocol and port",
+            f"this policy and {others} use one SA for traffic that an SA of esp-gw can't combine",
+            "it carries every pair of its local and remote prefixes, with one protocol and port",
         )
     ((protocol, local_port, remote_port),) = whats
     return {
@@ -270,7 +270,7 @@ def _policy(policy: XfrmPolicy, sender: _Use | None, taken: Mapping[str, str]) -
 
 
 def _in_order(dump: Dump) -> list[XfrmPolicy]:
-    """The policies for what leaves, the first to be tried first."""
+    """The outbound policies, in the order in which they are tried."""
     policies = [policy for policy in dump.policies if policy.direction is PolicyDirection.OUT]
     policies.sort(key=lambda policy: policy.priority)
     for _, group in groupby(policies, lambda policy: policy.priority):
@@ -279,8 +279,8 @@ def _in_order(dump: Dump) -> list[XfrmPolicy]:
             if not same and overlap(_seen_from_here(one), _seen_from_here(other)):
                 _refuse(
                     other,
-                    f"the policy overlaps the one of {one.where}, has the same priority and does "
-                    "something else, so which one is meant can't be told",
+                    f"the policy overlaps the one of {one.where}, has the same priority but a "
+                    "different effect, so it is ambiguous which one applies",
                     "give them different priorities with 'ip xfrm policy update'",
                 )
     return policies
@@ -292,7 +292,7 @@ def _seen_from_here(policy: XfrmPolicy) -> Selector:
 
 
 def _turned(selector: XfrmSelector, direction: Direction) -> Selector:
-    """The selector with this gateway's side as the local one."""
+    """The selector with the side of this gateway as the local one."""
     sport, dport = (
         None if port is None else PortRange(port, port) for port in (selector.sport, selector.dport)
     )
@@ -306,7 +306,7 @@ def _text(ports: PortRange | None) -> str | None:
 
 
 def _port(uses: Sequence[_Use]) -> int | None:
-    """The local UDP port, which a gateway has one of."""
+    """The local UDP port, or None without UDP encapsulation; a gateway has only one."""
     first: tuple[int, XfrmState] | None = None
     for use in uses:
         if (udp := use.state.udp) is None:
@@ -318,7 +318,7 @@ def _port(uses: Sequence[_Use]) -> int | None:
             _refuse(
                 use.state,
                 f"the local UDP port is {port} here and {first[0]} in {first[1].where}: "
-                "a gateway has one",
+                "a gateway has only one",
             )
     return None if first is None else first[0]
 
@@ -328,11 +328,11 @@ def _notes(uses: Sequence[_Use]) -> Iterator[str]:
         if use.direction is Direction.INBOUND and not use.state.window:
             yield (
                 f"{use.state.where}: the kernel kept no replay window for {use.name}: until the "
-                "peer's next packet, what was recorded before can be accepted once more"
+                "peer's next packet, packets recorded earlier can be accepted once more"
             )
         if use.direction is Direction.OUTBOUND and use.state.esn:
             yield (
-                f"{use.state.where}: {use.name} ends at number 2^32 - 1, with ESN too, because the "
+                f"{use.state.where}: {use.name} ends at number 2^32 - 1 even with ESN, because the "
                 "kernel began it: plan new keys"
             )
 

@@ -131,10 +131,10 @@ def test_what_was_exported_and_imported_is_the_other_end(
 
 
 @pytest.mark.parametrize("ports", [PortRange(1000, 2000), PortRange(0, 0)])
-def test_ports_that_ip_xfrm_has_no_words_for_are_refused(ports: PortRange) -> None:
+def test_ports_that_ip_xfrm_cannot_express_are_refused(ports: PortRange) -> None:
     selector = Selector(ip_network("10.1.0.0/24"), ip_network("10.2.0.0/24"), 6, ports)
     (out, in_, _) = _plain(selector)
-    with pytest.raises(EspGwError, match="no words for the ports") as caught:
+    with pytest.raises(EspGwError, match="can't express the ports") as caught:
         batch([out, in_], [protect("p", out.name, selector)], {})
     assert caught.value.where == "p"
 

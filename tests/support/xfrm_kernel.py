@@ -1,4 +1,4 @@
-"""What a kernel has after the lines of an `ip -batch`: a small model of iproute2's grammar."""
+"""Model of a kernel that executes the lines of an `ip -batch`, with the grammar of iproute2."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from esp_gw.xfrm.records import (
 
 
 def kernel_after(batch: str) -> Dump:
-    """States and policies; AssertionError for a line that iproute2 or the kernel would refuse."""
+    """States and policies after `batch`; AssertionError for a line that would be refused."""
     states: dict[object, XfrmState] = {}
     policies: dict[object, XfrmPolicy] = {}
     for line in batch.splitlines():
@@ -72,7 +72,7 @@ def _state(words: Iterator[str]) -> XfrmState:
         int(values.get(f"{name}-hi", "0"), 0) << 32 | int(values.get(name, "0"), 0)
         for name in ("replay-seq", "replay-oseq")
     )
-    # Without a selector and the flag the kernel takes the family of the outer addresses.
+    # Without a selector and the flag, the kernel uses the family of the outer addresses.
     whole = ip_network("0.0.0.0/0" if src.version == 4 else "::/0")
     return XfrmState(
         where="",

@@ -1,4 +1,4 @@
-"""How iproute2 prints states and policies (ip/ipxfrm.c): the format's second description."""
+"""Printer of states and policies in the format of iproute2 (ip/ipxfrm.c)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES = {1: "icmp", 6: "tcp", 17: "udp", 47: "gre", 58: "ipv6-icmp", 132: "sctp"
 
 
 def print_dump(dump: Dump, *, stats: bool = False) -> str:
-    """The output of `ip xfrm state` and `ip xfrm policy` one after the other."""
+    """The output of `ip xfrm state` followed by that of `ip xfrm policy`."""
     blocks = [print_state(state, stats=stats) for state in dump.states]
     return "".join(blocks + [print_policy(policy, stats=stats) for policy in dump.policies])
 

@@ -1,4 +1,4 @@
-"""`esp-gw sa export`: where the other end's lines may go, and what they are made of."""
+"""`esp-gw sa export`: permitted destinations of the peer's lines, and their content."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def export(config: Path, target: object, *more: str) -> int:
     return main(["sa", "export", "--config", str(config), "--output", str(target), *more])
 
 
-def test_the_file_is_roots_alone_and_holds_what_fits(
+def test_the_file_is_private_and_holds_matching_states(
     config: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     assert export(config, tmp_path / "batch") == 0
@@ -66,18 +66,14 @@ def test_the_file_is_roots_alone_and_holds_what_fits(
     assert "UDP_ENCAP" in err
 
 
-def test_a_file_that_is_there_is_not_overwritten(
-    config: Path, tmp_path: Path, capsys: Capture
-) -> None:
+def test_an_existing_file_is_not_overwritten(config: Path, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "batch").write_text("mine")
     assert export(config, tmp_path / "batch") == 1
     assert "exists already and is not overwritten" in capsys.readouterr().err
     assert (tmp_path / "batch").read_text() == "mine"
 
 
-def test_a_folder_that_is_not_there_is_said_to_be(
-    config: Path, tmp_path: Path, capsys: Capture
-) -> None:
+def test_a_missing_folder_is_reported(config: Path, tmp_path: Path, capsys: Capture) -> None:
     assert export(config, tmp_path / "no" / "batch") == 1
     assert f"{tmp_path}/no/batch: No such file" in capsys.readouterr().err
 
@@ -114,16 +110,14 @@ def test_a_terminal_gets_nothing(config: Path) -> None:
 
 
 def test_a_redirection_gets_nothing(config: Path, tmp_path: Path) -> None:
-    """The shell made the file, for all to read."""
+    """The file was created by the shell, readable by all."""
     with (tmp_path / "batch").open("wb") as file:
         status, _, err = spawned(config, file.fileno())
     assert (status, (tmp_path / "batch").read_bytes()) == (1, b"")
     assert "stdout is not a pipe" in err
 
 
-def test_of_several_peers_one_has_to_be_chosen(
-    config: Path, tmp_path: Path, capsys: Capture
-) -> None:
+def test_one_of_several_peers_must_be_chosen(config: Path, tmp_path: Path, capsys: Capture) -> None:
     entry = {
         "name": "other/out",
         "direction": "outbound",
@@ -145,9 +139,7 @@ def test_of_several_peers_one_has_to_be_chosen(
     assert (state.spi, state.keymat.to_bytes().hex()) == (0x9999, KEY)
 
 
-def test_a_key_that_can_not_be_read_is_said_to_be(
-    config: Path, tmp_path: Path, capsys: Capture
-) -> None:
+def test_an_unreadable_key_is_reported(config: Path, tmp_path: Path, capsys: Capture) -> None:
     key = next((config.parent / "keys").iterdir())
     key.chmod(0o644)
     assert export(config, tmp_path / "batch") == 1
@@ -178,7 +170,7 @@ async def test_the_daemon_is_asked_for_numbers_and_for_no_key(
     spis = {sa.direction: sa.spi for sa in load_config(config).sas}
     there = {s.spi: s for s in kernel_after((tmp_path / "batch").read_text()).states}
     in_, out = there[spis[Direction.OUTBOUND]], there[spis[Direction.INBOUND]]
-    assert in_.seq == 500 + in_.window, "its left edge is behind the last one that was sent"
+    assert in_.seq == 500 + in_.window, "its left edge is after the last number sent"
     assert (out.oseq, out.esn) == (2**33 + 7 + MARGIN, True)
 
 

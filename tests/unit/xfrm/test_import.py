@@ -69,7 +69,7 @@ class Outcome(SimpleNamespace):
 
 
 async def command(capsys: pytest.CaptureFixture[str], *args: object) -> Outcome:
-    """What the command says; never a key."""
+    """Run the command and return its output, which must hold no key."""
     status = await asyncio.to_thread(main, [str(arg) for arg in args])
     out, err = capsys.readouterr()
     for key in (KEY_OUT, KEY_IN):
@@ -81,7 +81,7 @@ def ledger_of(rig: Rig) -> Ledger:
     return Ledger.open(rig.ledger, MACHINE)
 
 
-async def test_all_of_it_is_there_and_stays_there(
+async def test_an_import_is_complete_and_survives_a_restart(
     rig: Rig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done = await command(capsys, "sa", "import", tmp_path / "dump")
@@ -98,7 +98,7 @@ async def test_all_of_it_is_there_and_stays_there(
     assert again.engine.floors[IN] == 0x20
 
 
-async def test_the_numbers_are_on_disk_before_the_engine_has_them(
+async def test_the_numbers_are_on_disk_before_the_engine_gets_them(
     rig: Rig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[set[int]] = []
@@ -126,7 +126,7 @@ async def test_checking_changes_nothing(
     assert rig.store.load().sas == ()
 
 
-async def test_states_and_policies_may_come_apart_and_from_stdin(
+async def test_states_and_policies_may_be_separate_and_from_stdin(
     rig: Rig,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -135,7 +135,7 @@ async def test_states_and_policies_may_come_apart_and_from_stdin(
     (tmp_path / "policies").write_text(POLICIES)
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(STATES.encode())))
     done = await command(capsys, "sa", "import", "--json", "-", tmp_path / "policies")
-    # The gateway's own log, which is in one process with the command here, stands before it.
+    # The gateway runs in the same process, so its log precedes the document.
     document = json.loads(done.out[done.out.index("{") :])
     (note,) = document.pop("notes")
     assert document == {"sas": [OUT, IN], "policies": ["xfrm-00001001"]}
@@ -143,7 +143,7 @@ async def test_states_and_policies_may_come_apart_and_from_stdin(
     assert rig.names() == {OUT, IN}
 
 
-async def nothing_came(rig: Rig, done: Outcome, expected: str) -> None:
+async def assert_nothing_imported(rig: Rig, done: Outcome, expected: str) -> None:
     assert done.status == 1
     assert expected in done.err
     assert done.err.count("\n") == 1
@@ -153,16 +153,16 @@ async def nothing_came(rig: Rig, done: Outcome, expected: str) -> None:
     assert rig.store.load().sas == ()
 
 
-async def test_one_line_that_can_not_be_taken_keeps_all_of_it_out(
+async def test_one_refused_line_refuses_the_whole_import(
     rig: Rig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = (STATES + POLICIES).replace("\treplay-window 32\n", "\treplay-window 32 flag noecn\n")
     (tmp_path / "dump").write_text(text)
     done = await command(capsys, "sa", "import", tmp_path / "dump")
-    await nothing_came(rig, done, f"{tmp_path / 'dump'}:11: the flag 'noecn'")
+    await assert_nothing_imported(rig, done, f"{tmp_path / 'dump'}:11: the flag 'noecn'")
 
 
-async def test_an_spi_of_the_configuration_keeps_all_of_it_out(
+async def test_an_spi_of_the_configuration_refuses_the_whole_import(
     rig: Rig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spi = rig.engine.sas["pi-b/in"].spi
@@ -170,10 +170,10 @@ async def test_an_spi_of_the_configuration_keeps_all_of_it_out(
     for extra in (["--check"], []):
         done = await command(capsys, "sa", "import", *extra, tmp_path / "dump")
         fault = f"SPI {spi:#x} is already used by the inbound SA pi-b/in"
-        await nothing_came(rig, done, f"xfrm-{spi:08x}/in: {fault}")
+        await assert_nothing_imported(rig, done, f"xfrm-{spi:08x}/in: {fault}")
 
 
-async def test_a_key_that_the_ledger_knows_from_the_other_direction_keeps_all_of_it_out(
+async def test_a_key_used_in_the_other_direction_refuses_the_whole_import(
     rig: Rig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await command(capsys, "sa", "import", tmp_path / "dump")
@@ -181,10 +181,10 @@ async def test_a_key_that_the_ledger_knows_from_the_other_direction_keeps_all_of
     text = (STATES + POLICIES).replace(KEY_OUT, "c3" * 20).replace(KEY_IN, KEY_OUT)
     (tmp_path / "dump").write_text(text)
     done = await command(capsys, "sa", "import", tmp_path / "dump")
-    await nothing_came(rig, done, "this key and salt was used for outbound traffic")
+    await assert_nothing_imported(rig, done, "this key and salt was used for outbound traffic")
 
 
-async def test_a_key_that_went_further_here_goes_on_from_there(
+async def test_a_key_used_further_here_continues_from_there(
     rig: Rig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await command(capsys, "sa", "import", tmp_path / "dump")
@@ -197,23 +197,25 @@ async def test_a_key_that_went_further_here_goes_on_from_there(
     assert rig.engine.floors[IN] == 0x5000
 
 
-async def test_a_refusal_by_the_kernel_keeps_all_of_it_out(
+async def test_a_refusal_by_the_kernel_refuses_the_whole_import(
     rig: Rig,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     rig.netlink.fail_at(2)
     done = await command(capsys, "sa", "import", tmp_path / "dump")
-    await nothing_came(rig, done, "the kernel refused it")
+    await assert_nothing_imported(rig, done, "the kernel refused it")
 
 
-async def test_another_udp_port_than_the_gateways_keeps_all_of_it_out(
+async def test_a_udp_port_other_than_the_gateways_refuses_the_whole_import(
     rig: Rig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     encap = "128\n\tencap type espinudp sport 4999 dport 4999 addr 0.0.0.0\n"
     (tmp_path / "dump").write_text(STATES.replace("128\n", encap, 1) + POLICIES)
     done = await command(capsys, "sa", "import", tmp_path / "dump")
-    await nothing_came(rig, done, "another local UDP port than the gateway, which has 4500")
+    await assert_nothing_imported(
+        rig, done, "another local UDP port than the gateway, which has 4500"
+    )
 
 
 async def test_importing_twice_is_refused(
@@ -226,7 +228,7 @@ async def test_importing_twice_is_refused(
     assert rig.engine.sas == before
 
 
-async def test_more_than_a_request_holds_is_refused_before_anything_is_sent(
+async def test_an_import_larger_than_a_request_is_refused_before_anything_is_sent(
     rig: Rig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = ""
@@ -241,20 +243,20 @@ async def test_more_than_a_request_holds_is_refused_before_anything_is_sent(
         )
     (tmp_path / "dump").write_text(text)
     done = await command(capsys, "sa", "import", tmp_path / "dump")
-    await nothing_came(rig, done, "1200 SAs are too many for one import")
+    await assert_nothing_imported(rig, done, "1200 SAs are too many for one import")
 
 
-async def test_a_file_that_is_not_there_or_no_text_is_said_to_be(
+async def test_a_missing_or_binary_file_is_reported(
     rig: Rig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done = await command(capsys, "sa", "import", tmp_path / "none")
-    await nothing_came(rig, done, f"{tmp_path / 'none'}: No such file or directory")
+    await assert_nothing_imported(rig, done, f"{tmp_path / 'none'}: No such file or directory")
     (tmp_path / "dump").write_bytes(bytes(range(256)) * 40)
     done = await command(capsys, "sa", "import", tmp_path / "dump")
-    await nothing_came(rig, done, f"{tmp_path / 'dump'}:1: ")
+    await assert_nothing_imported(rig, done, f"{tmp_path / 'dump'}:1: ")
 
 
-async def test_the_end_of_its_numbers_is_announced_although_the_engine_counts_to_2_64(
+async def test_the_end_of_the_numbers_is_announced_although_the_engine_counts_to_2_64(
     rig: Rig,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -271,7 +273,7 @@ async def test_the_end_of_its_numbers_is_announced_although_the_engine_counts_to
     assert lease.first <= soft < lease.end
 
 
-def test_the_ledger_begins_a_key_behind_what_was_used_elsewhere(tmp_path: Path) -> None:
+def test_the_ledger_starts_a_key_after_the_numbers_used_elsewhere(tmp_path: Path) -> None:
     from esp_gw.ledger.ledger import FloorRequest, LeaseRequest
 
     Ledger.create(tmp_path / "ledger.db", MACHINE)

@@ -1,4 +1,4 @@
-"""What iproute2 6.1 printed on a kernel 6.1 (tests/vectors/xfrm), and what may be elsewhere."""
+"""Output of iproute2 6.1 on a kernel 6.1 (tests/vectors/xfrm), and variants of it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_statistics_change_nothing(kind: str) -> None:
     assert [*map(anywhere, plain.policies)] == [*map(anywhere, stats.policies)]
 
 
-def test_a_state_without_esn_is_read_whole() -> None:
+def test_a_state_without_esn_is_read_completely() -> None:
     state = {state.spi: state for state in parse(printed("state"), "f").states}[0x1001]
     assert state.keymat.to_bytes() == b"\x11" * 36
     assert anywhere(state) == XfrmState(
@@ -63,7 +63,7 @@ def test_a_state_without_esn_is_read_whole() -> None:
     )
 
 
-def test_a_state_with_esn_in_udp_is_read_whole() -> None:
+def test_a_state_with_esn_in_udp_is_read_completely() -> None:
     state = {state.spi: state for state in parse(printed("state"), "f").states}[0x2002]
     assert (state.suite.name, state.esn, state.window) == ("aes192gcm12", True, 2048)
     assert (state.seq, state.oseq) == (2**32 + 0x30, 0)
@@ -76,7 +76,7 @@ def test_a_window_over_32_without_esn_is_not_taken_for_esn() -> None:
     assert (state.suite.name, state.selector) == ("chacha20poly1305", None)
 
 
-def test_policies_are_read_whole() -> None:
+def test_policies_are_read_completely() -> None:
     policies = parse(printed("policy"), "f").policies
     ends = (ip_address("192.0.2.2"), ip_address("192.0.2.1"))
     assert policies[-1].where == "f:45"
@@ -94,7 +94,7 @@ def test_policies_are_read_whole() -> None:
     ]
 
 
-def test_a_direction_that_the_kernel_was_told_is_read() -> None:
+def test_a_direction_that_the_kernel_was_given_is_read() -> None:
     text = printed("state").replace("\tsel src ::/0", "\tdir out\n\tsel src ::/0")
     states = parse(text, "f").states
     assert {state.direction for state in states} == {None, Direction.OUTBOUND}
@@ -110,25 +110,25 @@ REFUSED = {
     "icmp-type": "1: a selector with 'type'",
     "if_id": "6: an interface ID",
     "level": "5: a template that is not required",
-    "lifetime": "10: a lifetime with an end",
+    "lifetime": "10: a finite lifetime",
     "mark": "4: a mark",
     "noecn": "3: the flag 'noecn'",
     "nokeys": "4: the keys are hidden",
     "output-mark": "4: a mark",
     "policy-icmp": "2: the flag 'icmp'",
-    "policy-lifetime": "5: a lifetime with an end",
+    "policy-lifetime": "5: a finite lifetime",
     "policy-mark": "3: a mark",
     "two-templates": "5: a policy with two templates",
 }
 
 
-def test_every_capture_of_what_is_refused_has_its_test() -> None:
+def test_every_capture_of_a_refused_feature_has_its_test() -> None:
     found = {path.stem.removeprefix("refused-") for path in VECTORS.glob("refused-*.txt")}
     assert found == {*REFUSED, "block-in"}, "block-in is refused by takeover"
 
 
 @pytest.mark.parametrize(("name", "text"), REFUSED.items())
-def test_what_the_kernel_does_and_we_do_not_is_refused_with_its_line(name: str, text: str) -> None:
+def test_a_feature_only_the_kernel_has_is_refused_with_its_line(name: str, text: str) -> None:
     with pytest.raises(EspGwError) as caught:
         parse(printed(f"refused-{name}"), "in.txt")
     assert str(caught.value).startswith(f"in.txt:{text}")
@@ -150,7 +150,7 @@ def edited(old: str, new: str) -> Callable[[], str]:
         (edited("rfc4106(gcm(aes))", "rfc4309(ccm(aes))"), ":4: the algorithm 'rfc4309(ccm(aes))'"),
         (edited("18" * 36, "18" * 35), ":4: the algorithm 'rfc4106(gcm(aes))' with 280 bits"),
         (edited("18" * 36, "00" * 32 + "01020304"), ":4: the key is zero"),
-        (edited("18" * 36 + " 128", "18" * 30), ":4: the line is not complete"),
+        (edited("18" * 36 + " 128", "18" * 30), ":4: the line is incomplete"),
         (edited("\tanti-replay context: seq 0x0, oseq 0x0, bitmap 0x00000000\n", ""), "sequence"),
         (edited("espinudp", "espintcp"), "encapsulation 'espintcp'"),
         (edited("sport 4501", "sport 0"), "a UDP port is missing"),
@@ -170,7 +170,7 @@ def edited(old: str, new: str) -> Callable[[], str]:
         (lambda: "src 10.0.0.0/8 dst 10.0.0.0/8\n", ":1: the policy has no line 'dir'"),
     ],
 )
-def test_a_line_that_can_not_be_taken_is_named(text: Callable[[], str], expected: str) -> None:
+def test_a_line_that_is_refused_is_named(text: Callable[[], str], expected: str) -> None:
     with pytest.raises(EspGwError) as caught:
         parse(text(), "in.txt")
     assert str(caught.value).startswith("in.txt:")
@@ -178,7 +178,7 @@ def test_a_line_that_can_not_be_taken_is_named(text: Callable[[], str], expected
 
 
 def test_no_error_holds_a_key_whatever_is_wrong_with_its_line() -> None:
-    """Every word of a state is put where every other one stands, the key among them."""
+    """The key is put before and in place of every word of a state, in several spellings."""
     text = "".join(printed("state").splitlines(keepends=True)[:6])
     key = "0x" + "18" * 36
     words = text.split()
@@ -197,12 +197,12 @@ def test_no_error_holds_a_key_whatever_is_wrong_with_its_line() -> None:
     assert faults > len(words)
 
 
-def test_a_policy_of_one_programs_socket_goes_with_the_program() -> None:
+def test_a_socket_policy_is_ignored() -> None:
     text = "src 0.0.0.0/0 dst 0.0.0.0/0 \n\tsocket in priority 0 ptype main \n"
     assert parse(text, "f").policies == ()
 
 
-def test_a_policy_that_lets_packets_in_without_an_sa_is_none_of_ours() -> None:
+def test_an_inbound_policy_without_an_sa_is_ignored() -> None:
     text = "src ::/0 dst ::/0 proto ipv6-icmp type 135 \n\tdir {} {}priority 0 ptype main \n"
     assert parse(text.format("in", "") + text.format("fwd", ""), "f").policies == ()
     for refused in (("out", ""), ("in", "action block ")):
@@ -211,5 +211,5 @@ def test_a_policy_that_lets_packets_in_without_an_sa_is_none_of_ours() -> None:
 
 
 def test_one_output_given_twice_is_refused() -> None:
-    with pytest.raises(EspGwError, match=r"^b:1: is in a:1 too"):
+    with pytest.raises(EspGwError, match=r"^b:1: is also in a:1"):
         join([parse(printed("state"), "a"), parse(printed("state-s"), "b")])

@@ -1,4 +1,4 @@
-"""What of the kernel's states and policies becomes which SAs and policies here."""
+"""Conversion of the kernel's states and policies to SAs and policies of esp-gw."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_tunnel_becomes_two_sas_and_a_policy() -> None:
     )
 
 
-def test_what_is_sent_goes_on_behind_the_kernels_number_and_what_comes_behind_its_window() -> None:
+def test_the_sequence_numbers_continue_after_the_kernels_number_and_after_its_window() -> None:
     out, in_ = (entry.to_sa() for entry in take(*TUNNEL).sas)
     assert (out.used_seq, in_.used_seq) == (0x10 + MARGIN, 0x20)
     assert in_.replay_window == 64, "no smaller than the kernel's"
@@ -111,7 +111,7 @@ def test_a_whole_gateway_is_taken_over() -> None:
 
 
 def test_an_sa_with_esn_that_the_kernel_began_keeps_to_32_bits() -> None:
-    """An IV of the kernel's is improbable there alone (docs/explanation/safety.md)."""
+    """Only in this range is an IV of the kernel improbable (docs/explanation/safety.md)."""
     sas = {entry.name: entry.to_sa() for entry in take(STATES, POLICIES).sas}
     assert sas["xfrm-00002001/out"].esn
     assert sas["xfrm-00002001/out"].last_seq == 2**32 - 1
@@ -158,7 +158,10 @@ def test_two_peers_may_have_chosen_one_spi() -> None:
             (OUT.replace("192.0.2.1", "192.0.2.2"), POLICY_OUT.replace("192.0.2.1", "192.0.2.2")),
             "b1:1: remote: is the same address as local",
         ),
-        ((f"{OUT}\tdir in\n", IN, POLICY_OUT, POLICY_IN), "b1:1: the state is inbound"),
+        (
+            (f"{OUT}\tdir in\n", IN, POLICY_OUT, POLICY_IN),
+            "b1:1: the state is inbound, but its policies are outbound",
+        ),
         (
             (f"{OUT}\tsel src 10.1.0.0/25 dst 0.0.0.0/0 \n", IN, POLICY_OUT, POLICY_IN),
             "b3:1: the policy matches more than the 'sel' of its state (b1:1)",
@@ -192,7 +195,9 @@ def test_two_peers_may_have_chosen_one_spi() -> None:
         (("",), "there is no SA to import"),
     ],
 )
-def test_what_can_not_be_is_refused_with_its_line(blocks: tuple[str, ...], expected: str) -> None:
+def test_an_input_that_cannot_be_converted_is_refused_with_its_line(
+    blocks: tuple[str, ...], expected: str
+) -> None:
     assert refused(*blocks).startswith(expected)
 
 
