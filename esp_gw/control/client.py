@@ -12,16 +12,16 @@ from esp_gw.control.protocol import decode_reply, encode_request
 from esp_gw.errors import ControlError, EspGwError
 
 MAX_REPLY = 64 * 1024 * 1024
-"""The longest answer in bytes: beyond it the other end is no esp-gw."""
+"""Longest accepted reply in bytes; a peer that sends more is not esp-gw."""
 
 
 def call(
     path: Path, method: str, parameters: Mapping[str, object], timeout: float = 10.0
 ) -> dict[str, object]:
-    """Ask the daemon and wait at most `timeout` seconds for the answer's parameters.
+    """Send a request to the daemon and return the parameters of its reply.
 
-    `method` is without the interface's prefix. Raises the ControlError of the answer, EspGwError
-    when there is no answer.
+    `method` is without the interface prefix; `timeout` is in seconds, for the whole call. Raises
+    the ControlError of an error reply, EspGwError if there is no reply.
     """
     deadline = time.monotonic() + timeout
     with socket.socket(socket.AF_UNIX) as sock:
@@ -33,7 +33,7 @@ def call(
         except FileNotFoundError:
             raise _not_running(f"no control socket at {path}") from None
         except ConnectionRefusedError:
-            raise _not_running(f"nobody listens at {path}") from None
+            raise _not_running(f"nothing listens at {path}") from None
         except PermissionError:
             raise ControlError(
                 "PermissionDenied",
@@ -55,7 +55,7 @@ def _send(sock: socket.socket, data: bytes, deadline: float) -> None:
         sock.settimeout(_remaining(deadline))
         sock.sendall(data)
     except (BrokenPipeError, ConnectionResetError):
-        # A server that refuses says why before it closes: the answer is there to be read.
+        # A server that refuses a request sends the reason before it closes: read the reply.
         return
 
 
@@ -69,7 +69,7 @@ def _receive_line(sock: socket.socket, deadline: float) -> bytes:
             data = b""
         if not data:
             raise EspGwError(
-                "esp-gw closed the connection before it answered",
+                "esp-gw closed the connection without an answer",
                 hint="see 'journalctl -u esp-gw'",
             )
         buffer += data

@@ -1,8 +1,8 @@
-"""The control protocol as bytes in, messages out: JSON lines in the shape of varlink's messages.
+"""The control protocol as a sans-IO codec: JSON lines in the shape of varlink messages.
 
-A request is `{"method": "io.esp_gw.ListSas", "parameters": {...}}`, its answer `{"parameters":
+A request is `{"method": "io.esp_gw.ListSas", "parameters": {...}}`. Its reply is `{"parameters":
 {...}}` or `{"error": "io.esp_gw.NotFound", "parameters": {"message": "...", "hint": "..."}}`.
-One message is one line of UTF-8, and answers come in the order of their requests.
+One message is one line of UTF-8, and replies arrive in the order of their requests.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from esp_gw.errors import ControlError
 INTERFACE = "io.esp_gw"
 PREFIX = INTERFACE + "."
 MAX_REQUEST = 256 * 1024
-"""The longest request in bytes, its line end not counted."""
+"""Longest accepted request in bytes, without its line end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request: `method` with the interface's prefix, `parameters` that may hold a key."""
+    """One request: `method` with the interface prefix, and `parameters`, which may hold a key."""
 
     method: str
     parameters: dict[str, object] = field(repr=False)
 
 
 class RequestDecoder:
-    """Turns the bytes of one connection into requests, whatever pieces they arrive in.
+    """Decodes the byte stream of one connection into requests, in chunks of any size.
 
-    Holds at most one request and what the last `receive_data` brought. A protocol error is final:
-    where the next request would begin is no longer known.
+    Buffers at most one request and the data of the last `receive_data`. A protocol error is final:
+    the start of the next request is no longer known.
     """
 
     def __init__(self) -> None:
@@ -42,14 +42,14 @@ class RequestDecoder:
         self._error: ControlError | None = None
 
     def receive_data(self, data: bytes) -> None:
-        """Take bytes as they came from the socket."""
+        """Add bytes received from the socket."""
         if self._error is None:
             self._buffer += data
 
     def next_request(self) -> Request | None:
-        """The next whole request, None when more bytes are needed.
+        """The next complete request, or None if more bytes are needed.
 
-        Raises ControlError (InvalidParameter) for what is not a request, and again each time after.
+        Raises ControlError (InvalidParameter) for a malformed request, and on every later call.
         """
         if self._error is not None:
             raise self._error
@@ -75,17 +75,17 @@ class RequestDecoder:
 
 
 def encode_request(method: str, parameters: Mapping[str, object]) -> bytes:
-    """A request as one line; `method` without the interface's prefix."""
+    """Encode a request as one line; `method` is without the interface prefix."""
     return _encode({"method": PREFIX + method, "parameters": parameters})
 
 
 def encode_reply(parameters: Mapping[str, object]) -> bytes:
-    """A successful answer as one line. Raises TypeError or ValueError for what JSON can't hold."""
+    """Encode a success reply as one line. Raises TypeError or ValueError for non-JSON values."""
     return _encode({"parameters": parameters})
 
 
 def encode_error(error: ControlError) -> bytes:
-    """An error answer as one line; `hint` is there only when the error has one."""
+    """Encode an error reply as one line; `hint` is present only if the error has one."""
     parameters = {"message": error.what}
     if error.hint is not None:
         parameters["hint"] = error.hint
@@ -93,10 +93,10 @@ def encode_error(error: ControlError) -> bytes:
 
 
 def decode_reply(line: bytes) -> dict[str, object]:
-    """The parameters of a successful answer.
+    """Decode the parameters of a success reply.
 
-    Raises the ControlError that an error answer carries, and one with the code Internal for a line
-    that is no answer.
+    Raises the ControlError of an error reply, and one with the code Internal for a line that is not
+    a reply.
     """
     try:
         message = _parse_object(line)
@@ -122,7 +122,7 @@ def _encode(message: Mapping[str, object]) -> bytes:
 def _request_from(line: bytes) -> Request:
     message = _parse_object(line)
     if b"\\u" in line:
-        # An escape may name half of a surrogate pair, which can go into no file and no log.
+        # An escape may encode a lone surrogate, which no file and no log can hold.
         try:
             json.dumps(message, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
@@ -143,7 +143,7 @@ def _request_from(line: bytes) -> Request:
 
 
 def _parse_object(line: bytes) -> dict[str, object]:
-    """Raises ValueError with a text that holds nothing of the line: it may carry a key."""
+    """Parse a JSON object. Raises ValueError without content of the line: it may carry a key."""
     try:
         message = _JSON.decode(line.decode("utf-8"))
     except UnicodeDecodeError:
@@ -172,7 +172,7 @@ def _integer(digits: str) -> int:
     try:
         return int(digits)
     except ValueError:
-        # Python's own message speaks of an interpreter setting.
+        # Python's message refers to an interpreter setting.
         raise ValueError("a number is too large") from None
 
 

@@ -1,7 +1,7 @@
-"""The control socket of the daemon: who may use it, and requests to handlers and back.
+"""The control socket of the daemon: access control, and dispatch of requests to handlers.
 
-A client that is slow, silent or talks nonsense costs one of 32 connections for a bounded time, and
-never holds up another client or the loop.
+A slow, silent or misbehaving client costs one of 32 connections for a bounded time, and never
+blocks another client or the loop.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from esp_gw.logs import log
 
 MAX_CONNECTIONS = 32
 REQUEST_TIMEOUT = 30.0
-"""Seconds that a connection has for its next request to be whole."""
+"""Seconds a connection may take until its next request is complete."""
 REPLY_TIMEOUT = 10.0
-"""Seconds that a client has to take an answer."""
+"""Seconds a client may take to read a reply."""
 READ_SIZE = 64 * 1024
 
 _LISTEN_HINTS = {
-    errno.ENOENT: "make its directory first, as the systemd unit does",
+    errno.ENOENT: "create its directory first, as the systemd unit does",
     errno.EACCES: "run this as root or as the systemd service",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The process at the other end, as the kernel vouches for it (SO_PEERCRED, unix(7))."""
+    """Credentials of the client process, from the kernel (SO_PEERCRED, unix(7))."""
 
     pid: int
     uid: int
@@ -49,7 +49,7 @@ Handler = Callable[[dict[str, object], Peer], Awaitable[dict[str, object]]]
 
 
 def may_use(peer: Peer, group: str) -> bool:
-    """Whether a peer may control the gateway: root, the daemon's own user, a member of `group`."""
+    """True if a peer may control the gateway: root, the daemon's own user, a member of `group`."""
     if peer.uid in (0, os.geteuid()):
         return True
     try:
@@ -65,8 +65,8 @@ def may_use(peer: Peer, group: str) -> bool:
 class ControlServer:
     """Serves `handlers`, keyed by full method names (io.esp_gw.ListSas), on a unix socket.
 
-    A handler raises ControlError for an answer with that code; another EspGwError is answered with
-    Refused, any other exception with Internal, and its traceback goes to the log alone.
+    A ControlError raised by a handler becomes an error reply with its code, another EspGwError one
+    with Refused. Any other exception becomes Internal; its traceback goes only to the log.
     """
 
     def __init__(self, path: Path, handlers: Mapping[str, Handler], group: str = "esp-gw") -> None:
@@ -78,13 +78,13 @@ class ControlServer:
         self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Listen at the path. Raises EspGwError when another daemon does, or when it can't be."""
+        """Listen at the path. Raises EspGwError if that fails or another daemon listens there."""
         try:
             _remove_stale(self._path)
             sock = _listen(self._path, self._group)
         except OSError as error:
             raise EspGwError(
-                f"the control socket can't be made: {error.strerror or error}",
+                f"the control socket can't be created: {error.strerror or error}",
                 where=str(self._path),
                 hint=_LISTEN_HINTS.get(error.errno or 0),
             ) from error
@@ -92,7 +92,7 @@ class ControlServer:
         self._server = await asyncio.start_unix_server(self._on_connection, sock=sock)
 
     async def close(self) -> None:
-        """Remove the socket file and drop every connection; a handler under way is cancelled."""
+        """Remove the socket file and drop every connection; running handlers are cancelled."""
         if self._server is None:
             return
         if _inode(self._path) == self._inode:
@@ -110,7 +110,7 @@ class ControlServer:
         task.add_done_callback(self._connections.discard)
 
     async def _run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # With no room in the buffer, drain() waits until the client has taken all of an answer.
+        # With a buffer limit of 0, drain() waits until the client has read the whole reply.
         writer.transport.set_write_buffer_limits(high=0)
         try:
             await self._serve(reader, writer)
@@ -123,11 +123,11 @@ class ControlServer:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer requests until the client closes; raises ControlError for the last answer."""
+        """Answer requests until the client closes; raises ControlError as the final reply."""
         if len(self._connections) > MAX_CONNECTIONS:
             raise ControlError("Refused", "too many connections", hint="try again later")
         peer = _peer_of(writer)
-        # The lookup may ask a directory server, so it doesn't run on the loop.
+        # The lookup may query a directory server, so it runs outside the loop.
         if not await asyncio.to_thread(may_use, peer, self._group):
             log.warning("control connection refused", uid=peer.uid, pid=peer.pid)
             raise ControlError(
@@ -138,7 +138,7 @@ class ControlServer:
         decoder = RequestDecoder()
         while (request := await _next_request(reader, decoder)) is not None:
             await _send(writer, await self._answer(request, peer))
-            # A client with many requests in one piece gives way to the others after each.
+            # A client that pipelines requests yields to the others after each one.
             await asyncio.sleep(0)
 
     async def _answer(self, request: Request, peer: Peer) -> bytes:
@@ -190,15 +190,15 @@ def _peer_of(writer: asyncio.StreamWriter) -> Peer:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove the socket file of a daemon that is gone, and nothing else."""
+    """Remove the socket file of a dead daemon. Raises EspGwError for anything else."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise EspGwError("in the way of the control socket", where=str(path), hint="remove it")
+        raise EspGwError("exists but is not a socket", where=str(path), hint="remove it")
     with socket.socket(socket.AF_UNIX) as probe:
-        # A live daemon whose backlog is full answers EAGAIN: only "refused" says that it is gone.
+        # A live daemon with a full backlog answers EAGAIN: only ECONNREFUSED means a dead one.
         probe.setblocking(False)
         try:
             probe.connect(os.fspath(path))

@@ -1,4 +1,4 @@
-"""The control client: every way in which there is no answer is one clear line."""
+"""The control client: every failure to get an answer is reported on one clear line."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_request_is_one_line_and_the_answer_may_come_in_pieces(path: Path) -
     assert seen == [b'{"method":"io.esp_gw.ListSas","parameters":{"a":1}}\n']
 
 
-def test_without_a_socket_it_says_that_nothing_runs_and_how_to_start(path: Path) -> None:
+def test_a_missing_socket_is_reported_with_how_to_start_the_daemon(path: Path) -> None:
     with pytest.raises(EspGwError) as caught:
         call(path, "ListSas", {})
     assert str(caught.value) == (
@@ -63,14 +63,16 @@ def test_without_a_socket_it_says_that_nothing_runs_and_how_to_start(path: Path)
     )
 
 
-def test_the_socket_of_a_dead_daemon_says_the_same(path: Path) -> None:
+def test_the_socket_of_a_dead_daemon_is_reported_likewise(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    with pytest.raises(EspGwError, match=r"not running \(nobody listens at .*esp-gw run"):
+    with pytest.raises(EspGwError, match=r"not running \(nothing listens at .*esp-gw run"):
         call(path, "ListSas", {})
 
 
-def test_without_permission_it_names_the_group(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lack_of_permission_is_reported_with_the_group(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Forbidden(socket.socket):
         def connect(self, address: object) -> None:
             raise PermissionError(13, os.strerror(13))
@@ -83,29 +85,29 @@ def test_without_permission_it_names_the_group(path: Path, monkeypatch: pytest.M
     assert caught.value.code == "PermissionDenied"
 
 
-def test_a_server_that_refuses_before_it_reads_is_still_heard(path: Path) -> None:
+def test_the_error_of_a_server_that_refuses_before_it_reads_is_reported(path: Path) -> None:
     def behave(connection: socket.socket) -> None:
         connection.sendall(
             b'{"error":"io.esp_gw.PermissionDenied","parameters":{"message":"no"}}\n'
         )
 
     with answering(path, behave), pytest.raises(ControlError, match=r"^no$") as caught:
-        # Longer than any socket buffer, so that the sending breaks off.
+        # Longer than any socket buffer, so sending fails midway.
         call(path, "AddSa", {"name": "x" * 4_000_000})
     assert caught.value.code == "PermissionDenied"
 
 
 @pytest.mark.parametrize("sent", [b"", b'{"parameters":{}'])
-def test_a_connection_that_closes_early_is_named(path: Path, sent: bytes) -> None:
+def test_a_connection_closed_early_is_reported(path: Path, sent: bytes) -> None:
     def behave(connection: socket.socket) -> None:
         connection.recv(65536)
         connection.sendall(sent)
 
-    with answering(path, behave), pytest.raises(EspGwError, match="closed the connection before"):
+    with answering(path, behave), pytest.raises(EspGwError, match="closed the connection without"):
         call(path, "ListSas", {})
 
 
-def test_a_silent_server_is_given_up(path: Path) -> None:
+def test_a_silent_server_times_out(path: Path) -> None:
     def behave(connection: socket.socket) -> None:
         while connection.recv(65536):
             pass
@@ -114,7 +116,7 @@ def test_a_silent_server_is_given_up(path: Path) -> None:
         call(path, "ListSas", {}, timeout=0.1)
 
 
-def test_a_server_that_drips_gets_no_more_time(path: Path) -> None:
+def test_a_server_that_drips_bytes_gets_no_more_time(path: Path) -> None:
     gone = threading.Event()
 
     def behave(connection: socket.socket) -> None:
@@ -141,7 +143,7 @@ def test_an_endless_answer_is_cut_off(path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("name", "says"), [("x" * 200, "too long"), ("file/control.sock", "Not a directory")]
 )
-def test_a_path_that_can_not_be_is_named(tmp_path: Path, name: str, says: str) -> None:
+def test_an_impossible_path_is_reported(tmp_path: Path, name: str, says: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EspGwError, match=says):
         call(tmp_path / name, "ListSas", {})

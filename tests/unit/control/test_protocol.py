@@ -1,4 +1,4 @@
-"""The control protocol's codec: what is a request, what is not, and what an answer looks like."""
+"""The codec of the control protocol: valid and malformed requests, and replies."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_parameters_may_be_left_out() -> None:
     assert decode_one(b'{"method":"io.esp_gw.ListSas"}\r\n') == Request("io.esp_gw.ListSas", {})
 
 
-def test_what_the_client_encodes_is_the_shape_that_was_agreed() -> None:
+def test_the_client_encodes_requests_in_the_documented_shape() -> None:
     line = encode_request("GetSa", {"name": "gr\u00fcn"})
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
@@ -42,7 +42,7 @@ def test_what_the_client_encodes_is_the_shape_that_was_agreed() -> None:
     assert decode_one(line) == Request("io.esp_gw.GetSa", {"name": "gr\u00fcn"})
 
 
-def test_half_a_request_is_no_request_yet() -> None:
+def test_a_partial_request_is_not_yet_a_request() -> None:
     decoder = RequestDecoder()
     decoder.receive_data(b'{"method":')
     assert decoder.next_request() is None
@@ -81,7 +81,7 @@ def test_a_key_in_the_parameters_is_not_in_the_repr() -> None:
         (b'{"method":"a\x00b"}', "not JSON"),
     ],
 )
-def test_what_is_not_a_request_is_named(line: bytes, says: str) -> None:
+def test_a_malformed_request_is_reported_with_its_fault(line: bytes, says: str) -> None:
     with pytest.raises(ControlError, match=says) as caught:
         decode_one(line + b"\n")
     assert caught.value.code == "InvalidParameter"
@@ -97,13 +97,13 @@ def test_no_depth_of_nesting_is_a_crash(text: bytes) -> None:
             assert "nested too deeply" in error.what
 
 
-def test_the_error_for_broken_json_repeats_nothing_of_it() -> None:
+def test_the_error_for_broken_json_quotes_nothing_of_it() -> None:
     with pytest.raises(ControlError) as caught:
         decode_one(b'{"method":"m","parameters":{"key":"00112233445566778899"}\n')
     assert "0011" not in str(caught.value)
 
 
-def test_requests_before_a_protocol_error_are_given_and_none_after_it() -> None:
+def test_requests_before_a_protocol_error_are_returned_and_none_after_it() -> None:
     decoder = RequestDecoder()
     decoder.receive_data(b'{"method":"a"}\n}\n{"method":"b"}\n')
     assert decoder.next_request() == Request("a", {})
@@ -143,7 +143,7 @@ def test_an_answer_is_one_line_with_its_parameters() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), b"\x00", object()])
-def test_an_answer_that_json_can_not_hold_is_refused(value: object) -> None:
+def test_an_answer_that_json_cannot_hold_is_refused(value: object) -> None:
     with pytest.raises((TypeError, ValueError)):
         encode_reply({"value": value})
 
@@ -165,7 +165,7 @@ def test_an_error_keeps_its_code_text_and_hint(hint: str | None) -> None:
 @pytest.mark.parametrize(
     "line", [b"", b"SSH-2.0-OpenSSH", b"[]", b'{"parameters":[]}', b'{"parameters":{"a":NaN}}']
 )
-def test_an_answer_that_is_none_is_an_error_of_its_own(line: bytes) -> None:
+def test_a_malformed_answer_is_an_internal_error(line: bytes) -> None:
     with pytest.raises(ControlError, match="can't be read") as caught:
         decode_reply(line)
     assert caught.value.code == "Internal"

@@ -1,4 +1,4 @@
-"""The control server on a real socket: its clients are slow, hostile, many, or gone."""
+"""The control server on a real socket, with slow, hostile, many and vanished clients."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def fresh_answer(path: Path, method: str = "Echo", **parameters: object) -
 
 
 async def all_gone(server: ControlServer) -> None:
-    """Wait until the server has let go of every connection."""
+    """Wait until the server has released every connection."""
     if server._connections:
         await asyncio.wait(server._connections)
 
@@ -99,7 +99,7 @@ async def test_a_request_is_answered_and_the_connection_stays_open(path: Path) -
         assert await ask(stream, "Echo", n=2) == {"parameters": {"n": 2}}
 
 
-def test_everything_holds_on_uvloop_too(path: Path) -> None:
+def test_the_server_works_on_uvloop_too(path: Path) -> None:
     async def scenario() -> None:
         async with serving(path), connected(path) as stream:
             assert await ask(stream, "Echo", n=1) == {"parameters": {"n": 1}}
@@ -113,7 +113,7 @@ def test_everything_holds_on_uvloop_too(path: Path) -> None:
         runner.run(scenario())
 
 
-async def test_the_handler_learns_who_asks_from_the_kernel(path: Path) -> None:
+async def test_the_handler_gets_the_peer_credentials_from_the_kernel(path: Path) -> None:
     peers: list[Peer] = []
 
     async def note(_parameters: dict[str, object], peer: Peer) -> dict[str, object]:
@@ -164,7 +164,7 @@ async def test_many_requests_in_one_piece_let_other_clients_in_between(path: Pat
         return {}
 
     async with serving(path, {"Note": note}), connected(path) as greedy, connected(path) as other:
-        # Both are through the peer check before the race begins.
+        # Both have passed the peer check before the race begins.
         await ask(greedy, "Note", who="warm")
         await ask(other, "Note", who="warm")
         greedy[1].write(encode_request("Note", {"who": "greedy"}) * 200)
@@ -194,7 +194,7 @@ async def test_a_client_that_closes_its_sending_side_still_gets_its_answers(path
         (TimeoutError("x"), "Internal", "internal error", "see the log of esp-gw"),
     ],
 )  # fmt: skip
-async def test_what_a_handler_raises_becomes_an_answer(
+async def test_an_exception_of_a_handler_becomes_an_answer(
     path: Path, raised: Exception, error: str, message: str, hint: str | None
 ) -> None:
     async def fail(_parameters: dict[str, object], _peer: Peer) -> dict[str, object]:
@@ -208,13 +208,13 @@ async def test_what_a_handler_raises_becomes_an_answer(
                 "parameters": expected,
             }
             assert await ask(stream, "Echo", n=1) == {"parameters": {"n": 1}}
-    # The traceback of a fault of ours is in the log, and only of such a fault.
+    # Only an unexpected exception leaves a traceback in the log.
     assert [entry["event"] for entry in logged if entry.get("exc_info")] == (
         ["control request failed"] if error == "Internal" else []
     )
 
 
-async def test_an_answer_that_can_not_be_sent_as_json_is_an_internal_error(path: Path) -> None:
+async def test_an_answer_that_json_cannot_hold_is_an_internal_error(path: Path) -> None:
     async def odd(_parameters: dict[str, object], _peer: Peer) -> dict[str, object]:
         return {"key": b"\x01\x02"}
 
@@ -223,7 +223,7 @@ async def test_an_answer_that_can_not_be_sent_as_json_is_an_internal_error(path:
 
 
 @pytest.mark.parametrize("method", ["Echo", "io.esp_gw.Nothing", "org.x.Echo", "io.esp_gw.", ""])
-async def test_an_unknown_method_is_named_and_the_connection_goes_on(
+async def test_an_unknown_method_is_reported_and_the_connection_continues(
     path: Path, method: str
 ) -> None:
     async with serving(path), connected(path) as stream:
@@ -252,9 +252,7 @@ async def test_a_line_of_a_megabyte_is_refused_and_others_are_served(path: Path)
         assert await fresh_answer(path, n=1) == {"parameters": {"n": 1}}
 
 
-async def test_half_a_request_ends_when_its_time_is_over(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_partial_request_times_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "REQUEST_TIMEOUT", 0.1)
     async with serving(path), connected(path) as (reader, writer):
         writer.write(b'{"method":')
@@ -338,7 +336,7 @@ async def test_a_hundred_connections_leave_the_first_ones_working(path: Path) ->
         assert await fresh_answer(path, n=3) == {"parameters": {"n": 3}}
 
 
-async def test_a_stranger_is_told_so_and_no_handler_sees_the_request(
+async def test_a_stranger_is_refused_and_no_handler_sees_the_request(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[object] = []
@@ -364,7 +362,7 @@ async def test_a_stranger_is_told_so_and_no_handler_sees_the_request(
     assert calls == []
 
 
-async def test_close_drops_clients_and_handlers_under_way(path: Path) -> None:
+async def test_close_drops_clients_and_running_handlers(path: Path) -> None:
     begun, cancelled = asyncio.Event(), asyncio.Event()
 
     async def endless(_parameters: dict[str, object], _peer: Peer) -> dict[str, object]:

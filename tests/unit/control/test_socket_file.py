@@ -1,4 +1,4 @@
-"""The control socket as a file: who may open it, and what becomes of it at start and end."""
+"""The control socket as a file: permissions, creation at start and removal at the end."""
 
 from __future__ import annotations
 
@@ -61,13 +61,15 @@ def path(tmp_path: Path) -> Path:
         (Peer(1, 0, 0), True),
         (Peer(1, 777, 9), True),  # the daemon's own user
         (Peer(1, 1000, 500), True),  # runs with the group
-        (Peer(1, 1001, 100), True),  # has it among the supplementary ones
+        (Peer(1, 1001, 100), True),  # has it as a supplementary group
         (Peer(1, 1002, 100), False),
-        (Peer(1, 9999, 100), False),  # a user that nobody knows
+        (Peer(1, 9999, 100), False),  # an unknown user
         (Peer(1, 65534, 65534), False),  # from another user namespace
     ],
 )
-def test_who_may_use_the_socket(peer: Peer, allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_allowed_on_the_socket(
+    peer: Peer, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     users = {1000: "ann", 1001: "bob", 1002: "eve", 65534: "nobody"}
     groups = {"ann": [100], "bob": [100, 500], "eve": [100, 501], "nobody": [65534]}
     monkeypatch.setattr(os, "geteuid", lambda: 777)
@@ -79,7 +81,7 @@ def test_who_may_use_the_socket(peer: Peer, allowed: bool, monkeypatch: pytest.M
     assert may_use(peer, "esp-gw") is allowed
 
 
-def test_without_the_group_only_root_and_the_daemons_user_may(
+def test_without_the_group_only_root_and_the_daemons_user_are_allowed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def unknown(name: str) -> object:
@@ -90,7 +92,7 @@ def test_without_the_group_only_root_and_the_daemons_user_may(
     assert [may_use(Peer(1, uid, 0), "esp-gw") for uid in (0, 777, 1000)] == [True, True, False]
 
 
-async def test_the_socket_is_never_open_to_the_world_and_goes_to_the_group(
+async def test_the_socket_is_never_open_to_the_world_and_belongs_to_the_group(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, object]] = []
@@ -112,7 +114,7 @@ async def test_the_socket_is_never_open_to_the_world_and_goes_to_the_group(
 
 
 @pytest.mark.parametrize("failure", [KeyError("esp-gw"), PermissionError()])
-async def test_without_group_or_right_to_chown_the_socket_still_serves(
+async def test_without_the_group_or_the_right_to_chown_the_socket_still_serves(
     path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
     def fail(*_args: object) -> None:
@@ -163,21 +165,23 @@ def put_link(path: Path) -> None:
 
 
 @pytest.mark.parametrize("put", [put_file, put_link, Path.mkdir])
-async def test_what_is_no_socket_is_never_removed(path: Path, put: Callable[[Path], None]) -> None:
+async def test_anything_but_a_socket_is_never_removed(
+    path: Path, put: Callable[[Path], None]
+) -> None:
     put(path)
-    with pytest.raises(EspGwError, match=r"control\.sock: in the way"):
+    with pytest.raises(EspGwError, match=r"control\.sock: exists but is not a socket"):
         await ControlServer(path, {}).start()
     assert there(path)
 
 
 @pytest.mark.parametrize("name", ["missing/control.sock", "x" * 200])
-async def test_a_path_that_can_not_be_is_one_clear_error(tmp_path: Path, name: str) -> None:
-    with pytest.raises(EspGwError, match="the control socket can't be made: "):
+async def test_an_impossible_path_is_one_clear_error(tmp_path: Path, name: str) -> None:
+    with pytest.raises(EspGwError, match="the control socket can't be created: "):
         await ControlServer(tmp_path / name, {}).start()
 
 
-async def test_a_missing_directory_is_to_be_made_first(tmp_path: Path) -> None:
-    with pytest.raises(EspGwError, match=r"missing/control\.sock: .*; make its directory first"):
+async def test_a_missing_directory_is_reported_with_a_hint(tmp_path: Path) -> None:
+    with pytest.raises(EspGwError, match=r"missing/control\.sock: .*; create its directory first"):
         await ControlServer(tmp_path / "missing" / "control.sock", {}).start()
 
 
