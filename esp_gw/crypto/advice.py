@@ -1,4 +1,4 @@
-"""Hints about suites that are slow on this machine: for `check`, `status` and the log."""
+"""Hints about suites that are slow on this machine, for `check`, `status` and the log."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from esp_gw.model import AES_GCM, NO_AES, Tunnel
 InKernel = frozenset[str]
 Found = Mapping[str, Figures]
 _NAMED = 3
-"""Tunnels that a hint names; the others it counts."""
+"""Number of tunnels that a hint names; the others are only counted."""
 
 
 class Advice:
-    """Says which tunnels would be faster with another suite. Each suite is measured once.
+    """Finds tunnels that would be faster with another suite. Each suite is measured once.
 
-    `figures` measures suites, those of the second argument by AF_ALG, and is asked only where there
-    is something to find out: where the processor has AES instructions AES-GCM is the fastest.
-    ChaCha20-Poly1305 is right there, too, for a peer without them, and nothing here knows the
-    peer's processor.
+    `figures` measures suites, with AF_ALG for those in the second argument. It is called only if
+    the processor has no AES instructions: with them AES-GCM is the fastest. A tunnel with
+    ChaCha20-Poly1305 never gets a hint, as it suits a peer without AES instructions and the peer's
+    processor is unknown.
     """
 
     def __init__(self, aes: str, figures: Callable[[list[str], InKernel], Found]) -> None:
@@ -54,7 +54,7 @@ class Advice:
             return
         figures = self._figures([*suites, OTHER_SUITE], in_kernel)
         for suite in suites:
-            # One that can't be measured isn't slow.
+            # A suite that can't be measured does not count as slow.
             known = suite in figures and OTHER_SUITE in figures
             factor = times_as_long(figures[suite], figures[OTHER_SUITE]) if known else 0
             self._factors[suite, suite in in_kernel] = factor
@@ -64,7 +64,8 @@ def advice(settings: GatewaySettings) -> Advice:
     """Return the advice for a gateway with these settings on this machine."""
 
     def figures(suites: list[str], in_kernel: InKernel) -> Found:
-        # Not where the processor has AES instructions: the python engine's brings cryptography.
+        # Imported late: the measurement of the python engine imports cryptography, which a
+        # processor with AES instructions does not need.
         from esp_gw.crypto.measure import BRIEF, Sealer  # noqa: PLC0415
 
         native = settings.engine != "python" and find_spec("esp_gw_core") is not None

@@ -1,4 +1,4 @@
-"""What a cipher is to the ESP codec: two functions over the caller's buffers; and whose it is."""
+"""Interface between an AEAD and the ESP codec: functions on the caller's buffers, and a status."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 def _nothing_to_close() -> None:
-    """What libraries hold of a key goes with the object."""
+    """Do nothing: the key of a library is freed with the object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +18,10 @@ class Aead:
 
     `seal_into(nonce, plaintext, aad, out)` fills `out`, which is exactly as long as the plaintext
     and the ICV together. `open_into(nonce, ciphertext_and_icv, aad, out)` fills `out`, which is
-    exactly as long as the plaintext. The nonce is 12 bytes. Raises ValueError when a length is
-    wrong and, from `open_into`, the library's own `authentication_error` where the ICV does not
-    belong to these bytes under this key; `out` may then hold plaintext that nobody vouches for, and
-    the caller wipes it. `close` gives back what outlives the object: a key in the kernel.
+    exactly as long as the plaintext. The nonce is 12 bytes. Both raise ValueError for a wrong
+    length. `open_into` raises the library's own `authentication_error` if the ICV is not valid for
+    these bytes under this key; `out` may hold unauthenticated plaintext in this case, and the
+    caller wipes it. `close` releases anything that outlives the object: a key in the kernel.
     """
 
     seal_into: Callable[[bytes, Buffer, bytes, memoryview], object]
@@ -32,10 +32,10 @@ class Aead:
 
 @dataclass(frozen=True, slots=True)
 class AfAlgStatus:
-    """Whether AF_ALG is used for a suite, and why or why not: one line.
+    """Use of AF_ALG for a suite, with the reason on one line.
 
-    `library` is what it was measured against, `library_ns` and `af_alg_ns` the nanoseconds to seal
-    a packet of each of crypto.recommend.SIZES; they are empty where nothing was measured.
+    `library` is the provider that it was measured against; `library_ns` and `af_alg_ns` are the
+    nanoseconds to seal a packet of each of crypto.recommend.SIZES, empty if nothing was measured.
     """
 
     in_use: bool

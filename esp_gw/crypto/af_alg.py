@@ -1,7 +1,7 @@
-"""AES-GCM, ChaCha20-Poly1305 and AES-GMAC by the kernel, through AF_ALG sockets.
+"""AES-GCM, ChaCha20-Poly1305 and AES-GMAC in the kernel, through AF_ALG sockets.
 
-A request is one sendmsg (AAD, then text) and one recvmsg (the AAD again, then the result). Kernel:
-Documentation/crypto/userspace-if.rst, crypto/algif_aead.c.
+A request is one sendmsg (AAD, then text) and one recvmsg (the AAD again, then the result). Source:
+Documentation/crypto/userspace-if.rst and crypto/algif_aead.c of the kernel.
 """
 
 from __future__ import annotations
@@ -21,41 +21,41 @@ _ALGORITHMS = {
 
 
 class AfAlgError(Exception):
-    """AF_ALG can't be had, or gave an answer that is none; the text is the reason, on one line."""
+    """AF_ALG is unavailable or returned an invalid result; the text is the reason, on one line."""
 
 
 class MissingError(AfAlgError):
-    """The kernel doesn't offer the algorithm to this process, whatever the key is."""
+    """The kernel does not offer the algorithm to this process, independent of the key."""
 
 
 class NotAuthenticError(Exception):
-    """The kernel says that the ICV does not belong to these bytes under this key."""
+    """The kernel reports that the ICV is not valid for these bytes under this key."""
 
 
 def algorithm(suite: Suite) -> str:
-    """The kernel's name for the AEAD of a suite, as /proc/crypto has it."""
+    """The kernel's name for the AEAD of a suite, as listed in /proc/crypto."""
     return _ALGORITHMS[suite.cipher]
 
 
 def make_aead(suite: Suite, keymat: KeyMaterial) -> Aead:
-    """Put the key of `keymat` into the kernel; `close` takes it out again.
+    """Load the key of `keymat` into the kernel; `close` of the AEAD removes it.
 
-    This and all of the AEAD's functions raise AfAlgError where the kernel refuses, or its answer
-    can't be right. Whether the key has the suite's length is OpenSSL's make_aead to check.
+    This and all functions of the AEAD raise AfAlgError if the kernel refuses or returns an
+    impossible result. The length of the key is not checked here but by make_aead of OpenSSL.
     """
     key = (_ReadableKey if suite.is_readable else _Key)(suite, keymat)
     return Aead(key.seal_into, key.open_into, NotAuthenticError, key.close)
 
 
 class _Key:
-    """The operation socket of one key; it never blocks, and holds no request between two calls."""
+    """The operation socket of one key; it never blocks, and no request is pending between calls."""
 
     __slots__ = ("_icv_len", "_sock")
 
     def __init__(self, suite: Suite, keymat: KeyMaterial) -> None:
         self._icv_len = suite.icv_len
         name = algorithm(suite)
-        # The key stays where the operation socket is, when this one is closed.
+        # The key stays with the operation socket after the transform socket is closed.
         with _open_transform(name) as transform:
             try:
                 transform.setsockopt(socket.SOL_ALG, socket.ALG_SET_KEY, keymat.key)
@@ -64,18 +64,18 @@ class _Key:
                 )
                 self._sock, _ = transform.accept()
             except OSError as error:
-                text = f"the kernel takes no key of {suite}: {_named(error)}"
+                text = f"the kernel refused a key of {suite}: {_named(error)}"
                 raise AfAlgError(text) from None
         self._sock.setblocking(False)
 
     def close(self) -> None:
-        """Take the key out of the kernel."""
+        """Remove the key from the kernel."""
         self._sock.close()
 
     def seal_into(self, nonce: bytes, plaintext: Buffer, aad: bytes, out: memoryview) -> None:
         """Seal as `Aead.seal_into` does."""
         if len(out) != len(plaintext) + self._icv_len:
-            raise ValueError("out has to be as long as the plaintext and the ICV")
+            raise ValueError("out must be as long as the plaintext and the ICV")
         try:
             self._ask(socket.ALG_OP_ENCRYPT, nonce, aad, plaintext, out)
         except OSError as error:
@@ -86,7 +86,7 @@ class _Key:
     ) -> None:
         """Open as `Aead.open_into` does."""
         if len(out) != len(ciphertext_and_icv) - self._icv_len:
-            raise ValueError("out has to be as long as the ciphertext without the ICV")
+            raise ValueError("out must be as long as the ciphertext without the ICV")
         try:
             self._ask(socket.ALG_OP_DECRYPT, nonce, aad, ciphertext_and_icv, out)
         except OSError as error:
@@ -105,10 +105,10 @@ class _Key:
         assoclen: int,
         out: memoryview,
     ) -> None:
-        """Have a request done; the answer repeats its first part, and the rest comes into `out`.
+        """Execute one request; the reply echoes its first part, and the rest goes to `out`.
 
-        The kernel works on less than all of the text where there is too little room for the answer,
-        so `out` has its right length before.
+        The kernel processes only a part of the text if the room for the reply is too small, so the
+        length of `out` must be exact.
         """
         head, text = request
         sent = self._sock.sendmsg_afalg(request, op=operation, iv=nonce, assoclen=assoclen)
@@ -121,7 +121,7 @@ class _Key:
 
 
 class _ReadableKey(_Key):
-    """AES-GMAC: header, IV and text are all AAD (RFC 4543 3.3), so the text, too, is repeated."""
+    """AES-GMAC: header, IV and text are all AAD (RFC 4543 3.3), so the text is echoed as well."""
 
     __slots__ = ()
 
@@ -130,7 +130,7 @@ class _ReadableKey(_Key):
         length = min(len(text), len(out))
         self._exchange(operation, nonce, (head, text), len(head) + length, out)
         if out[:length] != text[:length]:
-            raise AfAlgError("the kernel changed a text that it has only to authenticate")
+            raise AfAlgError("the kernel changed a text that is only to be authenticated")
 
 
 def _open_transform(name: str) -> socket.socket:
@@ -150,16 +150,16 @@ def _refused(error: OSError) -> str:
 
 
 def _missing(error: OSError, name: str) -> str:
-    """Why an algorithm can't be had, in words for the person who runs it."""
+    """The reason that an algorithm is unavailable, for the operator."""
     match error.errno:
         case errno.EAFNOSUPPORT:
-            where = "not in this kernel, or RestrictAddressFamilies= of the unit leaves it out"
+            where = "not in this kernel, or excluded by RestrictAddressFamilies= of the unit"
             return f"{where} ({_named(error)})"
         case errno.ENOENT:
             return f"the kernel offers no {name}: its module is missing or blocked (ENOENT)"
         case errno.EPERM | errno.EACCES:
             return f"the kernel or a sandbox forbids it ({_named(error)})"
-    return f"the kernel gives no socket for {name}: {_named(error)}"
+    return f"the kernel refused a socket for {name}: {_named(error)}"
 
 
 def _named(error: OSError) -> str:

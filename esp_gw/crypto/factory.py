@@ -1,4 +1,4 @@
-"""Keys in the kernel while AF_ALG is worth it, and in OpenSSL all the same: what fails, goes on."""
+"""AEADs with AF_ALG and a fallback: every key is also in OpenSSL, which takes over on a failure."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from esp_gw.crypto.probe import unavailable, without
 from esp_gw.model import KeyMaterial, Suite
 
 MAX_KEYS = 256
-"""Keys in the kernel, each of which is a file descriptor; all further ones are in OpenSSL alone."""
+"""Largest number of keys in the kernel, one file descriptor each; further keys use only OpenSSL."""
 CHECKED = 256
-"""Of as many packets of a key one is sealed or opened by OpenSSL, too, beginning with the first."""
+"""Interval, in packets of a key, at which OpenSSL repeats one; the first packet is included."""
 
 
 class AeadFactory:
-    """The AEADs of an engine: by AF_ALG where that was chosen, until it fails; else by OpenSSL.
+    """Makes the AEADs of an engine: with AF_ALG if chosen and until it fails, else with OpenSSL.
 
-    `statuses` are those of crypto.probe; `required` says that a suite without AF_ALG is an error.
-    `on_lost` is told the reason, once, when AF_ALG fails: every key goes on in OpenSSL then.
+    `statuses` come from crypto.probe; with `required`, a suite without AF_ALG is an error.
+    `on_lost` is called once with the reason when AF_ALG fails; every key continues in OpenSSL.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class AeadFactory:
         self._lost = False
 
     def make_aead(self, suite: Suite, keymat: KeyMaterial) -> Aead:
-        """Make the AEAD of an SA. Raises EngineError where it can't be had as it is asked for."""
+        """Make the AEAD of an SA. Raises EngineError if it is unavailable as configured."""
         library = openssl.make_aead(suite, keymat)
         status = self._statuses[suite.name]
         if not status.in_use:
@@ -54,7 +54,7 @@ class AeadFactory:
         return Aead(key.seal_into, key.open_into, InvalidTag, key.close)
 
     def lose(self, why: str) -> None:
-        """Use AF_ALG no more, for no key: what failed for one isn't trusted with another."""
+        """Stop using AF_ALG for all keys: a failure with one ends the trust for the others."""
         if self._lost:
             return
         self._lost = True
@@ -63,16 +63,16 @@ class AeadFactory:
         self._on_lost(why)
 
     def close(self) -> None:
-        """Take every key out of the kernel."""
+        """Remove every key from the kernel."""
         for key in list(self._keys):
             key.close()
 
     def forget(self, key: _Key) -> None:
-        """Count a key no more that is not in the kernel any more."""
+        """Stop counting a key that has left the kernel."""
         self._keys.discard(key)
 
     def provider(self, suite: str) -> str:
-        """Return who seals and opens the packets of a suite, with its version."""
+        """Return the provider that seals and opens the packets of a suite, with its version."""
         return (
             f"AF_ALG, Linux {os.uname().release}"
             if self._statuses[suite].in_use
@@ -80,7 +80,7 @@ class AeadFactory:
         )
 
     def status(self, suite: str) -> AfAlgStatus:
-        """Return whether AF_ALG is used for a suite now, and why or why not."""
+        """Return the current use of AF_ALG for a suite, with the reason."""
         status = self._statuses[suite]
         if status.in_use and len(self._keys) >= MAX_KEYS:
             return replace(status, why=f"{status.why}; beyond {MAX_KEYS} keys OpenSSL is used")
@@ -99,17 +99,17 @@ class _Key:
         self._turn = 0
 
     def close(self) -> None:
-        """Take the key out of the kernel; it goes on in OpenSSL."""
+        """Remove the key from the kernel; it stays usable in OpenSSL."""
         if self._kernel is not None:
             self._kernel.close()
             self._kernel = None
             self._factory.forget(self)
 
     def seal_into(self, nonce: bytes, plaintext: Buffer, aad: bytes, out: memoryview) -> None:
-        """Seal in the kernel, and where that fails again in OpenSSL, with the same nonce.
+        """Seal in the kernel, and again in OpenSSL with the same nonce if that fails.
 
-        No IV serves two messages by that: key, nonce, plaintext and AAD are the same, so the bytes
-        are the same, and what the kernel may have left in `out` is overwritten before it is sent.
+        This never uses one IV for two messages: key, nonce, plaintext and AAD are the same, so the
+        result is the same, and anything the kernel left in `out` is overwritten before it is sent.
         """
         if self._kernel is None:
             self._library.seal_into(nonce, plaintext, aad, out)
@@ -129,9 +129,9 @@ class _Key:
     def open_into(
         self, nonce: bytes, ciphertext_and_icv: Buffer, aad: bytes, out: memoryview
     ) -> None:
-        """Open in the kernel; what that refuses or fails at, OpenSSL decides.
+        """Open in the kernel; if that refuses or fails, OpenSSL decides.
 
-        So a forged packet costs both, and an authentic one is never lost to a kernel that is wrong.
+        A forged packet costs both, and an authentic one is never lost to a faulty kernel.
         """
         if self._kernel is None:
             self._library.open_into(nonce, ciphertext_and_icv, aad, out)
@@ -157,6 +157,6 @@ class _Key:
                 self._factory.lose("it opened a packet wrongly")
 
     def _is_checked(self) -> bool:
-        """Whether it is this packet's turn to be looked at twice."""
+        """Return True if this packet is to be checked with OpenSSL."""
         turn, self._turn = self._turn, (self._turn + 1) % CHECKED
         return turn == 0

@@ -1,6 +1,6 @@
-"""How long this machine takes to seal a packet, with the code that an engine seals with."""
+"""Measurement of the time to seal a packet on this machine, with the code of an engine."""
 
-# Each engine's code is imported only where it is measured, as in engine/choose.py.
+# The code of an engine is imported only if it is measured, as in engine/choose.py.
 # ruff: noqa: PLC0415
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from esp_gw.model import AF_ALG, AWS_LC, OPENSSL, PROVIDER_AUTO, SUITES
 Measure = Callable[[str, str, int, int], float]
 """`(provider, suite, size, packets)`: nanoseconds a packet, over `packets` packets of `size` bytes.
 
-They are sealed one after the other, with a random key. Raises ValueError where the provider has no
-such suite, and OSError where the kernel refuses it.
+The packets are sealed one after the other, with a random key. Raises ValueError if the provider
+lacks the suite, and OSError if the kernel refuses it.
 """
 Way = tuple[str, str]
 """A provider and a suite."""
@@ -26,12 +26,12 @@ Cell = tuple[str, str, int]
 
 _FIRST_PACKETS, _MAX_PACKETS = 8, 50_000
 _MIN_ROUNDS = 3
-"""Rounds there are in any case: one alone may meet a moment when another program runs."""
+"""Smallest number of rounds: a single one may coincide with the activity of another program."""
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How thoroughly to measure: seconds a sample, and seconds after which no round begins."""
+    """Effort of a measurement: rounds, seconds a sample, seconds after which no round begins."""
 
     rounds: int
     sample: float
@@ -40,12 +40,12 @@ class Effort:
 
 THOROUGH = Effort(rounds=21, sample=0.002, limit=3)
 BRIEF = Effort(rounds=5, sample=0.0005, limit=0.04)
-"""For commands that do something else, and for the daemon's start."""
+"""For commands with another purpose, and for the start of the daemon."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Nanoseconds a packet by cell; in `missing`, in one line, why a provider has no figures."""
+    """Nanoseconds a packet by cell; `missing` holds the reason, on one line, for absent figures."""
 
     ns: dict[Cell, float] = field(default_factory=dict)
     missing: dict[Way, str] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Sealer:
-    """Who seals the packets: one of the engines, with the providers that it has.
+    """The code that seals the packets: one of the engines, with its providers.
 
     `provider` is the library of the configuration; suites in `in_kernel` are sealed by AF_ALG.
     """
@@ -64,16 +64,16 @@ class Sealer:
 
     @property
     def engine(self) -> str:
-        """Its name."""
+        """Name of the engine."""
         return "native" if self.native else "python"
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """Those that it may have."""
+        """Providers that the engine may have."""
         return (OPENSSL, AWS_LC, AF_ALG) if self.native else (OPENSSL, AF_ALG)
 
     def measure(self) -> Measure:
-        """Return how to measure what this engine does."""
+        """Return the function that measures this engine."""
         if self.native:
             import esp_gw_core
 
@@ -83,7 +83,7 @@ class Sealer:
         return measure_python
 
     def provider_of(self, suite: str) -> str:
-        """Return the provider that seals with a suite."""
+        """Return the provider that seals the packets of a suite."""
         if suite in self.in_kernel:
             return AF_ALG
         if not self.native:
@@ -93,27 +93,27 @@ class Sealer:
         return OPENSSL if provider_fault(AWS_LC, SUITES[suite]) else AWS_LC
 
     def figures(self, suites: Iterable[str], effort: Effort) -> dict[str, Figures]:
-        """Measure suites with the providers they have here; one that isn't had is left out."""
+        """Measure suites with their providers; a suite without figures is left out."""
         ways = [(self.provider_of(suite), suite) for suite in suites]
         return by_suite(measure_cells(self.measure(), cells(ways), effort), ways)
 
 
 def cells(ways: Iterable[Way]) -> list[Cell]:
-    """Return each of them with each size."""
+    """Return the cell of each way with each size."""
     return [(*way, size) for way in ways for size in SIZES]
 
 
 def measure_cells(measure: Measure, cells: Sequence[Cell], effort: Effort) -> Measured:
-    """Return the best of several rounds for each cell, measured in turn in every round.
+    """Return the best of several rounds for each cell; every round measures all cells in turn.
 
-    Whatever else the machine does only makes it slower: on a busy one the best of a few rounds
-    comes within some percent of itself, where the median is off by half.
+    Other load only makes a sample slower. On a busy machine the best of a few rounds is
+    reproducible within some percent, while the median is off by half.
     """
     found = Measured()
     samples: dict[Cell, list[float]] = {cell: [] for cell in cells}
     packets = dict.fromkeys(cells, _FIRST_PACKETS)
     end = time.monotonic() + effort.limit
-    # The first round only finds out how many packets make a sample.
+    # The first round only determines the number of packets in a sample.
     for number in range(effort.rounds + 1):
         for cell in cells:
             way = cell[:2]
@@ -136,7 +136,7 @@ def measure_cells(measure: Measure, cells: Sequence[Cell], effort: Effort) -> Me
 
 
 def by_suite(found: Measured, ways: Iterable[Way]) -> dict[str, Figures]:
-    """Return the figures of each suite with its provider, without those that have none."""
+    """Return the figures of each suite with its provider; suites without figures are left out."""
     return {
         suite: {size: found.ns[provider, suite, size] for size in SIZES}
         for provider, suite in ways

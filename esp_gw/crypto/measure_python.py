@@ -1,4 +1,4 @@
-"""How long the python engine takes to seal a packet: one call of the library for each."""
+"""Measurement of the python engine: one call of the library for each packet."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _seal(aead: Aead, suite: Suite, salt: bytes, size: int, packets: int) -> flo
     out = memoryview(bytearray(size + suite.icv_len))
     first, *nonces = (salt + seq.to_bytes(IV_LEN) for seq in range(packets + 1))
     seal_into = aead.seal_into
-    # Not timed: what the library does once for a key.
+    # Not timed: the library's work once per key.
     seal_into(first, plaintext, _AAD, out)
     began = time.perf_counter_ns()
     for nonce in nonces:

@@ -1,4 +1,4 @@
-"""AES-GCM, ChaCha20-Poly1305 and AES-GMAC by OpenSSL, through pyca/cryptography."""
+"""AES-GCM, ChaCha20-Poly1305 and AES-GMAC with OpenSSL, through pyca/cryptography."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def version() -> str:
 def make_aead(suite: Suite, keymat: KeyMaterial) -> Aead:
     """Make the AEAD of a suite with the key of `keymat` (RFC 4106, RFC 7634, RFC 4543).
 
-    Raises EngineError when the key or the salt does not have the suite's length.
+    Raises EngineError if the length of the key or the salt is not that of the suite.
     """
     if len(keymat.key) != suite.key_len or len(keymat.salt) != SALT_LEN:
         raise EngineError(
@@ -36,7 +36,7 @@ def make_aead(suite: Suite, keymat: KeyMaterial) -> Aead:
     if suite.cipher == AES_GMAC:
         return _gmac(keymat.key)
     if suite.cipher != AES_GCM:
-        raise EngineError(f"{suite} is not a suite that OpenSSL can do")
+        raise EngineError(f"{suite} is not supported by OpenSSL")
     if suite.icv_len != _FULL_ICV_LEN:
         return _truncated_gcm(keymat.key, suite.icv_len)
     gcm = AESGCM(keymat.key)
@@ -44,7 +44,7 @@ def make_aead(suite: Suite, keymat: KeyMaterial) -> Aead:
 
 
 def _truncated_gcm(key: bytes, icv_len: int) -> Aead:
-    """Make AES-GCM with an ICV of the tag's first 12 or 8 bytes (RFC 4106 6)."""
+    """Make AES-GCM whose ICV is the first 12 or 8 bytes of the tag (RFC 4106 6)."""
     gcm = AESGCM(key)
     aes = algorithms.AES(key)
 
@@ -65,7 +65,7 @@ def _truncated_gcm(key: bytes, icv_len: int) -> Aead:
 
 
 def _gmac(key: bytes) -> Aead:
-    """Make AES-GMAC: the text stays as it is, authenticated behind header and IV (RFC 4543 3.3)."""
+    """Make AES-GMAC: the text stays in clear, authenticated after header and IV (RFC 4543 3.3)."""
     gcm = AESGCM(key)
 
     def seal_into(nonce: bytes, plaintext: Buffer, aad: bytes, out: memoryview) -> None:

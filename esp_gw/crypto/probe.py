@@ -1,6 +1,6 @@
-"""Whether AF_ALG is worth using here: is it there, is it correct, is it faster.
+"""Decision on the use of AF_ALG: is it available, is it correct, is it faster.
 
-Looking for it makes the kernel load its module, as any program's use of it would.
+The probe makes the kernel load its module, as the use by any program would.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from esp_gw.model import (
 
 _FORCED = "switched on"
 _WORTH_IT = 0.9
-"""What is not a tenth faster is as fast: a measurement this short can't tell."""
+"""Ratio of times below which AF_ALG counts as faster: so short a measurement shows no less."""
 
 _NONCE = b"salt" + bytes(range(8))
 _AAD = b"SPI.seq."
 _PLAINTEXT = b"an ESP packet's text"
-# By cipher and bytes of key, which are 1, 2, 3, ...; a shorter ICV is the beginning of this one.
+# Known answers by cipher and key length in bytes. Key bytes are 1, 2, 3, ...; a shorter ICV is a
+# prefix of this one.
 _SEALED = {
     (AES_GCM, 32): "671317f0914184455b4204d1ee48a82faaa389d35bca55a4af34754c7ce1d0e0289a51f9",
     (AES_GCM, 24): "03db79480d19feb37bd839f24456f8ffc8530c7fa9f4fa3b49e86e181b45e365cb9627eb",
@@ -45,11 +46,11 @@ _SEALED = {
 
 
 def choose(wanted: str, sealer: Sealer) -> dict[str, AfAlgStatus]:
-    """Decide for each suite whether AF_ALG is used, where `crypto.offload` is `wanted`.
+    """Decide on the use of AF_ALG for each suite, with `crypto.offload` set to `wanted`.
 
-    With `auto` AF_ALG is used where it knows the answers, and is faster than what `sealer` has
-    without it: for full packets, and for one packet of each of SIZES together. Raises EngineError
-    where it is `on` and can't be had for any suite.
+    With `auto`, AF_ALG is used if it gives the known answers and is faster than the library of
+    `sealer`: for full packets, and for one packet of each of SIZES together. Raises EngineError if
+    it is `on` and available for no suite.
     """
     if wanted == AF_ALG_OFF:
         return dict.fromkeys(SUITES, AfAlgStatus(False, "switched off"))
@@ -58,7 +59,7 @@ def choose(wanted: str, sealer: Sealer) -> dict[str, AfAlgStatus]:
         if len(faults) == len(SUITES):
             raise unavailable(faults[DEFAULT_SUITE.name])
         return {name: AfAlgStatus(name not in faults, faults.get(name, _FORCED)) for name in SUITES}
-    # A shorter ICV costs what the full one does: the difference is what is sent of it.
+    # A shorter ICV costs as much as the full one: it is only truncated.
     kin = {
         suite.name: _with_full_icv(suite).name
         for suite in SUITES.values()
@@ -72,27 +73,27 @@ def choose(wanted: str, sealer: Sealer) -> dict[str, AfAlgStatus]:
 
 
 def unavailable(why: str) -> EngineError:
-    """The error where `crypto.offload` is on, and AF_ALG can't be had."""
+    """The error if `crypto.offload` is on and AF_ALG is unavailable."""
     return EngineError(
-        f"crypto.offload is on, and AF_ALG can't be had: {why}",
+        f"crypto.offload is on, but AF_ALG is unavailable: {why}",
         hint="set 'crypto.offload: auto', or see 'esp-gw doctor'",
     )
 
 
 def without(statuses: Mapping[str, AfAlgStatus], why: str) -> dict[str, AfAlgStatus]:
-    """Return what has become of the statuses when AF_ALG has failed."""
+    """Return the statuses after a failure of AF_ALG at run time."""
     lost = AfAlgStatus(False, f"lost while the gateway ran: {why}")
     return {name: lost if status.in_use else status for name, status in statuses.items()}
 
 
 def find_faults() -> dict[str, str]:
-    """Return why AF_ALG can't be used, by the names of the suites that it can't be used for."""
+    """Return the reason that AF_ALG can't be used, for each such suite by name."""
     faults: dict[str, str] = {}
     missing: dict[str, str] = {}
     for suite in SUITES.values():
         name = af_alg.algorithm(suite)
         try:
-            # The kernel starts modprobe each time it is asked for what it hasn't.
+            # The kernel starts modprobe on each request for an algorithm that it lacks.
             why = missing.get(name) or _fault(suite)
         except af_alg.MissingError as error:
             why = missing[name] = str(error)
@@ -102,7 +103,7 @@ def find_faults() -> dict[str, str]:
 
 
 def _fault(suite: Suite) -> str | None:
-    """Why AF_ALG can't be used for a suite that the kernel offers, or None. Raises MissingError."""
+    """The reason that AF_ALG can't be used for a suite, or None. Raises MissingError."""
     key = KeyMaterial(bytes(range(1, suite.key_len + 1)), _NONCE[:4])
     right = bytes.fromhex(_SEALED[suite.cipher, suite.key_len])[: len(_PLAINTEXT) + suite.icv_len]
     try:
@@ -152,7 +153,7 @@ def _with_full_icv(suite: Suite) -> Suite:
 
 
 def _measured(suites: Sequence[str], sealer: Sealer) -> dict[str, AfAlgStatus]:
-    """Compare AF_ALG with what seals a suite without it, by turns."""
+    """Compare AF_ALG with the provider that would seal a suite without it, in turn."""
     ways = [
         way for suite in suites for way in ((sealer.provider_of(suite), suite), (AF_ALG, suite))
     ]
@@ -161,14 +162,14 @@ def _measured(suites: Sequence[str], sealer: Sealer) -> dict[str, AfAlgStatus]:
 
 
 def compared(found: Measured, library: str, suite: str) -> AfAlgStatus:
-    """Decide by what was measured whether AF_ALG is worth using for a suite, with a margin."""
+    """Decide from measurements on the use of AF_ALG for a suite, with a margin."""
     for way in ((AF_ALG, suite), (library, suite)):
         if way in found.missing:
             return AfAlgStatus(False, found.missing[way])
     ours, theirs = (
         tuple(found.ns[provider, suite, size] for size in SIZES) for provider in (library, AF_ALG)
     )
-    # Full packets are what there is most of, and an answer goes with every other of them.
+    # Most packets are full, and every other one of them has a small reply.
     faster = all(
         new < _WORTH_IT * old for new, old in ((sum(theirs), sum(ours)), (theirs[-1], ours[-1]))
     )

@@ -1,4 +1,4 @@
-"""What the processor has for AES, as the kernel tells it."""
+"""AES instructions of the processor, as reported by the kernel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def aes_path() -> str:
-    """The processor's instructions that OpenSSL finds for AES-GCM; `none` where there are none."""
+    """The processor's instructions that OpenSSL uses for AES-GCM; `none` if there are none."""
     flags = set(_CPUINFO.read_text().split()) if _CPUINFO.exists() else set()
     for name, needed in (
         ("VAES, AVX-512", {"vaes", "vpclmulqdq", "avx512f", "avx512vl"}),

@@ -1,4 +1,4 @@
-"""Which suite suits a machine, from how long it takes to seal packets with each: no measuring here.
+"""Recommendation of a suite for a machine, from given measurements; nothing is measured here.
 
 The choice is between the two suites with keys of 256 bits. AES-128-GCM never gains so much on
 AES-256-GCM that a shorter key would be worth it.
@@ -11,26 +11,26 @@ from collections.abc import Mapping
 from esp_gw.model import DEFAULT_SUITE, NO_AES
 
 SIZES = (64, 576, 1400)
-"""Bytes of the packets that are measured: an acknowledgement, the middle, a full packet."""
+"""Sizes of the measured packets in bytes: an acknowledgement, a medium and a full packet."""
 OTHER_SUITE = "chacha20poly1305"
-"""The suite that needs no instructions of its own to be fast (RFC 7634)."""
+"""The suite that is fast without dedicated instructions (RFC 7634)."""
 CHOICE = (DEFAULT_SUITE.name, OTHER_SUITE)
 MARGIN = 1.5
-"""How many times as long one suite takes before another is recommended: noise doesn't reach it."""
+"""Factor of slowness from which another suite is recommended; noise stays below it."""
 
 Figures = Mapping[int, float]
 """Nanoseconds to seal a packet, by its size in bytes."""
 
 
 def times_as_long(suite: Figures, other: Figures) -> float:
-    """How many times as long `suite` takes as `other` for one packet of each size."""
+    """Ratio of the time of `suite` to that of `other`, for one packet of each size."""
     return sum(suite[size] for size in SIZES) / sum(other[size] for size in SIZES)
 
 
 def recommended(figures: Mapping[str, Figures]) -> str:
-    """Return the suite for a machine with these figures, by suite; one that is missing is not had.
+    """Return the suite for a machine with these figures; a suite without figures is unavailable.
 
-    It is the default, unless that takes `MARGIN` times as long as the other, or more.
+    It is the default, unless that takes at least `MARGIN` times as long as the other.
     """
     default = figures.get(DEFAULT_SUITE.name)
     other = figures.get(OTHER_SUITE)
@@ -42,7 +42,7 @@ def recommended(figures: Mapping[str, Figures]) -> str:
 
 
 def reason(figures: Mapping[str, Figures], aes: str) -> str:
-    """Say why `recommended` is what it is; `aes` are the instructions as `aes_path` names them."""
+    """Return the reason for `recommended`; `aes` names the instructions, as from `aes_path`."""
     default, other = CHOICE
     for name in CHOICE:
         if name not in figures:
@@ -56,7 +56,7 @@ def reason(figures: Mapping[str, Figures], aes: str) -> str:
 
 
 def peers(suite: str) -> str:
-    """Say for which peers a recommended suite is right: the slower end decides."""
+    """Return the peers for which a recommended suite is right: the slower end decides."""
     if suite == OTHER_SUITE:
         use = "use it with every peer that has it"
     else:

@@ -1,4 +1,4 @@
-"""A kernel with AF_ALG made of OpenSSL, whose faults a test chooses."""
+"""A fake kernel with AF_ALG, built on OpenSSL, with faults chosen by a test."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Answer = Callable[[bytes], bytes]
 
 
 class FakeKernel:
-    """What it offers, what it refuses, and how many sockets programs have of it.
+    """The algorithms of the kernel, its refusals, and the number of its open sockets.
 
-    `refuses` is an error by the name of the call that fails with it: socket, bind, setsockopt,
-    accept, sendmsg, recvmsg. `answer` may change what a request is answered with, `accepts_all` is
-    no check of ICVs. `requests` holds the operation, nonce, AAD and text of each.
+    `refuses` maps the name of a call to the errno that it fails with: socket, bind, setsockopt,
+    accept, sendmsg, recvmsg. `answer` may change the reply to a request; `accepts_all` disables
+    the check of ICVs. `requests` holds the operation, nonce, AAD and text of each request.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class FakeKernel:
 
 
 class FakeSocket:
-    """One AF_ALG socket, of a transform or of an operation."""
+    """One AF_ALG socket, for a transform or an operation."""
 
     def __init__(self, kernel: FakeKernel) -> None:
         self._kernel = kernel
@@ -129,7 +129,7 @@ class FakeSocket:
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
-    """Let esp_gw see a kernel with AF_ALG, whatever this machine's has."""
+    """Replace the kernel seen by esp_gw with one that has AF_ALG."""
     kernel = FakeKernel()
 
     def make(family: int, kind: int) -> FakeSocket:

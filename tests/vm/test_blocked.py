@@ -45,6 +45,6 @@ def test_a_gateway_that_must_have_af_alg_says_why_it_can_not(blocked: Guest, eng
     result = blocked.run("sh", "-c", script, config)
     assert result.status == 1, result.tail
     last = result.stderr.splitlines()[-1]
-    assert last.startswith("esp-gw: error: crypto.offload is on, and AF_ALG can't be had: "), last
+    assert last.startswith("esp-gw: error: crypto.offload is on, but AF_ALG is unavailable: "), last
     assert "no gcm(aes)" in last
     assert "ENOENT" in last

@@ -1,4 +1,4 @@
-"""Hints about slow suites: where they are due, and where nothing is even measured."""
+"""Hints about slow suites: when they are given, and when nothing is measured."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def tunnel(suite: str, name: str = "office") -> Tunnel:
 
 
 class Board:
-    """A processor that takes so many times as long for AES-GCM as for ChaCha20-Poly1305."""
+    """A processor on which AES-GCM takes a multiple of the time of ChaCha20-Poly1305."""
 
     def __init__(self, factor: float, lacks: str = "") -> None:
         self.factor, self.lacks = factor, lacks
@@ -36,7 +36,7 @@ class Board:
         }
 
 
-def test_a_slow_suite_is_named_with_how_slow_it_is_and_what_to_do() -> None:
+def test_a_slow_suite_is_named_with_its_factor_and_a_remedy() -> None:
     (hint,) = Advice("none", Board(3.14)).hints([tunnel("aes256gcm16")])
     assert hint == (
         "tunnel office: the suite aes256gcm16 takes 3.1 times as long as chacha20poly1305 on this "
@@ -46,11 +46,11 @@ def test_a_slow_suite_is_named_with_how_slow_it_is_and_what_to_do() -> None:
 
 
 @pytest.mark.parametrize(("factor", "hints"), [(0.3, 0), (1, 0), (1.49, 0), (1.51, 1), (4, 1)])
-def test_a_lead_that_noise_can_make_is_no_hint(factor: float, hints: int) -> None:
+def test_a_lead_within_noise_gives_no_hint(factor: float, hints: int) -> None:
     assert len(Advice("none", Board(factor)).hints([tunnel("aes256gcm16")])) == hints
 
 
-def test_with_aes_instructions_nothing_is_measured_and_nothing_is_said() -> None:
+def test_with_aes_instructions_nothing_is_measured_and_no_hint_is_given() -> None:
     board = Board(4)
     tunnels = [tunnel("aes256gcm16"), tunnel("chacha20poly1305")]
     assert Advice("AES-NI", board).hints(tunnels) == []
@@ -58,19 +58,19 @@ def test_with_aes_instructions_nothing_is_measured_and_nothing_is_said() -> None
 
 
 @pytest.mark.parametrize("suite", ["chacha20poly1305", "aes256gmac"])
-def test_a_suite_without_a_faster_kin_is_not_measured(suite: str) -> None:
-    """ChaCha20-Poly1305 is the fast one, and AES-GMAC is not chosen for its speed."""
+def test_a_suite_without_a_faster_alternative_is_not_measured(suite: str) -> None:
+    """ChaCha20-Poly1305 is the fast suite, and AES-GMAC is not chosen for its speed."""
     board = Board(4)
     assert Advice("none", board).hints([tunnel(suite)]) == []
     assert board.measured == []
 
 
 @pytest.mark.parametrize("lacks", ["chacha20poly1305", "aes256gcm16"])
-def test_what_can_not_be_measured_is_no_hint(lacks: str) -> None:
+def test_a_suite_that_cannot_be_measured_gives_no_hint(lacks: str) -> None:
     assert Advice("none", Board(4, lacks)).hints([tunnel("aes256gcm16")]) == []
 
 
-def test_a_suite_is_measured_once_however_often_and_by_how_many_tunnels_it_is_asked() -> None:
+def test_a_suite_is_measured_once_for_all_calls_and_tunnels() -> None:
     board = Board(4)
     advice = Advice("none", board)
     many = [tunnel("aes256gcm16", f"t{number}") for number in range(5)]

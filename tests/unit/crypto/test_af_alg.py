@@ -1,4 +1,4 @@
-"""The kernel's ciphers through AF_ALG, against OpenSSL and against a kernel that does it wrong."""
+"""The kernel's ciphers through AF_ALG, against OpenSSL and with a faulty kernel."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ def test_a_forged_packet_is_not_authentic_and_the_next_one_is(
 
 @pytest.mark.parametrize("call", ["socket", "bind", "setsockopt", "accept"])
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOENT, errno.EAFNOSUPPORT, errno.EMFILE])
-def test_a_refused_key_is_told_by_its_error_and_leaves_no_socket(
+def test_a_refused_key_is_reported_by_its_error_and_leaves_no_socket(
     kernel: FakeKernel, call: str, code: int
 ) -> None:
     kernel.refuses[call] = code
     with pytest.raises(AfAlgError, match=errno.errorcode[code]) as caught:
         af_alg.make_aead(DEFAULT, keymat(DEFAULT))
-    # What isn't there for one key isn't there for another.
+    # An algorithm that is missing for one key is missing for every key.
     assert isinstance(caught.value, MissingError) is (call in ("socket", "bind"))
     assert "\n" not in str(caught.value)
     assert kernel.open == 0
@@ -84,7 +84,7 @@ def test_a_refused_key_is_told_by_its_error_and_leaves_no_socket(
 
 @pytest.mark.parametrize("call", ["sendmsg", "recvmsg"])
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOKEY, errno.EAGAIN, errno.EINVAL])
-def test_a_refused_packet_is_an_error_and_no_forged_packet(
+def test_a_refused_packet_is_an_error_and_not_a_forged_packet(
     kernel: FakeKernel, call: str, code: int
 ) -> None:
     right = sealed_by_openssl(DEFAULT, bytes(20))
@@ -102,7 +102,7 @@ def test_a_refused_packet_is_an_error_and_no_forged_packet(
     [lambda answer: answer[:-1], lambda answer: b"", lambda answer: b"spi" + answer[3:]],
     ids=["short", "empty", "another-aad"],
 )
-def test_an_answer_that_can_not_be_right_is_an_error(
+def test_an_impossible_answer_is_an_error(
     kernel: FakeKernel, suite: Suite, wrong: Callable[[bytes], bytes]
 ) -> None:
     right = sealed_by_openssl(suite, bytes(20))
@@ -118,7 +118,7 @@ def test_a_text_that_gmac_changes_is_an_error(kernel: FakeKernel) -> None:
     suite = SUITES["aes256gmac"]
     right = sealed_by_openssl(suite, bytes(20))
     aead = af_alg.make_aead(suite, keymat(suite))
-    # The text begins behind SPI, sequence number and IV.
+    # The text begins after SPI, sequence number and IV.
     kernel.answer = lambda answer: answer[:16] + b"\x01" + answer[17:]
     with pytest.raises(AfAlgError, match="changed a text"):
         aead.seal_into(NONCE, bytes(20), AAD, memoryview(bytearray(36)))
@@ -149,7 +149,5 @@ def test_a_closed_key_is_an_error(kernel: FakeKernel) -> None:
 
 
 @every_suite
-def test_the_key_is_in_no_text_that_an_aead_gives_of_itself(
-    kernel: FakeKernel, suite: Suite
-) -> None:
+def test_the_key_is_in_no_representation_of_an_aead(kernel: FakeKernel, suite: Suite) -> None:
     assert "KKKK" not in repr(af_alg.make_aead(suite, keymat(suite)))

@@ -1,4 +1,4 @@
-"""The AEADs against published packets, against truncation by hand, and against tampering."""
+"""The AEADs with published packets, truncated ICVs, and tampering."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def keymat_for(suite: Suite) -> KeyMaterial:
 
 
 def suites_of(case: dict[str, str]) -> list[Suite]:
-    """The suite of a published case and those that differ from it in the ICV alone."""
+    """The suite of a published case and those that differ from it only in the ICV."""
     published = SUITES[case["suite"]]
     return [
         suite
@@ -40,7 +40,7 @@ def suites_of(case: dict[str, str]) -> list[Suite]:
 
 
 def test_there_are_vectors_for_every_cipher_and_key_length() -> None:
-    """But for GMAC, whose other side is scapy's (tests/interop)."""
+    """Except for GMAC, which is tested against scapy (tests/interop)."""
     assert {SUITES[case["suite"]] for case in CASES} == {
         suite for suite in SUITES.values() if suite.icv_len == 16 and not suite.is_readable
     }
@@ -55,7 +55,7 @@ def test_published_packets_are_sealed_and_opened_byte_for_byte(case: dict[str, s
     published = bytes.fromhex(case["packet"])[16:]
     for suite in suites_of(case):
         aead = make_aead(suite, KeyMaterial(key, salt))
-        # A shorter ICV is the beginning of the full tag (RFC 4106 6).
+        # A shorter ICV is a prefix of the full tag (RFC 4106 6).
         expected = published[: len(plaintext) + suite.icv_len]
         sealed = bytearray(len(expected))
         aead.seal_into(salt + iv, plaintext, aad, memoryview(sealed))
@@ -67,7 +67,7 @@ def test_published_packets_are_sealed_and_opened_byte_for_byte(case: dict[str, s
 
 @every_suite
 @pytest.mark.parametrize("length", [0, 1, 15, 16, 17, 1500, 65536])
-def test_what_was_sealed_opens_to_the_same_plaintext(suite: Suite, length: int) -> None:
+def test_a_sealed_packet_opens_to_the_same_plaintext(suite: Suite, length: int) -> None:
     aead = make_aead(suite, keymat_for(suite))
     plaintext = bytes(i * 7 & 0xFF for i in range(length))
     sealed = memoryview(bytearray(length + suite.icv_len))
@@ -137,7 +137,7 @@ def test_a_key_or_salt_of_another_length_is_refused_without_being_shown(suite: S
 
 
 @every_suite
-def test_the_key_is_in_no_text_that_an_aead_gives_of_itself(suite: Suite) -> None:
+def test_the_key_is_in_no_representation_of_an_aead(suite: Suite) -> None:
     keymat = KeyMaterial(b"K" * suite.key_len, b"salt")
     assert "KKKK" not in repr(make_aead(suite, keymat))
 

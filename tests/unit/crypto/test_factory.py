@@ -1,4 +1,4 @@
-"""Keys in the kernel and in OpenSSL: what the one fails at, the other does, and nothing is lost."""
+"""Keys in the kernel with a fallback to OpenSSL: a failure of the kernel loses no packet."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Rig:
         return self.factory.make_aead(SUITE, keymat(number))
 
     def seal(self, aead: Aead, number: int = 0) -> None:
-        """Seal the next packet, and see that OpenSSL opens it."""
+        """Seal the next packet and check that OpenSSL opens it."""
         self.seq += 1
         nonce = b"salt" + self.seq.to_bytes(8)
         plaintext = f"packet {self.seq}".encode()
@@ -57,7 +57,7 @@ class Rig:
 
     @property
     def in_kernel(self) -> int:
-        """Packets that the kernel was asked for since the last question."""
+        """Number of packets requested from the kernel since the last call."""
         count = len(self.kernel.requests)
         self.kernel.requests.clear()
         return count
@@ -85,7 +85,7 @@ def test_packets_go_through_the_kernel(rig: Rig) -> None:
 @pytest.mark.parametrize("call", ["sendmsg", "recvmsg"])
 @pytest.mark.parametrize("way", [Rig.seal, Rig.open])
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOENT, errno.EAFNOSUPPORT, errno.ENOKEY])
-def test_the_packet_that_the_kernel_refuses_goes_through_openssl_and_so_do_all_after_it(
+def test_a_packet_that_the_kernel_refuses_and_all_after_it_go_through_openssl(
     rig: Rig, call: str, way: Callable[[Rig, Aead], None], code: int
 ) -> None:
     aead, other = rig.make(), rig.make(1)
@@ -94,7 +94,7 @@ def test_the_packet_that_the_kernel_refuses_goes_through_openssl_and_so_do_all_a
     way(rig, aead)
     (reason,) = rig.lost
     assert errno.errorcode[code] in reason
-    # What comes back is not trusted again before the next start.
+    # A kernel that recovers is not trusted again before the next start.
     del rig.kernel.refuses[call]
     assert rig.in_kernel
     way(rig, aead)
@@ -113,7 +113,7 @@ def test_the_packet_that_the_kernel_refuses_goes_through_openssl_and_so_do_all_a
 def test_a_nonce_is_used_again_only_with_the_same_packet(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    """The IV rule: where a packet is sealed twice, all that goes into it is the same."""
+    """The IV rule: if a packet is sealed twice, all inputs are the same."""
     by_library: list[tuple[bytes, bytes, bytes]] = []
 
     def watched(suite: Suite, keymat: KeyMaterial) -> Aead:
@@ -139,14 +139,14 @@ def test_a_nonce_is_used_again_only_with_the_same_packet(
     assert len({nonce for nonce, _, _ in by_library}) == len(by_library) == 3
 
 
-def test_the_first_packet_that_is_sealed_wrongly_leaves_right(rig: Rig) -> None:
+def test_the_first_packet_that_the_kernel_seals_wrongly_is_sent_correctly(rig: Rig) -> None:
     aead = rig.make()
     rig.kernel.answer = lambda answer: answer[:-1] + bytes((answer[-1] ^ 1,))
     rig.seal(aead)
     assert rig.lost == ["it sealed a packet wrongly"]
 
 
-def test_a_kernel_that_begins_to_seal_wrongly_is_found_out(rig: Rig) -> None:
+def test_a_kernel_that_begins_to_seal_wrongly_is_detected(rig: Rig) -> None:
     aead = rig.make()
     rig.seal(aead)
     rig.kernel.answer = lambda answer: answer[:-1] + bytes((answer[-1] ^ 1,))
@@ -176,7 +176,7 @@ def test_forged_packets_are_refused_and_turn_nothing_off(rig: Rig) -> None:
     assert rig.in_kernel == 6
 
 
-def test_a_kernel_that_accepts_everything_is_found_out_by_the_first_packet(rig: Rig) -> None:
+def test_a_kernel_that_accepts_everything_is_detected_by_the_first_packet(rig: Rig) -> None:
     aead = rig.make()
     rig.kernel.accepts_all = True
     with pytest.raises(InvalidTag):
@@ -184,7 +184,7 @@ def test_a_kernel_that_accepts_everything_is_found_out_by_the_first_packet(rig: 
     assert rig.lost == ["it accepted a forged packet"]
 
 
-def test_a_kernel_that_opens_to_something_else_is_found_out_by_the_first_packet(rig: Rig) -> None:
+def test_a_kernel_that_opens_wrongly_is_detected_by_the_first_packet(rig: Rig) -> None:
     aead = rig.make()
     rig.kernel.answer = lambda answer: answer[:-1] + bytes((answer[-1] ^ 1,))
     rig.open(aead)
@@ -193,7 +193,7 @@ def test_a_kernel_that_opens_to_something_else_is_found_out_by_the_first_packet(
 
 @pytest.mark.parametrize("call", ["socket", "bind", "setsockopt", "accept"])
 def test_a_kernel_that_takes_no_further_key_ends_af_alg(rig: Rig, call: str) -> None:
-    """As where its module is blocked while sockets of it are open."""
+    """This happens if its module is blocked while sockets are open."""
     first = rig.make()
     rig.seal(first)
     rig.kernel.refuses[call] = errno.ENOENT
@@ -219,7 +219,7 @@ def test_a_key_leaves_the_kernel_with_its_sa(rig: Rig) -> None:
     assert rig.lost == []
 
 
-def test_no_more_than_so_many_keys_are_in_the_kernel(rig: Rig) -> None:
+def test_the_number_of_keys_in_the_kernel_is_bounded(rig: Rig) -> None:
     aeads = [rig.make(number) for number in range(MAX_KEYS + 2)]
     assert rig.kernel.open == MAX_KEYS
     assert f"beyond {MAX_KEYS} keys" in rig.factory.status("aes256gcm16").why
@@ -232,7 +232,7 @@ def test_no_more_than_so_many_keys_are_in_the_kernel(rig: Rig) -> None:
     assert rig.lost == []
 
 
-def test_a_suite_that_the_kernel_lacks_is_refused_where_af_alg_is_a_must(rig: Rig) -> None:
+def test_a_suite_that_the_kernel_lacks_is_refused_if_af_alg_is_required(rig: Rig) -> None:
     lacking = {
         **dict.fromkeys(SUITES, USED),
         "chacha20poly1305": AfAlgStatus(False, "no such thing"),
@@ -243,7 +243,7 @@ def test_a_suite_that_the_kernel_lacks_is_refused_where_af_alg_is_a_must(rig: Ri
     required.make_aead(SUITE, keymat(0))
     with pytest.raises(EngineError, match="no such thing; set 'crypto"):
         required.make_aead(chacha, keymat(0))
-    # Once it is lost all the same, the gateway goes on: a tunnel is worth more.
+    # If AF_ALG is lost at run time, the gateway continues: a tunnel is worth more.
     required.lose("gone")
     required.make_aead(chacha, keymat(0))
     assert rig.kernel.open == 0

@@ -1,4 +1,4 @@
-"""Measuring suites: in turn, the best of some rounds, and no longer than it may take."""
+"""Measurement of suites: in turn, the best of several rounds, within a time limit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EFFORT = Effort(rounds=5, sample=0.001, limit=60)
 
 
 class Machine:
-    """Seals at a steady pace, but for moments in which it is ten times as slow."""
+    """A machine with a steady pace, apart from moments that are ten times as slow."""
 
     def __init__(self, slow_calls: tuple[int, ...] = ()) -> None:
         self.calls: list[tuple[Cell, int]] = []
@@ -36,7 +36,7 @@ class Machine:
         return pace * (500 if suite == "aes256gcm16" else 20_000)
 
 
-def test_the_cells_are_measured_in_turn_and_slow_moments_count_for_nothing() -> None:
+def test_the_cells_are_measured_in_turn_and_slow_moments_are_ignored() -> None:
     machine = Machine(slow_calls=(3, 5, 7, 8, 9))
     found = measure_cells(machine, [FAST, SLOW], EFFORT)
     assert [cell for cell, _ in machine.calls] == [FAST, SLOW] * 6
@@ -44,7 +44,7 @@ def test_the_cells_are_measured_in_turn_and_slow_moments_count_for_nothing() -> 
     assert found.missing == {}
 
 
-def test_a_sample_takes_as_long_as_it_should_whatever_a_packet_takes() -> None:
+def test_a_sample_has_its_duration_whatever_a_packet_takes() -> None:
     machine = Machine()
     measure_cells(machine, [FAST, SLOW], EFFORT)
     assert machine.calls[:2] == [(FAST, 8), (SLOW, 8)]
@@ -63,7 +63,7 @@ def test_no_round_begins_after_the_limit(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found.ns == {FAST: 500}
 
 
-def test_three_rounds_there_are_in_any_case_beside_the_first_that_counts_for_nothing() -> None:
+def test_there_are_at_least_three_rounds_after_the_uncounted_first_one() -> None:
     for slow_calls in ((3, 4), (4, 5), (5, 6)):
         machine = Machine(slow_calls)
         found = measure_cells(machine, [FAST, SLOW], replace(EFFORT, limit=-1))
@@ -74,7 +74,7 @@ def test_three_rounds_there_are_in_any_case_beside_the_first_that_counts_for_not
 
 
 @pytest.mark.parametrize("first_failure", [1, 4])
-def test_a_provider_that_is_missing_or_goes_away_is_named_with_its_reason(
+def test_a_provider_that_is_missing_or_fails_is_reported_with_its_reason(
     first_failure: int,
 ) -> None:
     machine, asked = Machine(), Counter[Cell]()
@@ -92,7 +92,7 @@ def test_a_provider_that_is_missing_or_goes_away_is_named_with_its_reason(
     assert asked == {FAST: 6, GONE: first_failure}
 
 
-def test_the_native_engine_has_aws_lc_where_aws_lc_has_the_suite() -> None:
+def test_the_native_engine_uses_aws_lc_if_aws_lc_has_the_suite() -> None:
     native, python = Sealer(native=True), Sealer(native=False)
     assert native.provider_of("aes256gcm16") == "aws-lc"
     assert native.provider_of("aes256gcm8") == "openssl"
@@ -109,7 +109,7 @@ def test_every_suite_is_measured_at_each_size_as_python_seals_it() -> None:
     assert all(ns > 0 for figures in found.values() for ns in figures.values())
 
 
-def test_no_nonce_comes_twice_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_nonce_is_used_twice_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     nonces: list[bytes] = []
 
     def counted(suite: Suite, keymat: KeyMaterial) -> Aead:
@@ -129,7 +129,7 @@ def test_no_nonce_comes_twice_with_a_key(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_suite_that_openssl_lacks_is_missing_and_not_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As in FIPS mode."""
+    """An example is FIPS mode."""
 
     def make(suite: Suite, keymat: KeyMaterial) -> Aead:
         if suite.cipher == "chacha20-poly1305":

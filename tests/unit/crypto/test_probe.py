@@ -1,4 +1,4 @@
-"""Whether AF_ALG is there, correct and faster, and what is said of it."""
+"""The probe of AF_ALG: availability, correctness, speed, and the reported reason."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
 
 
 class Timed(Sealer):
-    """A machine on which sealing takes as long as a test says."""
+    """A machine on which sealing takes a time set by the test."""
 
     def measure(self) -> Measure:
         def measure(provider: str, suite: str, size: int, packets: int) -> float:
@@ -41,7 +41,7 @@ def set_times(small: float, middle: float, large: float) -> None:
     AF_ALG_NS.update({64: small, 576: middle, 1400: large})
 
 
-def test_the_known_answers_are_openssls_too() -> None:
+def test_the_known_answers_match_openssl() -> None:
     for suite in SUITES.values():
         keymat = KeyMaterial(bytes(range(1, suite.key_len + 1)), probe._NONCE[:4])
         out = memoryview(bytearray(len(probe._PLAINTEXT) + suite.icv_len))
@@ -53,14 +53,14 @@ def test_the_known_answers_are_openssls_too() -> None:
     ("times", "taken"),
     [
         ((1500, 1500, 2000), True),
-        ((3000, 1500, 2500), True),  # an answer is slower, together it is worth it
-        ((6000, 1500, 2000), False),  # what full packets gain, small ones lose
-        ((100, 100, 5000), False),  # full packets are what there is most of
-        ((1000, 2000, 4800), False),  # that is noise
+        ((3000, 1500, 2500), True),  # small packets are slower, the sum is faster
+        ((6000, 1500, 2000), False),  # small packets lose what full ones gain
+        ((100, 100, 5000), False),  # full packets are slower
+        ((1000, 2000, 4800), False),  # within noise
         ((9000, 9000, 9000), False),
     ],
 )
-def test_it_is_taken_where_it_is_faster_at_the_sizes_that_matter(
+def test_it_is_used_if_it_is_faster_at_the_sizes_that_matter(
     kernel: FakeKernel, times: tuple[float, float, float], taken: bool
 ) -> None:
     set_times(*times)
@@ -98,7 +98,7 @@ def test_a_suite_whose_algorithm_is_missing_is_left_to_openssl(
 
 
 @pytest.mark.parametrize("code", [errno.EAFNOSUPPORT, errno.EPERM])
-def test_where_it_is_not_there_auto_does_without_and_on_is_an_error(
+def test_if_it_is_unavailable_auto_uses_openssl_and_on_is_an_error(
     kernel: FakeKernel, code: int
 ) -> None:
     kernel.refuses["socket"] = code
@@ -111,12 +111,12 @@ def test_where_it_is_not_there_auto_does_without_and_on_is_an_error(
     assert "\n" not in str(caught.value)
 
 
-def test_a_wrong_answer_to_a_known_question_rules_it_out(kernel: FakeKernel) -> None:
+def test_a_wrong_known_answer_rules_it_out(kernel: FakeKernel) -> None:
     set_times(1, 1, 1)
     kernel.answer = lambda answer: answer[:-1] + bytes((answer[-1] ^ 1,))
     for verdict in choose("auto", SEALER).values():
         assert not verdict.in_use
-        # GMAC's text lies open in the answer, so there it is seen at once.
+        # With GMAC the text is in clear in the answer, so a change is detected at once.
         assert "wrong answers" in verdict.why or "changed a text" in verdict.why
     kernel.answer = lambda answer: answer[:-1]
     for verdict in choose("auto", SEALER).values():
@@ -132,7 +132,7 @@ def test_a_kernel_that_accepts_a_forged_packet_is_ruled_out(kernel: FakeKernel) 
         assert "accepts a forged packet" in verdict.why
 
 
-def test_a_kernel_that_refuses_what_is_right_is_ruled_out(kernel: FakeKernel) -> None:
+def test_a_kernel_that_refuses_an_authentic_packet_is_ruled_out(kernel: FakeKernel) -> None:
     set_times(1, 1, 1)
     kernel.refuses["recvmsg"] = errno.EBADMSG
     for verdict in choose("auto", SEALER).values():
@@ -154,7 +154,7 @@ def test_a_kernel_that_refuses_while_it_is_measured_is_not_used() -> None:
         assert verdict == replace(verdict, in_use=False, why="Operation not permitted")
 
 
-def test_switched_off_it_is_not_even_looked_for(kernel: FakeKernel) -> None:
+def test_switched_off_it_is_not_probed(kernel: FakeKernel) -> None:
     kernel.refuses["socket"] = errno.EDOM
     for verdict in choose("off", SEALER).values():
         assert (verdict.in_use, verdict.why) == (False, "switched off")

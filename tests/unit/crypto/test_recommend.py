@@ -1,4 +1,4 @@
-"""Which suite suits a machine, with round figures of the order that such boards have."""
+"""Recommended suites, from round figures of the order of magnitude of real boards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ARM = "ARMv8 Crypto Extensions"
 
 
 def figures(*ns: float) -> Figures:
-    """Nanoseconds by size, from the smallest size on."""
+    """Nanoseconds by size, beginning with the smallest size."""
     return dict(zip(SIZES, ns, strict=True))
 
 
@@ -39,18 +39,18 @@ def test_a_small_lead_is_not_worth_leaving_the_default() -> None:
 
 
 def test_large_packets_weigh_more_than_small_ones() -> None:
-    """A packet of each size: what a python call costs a small one decides nothing."""
+    """With one packet of each size, the overhead of a Python call on a small one is minor."""
     assert times_as_long(figures(900, 1_000, 4_100), figures(1_000, 1_000, 1_000)) == 2
 
 
-def test_a_suite_that_is_not_to_be_had_is_not_recommended() -> None:
+def test_an_unavailable_suite_is_not_recommended() -> None:
     assert recommended({AES: PI_4[AES]}) == AES
     assert recommended({CHACHA: PI_5[CHACHA]}) == CHACHA
     assert recommended({}) == AES
     assert reason({AES: PI_4[AES]}, "none") == f"This machine has no {CHACHA}."
 
 
-def test_the_reason_says_how_much_faster_and_what_of_the_processor() -> None:
+def test_the_reason_names_the_factor_and_the_instructions() -> None:
     assert reason(PI_4, "none") == f"It is 4.4 times as fast as {AES} on this machine."
     assert reason(PI_5, ARM) == (
         f"It is 3.2 times as fast as {CHACHA} on this machine, which has AES instructions ({ARM})."
@@ -59,6 +59,6 @@ def test_the_reason_says_how_much_faster_and_what_of_the_processor() -> None:
     assert reason(equal, "none") == f"It is about as fast as {CHACHA} on this machine."
 
 
-def test_what_is_right_depends_on_the_peer_too() -> None:
+def test_the_right_suite_also_depends_on_the_peer() -> None:
     assert "every peer" in peers(CHACHA)
     assert CHACHA in peers(AES)

@@ -54,7 +54,7 @@ async def test_the_python_engine_has_no_aws_lc() -> None:
 
 async def test_af_alg_is_refused_where_it_can_not_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch).refuses["socket"] = errno.EAFNOSUPPORT
-    with pytest.raises(EngineError, match=r"AF_ALG can't be had: .*EAFNOSUPPORT"):
+    with pytest.raises(EngineError, match=r"AF_ALG is unavailable: .*EAFNOSUPPORT"):
         PythonEngine().open(replace(SETTINGS, af_alg="on"), lambda _: None)
 
 
