@@ -1,8 +1,8 @@
-"""All that is wanted of a gateway: its settings, tunnels, SAs and policies.
+"""The desired state of a gateway: its settings, tunnels, SAs and policies.
 
-A setting is defined here, once: its default, the parser of its value and its place in the
-configuration. The models of the YAML sections are made of these definitions, and an engine is
-given the same object.
+Each setting is defined once, here: its default, the parser of its value and its place in the
+configuration. The models of the YAML sections are built from these definitions, and an engine gets
+the same object.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from esp_gw.protocol import UDP_ENCAP_PORT
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The definition of a setting beside its default.
+    """The definition of a setting, apart from its default.
 
-    `parse` turns a value as it was written into the setting's, or each one of a list where `many`;
-    the dataclass of a mapping stands in its place. `section` and `key` are its place in the
-    configuration; the key is the field's name where it is empty. A `live` setting changes by a
-    reload, the others by a restart.
+    `parse` converts a value as written, or each entry of a list if `many` is set; for a mapping it
+    is the dataclass of its settings. `section` and `key` are the place in the configuration; an
+    empty key means the name of the field. A reload applies a `live` setting, the others need a
+    restart.
     """
 
     parse: Callable[..., object]
@@ -39,10 +39,10 @@ def _setting(default: Any, parse: Callable[..., object], **place: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Offloads:
-    """Work of the native engine that is left to the kernel and the network card.
+    """Offloads of the native engine to the kernel and the network card.
 
     `tso`, `uso`: super-packets of TCP and UDP from the TUN. `udp_gso`, `udp_gro`: ESP packets of
-    one size in one send, in one receive. `merge`: neighbours merged before the TUN write.
+    one size in one send, in one receive. `merge`: adjacent packets merged before the TUN write.
     """
 
     tso: bool = _setting(True, values.parse_flag)
@@ -54,11 +54,11 @@ class Offloads:
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """The settings of an engine; one that lacks such a thing says so in its `status`.
+    """The settings of an engine; an engine reports unsupported ones in its `status`.
 
-    `interface` is the TUN device's name, `port` the local UDP port. `fwmark` marks the outer
-    sockets' packets so that routing keeps them out of the TUN. Of the native engine alone are
-    `workers` (None: as many as the processors of the process), `pin_workers`, `busy_poll_us`
+    `interface` is the name of the TUN device, `port` the local UDP port. `fwmark` marks packets of
+    the outer sockets so that routing keeps them out of the TUN. Only the native engine uses
+    `workers` (None: the number of processors of the process), `pin_workers`, `busy_poll_us`
     (microseconds that an idle worker polls before it sleeps) and `offload`.
     """
 
@@ -75,10 +75,10 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings(EngineSettings):
-    """The settings of a gateway beside its tunnels.
+    """The settings of a gateway, apart from its tunnels.
 
-    `addresses` are put on the TUN device. `mtu` None means: computed from the path MTU. `table` is
-    the routing table that holds the routes into the TUN.
+    `addresses` are assigned to the TUN device. An `mtu` of None is computed from the path MTU.
+    `table` is the routing table that holds the routes into the TUN.
     """
 
     addresses: tuple[IPAddress, ...] = _setting(
@@ -93,13 +93,13 @@ class GatewaySettings(EngineSettings):
 
 
 def settings_of(dataclass: type) -> dict[str, Setting]:
-    """The definitions of a dataclass's settings, by the names of its fields."""
+    """The definitions of the settings in a dataclass, by field name."""
     return {each.name: each.metadata["setting"] for each in fields(dataclass)}
 
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """All that the configuration and the CLI ask for: policies are in the order of the SPD."""
+    """The combined state requested by configuration and CLI; policies are in SPD order."""
 
     settings: GatewaySettings
     tunnels: tuple[Tunnel, ...] = ()

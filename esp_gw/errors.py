@@ -1,6 +1,6 @@
-"""The exception tree: every error that a person may see is an EspGwError.
+"""The exception tree: every error that a user may see is an EspGwError.
 
-An error reads on one line: where it was, what happened, what to do.
+An error is one line: where it happened, what happened, what to do.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 def printable(text: object) -> str:
-    """Return `str(text)` on one line, with escapes for what a terminal would obey."""
+    """Return `str(text)` on one line, with non-printable characters escaped."""
     line = str(text)
     if line.isprintable():
         return line
@@ -17,7 +17,7 @@ def printable(text: object) -> str:
 
 
 class EspGwError(Exception):
-    """An error for the person who runs the gateway."""
+    """An error for the operator of the gateway."""
 
     def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
         super().__init__(what)
@@ -32,7 +32,7 @@ class EspGwError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One fault in a configuration file: `line` counts from 1, 0 where the file has no line."""
+    """One fault in a configuration file: `line` counts from 1, and is 0 if there is none."""
 
     file: str
     line: int
@@ -47,7 +47,7 @@ class Problem:
 
 
 class ConfigError(EspGwError):
-    """The configuration is not usable; `problems` holds every fault that was found, in order."""
+    """The configuration is not usable; `problems` holds every fault found, in order."""
 
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
@@ -59,15 +59,15 @@ class KeyFileError(EspGwError):
 
 
 class LedgerError(EspGwError):
-    """The ledger of sequence numbers can't vouch for a key, so nothing is sent with it."""
+    """The ledger can't guarantee fresh sequence numbers for a key, so nothing is sent with it."""
 
 
 class LedgerMissingError(LedgerError):
-    """There is no ledger, so no key can be known to be fresh."""
+    """There is no ledger, so no key is known to be fresh."""
 
 
 class LedgerDamagedError(LedgerError):
-    """The ledger exists and can't be trusted."""
+    """The ledger exists but can't be trusted."""
 
 
 class LedgerForeignError(LedgerError):
@@ -75,11 +75,11 @@ class LedgerForeignError(LedgerError):
 
 
 class KeyReuseError(LedgerError):
-    """One key and salt was to be used in a way that would repeat an IV."""
+    """A use of a key and salt was refused because it would repeat an IV."""
 
 
 class EngineError(EspGwError):
-    """The data plane could not do what it was asked."""
+    """The data plane could not execute a request."""
 
 
 class NetworkError(EspGwError):
@@ -89,7 +89,7 @@ class NetworkError(EspGwError):
 class ControlError(EspGwError):
     """A request on the control socket failed.
 
-    `code` is the name on the wire without the interface's prefix: NotFound, AlreadyExists,
+    `code` is the name on the wire without the interface prefix: NotFound, AlreadyExists,
     InvalidParameter, MethodNotFound, PermissionDenied, Refused, Internal.
     """
 

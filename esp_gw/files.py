@@ -1,4 +1,4 @@
-"""Files that hold secrets or state: read with bounds, written whole or not at all."""
+"""Files that hold secrets or state: bounded reads, and writes that succeed completely or fail."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def open_regular(path: Path) -> Iterator[tuple[int, os.stat_result]]:
-    """Open a regular file for reading: its descriptor and the fstat of that very descriptor.
+    """Open a regular file for reading; yields its descriptor and the fstat of that descriptor.
 
-    Raises OSError, also for a name that no file can have and for what is not a regular file.
+    Raises OSError, also for an impossible file name and for anything but a regular file.
     """
     try:
         # O_NONBLOCK: a FIFO without a writer must not hang the caller.
@@ -31,7 +31,7 @@ def open_regular(path: Path) -> Iterator[tuple[int, os.stat_result]]:
 
 
 def read_bounded(fd: int, limit: int) -> bytes:
-    """All that `fd` holds, at most `limit` bytes. Raises OSError where there is more."""
+    """Read all of `fd`. Raises OSError if there are more than `limit` bytes."""
     with os.fdopen(fd, "rb", closefd=False) as stream:
         content = stream.read(limit + 1)
     if len(content) > limit:
@@ -40,10 +40,13 @@ def read_bounded(fd: int, limit: int) -> bytes:
 
 
 def privacy_fault(status: os.stat_result, forbidden: int = 0o077) -> str | None:
-    """Why a file is not kept secret: `forbidden` permission bits are set, or a stranger owns it."""
-    # Root looks after the files of the service's user, too: 'sudo esp-gw check' must work.
+    """The reason that a file is not private, or None: permission bits in `forbidden`, or its owner.
+
+    The owner must be root or the current user; root accepts any owner.
+    """
+    # Root may read the files of the service's user: 'sudo esp-gw check' must work.
     if os.geteuid() != 0 and status.st_uid not in (0, os.geteuid()):
-        return f"belongs to user {status.st_uid}, not to root or to the user that runs this"
+        return f"belongs to user {status.st_uid}, not to root or the current user"
     mode = stat.S_IMODE(status.st_mode)
     if mode & forbidden:
         return f"holds a secret and is open to other users (mode {mode:04o})"
@@ -51,9 +54,9 @@ def privacy_fault(status: os.stat_result, forbidden: int = 0o077) -> str | None:
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Create a file with mode 0600 and bring it to the disk; an existing one is never touched.
+    """Create a file with mode 0600 and sync it to disk; an existing file is never touched.
 
-    Raises OSError (FileExistsError where there is something already); then no file is left behind.
+    Raises OSError (FileExistsError if the name is taken); no new file is left behind in this case.
     """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -68,12 +71,12 @@ def write_new(path: Path, content: bytes) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Put `content` in place of a file in one step: after a crash there is the old or the new one.
+    """Replace a file atomically: after a crash it holds either the old or the new content.
 
-    The file has mode 0600. Raises OSError; then the old file is as it was.
+    The file has mode 0600. Raises OSError; the old file is unchanged in this case.
     """
     temporary = path.with_name(f".{path.name}.new")
-    # What a crash left behind; a fixed name keeps such files from adding up.
+    # Left behind by a crash; the fixed name keeps such files from accumulating.
     temporary.unlink(missing_ok=True)
     write_new(temporary, content)
     try:
@@ -85,7 +88,7 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
+    """Sync the entries of a folder to disk. Raises OSError."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -1,4 +1,4 @@
-"""Logging to stderr, one line an event, in a form that journald or a person reads; never a key."""
+"""Logging to stderr, one line per event, formatted for journald or a terminal; never a key."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ LEVELS = {
 HIDDEN = "<hidden>"
 _LOGGER = "esp_gw"
 
-# sd-daemon(3): the number in front of a line is the syslog level.
+# sd-daemon(3): the number at the start of a line is the syslog level.
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _COLOURS = {"warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31m"}
 _RESET = "\x1b[0m"
 _SECRET_FIELD = re.compile(r"(?:.*_)?(?:key|keymat|salt|psk)(?:_hex)?s?", re.IGNORECASE)
-# Another library's message may quote a key, or cut out a part of it: 16 digits are 8 bytes of one.
-# Decimal numbers as long as a 64-bit sequence number are none.
+# Messages of other libraries may quote a key or a part of it: 16 hex digits are 8 bytes of one.
+# Decimal numbers of the length of a 64-bit sequence number are not keys.
 _SECRET_TEXT = re.compile(
     r"""(?:0x)?(?:(?=[0-9]*[a-fA-F])[0-9a-fA-F]{16,}|[0-9]{21,})"""
     r"""|\bb(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")"""
@@ -37,13 +37,13 @@ _SECRET_TEXT = re.compile(
 
 
 def configure(level: str) -> None:
-    """Send every log line of `level` (a name of LEVELS) and above to stderr.
+    """Send log lines of `level` (a name of LEVELS) and above to stderr.
 
-    Lines of other libraries, from warnings on, take the same way. Raises EspGwError for another
-    name.
+    Other libraries are logged the same way, from warnings on. Raises EspGwError for an unknown
+    level.
     """
     if level not in LEVELS:
-        raise EspGwError(f"no log level {level!r}", hint=f"use one of {', '.join(LEVELS)}")
+        raise EspGwError(f"unknown log level {level!r}", hint=f"use one of {', '.join(LEVELS)}")
     line = _journal_line if _is_journal(sys.stderr) else _terminal_line
     handler = _LineHandler(sys.stderr, line)
     handler.setLevel(LEVELS[level])
@@ -54,30 +54,30 @@ def configure(level: str) -> None:
 class Log:
     """Writes events with fields, `log.info("ready", mtu=1438)`, through the standard logging.
 
-    structlog, and rich, which it imports, would be 5 MB more memory for it.
+    structlog would cost 5 MB of memory, as it imports rich.
     """
 
     def __init__(self) -> None:
         self._logger = logging.getLogger(_LOGGER)
 
     def debug(self, event: str, /, **fields: object) -> None:
-        """Write what only helps to find a fault."""
+        """Log an event that only helps to find a fault."""
         self._logger.debug(event, extra={"fields": fields})
 
     def info(self, event: str, /, **fields: object) -> None:
-        """Write what happens as it should."""
+        """Log an event of normal operation."""
         self._logger.info(event, extra={"fields": fields})
 
     def warning(self, event: str, /, **fields: object) -> None:
-        """Write what somebody should look at."""
+        """Log an event that the operator should check."""
         self._logger.warning(event, extra={"fields": fields})
 
     def error(self, event: str, /, **fields: object) -> None:
-        """Write what does not work."""
+        """Log a failure."""
         self._logger.error(event, extra={"fields": fields})
 
     def exception(self, event: str, /, **fields: object) -> None:
-        """Write an error with the traceback of the exception that is being handled."""
+        """Log an error with the traceback of the exception being handled."""
         self._logger.exception(event, extra={"fields": fields})
 
 
@@ -96,7 +96,7 @@ class _LineHandler(logging.Handler):
 
 
 def _is_journal(stream: TextIO) -> bool:
-    """Whether the stream is the one that $JOURNAL_STREAM names: children inherit the variable."""
+    """True if $JOURNAL_STREAM names this stream; child processes inherit the variable."""
     try:
         status = os.fstat(stream.fileno())
     except (OSError, ValueError):
@@ -120,12 +120,12 @@ def _terminal_line(record: logging.LogRecord) -> str:
 
 
 def _level(record: logging.LogRecord) -> str:
-    """The name of the standard level at or below that of a record."""
+    """Name of the standard level at or below that of a record."""
     return logging.getLevelName(min(record.levelno // 10 * 10, logging.CRITICAL)).lower()
 
 
 def _lines(record: logging.LogRecord) -> list[str]:
-    """The event's line, followed by indented ones where there is a traceback."""
+    """The line of the event, followed by the indented lines of a traceback if there is one."""
     fields = record.__dict__.get("fields", {"logger": record.name})
     words = [printable(scrub(record.getMessage()))]
     words += [f"{printable(name)}={_value(name, value)}" for name, value in fields.items()]
@@ -145,7 +145,7 @@ def _value(name: str, value: object) -> str:
 
 
 def _without_secrets(name: str, value: object) -> object:
-    """The value with everything hidden that is a key by its type or by the name it goes under."""
+    """The value with everything hidden whose type or field name marks it as a key."""
     if isinstance(value, KeyMaterial | bytes | bytearray | memoryview):
         return HIDDEN
     if _SECRET_FIELD.fullmatch(name):
@@ -158,5 +158,5 @@ def _without_secrets(name: str, value: object) -> object:
 
 
 def scrub(text: str) -> str:
-    """The text without what may be key material: long hex, and Python's literals of bytes."""
+    """Hide possible key material in a text: long hex strings, and Python bytes literals."""
     return _SECRET_TEXT.sub(HIDDEN, text)

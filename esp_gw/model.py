@@ -1,6 +1,6 @@
-"""The values that every part of esp_gw speaks: frozen, validated where they are made, without I/O.
+"""Value types shared by all of esp_gw: frozen, validated by their producers, without I/O.
 
-The words are the RFCs': SA, SPI, selector (RFC 4301), suite, ICV, ESN (RFC 4303, RFC 4106).
+The terms are those of the RFCs: SA, SPI, selector (RFC 4301), suite, ICV, ESN (RFC 4303, RFC 4106).
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ DEFAULT_REPLAY_WINDOW = 1024
 MIN_REPLAY_WINDOW = 64
 MAX_REPLAY_WINDOW = 8192
 MAX_SAS = 64
-"""SAs of one tunnel in each direction: as many as the largest machines have workers for."""
+"""Largest number of SAs of one tunnel in each direction: the workers of the largest machines."""
 
 LAST_TABLE = 32764
-"""The last routing table that may be ours: with a higher number our rules would stand behind the
-kernel's own, 32766 for the main table, and what is protected would leave in the clear."""
+"""Highest routing table usable by the gateway. With a higher one its rules would follow the
+kernel's rule for the main table (32766), and protected traffic would leave in the clear."""
 RESERVED_TABLES = {252: "compat", 253: "default", 254: "main", 255: "local"}
-"""The system's routing tables (rt_tables in iproute2)."""
+"""Routing tables reserved by the system (rt_tables in iproute2)."""
 
 
 class Mode(enum.StrEnum):
-    """What ESP protects (RFC 4301 4.1): a whole IP packet or the payload of one."""
+    """Mode of an SA (RFC 4301 4.1): ESP protects a whole IP packet, or the payload of one."""
 
     TUNNEL = "tunnel"
     TRANSPORT = "transport"
 
 
 class Encapsulation(enum.StrEnum):
-    """How ESP travels: in UDP (RFC 3948) or as IP protocol 50."""
+    """Encapsulation of ESP: in UDP (RFC 3948), or none, as IP protocol 50."""
 
     UDP = "udp"
     NONE = "none"
 
 
 class Direction(enum.StrEnum):
-    """Which way an SA carries packets, seen from this gateway."""
+    """Direction of the packets of an SA, seen from this gateway."""
 
     OUTBOUND = "outbound"
     INBOUND = "inbound"
 
 
 class Action(enum.StrEnum):
-    """What a policy does with a packet that it matches (RFC 4301 4.4.1)."""
+    """Action of a policy on a packet that it matches (RFC 4301 4.4.1)."""
 
     PROTECT = "protect"
     BYPASS = "bypass"
@@ -57,16 +57,16 @@ class Action(enum.StrEnum):
 
 
 class Origin(enum.StrEnum):
-    """Who asked for an SA or a policy: a configuration file, or the CLI."""
+    """Origin of an SA or a policy: a configuration file, or the CLI."""
 
     CONFIG = "config"
     CLI = "cli"
 
 
 class DropReason(enum.StrEnum):
-    """Why a packet went no further; each reason has a counter, for each SA and in total."""
+    """Reason for dropping a packet; each has a counter, for each SA and in total."""
 
-    # Outbound, in the order in which a packet can meet them.
+    # Outbound, in the order in which a packet may encounter them.
     MALFORMED_INNER = "malformed-inner"
     NO_POLICY = "no-policy"
     POLICY_DISCARD = "policy-discard"
@@ -79,7 +79,7 @@ class DropReason(enum.StrEnum):
     TOO_BIG = "too-big"
     QUEUE_FULL = "queue-full"
     SEND_ERROR = "send-error"
-    # Inbound, likewise.
+    # Inbound, in the order in which a packet may encounter them.
     TOO_SHORT = "too-short"
     TRUNCATED = "truncated"
     IKE_DATAGRAM = "ike-datagram"
@@ -99,7 +99,7 @@ class DropReason(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """An AEAD with its sizes in bytes (RFC 4106, 7634, 4543); salt 4 and IV 8 in all of them."""
+    """An AEAD with its sizes in bytes (RFC 4106, 7634, 4543); all have a salt of 4, an IV of 8."""
 
     name: str
     cipher: str
@@ -108,12 +108,12 @@ class Suite:
 
     @property
     def is_readable(self) -> bool:
-        """Whether what it protects can be read on the way: authenticated, not encrypted."""
+        """True if the traffic is only authenticated, not encrypted: it can be read on the path."""
         return self.cipher == AES_GMAC
 
     @property
     def keymat_len(self) -> int:
-        """Bytes of key and salt together, as a key file holds them."""
+        """Bytes of key and salt together, as in a key file."""
         return self.key_len + SALT_LEN
 
     def esp_len(self, payload_len: int) -> int:
@@ -124,7 +124,7 @@ class Suite:
     def max_payload(self, esp_len: int) -> int:
         """Bytes of the largest payload whose ESP packet is not longer than `esp_len`.
 
-        Negative where not even an empty payload fits.
+        Negative if not even an empty payload fits.
         """
         text_len = (esp_len - TEXT_OFFSET - self.icv_len) & ~3
         return text_len - TRAILER_LEN
@@ -171,7 +171,7 @@ class KeyMaterial:
 
 @dataclass(frozen=True, slots=True)
 class PortRange:
-    """Ports `first` to `last`, both included."""
+    """Ports `first` to `last`, inclusive."""
 
     first: int = 0
     last: int = 65535
@@ -182,10 +182,10 @@ class PortRange:
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """Inner traffic, named from this gateway's side in both directions (RFC 4301 4.4.1.1).
+    """Inner traffic as seen from this gateway, in both directions (RFC 4301 4.4.1.1).
 
-    `protocol` None is any; a port range None is any, and one that is given matches only packets
-    that carry ports: TCP, UDP, UDP-Lite, SCTP and DCCP that are whole or a first fragment.
+    A `protocol` or port range of None matches any. A port range matches only packets that carry
+    ports: TCP, UDP, UDP-Lite, SCTP and DCCP, unfragmented or the first fragment.
     """
 
     local: IPNetwork
@@ -197,12 +197,13 @@ class Selector:
 
 @dataclass(frozen=True, slots=True)
 class Sa:
-    """One security association as it is wanted; what changes while it runs is the engine's.
+    """The desired parameters of one security association; its run-time state is in the engine.
 
-    `local` and `remote` are the outer addresses, `remote_port` the peer's UDP port. `selectors` say
-    which inner packets the SA may carry. `keepalive` is the seconds between NAT keepalives of an
-    outbound SA (RFC 3948 4), 0 for none. `pair` names the SA of the other direction. `used_seq` is
-    the highest sequence number that another program may have used with the key, 0 for none.
+    `local` and `remote` are the outer addresses, `remote_port` the peer's UDP port. `selectors`
+    define the inner packets that the SA may carry. `keepalive` is the interval of NAT keepalives
+    (RFC 3948 4) of an outbound SA in seconds, 0 for none. `pair` names the SA of the opposite
+    direction. `used_seq` is the highest sequence number that another program may have used with the
+    key, 0 for none.
     """
 
     name: str
@@ -228,15 +229,15 @@ class Sa:
     def last_seq(self) -> int:
         """The highest sequence number that the SA may send: 64 bits with ESN, 32 without.
 
-        One that another program began stays in 32 bits, where the IVs of that program are not
-        met (docs/explanation/safety.md).
+        An SA begun by another program stays within 32 bits, where it does not meet the IVs of that
+        program (docs/explanation/safety.md).
         """
         return 2**64 - 1 if self.esn and not self.used_seq else 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """One entry of the SPD; `sas` names the outbound SAs of a protect policy, one a flow."""
+    """One entry of the SPD; `sas` names the outbound SAs of a protect policy; a flow uses one."""
 
     name: str
     action: Action
@@ -248,7 +249,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Sequence numbers `first` to `end - 1`, on disk as used before the first of them is."""
+    """Sequence numbers `first` to `end - 1`, on disk as used before the first of them is used."""
 
     first: int
     end: int
@@ -259,20 +260,20 @@ OPENSSL = "openssl"
 AWS_LC = "aws-lc"
 AF_ALG = "af-alg"
 PROVIDERS = (PROVIDER_AUTO, OPENSSL, AWS_LC)
-"""What `crypto.provider` may be; the python engine has OpenSSL alone."""
+"""Values of `crypto.provider`; the python engine has only OpenSSL."""
 NO_AES = "none"
-"""What is said of the AES instructions of a processor without any."""
+"""Reported instead of AES instructions for a processor without any."""
 
 AF_ALG_AUTO = "auto"
 AF_ALG_ON = "on"
 AF_ALG_OFF = "off"
 AF_ALG_CHOICES = (AF_ALG_AUTO, AF_ALG_ON, AF_ALG_OFF)
-"""What `crypto.offload` may be: the kernel's AF_ALG where it is faster, always, or never."""
+"""Values of `crypto.offload`: use AF_ALG of the kernel if it is faster, always, or never."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tunnel:
-    """A tunnel of the configuration and the names of what it expands to."""
+    """A tunnel of the configuration, and the names of the SAs and policies it expands to."""
 
     name: str
     mode: Mode

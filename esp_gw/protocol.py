@@ -1,4 +1,4 @@
-"""Numbers of the RFCs and sizes of headers and ESP packets, in bytes."""
+"""Numbers assigned by the RFCs, and sizes of headers and ESP packets in bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PORT_PROTOCOLS = frozenset((IPPROTO_TCP, IPPROTO_UDP, IPPROTO_DCCP, IPPROTO_SCTP
 NO_NEXT_HEADER = 59
 """The next header of a dummy packet (RFC 4303 2.6)."""
 HOP_BY_HOP, ROUTING, FRAGMENT_HEADER, DESTINATION_OPTIONS = 0, 43, 44, 60
-"""The extension headers of IPv6 (RFC 8200 4)."""
+"""IPv6 extension headers (RFC 8200 4)."""
 
 IPV4_HEADER_LEN = 20
 IPV6_HEADER_LEN = 40
@@ -34,6 +34,6 @@ ESP_HEADER_LEN = 8
 SALT_LEN = 4
 IV_LEN = 8
 TEXT_OFFSET = ESP_HEADER_LEN + IV_LEN
-"""The first encrypted byte of an ESP packet."""
+"""Offset of the first encrypted byte of an ESP packet."""
 TRAILER_LEN = 2
 """pad_len and next_header (RFC 4303 2)."""

@@ -1,7 +1,7 @@
-"""Parsers of the values that a person gives, as text or as the JSON value of the same meaning.
+"""Parsers of user-supplied values, given as text or as the equivalent JSON value.
 
 One parser for each kind of value serves the configuration, the command line and the state file. A
-parser raises FieldError in words for a person; text that may be a key is never repeated.
+parser raises FieldError with a readable message, which never quotes text that may be a key.
 """
 
 from __future__ import annotations
@@ -44,33 +44,33 @@ _PORTS = re.compile(r"([0-9]{1,5})(?:\s*-\s*([0-9]{1,5}))?")
 
 
 class FieldError(ValueError):
-    """A value that doesn't fit, in words for a person."""
+    """An invalid value; the text is a readable message."""
 
 
 def looks_like_a_key(text: str) -> bool:
-    """Whether text has so many hex digits in a row that it may be key material."""
+    """True if text has a run of hex digits so long that it may be key material."""
     return _LIKE_A_KEY.search(text) is not None
 
 
 def shown(value: object) -> str:
-    """A value as an error may repeat it: short, on one line, and nothing that may be a key."""
+    """A value as quoted in an error: short, on one line, and never possible key material."""
     if value is None:
         return "nothing"
     if isinstance(value, dict | list):
         return "a mapping" if isinstance(value, dict) else "a list"
     text = printable(value)
     if len(text) > 48 or looks_like_a_key(text):
-        return f"a text of {len(text)} characters"
+        return f"text of {len(text)} characters"
     return f"'{text}'"
 
 
 def family(value: IPAddress | IPNetwork) -> str:
-    """IPv4 or IPv6, as people write it."""
+    """Name of the address family: IPv4 or IPv6."""
     return f"IPv{value.version}"
 
 
 def host_network(address: IPAddress) -> IPNetwork:
-    """The prefix that holds one address and no other."""
+    """The prefix that contains only this address."""
     return ipaddress.ip_network(address)
 
 
@@ -93,7 +93,7 @@ def integer(low: int, high: int) -> Callable[[object], int]:
 
 
 def parse_flag(value: object) -> bool:
-    """True or false, with YAML's words for them."""
+    """True or false, in any spelling of YAML."""
     if isinstance(value, bool):
         return value
     if isinstance(value, str) and value.lower() in ("true", "yes", "on", "false", "no", "off"):
@@ -102,7 +102,7 @@ def parse_flag(value: object) -> bool:
 
 
 def one_of(*words: str) -> Callable[[object], str]:
-    """A parser that takes one of `words`."""
+    """A parser that accepts one of `words`."""
 
     def parse(value: object) -> str:
         if isinstance(value, str) and value in words:
@@ -113,7 +113,7 @@ def one_of(*words: str) -> Callable[[object], str]:
 
 
 def parse_suite(value: object) -> Suite:
-    """A suite by its name."""
+    """A suite, by name."""
     if isinstance(value, str) and value in SUITES:
         return SUITES[value]
     raise FieldError(f"expected one of {', '.join(SUITES)}, not {shown(value)}")
@@ -130,7 +130,7 @@ def parse_name(value: object) -> str:
 
 
 def parse_sa_name(value: object) -> str:
-    """The name of an SA: like a policy's, and /out or /in may follow, and a number after a dot."""
+    """The name of an SA: that of a policy, optionally with /out or /in and a number after a dot."""
     if isinstance(value, str) and _SA_NAME.fullmatch(value):
         return value
     raise FieldError(
@@ -140,7 +140,7 @@ def parse_sa_name(value: object) -> str:
 
 
 def parse_interface(value: object) -> str:
-    """The name of a network interface as Linux takes it (dev_valid_name)."""
+    """The name of a network interface, as accepted by Linux (dev_valid_name)."""
     if isinstance(value, str) and _INTERFACE.fullmatch(value) and value not in (".", ".."):
         return value
     raise FieldError(
@@ -149,17 +149,17 @@ def parse_interface(value: object) -> str:
 
 
 def parse_absolute_path(value: object) -> str:
-    """A path from the root."""
+    """An absolute path."""
     if isinstance(value, str) and value.startswith("/") and value.isprintable():
         return value
     raise FieldError(f"expected a path that begins with '/', not {shown(value)}")
 
 
 def parse_socket_path(value: object) -> str:
-    """A path from the root that fits a unix socket's address: at most 107 bytes (unix(7))."""
+    """An absolute path that fits the address of a unix socket: at most 107 bytes (unix(7))."""
     path = parse_absolute_path(value)
     if len(path.encode()) > 107:
-        raise FieldError("is too long: a unix socket's path has at most 107 bytes")
+        raise FieldError("is too long: the path of a unix socket has at most 107 bytes")
     return path
 
 
@@ -192,12 +192,12 @@ def parse_address(value: object) -> IPAddress:
             f"{address} is a multicast or broadcast address, expected the address of a host"
         )
     if address.is_unspecified:
-        raise FieldError(f"{address} is no host's address")
+        raise FieldError(f"{address} is not the address of a host")
     return address
 
 
 def parse_outer_address(value: object) -> IPAddress:
-    """An address that ESP can travel from and to without naming an interface."""
+    """An address usable as an ESP endpoint without naming an interface."""
     address = parse_address(value)
     if address.version == 6 and address.is_link_local:
         raise FieldError(
@@ -208,7 +208,7 @@ def parse_outer_address(value: object) -> IPAddress:
 
 @functools.lru_cache(maxsize=64)
 def _address(value: str) -> IPAddress:
-    """One object for an address that thousands of tunnels have, as their own end."""
+    """Share one object for an address common to thousands of tunnels, as their local end."""
     return ipaddress.ip_address(value)
 
 
@@ -220,7 +220,7 @@ def _bare(value: str) -> str | None:
 
 
 def parse_prefix(value: object) -> IPNetwork:
-    """An IPv4 or IPv6 prefix; an address alone is that one host."""
+    """An IPv4 or IPv6 prefix; a bare address is the prefix of that host."""
     if isinstance(value, ipaddress.IPv4Network | ipaddress.IPv6Network):
         return value
     expected = f"expected a prefix such as 10.1.0.0/24 or fd00:1::/64, not {shown(value)}"
@@ -277,8 +277,8 @@ def parse_window(value: object) -> int:
 
 
 def parse_table(value: object) -> int:
-    """A routing table that is ours alone."""
-    # With 1 a rule of ours would stand beside the kernel's first one, for addresses of this host.
+    """A routing table for exclusive use by the gateway."""
+    # With 1 a rule of the gateway would be next to the kernel's first rule, for local addresses.
     table = parse_integer(value, 2, LAST_TABLE)
     if table in RESERVED_TABLES:
         raise FieldError(f"is the system's table '{RESERVED_TABLES[table]}': choose another number")
@@ -286,27 +286,27 @@ def parse_table(value: object) -> int:
 
 
 def parse_mode(value: object) -> Mode:
-    """A mode by its name."""
+    """A mode, by name."""
     return Mode(one_of(*Mode)(value))
 
 
 def parse_encapsulation(value: object) -> Encapsulation:
-    """An encapsulation by its name."""
+    """An encapsulation, by name."""
     return Encapsulation(one_of(*Encapsulation)(value))
 
 
 def parse_direction(value: object) -> Direction:
-    """A direction by its name."""
+    """A direction, by name."""
     return Direction(one_of(*Direction)(value))
 
 
 def parse_action(value: object) -> Action:
-    """A policy's action by its name."""
+    """The action of a policy, by name."""
     return Action(one_of(*Action)(value))
 
 
 def parse_unprotected_action(value: object) -> Action:
-    """The action of a policy that names no SA: `bypass` or `discard`."""
+    """The action of a policy without an SA: `bypass` or `discard`."""
     return Action(one_of(Action.BYPASS, Action.DISCARD)(value))
 
 
@@ -315,7 +315,7 @@ parse_spi = integer(MIN_SPI, MAX_SPI)
 parse_seq = integer(0, 2**64 - 1)
 parse_mark = integer(1, 2**32 - 1)
 parse_mtu = integer(576, 65535)
-"""Bytes of an inner packet; every IPv4 host takes 576 (RFC 791 3.1)."""
+"""Bytes of an inner packet; every IPv4 host accepts 576 (RFC 791 3.1)."""
 parse_keepalive = integer(0, 3600)
 """Seconds."""
 parse_sa_count = integer(1, MAX_SAS)

@@ -1,4 +1,4 @@
-"""A data plane and a kernel made of values, for what stands above them."""
+"""A fake data plane and a fake kernel, held in memory, for the tests of the layers above them."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from esp_gw.network.plan import Network
 MACHINE = "a machine of tests"
 
 
-class _Keeper(logging.Handler):
-    def __init__(self, kept: list[dict[str, Any]]) -> None:
+class _Collector(logging.Handler):
+    def __init__(self, entries: list[dict[str, Any]]) -> None:
         super().__init__()
-        self.kept = kept
+        self.entries = entries
 
     def emit(self, record: logging.LogRecord) -> None:
         line = {"event": record.getMessage(), "log_level": record.levelname.lower()}
         if record.exc_info:
             line["exc_info"] = record.exc_info
-        self.kept.append(line | record.__dict__["fields"])
+        self.entries.append(line | record.__dict__["fields"])
 
 
 @contextmanager
 def captured_logs() -> Iterator[list[dict[str, Any]]]:
-    """Keep what is logged: the event, its level and its fields."""
+    """Collect log entries: the event, its level and its fields."""
     logger = logging.getLogger("esp_gw")
     before = logger.level
-    keeper = _Keeper([])
-    logger.addHandler(keeper)
+    collector = _Collector([])
+    logger.addHandler(collector)
     logger.setLevel(logging.DEBUG)
     try:
-        yield keeper.kept
+        yield collector.entries
     finally:
-        logger.removeHandler(keeper)
+        logger.removeHandler(collector)
         logger.setLevel(before)
 
 
@@ -56,7 +56,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 class FakeEngine:
-    """Keeps what it is given; `used` says how far an SA's numbers have come."""
+    """An engine that only records its calls; `used` is the last sequence number of each SA."""
 
     name = "fake"
 
@@ -67,7 +67,7 @@ class FakeEngine:
         self.leases: dict[str, Lease] = {}
         self.floors: dict[str, int] = {}
         self.used: dict[str, int] = {}
-        self.told: dict[str, int] = {}
+        self._reported: dict[str, int] = {}
         self.extensions: list[tuple[str, Lease]] = []
         self.policies: tuple[Policy, ...] = ()
         self.sockets: frozenset[OuterSocket] = frozenset()
@@ -133,8 +133,8 @@ class FakeEngine:
     def advanced(self) -> dict[str, int]:
         inbound = [sa.name for sa in self.sas.values() if sa.direction is Direction.INBOUND]
         now = {name: self.used[name] for name in inbound if name in self.used}
-        advanced = dict(now.items() - self.told.items())
-        self.told |= now
+        advanced = dict(now.items() - self._reported.items())
+        self._reported |= now
         return advanced
 
     def counters(self) -> Counters:
@@ -153,7 +153,7 @@ class FakeEngine:
 
 
 class FakeNetlink:
-    """A kernel's network; `fail_at` makes it refuse the action of that number, once."""
+    """The network of a kernel; `fail_at` makes it refuse the action of that number, once."""
 
     def __init__(self) -> None:
         self.network = Network(mtu=1500)
@@ -189,9 +189,9 @@ class FakeNetlink:
                 self._failing = None
                 raise NetworkError("the kernel refused it")
             self.actions += 1
-            self._carry_out(change)
+            self._execute(change)
 
-    def _carry_out(self, change: changes.NetworkChange) -> None:
+    def _execute(self, change: changes.NetworkChange) -> None:
         old = self.network
         match change:
             case changes.AddRoute(route):

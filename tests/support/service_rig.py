@@ -1,4 +1,4 @@
-"""The control methods over a gateway with a data plane and a kernel made of values."""
+"""The control methods of a gateway with a fake data plane and a fake kernel."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Rig:
         self.store = Store(folder / "added.json")
         self.ledger = folder / "ledger.db"
         self.engine, self.netlink = FakeEngine(), FakeNetlink()
-        # No suite is slower than another, unless a test says so.
+        # All suites have the same speed unless a test changes it.
         self.figures: dict[str, Figures] = {suite: dict.fromkeys(SIZES, 1000.0) for suite in SUITES}
         self.kernel_figures = dict(self.figures)
         self.gateway = Gateway(

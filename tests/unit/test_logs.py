@@ -1,4 +1,4 @@
-"""Log lines: one an event, what journald needs, what a person reads, and never a key."""
+"""Log lines: one per event, formatted for journald or a terminal, and never a key."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEYMAT = KeyMaterial.from_bytes(SECRET)
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    """Leave logging as it was."""
+    """Restore the configuration of logging."""
     root = logging.getLogger()
     ours = logging.getLogger("esp_gw")
     before = root.handlers[:], root.level, ours.level
@@ -32,7 +32,7 @@ def restored() -> Iterator[None]:
 
 
 class Stderr:
-    """A file in place of stderr, so that it has an inode as the journal's stream does."""
+    """A file in place of stderr: it has an inode, as the stream of the journal does."""
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path = path
@@ -40,7 +40,7 @@ class Stderr:
         self.monkeypatch = monkeypatch
 
     def configure(self, level: str) -> None:
-        # Not in the fixture: pytest puts its own stderr in place between setup and test.
+        # Not in the fixture: pytest replaces stderr between setup and test.
         self.monkeypatch.setattr(sys, "stderr", self.stream)
         logs.configure(level)
 
@@ -109,7 +109,7 @@ def test_the_journal_gets_priorities_and_no_time(
     assert stderr.lines() == [f"<{priority}>ready mtu=1400"]
 
 
-def test_an_inherited_journal_stream_that_is_not_stderr_does_not_count(
+def test_an_inherited_journal_stream_that_is_not_stderr_is_ignored(
     stderr: Stderr, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JOURNAL_STREAM", "8:1")
@@ -127,7 +127,7 @@ def test_levels_below_the_one_configured_are_silent(stderr: Stderr) -> None:
     assert [line.split()[-1] for line in stderr.lines()] == ["c"]
 
 
-def test_an_unknown_level_names_those_there_are() -> None:
+def test_an_unknown_level_is_reported_with_the_known_ones() -> None:
     with pytest.raises(EspGwError, match="'loud'; use one of debug, info, warning, error"):
         logs.configure("loud")
 
@@ -157,7 +157,7 @@ def test_an_unknown_level_names_those_there_are() -> None:
         {"error": ValueError(f"no good: {SECRET!r}")},
     ],
 )
-def test_a_key_is_hidden_wherever_it_stands(stderr: Stderr, fields: dict[str, object]) -> None:
+def test_a_key_is_hidden_in_every_place(stderr: Stderr, fields: dict[str, object]) -> None:
     line = line_of(stderr, **fields)
     assert logs.HIDDEN in line
     for part in (
@@ -189,12 +189,12 @@ def test_a_key_in_the_event_is_hidden_too(stderr: Stderr) -> None:
         ('say "hi"', '"say \\"hi\\""'),
     ],
 )
-def test_what_is_no_key_is_shown(stderr: Stderr, value: str, shown: str) -> None:
+def test_a_value_that_is_no_key_is_shown(stderr: Stderr, value: str, shown: str) -> None:
     assert line_of(stderr, file=value) == f"file={shown}"
 
 
 @pytest.mark.parametrize("text", ["a\nb", "a\r\nb", "a\x1b[31mb", "a\u2028b", "a\x00b", "a\ud800b"])
-def test_what_would_break_a_line_is_escaped(stderr: Stderr, text: str) -> None:
+def test_characters_that_would_break_a_line_are_escaped(stderr: Stderr, text: str) -> None:
     stderr.configure("info")
     logger().info(text, **{"value": text, text: 1, "list": [text]})
     (line,) = stderr.lines()
@@ -218,7 +218,9 @@ def test_a_traceback_follows_indented_and_without_keys(
     assert "a0a1" not in "".join(rest)
 
 
-def test_other_libraries_take_the_same_way(stderr: Stderr, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_libraries_are_logged_the_same_way(
+    stderr: Stderr, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("JOURNAL_STREAM", stderr.name)
     stderr.configure("info")
     logging.getLogger("asyncio").error("slow %s", "loop\n")

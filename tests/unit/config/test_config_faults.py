@@ -155,7 +155,7 @@ LONG_HEX = "0badc0de" * 9
         ("192.0.2.2", "2001:db8::1", "4: tunnels.b.remote: is an IPv6 address"),
         ("192.0.2.2", "224.0.0.5", "4: tunnels.b.remote: 224.0.0.5 is a multicast"),
         ("192.0.2.2", "255.255.255.255", "4: tunnels.b.remote: 255.255.255.255 is a multicast"),
-        ("192.0.2.2", "0.0.0.0", "4: tunnels.b.remote: 0.0.0.0 is no host's"),
+        ("192.0.2.2", "0.0.0.0", "4: tunnels.b.remote: 0.0.0.0 is not the address"),
         ("192.0.2.2", "fe80::1", "4: tunnels.b.remote: link-local"),
         ("192.0.2.2", "fe80::1%eth0", "4: tunnels.b.remote: a zone"),
         ("192.0.2.2", "::ffff:1.2.3.4", "4: tunnels.b.remote: write the IPv4 address 1.2.3.4"),
