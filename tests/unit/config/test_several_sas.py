@@ -74,7 +74,7 @@ def test_a_credential_holds_the_keys_of_all_sas(
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 4])
-def test_too_few_or_too_many_keys_say_how_many_and_what_to_do(tmp_path: Path, count: int) -> None:
+def test_a_wrong_number_of_keys_is_reported_with_a_hint(tmp_path: Path, count: int) -> None:
     keys(tmp_path, in_=count)
     text = only_fault(tmp_path, TUNNEL)
     assert text.startswith("gw.yaml:9: tunnels.b.inbound.key.file: ")

@@ -63,7 +63,7 @@ def test_a_missing_socket_is_reported_with_how_to_start_the_daemon(path: Path) -
     )
 
 
-def test_the_socket_of_a_dead_daemon_is_reported_likewise(path: Path) -> None:
+def test_the_socket_of_a_dead_daemon_is_reported_the_same_way(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     with pytest.raises(EspGwError, match=r"not running \(nothing listens at .*esp-gw run"):

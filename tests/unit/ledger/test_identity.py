@@ -27,7 +27,7 @@ def test_the_machine_is_its_id_and_its_board(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "\n", "uninitialized\n", "0" * 32, "0123", None])
-def test_a_machine_without_an_id_is_told_how_to_get_one(tmp_path: Path, text: str | None) -> None:
+def test_a_missing_machine_id_is_reported_with_a_remedy(tmp_path: Path, text: str | None) -> None:
     machine_id = tmp_path / "machine-id"
     if text is not None:
         machine_id.write_text(text)
