@@ -1,3 +1,3 @@
-"""IPsec ESP gateway in userspace: packets between a TUN device and ESP on real sockets."""
+"""Userspace IPsec ESP gateway: carries IP packets between a TUN device and ESP sockets."""
 
 __version__ = "0.1.0"

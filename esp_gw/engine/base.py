@@ -1,4 +1,4 @@
-"""What an engine is: the data plane behind one small interface, the same for every engine.
+"""The contract of an engine: the data plane behind one small interface.
 
 All methods are called from the event loop's thread and return at once. Events are delivered on the
 same thread, through the callback given to `open`.
@@ -18,28 +18,31 @@ from esp_gw.model import Encapsulation, IPAddress, Lease, Policy, Sa
 
 @dataclass(frozen=True, slots=True)
 class LeaseLow:
-    """An outbound SA has used half of its lease: extend it, or it will drop `lease-exhausted`."""
+    """An outbound SA has used half of its lease; unless extended it will drop `lease-exhausted`."""
 
     sa: str
 
 
 @dataclass(frozen=True, slots=True)
 class SoftExpired:
-    """An SA is near the end of its sequence numbers: time for a new key."""
+    """An SA is near the end of its sequence numbers and needs a new key."""
 
     sa: str
 
 
 @dataclass(frozen=True, slots=True)
 class HardExpired:
-    """An SA has used its last sequence number and carries nothing any more."""
+    """An SA has used its last sequence number and no longer carries packets."""
 
     sa: str
 
 
 @dataclass(frozen=True, slots=True)
 class PeerAddressChanged:
-    """An authenticated, newest packet came from elsewhere (RFC 7296 2.23): replies go there now."""
+    """The peer's source address changed; replies now go to the new one (RFC 7296 2.23).
+
+    Reported for an authenticated packet that is the newest of its SA.
+    """
 
     sa: str
     address: IPAddress
@@ -48,7 +51,7 @@ class PeerAddressChanged:
 
 @dataclass(frozen=True, slots=True)
 class PathMtuChanged:
-    """The kernel learned the path MTU to `remote`: bytes, outer IP header included."""
+    """The kernel learned a path MTU to `remote`, in bytes, outer IP header included."""
 
     remote: IPAddress
     mtu: int
@@ -56,7 +59,7 @@ class PathMtuChanged:
 
 @dataclass(frozen=True, slots=True)
 class GsoRefused:
-    """The kernel refused runs of packets to `remote` in one send, with `error`: they go singly."""
+    """The kernel refused a GSO send to `remote` with `error`; packets are now sent one by one."""
 
     remote: IPAddress
     error: str
@@ -64,14 +67,14 @@ class GsoRefused:
 
 @dataclass(frozen=True, slots=True)
 class AfAlgLost:
-    """AF_ALG failed, with `reason`, and is used no more: every SA goes on in the library."""
+    """AF_ALG failed with `reason` and is no longer used; every SA continues in the library."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class EngineFailed:
-    """The TUN device or a socket is gone and the engine can't go on: the daemon must end."""
+    """The TUN device or a socket is gone; the engine can't continue and the daemon must exit."""
 
     reason: str
 
@@ -90,10 +93,10 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class SaCounters:
-    """What one SA has done: `bytes` are of inner packets.
+    """Counters of one SA; `bytes` counts inner packets.
 
     `seq` is the next number of an outbound SA and the highest authenticated one of an inbound SA.
-    `lease_end` is 0 for an inbound SA. `remote`, `remote_port`: where the peer is now.
+    `lease_end` is 0 for an inbound SA. `remote` and `remote_port` are the peer's current address.
     """
 
     packets: int
@@ -107,7 +110,7 @@ class SaCounters:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """All counters of an engine; `drops` are totals by reason, packets without an SA included."""
+    """All counters of an engine; `drops` has totals by reason, packets without an SA included."""
 
     packets_out: int
     bytes_out: int
@@ -121,7 +124,7 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class OuterSocket:
-    """One socket that the engine needs: the local address, and how ESP travels through it."""
+    """An outer socket that the engine needs: local address and encapsulation."""
 
     address: IPAddress
     encapsulation: Encapsulation
@@ -129,7 +132,7 @@ class OuterSocket:
 
 @dataclass(frozen=True, slots=True)
 class OffloadStatus:
-    """Whether an offload is in use; `why` it is not, or not everywhere: one line, or empty."""
+    """State of one offload; `why` says in one line why it is not in use everywhere, or is empty."""
 
     in_use: bool
     why: str = ""
@@ -137,11 +140,11 @@ class OffloadStatus:
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """How an engine works.
+    """Resources and offloads that an engine uses.
 
-    `provider` is the library, with its version, by the names of the suites in use, and `af_alg`
-    whether the kernel does its work, by the same names; `aes` the processor's instructions for
-    AES-GCM; `offload` is by the names of `Offloads`.
+    `provider` maps each suite in use to its library and version; `af_alg` maps the same suites to
+    the state of AF_ALG. `aes` names the processor's instructions for AES-GCM. `offload` is keyed
+    by the field names of `Offloads`.
     """
 
     workers: int
@@ -162,10 +165,10 @@ class Engine(Protocol):
         """Create the TUN device and start reading it. Raises EngineError."""
 
     def close(self) -> None:
-        """Stop, close every descriptor; the TUN device goes with them."""
+        """Stop and close every descriptor, which removes the TUN device."""
 
     def set_outer_sockets(self, wanted: Sequence[OuterSocket]) -> None:
-        """Open those that are missing, then close those not named. Raises EngineError."""
+        """Open the sockets that are missing, then close those not wanted. Raises EngineError."""
 
     def install_outbound(self, sa: Sa, lease: Lease) -> None:
         """Add an outbound SA that begins at the lease's first sequence number."""
@@ -174,29 +177,29 @@ class Engine(Protocol):
         """Add an inbound SA whose window treats every number up to `highest_seq` as seen."""
 
     def at_once(self) -> AbstractContextManager[None]:
-        """Let the SAs that are installed inside come into use in one step, at its end.
+        """Return a context at whose end all SAs installed inside it take effect in one step.
 
-        Where one of them can't be installed none is, and the EngineError goes on.
+        If one of them can't be installed, none is, and the EngineError propagates.
         """
 
     def remove_sas(self, names: Sequence[str]) -> list[SaCounters]:
-        """Forget SAs and their keys; the counters are final: nothing more is sent or accepted.
+        """Remove SAs and their keys; return their final counters, in the order of `names`.
 
-        They are in the order of `names`. Raises EngineError where there is no such SA, and then
-        none is forgotten.
+        Nothing is sent or accepted through them afterwards. Raises EngineError if one doesn't
+        exist; no SA is removed in that case.
         """
 
     def replace_policies(self, policies: Sequence[Policy]) -> None:
-        """Put a new SPD in place in one step, in the order given."""
+        """Replace the SPD in one step; `policies` are in order of precedence."""
 
     def extend_lease(self, name: str, lease: Lease) -> None:
-        """Give an outbound SA more sequence numbers, used after those it has."""
+        """Give an outbound SA more sequence numbers, to be used after its current ones."""
 
     def counters(self) -> Counters:
-        """A snapshot of every counter."""
+        """Return a snapshot of every counter."""
 
     def advanced(self) -> dict[str, int]:
-        """How far the inbound SAs came whose windows advanced since the last call."""
+        """Return the highest sequence number of each inbound SA that advanced since last call."""
 
     def status(self) -> EngineStatus:
-        """How it works: what it uses of what there is, and why not more."""
+        """Return the resources and offloads in use, with the reason for each one that is not."""

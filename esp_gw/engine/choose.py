@@ -1,6 +1,6 @@
-"""Which engine runs: the native one where it is installed, else the reference."""
+"""Engine selection: the native engine if it is installed, else the reference engine."""
 
-# Each is imported only where it runs: the one brings cryptography, the other may not be there.
+# Imported lazily: the python engine pulls in cryptography, the native one may not be installed.
 # ruff: noqa: PLC0415
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from esp_gw.errors import EngineError
 
 
 def is_native(name: str) -> bool:
-    """Whether `name` (auto, python or native) means the native engine. Raises EngineError."""
+    """Return True if `name` (auto, python or native) selects the native engine.
+
+    Raises EngineError if the native engine is required and not installed.
+    """
     installed = find_spec("esp_gw_core") is not None
     if name == "native" and not installed:
         raise EngineError(

@@ -1,12 +1,12 @@
-"""The exception that ends the way of a packet."""
+"""The exception that drops a packet."""
 
 from __future__ import annotations
 
 from esp_gw.model import DropReason
 
 
-class Drop(Exception):  # noqa: N818 - the ordinary end of a packet, not an error
-    """Ends the way of a packet; `reason` is the counter that it adds to."""
+class Drop(Exception):  # noqa: N818 - an ordinary outcome for a packet, not an error
+    """Raised to drop the current packet; `reason` names the counter to increment."""
 
     def __init__(self, reason: DropReason) -> None:
         super().__init__(reason)

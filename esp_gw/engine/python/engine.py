@@ -1,6 +1,7 @@
-"""The reference engine: one asyncio process, one packet a system call.
+"""The reference engine: one asyncio process, one packet per system call.
 
-The packet's way is in outbound.py and inbound.py; this file installs what they work with.
+The packet path is in outbound.py and inbound.py; this file manages the SAs, policies and sockets
+that they use.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class PythonEngine:
         self._loop.add_reader(self._tun, self._read_tun)
 
     def close(self) -> None:
-        """Stop, close every descriptor; the TUN device goes with them."""
+        """Stop and close every descriptor, which removes the TUN device."""
         for timer in self._keepalives.values():
             timer.cancel()
         self._keepalives.clear()
@@ -84,7 +85,7 @@ class PythonEngine:
         self._factory.close()
 
     def set_outer_sockets(self, wanted: Sequence[OuterSocket]) -> None:
-        """Open those that are missing, then close those not named. Raises EngineError."""
+        """Open the sockets that are missing, then close those not wanted. Raises EngineError."""
         for key in wanted:
             if key not in self._outers:
                 outer = Outer(key, self._settings.port, self._settings.fwmark, self._loop)
@@ -113,7 +114,10 @@ class PythonEngine:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Take back what was installed inside where one SA can't be; all else is one step here."""
+        """Remove the SAs installed inside if one of them fails.
+
+        Packets run on this thread, so installing several SAs is one step for them anyway.
+        """
         before = {*self._inbound_spi, *self._outbound.sas}
         try:
             yield
@@ -123,7 +127,7 @@ class PythonEngine:
             raise
 
     def remove_sas(self, names: Sequence[str]) -> list[SaCounters]:
-        """Forget SAs and their keys; the counters are final: nothing more is sent or accepted."""
+        """Remove SAs and their keys; return their final counters, in the order of `names`."""
         for name in names:
             if name not in self._inbound_spi and name not in self._outbound.sas:
                 raise EngineError("no such SA", where=name)
@@ -150,11 +154,11 @@ class PythonEngine:
         return final
 
     def replace_policies(self, policies: Sequence[Policy]) -> None:
-        """Put a new SPD in place in one step, in the order given."""
+        """Replace the SPD in one step; `policies` are in order of precedence."""
         self._outbound.replace_policies(policies)
 
     def extend_lease(self, name: str, lease: Lease) -> None:
-        """Give an outbound SA more sequence numbers, used after those it has."""
+        """Give an outbound SA more sequence numbers, to be used after its current ones."""
         state = self._outbound.sas[name]
         state.esp.extend(lease)
         state.watch()
@@ -178,7 +182,7 @@ class PythonEngine:
         )
 
     def advanced(self) -> dict[str, int]:
-        """Return how far the inbound SAs came whose windows advanced since the last call."""
+        """Return the highest sequence number of each inbound SA that advanced since last call."""
         advanced = {}
         for state in self._inbound.sas.values():
             if state.esp.window.highest != state.reported_highest:
@@ -186,7 +190,7 @@ class PythonEngine:
         return advanced
 
     def status(self) -> EngineStatus:
-        """How it works: what it uses of what there is, and why not more."""
+        """Return the resources and offloads in use, with the reason for each one that is not."""
         suites = {state.sa.suite.name for state in self._outbound.sas.values()}
         suites |= {state.sa.suite.name for state in self._inbound.sas.values()}
         single = OffloadStatus(False, "the python engine carries one packet a system call")
@@ -218,8 +222,8 @@ class PythonEngine:
         return outer
 
     def _arm_keepalive(self, name: str, period: float, seen: int) -> None:
-        # Half the period, and only where nothing else was sent in it: the mapping of a NAT on the
-        # way never rests for longer than the period.
+        # A keepalive is sent after half a period without other traffic, so that the mapping of a
+        # NAT on the path is never idle for longer than the period.
         state = self._outbound.sas[name]
         active = state.packets
         if active == seen:
@@ -229,7 +233,7 @@ class PythonEngine:
         )
 
     def _fold(self, direction: Direction, final: SaCounters) -> None:
-        """Keep in the totals what a removed SA has counted."""
+        """Add the final counters of a removed SA to the totals."""
         before = self._removed
         out = direction is Direction.OUTBOUND
         self._removed = Counters(

@@ -1,4 +1,4 @@
-"""The ESP codec: one packet sealed or opened, with its sequence number (RFC 4303, RFC 4106)."""
+"""The ESP codec: encap and decap of one packet (RFC 4303, RFC 4106)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _AAD_ESN = struct.Struct("!IQ")
 
 # RFC 4303 2.4: the padding is 1, 2, 3, ...
 _PADDING = tuple(bytes(range(1, pad_len + 1)) for pad_len in range(256))
-# What follows a payload: padding, pad_len, next_header; by payload_len % 4, then by next header.
+# ESP trailers (padding, pad_len, next_header), indexed by payload_len % 4 and next_header.
 _TRAILERS = tuple(
     tuple(_PADDING[pad_len] + bytes((pad_len, next_header)) for next_header in range(256))
     for pad_len in (-(remainder + TRAILER_LEN) % 4 for remainder in range(4))
@@ -29,13 +29,13 @@ _TRAILERS = tuple(
 
 
 class OutboundEsp:
-    """Seals the packets of one outbound SA.
+    """Encapsulates the packets of one outbound SA.
 
     The 64-bit sequence number is the IV, so no number may be used twice: each comes from a lease
-    and is spent before its packet is sealed, whatever happens then. `next_seq` is the next packet's
-    number, `lease_end` the first one behind those that may be used now. From `next_seq >= low` on,
-    half of the numbers that the SA held when it was last given some are used. Raises EngineError
-    for a lease that has the number 0 or ends before it begins.
+    and is consumed before its packet is sealed, even if sealing or sending then fails. `next_seq`
+    is the next packet's number; `lease_end` is the first number past those usable now. Once
+    `next_seq >= low`, half of the numbers that the SA held after its last extension are used.
+    Raises EngineError for a lease that has the number 0 or ends before it begins.
     """
 
     __slots__ = (
@@ -65,10 +65,10 @@ class OutboundEsp:
         self.extend(lease)
 
     def extend(self, lease: Lease) -> None:
-        """Add the numbers of a lease that begins where the last one ends, or later.
+        """Add the numbers of a lease that begins where the previous one ends, or later.
 
-        Numbers behind the SA's last one are left out. Raises EngineError for a lease that overlaps
-        those before it or goes back.
+        Numbers past the SA's last sequence number are left out. Raises EngineError for a lease
+        that ends before it begins, or that begins before the end of an earlier one.
         """
         leased_up_to = self._later[-1].end if self._later else self.lease_end
         if not leased_up_to <= lease.first <= lease.end:
@@ -87,11 +87,11 @@ class OutboundEsp:
     def encap(
         self, buf: memoryview, start: int, end: int, next_header: int, out: memoryview
     ) -> int:
-        """Seal the payload `buf[start:end]` as one ESP packet into `out`; returns its length.
+        """Encapsulate the payload `buf[start:end]` as one ESP packet in `out`; return its length.
 
-        The trailer is written into `buf` behind the payload: 8 spare bytes are enough. `out` has
-        `Suite.esp_len` bytes or more and does not overlap `buf`. Raises Drop: LEASE_EXHAUSTED,
-        SEQ_EXHAUSTED. RFC 4303 3.3, RFC 4106 3 to 5, RFC 7634 2.
+        The trailer is written into `buf` after the payload, which needs 8 spare bytes at most.
+        `out` has `Suite.esp_len` bytes or more and does not overlap `buf`. Raises
+        Drop(LEASE_EXHAUSTED) or Drop(SEQ_EXHAUSTED). RFC 4303 3.3, RFC 4106 3 to 5, RFC 7634 2.
         """
         seq = self.next_seq
         if seq >= self.lease_end:
@@ -132,7 +132,7 @@ class OutboundEsp:
 
 
 class InboundEsp:
-    """Opens the packets of one inbound SA; `window` is its anti-replay window."""
+    """Decapsulates the packets of one inbound SA; `window` is its anti-replay window."""
 
     __slots__ = (
         "_authentication_error",
@@ -156,12 +156,12 @@ class InboundEsp:
         self.window = ReplayWindow(sa.replay_window, highest_seq)
 
     def decap(self, esp: memoryview, out: memoryview) -> tuple[int, int, bool]:
-        """Open one ESP packet: SPI to ICV in `esp`, its payload into `out` from index 0.
+        """Decapsulate the ESP packet `esp`, SPI to ICV; write its payload to the start of `out`.
 
-        Returns the payload's length, the next header, and whether the packet is the newest so far:
-        its number moved the window. `out` is as long as `esp` or longer and does not overlap it.
-        Raises Drop: TOO_SHORT, REPLAY_OLD, REPLAY_DUPLICATE, AUTH_FAILED, and for an authenticated
-        packet BAD_PADDING, DUMMY. RFC 4303 3.4, RFC 4106 3 to 5, RFC 7634 2.
+        Returns payload_len, next_header, and True if the packet advanced the window, i.e. is the
+        newest so far. `out` is as long as `esp` or longer and does not overlap it. Raises Drop:
+        TOO_SHORT, REPLAY_OLD, REPLAY_DUPLICATE, AUTH_FAILED, and for an authenticated packet
+        BAD_PADDING, DUMMY. RFC 4303 3.4, RFC 4106 3 to 5, RFC 7634 2.
         """
         length = len(esp)
         if length < self._min_len or length & 3:
@@ -178,7 +178,7 @@ class InboundEsp:
         try:
             self._open_into(self._salt + iv, esp[TEXT_OFFSET:], self._pack_aad(spi, seq), text)
         except self._authentication_error:
-            # What was deciphered before the ICV was found wrong must not be there to be used.
+            # The AEAD may have written unauthenticated plaintext: erase it.
             text[:] = bytes(text_len)
             raise Drop(DropReason.AUTH_FAILED) from None
         advanced = window.commit(seq)

@@ -1,12 +1,12 @@
-"""The way in, in the order in which it happens: socket, SPI, window, open, selectors, TUN.
+"""The inbound path, in order: socket, SPI, window, open, selectors, TUN.
 
-drain       receive a datagram, at most BATCH a call
-_receive    what it is; its SA
-  _accept     decap; who sent it
+drain       receive datagrams, at most BATCH per call
+_receive    classify the datagram and demultiplex it by SPI
+  _accept     decap; track the peer's address
   _tunnel     the inner packet, its ECN (RFC 6040)
-  _transport  the IP header that the payload had
-_deliver    the SA's selectors (RFC 4301 5.2)
-_write      TUN
+  _transport  rebuild the IP header of the payload
+_deliver    check the SA's selectors (RFC 4301 5.2)
+_write      write to the TUN
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from esp_gw.model import DropReason, Encapsulation
 from esp_gw.protocol import IPPROTO_IPIP, IPPROTO_IPV6, IPV4_HEADER_LEN, IPV6_HEADER_LEN
 
 NOT_ECT, CE = 0, 3
-"""The ECN fields of a flow that knows no ECN, and of congestion experienced (RFC 3168)."""
+"""ECN codepoints: not ECN-capable transport, congestion experienced (RFC 3168)."""
 _ECN = 3
 _KEEPALIVE = 0xFF
 _NON_ESP_MARKER = 0
 _CONTROL_LEN = 64
 _MSG_TRUNC = 0x20
 MAX_QUEUED = 256
-"""Packets that wait for the TUN; beyond it they are dropped as tun-queue-full."""
+"""Bound on packets queued for the TUN; further ones are dropped as tun-queue-full."""
 
 
 class InboundPath:
-    """From the outer sockets to the TUN."""
+    """The packet path from the outer sockets to the TUN."""
 
     def __init__(
         self, tun: int, on_event: Callable[[Event], None], loop: asyncio.AbstractEventLoop
@@ -56,7 +56,7 @@ class InboundPath:
         self._loop = loop
         self._datagram = memoryview(bytearray(MAX_PACKET + ROOM))
         self._receive_into = [self._datagram]
-        # The opened payload begins where the largest rebuilt header leaves off.
+        # Headroom for the largest IP header that transport mode rebuilds in front of the payload.
         self._plain = memoryview(bytearray(IPV6_HEADER_LEN + MAX_PACKET + ROOM))
         self._payload = self._plain[IPV6_HEADER_LEN:]
         self._queue: deque[tuple[InboundState, bytes]] = deque()
@@ -65,7 +65,7 @@ class InboundPath:
         self.keepalives = 0
 
     def drain(self, outer: Outer) -> None:
-        """Take what the socket has, at most BATCH datagrams."""
+        """Receive what the socket has, at most BATCH datagrams."""
         receive = outer.sock.recvmsg_into
         for _ in range(BATCH):
             try:
@@ -73,7 +73,7 @@ class InboundPath:
             except BlockingIOError:
                 return
             except OSError:
-                # An ICMP error that came back for an earlier packet; the socket is fine.
+                # A pending ICMP error for an earlier packet; the socket itself is fine.
                 continue
             try:
                 if flags & _MSG_TRUNC:
@@ -83,7 +83,7 @@ class InboundPath:
                 self.drops[drop.reason] += 1
 
     def discard(self, state: InboundState) -> None:
-        """Drop what waits for the TUN out of one SA, counted as tun-error."""
+        """Drop the packets of one SA that are queued for the TUN, counted as tun-error."""
         kept = [item for item in self._queue if item[0] is not state]
         if lost := len(self._queue) - len(kept):
             state.drops[DropReason.TUN_ERROR] += lost
@@ -92,7 +92,7 @@ class InboundPath:
                 self._loop.remove_writer(self._tun)
 
     def close(self) -> None:
-        """Drop what waits for the TUN, counted as tun-error."""
+        """Drop all packets queued for the TUN, counted as tun-error."""
         for state in {id(state): state for state, _ in self._queue}.values():
             self.discard(state)
 
@@ -131,16 +131,16 @@ class InboundPath:
         if udp is not outer.is_udp or ipv4 is not outer.is_ipv4:
             raise Drop(DropReason.WRONG_ENCAPSULATION)
         length, next_header, newest = state.esp.decap(datagram, self._payload)
-        # Only the newest packet counts: an old one, delayed or resent, must not turn replies away.
+        # Only the newest packet counts: a delayed or replayed one must not redirect replies.
         if newest and udp:
-            self._hear(state, address)
+            self._track_peer(state, address)
         if state.transport:
             packet = self._transport(state, length, next_header, tos)
         else:
             packet = self._tunnel(length, next_header, tos)
         self._deliver(state, packet)
 
-    def _hear(self, state: InboundState, address: SocketAddress) -> None:
+    def _track_peer(self, state: InboundState, address: SocketAddress) -> None:
         peer = state.peer
         if address == peer.address:
             state.heard = peer.moves
@@ -154,9 +154,9 @@ class InboundPath:
             raise Drop(DropReason.BAD_NEXT_HEADER)
         if self._payload[0] >> 4 != (4 if next_header == IPPROTO_IPIP else 6):
             raise Drop(DropReason.MALFORMED_INNER)
-        # What follows the inner packet is traffic flow confidentiality padding (RFC 4303 2.7).
+        # Any bytes after the inner packet are TFC padding (RFC 4303 2.7).
         packet = self._payload[: packet_length(self._payload, length)]
-        # RFC 6040 4.2: of the outer field only ECT(1) and CE, the odd ones, ever change the inner.
+        # RFC 6040 4.2: only an outer ECT(1) or CE, the odd codepoints, can change the inner field.
         if tos & 1:
             outer_ecn, ecn = tos & _ECN, traffic_class(packet) & _ECN
             if ecn == NOT_ECT:
@@ -176,8 +176,8 @@ class InboundPath:
         start = IPV6_HEADER_LEN - header_len
         packet = self._plain[start : IPV6_HEADER_LEN + length]
         write = write_ipv4_header if ipv4 else write_ipv6_header
-        # The addresses are the SA's, not the datagram's: a NAT on the way would break the
-        # checksums of what is inside (RFC 3948 3.1.2).
+        # The SA's addresses, not the datagram's: those a NAT rewrote would break the checksums of
+        # the payload (RFC 3948 3.1.2).
         write(packet, state.remote, state.local, next_header, length, tos)
         return packet
 
@@ -230,5 +230,5 @@ class InboundPath:
 
 
 def _tos(control: list[tuple[int, int, bytes]]) -> int:
-    # IP_TOS is one byte, IPV6_TCLASS an int in the machine's order: with x86 and ARM, the first.
+    # IP_TOS is one byte; IPV6_TCLASS is a native int, whose low byte is first on x86 and ARM.
     return control[0][2][0] if control else 0

@@ -1,11 +1,11 @@
-"""The way out, in the order in which it happens: TUN, selectors, sequence number, seal, socket.
+"""The outbound path, in order: TUN, selectors, sequence number, seal, socket.
 
-drain       read a packet from the TUN, at most BATCH a call
-_forward    what happens to it
-  _reassemble transport mode's fragments
-  _state      its SA, by the selectors, once a flow
-  _protect    its payload; encap; send
-  _notice     lease and lifetime marks
+drain       read packets from the TUN, at most BATCH per call
+_forward    carry one packet through the steps below
+  _reassemble join fragments for transport mode
+  _state      look up the SA by the selectors, once per flow
+  _protect    encap the payload and send
+  _notice     report lease and lifetime thresholds
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ from esp_gw.protocol import (
 )
 
 BATCH = 64
-"""Packets a call of the reader: about a millisecond, then everything else has its turn."""
+"""Packets per reader callback: about a millisecond before other callbacks get their turn."""
 MAX_PACKET = 65535
 ROOM = 512
 """Bytes beyond the largest packet for the ESP header, IV, trailer and ICV."""
 MAX_FLOWS = 4096
-"""Flows whose policy is remembered; when a scan fills the table it starts anew."""
+"""Bound on the flow cache; when a scan fills it, it is cleared."""
 
-MTU_QUESTION_INTERVAL = 0.2
-"""Seconds between two questions for the path MTU of an SA, however many packets were too big."""
+MTU_QUERY_INTERVAL = 0.2
+"""Minimum seconds between two path MTU queries of an SA, however many packets were too big."""
 
 Target = OutboundState | DropReason
 
 
 class OutboundPath:
-    """From the TUN to the outer sockets."""
+    """The packet path from the TUN to the outer sockets."""
 
     def __init__(self, tun: int, on_event: Callable[[Event], None]) -> None:
         self._tun = tun
@@ -71,18 +71,18 @@ class OutboundPath:
         self.drops: Counter[str] = Counter()
 
     def replace_policies(self, policies: Sequence[Policy]) -> None:
-        """Look packets up in a new SPD from the next one on."""
+        """Use a new SPD from the next packet on."""
         self._spd = Spd(policies)
         self._flows.clear()
 
     def forget_flows(self) -> None:
-        """Look every flow up again: an SA came, went, or changed."""
+        """Clear the flow cache, because an SA was added, removed or changed."""
         self._flows.clear()
 
     def drain(self) -> None:
         """Forward what the TUN has, at most BATCH packets.
 
-        Raises OSError where the device is gone.
+        Raises OSError if the device is gone.
         """
         for _ in range(BATCH):
             try:
@@ -100,7 +100,7 @@ class OutboundPath:
         key = flow_key(packet)
         whole = False
         if key is None and (candidate := self._transport_candidate(packet, length)) is not None:
-            # Before the lookup: a fragment may have no ports to match, while the whole has.
+            # Before the lookup: a later fragment has no ports to match, the whole packet has.
             length = self._reassemble(candidate, packet, length)
             if not length:
                 return
@@ -139,8 +139,7 @@ class OutboundPath:
         state = self._sa_of(policy, flow)
         if state is None:
             return DropReason.NO_SA
-        # While a reload replaces SAs, a policy of before may name an SA of after, which leads to
-        # another peer.
+        # While a reload replaces SAs, an old policy may name a new SA that leads to another peer.
         if not any(selector.matches_outbound(inner) for selector in state.selectors):
             return DropReason.SELECTOR_MISMATCH
         return state
@@ -151,7 +150,10 @@ class OutboundPath:
         return self.sas.get(policy.sas[spread(flow) % len(policy.sas)])
 
     def _transport_candidate(self, packet: memoryview, length: int) -> OutboundState | None:
-        """Return the transport-mode SA that may carry what a packet is a fragment of, if any."""
+        """Return the transport-mode SA that may carry the datagram this packet is a fragment of.
+
+        None if the packet is no fragment or no such SA exists.
+        """
         inner = parse(packet, length)
         if inner.fragment:
             for policy in self._spd.candidates(inner):
@@ -184,7 +186,7 @@ class OutboundPath:
         dropped = state.outer.send(state, self._out[:size], end, tos, whole)
         if dropped is DropReason.TOO_BIG:
             if packet[0] >> 4 == 6 and end <= MIN_IPV6_MTU:
-                # No IPv6 link is smaller than this (RFC 8200 5): the outer packet is fragmented.
+                # IPv6 needs an MTU of 1280 (RFC 8200 5): fragment the outer packet instead.
                 dropped = state.outer.send(state, self._out[:size], end, tos, True)
             else:
                 self._too_big(state)
@@ -192,7 +194,7 @@ class OutboundPath:
             raise Drop(dropped)
 
     def _notice(self, state: OutboundState) -> None:
-        # Each mark is told once: extend_lease sets the next low one.
+        # Each threshold is reported once; extend_lease sets the next `low`.
         if state.esp.next_seq >= state.low:
             state.low = NEVER
             self._on_event(LeaseLow(state.sa.name))
@@ -203,9 +205,9 @@ class OutboundPath:
 
     def _too_big(self, state: OutboundState) -> None:
         now = time.monotonic()
-        if now < state.next_mtu_question:
+        if now < state.next_mtu_query:
             return
-        state.next_mtu_question = now + MTU_QUESTION_INTERVAL
+        state.next_mtu_query = now + MTU_QUERY_INTERVAL
         mtu = path_mtu(state.outer, state.peer.address)
         if mtu is not None:
             self._on_event(PathMtuChanged(state.sa.remote, mtu))
@@ -216,10 +218,10 @@ def _tunneled(packet: memoryview) -> tuple[int, int]:
 
 
 def _transport_payload(packet: memoryview) -> tuple[int, int]:
-    """Return where the payload begins that transport mode protects, and its protocol.
+    """Return the offset and the protocol of the payload that transport mode protects.
 
-    A socket can't send the headers that RFC 4303 3.1.1 leaves in front of ESP: options of IPv4,
-    hop-by-hop and routing headers of IPv6. Such packets raise Drop(UNSUPPORTED_HEADER).
+    A socket can't send the headers that RFC 4303 3.1.1 leaves in front of ESP: IPv4 options, and
+    IPv6 hop-by-hop and routing headers. Raises Drop(UNSUPPORTED_HEADER) for them.
     """
     if packet[0] == 0x45:
         return IPV4_HEADER_LEN, packet[9]

@@ -1,6 +1,6 @@
-"""The outer sockets: ESP in UDP (RFC 3948) and ESP as IP protocol 50, IPv4 and IPv6.
+"""The outer sockets: ESP in UDP (RFC 3948) and ESP as IP protocol 50, over IPv4 and IPv6.
 
-A socket never blocks. What the kernel doesn't take at once waits in a bounded queue, in order.
+Sockets are non-blocking. Packets that a full socket refuses wait in a bounded queue, in order.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from esp_gw.model import DropReason, Encapsulation
 from esp_gw.protocol import IPPROTO_ESP
 
 SOCKET_BUFFER = 4 << 20
-"""Bytes asked of the kernel each way; it gives at most net.core.wmem_max and rmem_max."""
+"""Requested socket buffer in each direction, in bytes.
+
+Without CAP_NET_ADMIN the kernel caps it at net.core.wmem_max and rmem_max.
+"""
 MAX_QUEUED = 256
-"""Packets that wait for the socket to take more; beyond it they are dropped as queue-full."""
+"""Bound on packets queued for a full socket; further ones are dropped as queue-full."""
 
 _KEEPALIVE = b"\xff"
-# Names that Python's socket module lacks; values of the kernel's uapi headers.
+# Constants missing from Python's socket module; values from the kernel's uapi headers.
 _IP_MTU = 14
 _IP_MTU_DISCOVER = 10
 _IPV6_MTU = 24
@@ -40,7 +43,7 @@ _SO_SNDBUFFORCE = 32
 
 
 class Sender(Protocol):
-    """An outbound SA as its socket sees it: the peer, and the counters of packets taken or lost."""
+    """An outbound SA as seen by its socket: the peer, and the counters of sent and lost packets."""
 
     peer: Peer
     packets: int
@@ -52,9 +55,9 @@ Queued = tuple[Sender, bytes, int, int, bool]
 
 
 class Outer:
-    """One outer socket with what the packet path needs of it.
+    """One outer socket and its send queue.
 
-    `has_ip_header`: recvmsg gives the IP header in front of the ESP header; raw IPv4 sockets do.
+    `has_ip_header`: recvmsg returns the IP header before the ESP header, as on raw IPv4 sockets.
     """
 
     def __init__(
@@ -73,11 +76,11 @@ class Outer:
     def send(
         self, state: Sender, packet: memoryview, inner_len: int, tos: int, may_fragment: bool
     ) -> DropReason | None:
-        """Send one packet, or queue it where the socket is full; return why it was dropped.
+        """Send one packet, or queue it if the socket is full; return the drop reason, if dropped.
 
-        The SA counts it when the socket takes it, or drops it out of the queue. `tos` becomes the
-        outer DSCP and ECN; `may_fragment` lets the kernel fragment the outer packet, which only
-        transport mode needs, for datagrams that are larger than the path MTU.
+        The SA counts the packet when the socket accepts it or the queue drops it. `tos` becomes
+        the outer DSCP and ECN. `may_fragment` lets the kernel fragment the outer packet when it
+        exceeds the path MTU.
         """
         if self._queue:
             return self._enqueue(state, packet, inner_len, tos, may_fragment)
@@ -96,7 +99,10 @@ class Outer:
         return None
 
     def send_keepalive(self, address: SocketAddress) -> bool:
-        """Send a NAT keepalive now (RFC 3948 4), or never: return whether the socket took it."""
+        """Send a NAT keepalive (RFC 3948 4); return True if the socket accepted it.
+
+        A keepalive is never queued.
+        """
         if self._queue:
             return False
         try:
@@ -108,14 +114,14 @@ class Outer:
         return True
 
     def discard(self, state: Sender) -> None:
-        """Drop what waits in the queue for an SA, counted as send-error."""
+        """Drop the queued packets of an SA, counted as send-error."""
         kept = [item for item in self._queue if item[0] is not state]
         if lost := len(self._queue) - len(kept):
             state.drops[DropReason.SEND_ERROR] += lost
             self._queue = deque(kept)
 
     def close(self) -> None:
-        """Close the socket; what waits for it is dropped and counted as send-error."""
+        """Close the socket; queued packets are dropped and counted as send-error."""
         self._loop.remove_reader(self.sock)
         self._loop.remove_writer(self.sock)
         for state, *_ in self._queue:
@@ -167,7 +173,7 @@ def _drop_reason(error: OSError) -> DropReason:
 
 
 def path_mtu(outer: Outer, address: SocketAddress) -> int | None:
-    """Return what the kernel knows of the path MTU to an address, IP header included."""
+    """Return the kernel's path MTU to an address in bytes, IP header included; None if unknown."""
     family = socket.AF_INET if outer.is_ipv4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
         mark = outer.sock.getsockopt(socket.SOL_SOCKET, _SO_MARK)
@@ -207,7 +213,7 @@ def _configure(sock: socket.socket, ipv4: bool, udp: bool, fwmark: int) -> None:
             sock.setsockopt(socket.SOL_SOCKET, force, SOCKET_BUFFER)
         except PermissionError:
             sock.setsockopt(socket.SOL_SOCKET, plain, SOCKET_BUFFER)
-    # The address may come later than the daemon (DHCP at boot): FREEBIND lets it be named already.
+    # FREEBIND: the address may not be assigned yet when the daemon starts (DHCP at boot).
     if ipv4:
         sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)

@@ -1,11 +1,14 @@
-"""Where the peers are. All SAs of a tunnel have one address between them, and so has a pair of SAs
-without a tunnel: an SA that is quiet would not hear from its own packets that the peer moved.
+"""Peer address tracking, shared by the SAs of a tunnel.
 
-The newest packet of an SA tells where its peer is (RFC 7296 2.23). Sequence numbers say which that
-is, but only within one SA: after a move the next packet of a quiet SA may be one that was sent
-before the move and came late, and it must not turn the others back. So an SA moves its tunnel if it
-was heard where the tunnel is, for then its packet is the newer one; any other has to wait until the
-tunnel has been there for SETTLE, after which nothing on the way is that old.
+All SAs of a tunnel share one peer address, and so does a pair of SAs without a tunnel: an idle SA
+would not learn from its own packets that the peer moved.
+
+The newest packet of an SA gives the peer's address (RFC 7296 2.23). Sequence numbers order packets
+only within one SA. After a move, the next packet of an idle SA may be a late one that was sent
+before the move, and it must not move the other SAs back. An SA may therefore move its tunnel if its
+last packet came from the tunnel's current address, because its new packet is then the newer one.
+Any other SA has to wait until the tunnel has been at its address for SETTLE seconds, after which no
+packet from before the move is still in flight.
 """
 
 from __future__ import annotations
@@ -17,17 +20,17 @@ from weakref import WeakValueDictionary
 from esp_gw.model import Encapsulation, IPAddress, Sa
 
 SETTLE = 5.0
-"""Seconds after a move in which only SAs that were heard where the peer is can move it again."""
+"""Seconds after a move in which only SAs heard at the current address can move the peer again."""
 NOT_HEARD = -1
-"""What `follow` takes for an SA that was not heard yet."""
+"""Value of `heard` for an SA that has not received a packet yet."""
 
 SocketAddress = tuple[Any, ...]
-"""An address as socket.sendto takes it."""
+"""An address in the form that socket.sendto takes."""
 _Key = tuple[str, str, IPAddress, int]
 
 
 class Peer:
-    """Where a peer is now, for the SAs that share it; `moves` is how often it has moved."""
+    """The current address of a peer, shared by its SAs; `moves` counts its address changes."""
 
     __slots__ = ("__weakref__", "_moved", "address", "moves")
 
@@ -40,9 +43,10 @@ class Peer:
         self._moved = -math.inf
 
     def follow(self, address: SocketAddress, heard: int, now: float) -> bool:
-        """Go to where an SA's newest packet came from; return whether it may, and did.
+        """Move the peer to the source of an SA's newest packet; return True if it was allowed to.
 
-        `heard`: after which of the moves the SA was last heard where the peer is. `now`: seconds.
+        `heard` is the value of `moves` when the SA last received from the peer's current address.
+        `now` is in seconds.
         """
         if heard != self.moves and now - self._moved < SETTLE:
             return False
@@ -52,19 +56,19 @@ class Peer:
         return True
 
     def ends(self, sa: Sa) -> tuple[IPAddress, int]:
-        """Return its address, and its port as the SA's counters tell it."""
+        """Return the peer's IP address and port, as reported in the SA's counters."""
         host, port = self.address[:2]
         return sa.remote.__class__(host.partition("%")[0]), port or sa.remote_port
 
 
 class Peers:
-    """The peers of the SAs that are there, for those that come."""
+    """Registry of the peers of installed SAs."""
 
     def __init__(self) -> None:
         self._known: WeakValueDictionary[_Key, Peer] = WeakValueDictionary()
 
     def place(self, sa: Sa) -> Peer:
-        """Return the peer of an SA that comes: that of its tunnel or its pair, if there is one."""
+        """Return the peer for a new SA: the one of its tunnel or its pair, else a new one."""
         keys = _keys(sa)
         found = (self._known.get(key) for key in keys)
         peer = next((peer for peer in found if peer is not None), None) or Peer(sa)
@@ -74,7 +78,7 @@ class Peers:
 
 
 def _keys(sa: Sa) -> list[_Key]:
-    """What SAs of one peer have in common; nothing without UDP: that peer doesn't move."""
+    """Return the keys that SAs of one peer share; none without UDP, whose peers don't move."""
     if sa.encapsulation is not Encapsulation.UDP:
         return []
     bonds = [("tunnel", sa.tunnel), ("sa", sa.pair), ("sa", sa.name)]

@@ -1,7 +1,7 @@
-"""Reassembly of fragments that the local kernel made, before transport mode seals the whole.
+"""Reassembly of locally generated fragments, before transport mode seals the whole datagram.
 
-RFC 4301 4.1 lets transport mode protect whole datagrams only, while the kernel fragments a large
-datagram before the TUN sees it. The fragments come from this host, in order or nearly so.
+RFC 4301 4.1 lets transport mode protect whole datagrams only, but the kernel fragments a large
+datagram before it reaches the TUN. The fragments come from this host, in order or nearly so.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_FRAGMENTS = 256
 """Fragments of one datagram: 64 KiB over an MTU of 300 bytes."""
 MAX_DATAGRAM_LEN = 65535
 TIMEOUT = 2.0
-"""Seconds after which an unfinished datagram is given up; a local kernel sends all at once."""
+"""Seconds after which an incomplete datagram is dropped; a local kernel sends all at once."""
 
 
 class _Datagram:
@@ -31,8 +31,8 @@ class _Datagram:
         self.header = b""
         self.next_header = 0
 
-    def takes(self, offset: int, part: bytes, more: bool) -> bool:
-        """Whether a fragment agrees with those that are there."""
+    def accepts(self, offset: int, part: bytes, more: bool) -> bool:
+        """Return True if a fragment is consistent with those received so far."""
         end = offset + len(part)
         if not part or (more and len(part) % 8) or end > MAX_DATAGRAM_LEN - IPV6_HEADER_LEN:
             return False
@@ -45,9 +45,9 @@ class _Datagram:
 
 
 class Reassembler:
-    """Collects fragments of at most 16 datagrams; the oldest makes room for a new one.
+    """Reassembles at most MAX_DATAGRAMS datagrams at a time; the oldest is evicted for a new one.
 
-    `dropped` counts the fragments that were taken and never became part of a whole packet.
+    `dropped` counts the fragments that were accepted but never became part of a whole packet.
     """
 
     def __init__(self) -> None:
@@ -55,10 +55,10 @@ class Reassembler:
         self.dropped = 0
 
     def add(self, packet: memoryview, length: int, now: float) -> bytes | None:
-        """Take a fragment; return the whole packet when it was the last one missing.
+        """Add a fragment; return the whole packet if it was the last one missing, else None.
 
-        An overlap or a size that contradicts another fragment forgets the datagram (RFC 5722).
-        Raises Drop(UNSUPPORTED_HEADER) where the fragment header isn't the first one.
+        A fragment that overlaps or contradicts another discards the datagram (RFC 5722). Raises
+        Drop(UNSUPPORTED_HEADER) if the fragment header isn't the first extension header.
         """
         fragment = _read_ipv4(packet) if packet[0] >> 4 == 4 else _read_ipv6(packet)
         key, start, more, offset, next_header = fragment
@@ -69,7 +69,7 @@ class Reassembler:
                 self._forget(next(iter(self._datagrams)))
             datagram = self._datagrams[key] = _Datagram(now)
         part = bytes(packet[start:length])
-        if not datagram.takes(offset, part, more):
+        if not datagram.accepts(offset, part, more):
             self.dropped += 1
             self._forget(key)
             return None
@@ -120,9 +120,9 @@ def _read_ipv6(packet: memoryview) -> tuple[bytes, int, bool, int, int]:
 
 
 def _join(datagram: _Datagram) -> bytes | None:
-    """Put the parts together: they don't overlap and are as long as the whole, so none is missing.
+    """Join the parts, which don't overlap and add up to the total, so that none is missing.
 
-    None where the whole would be longer than an IPv4 packet can be.
+    Returns None if the result would exceed the largest IPv4 packet.
     """
     payload = b"".join(part for _, part in sorted(datagram.parts.items()))
     header = bytearray(datagram.header)

@@ -1,4 +1,4 @@
-"""What the python engine keeps of each SA while it runs: the SAD's entries (RFC 4301 4.4.2)."""
+"""SAD entries of the python engine: the run-time state of each SA (RFC 4301 4.4.2)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from esp_gw.engine.python.spd import CompiledSelector
 from esp_gw.model import Lease, Mode, Sa
 
 NEVER = 2**64 + 1
-"""Beyond every sequence number, and beyond the one that follows the last."""
+"""A threshold above every sequence number, and above the one after the last."""
 
 
 class OutboundState:
-    """An outbound SA: its codec, where its packets go, and its counters."""
+    """An outbound SA: its codec, socket and peer, and its counters."""
 
     __slots__ = (
         "aead",
@@ -26,7 +26,7 @@ class OutboundState:
         "esp",
         "expired",
         "low",
-        "next_mtu_question",
+        "next_mtu_query",
         "notice_at",
         "outer",
         "packets",
@@ -49,19 +49,19 @@ class OutboundState:
         self.bytes = 0
         self.drops: Counter[str] = Counter()
         self.expired = False
-        self.next_mtu_question = 0.0
-        # An eighth of the numbers is left: without ESN that is hours at a gigabit, time to act.
+        self.next_mtu_query = 0.0
+        # Reported with an eighth of the numbers left: without ESN, still hours at 1 Gbit/s.
         self.soft = sa.last_seq - sa.last_seq // 8
         self.low = self.notice_at = NEVER
         self.watch()
 
     def watch(self) -> None:
-        """Set the sequence number at which somebody must be told something of a new lease."""
+        """Set the sequence number of the next threshold to report, after the lease changed."""
         self.low = self.esp.low
         self.notice_at = min(self.low, self.soft)
 
     def counters(self) -> SaCounters:
-        """Return the SA's counters as they are now."""
+        """Return a snapshot of the SA's counters."""
         remote, remote_port = self.peer.ends(self.sa)
         return SaCounters(
             packets=self.packets,
@@ -77,8 +77,8 @@ class OutboundState:
 class InboundState:
     """An inbound SA: its codec with the replay window, its selectors, and its counters.
 
-    `heard` is after which of its peer's moves it was last heard where the peer is;
-    `reported_highest` the highest sequence number that the control plane knows.
+    `heard` is the value of `peer.moves` when it last received from the peer's current address.
+    `reported_highest` is the highest sequence number reported to the control plane.
     """
 
     __slots__ = (
@@ -114,7 +114,7 @@ class InboundState:
         self.drops: Counter[str] = Counter()
 
     def counters(self) -> SaCounters:
-        """Return the SA's counters as they are now."""
+        """Return a snapshot of the SA's counters."""
         remote, remote_port = self.peer.ends(self.sa)
         return SaCounters(
             packets=self.packets,

@@ -1,7 +1,7 @@
-"""Selectors and the SPD: which policy a packet meets (RFC 4301 4.4.1), which packets an SA carries.
+"""Selectors and the SPD: the policy for an outbound packet, and the packets an SA may carry.
 
-A lookup asks once for each pair of prefix lengths in use; the engine keeps the answer for each
-flow.
+A lookup costs one probe for each pair of prefix lengths in use; the engine caches the result for
+each flow. Source: RFC 4301 4.4.1.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from esp_gw.engine.python.wire import Inner
 from esp_gw.model import IPNetwork, Policy, PortRange, Selector
 
 ANY_PORT = (-1, 65535)
-"""Also matches a packet without ports, whose port reads -1."""
+"""Also matches a packet without ports, whose port is -1."""
 
 
 class CompiledSelector:
-    """A selector as integers, to be compared with a packet's."""
+    """A selector in integers, for matching against parsed packets."""
 
     __slots__ = ("_local", "_local_port", "_protocol", "_remote", "_remote_port", "_version")
 
@@ -31,29 +31,32 @@ class CompiledSelector:
 
     @property
     def names_ports(self) -> bool:
-        """Whether only packets with certain ports match."""
+        """True if the selector restricts ports."""
         return (self._local_port, self._remote_port) != (ANY_PORT, ANY_PORT)
 
     @property
     def masks(self) -> tuple[int, int, int]:
-        """The IP version, and the netmasks of the local and the remote prefix."""
+        """IP version, and the netmasks of the local and the remote prefix."""
         return self._version, self._local[1], self._remote[1]
 
     @property
     def networks(self) -> tuple[int, int]:
-        """The local and the remote network's number."""
+        """Network addresses of the local and the remote prefix, as integers."""
         return self._local[0], self._remote[0]
 
     def matches_outbound(self, inner: Inner) -> bool:
-        """Whether a packet that leaves here is the selector's: its source is local."""
+        """Return True if an outbound packet matches; its source is compared with `local`."""
         return self._matches(inner, inner.src, inner.dst, inner.src_port, inner.dst_port)
 
     def matches_inbound(self, inner: Inner) -> bool:
-        """Whether a packet that came out of an SA is the selector's: its destination is local."""
+        """Return True if an inbound packet matches; its destination is compared with `local`."""
         return self._matches(inner, inner.dst, inner.src, inner.dst_port, inner.src_port)
 
     def may_match_whole(self, fragment: Inner) -> bool:
-        """Whether it is the selector's but for the ports, which the whole packet may have."""
+        """Return True if an outbound fragment matches apart from ports.
+
+        The whole packet may still match or miss on its ports.
+        """
         return self._matches_but_ports(fragment, fragment.src, fragment.dst)
 
     def _matches(
@@ -75,10 +78,10 @@ class CompiledSelector:
 
 
 class Spd:
-    """The outbound policies in their order, looked up by packet.
+    """The outbound policies in order, looked up by packet.
 
-    Selectors stand together by the lengths of their prefixes, and there by the networks, so that
-    10,000 policies with networks of their own cost no more than one.
+    Selectors are grouped by prefix lengths, then by network addresses, so that 10,000 policies
+    for distinct networks cost no more than one.
     """
 
     def __init__(self, policies: Iterable[Policy]) -> None:
@@ -87,7 +90,7 @@ class Spd:
             for policy in policies
             for selector in policy.selectors
         ]
-        # Numbers of entries, in order.
+        # Indices into _entries, ascending.
         self._groups: dict[tuple[int, int, int], dict[tuple[int, int], list[int]]] = {}
         for number, (selector, _) in enumerate(self._entries):
             group = self._groups.setdefault(selector.masks, {})
@@ -106,9 +109,9 @@ class Spd:
         return self._entries[first][1] if first < len(self._entries) else None
 
     def candidates(self, fragment: Inner) -> Iterator[Policy]:
-        """Yield, in order, the policies that the whole packet of a fragment may match first.
+        """Yield, in order, the policies that may be the first match of a fragment's whole packet.
 
-        The same for every fragment of a packet, those with ports and those without.
+        The result is the same for every fragment of a packet, with ports or without.
         """
         for number in merge(*self._near(fragment)):
             selector, policy = self._entries[number]
@@ -118,7 +121,7 @@ class Spd:
                     return
 
     def _near(self, inner: Inner) -> Iterator[list[int]]:
-        """Yield the numbers of the entries whose prefixes hold the packet's addresses."""
+        """Yield the indices of the entries whose prefixes contain the packet's addresses."""
         for (version, local, remote), group in self._groups.items():
             if version == inner.version:
                 numbers = group.get((inner.src & local, inner.dst & remote))

@@ -1,4 +1,4 @@
-"""The TUN device: one descriptor that gives and takes whole IP packets.
+"""The TUN device: one descriptor for reading and writing whole IP packets.
 
 Source: Documentation/networking/tuntap.rst of the kernel.
 """
@@ -20,7 +20,7 @@ _IFF_TUN_EXCL = 0x8000
 def open_tun(name: str) -> int:
     """Create the TUN device `name` and return its non-blocking descriptor.
 
-    The device lives as long as the descriptor, so that a killed daemon leaves none behind.
+    The device lives only as long as the descriptor, so a killed daemon leaves none behind.
     Raises EngineError.
     """
     try:

@@ -1,7 +1,7 @@
-"""Checked views of the inner IP packet: what selectors, transport mode and the TUN need of it.
+"""Bounds-checked parsing and rewriting of inner IP packets.
 
-Nothing here copies a packet; every function works on a memoryview and a length and never reads
-past the length. Sources: RFC 791, RFC 8200, RFC 4301 4.4.1.1.
+No function copies a packet: each works on a memoryview and a length, and never reads past the
+length. Sources: RFC 791, RFC 8200, RFC 4301 4.4.1.1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from esp_gw.protocol import (
 
 _EXTENSIONS = frozenset((HOP_BY_HOP, ROUTING, FRAGMENT_HEADER, DESTINATION_OPTIONS))
 MAX_EXTENSION_HEADERS = 8
-"""More than any real packet has; a longer chain is called malformed rather than walked."""
+"""More than any real packet has; a longer chain is dropped as malformed, not walked."""
 
 NO_PORT = -1
 
@@ -35,10 +35,10 @@ _SPREAD_SEED, _SPREAD_FACTOR = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93
 
 
 class Inner(NamedTuple):
-    """What selectors are matched against: addresses as integers, ports -1 where there are none.
+    """Header fields that selectors match: addresses as integers, ports -1 if there are none.
 
-    `payload` is the offset of what follows the IPv4 header with its options, or the fixed IPv6
-    header; `fragment` is true for every fragment, the first included.
+    `payload` is the offset after the IPv4 header with its options, or after the fixed IPv6
+    header. `fragment` is true for every fragment, the first included.
     """
 
     version: int
@@ -52,9 +52,9 @@ class Inner(NamedTuple):
 
 
 def packet_length(packet: memoryview, available: int) -> int:
-    """Return the bytes of the IP packet that begins here, at most `available`.
+    """Return the length in bytes of the IP packet at the start of `packet`, at most `available`.
 
-    Raises Drop(MALFORMED_INNER) where the header doesn't fit or contradicts itself.
+    Raises Drop(MALFORMED_INNER) if the header doesn't fit or is inconsistent.
     """
     if available >= IPV4_HEADER_LEN:
         version = packet[0] >> 4
@@ -71,11 +71,11 @@ def packet_length(packet: memoryview, available: int) -> int:
 
 
 def flow_key(packet: memoryview) -> tuple[int, bytes] | None:
-    """Return protocol, addresses and ports as the key of a flow cache.
+    """Return protocol, addresses and ports as a flow cache key.
 
-    None for a packet whose ports can't be found at a fixed place (options, extension headers,
-    fragments): it is parsed each time instead. The packet has passed packet_length, so that its
-    header is there; a transport header that was cut off also gives None.
+    Returns None for a packet whose ports are not at a fixed offset (options, extension headers,
+    fragments) or whose transport header is truncated; such packets are parsed each time. The
+    packet must have passed packet_length, so that its IP header is complete.
     """
     first = packet[0]
     if first == 0x45:
@@ -98,14 +98,15 @@ def flow_key(packet: memoryview) -> tuple[int, bytes] | None:
 
 
 def address_key(packet: memoryview) -> tuple[int, bytes]:
-    """Return the addresses alone as a key: all fragments of a packet have it in common."""
+    """Return the addresses alone as a key, the same for all fragments of a packet."""
     return 0, bytes(packet[12:20] if packet[0] >> 4 == 4 else packet[8:40])
 
 
 def spread(key: tuple[int, bytes]) -> int:
-    """Return 64 bits by which flows are spread over the SAs of a tunnel, the same in both engines.
+    """Return the 64-bit hash that spreads flows over the SAs of a tunnel.
 
-    Both directions of a flow have the same. `key` is of flow_key or address_key.
+    It is the same for both directions of a flow and in both engines. `key` comes from flow_key or
+    address_key.
     """
     protocol, data = key
     version, size = (4, 4) if len(data) < 32 else (6, 16)
@@ -126,9 +127,9 @@ def spread(key: tuple[int, bytes]) -> int:
 
 
 def parse(packet: memoryview, length: int) -> Inner:
-    """Read the headers of a packet of `length` bytes that has passed packet_length.
+    """Parse the headers of a packet of `length` bytes that has passed packet_length.
 
-    Raises Drop(MALFORMED_INNER) for a broken extension header or a cut-off port.
+    Raises Drop(MALFORMED_INNER) for a broken extension header or truncated ports.
     """
     if packet[0] >> 4 == 4:
         return _parse_ipv4(packet, length)
@@ -210,7 +211,7 @@ def set_ecn(packet: memoryview, ecn: int) -> None:
 
 
 def checksum(header: memoryview) -> int:
-    """Return the Internet checksum of a header of an even number of bytes (RFC 1071)."""
+    """Return the Internet checksum of a header with an even number of bytes (RFC 1071)."""
     total: int = sum(struct.unpack(f"!{len(header) // 2}H", header))
     total = (total & 0xFFFF) + (total >> 16)
     return ~(total + (total >> 16)) & 0xFFFF
@@ -219,7 +220,7 @@ def checksum(header: memoryview) -> int:
 def write_ipv4_header(
     out: memoryview, src: int, dst: int, protocol: int, payload_len: int, tos: int
 ) -> None:
-    """Write the 20-byte header that a transport-mode payload had: DF set, TTL 64."""
+    """Write a 20-byte IPv4 header for a transport-mode payload: DF set, TTL 64."""
     length = IPV4_HEADER_LEN + payload_len
     _IPV4.pack_into(out, 0, 0x45, tos, length, 0, 0x4000, 64, protocol, 0, src, dst)
     total = checksum(out[:IPV4_HEADER_LEN])
@@ -229,6 +230,6 @@ def write_ipv4_header(
 def write_ipv6_header(
     out: memoryview, src: int, dst: int, protocol: int, payload_len: int, tos: int
 ) -> None:
-    """Write the 40-byte header that a transport-mode payload had: hop limit 64."""
+    """Write a 40-byte IPv6 header for a transport-mode payload: hop limit 64."""
     first = 6 << 28 | tos << 20
     _IPV6.pack_into(out, 0, first, payload_len, protocol, 64, src.to_bytes(16), dst.to_bytes(16))

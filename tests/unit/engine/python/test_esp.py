@@ -1,4 +1,4 @@
-"""The ESP codec: published packets, the bytes on the wire, every way to be dropped, leases."""
+"""The ESP codec: published test vectors, the wire format, every drop reason, leases."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def inbound(sa: Sa, highest_seq: int = 0) -> InboundEsp:
 
 
 def encap(esp: OutboundEsp, payload: bytes = b"payload", next_header: int = IPV4) -> bytes:
-    """Encap out of the middle of a buffer, with the 8 spare bytes that are promised."""
+    """Encap from the middle of a buffer that has the documented 8 spare bytes."""
     buf = memoryview(bytearray(b"\xee" * 5 + payload + b"\xee" * 8))
     out = bytearray(b"\xdd" * (len(payload) + 64))
     length = esp.encap(buf, 5, 5 + len(payload), next_header, memoryview(out))
@@ -85,7 +85,7 @@ def decap(esp: InboundEsp, packet: bytes) -> tuple[bytes, int, bool]:
 
 
 def seal(sa: Sa, seq: int, text: bytes, iv: bytes = b"\xf0random\x0f") -> bytes:
-    """A packet of a peer that chooses its own IV and its own trailer: `text` is sealed as it is."""
+    """Return a packet of a peer with its own IV and trailer: `text` is sealed as it is."""
     seq_lo = struct.pack("!I", seq % 2**32)
     seq_hi = struct.pack("!I", seq >> 32) if sa.esn else b""
     sealed = bytearray(len(text) + sa.suite.icv_len)
@@ -101,7 +101,7 @@ def reason_of(action: Callable[[], object]) -> DropReason:
     return caught.value.reason
 
 
-# Published packets
+# Test vectors
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
@@ -121,7 +121,7 @@ def test_published_packets_are_opened(case: dict[str, str]) -> None:
     assert reason_of(lambda: decap(esp, packet)) is DropReason.REPLAY_DUPLICATE
 
 
-# The wire
+# Wire format
 
 
 @every_suite
@@ -147,7 +147,7 @@ def test_a_packet_is_spi_seq_lo_and_the_whole_number_as_iv(suite: Suite) -> None
 
 @every_suite
 @pytest.mark.parametrize("length", range(8))
-def test_the_trailer_is_one_two_three_and_the_shortest_that_aligns(
+def test_the_padding_counts_from_one_and_is_the_shortest_that_aligns(
     suite: Suite, length: int
 ) -> None:
     sa = make_sa(suite)
@@ -194,7 +194,7 @@ def test_a_peer_may_use_any_iv(suite: Suite, esn: bool) -> None:
         assert decap(receiver, packet) == (b"payload.", 4, True)
 
 
-# Dropped on the way in
+# Inbound drops
 
 
 @every_suite
@@ -229,7 +229,7 @@ def test_a_packet_cut_anywhere_is_dropped(suite: Suite, esn: bool) -> None:
 
 
 @esn_on_and_off
-def test_replays_are_told_from_old_packets_before_anything_is_opened(esn: bool) -> None:
+def test_replays_and_old_packets_are_distinguished_before_anything_is_opened(esn: bool) -> None:
     sa = make_sa(SUITES["aes256gcm16"], esn=esn)
     packets = [encap(outbound(sa, seq, seq + 1)) for seq in range(1, 101)]
 
@@ -243,7 +243,7 @@ def test_replays_are_told_from_old_packets_before_anything_is_opened(esn: bool) 
     refusing.window = receiver.window
     assert reason_of(lambda: decap(refusing, packets[98])) is DropReason.REPLAY_DUPLICATE
     assert reason_of(lambda: decap(refusing, packets[99])) is DropReason.REPLAY_DUPLICATE
-    if not esn:  # with ESN, such a number stands for one of the next 2**32
+    if not esn:  # with ESN, such a number is inferred to be in the next subspace of 2**32
         assert reason_of(lambda: decap(refusing, packets[35])) is DropReason.REPLAY_OLD
     assert decap(receiver, packets[36])[2] is False
 
@@ -315,7 +315,7 @@ def test_a_dummy_packet_is_dropped_after_it_is_authenticated() -> None:
 
 
 def seqs_until_drop(esp: OutboundEsp) -> tuple[list[int], DropReason]:
-    """The IVs of all the packets that the SA sends until it drops, and why it does."""
+    """Return the IVs of the packets that the SA sends until its first drop, and the reason."""
     seqs: list[int] = []
     with pytest.raises(Drop) as caught:
         while True:
@@ -401,7 +401,7 @@ def test_a_lease_that_begins_behind_the_last_number_ends_the_sa() -> None:
     assert seqs_until_drop(esp) == ([1], DropReason.SEQ_EXHAUSTED)
 
 
-def test_a_number_is_spent_even_when_its_packet_could_not_be_made() -> None:
+def test_a_sequence_number_is_spent_even_if_its_packet_fails() -> None:
     def fail(*_: object) -> None:
         raise ValueError("no")
 
@@ -449,7 +449,7 @@ def test_low_counts_from_the_next_number_at_the_time_of_the_extension() -> None:
 
 
 @every_suite
-def test_no_key_is_in_a_drop_or_in_what_a_codec_says_of_itself(suite: Suite) -> None:
+def test_no_key_is_in_a_drop_an_error_or_the_repr_of_a_codec(suite: Suite) -> None:
     sa = dataclasses.replace(make_sa(suite), keymat=KeyMaterial(b"K" * suite.key_len, b"SALT"))
     texts = [repr(outbound(sa)), repr(inbound(sa))]
     with pytest.raises(Drop) as dropped:

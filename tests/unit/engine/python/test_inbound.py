@@ -1,4 +1,4 @@
-"""The way in of packets with real keys: what is accepted, from whom, and what is refused."""
+"""The inbound path with real keys: accepted packets, drops, and peer address tracking."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def tunnel() -> Iterator[Pair]:
         yield gateways
 
 
-# Inbound: what is refused
+# Drops
 
 
 def refused(side: Side, *datagrams: bytes, **how: Any) -> Counter[str]:
@@ -70,8 +70,10 @@ def test_a_packet_is_accepted_once(tunnel: Pair) -> None:
 
 @both_versions
 @pytest.mark.parametrize("udp", [True, False])
-def test_esp_that_comes_in_another_way_than_the_sas_is_refused(version: int, udp: bool) -> None:
-    """Other encapsulation or other IP version: nothing of it may be believed, nor raise."""
+def test_esp_in_another_encapsulation_or_ip_version_than_the_sas_is_refused(
+    version: int, udp: bool
+) -> None:
+    """Such a packet neither delivers anything, nor moves the peer, nor raises."""
     with pair(V4) as gateways:
         (sent,) = gateways.a.forward(packet())
         other = FakeOuter(version, udp)
@@ -100,7 +102,7 @@ def test_esp_that_comes_in_another_way_than_the_sas_is_refused(version: int, udp
     ],
 )
 @both_versions
-def test_a_datagram_that_is_no_packet_has_its_reason(
+def test_a_datagram_that_is_not_esp_is_dropped_with_its_reason(
     version: int, datagram: bytes, udp: bool | None, reason: DropReason
 ) -> None:
     for kind in (True, False) if udp is None else (udp,):
@@ -124,19 +126,19 @@ def test_a_raw_packet_whose_ip_header_is_cut_off_is_too_short(octets: bytes) -> 
         assert refused(gateways.b, octets) == {DropReason.TOO_SHORT: 1}
 
 
-def test_a_truncated_datagram_is_not_looked_at(tunnel: Pair) -> None:
+def test_a_truncated_datagram_is_dropped(tunnel: Pair) -> None:
     (sent,) = tunnel.a.forward(packet())
     assert refused(tunnel.b, sent.packet, flags=MSG_TRUNC) == {DropReason.TRUNCATED: 1}
 
 
-def test_an_error_of_the_socket_costs_no_datagram(tunnel: Pair) -> None:
+def test_a_socket_error_loses_no_datagram(tunnel: Pair) -> None:
     (sent,) = tunnel.a.forward(packet())
     tunnel.b.outer.sock.waiting.append(ConnectionRefusedError())
     assert tunnel.b.receive(sent.packet) == [packet()]
 
 
 def seal(gateways: Pair, payload: bytes, next_header: int) -> bytes:
-    """A packet of a peer that puts into ESP what it likes."""
+    """Return an ESP packet of a peer that seals an arbitrary payload."""
     buf, out = (memoryview(bytearray(len(payload) + 100)) for _ in range(2))
     buf[: len(payload)] = payload
     size = gateways.a_out.esp.encap(buf, 0, len(payload), next_header, out)
@@ -158,7 +160,7 @@ def test_a_tunnel_takes_only_whole_ip_packets(
     tunnel: Pair, payload: bytes, next_header: int, reason: DropReason
 ) -> None:
     assert refused(tunnel.b, seal(tunnel, payload, next_header)) == {reason: 1}
-    # Also when the buffer still holds a good packet from before.
+    # Same result when the buffer still holds an earlier good packet.
     assert tunnel.b.receive(seal(tunnel, packet(), 4)) == [packet()]
     assert refused(tunnel.b, seal(tunnel, payload, next_header)) == {reason: 1}
 
@@ -171,7 +173,7 @@ def test_a_transport_payload_too_long_for_a_packet_is_malformed() -> None:
 
 NOT_ECT, ECT_1, ECT_0, CE = range(4)
 ECN = {
-    # RFC 6040, figure 4: the inner field, then what becomes of it for each outer field.
+    # RFC 6040, figure 4: inner field, then the resulting inner field for each outer field.
     NOT_ECT: {NOT_ECT: NOT_ECT, ECT_0: NOT_ECT, ECT_1: NOT_ECT, CE: None},
     ECT_0: {NOT_ECT: ECT_0, ECT_0: ECT_0, ECT_1: ECT_1, CE: CE},
     ECT_1: {NOT_ECT: ECT_1, ECT_0: ECT_1, ECT_1: ECT_1, CE: CE},
@@ -211,7 +213,7 @@ def test_only_the_newest_authenticated_packet_moves_the_peer(tunnel: Pair) -> No
     assert tunnel.b.receive(second.packet, address=elsewhere) == [packet()]
     moved = PeerAddressChanged("ab", ip_address(elsewhere[0]), elsewhere[1])
     assert tunnel.b.events == [moved]
-    # Older, forged, resent: none of them turns the replies away.
+    # Older, forged, replayed: none of them redirects the replies.
     tunnel.b.receive(first.packet, address=later)
     tunnel.b.receive(third.packet[:-1] + b"!", address=later)
     tunnel.b.receive(second.packet, address=later)
@@ -229,10 +231,10 @@ def test_a_peer_without_udp_is_not_followed() -> None:
         assert gateways.b.events == []
 
 
-# A TUN that takes nothing
+# A full TUN
 
 
-def test_packets_wait_for_the_tun_in_order_and_too_many_are_dropped(tunnel: Pair) -> None:
+def test_packets_queue_for_the_tun_in_order_and_excess_ones_are_dropped(tunnel: Pair) -> None:
     side, count = tunnel.b, inbound.MAX_QUEUED + 5
     filled = fill(side)
     sent = [tunnel.a.forward(packet(payload=b"%d" % n))[0].packet for n in range(count)]
@@ -253,7 +255,7 @@ def test_packets_wait_for_the_tun_in_order_and_too_many_are_dropped(tunnel: Pair
     assert side.receive(last.packet) == [packet()]
 
 
-def test_a_packet_does_not_overtake_those_that_wait(tunnel: Pair) -> None:
+def test_a_packet_does_not_overtake_queued_ones(tunnel: Pair) -> None:
     side = tunnel.b
     sent = tunnel.a.forward(*(packet(payload=b"%d" % n) for n in range(2)))
     filled = fill(side)
@@ -283,7 +285,9 @@ def test_a_tun_that_fails_costs_a_drop_for_each_packet(tunnel: Pair) -> None:
 
 
 @pytest.mark.parametrize("end", ["discard", "close"])
-def test_what_waits_for_the_tun_when_its_sa_goes_is_counted(tunnel: Pair, end: str) -> None:
+def test_packets_queued_for_the_tun_are_counted_when_their_sa_is_removed(
+    tunnel: Pair, end: str
+) -> None:
     side = tunnel.b
     filled = fill(side)
     for sent in tunnel.a.forward(*[packet()] * 3):

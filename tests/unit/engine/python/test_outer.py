@@ -1,4 +1,4 @@
-"""An outer socket that does not take everything: what waits, what is counted, in which order."""
+"""Back-pressure of an outer socket: queueing, counters and order."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LONG = OSError(errno.EMSGSIZE, "Message too long")
 
 
 class ScriptedSocket:
-    """Raises what `faults` say, one a call; takes everything when they are used up."""
+    """Socket whose sends raise the entries of `faults`, one per call, then succeed."""
 
     def __init__(self) -> None:
         self.fd = 9
@@ -103,7 +103,7 @@ def test_a_packet_is_counted_when_the_socket_takes_it(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("fault", "reason"), [(BROKEN, DropReason.SEND_ERROR), (LONG, DropReason.TOO_BIG)]
 )
-def test_a_packet_that_fails_after_it_waited_is_a_drop_of_its_sa(
+def test_a_queued_packet_that_fails_is_a_drop_of_its_sa(
     rig: Rig, fault: OSError, reason: DropReason
 ) -> None:
     rig.sock.faults.extend([FULL, None, fault])
@@ -114,7 +114,7 @@ def test_a_packet_that_fails_after_it_waited_is_a_drop_of_its_sa(
     assert (rig.two.packets, rig.two.drops) == (0, {reason: 1})
 
 
-def test_what_waits_when_its_sa_goes_is_counted_and_not_sent(rig: Rig) -> None:
+def test_queued_packets_of_a_removed_sa_are_counted_and_not_sent(rig: Rig) -> None:
     rig.sock.faults.append(FULL)
     for state in (rig.one, rig.two, rig.one):
         rig.send(state)
@@ -125,7 +125,7 @@ def test_what_waits_when_its_sa_goes_is_counted_and_not_sent(rig: Rig) -> None:
     assert (rig.two.packets, dict(rig.two.drops), len(rig.sock.taken)) == (1, {}, 1)
 
 
-def test_what_waits_when_the_socket_closes_is_counted(rig: Rig) -> None:
+def test_queued_packets_are_counted_when_the_socket_closes(rig: Rig) -> None:
     rig.sock.faults.append(FULL)
     for state in (rig.one, rig.two, rig.one):
         rig.send(state)
@@ -137,7 +137,7 @@ def test_what_waits_when_the_socket_closes_is_counted(rig: Rig) -> None:
     assert rig.loop.writers == {}
 
 
-def test_what_waited_goes_to_where_the_peer_is_by_then(rig: Rig) -> None:
+def test_queued_packets_go_to_the_peers_current_address(rig: Rig) -> None:
     rig.sock.faults.append(FULL)
     rig.send(rig.one)
     rig.one.peer.address = ("203.0.113.9", 61000)
@@ -145,7 +145,7 @@ def test_what_waited_goes_to_where_the_peer_is_by_then(rig: Rig) -> None:
     assert rig.sock.taken == [(b"packet", ("203.0.113.9", 61000))]
 
 
-def test_a_keepalive_never_waits(rig: Rig) -> None:
+def test_a_keepalive_is_never_queued(rig: Rig) -> None:
     rig.sock.faults.extend([None, FULL, BROKEN, FULL])
     assert [rig.outer.send_keepalive(rig.one.peer.address) for _ in range(3)] == [
         True,
@@ -162,7 +162,7 @@ def test_a_keepalive_never_waits(rig: Rig) -> None:
     st.lists(st.sampled_from(["one", "two", "write", "discard"]), max_size=60),
     st.lists(st.sampled_from([None, FULL, BROKEN, LONG]), max_size=60),
 )
-def test_every_packet_is_sent_or_waits_or_is_counted(
+def test_every_packet_is_sent_queued_or_counted_as_a_drop(
     turns: list[str], faults: list[OSError | None]
 ) -> None:
     rig = Rig()
@@ -193,7 +193,7 @@ def test_more_than_the_queue_holds_is_dropped(rig: Rig) -> None:
 async def opened(
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[tuple[PythonEngine, ScriptedSocket]]:
-    """An engine with one scripted outer socket."""
+    """Yield an engine with one scripted outer socket."""
     tun, sock = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET), ScriptedSocket()
     with tun[0], tun[1], socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as real:
         sock.fd = real.fileno()
@@ -207,7 +207,7 @@ async def opened(
         engine.close()
 
 
-async def test_of_sas_installed_at_once_none_is_there_where_one_is_refused(
+async def test_sas_installed_at_once_are_all_removed_if_one_is_refused(
     opened: tuple[PythonEngine, ScriptedSocket],
 ) -> None:
     engine, _ = opened
@@ -223,7 +223,7 @@ async def test_of_sas_installed_at_once_none_is_there_where_one_is_refused(
     assert engine.counters().sas["first/in"].seq == 7
 
 
-async def test_the_engines_counters_of_a_removed_sa_hold_what_waited(
+async def test_the_counters_of_a_removed_sa_include_its_queued_packets(
     opened: tuple[PythonEngine, ScriptedSocket],
 ) -> None:
     engine, sock = opened

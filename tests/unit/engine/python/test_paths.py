@@ -1,4 +1,4 @@
-"""The packet paths with real keys between two gateways, packet by packet."""
+"""The packet paths between two gateways with real keys, packet by packet."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def version_of(gateways: Pair) -> int:
     return gateways.a_out.sa.local.version
 
 
-# There and back
+# Round trips
 
 
 @both_versions
@@ -123,7 +123,7 @@ def test_the_traffic_class_is_copied_to_the_outer_packet(tunnel: Pair, tos: int)
 
 
 def test_padding_behind_the_inner_packet_is_trimmed(tunnel: Pair) -> None:
-    """Traffic flow confidentiality (RFC 4303 2.7)."""
+    """TFC padding (RFC 4303 2.7)."""
     octets = packet()
     buf = memoryview(bytearray(octets + bytes(500) + bytes(8)))
     out = memoryview(bytearray(1000))
@@ -132,10 +132,10 @@ def test_padding_behind_the_inner_packet_is_trimmed(tunnel: Pair) -> None:
     assert tunnel.b_in.bytes == len(octets)
 
 
-# Outbound: who may go where
+# Outbound: policies and drops
 
 
-def test_what_no_policy_knows_is_dropped(tunnel: Pair) -> None:
+def test_a_packet_that_matches_no_policy_is_dropped(tunnel: Pair) -> None:
     assert tunnel.a.forward(packet(IP(src="10.1.0.1", dst="10.3.0.1"))) == []
     assert tunnel.a.drops_out() == {DropReason.NO_POLICY: 1}
 
@@ -157,8 +157,8 @@ def test_a_new_spd_is_in_force_for_the_next_packet(tunnel: Pair) -> None:
     assert len(tunnel.a.forward(packet())) == 1
 
 
-def test_a_policy_of_before_does_not_send_into_an_sa_of_after(tunnel: Pair) -> None:
-    """While a reload replaces SAs, the name of a policy may lead to another peer's SA."""
+def test_an_old_policy_does_not_send_into_a_new_sa(tunnel: Pair) -> None:
+    """While a reload replaces SAs, the SA that a policy names may lead to another peer."""
     assert len(tunnel.a.forward(packet())) == 1
     other = make_sa("ab", Direction.OUTBOUND, 0x3000, selector("10.1.0.0/24", "10.9.0.0/24"))
     tunnel.a.install_outbound(other)
@@ -166,7 +166,7 @@ def test_a_policy_of_before_does_not_send_into_an_sa_of_after(tunnel: Pair) -> N
     assert tunnel.a.drops_out() == {DropReason.SELECTOR_MISMATCH: 1}
 
 
-def test_the_flow_cache_is_bounded_and_right_after_it_starts_anew(
+def test_the_flow_cache_is_bounded_and_correct_after_it_is_cleared(
     tunnel: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbound, "MAX_FLOWS", 4)
@@ -190,7 +190,7 @@ def test_what_is_no_packet_is_malformed(tunnel: Pair, size: int) -> None:
 @pytest.mark.parametrize(
     "reason", [DropReason.QUEUE_FULL, DropReason.SEND_ERROR, DropReason.TOO_BIG]
 )
-def test_what_the_socket_does_not_take_is_a_drop_and_no_packet(
+def test_a_packet_that_the_socket_refuses_counts_only_as_a_drop(
     tunnel: Pair, reason: DropReason, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbound, "path_mtu", lambda *_: None)
@@ -201,7 +201,7 @@ def test_what_the_socket_does_not_take_is_a_drop_and_no_packet(
     assert tunnel.a_out.esp.next_seq == 2, "the number was spent"
 
 
-def test_a_packet_that_is_too_big_tells_the_path_mtu(
+def test_a_packet_that_is_too_big_reports_the_path_mtu(
     tunnel: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbound, "path_mtu", lambda *_: 1400)
@@ -212,7 +212,7 @@ def test_a_packet_that_is_too_big_tells_the_path_mtu(
 
 
 @pytest.mark.parametrize(("size", "passes"), [(1280 - 48, True), (1281 - 48, False)])
-def test_an_ipv6_packet_that_every_link_must_take_is_fragmented_outside(
+def test_an_ipv6_packet_up_to_the_minimum_mtu_is_fragmented_outside(
     tunnel: Pair, size: int, passes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbound, "path_mtu", lambda *_: None)
@@ -232,7 +232,7 @@ def lengths(side: Side, count: int) -> list[int]:
     return [len(side.forward(packet())) for _ in range(count)]
 
 
-def test_a_low_lease_is_told_once_and_once_more_after_it_was_extended(tunnel: Pair) -> None:
+def test_a_low_lease_is_reported_once_and_again_after_an_extension(tunnel: Pair) -> None:
     state = tunnel.a.install_outbound(tunnel.a_out.sa, Lease(1, 11))
     lengths(tunnel.a, 4)
     assert tunnel.a.events == []
@@ -246,8 +246,8 @@ def test_a_low_lease_is_told_once_and_once_more_after_it_was_extended(tunnel: Pa
 
 
 @pytest.mark.parametrize("low_first", [True, False])
-def test_the_end_of_the_numbers_is_told_in_steps_and_each_once(low_first: bool) -> None:
-    """2**32 - 1 without ESN: soft at seven eighths, then the last number, then nothing."""
+def test_each_sequence_number_threshold_is_reported_once(low_first: bool) -> None:
+    """2**32 - 1 numbers without ESN: soft at seven eighths, hard after the last number."""
     with pair(V4, esn=False) as gateways:
         side = gateways.a
         soft = 2**32 - 1 - (2**32 - 1) // 8
@@ -276,7 +276,7 @@ def fragments(head: Packet, payload: bytes, size: int = 800) -> list[bytes]:
     return [bytes(part) for part in fragment6(with_header, size)]
 
 
-def test_fragments_are_put_together_and_sent_as_one_that_may_be_fragmented(
+def test_reassembled_fragments_are_sent_as_one_packet_that_may_be_fragmented(
     transport: Pair,
 ) -> None:
     version = version_of(transport)
@@ -297,7 +297,7 @@ def test_overlapping_fragments_are_dropped_and_counted(transport: Pair) -> None:
 
 
 def test_a_reassembled_packet_goes_where_its_ports_say() -> None:
-    """Later fragments have no ports and match a wider policy than the whole does."""
+    """Later fragments have no ports and match a wider policy than the whole packet."""
     with pair(HOSTS[4], mode=Mode.TRANSPORT) as gateways:
         narrow = selector("192.0.2.1/32", "192.0.2.2/32", 17, None, PortRange(2000, 2000))
         special = replace(gateways.a_out.sa, name="special", spi=0x3000, selectors=(narrow,))
@@ -311,8 +311,8 @@ def test_a_reassembled_packet_goes_where_its_ports_say() -> None:
 
 
 @both_versions
-def test_fragments_are_put_together_before_ports_are_looked_for(version: int) -> None:
-    """Only the first one has the ports that the policy names."""
+def test_fragments_are_reassembled_before_ports_are_matched(version: int) -> None:
+    """Only the first fragment has the ports that the policy names."""
     ends = HOSTS[version]
     for port, passes in ((2000, True), (2001, False)):
         with_port = replace(ends, protocol=17, remote_port=PortRange(port, port))
@@ -338,7 +338,7 @@ def test_a_policy_without_ports_decides_for_every_fragment_before_any_waits() ->
 
 
 def test_a_tunnel_with_ports_carries_the_fragment_that_has_them() -> None:
-    """RFC 4301 4.4.1.1: ports that are not there match no selector that names some."""
+    """RFC 4301 4.4.1.1: a packet without ports matches no selector with ports."""
     with_port = replace(V4, protocol=17, remote_port=PortRange(2000, 2000))
     first, *later = fragments(HEADS[4], bytes(1800))
     with pair(with_port) as gateways:

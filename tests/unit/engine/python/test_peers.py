@@ -1,4 +1,4 @@
-"""When a peer moves, who follows it, and who can't turn the others away: the python engine."""
+"""Peer address tracking of the python engine: moves, late packets, and who shares a peer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INNER = packet()
 
 
 class Gateways:
-    """`a` sends by the SA that is asked for; `b` has them all, two of tunnel t and one of u."""
+    """`a` sends through a chosen SA; `b` has all of them, two of tunnel t and one of tunnel u."""
 
     names = ("t/1", "t/2", "u/1")
 
@@ -40,7 +40,7 @@ class Gateways:
             self.outbound[name] = self.b.install_outbound(outbound)
 
     def send(self, name: str) -> bytes:
-        """An ESP packet of an SA."""
+        """Return an ESP packet of an SA."""
         esp = self._senders[name].esp
         room = memoryview(bytearray(INNER) + bytes(64))
         out = memoryview(bytearray(len(INNER) + 128))
@@ -48,11 +48,11 @@ class Gateways:
         return bytes(out[:size])
 
     def hear(self, name: str, address: tuple[str, int], esp: bytes | None = None) -> None:
-        """Let a packet of an SA arrive from an address, and be delivered."""
+        """Deliver a packet of an SA from a source address."""
         assert self.b.receive(esp or self.send(name), address=address) == [INNER]
 
     def peers(self, tunnel: str) -> set[tuple[str, int]]:
-        """Where the SAs of a tunnel, in both directions, have their peer."""
+        """Return the peer addresses of a tunnel's SAs, in both directions."""
         states = [*self.inbound.items(), *self.outbound.items()]
         return {state.peer.address for name, state in states if name[0] == tunnel}
 
@@ -65,7 +65,7 @@ def gateways() -> Iterator[Gateways]:
     gateways.b.close()
 
 
-def test_all_sas_of_a_tunnel_follow_what_one_hears_and_no_other_tunnel_does(
+def test_all_sas_of_a_tunnel_follow_a_move_and_no_other_tunnel_does(
     gateways: Gateways,
 ) -> None:
     gateways.hear("t/2", NAT)
@@ -77,7 +77,7 @@ def test_all_sas_of_a_tunnel_follow_what_one_hears_and_no_other_tunnel_does(
         assert (str(state.counters().remote), state.counters().remote_port) == NAT
 
 
-def test_a_late_packet_of_a_quiet_sa_arrives_but_does_not_turn_the_tunnel_back(
+def test_a_late_packet_of_an_idle_sa_arrives_but_does_not_move_the_tunnel_back(
     gateways: Gateways,
 ) -> None:
     gateways.hear("t/1", HOME)
@@ -91,7 +91,7 @@ def test_a_late_packet_of_a_quiet_sa_arrives_but_does_not_turn_the_tunnel_back(
     assert len(gateways.b.events) == 1
 
 
-def test_an_sa_that_was_heard_where_the_peer_is_follows_it_at_once(gateways: Gateways) -> None:
+def test_an_sa_heard_at_the_current_address_moves_the_peer_at_once(gateways: Gateways) -> None:
     gateways.hear("t/2", NAT)
     gateways.hear("t/2", FURTHER)
     gateways.hear("t/1", FURTHER)
@@ -101,7 +101,7 @@ def test_an_sa_that_was_heard_where_the_peer_is_follows_it_at_once(gateways: Gat
     assert gateways.peers("t") == {HOME}
 
 
-def test_a_peer_that_moved_back_is_followed_when_nothing_can_be_late_any_more(
+def test_a_peer_that_moved_back_is_followed_after_the_settle_time(
     gateways: Gateways,
 ) -> None:
     gateways.hear("t/2", NAT)
@@ -116,7 +116,7 @@ def test_a_peer_that_moved_back_is_followed_when_nothing_can_be_late_any_more(
     assert gateways.peers("t") == {NAT}
 
 
-def test_what_is_old_forged_or_resent_moves_nobody(gateways: Gateways) -> None:
+def test_old_forged_and_replayed_packets_move_no_peer(gateways: Gateways) -> None:
     older, newer, next_one = (gateways.send("t/1") for _ in range(3))
     gateways.hear("t/1", HOME, newer)
     gateways.hear("t/1", NAT, older)
@@ -136,7 +136,7 @@ def test_a_pair_without_a_tunnel_has_one_peer(pairs: tuple[str | None, str | Non
     assert peers.place(sa("out", pair=pairs[1])) is inbound
 
 
-def test_sas_that_have_nothing_to_do_with_each_other_have_peers_of_their_own() -> None:
+def test_unrelated_sas_have_separate_peers() -> None:
     peers = Peers()
     tunnel = sa("t/in", "t")
     others = [

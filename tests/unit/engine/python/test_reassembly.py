@@ -1,4 +1,4 @@
-"""Fragments of a local kernel become the datagram they were, or are counted as lost."""
+"""Reassembly: fragments of a local kernel become the datagram, or are counted as dropped."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def fragments_of(packet: Packet, size: int = 800, ident: int = 7) -> list[bytes]
 
 
 def add(reassembler: Reassembler, octets: bytes, now: float = 0.0) -> bytes | None:
-    """Add a fragment that lies in a larger buffer."""
+    """Add a fragment from a larger buffer."""
     view = memoryview(bytearray(octets + b"\xee" * 16))
     return reassembler.add(view, len(octets), now)
 
 
 def same(whole: bytes | None, packet: Packet) -> bool:
-    """Equal but for the IPv4 checksum, which nobody reads: transport mode takes the payload."""
+    """Compare, ignoring the IPv4 checksum, which transport mode doesn't carry."""
     assert whole is not None
     if packet.version == 4:
         expected = bytearray(bytes(packet))
@@ -67,7 +67,7 @@ def test_fragments_in_any_order_become_the_datagram(version: int) -> None:
 
 
 @both_versions
-def test_the_largest_datagram_of_a_local_kernel_is_put_together(version: int) -> None:
+def test_the_largest_datagram_of_a_local_kernel_is_reassembled(version: int) -> None:
     packet = datagram(version, 65495 - 8)
     reassembler = Reassembler()
     results = [add(reassembler, part) for part in fragments_of(packet, 1400)]
@@ -75,7 +75,7 @@ def test_the_largest_datagram_of_a_local_kernel_is_put_together(version: int) ->
 
 
 @both_versions
-def test_datagrams_in_between_each_other_stay_apart(version: int) -> None:
+def test_interleaved_datagrams_stay_apart(version: int) -> None:
     one, other = datagram(version, 1400, 1), datagram(version, 1500, 2)
     reassembler = Reassembler()
     pairs = zip(fragments_of(one, 800, 1), fragments_of(other, 800, 2), strict=True)
@@ -86,7 +86,7 @@ def test_datagrams_in_between_each_other_stay_apart(version: int) -> None:
 
 @both_versions
 def test_a_fragment_that_is_the_whole_needs_no_other(version: int) -> None:
-    """The atomic fragment of RFC 6946, and what a filter on the way may leave of it in IPv4."""
+    """An atomic fragment (RFC 6946), and its IPv4 counterpart without fragment fields."""
     packet = datagram(version, 100)
     (part,) = fragments_of(packet)
     if version == 4:
@@ -131,7 +131,7 @@ def test_fragments_that_contradict_each_other_never_become_a_packet(
 
 
 @both_versions
-def test_a_contradiction_forgets_every_fragment_of_the_datagram_and_no_other(version: int) -> None:
+def test_a_contradiction_drops_every_fragment_of_its_datagram_and_no_other(version: int) -> None:
     reassembler = Reassembler()
     packet = datagram(version, 1500, 8)
     first, *rest = fragments_of(packet, 800, 8)
@@ -148,7 +148,7 @@ def test_a_contradiction_forgets_every_fragment_of_the_datagram_and_no_other(ver
 
 
 @both_versions
-def test_an_unfinished_datagram_is_given_up_after_the_timeout(version: int) -> None:
+def test_an_incomplete_datagram_is_dropped_after_the_timeout(version: int) -> None:
     first, second = fragments_of(datagram(version, 1200))
     reassembler = Reassembler()
     add(reassembler, first, 100.0)
@@ -180,7 +180,7 @@ def test_the_oldest_datagram_makes_room_for_a_new_one(version: int) -> None:
     assert add(reassembler, datagrams[0][1]) is None
 
 
-def test_a_datagram_of_too_many_fragments_is_given_up() -> None:
+def test_a_datagram_of_too_many_fragments_is_dropped() -> None:
     reassembler = Reassembler()
     for number in range(MAX_FRAGMENTS):
         add(reassembler, piece(4, number * 8, bytes(8), True))
@@ -198,7 +198,7 @@ def test_ipv4_datagrams_of_different_protocols_or_addresses_stay_apart() -> None
         assert (add(reassembler, bytes(part)), add(reassembler, bytes(other))) == (None, None)
 
 
-def test_an_ipv4_datagram_that_options_make_too_long_is_given_up() -> None:
+def test_an_ipv4_datagram_that_options_make_too_long_is_dropped() -> None:
     reassembler = Reassembler()
     head = IP(**V4, id=7, flags="MF", proto=17, options=[IPOption(b"\x01")] * 40)
     assert add(reassembler, bytes(head / Raw(bytes(65472)))) is None
@@ -218,7 +218,7 @@ PIECES = st.tuples(st.integers(0, 5), st.integers(0, 25), st.booleans())
 
 @given(st.sampled_from([4, 6]), st.lists(PIECES, max_size=12))
 @settings(max_examples=300)
-def test_arbitrary_fragments_do_what_a_map_of_octets_says(
+def test_arbitrary_fragments_agree_with_a_model_of_octets(
     version: int, pieces: list[tuple[int, int, bool]]
 ) -> None:
     reassembler = Reassembler()

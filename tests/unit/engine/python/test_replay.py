@@ -1,4 +1,4 @@
-"""The anti-replay window at its edges: the numbers written out by hand."""
+"""The anti-replay window at its edges, with expected numbers written out by hand."""
 
 from __future__ import annotations
 

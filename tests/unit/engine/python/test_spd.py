@@ -1,4 +1,4 @@
-"""Selectors and the SPD, held against plain containment in prefixes and ranges."""
+"""Selectors and the SPD, compared with a model: containment in prefixes and ranges."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def in_range(ports: PortRange | None, port: int) -> bool:
 
 
 def model_matches(wanted: Selector, inner: Inner) -> bool:
-    """The sentence of RFC 4301 4.4.1.1 for a packet on its way out."""
+    """Model of RFC 4301 4.4.1.1 for an outbound packet."""
     make = type(wanted.local.network_address)
     return (
         wanted.local.version == inner.version
@@ -141,7 +141,7 @@ def test_a_fragment_has_the_candidates_of_its_packet_whatever_the_ports(
         assert found is None or found in candidates
     portless = [p for p in candidates if p.selectors[0].local_port == p.selectors[0].remote_port]
     certain = [p for p in portless if p.selectors[0].local_port is None]
-    assert certain in ([], candidates[-1:]), "what a policy without ports decides is decided"
+    assert certain in ([], candidates[-1:]), "a policy without ports must be the last candidate"
 
 
 @given(st.lists(selectors(), max_size=6), inner_packets())
@@ -166,7 +166,7 @@ def test_the_order_decides_between_policies_that_both_match() -> None:
     assert Spd([wide, narrow]).lookup(inner) is wide
 
 
-def test_an_empty_spd_knows_no_packet() -> None:
+def test_an_empty_spd_matches_no_packet() -> None:
     assert Spd([]).lookup(packet("10.1.0.1", "10.2.0.1")) is None
 
 

@@ -1,4 +1,4 @@
-"""Which SA of a tunnel a flow takes: the same in both engines, evenly, all fragments alike."""
+"""Flow spreading over the SAs of a tunnel: the same in both engines, even, fragments included."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_flows_are_spread_evenly_over_any_number_of_sas(count: int, what: str) -
             data = b"".join(ip_address(host).packed for host in hosts) + bytes([0, 80, 0, 80])
         keys.append((6, data))
     found = Counter(spread(key) % count for key in keys)
-    # A hundred flows each, give or take five times what chance does.
+    # Expectation 100 flows per SA, tolerance five standard deviations.
     assert all(50 < found[index] < 150 for index in range(count)), found
 
 

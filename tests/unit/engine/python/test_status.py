@@ -1,4 +1,4 @@
-"""What the python engine says of itself, and what it can't do for a configuration."""
+"""Status of the python engine, and the configurations that it refuses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.fake_af_alg import install
 SETTINGS = EngineSettings("esp0", 4500, 1, workers=4, pin_workers=True, busy_poll_us=100)
 
 
-async def test_the_python_engine_tells_what_it_does_without(
+async def test_the_python_engine_reports_the_offloads_it_lacks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tun, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -52,13 +52,15 @@ async def test_the_python_engine_has_no_aws_lc() -> None:
         PythonEngine().open(EngineSettings("esp0", 4500, 1, provider="aws-lc"), lambda _: None)
 
 
-async def test_af_alg_is_refused_where_it_can_not_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_af_alg_on_is_refused_where_it_is_unavailable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     install(monkeypatch).refuses["socket"] = errno.EAFNOSUPPORT
     with pytest.raises(EngineError, match=r"AF_ALG is unavailable: .*EAFNOSUPPORT"):
         PythonEngine().open(replace(SETTINGS, af_alg="on"), lambda _: None)
 
 
-async def test_af_alg_has_the_keys_of_sas_as_long_as_they_are_there(
+async def test_af_alg_holds_the_keys_of_installed_sas_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kernel = install(monkeypatch)

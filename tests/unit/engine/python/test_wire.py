@@ -1,4 +1,4 @@
-"""What is read from inner packets and written into them, held against scapy's packets."""
+"""Parsing and rewriting of inner packets, compared with scapy's packets."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ PORTS = {6: (40000, 443), 17: (53, 65535), 132: (9, 10), 33: (1, 0xFFFE), 136: (
 
 
 def with_protocol(head: Packet, protocol: int, payload: Packet) -> Packet:
-    """`head` with a payload whose number scapy might not set by itself."""
+    """Return `head` / `payload` with a protocol number that scapy might not set by itself."""
     packet = head.copy()
     last = packet.lastlayer()
     setattr(last, "proto" if isinstance(last, IP) else "nh", protocol)
