@@ -40,7 +40,7 @@ from esp_gw.model import Direction, IPAddress, KeyMaterial, Lease, Policy, Sa
 from esp_gw.network.changes import Change, NetworkChange, Step
 from esp_gw.network.netlink import Netlink
 from esp_gw.network.plan import Network, missing_from, plan_network
-from esp_gw.network.watch import Look, Watch
+from esp_gw.network.watch import CheckResult, Watch
 
 FLOOR_INTERVAL = 5.0
 """Seconds between two writes of the replay floors: what a crash forgets of accepted packets."""
@@ -95,7 +95,7 @@ class Gateway:
         self._without_gso: set[IPAddress] = set()
         self._path_mtus: dict[IPAddress, int] = {}
         self._network = Network(mtu=0)
-        self._watch = Watch(netlink.changed, self._look)
+        self._watch = Watch(netlink.changed, self._check_network)
         self._stopped = False
 
     async def start(self, desired: Desired) -> None:
@@ -200,7 +200,7 @@ class Gateway:
         self._desired, self._network = desired, network
         return [change.describe() for change in changes]
 
-    async def _look(self) -> Look:
+    async def _check_network(self) -> CheckResult:
         """Put back what is missing, and follow the paths to the peers as they are now."""
         async with self._lock:
             there = await self._netlink.observe()
@@ -221,10 +221,10 @@ class Gateway:
             try:
                 await self._carry_out(changes)
             except EspGwError as error:
-                return Look(missing, done, str(error))
+                return CheckResult(missing, done, str(error))
             if there.is_up:
                 self._network = network
-            return Look(missing, done, fault, waits=True)
+            return CheckResult(missing, done, fault, waits=True)
 
     async def _carry_out(self, changes: Sequence[Change]) -> None:
         """Carry changes out in their order; neighbours of one step, or of the network, are one."""

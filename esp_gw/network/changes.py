@@ -1,6 +1,6 @@
-"""Changes of what a gateway has in place: each says when its turn is, and what it does in words.
+"""Changes to a gateway's state: each has a step, which orders it, and a description.
 
-Those of the kernel's network stand here; those of the engine build on them in daemon/reconcile.py.
+Changes of the kernel's network are here; those of the engine are in daemon/reconcile.py.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from esp_gw.network.plan import Route, Rule
 
 
 class Step(enum.IntEnum):
-    """The order of changes, which is the safety.
+    """The order in which changes are applied; safety depends on it.
 
-    Prefixes become unreachable before they are routed into the TUN. SAs are there before the
-    policies that need them, and go after them. Inbound SAs come first: a peer that has the new key
-    already must be understood before it is answered.
+    Prefixes become unreachable before they are routed into the TUN. SAs are installed before the
+    policies that need them, and removed after them. Inbound SAs come first: packets of a peer that
+    already uses the new key must be accepted before the gateway replies with it.
     """
 
     GUARD_ROUTES = enum.auto()
@@ -40,16 +40,17 @@ class Step(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change of what is in place, carried out at its `step`.
+    """A change of the gateway's state, applied at its `step`.
 
-    An `is_guard` one keeps packets from leaving in the clear, even while the TUN is down.
+    `is_guard` marks a change that keeps packets from leaving in the clear, even while the TUN is
+    down.
     """
 
     step: ClassVar[Step]
     is_guard: ClassVar[bool] = False
 
     def describe(self) -> str:
-        """Return the change as a person who asked for a reload reads it, without keys."""
+        """Return the change in words, as `esp-gw reload` prints it, without keys."""
         raise NotImplementedError
 
 
@@ -60,7 +61,7 @@ class NetworkChange(Change):
 
 @dataclass(frozen=True, slots=True)
 class AddRoute(NetworkChange):
-    """Add a route into the TUN, or replace the one to this destination."""
+    """Add a route into the TUN, or replace the existing one to this destination."""
 
     step = Step.ADD_TUN_ROUTES
     route: Route
@@ -72,7 +73,7 @@ class AddRoute(NetworkChange):
 
 @dataclass(frozen=True, slots=True)
 class AddGuardRoute(AddRoute):
-    """Make a destination unreachable."""
+    """Add an unreachable route, which guards its destination."""
 
     step = Step.GUARD_ROUTES
     is_guard = True
@@ -80,7 +81,7 @@ class AddGuardRoute(AddRoute):
 
 @dataclass(frozen=True, slots=True)
 class RemoveRoute(NetworkChange):
-    """Remove a route of ours."""
+    """Remove one of our routes."""
 
     step = Step.REMOVE_ROUTES
     route: Route
@@ -105,7 +106,7 @@ class AddRule(NetworkChange):
 
 @dataclass(frozen=True, slots=True)
 class RemoveRule(NetworkChange):
-    """Remove a rule of ours."""
+    """Remove one of our rules."""
 
     step = Step.REMOVE_RULES
     rule: Rule
@@ -117,7 +118,7 @@ class RemoveRule(NetworkChange):
 
 @dataclass(frozen=True, slots=True)
 class AddAddress(NetworkChange):
-    """Put an address on the TUN."""
+    """Add an address to the TUN."""
 
     step = Step.ADD_ADDRESSES
     address: IPAddress
@@ -129,7 +130,7 @@ class AddAddress(NetworkChange):
 
 @dataclass(frozen=True, slots=True)
 class RemoveAddress(NetworkChange):
-    """Take an address off the TUN."""
+    """Remove an address from the TUN."""
 
     step = Step.REMOVE_ADDRESSES
     address: IPAddress

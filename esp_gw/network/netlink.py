@@ -1,11 +1,11 @@
-"""The kernel's links, addresses, routes and rules, by pyroute2.
+"""The kernel's links, addresses and rules through pyroute2, and its routes through routes.py.
 
-pyroute2's asyncio core needs a loop that can watch a netlink socket, which uvloop can't, so it
-runs on a loop of its own in one thread; nothing here delays the packets.
+pyroute2's asyncio core needs an event loop that can watch a netlink socket, which uvloop can't. It
+therefore runs on its own loop in one thread, so that nothing here delays packets.
 
-Everything we make carries PROTOCOL (routes, rules) or sits on the TUN, so that a later run knows
-what a killed one left. Nothing else is ever touched. The TUN's alias says which table is taken, as
-long as its gateway lives.
+Everything we create carries PROTOCOL (routes, rules) or sits on the TUN, so that a later run
+recognizes the leftovers of a killed one. Nothing else is ever touched. The TUN's alias marks its
+routing table as taken for as long as its gateway lives.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from esp_gw.network.plan import MAIN_TABLE, MAX_BYPASS_RULES, Network, Rule
 from esp_gw.network.routes import PROTOCOL, RouteSocket, refusal
 
 SETTLE_TIME = 0.1
-"""Seconds from the first of the kernel's messages to a look: changes come in bursts."""
+"""Seconds between the kernel's first notification and a check: changes come in bursts."""
 _WATCHED = (1, 5, 7, 8, 9, 11, 19)
-"""The multicast groups of links, addresses, routes and rules, IPv4 and IPv6 (rtnetlink(7))."""
+"""Multicast groups of links, addresses, routes and rules, IPv4 and IPv6 (rtnetlink(7))."""
 _MAX_DRAINED = 4096
 TX_QUEUE_LEN = 1000
-"""Packets that the kernel holds for the TUN while the engine is busy, as for an Ethernet card."""
+"""Packets that the kernel queues for the TUN, as for an Ethernet card."""
 _ALIAS = "esp_gw table {}"
 _ALIAS_PATTERN = re.compile(r"esp_gw table (\d{1,10})")
 _FR_ACT_TO_TBL = 1
@@ -61,9 +61,9 @@ T = TypeVar("T")
 
 
 class Netlink:
-    """The kernel's network as far as the gateway `interface` and its `table` are concerned.
+    """The part of the kernel's network that belongs to the gateway `interface` and its `table`.
 
-    What a killed run has left in its `former` tables is taken for ours, too.
+    Leftovers of a killed run in its `former` tables count as ours, too.
     """
 
     def __init__(self, interface: str, table: int, former: frozenset[int] = frozenset()) -> None:
@@ -78,15 +78,15 @@ class Netlink:
         self._index = 0
 
     async def open(self) -> None:
-        """Find the TUN device, claim its table, silence IPv6 autoconfiguration and bring it up.
+        """Find the TUN device, claim its table, disable IPv6 autoconfiguration and bring it up.
 
-        Raises NetworkError, also where another gateway lives so near that our rules would mix.
+        Raises NetworkError, also if another gateway's table is so close that rules would mix.
         """
         self._monitor = _open_monitor()
         await self._call(self._open())
 
     async def close(self) -> None:
-        """End the netlink sockets and the thread."""
+        """Close the netlink sockets and end the thread."""
         self._monitor.close()
         await self._call(self._close())
         await asyncio.get_running_loop().run_in_executor(self._thread, self._runner.close)
@@ -95,7 +95,7 @@ class Netlink:
     async def changed(self) -> None:
         """Wait until links, addresses, routes or rules have changed since the last call.
 
-        It may also return where only what is not ours has. A burst of changes counts once.
+        Changes of other programs' objects count, too. A burst of changes counts once.
         """
         loop, readable = asyncio.get_running_loop(), asyncio.Event()
         loop.add_reader(self._monitor.fileno(), readable.set)
@@ -107,19 +107,19 @@ class Netlink:
         _drain(self._monitor)
 
     async def observe(self) -> Network:
-        """Return the TUN's MTU and addresses, and the routes and rules that are ours."""
+        """Return the TUN's MTU and addresses, and our routes and rules."""
         return await self._call(self._observe())
 
     async def host_addresses(self) -> frozenset[IPAddress]:
-        """Return the addresses of the other interfaces."""
+        """Return the addresses of all other interfaces."""
         return await self._call(self._host_addresses())
 
     async def path_mtu(self, remote: IPAddress, fwmark: int) -> int | None:
-        """Return the bytes that a packet to `remote` may have; None where there is no route."""
+        """Return the path MTU to `remote` in bytes, or None if there is no route."""
         return await self._call(self._path_mtu(remote, fwmark))
 
     async def apply(self, changes: Sequence[NetworkChange]) -> None:
-        """Carry changes out, in their order. Raises NetworkError."""
+        """Apply changes in the given order. Raises NetworkError."""
         await self._call(self._apply(changes))
 
     async def _call(self, work: Coroutine[Any, Any, T]) -> T:
@@ -163,7 +163,7 @@ class Netlink:
         )
 
     async def _claim_table(self) -> None:
-        # First ours, then a look at the others': of two that start at once, no two go on.
+        # Claim first, then check the others' claims: of two that start at once, never both go on.
         await self._do(
             f"link {self._interface}",
             self._ipr.link("set", index=self._index, ifalias=_ALIAS.format(self._table)),
@@ -175,7 +175,7 @@ class Netlink:
         for table, name in self._neighbours.items():
             if abs(table - self._table) <= MAX_BYPASS_RULES + 1:
                 raise NetworkError(
-                    f"the gateway of {name} has the routing table {table}, too near to "
+                    f"the gateway of {name} uses routing table {table}, too close to "
                     f"{self._table}: the rules of both would mix",
                     where="gateway.table",
                     hint=f"choose a number at least {MAX_BYPASS_RULES + 2} away from {table}",
@@ -221,7 +221,7 @@ class Netlink:
         if not any(priority in _priorities(ours) for ours in self._owned):
             return False
         if table == MAIN_TABLE:
-            # All gateways have such rules; those of a neighbour stand in its own range.
+            # All gateways have such rules; a neighbour's are in its own range of priorities.
             return not any(priority in _priorities(other) for other in self._neighbours)
         return table in self._tables
 
@@ -244,13 +244,13 @@ class Netlink:
         if mtu:
             return int(mtu)
         link = (await self._ipr.link("get", index=route.get("oif")))[0]
-        # The loopback's 64 KiB are no path that a packet could have.
+        # The loopback's MTU of 65536 exceeds the largest IP packet.
         return min(int(link.get("mtu")), 65535)
 
     async def _apply(self, changes: Sequence[NetworkChange]) -> None:
         for step, group in groupby(changes, lambda change: change.step):
             run = list(group)
-            # Thousands of routes come together: they are a few messages, not thousands.
+            # Thousands of routes are changed together: they go in a few batches.
             routes = [change.route for change in run if isinstance(change, AddRoute | RemoveRoute)]
             if not routes:
                 for change in run:
@@ -327,7 +327,10 @@ class Netlink:
 
 
 def _open_monitor() -> socket.socket:
-    """A socket that is readable when something has changed; the loop of pyroute2 seldom runs."""
+    """Return a socket that becomes readable on a change, for the main event loop.
+
+    pyroute2's loop runs only while it has a request to carry out.
+    """
     monitor = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK)
     groups = sum(1 << (group - 1) for group in _WATCHED)
     monitor.bind((0, groups))
@@ -335,7 +338,7 @@ def _open_monitor() -> socket.socket:
 
 
 def _drain(monitor: socket.socket) -> None:
-    """Forget the messages: what they say is looked up, so that none that was lost matters."""
+    """Discard the notifications: the state is read afresh, so a lost one doesn't matter."""
     for _ in range(_MAX_DRAINED):
         try:
             monitor.recv(1)

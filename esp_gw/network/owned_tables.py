@@ -1,7 +1,7 @@
-"""The routing tables that a killed run may have left something in: a small file beside the ledger.
+"""The routing tables in which a killed run may have left routes: a small file beside the ledger.
 
-What guards a prefix outlives the daemon on purpose, and only this file says whose it was: what a
-dead neighbour left must go on guarding.
+Guard routes outlive the daemon on purpose, and only this file tells whose they are. Those of a dead
+neighbour must stay in place.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ TABLES_NAME = "tables.json"
 
 
 class OwnedTables:
-    """The tables that runs with one state directory have used, until a start has replaced them."""
+    """The tables used by earlier runs with one state directory, until a start replaces them."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def read(self) -> frozenset[int]:
-        """Return the tables; none where the file is missing or damaged."""
+        """Return the tables; none if the file is missing or damaged."""
         try:
             values = json.loads(self._path.read_bytes())
         except (OSError, ValueError):
@@ -32,10 +32,10 @@ class OwnedTables:
         return frozenset(value for value in values if type(value) is int and value > 0)
 
     def write(self, tables: frozenset[int]) -> None:
-        """Keep these; a disk that takes nothing costs a later run the leftovers, no more."""
+        """Record the tables; on failure log it, and a later run doesn't find its leftovers."""
         if tables == self.read():
             return
         try:
             files.replace(self._path, json.dumps(sorted(tables)).encode())
         except OSError as error:
-            log.warning("the routing table can't be noted", path=str(self._path), reason=str(error))
+            log.warning("can't record the routing table", path=str(self._path), reason=str(error))

@@ -1,8 +1,9 @@
-"""What the kernel's network must look like for a set of tunnels: a pure computation.
+"""Pure computation of the kernel's network (routes, rules, addresses, MTU) for a set of tunnels.
 
-Every prefix that a policy protects or discards is routed into the TUN from a table of our own, at
-the lowest metric, and made unreachable at the highest: where the TUN is gone, because the daemon
-was killed, its packets find no other way in the clear. A bypass policy is an `ip rule` in front.
+Every prefix that a policy protects or discards has two routes in a table of our own: one into the
+TUN at a better metric, and an unreachable one at the worst. If the TUN is gone because the daemon
+was killed, the unreachable route keeps packets from leaving in the clear. A bypass policy becomes
+an `ip rule` of higher precedence.
 
 Sources: RFC 4301 4.4.1, ip-rule(8), ip-route(8).
 """
@@ -37,15 +38,15 @@ DEFAULT_PATH_MTU = 1500
 MAX_BYPASS_RULES = 400
 """Rule priorities from the table's number minus this, to the table's number plus 1, are ours.
 
-The bypass selectors have all of those before the table's number but the last.
+Bypass selectors may use all priorities below the table's number but the last.
 """
 _UNSPECIFIED = IPv4Network("0.0.0.0/32")
 _RULE_PORTS = PortRange(1, 65534)
-"""The ports that a rule can name (fib_rule_port_range_valid in the kernel)."""
+"""The ports that a rule can match (fib_rule_port_range_valid in the kernel)."""
 
 
 class RouteKind(enum.StrEnum):
-    """Where a route of ours leads."""
+    """The kind of a route of ours: into the TUN, or unreachable."""
 
     TUN = "tun"
     UNREACHABLE = "unreachable"
@@ -53,7 +54,7 @@ class RouteKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route in one of our tables; `mtu` is 0 and `source` None where they don't matter."""
+    """A route in one of our tables; `mtu` is 0 and `source` None if they don't apply."""
 
     kind: RouteKind
     destination: IPNetwork
@@ -64,10 +65,10 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """An `ip rule`; `inverted` makes it match what `fwmark` doesn't.
+    """An `ip rule`; `inverted` makes it match packets without `fwmark`.
 
-    `suppress_default` takes no default route from the table; `find_source` lets an IPv6 packet that
-    has no source yet match by the one it would get.
+    `suppress_default` ignores the table's default route. `find_source` matches an IPv6 packet that
+    has no source address yet by the one it would get.
     """
 
     version: int
@@ -86,7 +87,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """The TUN's MTU and addresses, our routes and our rules, and whether the TUN is up."""
+    """The TUN's MTU, addresses and state, and our routes and rules."""
 
     mtu: int
     addresses: frozenset[IPAddress] = frozenset()
@@ -96,7 +97,10 @@ class Network:
 
 
 def missing_from(there: Network, before: Network, now: Network) -> tuple[str, ...]:
-    """Name what was planned before, is now, and isn't there: rules first, without them it leaks."""
+    """Name the objects in both plans that are missing from `there`.
+
+    Rules come first, because packets leak without them.
+    """
     rules = sorted(
         (before.rules & now.rules) - there.rules, key=lambda rule: (rule.version, rule.priority)
     )
@@ -123,14 +127,14 @@ def plan_network(
 ) -> Network:
     """Return the network that the desired tunnels need.
 
-    `path_mtus` gives bytes for each peer address, 1500 where one is missing; `host_addresses` are
-    those of other interfaces: one that is there already is not put on the TUN a second time. Raises
-    NetworkError where rules can't say what the policies do.
+    `path_mtus` gives bytes for each peer address, 1500 for a missing one. `host_addresses` are
+    those of other interfaces; one of them is not added to the TUN again. Raises NetworkError if
+    rules can't express the policies.
     """
     settings = desired.settings
     sas = {sa.name: sa for sa in desired.sas}
     _check_table(settings.table)
-    # Who is first in the SPD gives a prefix its source address.
+    # The first selector in the SPD determines a prefix's source address.
     selectors: dict[IPNetwork, Selector] = {}
     narrowest: dict[IPNetwork, int] = {}
     for policy in desired.policies:
@@ -161,18 +165,21 @@ def plan_network(
 def _check_table(table: int) -> None:
     if table > LAST_TABLE or table in RESERVED_TABLES:
         raise NetworkError(
-            f"the routing table {table} can't be used: rules of its number must stand before the "
-            "kernel's own, and the table after it must be free",
+            f"routing table {table} can't be used: rules at its number must come before the "
+            "kernel's own, and the next table must be free",
             where="gateway.table",
             hint=f"choose a number up to {LAST_TABLE} that is not 252 to 255",
         )
 
 
 def _prefix_mtu(prefix: IPNetwork, protected: PrefixIndex[int], limit: int | None) -> int:
-    """The smallest of all SAs that a packet to the prefix may meet: its route is the narrowest."""
+    """Return the smallest inner MTU of the SAs that a packet to the prefix may take.
+
+    Those are the SAs of the prefix and of all wider ones, because the longest route wins.
+    """
     mtu = min(protected.around(prefix), default=DEFAULT_PATH_MTU)
     if prefix.version == 6:
-        # IPv6 has no smaller links (RFC 8200 5); the outer packet is fragmented then.
+        # IPv6 has no smaller links (RFC 8200 5): the outer packet is fragmented instead.
         mtu = max(mtu, MIN_IPV6_MTU)
     return min(mtu, limit) if limit else mtu
 
@@ -180,7 +187,7 @@ def _prefix_mtu(prefix: IPNetwork, protected: PrefixIndex[int], limit: int | Non
 def _source_hint(
     local: IPNetwork, preferred: tuple[IPAddress, ...], host_addresses: frozenset[IPAddress]
 ) -> IPAddress | None:
-    """The address of ours that the selector matches; the kernel refuses one that isn't there."""
+    """Return an address of this host inside `local`, or None; the kernel refuses any other."""
     for address in preferred:
         if address.version == local.version and address in local:
             return address
@@ -199,11 +206,11 @@ def _source_hint(
 def _rules(
     desired: Desired, prefixes: frozenset[IPNetwork], host_addresses: frozenset[IPAddress]
 ) -> list[Rule]:
-    """Five kinds, in the order of their priorities.
+    """Return rules of five kinds, in order of priority.
 
-    Bypass policies; near prefixes inside protected ones; what goes to protected prefixes; what a
-    protected 0.0.0.0/0 must leave alone; and the rest for that. A kind has priorities of its own,
-    because the kernel tries rules of one priority in the order in which they came.
+    They are for bypass policies; for near prefixes inside protected ones; for protected prefixes;
+    for the exceptions of a protected default route; and for that default route. Each kind has its
+    own priorities, because the kernel tries rules of equal priority in order of insertion.
     """
     settings = desired.settings
     protected = settings.table - 1
@@ -219,10 +226,11 @@ def _rules(
 
 
 def _near_rules(desired: Desired, prefixes: frozenset[IPNetwork], behind: int) -> list[Rule]:
-    """A local prefix inside a protected one stays near, as a hub's spoke with 10.0.0.0/8 wants it.
+    """Return rules that keep a local prefix inside a protected one out of the tunnel.
 
-    Only where the main table knows a way to it that is no default route. What is protected inside
-    such a prefix is protected all the same: the longest prefix has the first rule.
+    An example is a spoke that protects 10.0.0.0/8 and has a LAN inside it. Such a near prefix uses
+    the main table only for routes that are no default route. A protected prefix inside a near one
+    stays protected: the longest prefix has the first rule.
     """
     settings = desired.settings
     selectors = [
@@ -233,17 +241,17 @@ def _near_rules(desired: Desired, prefixes: frozenset[IPNetwork], behind: int) -
     ]
     remotes = {selector.remote for selector in selectors if selector.remote.prefixlen}
     locals_ = {selector.local for selector in selectors} - prefixes
-    near = _those_inside(locals_, remotes)
-    inside = _those_inside(prefixes, near)
+    near = _contained_in(locals_, remotes)
+    inside = _contained_in(prefixes, near)
     lengths = sorted({prefix.prefixlen for prefix in near | inside}, reverse=True)
     first = behind - len(lengths)
     if near and first < 2:  # 0 is the kernel's, and one is for the mark
         raise NetworkError(
-            f"the routing table {settings.table} leaves no room for the rules before it",
+            f"routing table {settings.table} leaves no rule priorities before it",
             where="gateway.table",
             hint=f"choose a number above {MAX_BYPASS_RULES}",
         )
-    # An inverted rule can't name a destination as well: the outer packets go their way before.
+    # An inverted rule can't also match a destination, so a rule for outer packets comes first.
     rules = [
         Rule(version, first - 1, MAIN_TABLE, fwmark=settings.fwmark)
         for version in sorted({prefix.version for prefix in near})
@@ -265,8 +273,8 @@ def _near_rules(desired: Desired, prefixes: frozenset[IPNetwork], behind: int) -
     return rules
 
 
-def _those_inside(prefixes: Iterable[IPNetwork], wide: Iterable[IPNetwork]) -> set[IPNetwork]:
-    """The prefixes that lie in a wider one."""
+def _contained_in(prefixes: Iterable[IPNetwork], wide: Iterable[IPNetwork]) -> set[IPNetwork]:
+    """Return those of `prefixes` that lie inside a wider one of `wide`."""
     index = PrefixIndex(dict.fromkeys(wide, True))
     return {prefix for prefix in prefixes if any(index.around(prefix, shorter=1))}
 
@@ -281,7 +289,7 @@ def _bypass_rules(desired: Desired, behind: int) -> list[Rule]:
     limit = min(behind - (desired.settings.table - MAX_BYPASS_RULES), behind - 1)
     if len(bypass) > limit:
         raise NetworkError(
-            f"there are {len(bypass)} pairs of prefixes in bypass policies, and room for {limit}",
+            f"bypass policies have {len(bypass)} pairs of prefixes, and there is room for {limit}",
             where=bypass[limit][0].name,
             hint="use wider prefixes",
         )
@@ -302,13 +310,16 @@ def _bypass_rules(desired: Desired, behind: int) -> list[Rule]:
 
 
 def _rule_ports(policy: Policy, ports: PortRange | None) -> PortRange | None:
-    """The ports as a rule can have them: without 0 and 65535, whose packets the TUN drops."""
+    """Return the ports that a rule can match; packets of ports 0 and 65535 go to the TUN.
+
+    The engine drops those there.
+    """
     if ports is None:
         return None
     first, last = max(ports.first, _RULE_PORTS.first), min(ports.last, _RULE_PORTS.last)
     if first > last:
         raise NetworkError(
-            f"no rule of the kernel can name port {ports} alone",
+            f"a kernel rule can't match port {ports} alone",
             where=policy.name,
             hint=f"bypass policies take ports {_RULE_PORTS}",
         )
@@ -316,7 +327,7 @@ def _rule_ports(policy: Policy, ports: PortRange | None) -> PortRange | None:
 
 
 def _default_route_rules(desired: Desired, host_addresses: frozenset[IPAddress]) -> list[Rule]:
-    """A protected 0.0.0.0/0 takes only what comes from its local prefixes.
+    """Return rules by which a protected default route takes packets of its local prefixes only.
 
     Otherwise the gateway's own outer packets and its own LAN would be routed into the TUN.
     """
@@ -333,13 +344,13 @@ def _default_route_rules(desired: Desired, host_addresses: frozenset[IPAddress])
             if not local.prefixlen:
                 rules.add(Rule(version, table, table))
                 continue
-            # Only what the main table knows to be near: its default route would be in the clear.
+            # Without the main table's default route, which would send packets in the clear.
             rules.add(
                 Rule(version, settings.table, MAIN_TABLE, destination=local, suppress_default=True)
             )
             rules.add(Rule(version, table, table, source=local, find_source=version == 6))
             if version == 4 and any(address in local for address in ours):
-                # A packet of this host is routed before it has a source: without this, the main
-                # table would send it out in the clear, with a source that the policy protects.
+                # A packet of this host is routed before it has a source. Without this rule, the
+                # main table would send it in the clear, from a source that the policy protects.
                 rules.add(Rule(version, table, table, source=_UNSPECIFIED))
     return sorted(rules, key=str)

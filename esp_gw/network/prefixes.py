@@ -1,4 +1,4 @@
-"""Values by prefix, found through any prefix inside: a look-up for each prefix length in use."""
+"""Index of values by IP prefix; a lookup costs one probe per prefix length in use."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 class PrefixIndex(Generic[T]):
-    """Finds what thousands of prefixes stand for without going through them all."""
+    """Maps prefixes to values, and finds the values of all prefixes around a given one."""
 
     def __init__(self, values: Mapping[IPNetwork, T]) -> None:
-        # IP version and host bits, then the network's number without those.
+        # Keyed by IP version and host bits, then by the network address without the host bits.
         self._values: dict[tuple[int, int], dict[int, T]] = {}
         for prefix, value in values.items():
             host_bits = prefix.max_prefixlen - prefix.prefixlen
@@ -22,9 +22,9 @@ class PrefixIndex(Generic[T]):
             networks[int(prefix.network_address) >> host_bits] = value
 
     def around(self, prefix: IPNetwork, *, shorter: int = 0) -> Iterator[T]:
-        """Yield the values of the prefixes that hold this one, in no order.
+        """Yield the values of the prefixes that contain this one, in no particular order.
 
-        They are shorter than it by `shorter` bits or more; by 0, its own value is among them.
+        They are shorter than `prefix` by `shorter` bits or more; 0 includes its own value.
         """
         number = int(prefix.network_address)
         least = prefix.max_prefixlen - prefix.prefixlen + shorter

@@ -1,8 +1,11 @@
-"""The kernel's routes, thousands at a time: rtnetlink's route messages alone, over a plain socket.
+"""Bulk access to the kernel's routes: rtnetlink route messages over a plain netlink socket.
 
-pyroute2 takes a third of a millisecond for each, and a gateway of 5,000 tunnels has 10,000 routes,
-which are looked at whenever another program changes one. Sources: netlink(7), rtnetlink(7),
-linux/rtnetlink.h.
+This is a second netlink stack beside pyroute2 (netlink.py), for route messages only. It stays
+because pyroute2 takes a third of a millisecond per route, and a gateway of 5,000 tunnels has 10,000
+routes, all of which are read whenever another program changes one. Everything else is infrequent or
+small enough for pyroute2.
+
+Sources: netlink(7), rtnetlink(7), linux/rtnetlink.h.
 """
 
 from __future__ import annotations
@@ -22,13 +25,13 @@ from esp_gw.network.plan import Route, RouteKind
 PROTOCOL = 0xE5
 """The routing protocol number of esp_gw, as in /etc/iproute2/rt_protos."""
 GUARD_METRIC = 2**32 - 1
-"""The metric of unreachable routes: any other route to the prefix comes first."""
+"""Metric of unreachable routes: any other route to the prefix takes precedence."""
 TUN_METRIC = 1024
 
 _HEADER = struct.Struct("=IHHII")
-"""Length, type, flags, sequence number, port of a netlink message."""
+"""struct nlmsghdr: length, type, flags, sequence number, port."""
 _ROUTE = struct.Struct("=BBBBBBBBI")
-"""Family, bits of destination and source, TOS, table, protocol, scope, type, flags."""
+"""struct rtmsg: family, dst_len, src_len, TOS, table, protocol, scope, type, flags."""
 _ATTRIBUTE = struct.Struct("=HH")
 _NUMBER = struct.Struct("=I")
 _ERROR = struct.Struct("=i")
@@ -44,7 +47,7 @@ _TYPE_MASK = 0x3FFF
 _SOL_NETLINK, _GET_STRICT_CHK = 270, 12
 _RECEIVE = 1 << 17
 _BATCH = 64
-"""Requests in one send: their answers fit into the smallest of receive buffers."""
+"""Requests per send: their replies fit even the smallest receive buffer."""
 ADVICE = {
     errno.EPERM: "it needs CAP_NET_ADMIN: run it as root or as the systemd service",
     errno.EACCES: "IPv6 may be off: see net.ipv6.conf.all.disable_ipv6",
@@ -52,20 +55,23 @@ ADVICE = {
     errno.EOPNOTSUPP: "the kernel lacks policy routing for this family",
     errno.EAFNOSUPPORT: "the kernel lacks this address family",
 }
-"""What to do where the kernel refuses something, by its error number."""
+"""Hint for each error number with which the kernel may refuse a request."""
 _GONE = (errno.ESRCH, errno.ENOENT, errno.ENODEV)
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 class RouteSocket:
-    """The routes of ours that lead into the TUN `index`, or nowhere. All methods block shortly."""
+    """A netlink socket for our routes, into the TUN `index` or unreachable.
+
+    All methods block briefly.
+    """
 
     def __init__(self, index: int) -> None:
         self._index = index
         self._sequence = 0
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC)
         self._socket.bind((0, 0))
-        # Before Linux 4.20 the kernel sends the routes of all tables.
+        # Before Linux 4.20 a dump can't be filtered; `_read` skips routes of other tables.
         with contextlib.suppress(OSError):
             self._socket.setsockopt(_SOL_NETLINK, _GET_STRICT_CHK, 1)
 
@@ -74,7 +80,7 @@ class RouteSocket:
         self._socket.close()
 
     def routes(self, tables: Sequence[int]) -> Iterator[Route]:
-        """Yield the routes of ours in some tables. Raises NetworkError."""
+        """Yield our routes in the given tables. Raises NetworkError."""
         for version, family in _FAMILY.items():
             for table in tables:
                 request = _ROUTE.pack(family, 0, 0, 0, 0, PROTOCOL, 0, 0, 0)
@@ -86,11 +92,11 @@ class RouteSocket:
                         yield route
 
     def replace(self, routes: Sequence[Route]) -> None:
-        """Add routes, or put them in place of those of the same kind. Raises NetworkError."""
+        """Add routes, replacing those with the same key. Raises NetworkError."""
         self._change(_RTM_NEWROUTE, _CREATE | _REPLACE, _encode, routes)
 
     def remove(self, routes: Sequence[Route]) -> None:
-        """Remove routes; one that is gone already is no error. Raises NetworkError."""
+        """Remove routes; one that doesn't exist is no error. Raises NetworkError."""
         self._change(_RTM_DELROUTE, 0, _encode_key, routes, _GONE)
 
     def _change(
@@ -123,7 +129,7 @@ class RouteSocket:
         return _HEADER.pack(length, kind, flags | _REQUEST, self._sequence, 0) + body
 
     def _receive(self) -> Iterator[tuple[int, int, bytes]]:
-        """Yield sequence number, type and body of the messages that come together."""
+        """Yield sequence number, type and body of each message in one datagram."""
         data = self._socket.recv(_RECEIVE)
         at = 0
         while at < len(data):
@@ -132,7 +138,7 @@ class RouteSocket:
             at += _aligned(length)
 
     def _dumped(self, what: str) -> list[bytes]:
-        """Return the bodies of the routes that a dump has."""
+        """Return the bodies of the route messages of a dump."""
         bodies: list[bytes] = []
         while True:
             for _, kind, body in self._receive():
@@ -140,7 +146,7 @@ class RouteSocket:
                     return bodies
                 if kind == _NLMSG_ERROR:
                     code = -_ERROR.unpack_from(body)[0]
-                    if code in _GONE:  # there is no such table
+                    if code in _GONE:  # the table doesn't exist
                         return bodies
                     raise refusal(code, what)
                 if kind == _RTM_NEWROUTE:
@@ -148,14 +154,14 @@ class RouteSocket:
 
 
 def refusal(code: int, where: str) -> NetworkError:
-    """The error for what the kernel answered."""
+    """Return the NetworkError for a kernel error number."""
     reason = errno.errorcode.get(code, str(code))
     text = f"the kernel refused it: {os.strerror(code)} ({reason})"
     return NetworkError(text, where=where, hint=ADVICE.get(code))
 
 
 def _encode(route: Route, index: int) -> bytes:
-    """The body of a request for a route."""
+    """Return the body of an RTM_NEWROUTE request."""
     body = _head(route, _SCOPE_UNIVERSE, index)
     if route.kind is RouteKind.TUN:
         body += _attribute(_RTA_METRICS, _attribute(_RTAX_MTU, _NUMBER.pack(route.mtu)))
@@ -165,7 +171,7 @@ def _encode(route: Route, index: int) -> bytes:
 
 
 def _encode_key(route: Route, index: int) -> bytes:
-    """The body of a request to remove it."""
+    """Return the body of an RTM_DELROUTE request."""
     return _head(route, _SCOPE_NOWHERE, index)
 
 
@@ -183,7 +189,7 @@ def _head(route: Route, scope: int, index: int) -> bytes:
 
 
 def _read(body: bytes, version: int, table: int, index: int) -> Route | None:
-    """A route of ours in this table, or None."""
+    """Return the route in a message body if it is ours and in this table, else None."""
     family, bits, _, _, _, protocol, _, kind, _ = _ROUTE.unpack_from(body)
     attributes = dict(_attributes(body[_ROUTE.size :]))
     found = _number(attributes.get(_RTA_TABLE))

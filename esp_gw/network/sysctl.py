@@ -1,4 +1,4 @@
-"""Kernel settings that keep a tunnel from working as its person expects: read, never written."""
+"""Checks of kernel settings that would keep a tunnel from working; they are never changed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _STRICT = 1
 
 
 def network_warnings(desired: Desired, interface: str, root: Path = PROC_NET) -> list[str]:
-    """Return a line for each setting in the way, with the command that changes it."""
+    """Return one line per unsuitable setting, with the command that changes it."""
     warnings = []
     for version, name in ((4, "ipv4/ip_forward"), (6, "ipv6/conf/all/forwarding")):
         joins_a_network = any(
@@ -24,7 +24,7 @@ def network_warnings(desired: Desired, interface: str, root: Path = PROC_NET) ->
         if joins_a_network and _read(root / name) == 0:
             key = "net." + name.replace("/", ".")
             warnings.append(
-                f"{key} is 0: only this host reaches the other side, not the network behind it; "
+                f"{key} is 0: this host reaches the other side, the network behind it doesn't; "
                 f"run 'sysctl -w {key}=1'"
             )
     if any(_returns_into_the_tun(tunnel) for tunnel in desired.tunnels):
@@ -36,17 +36,17 @@ def network_warnings(desired: Desired, interface: str, root: Path = PROC_NET) ->
         ]
         if strict:
             warnings.append(
-                f"rp_filter is strict on {', '.join(strict)}: the kernel drops what a peer sends "
+                f"rp_filter is strict on {', '.join(strict)}: the kernel drops packets of a peer "
                 "whose outer address is in remote_ts; run 'sysctl -w net.ipv4.conf.all.rp_filter=2'"
             )
     return warnings
 
 
 def _returns_into_the_tun(tunnel: Tunnel) -> bool:
-    """Whether the kernel, looking for the way back to an IPv4 peer, finds the TUN."""
+    """Return True if the kernel's reverse path to the IPv4 peer leads into the TUN."""
     return any(
         tunnel.remote in theirs
-        # A protected default route takes only what comes from our side of the selector.
+        # A protected default route takes only packets whose source is in local_ts.
         and (theirs.prefixlen > 0 or any(tunnel.local in ours for ours in tunnel.local_ts))
         for theirs in tunnel.remote_ts
         if theirs.version == tunnel.remote.version == 4

@@ -1,7 +1,7 @@
-"""Keeps what was planned in place while other programs change the kernel's network.
+"""Keeps the planned network in place while other programs change the kernel's network.
 
-It wakes when the kernel says that something changed, and never otherwise, but to try again what
-could not be mended. With a program that keeps undoing it, it doesn't race: it pauses longer.
+The watch wakes only on a change notification of the kernel, or to retry a failed repair. It backs
+off from a program that keeps undoing its repairs.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from esp_gw.errors import EspGwError
 from esp_gw.logs import log
 
 FIRST_PAUSE = 1.0
-"""Seconds after something was mended before the next look."""
+"""Seconds between a repair and the next check, before any back-off."""
 LONGEST_PAUSE = 60.0
-_LOOK_SHARE = 10
-"""A look is followed by a rest of this many times its length: routing daemons may be busy."""
+_REST_FACTOR = 10
+"""A check is followed by a pause of this many times its duration: routing daemons may be busy."""
 _NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What a look at the network found: what was missing, and what was done.
+class CheckResult:
+    """The result of one check of the network: missing objects, and the changes applied.
 
-    `fault` says why not all could be done now; `waits` that an event will tell when it can.
+    `fault` is the reason that the repair is incomplete; `waits` means that a notification of the
+    kernel will announce when it can be completed.
     """
 
     missing: tuple[str, ...] = ()
@@ -36,25 +37,25 @@ class Look:
 
 
 class Watch:
-    """Looks after the network, and remembers for `status` what it found."""
+    """Runs `check` after each `changed`, and keeps warnings for `esp-gw status`."""
 
     def __init__(
-        self, changed: Callable[[], Awaitable[None]], look: Callable[[], Awaitable[Look]]
+        self, changed: Callable[[], Awaitable[None]], check: Callable[[], Awaitable[CheckResult]]
     ) -> None:
         self._changed = changed
-        self._look = look
-        self._mended = 0
+        self._check = check
+        self._repairs = 0
         self._loss: str | None = None
         self._fault: str | None = None
 
     @property
     def warnings(self) -> list[str]:
-        """What a person should know: what was taken away, and what is amiss."""
+        """Warnings for the operator: the last loss, and the current fault."""
         return [text for text in (self._loss, self._fault) if text is not None]
 
     def forget(self) -> None:
-        """Warn no more of what was mended: a person has looked at it."""
-        self._mended, self._loss = 0, None
+        """Clear the warning about repaired losses: the operator has reloaded."""
+        self._repairs, self._loss = 0, None
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -65,36 +66,36 @@ class Watch:
                 await self._changed()
             began = time.monotonic()
             try:
-                found = await self._look()
+                result = await self._check()
             except EspGwError as error:
-                found = Look(fault=str(error))
-            self._tell(found)
-            again = found.fault is not None and not found.waits
-            if not again and not found.done:
-                await asyncio.sleep(_LOOK_SHARE * (time.monotonic() - began))
+                result = CheckResult(fault=str(error))
+            self._report(result)
+            again = result.fault is not None and not result.waits
+            if not again and not result.done:
+                await asyncio.sleep(_REST_FACTOR * (time.monotonic() - began))
                 continue
             in_a_row = rested and began - rested < pause
             pause = min(2 * pause, LONGEST_PAUSE) if in_a_row else FIRST_PAUSE
             await asyncio.sleep(pause)
             rested = time.monotonic()
 
-    def _tell(self, found: Look) -> None:
-        if found.missing:
-            self._mended += 1
-            names = ", ".join(found.missing[:_NAMED])
-            if len(found.missing) > _NAMED:
-                names += f" and {len(found.missing) - _NAMED} more"
-            log.warning("another program took away what is ours", missing=names)
+    def _report(self, result: CheckResult) -> None:
+        if result.missing:
+            self._repairs += 1
+            names = ", ".join(result.missing[:_NAMED])
+            if len(result.missing) > _NAMED:
+                names += f" and {len(result.missing) - _NAMED} more"
+            log.warning("another program removed part of the gateway's network", missing=names)
             self._loss = (
-                f"another program took away {names}, at {time.strftime('%Y-%m-%d %H:%M:%S')}, "
-                f"repair {self._mended} since the last reload; tell it to leave the gateway's "
-                "routing alone, then run 'esp-gw reload'"
+                f"another program removed {names} at {time.strftime('%Y-%m-%d %H:%M:%S')}, "
+                f"repair {self._repairs} since the last reload; configure it to leave the "
+                "gateway's routing alone, then run 'esp-gw reload'"
             )
-        elif found.done:
-            log.info("the network changed", changes=", ".join(found.done))
-        if found.fault != self._fault:
-            if found.fault is None:
+        elif result.done:
+            log.info("the network changed", changes=", ".join(result.done))
+        if result.fault != self._fault:
+            if result.fault is None:
                 log.info("the gateway's network is in place again")
             else:
-                log.warning("the gateway's network is not in place", reason=found.fault)
-        self._fault = found.fault
+                log.warning("the gateway's network is not in place", reason=result.fault)
+        self._fault = result.fault

@@ -190,7 +190,8 @@ def test_what_another_program_removes_comes_back_and_is_told(
     assert ping(host, "10.2.0.1", count=2).received == 2
     assert ping(host, "fd00:2::1", count=2).received == 2
     assert warned(pair.a, name)
-    (line,) = [line for line in pair.a.log.read_text().splitlines() if "took away" in line]
+    lines = pair.a.log.read_text().splitlines()
+    (line,) = [line for line in lines if "another program removed" in line]
     assert name in line
     pair.a.cli("reload")
     assert pair.a.ask("status")["warnings"] == pair.b.ask("status")["warnings"]
@@ -249,8 +250,8 @@ def test_a_program_that_keeps_removing_a_rule_is_not_raced(pair: GatewayPair) ->
     loop = "while :; do ip rule del pref 4499 2>/dev/null; sleep 0.05; done"
     fight = host.start("sh", "-c", loop)
     busy = pair.a.usage().cpu_s
-    until(lambda: pair.a.log.read_text().count("took away") >= 3, "three repairs", 20)
-    assert pair.a.log.read_text().count("took away") <= 4
+    until(lambda: pair.a.log.read_text().count("another program removed") >= 3, "three repairs", 20)
+    assert pair.a.log.read_text().count("another program removed") <= 4
     assert pair.a.usage().cpu_s - busy < 1.5
     assert warned(pair.a, "rule 4499 (IPv4)")
     end(fight)
@@ -282,7 +283,7 @@ def test_the_path_to_the_peer_is_followed(pair: GatewayPair) -> None:
     host.ip("route", "add", "192.0.2.2/32", "dev", "wan", "mtu", "1400")
     until(lambda: pair.a.ask("status")["mtu"] == before - 100, "the smaller MTU")
     assert f"mtu {before - 100}" in host.ip("link", "show", "esp0")
-    assert not warned(pair.a, "took away")
+    assert not warned(pair.a, "another program removed")
 
 
 def test_addresses_of_others_on_the_tun_stay_and_nothing_is_told(pair: GatewayPair) -> None:

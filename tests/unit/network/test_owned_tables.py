@@ -1,4 +1,4 @@
-"""Which tables a killed run may have left something in, as the next run reads it."""
+"""The record of routing tables in which a killed run may have left routes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from esp_gw.network.owned_tables import OwnedTables
 
 
-def test_what_is_written_is_read_by_the_next_run(tmp_path: Path) -> None:
+def test_recorded_tables_are_read_by_the_next_run(tmp_path: Path) -> None:
     path = tmp_path / "tables.json"
     assert OwnedTables(path).read() == frozenset()
     OwnedTables(path).write(frozenset({4500, 6000}))
@@ -29,11 +29,11 @@ def test_a_damaged_file_names_no_table(tmp_path: Path, content: bytes) -> None:
     assert OwnedTables(path).read() == {4500}
 
 
-def test_a_disk_that_takes_nothing_stops_no_start(tmp_path: Path) -> None:
+def test_a_failed_write_does_not_stop_a_start(tmp_path: Path) -> None:
     OwnedTables(tmp_path / "missing" / "tables.json").write(frozenset({4500}))
 
 
-def test_a_table_that_stays_the_same_costs_no_write(tmp_path: Path) -> None:
+def test_unchanged_tables_are_not_written_again(tmp_path: Path) -> None:
     path = tmp_path / "tables.json"
     OwnedTables(path).write(frozenset({4500}))
     before = path.stat().st_ino

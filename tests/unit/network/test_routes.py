@@ -1,4 +1,4 @@
-"""The route messages, held against pyroute2's reading of them."""
+"""The encoding of route messages, compared with pyroute2's decoding."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_route_is_read_as_it_was_written(route: Route) -> None:
 
 
 @given(routes())
-def test_another_program_reads_the_same(route: Route) -> None:
+def test_pyroute2_reads_the_same_route(route: Route) -> None:
     for body in (_encode(route, INDEX), _encode_key(route, INDEX)):
         message = as_pyroute2_reads(body)
         guard = route.kind is RouteKind.UNREACHABLE

@@ -1,4 +1,4 @@
-"""What the kernel's settings in the way of a tunnel are told to be."""
+"""Warnings about kernel settings that keep a tunnel from working."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tunnel(
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A kernel that forwards and takes any source."""
+    """Return settings of a kernel that forwards and accepts any source."""
     values = {"ipv4/ip_forward": 1, "ipv6/conf/all/forwarding": 1}
     values |= {f"ipv4/conf/{name}/rp_filter": 0 for name in ("all", "eth0", "esp0", "lo")}
     for name, value in values.items():
@@ -70,7 +70,7 @@ OVER_IPV6 = ("2001:db8::1", "2001:db8::2")
         (tunnel("::1/128", "::2/128", mode=Mode.TRANSPORT, outer=("::1", "::2")), False),
     ],
 )
-def test_strict_filtering_is_in_the_way_where_the_way_back_to_the_peer_is_the_tunnel(
+def test_strict_rp_filter_is_reported_if_the_reverse_path_to_the_peer_is_the_tunnel(
     root: Path, wanted: Tunnel, warned: bool
 ) -> None:
     write(root, "ipv4/conf/eth0/rp_filter", 1)
