@@ -1,4 +1,4 @@
-"""The gateway: carries out what reconcile says, on the engine, the ledger and the kernel."""
+"""The gateway: applies the changes of reconcile to the engine, the ledger and the kernel."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ from esp_gw.network.plan import Network, missing_from, plan_network
 from esp_gw.network.watch import CheckResult, Watch
 
 FLOOR_INTERVAL = 5.0
-"""Seconds between two writes of the replay floors: what a crash forgets of accepted packets."""
+"""Seconds between writes of the replay floors, and so the replays that a crash lets in."""
 LEASE_RETRY = 1.0
-"""Seconds before a lease that could not be extended is tried again."""
+"""Seconds before a failed lease extension is retried."""
 ADDRESS_LOG_INTERVAL = 10.0
-"""Seconds between two lines on where an SA's peer is; behind some NATs it changes all the time."""
+"""Minimum seconds between log lines on an SA's peer address, which some NATs change constantly."""
 _NAMED = 5
-"""SAs that a line of the log names when it is about many."""
+"""SAs named in a log line about many."""
 PATH_MTU_LIFETIME = 660.0
-"""Seconds after which a learned path MTU is asked again; the kernel forgets it after 600."""
+"""Seconds after which a learned path MTU is queried again; the kernel forgets it after 600."""
 
 
 @dataclass(slots=True)
 class _Installed:
-    """An SA in the engine; `lease` is what the ledger holds as given out and may take back."""
+    """An SA in the engine; `lease` is the leased range whose unused part the ledger takes back."""
 
     sa: Sa
     lease: Lease | None = None
@@ -66,14 +66,14 @@ class _Installed:
 
 @dataclass(slots=True)
 class _Ready:
-    """SAs that the ledger knows of, to be installed: by name, and the inbound ones by key."""
+    """SAs registered in the ledger and ready to install: by name, and the inbound ones by key."""
 
     entries: dict[str, _Installed] = field(default_factory=dict)
     inbound: dict[KeyMaterial, _Installed] = field(default_factory=dict)
 
 
 class Gateway:
-    """Everything that runs, and the one place where it is changed."""
+    """The running gateway: the only place where engine, ledger and network are changed."""
 
     def __init__(
         self,
@@ -101,8 +101,8 @@ class Gateway:
     async def start(self, desired: Desired) -> None:
         """Open the data plane and bring it to `desired`. Raises EspGwError.
 
-        A start that fails leaves the network as it found it, or, where a killed run has left
-        prefixes unreachable, leaves all that is protected unreachable.
+        A failed start leaves the network as it was. If a killed run had left prefixes unreachable,
+        it leaves all protected prefixes unreachable instead.
         """
         settings = desired.settings
         self._desired = Desired(settings)
@@ -120,9 +120,9 @@ class Gateway:
         self._spawn(self._watch.run())
 
     async def apply(self, desired: Desired) -> list[str]:
-        """Bring everything to `desired`, touching only what differs; say what was done.
+        """Bring the gateway to `desired`, changing only what differs; return the changes in words.
 
-        Where that fails everything goes back to what was in place. Raises EspGwError.
+        On failure the previous state is restored. Raises EspGwError.
         """
         async with self._lock:
             if self._stopped:
@@ -132,11 +132,11 @@ class Gateway:
                 self._watch.forget()
                 return changes
             except EspGwError:
-                await self._go_back()
+                await self._restore()
                 raise
 
     async def stop(self) -> None:
-        """Send and accept nothing more, give back leases, and undo what was made of the network."""
+        """Stop sending and accepting, return leases to the ledger, and undo network changes."""
         await self._end()
         try:
             there = await self._netlink.observe()
@@ -147,7 +147,7 @@ class Gateway:
             await self._close()
 
     async def abandon(self) -> None:
-        """Stop after a failure: what is protected stays unreachable, as a kill would leave it."""
+        """Stop after a failure; protected prefixes stay unreachable, as after a kill."""
         await self._end()
         await self._close()
 
@@ -170,7 +170,7 @@ class Gateway:
 
     @property
     def ledger_path(self) -> Path:
-        """Where the ledger is, or would be."""
+        """Path of the ledger, whether it exists or not."""
         return self._ledger.path
 
     @property
@@ -180,17 +180,17 @@ class Gateway:
 
     @property
     def warnings(self) -> list[str]:
-        """What other programs do to the gateway's network."""
+        """Warnings about other programs' changes to the gateway's network."""
         return self._watch.warnings
 
     @property
     def sas(self) -> list[Sa]:
-        """The SAs that are installed."""
+        """The installed SAs."""
         return [entry.sa for entry in self._installed.values()]
 
     @property
     def policies(self) -> tuple[Policy, ...]:
-        """The SPD in its order."""
+        """The SPD, in order."""
         return self._policies
 
     async def _apply(self, desired: Desired) -> list[str]:
@@ -201,18 +201,18 @@ class Gateway:
         return [change.describe() for change in changes]
 
     async def _check_network(self) -> CheckResult:
-        """Put back what is missing, and follow the paths to the peers as they are now."""
+        """Restore missing objects, and adapt to the current paths to the peers."""
         async with self._lock:
             there = await self._netlink.observe()
             network = await self._plan(self._desired)
-            # On the TUN, too, others may have addresses of their own while we run.
+            # Other programs may add addresses of their own to the TUN while we run.
             ours = there.addresses & (self._network.addresses | network.addresses)
             changes = reconcile(
                 self._desired, network, self._observed(replace(there, addresses=ours))
             )
             missing, fault = missing_from(there, self._network, network), None
             if not there.is_up:
-                # The kernel takes no route into it; what keeps packets in is there all the same.
+                # The kernel accepts no route into a device that is down; guards work regardless.
                 changes = [change for change in changes if change.is_guard]
                 missing = missing if changes else ()
                 name = self._desired.settings.interface
@@ -227,7 +227,7 @@ class Gateway:
             return CheckResult(missing, done, fault, waits=True)
 
     async def _carry_out(self, changes: Sequence[Change]) -> None:
-        """Carry changes out in their order; neighbours of one step, or of the network, are one."""
+        """Apply changes in order, adjacent ones of one step, or of the network, as one batch."""
         ready = await self._prepare(changes)
         for step, group in groupby(changes, _step):
             run = list(group)
@@ -246,17 +246,17 @@ class Gateway:
                     self.engine.replace_policies(policies)
                     self._policies = policies
 
-    async def _go_back(self) -> None:
+    async def _restore(self) -> None:
         try:
             await self._apply(self._desired)
         except EspGwError as error:
-            log.error("what was in place before can't be restored", reason=str(error))
+            log.error("can't restore the previous state", reason=str(error))
 
     async def _plan(self, desired: Desired) -> Network:
         mtus: dict[IPAddress, int] = {}
         for remote in sorted({sa.remote for sa in desired.sas}, key=str):
             mtu = await self._netlink.path_mtu(remote, desired.settings.fwmark)
-            # While there is no way to it, it is expected back where it was.
+            # While there is no route to the peer, keep its last path MTU.
             mtu = self._path_mtus.get(remote) if mtu is None else mtu
             if mtu is not None:
                 self._path_mtus[remote] = mtu
@@ -268,7 +268,7 @@ class Gateway:
         return Observed(sas, self._policies, self._sockets, network)
 
     async def _prepare(self, changes: Sequence[Change]) -> _Ready:
-        """Ask the ledger for every SA first: a refusal comes before anything was changed."""
+        """Register every SA in the ledger first, so that it refuses before anything is changed."""
         ready = _Ready()
         sas = [change.sa for change in changes if isinstance(change, InstallSa)]
         if sas:
@@ -294,30 +294,30 @@ class Gateway:
                         self.engine.install_inbound(entry.sa, entry.floor)
             self._installed.update((entry.sa.name, entry) for entry in entries)
         finally:
-            # Leases are not given back: the ledger has leased behind them already.
+            # Leases of replaced SAs aren't returned: the ledger has leased numbers after them.
             await self._write([(entry, seq) for entry, seq in gone if entry.lease is None])
 
     async def _remove_sas(self, names: Sequence[str], ready: _Ready) -> None:
         await self._write(self._forget(names, ready))
 
     def _forget(self, names: Sequence[str], ready: _Ready) -> list[tuple[_Installed, int]]:
-        """Take SAs out of the engine; return them with their last numbers.
+        """Remove SAs from the engine; return them with their last sequence numbers.
 
-        What one has accepted since the ledger was asked must not be accepted again by an SA with
-        the same key that is ready to come, under its name or another.
+        A packet accepted since the ledger was read must not be accepted again by a new SA with the
+        same key, whatever its name, so the floor of that SA is raised.
         """
         if not names:
             return []
         counters = self.engine.remove_sas(names)
         gone = [(self._installed.pop(name), c.seq) for name, c in zip(names, counters, strict=True)]
         for entry, seq in gone:
-            coming = ready.inbound.get(entry.sa.keymat) if entry.lease is None else None
-            if coming is not None:
-                coming.floor = max(coming.floor, seq)
+            successor = ready.inbound.get(entry.sa.keymat) if entry.lease is None else None
+            if successor is not None:
+                successor.floor = max(successor.floor, seq)
         return gone
 
     async def _write(self, gone: Sequence[tuple[_Installed, int]]) -> None:
-        """Put the last numbers of SAs that the engine forgot on disk."""
+        """Write the last sequence numbers of removed SAs to the ledger."""
         if not gone:
             return
         try:
@@ -326,10 +326,11 @@ class Gateway:
                 [(e.sa.keymat, seq) for e, seq in gone if e.lease is None],
             )
         except LedgerError as error:
-            # Safe for IVs: the rest of the lease stays spent. Replays since the last floor are not.
+            # IVs are safe: the rest of the lease counts as used. Replays since the last stored
+            # floor are not detected.
             names = ", ".join(entry.sa.name for entry, _ in gone[:_NAMED])
             more = f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else ""
-            log.error("the ledger can't be written", sa=f"{names}{more}", reason=str(error))
+            log.error("can't write the ledger", sa=f"{names}{more}", reason=str(error))
 
     def _on_event(self, event: Event) -> None:
         match event:
@@ -350,9 +351,9 @@ class Gateway:
                     text = "the kernel refuses UDP segmentation: packets are sent one by one"
                     log.warning(text, remote=str(remote), error=error)
             case AfAlgLost(reason):
-                log.warning("AF_ALG is lost: the library goes on without it", reason=reason)
+                log.warning("AF_ALG is lost: the library is used instead", reason=reason)
             case SoftExpired(name):
-                log.warning("an SA's sequence numbers run out: give it a new key", sa=name)
+                log.warning("an SA is running out of sequence numbers: give it a new key", sa=name)
             case HardExpired(name):
                 log.error("an SA has no sequence number left: give it a new key", sa=name)
             case EngineFailed(reason):
@@ -362,7 +363,7 @@ class Gateway:
         failed = False
         while (entry := self._installed.get(name)) is not None and entry.lease is not None:
             if entry.lease.end > entry.sa.last_seq:
-                log.warning("an SA uses its last sequence numbers: give it a new key", sa=name)
+                log.warning("an SA is using its last sequence numbers: give it a new key", sa=name)
                 return
             try:
                 lease = await self._ledger.lease(entry.sa)
@@ -372,7 +373,7 @@ class Gateway:
                 failed = True
                 await asyncio.sleep(LEASE_RETRY)
                 continue
-            # An engine may not know of the end that an SA has which another program began.
+            # An engine need not know the lower last_seq of an SA that another program began.
             last = entry.sa.last_seq
             if entry.sa.used_seq and lease.first <= last - last // 8 < lease.end:
                 self._on_event(SoftExpired(name))
@@ -382,7 +383,7 @@ class Gateway:
                 joined = lease.first == entry.lease.end
                 entry.lease = Lease(entry.lease.first, lease.end) if joined else lease
             if failed:
-                log.info("there are sequence numbers again", sa=name)
+                log.info("sequence numbers are available again", sa=name)
             return
 
     async def _follow_path_mtu(self, remote: IPAddress, mtu: int) -> None:
@@ -394,7 +395,7 @@ class Gateway:
             await self.apply(self._desired)
 
     async def _keep_floors(self) -> None:
-        """Write the replay floors while they move; an idle gateway writes nothing."""
+        """Write advancing replay floors periodically; an idle gateway writes nothing."""
         floors: dict[KeyMaterial, int] = {}
         failed = False
         while True:
@@ -407,7 +408,7 @@ class Gateway:
                 await self._ledger.end([], list(floors.items()))
             except LedgerError as error:
                 if not failed:
-                    log.error("the replay floors can't be written", reason=str(error))
+                    log.error("can't write the replay floors", reason=str(error))
                 failed = True
                 continue
             floors.clear()
@@ -427,7 +428,7 @@ class Gateway:
 
 
 def _step(change: Change) -> Step | None:
-    """The step of a change, None for all of the network: that is one visit of its thread."""
+    """Return the step of a change, or None for the network, whose changes are one batch."""
     return None if isinstance(change, NetworkChange) else change.step
 
 

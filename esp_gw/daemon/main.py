@@ -1,4 +1,4 @@
-"""The daemon: one process that wires configuration, ledger, engine, network and control socket."""
+"""The daemon process: wires up configuration, ledger, engine, network and control socket."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from esp_gw.network.owned_tables import TABLES_NAME, OwnedTables
 def run(config: Path, log_level: str) -> int:
     """Run the gateway until SIGTERM or SIGINT; return the exit status.
 
-    Raises EspGwError where it can't start, or can't go on.
+    Raises EspGwError if it can't start or can't continue.
     """
     logs.configure(log_level)
-    # Before there is a key in it.
+    # Before a key is read into memory.
     memory.forbid_core_dumps()
     if not memory.lock():
         log.warning("keys may be swapped out: the limit of locked memory is too small")
     desired = load_config(config)
     daemon = _Daemon(config, desired)
     if is_native(desired.settings.engine):
-        # No packet comes to the loop: uvloop would be 2 MB for nothing.
+        # The loop carries no packets, so uvloop would only cost 2 MB of memory.
         asyncio.run(daemon.main())
     else:
         _run_fast_loop(daemon.main())
@@ -66,7 +66,7 @@ class _Daemon:
     async def main(self) -> None:
         self._stopping, self._reload_asked = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
-        # What comes while the gateway starts waits until it has started.
+        # Signals that arrive during the start are handled after it.
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
@@ -84,7 +84,7 @@ class _Daemon:
             gateway, self._config, self._desired, Store(state_dir / STORE_NAME), advice(settings)
         )
         control = ControlServer(Path(settings.control_socket), self._service.handlers())
-        # The socket comes first: it is what a second daemon on one configuration stumbles over.
+        # The socket comes first, so that a second daemon on the same configuration fails early.
         await control.start()
         try:
             tables.write(former | {settings.table})
@@ -126,7 +126,7 @@ class _Daemon:
     async def _keep_reloading(self) -> None:
         while True:
             await self._reload_asked.wait()
-            # Asked again from here on, it reads the files again: they may have changed meanwhile.
+            # Cleared before the reload: a request during it must read the files again.
             self._reload_asked.clear()
             await self._reload()
 
@@ -136,16 +136,16 @@ class _Daemon:
             await self._service.reload({}, Peer(0, 0, 0))
             self._notifier.ready("reloaded")
         except EspGwError as error:
-            # What runs goes on as it was: a mistake in a file is no reason to lose a tunnel.
+            # The running state is kept: a mistake in a file is no reason to lose a tunnel.
             for line in str(error).splitlines():
                 log.error("not reloaded", reason=line)
             self._notifier.ready("not reloaded, see the log")
         except Exception:
-            # The service manager waits for the end of the reload, whatever it was.
+            # The service manager waits for READY=1, even after an unexpected error.
             log.exception("not reloaded")
             self._notifier.ready("not reloaded, see the log")
 
     def _fail(self, reason: str) -> None:
-        # The first reason: what fails next, fails of it.
+        # Keep the first reason: later failures follow from it.
         self._failure = self._failure or reason
         self._stopping.set()

@@ -1,4 +1,4 @@
-"""From what is wanted and what is there to the changes between them: no socket, no clock."""
+"""Computes the changes from the observed to the desired state, without I/O or a clock."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from esp_gw.network.plan import Network, RouteKind, Rule
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What is in place: the engine's SAs and policies, and the kernel's network that is ours."""
+    """The state in place: the engine's SAs, policies and sockets, and our part of the network."""
 
     sas: Mapping[str, Sa]
     policies: tuple[Policy, ...]
@@ -35,7 +35,7 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class SetSockets(Change):
-    """Have these outer sockets open and no others."""
+    """Set the open outer sockets to exactly these."""
 
     sockets: frozenset[OuterSocket]
 
@@ -47,21 +47,21 @@ class SetSockets(Change):
 
 @dataclass(frozen=True, slots=True)
 class OpenSockets(SetSockets):
-    """Open the sockets that are missing; those that are no more needed are among these still."""
+    """Open missing sockets; `sockets` still includes those no longer needed."""
 
     step = Step.OPEN_SOCKETS
 
 
 @dataclass(frozen=True, slots=True)
 class CloseSockets(SetSockets):
-    """Close the sockets that are not needed any more."""
+    """Close the sockets that are no longer needed."""
 
     step = Step.CLOSE_SOCKETS
 
 
 @dataclass(frozen=True, slots=True)
 class InstallSa(Change):
-    """Install an SA; one of the same name is replaced without a packet between."""
+    """Install an SA, atomically replacing one of the same name."""
 
     sa: Sa
 
@@ -103,14 +103,14 @@ class RemoveSa(Change):
 
 @dataclass(frozen=True, slots=True)
 class EvictSa(RemoveSa):
-    """Remove an inbound SA whose SPI a coming one has."""
+    """Remove an inbound SA whose SPI a new SA takes."""
 
     step = Step.EVICT_SAS
 
 
 @dataclass(frozen=True, slots=True)
 class ReplacePolicies(Change):
-    """Put a new SPD in place."""
+    """Replace the SPD."""
 
     step = Step.REPLACE_POLICIES
     policies: tuple[Policy, ...]
@@ -123,7 +123,7 @@ class ReplacePolicies(Change):
 def reconcile(desired: Desired, network: Network, observed: Observed) -> list[Change]:
     """Return the changes that lead from `observed` to `desired` and its `network`, in order.
 
-    What is the same on both sides appears in no change.
+    Anything equal on both sides appears in no change.
     """
     changes = [
         *_network_changes(network, observed.network),
@@ -172,7 +172,7 @@ def _socket_changes(wanted: frozenset[OuterSocket], there: frozenset[OuterSocket
 def _sa_changes(desired: Desired, observed: Observed) -> list[Change]:
     wanted = {sa.name for sa in desired.sas}
     changed = [sa for sa in desired.sas if observed.sas.get(sa.name) != sa]
-    # An SPI may move from one name to another, or two names may swap theirs: its holder goes first.
+    # An SPI may move to another name, or two names may swap SPIs: its old holder is removed first.
     owners = {sa.spi: sa.name for sa in changed if sa.direction is Direction.INBOUND}
     evicted = {
         sa.name

@@ -1,4 +1,4 @@
-"""What the control socket offers: configuration and CLI additions in, the gateway's state out."""
+"""The methods of the control socket: merge configuration and CLI additions, report state."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _SILENT = "no packet received yet"
 
 
 class Service:
-    """The methods of the control interface, over one gateway."""
+    """The methods of the control interface for one gateway."""
 
     def __init__(
         self, gateway: Gateway, config: Path, desired: Desired, store: Store, advice: Advice
@@ -59,16 +59,16 @@ class Service:
         self._began = time.monotonic()
 
     def desired(self) -> Desired:
-        """Return configuration and CLI additions together.
+        """Return the configuration merged with the CLI additions.
 
-        The configuration wins: an addition that contradicts it is left out, and said to be.
+        The configuration takes precedence: a conflicting addition is left out with a warning.
         """
         wanted, self._left_out = _without_conflicts(self._configured, self._state)
         self._warn()
         return wanted
 
     async def advise(self) -> None:
-        """Find out which tunnels have a suite that is slow here, now that the engine seals them."""
+        """Determine which tunnels use a suite that is slow here, once the engine runs them."""
         statuses = self._gateway.engine.status().af_alg
         in_kernel = frozenset(suite for suite, status in statuses.items() if status.in_use)
         tunnels = self._configured.tunnels
@@ -77,7 +77,7 @@ class Service:
             log.warning(hint)
 
     def handlers(self) -> Mapping[str, Handler]:
-        """Return the methods by their full names."""
+        """Return the methods, keyed by their full names."""
         methods: dict[str, Handler] = {
             "GetStatus": self.get_status,
             "ListSas": self.list_sas,
@@ -97,7 +97,7 @@ class Service:
         return {PREFIX + name: handler for name, handler in methods.items()}
 
     async def get_status(self, parameters: Parameters, peer: Peer) -> Parameters:
-        """Say what runs, and what the person should know about it."""
+        """Return the state of the daemon and its engine, with warnings for the operator."""
         settings = self._configured.settings
         status = asdict(self._gateway.engine.status())
         return {
@@ -127,7 +127,7 @@ class Service:
         return {"sas": [sa_view(sa, counters[sa.name]) for sa in self._gateway.sas]}
 
     async def get_sa(self, parameters: Parameters, peer: Peer) -> Parameters:
-        """Return one SA; its key only to root, and never without a line in the log."""
+        """Return one SA; its key is revealed only to root and is always logged as an event."""
         sa = self._find_sa(_name(parameters))
         info = sa_view(sa, self._gateway.counters().sas[sa.name])
         if parameters.get("reveal_keys") is True:
@@ -138,7 +138,7 @@ class Service:
         return {"sa": info}
 
     async def add_sa(self, parameters: Parameters, peer: Peer) -> Parameters:
-        """Install an SA and remember it."""
+        """Install an SA and store it."""
         async with self._changing:
             entry = parse_sa_entry(parameters)
             names = [sa.name for sa in self._gateway.sas]
@@ -191,14 +191,14 @@ class Service:
             return {"deleted": names}
 
     async def check_import(self, parameters: Parameters, peer: Peer) -> Parameters:
-        """Say whether `import_sas` would be refused; the ledger alone is not asked."""
+        """Raise the error that `import_sas` would raise; only the ledger isn't consulted."""
         async with self._changing:
             _, state = self._with_import(parameters)
             self._refuse_left_out(_without_conflicts(self._configured, state)[1])
             return {}
 
     async def import_sas(self, parameters: Parameters, peer: Peer) -> Parameters:
-        """Install SAs that another program began, and policies, all or none; remember them."""
+        """Install and store SAs begun by another program, with policies: all or none."""
         async with self._changing:
             added, state = self._with_import(parameters)
             await self._change(state)
@@ -209,7 +209,7 @@ class Service:
             }
 
     def _with_import(self, parameters: Parameters) -> tuple[StoredState, StoredState]:
-        """What is to be imported, and the CLI's additions with it."""
+        """Return the parsed additions, and the CLI's state with them."""
         added = parse_additions(parameters)
         names = [sa.name for sa in self._gateway.sas] + [old.name for old in self._state.sas]
         for sa in added.sas:
@@ -231,18 +231,18 @@ class Service:
         return added, state
 
     async def list_policies(self, parameters: Parameters, peer: Peer) -> Parameters:
-        """Return the SPD in its order."""
+        """Return the SPD, in order."""
         return {"policies": [policy_view(policy) for policy in self._gateway.policies]}
 
     async def add_policy(self, parameters: Parameters, peer: Peer) -> Parameters:
-        """Put a policy into the SPD and remember it."""
+        """Insert a policy into the SPD and store it."""
         async with self._changing:
             entry = parse_policy_entry(parameters)
             names = [policy.name for policy in self._gateway.policies]
             known = [*names, *(old.name for old in self._state.policies)]
             _refuse_existing("policy", entry.name, known)
             if entry.before is not None and entry.before not in names:
-                raise ControlError("NotFound", f"there is no policy {entry.before} to be before")
+                raise ControlError("NotFound", f"there is no policy {entry.before} to precede")
             if entry.sa is not None and entry.sa not in [sa.name for sa in self._gateway.sas]:
                 raise ControlError(
                     "Refused",
@@ -279,15 +279,15 @@ class Service:
             return {}
 
     async def list_tunnels(self, parameters: Parameters, peer: Peer) -> Parameters:
-        """Return the configuration's tunnels with what their SAs have carried."""
+        """Return the configuration's tunnels with the counters of their SAs."""
         counters = self._gateway.counters().sas
         tunnels = []
         for tunnel in self._configured.tunnels:
-            # In the middle of a reload an SA may be gone already.
+            # During a reload some SAs may be removed already.
             if not counters.keys() >= set(tunnel.sas):
                 continue
             sas = [counters[name] for name in tunnel.sas]
-            # The two directions of each pair in turn.
+            # The SAs of a tunnel alternate: outbound, inbound.
             outbound, inbound = sas[::2], sas[1::2]
             drops: Counter[str] = Counter()
             for sa in sas:
@@ -322,11 +322,11 @@ class Service:
         return values
 
     async def reload(self, parameters: Parameters, peer: Peer) -> Parameters:
-        """Read the configuration again and change only what differs; return the changes."""
+        """Reload the configuration, changing only what differs; return the changes."""
         async with self._changing:
             configured = await asyncio.to_thread(load_config, self._config)
-            # What was read is full of cycles: of thousands of tunnels it is megabytes, which what
-            # comes now can use.
+            # The parsed models have reference cycles, megabytes for thousands of tunnels: free
+            # them before the next allocations.
             gc.collect()
             self._refuse_fixed(configured)
             wanted, left_out = _without_conflicts(configured, self._state)
@@ -343,7 +343,7 @@ class Service:
 
     def _warnings(self) -> list[str]:
         left_out = [
-            f"'{name}', added by the CLI, can't be in place: {message}"
+            f"'{name}', added by the CLI, is left out: {message}"
             for name, message in self._left_out.items()
         ]
         return [*self._configured.warnings, *left_out]
@@ -354,9 +354,9 @@ class Service:
                 raise ControlError("Refused", f"{what or name}: {message}")
 
     async def _change(self, state: StoredState, what: str | None = None) -> None:
-        """Apply the CLI's new state, then keep it: what is on disk has been seen to work.
+        """Apply the CLI's new state, then store it, so that stored state is known to work.
 
-        `what` it is that changes stands in front of a refusal, else what can't be in place.
+        A refusal begins with `what`, or with the name of the conflicting addition.
         """
         wanted, left_out = _without_conflicts(self._configured, state)
         self._refuse_left_out(left_out, what)
@@ -374,24 +374,24 @@ class Service:
             if sa.name == name:
                 return sa
         raise ControlError(
-            "NotFound", f"there is no SA {name}", hint="'esp-gw sa list' shows those there are"
+            "NotFound", f"there is no SA {name}", hint="'esp-gw sa list' shows the existing ones"
         )
 
     def _placed(self) -> list[PolicyEntry]:
-        """The CLI's policies that are in place."""
+        """Return the CLI's policies that are in place."""
         return [entry for entry in self._state.policies if entry.name not in self._left_out]
 
-    def _refuse_displacing(self, going: set[str]) -> None:
+    def _refuse_displacing(self, removed: set[str]) -> None:
         for entry in self._placed():
-            if entry.before in going and entry.name not in going:
+            if entry.before in removed and entry.name not in removed:
                 raise ControlError(
                     "Refused",
-                    f"the policy {entry.name} has its place before {entry.before}",
+                    f"the policy {entry.name} is placed before {entry.before}",
                     hint=f"run 'esp-gw policy delete {entry.name}' first",
                 )
 
     def _refuse_fixed(self, configured: Desired) -> None:
-        """What the daemon opened at its start can't change while it runs."""
+        """Refuse changes of settings that are fixed when the daemon starts."""
         old, new = self._configured.settings, configured.settings
         for name, setting in settings_of(GatewaySettings).items():
             if not setting.live and getattr(old, name) != getattr(new, name):
@@ -412,7 +412,7 @@ def _refuse_existing(kind: str, name: str, names: list[str]) -> None:
 
 
 def _without_conflicts(configured: Desired, state: StoredState) -> tuple[Desired, dict[str, str]]:
-    """Merge, and leave out what the CLI added that can't be: its name, and why."""
+    """Merge both; return the result, and the names of conflicting additions with the reason."""
     left_out: dict[str, str] = {}
     while (fault := _first_fault(configured, state)) is not None:
         name, message = fault
@@ -428,7 +428,7 @@ def _first_fault(configured: Desired, state: StoredState) -> tuple[str, str] | N
     placed = {policy.name for policy in configured.policies}
     for entry in state.policies:
         if entry.before is not None and entry.before not in placed:
-            return entry.name, f"it has to stand before {entry.before}, which is not there"
+            return entry.name, f"it is placed before {entry.before}, which doesn't exist"
         placed.add(entry.name)
     ours = {entry.name for entry in state.sas} | {entry.name for entry in state.policies}
     for sa in state.sas:
@@ -445,5 +445,5 @@ def _first_fault(configured: Desired, state: StoredState) -> tuple[str, str] | N
 def _name(parameters: Parameters) -> str:
     name = parameters.get("name")
     if not isinstance(name, str) or not name:
-        raise ControlError("InvalidParameter", "name: expected a text")
+        raise ControlError("InvalidParameter", "name: expected a non-empty string")
     return name

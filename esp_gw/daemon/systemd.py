@@ -1,4 +1,4 @@
-"""What the service manager is told: ready, reloading, stopping, alive (sd_notify(3))."""
+"""Notifications to the service manager: ready, reloading, stopping, watchdog (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 
 class Notifier:
-    """Sends the state of the daemon to systemd, or nowhere when it was not started by systemd.
+    """Sends the daemon's state to systemd; does nothing if systemd didn't start the daemon.
 
-    Nothing here raises or blocks: a service manager that is gone is no reason to stop.
+    No method raises or blocks: a missing service manager is no reason to stop.
     """
 
     def __init__(self, address: str | None) -> None:
@@ -30,20 +30,20 @@ class Notifier:
         return cls("\0" + address[1:] if address[0] == "@" else address)
 
     def ready(self, status: str) -> None:
-        """Say that starting or reloading is done."""
+        """Report that starting or reloading is complete."""
         self._send("READY=1", f"STATUS={_one_line(status)}")
 
     def reloading(self) -> None:
-        """Say that reloading has begun; `ready` ends it."""
+        """Report that a reload has begun; `ready` ends it."""
         usec = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._send("RELOADING=1", f"MONOTONIC_USEC={usec}")
 
     def stopping(self) -> None:
-        """Say that the daemon ends."""
+        """Report that the daemon is stopping."""
         self._send("STOPPING=1")
 
     def watchdog(self) -> None:
-        """Say that the daemon lives; to be called every `watchdog_interval` seconds."""
+        """Feed the watchdog; call it every `watchdog_interval` seconds."""
         self._send("WATCHDOG=1")
 
     def _send(self, *assignments: str) -> None:
@@ -60,7 +60,7 @@ class Notifier:
 
 
 def watchdog_interval(environ: Mapping[str, str] = os.environ) -> float | None:
-    """Seconds between two signs of life, half of what systemd allows; None without a watchdog.
+    """Return the seconds between watchdog messages, half of the timeout; None without a watchdog.
 
     Source: sd_watchdog_enabled(3), $WATCHDOG_USEC and $WATCHDOG_PID.
     """
@@ -73,5 +73,5 @@ def watchdog_interval(environ: Mapping[str, str] = os.environ) -> float | None:
 
 
 def _one_line(text: str) -> str:
-    # A line of its own would be an assignment of its own.
+    # A further line would be parsed as a further assignment.
     return " ".join(text.splitlines())

@@ -7,7 +7,7 @@ from esp_gw.model import Policy, Sa, Selector
 
 
 def sa_view(sa: Sa, counters: SaCounters) -> dict[str, object]:
-    """Return an SA and what it has done, without its key."""
+    """Return an SA with its counters, without its key."""
     return {
         "name": sa.name,
         "direction": sa.direction,

@@ -1,4 +1,4 @@
-"""The daemon's process: signals at any moment, what the service manager is told, its end."""
+"""The daemon process: signals at any moment, notifications to the service manager, shutdown."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class StartingNetlink(FakeNetlink):
 
 
 class Rig:
-    """A daemon with a data plane and a kernel made of values, and the service manager's socket."""
+    """A daemon with a fake engine and a fake kernel, and the service manager's socket."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         state = {"state_dir": str(folder), "control_socket": str(folder / "control.sock")}
@@ -73,7 +73,7 @@ class Rig:
         return asyncio.create_task(self.daemon.main())
 
     def states(self) -> list[str]:
-        """The first assignment of every message to the service manager, without the watchdog's."""
+        """Return the first assignment of every message to the service manager so far."""
         try:
             while True:
                 self.told.append(self.manager.recv(4096).decode().split("\n")[0])
@@ -86,7 +86,7 @@ class Rig:
 
 @pytest.fixture
 def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    """Also fails the test where a signal finds no handler of the daemon's."""
+    """Yield the rig; fail the test if a signal arrives while the daemon has no handler for it."""
     missed: list[int] = []
     numbers = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
     before = {number: signal.signal(number, lambda n, _: missed.append(n)) for number in numbers}
@@ -103,7 +103,7 @@ def send(number: int) -> None:
 
 
 @pytest.mark.parametrize("locked", [True, False])
-def test_memory_is_made_safe_before_any_key_is_read(
+def test_memory_is_locked_before_any_key_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: bool
 ) -> None:
     steps: list[object] = []
@@ -149,7 +149,7 @@ async def test_a_reload_asked_for_during_the_start_happens_after_it(rig: Rig) ->
     assert not rig.socket.exists()
 
 
-async def test_a_data_plane_that_fails_ends_the_daemon_with_the_first_reason(rig: Rig) -> None:
+async def test_a_failed_data_plane_ends_the_daemon_with_the_first_reason(rig: Rig) -> None:
     running = rig.launch()
     await rig.told_last("READY=1")
     rig.engine.tell(EngineFailed("esp0: worker 1: panicked: a fault of ours"))

@@ -1,4 +1,4 @@
-"""The gateway over a real ledger, with a data plane and a kernel made of values."""
+"""The gateway with a real ledger, a fake engine and a fake kernel."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TWO = desired((OUT, IN, MORE), (*ONE.policies, protect("m", "m/out", *MORE.selec
 
 
 class Rig:
-    """A gateway and what it stands on; `failures` are what it told of its own end."""
+    """A gateway and its dependencies; `failures` are the reasons passed to on_failure."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "ledger.db"
@@ -51,7 +51,7 @@ class Rig:
         )
 
     def seen(self) -> tuple[object, ...]:
-        """All that a change could change."""
+        """Return all state that a change could affect."""
         return (
             dict(self.engine.sas),
             self.engine.policies,
@@ -90,7 +90,7 @@ async def rig(make_rig: MakeRig) -> Rig:
 
 
 def _entries(rig: Rig) -> dict[str, int]:
-    """The ledger's numbers by role, read after the gateway let it go."""
+    """Return the ledger's sequence numbers by role, read after the gateway closed it."""
     ledger = Ledger.open(rig.path, MACHINE)
     try:
         return {str(entry.role): entry.seq for entry in ledger.entries()}
@@ -122,9 +122,7 @@ async def test_a_key_that_the_ledger_refuses_changes_nothing(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("failing", range(12))
-async def test_a_change_that_fails_half_way_goes_back_to_what_was_in_place(
-    rig: Rig, failing: int
-) -> None:
+async def test_a_change_that_fails_half_way_is_rolled_back(rig: Rig, failing: int) -> None:
     before = rig.seen()
     rig.netlink.fail_at(failing)
     try:
@@ -151,7 +149,7 @@ async def test_an_engine_that_refuses_an_sa_loses_no_other(rig: Rig) -> None:
     assert set(rig.engine.sas) == {sa.name for sa in rig.gateway.sas}
 
 
-async def test_where_one_of_many_sas_is_refused_none_of_them_comes_into_use(rig: Rig) -> None:
+async def test_if_one_of_many_sas_is_refused_none_is_installed(rig: Rig) -> None:
     before = rig.seen()
     many = tuple(make_sa(f"n{n}/out", Direction.OUTBOUND, 0x2011 + n) for n in range(8))
     rig.engine.refuses = "n5/out"
@@ -160,7 +158,7 @@ async def test_where_one_of_many_sas_is_refused_none_of_them_comes_into_use(rig:
     assert rig.seen() == before
 
 
-async def test_where_the_ledger_refuses_one_key_it_leases_no_number_of_the_others(
+async def test_if_the_ledger_refuses_one_key_it_leases_no_number_of_the_others(
     rig: Rig,
 ) -> None:
     turned = make_sa("m/out", Direction.OUTBOUND, 0x1003, key=IN.spi)
@@ -171,7 +169,7 @@ async def test_where_the_ledger_refuses_one_key_it_leases_no_number_of_the_other
     assert rig.engine.leases["n/out"].first == 1
 
 
-async def test_a_start_that_fails_takes_back_what_it_made(make_rig: MakeRig) -> None:
+async def test_a_failed_start_undoes_its_changes(make_rig: MakeRig) -> None:
     rig = make_rig()
     untouched = rig.netlink.network
     rig.netlink.fail_at(2)
@@ -182,7 +180,7 @@ async def test_a_start_that_fails_takes_back_what_it_made(make_rig: MakeRig) -> 
 
 
 @pytest.mark.parametrize("failing", range(3))
-async def test_a_start_that_fails_keeps_the_guards_of_a_run_that_was_killed(
+async def test_a_failed_start_keeps_the_guards_of_a_killed_run(
     make_rig: MakeRig, failing: int
 ) -> None:
     killed = make_rig()
@@ -198,14 +196,14 @@ async def test_a_start_that_fails_keeps_the_guards_of_a_run_that_was_killed(
     assert guards <= rig.netlink.network.routes
 
 
-async def test_a_lease_that_is_low_is_extended_where_it_ends(rig: Rig) -> None:
+async def test_a_low_lease_is_extended_at_its_end(rig: Rig) -> None:
     rig.engine.tell(LeaseLow("t/out"))
     await until(lambda: rig.engine.extensions)
     ((name, lease),) = rig.engine.extensions
     assert (name, lease.first, lease.end) == ("t/out", LEASE_ESN + 1, 2 * LEASE_ESN + 1)
 
 
-async def test_a_lease_is_asked_for_until_the_ledger_gives_it(
+async def test_a_lease_extension_is_retried_until_the_ledger_grants_it(
     rig: Rig,
 ) -> None:
     away = rig.path.with_name("away")
@@ -220,7 +218,7 @@ async def test_a_lease_is_asked_for_until_the_ledger_gives_it(
 
 
 @pytest.mark.parametrize("sas", [(IN,), (FRESH, IN)], ids=["removed", "replaced"])
-async def test_a_lease_that_comes_after_its_sa_has_gone_is_given_to_nobody(
+async def test_a_lease_that_comes_after_its_sa_was_removed_is_not_used(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, sas: tuple[Sa, ...]
 ) -> None:
     written = asyncio.Event()
@@ -238,11 +236,11 @@ async def test_a_lease_that_comes_after_its_sa_has_gone_is_given_to_nobody(
     await rig.gateway.apply(desired(sas))
     written.set()
     await asyncio.sleep(0.02)
-    # It is one of another key, too: with the new one its numbers are on no disk.
+    # The lease is for the old key: its numbers are not leased on disk for the new key.
     assert rig.engine.extensions == []
 
 
-async def test_what_is_left_of_a_lease_is_given_back_at_the_end(
+async def test_the_unused_part_of_a_lease_is_returned_at_the_end(
     rig: Rig, make_rig: MakeRig
 ) -> None:
     rig.engine.used["t/out"] = 500
@@ -253,7 +251,7 @@ async def test_what_is_left_of_a_lease_is_given_back_at_the_end(
 
 
 @pytest.mark.parametrize("used", [LEASE_ESN - 10, LEASE_ESN, LEASE_ESN + 10])
-async def test_what_is_left_of_an_extended_lease_is_given_back_too(
+async def test_the_unused_part_of_an_extended_lease_is_returned_too(
     rig: Rig, make_rig: MakeRig, used: int
 ) -> None:
     rig.engine.tell(LeaseLow("t/out"))
@@ -284,7 +282,7 @@ async def test_no_number_is_given_out_twice_however_an_sa_changes(rig: Rig) -> N
     assert len(spent) == len(set(spent)) == 20
 
 
-async def test_floors_are_stored_while_they_move_and_are_known_to_the_next_run(
+async def test_advancing_floors_are_stored_and_read_by_the_next_run(
     rig: Rig, make_rig: MakeRig
 ) -> None:
     rig.engine.used["t/in"] = 4711
@@ -301,7 +299,7 @@ async def test_floors_are_stored_while_they_move_and_are_known_to_the_next_run(
     assert again.engine.floors["t/in"] == 4712
 
 
-async def test_an_inbound_sa_that_is_replaced_keeps_what_it_has_seen_of_its_key(
+async def test_a_replaced_inbound_sa_keeps_the_replay_floor_of_its_key(
     rig: Rig,
 ) -> None:
     rig.engine.used["t/in"] = 99
@@ -314,13 +312,13 @@ async def test_an_inbound_sa_that_is_replaced_keeps_what_it_has_seen_of_its_key(
     assert rig.engine.floors["t/in"] == 99
 
 
-async def test_an_inbound_sa_that_is_renamed_keeps_what_it_has_seen_of_its_key(rig: Rig) -> None:
+async def test_a_renamed_inbound_sa_keeps_the_replay_floor_of_its_key(rig: Rig) -> None:
     rig.engine.used["t/in"] = 99  # and the floor is not stored yet
     await rig.gateway.apply(desired((OUT, replace(IN, name="x/in")), ONE.policies))
     assert rig.engine.floors["x/in"] == 99
 
 
-async def test_a_ledger_that_can_not_be_written_stops_no_removal(rig: Rig) -> None:
+async def test_an_unwritable_ledger_does_not_stop_a_removal(rig: Rig) -> None:
     rig.engine.used["t/in"] = 7
     rig.path.rename(rig.path.with_name("away"))
     await rig.gateway.apply(Desired(ONE.settings))
@@ -340,14 +338,16 @@ async def test_a_smaller_path_mtu_reaches_the_tunnel(rig: Rig) -> None:
     assert rig.gateway.mtu == rig.netlink.network.mtu
 
 
-async def test_a_data_plane_that_fails_is_told_once_and_an_expired_sa_is_none(rig: Rig) -> None:
+async def test_a_failed_data_plane_is_reported_once_and_an_expired_sa_is_no_failure(
+    rig: Rig,
+) -> None:
     rig.engine.tell(HardExpired("t/out"))
     assert rig.failures == []
     rig.engine.tell(EngineFailed("the TUN device is gone"))
     assert rig.failures == ["the TUN device is gone"]
 
 
-async def test_what_comes_while_the_gateway_stops_is_refused(rig: Rig) -> None:
+async def test_a_change_while_the_gateway_stops_is_refused(rig: Rig) -> None:
     stop = asyncio.create_task(rig.gateway.stop())
     await until(lambda: not rig.engine.sas)
     with pytest.raises(EngineError, match="stopping"):
@@ -357,7 +357,7 @@ async def test_what_comes_while_the_gateway_stops_is_refused(rig: Rig) -> None:
     assert not rig.netlink.network.routes
 
 
-async def test_changes_at_once_are_done_one_after_the_other(rig: Rig) -> None:
+async def test_concurrent_changes_are_serialized(rig: Rig) -> None:
     sas: list[Sa] = [
         make_sa(f"n{number}", Direction.INBOUND, 0x2010 + number) for number in range(6)
     ]
@@ -370,7 +370,7 @@ async def test_changes_at_once_are_done_one_after_the_other(rig: Rig) -> None:
     assert {sa.name for sa in rig.gateway.sas} == {"t/out", "t/in", *(sa.name for sa in sas)}
 
 
-async def test_the_refusal_of_gso_is_told_once_for_each_peer(rig: Rig) -> None:
+async def test_a_refusal_of_gso_is_logged_once_per_peer(rig: Rig) -> None:
     with captured_logs() as lines:
         for remote in (IN.remote, IN.remote, IN.local):
             rig.engine.tell(GsoRefused(remote, "EIO"))
@@ -388,7 +388,7 @@ async def test_the_loss_of_af_alg_is_one_line_with_its_reason(rig: Rig) -> None:
     assert "AF_ALG is lost" in line["event"]
 
 
-async def test_a_peer_whose_address_flaps_is_told_of_once_in_an_interval(
+async def test_a_peer_whose_address_flaps_is_logged_once_per_interval(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0

@@ -1,4 +1,4 @@
-"""Whether memory may be locked is the kernel's answer, and a limit that comes later is foreseen."""
+"""Memory locking under limits that refuse it at once, later, or never."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LIMIT = 64 << 20
 
 
 class Kernel:
-    """The calls that `lock` makes, answered by a limit of locked bytes and one of mapped ones."""
+    """Fake of the calls that `lock` makes, with a limit and the bytes mapped so far."""
 
     def __init__(self, limit: int, *, mapped: int, bounded: bool) -> None:
         self.limits: list[tuple[int, int]] = []
@@ -58,10 +58,10 @@ class Kernel:
         (resource.RLIM_INFINITY, 2 * LIMIT, True, True),
         (LIMIT, 2 * LIMIT, False, True),  # CAP_IPC_LOCK
         (LIMIT, 2 * LIMIT, True, False),
-        (LIMIT, LIMIT // 2, True, False),  # enough for now, but not for what comes
+        (LIMIT, LIMIT // 2, True, False),  # enough now, but not for later pages
     ],
 )
-def test_memory_is_locked_only_where_all_that_comes_may_be_locked_too(
+def test_memory_is_locked_only_if_later_pages_may_be_locked_too(
     monkeypatch: pytest.MonkeyPatch, limit: int, mapped: int, bounded: bool, locked: bool
 ) -> None:
     kernel = Kernel(limit, mapped=mapped, bounded=bounded)

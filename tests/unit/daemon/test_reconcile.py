@@ -1,4 +1,4 @@
-"""The order of the changes between two states, in cases that a person can follow."""
+"""The changes between two states and their order, in readable cases."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def plan(wanted: Desired) -> Network:
 
 
 def settled(wanted: Desired) -> Observed:
-    """What is observed when nothing is left to do."""
+    """Return the observed state that equals `wanted`."""
     return Observed(
         {sa.name: sa for sa in wanted.sas}, wanted.policies, outer_sockets(wanted), plan(wanted)
     )
@@ -74,7 +74,7 @@ def test_nothing_is_done_where_nothing_differs() -> None:
     assert changes(desired(), settled(desired())) == []
 
 
-def test_a_first_start_guards_before_it_routes_and_installs_before_it_refers() -> None:
+def test_a_start_adds_guards_before_routes_and_sas_before_policies() -> None:
     sas, policy = tunnel()
     wanted = desired(sas, (policy,), addresses=(ip_address("10.1.0.1"),), mtu=1400)
     assert kinds(changes(wanted, NOTHING)) == [
@@ -98,7 +98,7 @@ def test_the_inbound_sa_is_there_before_the_outbound_one() -> None:
     assert [sa.direction for sa in installed] == [Direction.INBOUND, Direction.OUTBOUND]
 
 
-def test_an_end_takes_everything_away_in_the_other_order() -> None:
+def test_a_stop_removes_everything_in_the_reverse_order() -> None:
     sas, policy = tunnel()
     observed = settled(desired(sas, (policy,), addresses=(ip_address("10.1.0.1"),)))
     found = kinds(reconcile(desired(), Network(mtu=observed.network.mtu), observed))
@@ -164,7 +164,7 @@ def inbound(name: str, spi: int, key: int) -> Sa:
     return make_sa(name, Direction.INBOUND, spi, key=key)
 
 
-def test_two_inbound_sas_that_swap_their_spis_are_both_gone_before_they_are_back() -> None:
+def test_two_inbound_sas_that_swap_their_spis_are_both_evicted_first() -> None:
     before = (inbound("a", 300, 1), inbound("b", 301, 2))
     after = (inbound("a", 301, 1), inbound("b", 300, 2))
     found = changes(desired(after), settled(desired(before)))
@@ -176,7 +176,7 @@ def test_two_inbound_sas_that_swap_their_spis_are_both_gone_before_they_are_back
     ]
 
 
-def test_an_inbound_sa_that_takes_the_spi_of_one_that_moves_on_waits_for_it() -> None:
+def test_an_inbound_sa_takes_an_spi_only_after_its_old_holder_is_evicted() -> None:
     before = (inbound("a", 300, 1), inbound("b", 301, 2))
     after = (inbound("a", 301, 1), inbound("b", 302, 2))
     found = changes(desired(after), settled(desired(before)))
@@ -227,8 +227,8 @@ def test_an_address_is_added_before_the_routes_that_name_it_and_removed_after() 
     assert [type(change) for change in found] == [AddAddress, AddRoute, RemoveAddress]
 
 
-def test_what_a_killed_run_left_is_taken_over() -> None:
-    """The TUN and its routes went with the daemon, the guards and rules stayed."""
+def test_the_leftovers_of_a_killed_run_are_taken_over() -> None:
+    """The TUN and its routes are gone with the daemon; guards and rules are left."""
     sas, policy = tunnel()
     wanted = desired(sas, (policy,))
     network = plan(wanted)
@@ -240,7 +240,7 @@ def test_what_a_killed_run_left_is_taken_over() -> None:
     assert found[-1] == "AddRoute tun"
 
 
-def test_guards_of_prefixes_that_are_wanted_no_more_are_removed() -> None:
+def test_guards_of_prefixes_no_longer_wanted_are_removed() -> None:
     sas, policy = tunnel()
     left = dataclasses.replace(NOTHING, network=plan(desired(sas, (policy,))))
     found = reconcile(desired(), plan(desired()), left)

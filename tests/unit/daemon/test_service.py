@@ -1,4 +1,4 @@
-"""What the control socket offers, over a gateway with a data plane and a kernel made of values."""
+"""The control methods of a gateway with a fake engine and a fake kernel."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OTHER = Peer(2, 1000, 1000)
 
 
 def sa(number: int, **fields: object) -> dict[str, object]:
-    """The parameters of an outbound SA to 10.100+N.0.0/16."""
+    """Return the parameters of an outbound SA to 10.100+N.0.0/16."""
     return {
         "name": f"n{number}",
         "direction": "outbound",
@@ -52,7 +52,7 @@ async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
     return await start_rig(tmp_path, monkeypatch)
 
 
-async def test_additions_at_once_lose_none(rig: Rig) -> None:
+async def test_concurrent_additions_lose_none(rig: Rig) -> None:
     numbers = range(1, 9)
     await asyncio.gather(
         *(rig.call("AddSa", **sa(number)) for number in numbers),
@@ -65,7 +65,7 @@ async def test_additions_at_once_lose_none(rig: Rig) -> None:
     assert len(again.engine.policies) == 1 + len(numbers)
 
 
-async def test_the_same_addition_twice_at_once_is_there_once(rig: Rig) -> None:
+async def test_one_of_several_equal_concurrent_additions_succeeds(rig: Rig) -> None:
     results = await asyncio.gather(
         *(rig.call("AddSa", **sa(1)) for _ in range(3)), return_exceptions=True
     )
@@ -74,7 +74,7 @@ async def test_the_same_addition_twice_at_once_is_there_once(rig: Rig) -> None:
     assert rig.names() == {"n1"}
 
 
-async def test_an_addition_that_contradicts_a_new_configuration_rests_until_it_fits(
+async def test_an_addition_that_conflicts_with_a_new_configuration_is_left_out_until_it_fits(
     rig: Rig,
 ) -> None:
     await rig.call("AddSa", **sa(1, direction="inbound"))
@@ -94,7 +94,9 @@ async def test_an_addition_that_contradicts_a_new_configuration_rests_until_it_f
     assert await again.warnings() == []
 
 
-async def test_a_policy_whose_place_is_gone_rests_until_it_is_back(rig: Rig) -> None:
+async def test_a_policy_placed_before_a_missing_one_is_left_out_until_that_is_back(
+    rig: Rig,
+) -> None:
     await rig.call("AddPolicy", **policy(1, before="pi-b"))
     await rig.call("AddPolicy", **policy(2, before="p1"))
     assert [p.name for p in rig.engine.policies] == ["p2", "p1", "pi-b"]
@@ -109,7 +111,7 @@ async def test_a_policy_whose_place_is_gone_rests_until_it_is_back(rig: Rig) -> 
     assert await rig.warnings() == []
 
 
-async def test_an_addition_that_contradicts_what_is_there_is_refused(rig: Rig) -> None:
+async def test_an_addition_that_conflicts_with_another_is_refused(rig: Rig) -> None:
     await rig.call("AddSa", **sa(1))
     before = rig.store.path.read_bytes()
     for wrong in (sa(2, key=f"{1:040x}"), sa(2, spi=0x8001)):
@@ -120,7 +122,7 @@ async def test_an_addition_that_contradicts_what_is_there_is_refused(rig: Rig) -
     assert rig.store.path.read_bytes() == before
 
 
-async def test_an_addition_that_can_not_be_kept_is_taken_back(
+async def test_an_addition_that_can_not_be_stored_is_rolled_back(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await rig.call("AddSa", **sa(1))
@@ -141,7 +143,9 @@ async def test_an_addition_that_can_not_be_kept_is_taken_back(
     assert rig.names() == {"n1", "n2"}
 
 
-async def test_an_addition_that_the_kernel_refuses_is_neither_there_nor_kept(rig: Rig) -> None:
+async def test_an_addition_that_the_kernel_refuses_is_neither_installed_nor_stored(
+    rig: Rig,
+) -> None:
     await rig.call("AddSa", **sa(1))
     kept, network = rig.store.path.read_bytes(), rig.netlink.network
     rig.netlink.fail_at(1)
@@ -178,7 +182,7 @@ async def test_a_broken_configuration_changes_nothing(rig: Rig) -> None:
         (lambda config: config.update(crypto={"offload": "off"}), "crypto.offload"),
     ],
 )
-async def test_how_the_engine_works_is_fixed_while_it_runs(
+async def test_engine_settings_are_fixed_while_it_runs(
     rig: Rig, change: Callable[[dict[str, Any]], object], names: str
 ) -> None:
     rig.edit(change)
@@ -187,7 +191,7 @@ async def test_how_the_engine_works_is_fixed_while_it_runs(
     assert "restart" in str(error.value.hint)
 
 
-async def test_status_tells_how_the_engine_works(rig: Rig) -> None:
+async def test_status_reports_how_the_engine_works(rig: Rig) -> None:
     status = await rig.call("GetStatus")
     assert (status["engine"], status["workers"], status["pinned"]) == ("fake", 1, False)
     assert (status["busy_poll_us"], status["aes"]) == (0, "AES-NI")
@@ -198,7 +202,7 @@ async def test_status_tells_how_the_engine_works(rig: Rig) -> None:
     }
 
 
-async def test_an_addition_whose_suite_the_provider_lacks_is_left_out_and_said(
+async def test_an_addition_whose_suite_the_provider_lacks_is_left_out_with_a_warning(
     rig: Rig, tmp_path: Path
 ) -> None:
     await rig.call("AddSa", **sa(1, suite="aes256gcm8", key=f"{7:072x}"))
@@ -215,7 +219,7 @@ async def test_an_addition_whose_suite_the_provider_lacks_is_left_out_and_said(
         await again.call("AddSa", **sa(2, suite="aes256gcm12", key=f"{8:072x}"))
 
 
-async def test_everything_can_be_read_in_the_middle_of_a_reload(rig: Rig) -> None:
+async def test_every_read_method_works_during_a_reload(rig: Rig) -> None:
     text = rig.config.read_text()
     for _ in range(3):
         rig.edit(lambda config: config.update(tunnels={}))
@@ -249,7 +253,7 @@ async def test_a_tunnel_of_several_sas_is_listed_as_one(rig: Rig) -> None:
     assert policy["sas"] == ["pi-b/out", "pi-b/out.2"]
 
 
-async def test_keys_are_for_root_alone_and_nothing_else_shows_one(rig: Rig) -> None:
+async def test_keys_are_revealed_to_root_only_and_by_no_other_method(rig: Rig) -> None:
     await rig.call("AddSa", **sa(1))
     key = f"{1:040x}"
     assert (await rig.call("GetSa", name="n1", reveal_keys=True))["sa"]["key"] == key
@@ -259,11 +263,11 @@ async def test_keys_are_for_root_alone_and_nothing_else_shows_one(rig: Rig) -> N
     for asked in ("GetStatus", "ListSas", "ListPolicies", "ListTunnels", "GetStats"):
         assert key not in str(await rig.call(asked))
     assert "key" not in (await rig.call("GetSa", name="n1"))["sa"]
-    # Only true itself reveals: what a careless client sends for it doesn't.
+    # Only JSON true reveals the key, no other truthy value.
     assert "key" not in (await rig.call("GetSa", name="n1", reveal_keys=1))["sa"]
 
 
-async def test_a_deletion_stays_after_a_restart_and_the_key_goes_on(rig: Rig) -> None:
+async def test_a_deletion_survives_a_restart_and_its_key_continues(rig: Rig) -> None:
     await rig.call("AddSa", **sa(1))
     rig.engine.used["n1"] = 40
     await rig.call("DeleteSa", name="n1")
@@ -292,7 +296,7 @@ async def test_a_deletion_stays_after_a_restart_and_the_key_goes_on(rig: Rig) ->
         ("AddSa", {}, "InvalidParameter"),
     ],
 )
-async def test_what_can_not_be_is_refused_by_its_name(
+async def test_an_impossible_request_is_refused_with_its_error_code(
     rig: Rig, method: str, fields: dict[str, object], code: str
 ) -> None:
     before = (dict(rig.engine.sas), rig.netlink.network, rig.engine.policies)
@@ -316,12 +320,12 @@ PROTECT: dict[str, object] = {"action": "protect", "local_ts": ["10.1.0.0/24"]}
         (
             "DeletePolicy",
             {"name": "p1"},
-            "the policy p2 has its place before p1; run 'esp-gw policy delete p2' first",
+            "the policy p2 is placed before p1; run 'esp-gw policy delete p2' first",
         ),
         (
             "FlushSas",
             {},
-            "the policy p2 has its place before p1; run 'esp-gw policy delete p2' first",
+            "the policy p2 is placed before p1; run 'esp-gw policy delete p2' first",
         ),
         (
             "AddSa",
@@ -359,7 +363,7 @@ PROTECT: dict[str, object] = {"action": "protect", "local_ts": ["10.1.0.0/24"]}
         ),
     ],
 )
-async def test_a_refusal_says_what_is_in_the_way_and_what_to_do(
+async def test_a_refusal_names_the_obstacle_and_the_remedy(
     rig: Rig, method: str, fields: dict[str, object], says: str
 ) -> None:
     await rig.call("AddSa", **sa(1))
@@ -372,7 +376,7 @@ async def test_a_refusal_says_what_is_in_the_way_and_what_to_do(
     assert (rig.engine.sas, rig.netlink.network, rig.engine.policies) == before
 
 
-async def test_what_is_in_the_way_can_be_deleted_in_the_order_that_is_said(rig: Rig) -> None:
+async def test_obstacles_can_be_deleted_in_the_order_that_the_hints_give(rig: Rig) -> None:
     await rig.call("AddSa", **sa(1))
     await rig.call("AddPolicy", **policy(1, **PROTECT, sa="n1"))
     await rig.call("AddPolicy", **policy(2, before="p1"))
@@ -382,7 +386,7 @@ async def test_what_is_in_the_way_can_be_deleted_in_the_order_that_is_said(rig: 
     assert rig.names() == set()
 
 
-async def test_status_hints_at_a_faster_suite_as_long_as_a_tunnel_has_the_slow_one(
+async def test_status_hints_at_a_faster_suite_while_a_tunnel_has_the_slow_one(
     rig: Rig,
 ) -> None:
     async def hints() -> list[str]:
@@ -400,7 +404,7 @@ async def test_status_hints_at_a_faster_suite_as_long_as_a_tunnel_has_the_slow_o
     assert await hints() == []
 
 
-async def test_a_suite_that_the_kernel_seals_is_judged_by_what_the_kernel_takes(rig: Rig) -> None:
+async def test_a_suite_that_the_kernel_seals_is_judged_by_the_kernels_time(rig: Rig) -> None:
     rig.engine.af_alg["aes256gcm12"] = AfAlgStatus(True, "switched on")
     rig.kernel_figures["aes256gcm12"] = dict.fromkeys(SIZES, 7000.0)
     rig.edit(lambda config: config["tunnels"]["pi-b"].update(suite="aes256gcm12"))

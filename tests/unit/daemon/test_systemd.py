@@ -1,4 +1,4 @@
-"""sd_notify over real sockets, and the unit files as systemd itself reads them."""
+"""sd_notify over real sockets, and the unit files as parsed by systemd itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AF_ALG = UNITS / "af-alg.conf"
 
 @pytest.fixture(params=["path", "abstract"])
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[socket.socket, str]]:
-    """A socket as systemd has it, and what it puts into $NOTIFY_SOCKET."""
+    """Yield a socket like systemd's, and its value of $NOTIFY_SOCKET."""
     path = f"@{secrets.token_hex(8)}" if request.param == "abstract" else f"{tmp_path}/notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(path.replace("@", "\0", 1) if path[0] == "@" else path)
@@ -148,7 +148,7 @@ def settings_of(path: Path) -> dict[str, list[str]]:
 
 
 def verify(text: str, directory: Path) -> subprocess.CompletedProcess[str]:
-    """What `systemd-analyze verify` says of a unit, with a program that is there in ExecStart."""
+    """Run `systemd-analyze verify` on a unit, with an existing program in ExecStart."""
     copy = directory / SERVICE.name
     copy.write_text(text.replace("/opt/esp-gw/bin/esp-gw", "/bin/true"))
     return analyze("verify", "--man=no", str(copy))
@@ -163,7 +163,7 @@ def test_systemd_finds_no_fault_in_the_unit(tmp_path: Path) -> None:
     text = SERVICE.read_text()
     assert "ExecStart=/opt/esp-gw/bin/esp-gw run --config /etc/esp-gw\n" in text
     verdict = verify(text, tmp_path)
-    # It loads the units that this one needs too, and may find faults of the host's in them.
+    # It also loads the units that this one needs, and may report faults of the host in them.
     assert [line for line in verdict.stderr.splitlines() if "esp-gw" in line] == []
     assert verdict.returncode == 0, verdict.stderr
 
@@ -179,7 +179,7 @@ def test_af_alg_is_only_in_a_drop_in_that_systemd_reads_with_the_unit(
 ) -> None:
     assert "AF_ALG" not in SERVICE.read_text()
     assert settings_of(AF_ALG) == {"RestrictAddressFamilies": ["AF_ALG"]}
-    # The list of the unit stays: an empty value would be a new one (systemd.exec(5)).
+    # The drop-in adds to the unit's list; an empty value would reset it (systemd.exec(5)).
     drop_in = tmp_path / "esp-gw.service.d" / AF_ALG.name
     drop_in.parent.mkdir()
     drop_in.write_text(AF_ALG.read_text().replace("=AF_ALG", f"={family}"))

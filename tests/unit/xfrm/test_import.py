@@ -268,7 +268,7 @@ async def test_the_end_of_the_numbers_is_announced_although_the_engine_counts_to
     await command(capsys, "sa", "import", tmp_path / "dump")
     rig.engine.tell(LeaseLow(OUT))
     await until(lambda: rig.engine.extensions)
-    assert "sequence numbers run out: give it a new key" in caplog.text
+    assert "running out of sequence numbers: give it a new key" in caplog.text
     ((_, lease),) = rig.engine.extensions
     assert lease.first <= soft < lease.end
 
