@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+INTERRUPTED = 130
+"""Exit status of a command that SIGINT ended, as a shell reports it: 128 + 2."""
+
 
 def printable(text: object) -> str:
     """Return `str(text)` on one line, with non-printable characters escaped."""

@@ -1,4 +1,4 @@
-"""`esp-gw bench`: what this machine can do, without a gateway and without root."""
+"""`esp-gw bench`: measurements of this machine, without a gateway and without root."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _SUITES = ("aes256gcm16", "aes128gcm16", "chacha20poly1305")
 
 @click.group()
 def bench() -> None:
-    """Measure what this machine can do."""
+    """Measure the performance of this machine."""
 
 
 @bench.command()
 @json_option
 def crypto(as_json: bool) -> None:
-    """Measure the suites, and recommend one for this machine. Takes some seconds at most."""
-    # Only measuring needs them, and they bring cryptography.
+    """Measure the suites and recommend one for this machine. Takes a few seconds at most."""
+    # Only measuring needs them, and they import cryptography.
     from esp_gw.crypto import measure, probe, recommend  # noqa: PLC0415
     from esp_gw.crypto.processor import aes_path  # noqa: PLC0415
     from esp_gw.engine.choose import is_native  # noqa: PLC0415
@@ -95,7 +95,7 @@ def _cells(
 
 
 def _missing(missing: Mapping[tuple[str, str], str]) -> list[str]:
-    """What has no figures, all suites of a provider with one reason in one line."""
+    """Return a line per provider and reason, with the suites that have no figures."""
     suites: dict[tuple[str, str], list[str]] = {}
     for (provider, suite), why in missing.items():
         suites.setdefault((provider, why), []).append(suite)

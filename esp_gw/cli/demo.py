@@ -44,8 +44,8 @@ from esp_gw.model import DEFAULT_SUITE, SUITES, Encapsulation, Mode
 def demo(
     engine: str, mode: str, encapsulation: str, suite: str, seconds: int, as_json: bool
 ) -> int:
-    """Join two network namespaces on this machine and show that it works. Needs root."""
-    from esp_gw.demo import run as lab_demo  # noqa: PLC0415 - needs the daemon's libraries
+    """Run a tunnel between two network namespaces on this machine and verify it. Needs root."""
+    from esp_gw.demo import run as lab_demo  # noqa: PLC0415 - imports the daemon's libraries
 
     return lab_demo.run(
         lab_demo.DemoOptions(

@@ -1,6 +1,6 @@
-"""What this machine has for esp_gw, and what is in its way: looked at, never changed.
+"""Read-only diagnosis of this machine: prerequisites of esp_gw, and problems.
 
-Looking for AF_ALG makes the kernel load its module where it has one.
+The check for AF_ALG makes the kernel load its module if it has one.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ UNIT_FOLDERS = (Path("/etc/systemd/system"), Path("/usr/lib/systemd/system"))
 UNIT = "esp-gw.service"
 PROC_STATUS = Path("/proc/self/status")
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
-# The options of UDP sockets (udp(7)), with the first kernel that has them.
+# Socket options (udp(7)) with the first kernel that supports them.
 _UDP_OFFLOADS = (("UDP GSO", 103, "4.18"), ("UDP GRO", 104, "5.0"))
 
 
 class State(enum.StrEnum):
-    """How bad it is: a fault keeps the gateway from working."""
+    """Severity of a finding; a fault keeps the gateway from working."""
 
     OK = "ok"
     WARNING = "warning"
@@ -46,7 +46,7 @@ class State(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at: what was found, and what to do where it is not right."""
+    """The result of one check: its subject `what`, the observation, and the remedy, if any."""
 
     state: State
     what: str
@@ -55,9 +55,9 @@ class Finding:
 
 
 def examine(config: Path, control_socket: Path) -> list[Finding]:
-    """Look at everything there is, whether a gateway runs or not.
+    """Run all checks, whether a gateway is running or not.
 
-    `control_socket` is where to ask for one while the configuration doesn't say it.
+    `control_socket` is used if the configuration can't be read.
     """
     desired, configured = _configuration(config)
     wanted = AF_ALG_AUTO if desired is None else desired.settings.af_alg
@@ -142,7 +142,7 @@ def _engine(wanted: str) -> Finding:
             state = State.OK if wanted == "python" else State.WARNING
             todo = "" if wanted == "python" else "'pip install esp-gw[native]' is faster"
             return Finding(state, "engine", f"python, {why}", todo)
-        import esp_gw_core  # noqa: PLC0415 - it may not be there, or be of another machine
+        import esp_gw_core  # noqa: PLC0415 - may be missing, or built for another machine
     except EspGwError as error:
         return Finding(State.FAULT, "engine", error.what, error.hint or "")
     except ImportError as error:
@@ -152,7 +152,7 @@ def _engine(wanted: str) -> Finding:
 
 
 def _af_alg(wanted: str, desired: Desired | None) -> tuple[bool, Finding]:
-    """Whether AF_ALG would be used here; the service may be allowed less (`_unit`)."""
+    """Return True if AF_ALG would be used here, and the finding; `_unit` checks the service."""
     if wanted == AF_ALG_OFF:
         return False, Finding(State.OK, "af_alg", "switched off")
     tunnels = () if desired is None else desired.tunnels
@@ -161,12 +161,12 @@ def _af_alg(wanted: str, desired: Desired | None) -> tuple[bool, Finding]:
         faults = find_faults()
         lacking = [suite for suite in suites if suite in faults]
         if lacking:
-            found = f"not to be had for {' '.join(lacking)}: {faults[lacking[0]]}"
+            found = f"not available for {' '.join(lacking)}: {faults[lacking[0]]}"
             return False, Finding(State.FAULT, "af_alg", found, "set 'crypto.offload: auto'")
         return True, Finding(State.OK, "af_alg", "switched on")
     settings = GatewaySettings() if desired is None else desired.settings
     statuses = choose(AF_ALG_AUTO, _sealer(settings))
-    found = "; ".join(dict.fromkeys(_said(statuses[suite]) for suite in suites))
+    found = "; ".join(dict.fromkeys(_described(statuses[suite]) for suite in suites))
     useful = any(statuses[suite].in_use for suite in suites)
     return useful, Finding(State.OK, "af_alg", found)
 
@@ -174,18 +174,18 @@ def _af_alg(wanted: str, desired: Desired | None) -> tuple[bool, Finding]:
 def _sealer(settings: GatewaySettings) -> Sealer:
     try:
         return Sealer(is_native(settings.engine), settings.provider)
-    except EspGwError:  # told by _engine
+    except EspGwError:  # reported by _engine
         return Sealer(native=False)
 
 
-def _said(status: AfAlgStatus) -> str:
+def _described(status: AfAlgStatus) -> str:
     return f"{'used' if status.in_use else 'not used'}: {status.why}"
 
 
 def _configuration(config: Path) -> tuple[Desired | None, Finding]:
     if not os.path.lexists(config):
         todo = "run 'esp-gw init', or name another one with --config"
-        return None, Finding(State.WARNING, "config", f"{config}: is not there", todo)
+        return None, Finding(State.WARNING, "config", f"{config}: does not exist", todo)
     try:
         desired = load_config(config)
     except ConfigError as error:
@@ -207,7 +207,7 @@ def _network(desired: Desired) -> Iterator[Finding]:
 
 def _ledger(path: Path, running: bool) -> Finding:
     if running:
-        return Finding(State.OK, "ledger", f"{path}, in use by the gateway that runs")
+        return Finding(State.OK, "ledger", f"{path}, in use by the running gateway")
     try:
         ledger = Ledger.open(path, machine_identity())
         keys = len(ledger.entries())
@@ -234,7 +234,10 @@ def _unit(wanted: str, useful: bool) -> Finding:
 
 
 def _daemon(control_socket: Path) -> tuple[bool, Finding]:
-    """Whether the gateway runs, as far as this user may know."""
+    """Return True if the gateway is running, and the finding.
+
+    A gateway that refuses this user counts as running.
+    """
     try:
         reply = call(control_socket, "GetStatus", {})
     except ControlError as error:

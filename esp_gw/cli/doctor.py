@@ -1,4 +1,4 @@
-"""`esp-gw doctor`: what this machine has for esp_gw, without changing it."""
+"""`esp-gw doctor`: diagnosis of this machine, without changing it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from esp_gw.errors import printable
 @json_option
 @click.pass_obj
 def doctor(daemon: Daemon, config: Path, as_json: bool) -> int:
-    """Look for what keeps the gateway from working here, or from working well.
+    """Check for problems that keep the gateway from working here, or from working well.
 
-    Works without a running gateway, and best as root. The exit status is 1 where there is a fault.
+    It doesn't need a running gateway. It finds most as root. The exit status is 1 if there is a
+    fault.
     """
-    from esp_gw.cli.diagnosis import State, examine  # noqa: PLC0415 - it needs nearly everything
+    from esp_gw.cli.diagnosis import State, examine  # noqa: PLC0415 - imports nearly everything
 
     findings = examine(config, daemon.socket)
     faults, warnings = (

@@ -75,7 +75,7 @@ def check(files: tuple[Path, ...], as_json: bool) -> int:
 @json_option
 @click.pass_obj
 def status(daemon: Daemon, as_json: bool) -> None:
-    """Show whether the gateway runs, and what it found wrong."""
+    """Show the state of the running gateway, with warnings."""
     reply = daemon.call("GetStatus")
     if as_json:
         output.print_json(reply)
@@ -114,7 +114,7 @@ def _engine(reply: Mapping[str, Any]) -> str:
 
 
 def _cryptography(reply: Mapping[str, Any]) -> str:
-    """The libraries with the suites that they seal, then what the processor has for AES."""
+    """Return the libraries with their suites, then the processor's AES instructions."""
     suites: dict[str, list[str]] = {}
     for suite, provider in sorted(reply["provider"].items()):
         suites.setdefault(provider, []).append(suite)
@@ -124,7 +124,7 @@ def _cryptography(reply: Mapping[str, Any]) -> str:
 
 
 def _af_alg(verdicts: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What of the cryptography the kernel does, or why it doesn't; a reason once."""
+    """Return a phrase per verdict on AF_ALG and reason, with the suites it holds for."""
     suites: dict[tuple[bool, str], list[str]] = {}
     for suite, verdict in verdicts.items():
         suites.setdefault((verdict["in_use"], str(verdict["why"])), []).append(suite)
@@ -135,7 +135,7 @@ def _af_alg(verdicts: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _faults(offload: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What is not in use, or not everywhere, a reason with all whose reason it is."""
+    """Return a phrase per reason, with the offloads not in use, or not everywhere, for it."""
     reasons: dict[str, list[str]] = {}
     for name, entry in offload.items():
         if entry["why"]:
@@ -170,7 +170,7 @@ def stats(daemon: Daemon, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def reload(daemon: Daemon, as_json: bool) -> None:
-    """Read the configuration again and apply what has changed, nothing else."""
+    """Reload the configuration, applying only what has changed."""
     reply = daemon.call("Reload")
     if as_json:
         output.print_json(reply)

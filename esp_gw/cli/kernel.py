@@ -1,4 +1,4 @@
-"""`esp-gw sa import` and `sa export`: from the kernel's ESP, and to it."""
+"""`esp-gw sa import` and `sa export`: SAs and policies from and to the kernel's IPsec."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ STDIN = "stdin"
 
 @click.command("import")
 @click.argument("files", nargs=-1, required=True, metavar="FILE|-...")
-@click.option("--check", is_flag=True, help="Only say whether all of it can be imported.")
+@click.option("--check", is_flag=True, help="Only check that everything can be imported.")
 @json_option
 @click.pass_obj
 def import_(daemon: Daemon, files: tuple[str, ...], check: bool, as_json: bool) -> None:
     """Take over SAs and policies of the kernel.
 
-    Each FILE holds what 'ip xfrm state' or 'ip xfrm policy' printed as root, or both; - is stdin.
-    All of it is added, as with 'sa add' and 'policy add', or nothing.
+    Each FILE holds the output of 'ip xfrm state' or 'ip xfrm policy' as root, or both; - is stdin.
+    Everything is added, as with 'sa add' and 'policy add', or nothing.
     """
     from esp_gw.config.added import plain, revealed  # noqa: PLC0415 - pydantic is slow to import
     from esp_gw.xfrm.parser import join, parse  # noqa: PLC0415
@@ -64,16 +64,18 @@ def import_(daemon: Daemon, files: tuple[str, ...], check: bool, as_json: bool) 
     "target",
     required=True,
     metavar="FILE|-",
-    help="The file to make, mode 0600; - is stdout, which has to be a pipe.",
+    help="The file to create, mode 0600; - is stdout, which must be a pipe.",
 )
-@click.option("--remote", type=ADDRESS, metavar="IP", help="The other end; needed with several.")
+@click.option(
+    "--remote", type=ADDRESS, metavar="IP", help="The other end; required if there are several."
+)
 @config_option
 @click.pass_obj
 def export(daemon: Daemon, form: str, target: str, remote: str | None, config: Path) -> None:
     """Write the other end's SAs and policies as lines of 'ip -batch', with the keys.
 
-    They are read from the configuration, its key files, and what 'sa add' and 'sa import' added,
-    so this needs root; how far the keys are used, from the daemon if it runs.
+    They are read from the configuration, its key files, and the SAs of 'sa add' and 'sa import',
+    so this needs root. Sequence numbers come from the daemon, if it is running.
     """
     from esp_gw.config.added import STORE_NAME, Store, merge  # noqa: PLC0415
     from esp_gw.config.load import load_config  # noqa: PLC0415 - pydantic is slow to import
@@ -94,18 +96,18 @@ def export(daemon: Daemon, form: str, target: str, remote: str | None, config: P
     seqs = _seqs(daemon)
     text = batch(sas, wanted.policies, seqs, wanted.settings.port)
     if any(sa.encapsulation is Encapsulation.UDP for sa in sas):
-        _note("over there a program has to hold the UDP port with UDP_ENCAP, as IKE daemons do")
+        _note("a program at the other end must hold the UDP port with UDP_ENCAP, like IKE daemons")
     _write(target, text)
 
 
 def _seqs(daemon: Daemon) -> dict[str, int]:
-    """The last number sent or the highest accepted, by SA; none where the daemon does not run."""
+    """Return each SA's last number sent or highest accepted; none if the daemon isn't running."""
     try:
         entries = daemon.call("ListSas")["sas"]
     except ControlError:
         raise
     except EspGwError as error:
-        _note(f"the numbers begin at 1, as for keys that were never used: {error.what}")
+        _note(f"the sequence numbers begin at 1, as for unused keys: {error.what}")
         return {}
     return {
         entry["name"]: entry["seq"] - (entry["direction"] == Direction.OUTBOUND)
@@ -123,7 +125,7 @@ def _refuse_open_stdout(target: str) -> None:
     mode = os.fstat(sys.stdout.fileno()).st_mode
     if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
         raise EspGwError(
-            "stdout is not a pipe, and the keys would be there for others to see",
+            "stdout is not a pipe, so the keys would be visible to others",
             hint="name a file with --output, or pipe into 'ssh root@peer ip -batch -'",
         )
 
@@ -145,7 +147,7 @@ def _write(target: str, text: str) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "is not a usable file name"
         raise EspGwError(reason, where=printable(target)) from None
-    click.echo(printable(f"wrote {target}; type at the other end: ip -batch {target}"))
+    click.echo(printable(f"wrote {target}; run at the other end: ip -batch {target}"))
 
 
 def _name(file: str) -> str:
@@ -153,7 +155,7 @@ def _name(file: str) -> str:
 
 
 def _read(file: str) -> str:
-    """The text of a file or of stdin. Raises EspGwError, never with the text."""
+    """Return the text of a file or of stdin. Raises EspGwError, which never quotes the text."""
     try:
         if file == "-":
             content = sys.stdin.buffer.read(MAX_INPUT + 1)
@@ -165,5 +167,5 @@ def _read(file: str) -> str:
         raise EspGwError(reason, where=_name(file)) from None
     if len(content) > MAX_INPUT:
         raise EspGwError(f"is larger than {MAX_INPUT} bytes", where=_name(file))
-    # iproute2 writes ASCII; whatever else is there is not understood, and said to be so.
+    # iproute2 writes ASCII; the parser reports anything else as not understood.
     return content.decode("ascii", "replace")

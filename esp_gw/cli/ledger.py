@@ -1,4 +1,4 @@
-"""`esp-gw ledger`: the record of the sequence numbers that each key has used."""
+"""`esp-gw ledger`: the record of the sequence numbers used with each key."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ state_dir_option = click.option(
 
 @click.group()
 def ledger() -> None:
-    """Look at the ledger of sequence numbers, or make one."""
+    """Show the ledger of sequence numbers, or create one."""
 
 
 @ledger.command()
@@ -32,17 +32,17 @@ def ledger() -> None:
 @click.option(
     "--replace",
     is_flag=True,
-    help="Replace a ledger that can't be used, and refuse every key there is up to now.",
+    help="Replace an unusable ledger, and refuse every existing key.",
 )
 def create(state_dir: Path, config: Path, replace: bool) -> None:
-    """State that no key of this machine was ever used before, by making an empty ledger.
+    """Create an empty ledger, which states that no key of this machine was ever used.
 
-    A key that is used a second time from its beginning gives its traffic away. The gateway
-    therefore never makes a ledger by itself: where one is lost, make new keys on both ends first.
+    Using the sequence numbers of a key a second time reveals its traffic. The gateway therefore
+    never creates a ledger by itself: if one is lost, make new keys on both ends first.
 
-    With --replace the new ledger refuses the keys that the old one still tells, those of --config,
-    and those of the SAs that the CLI added: any of them may have been used. Make new keys
-    afterwards. Nothing is replaced while one of these can't be read.
+    With --replace the new ledger refuses the keys that can still be read from the old one, those
+    of --config, and those of the SAs that the CLI added: any of them may have been used. Make new
+    keys afterwards. Nothing is replaced while the configuration or the CLI's SAs can't be read.
     """
     from esp_gw.ledger.identity import machine_identity  # noqa: PLC0415
     from esp_gw.ledger.ledger import LEDGER_NAME, Ledger  # noqa: PLC0415 - imports sqlite3
@@ -54,8 +54,8 @@ def create(state_dir: Path, config: Path, replace: bool) -> None:
         configured, added = _keys_of_config(config), _keys_of_cli(state_dir / STORE_NAME)
         retired = Ledger.replace(path, machine_identity(), [*configured, *added])
         keys = output.counted(retired, "key")
-        click.echo(f"made {path}; refused from now on: {keys}, all that could be found")
-        click.echo("make new keys with 'esp-gw keygen' on both ends: it won't start with the old")
+        click.echo(f"made {path}; it refuses all keys that were found: {keys}")
+        click.echo("make new keys with 'esp-gw keygen' on both ends: the old ones won't work")
         if added:
             click.echo(f"the CLI's SAs have old keys: move {state_dir / STORE_NAME} away")
         return
@@ -63,7 +63,7 @@ def create(state_dir: Path, config: Path, replace: bool) -> None:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise EspGwError(
-            f"can't be made: {error.strerror}", where=str(state_dir), hint="use sudo"
+            f"can't be created: {error.strerror}", where=str(state_dir), hint="use sudo"
         ) from None
     Ledger.create(path, machine_identity())
     click.echo(f"made {path}")
@@ -79,7 +79,7 @@ def _keys_of_config(config: Path) -> list[KeyMaterial]:
             f"the ledger is not replaced, because the keys to be refused can't be read: "
             f"{error.problems[0]}",
             where=str(config),
-            hint="correct the configuration, or name the one that was used with --config",
+            hint="correct the configuration, or give the one that was used with --config",
         ) from None
 
 
@@ -101,7 +101,7 @@ def _keys_of_cli(path: Path) -> list[KeyMaterial]:
 @state_dir_option
 @json_option
 def show(state_dir: Path, as_json: bool) -> None:
-    """Show how far each key is used; the daemon must not be running."""
+    """Show the sequence numbers used with each key; the daemon must not be running."""
     from esp_gw.ledger.identity import machine_identity  # noqa: PLC0415
     from esp_gw.ledger.ledger import LEDGER_NAME, Ledger  # noqa: PLC0415 - imports sqlite3
 
@@ -133,5 +133,5 @@ def show(state_dir: Path, as_json: bool) -> None:
             )
             for entry in entries
         ],
-        none="no keys: none was used yet",
+        none="no key was used yet",
     )

@@ -1,4 +1,4 @@
-"""The command `esp-gw`: its groups, and how errors become one line and an exit status."""
+"""The command `esp-gw`: its subcommands, and the mapping of errors to a line and an exit status."""
 
 from __future__ import annotations
 
@@ -21,10 +21,7 @@ from esp_gw.cli.provision import init, keygen
 from esp_gw.cli.sa import sa
 from esp_gw.cli.tunnel import tunnel
 from esp_gw.desired import GatewaySettings
-from esp_gw.errors import ConfigError, EspGwError, printable
-
-INTERRUPTED = 130
-"""The exit status of a shell's command that SIGINT ended: 128 + 2."""
+from esp_gw.errors import INTERRUPTED, ConfigError, EspGwError, printable
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -39,7 +36,7 @@ INTERRUPTED = 130
 @click.version_option(package_name="esp-gw", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context, socket: Path) -> None:
-    """IPsec ESP gateway in userspace."""
+    """Userspace IPsec ESP gateway."""
     context.obj = Daemon(socket)
 
 
@@ -63,7 +60,7 @@ for command in (
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status; an error is told on stderr, without traceback."""
+    """Run one command; return its exit status. Errors go to stderr, without a traceback."""
     try:
         result = cli.main(args, prog_name="esp-gw", standalone_mode=False)
     except click.Abort:
@@ -91,8 +88,8 @@ def _complain(text: str) -> None:
 
 
 def _complain_internal(error: Exception) -> None:
-    """A fault of the program itself: one line, and more only for those who ask for it."""
-    from esp_gw.logs import scrub  # noqa: PLC0415 - for this case alone
+    """Report a bug as one line, with a traceback only if ESP_GW_DEBUG is set."""
+    from esp_gw.logs import scrub  # noqa: PLC0415 - rarely needed
 
     text = scrub(f"{type(error).__name__}: {error}")
     _complain(f"esp-gw: internal error: {text}; set ESP_GW_DEBUG=1 to see where")

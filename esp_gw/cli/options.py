@@ -1,4 +1,4 @@
-"""Options that several commands share, checked where they are typed: a wrong one exits with 2."""
+"""Options shared by several commands; an invalid value is a usage error with exit status 2."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """The running daemon, as the commands speak to it."""
+    """The running daemon, reached through its control socket."""
 
     socket: Path
 
     def call(self, method: str, **parameters: object) -> dict[str, Any]:
-        """Send a request, without those parameters that are None or empty: they were not given."""
+        """Send a request and return the reply; parameters that are None or empty are left out."""
         given = {name: value for name, value in parameters.items() if value not in (None, (), [])}
         return call(self.socket, method, given)
 
 
 def _type_of(parse: Callable[[object], object]) -> Callable[[str], Any]:
-    """A click type by one of the parsers of values; an address or a prefix stays text."""
+    """Return a click type for a parser of esp_gw.values; addresses and prefixes stay text."""
 
     def convert(text: str) -> Any:
         try:
@@ -65,7 +65,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 
 def selector_options(command: Command) -> Command:
-    """The options that name inner traffic, seen from this gateway."""
+    """Add the options that select inner traffic, as seen from this gateway."""
     for option in (
         click.option("--protocol", metavar="NAME|N", help="Inner protocol: tcp, udp, 47, ..."),
         click.option(

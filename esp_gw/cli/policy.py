@@ -15,14 +15,14 @@ _PROTOCOL_NAMES = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 
 @click.group()
 def policy() -> None:
-    """Look at policies, add and delete them. The first that matches a packet decides."""
+    """List, add and delete policies. The first that matches a packet applies."""
 
 
 @policy.command("list")
 @json_option
 @click.pass_obj
 def list_(daemon: Daemon, as_json: bool) -> None:
-    """List the policies in the order in which they are tried."""
+    """List the policies in order of precedence."""
     reply = daemon.call("ListPolicies")
     if as_json:
         output.print_json(reply)
@@ -37,7 +37,7 @@ def list_(daemon: Daemon, as_json: bool) -> None:
 @click.option("--local-port", metavar="PORTS", help="Inner ports on our side: 80, 1000-2000.")
 @click.option("--remote-port", metavar="PORTS", help="Inner ports on the peer's side.")
 @click.option("--sa", metavar="NAME", help="The outbound SA that protects the traffic.")
-@click.option("--before", metavar="NAME", help="The policy to stand in front of; else it is last.")
+@click.option("--before", metavar="NAME", help="Insert before this policy, instead of last.")
 @json_option
 @click.pass_obj
 def add(daemon: Daemon, /, as_json: bool, **options: Any) -> None:
@@ -64,7 +64,7 @@ def _print(policies: list[dict[str, Any]]) -> None:
     rows = []
     for entry in policies:
         name, action, sa = entry["name"], entry["action"], _sas(entry["sas"])
-        # One line a selector, the policy's own columns on the first.
+        # One line per selector, with the policy's own columns on the first.
         for selector in entry["selectors"]:
             rows.append(
                 (

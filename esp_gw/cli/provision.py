@@ -1,4 +1,4 @@
-"""`esp-gw init` and `esp-gw keygen`: configurations and keys from nothing."""
+"""`esp-gw init` and `esp-gw keygen`: generate configurations and keys."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ sas_option = click.option(
     default=1,
     show_default=True,
     metavar="N",
-    help="SAs of the tunnel in each direction, each with a key of its own.",
+    help="SAs of the tunnel in each direction, each with its own key.",
 )
 
 
@@ -69,7 +69,7 @@ sas_option = click.option(
 @click.option(
     "--same-boards",
     is_flag=True,
-    help="A and B are machines like this one: measure which suite suits them.",
+    help="A and B are machines like this one: measure which suite is fastest.",
 )
 @sas_option
 @click.option(
@@ -77,7 +77,7 @@ sas_option = click.option(
     type=DIRECTORY,
     default=Path(),
     show_default="here",
-    help="Where the folders of A and B go.",
+    help="Parent directory for the folders of A and B.",
 )
 def init(
     local: str,
@@ -95,7 +95,7 @@ def init(
     sas: int,
     out: Path,
 ) -> None:
-    """Write the configurations and keys of two gateways, A and B, that fit each other."""
+    """Write matching configurations and keys for two gateways, A and B."""
     from esp_gw.config.provision import make_pair  # noqa: PLC0415 - pydantic is slow to import
 
     if mode == Mode.TUNNEL and not (local_net and remote_net):
@@ -122,22 +122,22 @@ def init(
         click.echo(printable(f"wrote {file} and the keys in {folder / 'keys'}"))
     click.echo(f"suite: {chosen}. {why}")
     for folder, host in zip(folders, (local, remote), strict=True):
-        click.echo(f"\nCopy the folder {_word(folder)} to {host} and type there:")
+        click.echo(f"\nCopy the folder {_word(folder)} to {host} and run there:")
         click.echo(f"  sudo cp -r {_word(folder.name)}/. /etc/esp-gw")
         click.echo("  sudo chown -R esp-gw: /etc/esp-gw")
         click.echo("  sudo esp-gw ledger create")
         click.echo("  sudo systemctl enable --now esp-gw")
-    click.echo("\nThe folders hold the keys: delete all copies outside of /etc/esp-gw afterwards.")
+    click.echo("\nThe folders hold the keys: delete all copies outside /etc/esp-gw afterwards.")
 
 
 @click.command()
 @suite_option
 @sas_option
 @click.option(
-    "--out", type=FILE, required=True, metavar="FILE", help="The key file to make, mode 0600."
+    "--out", type=FILE, required=True, metavar="FILE", help="The key file to create, mode 0600."
 )
 def keygen(suite: str, sas: int, out: Path) -> None:
-    """Write a key file with a fresh random key and salt, or several; they are never printed."""
+    """Write a key file with one or more fresh random keys and salts; they are never printed."""
     from esp_gw.config.keyfile import generate, write_key_file  # noqa: PLC0415 - only needed here
 
     keymats = [generate(SUITES[suite]) for _ in range(sas)]
@@ -147,13 +147,13 @@ def keygen(suite: str, sas: int, out: Path) -> None:
 
 
 def _suite(wanted: str | None, same_boards: bool) -> tuple[str, str]:
-    """The suite of both ends, and why it is that one."""
-    from esp_gw.crypto.processor import aes_path  # noqa: PLC0415 - for this command alone
+    """Return the suite for both ends, and the reason for it."""
+    from esp_gw.crypto.processor import aes_path  # noqa: PLC0415 - only needed here
 
     if wanted is not None:
-        return wanted, "As you said."
+        return wanted, "As requested."
     if same_boards:
-        from esp_gw.crypto.measure import THOROUGH, Sealer  # noqa: PLC0415 - only where it is asked
+        from esp_gw.crypto.measure import THOROUGH, Sealer  # noqa: PLC0415 - only if requested
         from esp_gw.crypto.recommend import CHOICE, reason, recommended  # noqa: PLC0415
         from esp_gw.engine.choose import is_native  # noqa: PLC0415
 
@@ -162,7 +162,7 @@ def _suite(wanted: str | None, same_boards: bool) -> tuple[str, str]:
     if aes_path() == NO_AES:
         return DEFAULT_SUITE.name, (
             "The default. This processor has no AES instructions: if A and B are machines like "
-            "this one, delete the folders and add --same-boards, which measures what suits them."
+            "this one, delete the folders and add --same-boards, which measures the suites."
         )
     return DEFAULT_SUITE.name, "The default."
 

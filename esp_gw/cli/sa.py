@@ -1,4 +1,4 @@
-"""`esp-gw sa`: security associations, one by one."""
+"""`esp-gw sa`: security associations."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ MAX_STDIN_KEY = 4096
 
 @click.group()
 def sa() -> None:
-    """Look at SAs, add and delete them."""
+    """List, show, add and delete SAs."""
 
 
 @sa.command("list")
 @json_option
 @click.pass_obj
 def list_(daemon: Daemon, as_json: bool) -> None:
-    """List the SAs and what they have carried."""
+    """List the SAs with their counters."""
     reply = daemon.call("ListSas")
     if as_json:
         output.print_json(reply)
@@ -75,7 +75,7 @@ def list_(daemon: Daemon, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def show(daemon: Daemon, name: str, reveal_keys: bool, as_json: bool) -> None:
-    """Show everything about one SA."""
+    """Show all details of one SA."""
     reply = daemon.call("GetSa", name=name, reveal_keys=reveal_keys)
     if as_json:
         output.print_json(reply)
@@ -109,7 +109,7 @@ def show(daemon: Daemon, name: str, reveal_keys: bool, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def add(daemon: Daemon, /, as_json: bool, key_file: str, **options: Any) -> None:
-    """Add an SA. What is not given gets the daemon's default."""
+    """Add an SA. Options that are not given have the daemon's defaults."""
     key = _read_key(key_file, SUITES[options["suite"] or DEFAULT_SUITE.name])
     reply = daemon.call("AddSa", key=key, **options)
     if as_json:
@@ -137,7 +137,7 @@ def flush(daemon: Daemon, yes: bool, as_json: bool) -> None:
     """Delete all SAs that were added with 'sa add'; those of the configuration stay."""
     if not yes:
         if not sys.stdin.isatty():
-            raise click.UsageError("nobody is there to ask: add --yes")
+            raise click.UsageError("stdin is not a terminal to confirm on: add --yes")
         if not click.confirm("Delete all SAs that were added with 'sa add'?", err=True):
             return
     reply = daemon.call("FlushSas")
@@ -152,13 +152,13 @@ sa.add_command(export)
 
 
 def _read_key(source: str, suite: Suite) -> str:
-    """The key as hex for the request, checked before it goes anywhere."""
-    from esp_gw.config import keyfile  # noqa: PLC0415 - only this command needs it
+    """Return the key as hex for the request, checked before it is sent."""
+    from esp_gw.config import keyfile  # noqa: PLC0415 - only needed here
 
     if keyfile.is_a_key(source):
         raise click.BadParameter(
             "this is a key, and others may have seen it in the process list: "
-            "make a new one, and give the name of its file, or - for stdin",
+            "make a new one, and give the name of its file or - for stdin",
             param_hint="--key-file",
         )
     if source == "-":

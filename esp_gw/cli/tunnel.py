@@ -10,14 +10,14 @@ from esp_gw.cli.output import drops, joined, print_json, print_table, size
 
 @click.group()
 def tunnel() -> None:
-    """Look at tunnels."""
+    """List tunnels."""
 
 
 @tunnel.command("list")
 @json_option
 @click.pass_obj
 def list_(daemon: Daemon, as_json: bool) -> None:
-    """List the tunnels and what they have carried."""
+    """List the tunnels with their counters."""
     reply = daemon.call("ListTunnels")
     if as_json:
         print_json(reply)

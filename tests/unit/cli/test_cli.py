@@ -1,4 +1,4 @@
-"""The CLI against a real control socket: what it asks, prints, and how it fails."""
+"""The CLI against a real control socket: requests, output and failures."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ REPLIES: dict[str, dict[str, object]] = {
 
 
 class Gateway:
-    """A control server with canned answers, in a thread, that remembers what it was asked."""
+    """A control server with canned replies, in a thread, that records requests."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -138,7 +138,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def run(capsys: Capture, *args: str, status: int = 0) -> str:
-    """The command's standard output; its exit status and a clean stderr are checked."""
+    """Run a command and return its stdout; check its exit status and an empty stderr."""
     assert main(list(args)) == status
     out, err = capsys.readouterr()
     assert err == ""
@@ -146,7 +146,7 @@ def run(capsys: Capture, *args: str, status: int = 0) -> str:
 
 
 def fail(capsys: Capture, *args: str, status: int = 1) -> str:
-    """The command's standard error; it has no output and no traceback."""
+    """Run a failing command and return its stderr; check that stdout and traceback are absent."""
     assert main(list(args)) == status
     out, err = capsys.readouterr()
     assert out == ""
@@ -155,7 +155,7 @@ def fail(capsys: Capture, *args: str, status: int = 1) -> str:
 
 
 def table(text: str) -> list[str]:
-    """The lines, single spaces between the cells."""
+    """Return the lines with single spaces between the cells."""
     return [" ".join(line.split()) for line in text.splitlines()]
 
 
@@ -182,7 +182,7 @@ READING = [
 
 
 @pytest.mark.parametrize(("method", "command"), READING)
-def test_json_is_the_reply_of_the_control_socket_as_it_came(
+def test_json_output_is_the_unchanged_reply_of_the_control_socket(
     gateway: Gateway, capsys: Capture, method: str, command: tuple[str, ...]
 ) -> None:
     assert json.loads(run(capsys, *command, "--json")) == REPLIES[method]
@@ -198,7 +198,7 @@ def test_sa_list_is_a_row_for_each_sa(gateway: Gateway, capsys: Capture) -> None
     ]
 
 
-def test_drops_have_a_column_only_where_there_are_some(gateway: Gateway, capsys: Capture) -> None:
+def test_drops_have_a_column_only_if_there_are_any(gateway: Gateway, capsys: Capture) -> None:
     gateway.replies["ListSas"] = {"sas": [SA_IN]}
     assert "DROPS" not in run(capsys, "sa", "list")
 
@@ -212,14 +212,14 @@ def test_drops_have_a_column_only_where_there_are_some(gateway: Gateway, capsys:
         ("Reload", "changes", ("reload",), "nothing has changed\n"),
     ],
 )
-def test_nothing_is_said_to_be_nothing(
+def test_an_empty_list_is_one_line(
     gateway: Gateway, capsys: Capture, method: str, key: str, command: tuple[str, ...], says: str
 ) -> None:
     gateway.replies[method] = {key: []}
     assert run(capsys, *command) == says
 
 
-def test_sa_show_prints_what_matters_for_its_direction(gateway: Gateway, capsys: Capture) -> None:
+def test_sa_show_prints_the_fields_of_its_direction(gateway: Gateway, capsys: Capture) -> None:
     outbound = run(capsys, "sa", "show", "office/out")
     assert outbound.startswith("sa: office/out\n  direction: outbound\n  spi: 0x00001001\n")
     assert "  remote ts: 10.2.0.0/24, 10.3.0.0/24\n" in outbound
@@ -235,7 +235,7 @@ def test_sa_show_prints_what_matters_for_its_direction(gateway: Gateway, capsys:
         assert absent not in inbound
 
 
-def test_keys_are_asked_for_only_on_demand(gateway: Gateway, capsys: Capture) -> None:
+def test_keys_are_requested_only_with_reveal_keys(gateway: Gateway, capsys: Capture) -> None:
     run(capsys, "sa", "show", "office/out")
     gateway.replies["GetSa"] = {"sa": SA_OUT | {"key": "c0ffee"}}
     assert "  key: c0ffee\n" in run(capsys, "sa", "show", "office/out", "--reveal-keys")
@@ -252,7 +252,7 @@ def test_policy_list_keeps_the_order_and_has_a_row_for_each_selector(
     ]
 
 
-def test_tunnel_list_status_and_stats_are_for_people(gateway: Gateway, capsys: Capture) -> None:
+def test_tunnel_list_status_and_stats_are_human_readable(gateway: Gateway, capsys: Capture) -> None:
     assert "10.1.0.0/24 - 10.2.0.0/24" in run(capsys, "tunnel", "list")
     status = run(capsys, "status")
     assert "running: for 2 h 3 min, pid 7\n" in status
@@ -277,7 +277,7 @@ def test_tunnel_list_status_and_stats_are_for_people(gateway: Gateway, capsys: C
     assert run(capsys, "reload") == "added SA office/out\nremoved policy old\n"
 
 
-def test_rows_are_never_cut_where_there_is_no_terminal(gateway: Gateway, capsys: Capture) -> None:
+def test_rows_are_never_cut(gateway: Gateway, capsys: Capture) -> None:
     long = "2001:db8:1111:2222:3333:4444:5555:6666"
     names = [f"{'n' * 60}{i}" for i in range(3)]
     gateway.replies["ListSas"] = {
@@ -288,7 +288,9 @@ def test_rows_are_never_cut_where_there_is_no_terminal(gateway: Gateway, capsys:
     assert all(line.count(long) == 2 for line in lines[1:])
 
 
-def test_names_are_text_and_no_markup_or_terminal_codes(gateway: Gateway, capsys: Capture) -> None:
+def test_names_are_printed_without_markup_or_terminal_codes(
+    gateway: Gateway, capsys: Capture
+) -> None:
     gateway.replies["ListSas"] = {"sas": [SA_IN | {"name": "[red]a:smile:\x1b[31m\n\ud800"}]}
     assert "[red]a:smile:\\x1b[31m\\n\\ud800" in run(capsys, "sa", "list")
 
@@ -297,7 +299,7 @@ ADD = ("sa", "add", "b/out", "--direction", "outbound", "--spi", "0x1001",
        "--local", "192.0.2.1", "--remote", "198.51.100.7")  # fmt: skip
 
 
-def test_sa_add_sends_what_was_given_and_nothing_else(
+def test_sa_add_sends_only_the_given_options(
     gateway: Gateway, capsys: Capture, key_file: Path
 ) -> None:
     assert run(capsys, *ADD, "--key-file", str(key_file)).startswith("sa: office/out\n")
@@ -355,7 +357,7 @@ def test_a_key_comes_from_stdin_and_is_in_no_output(
     assert gateway.asked[0][1]["key"] == key_in(key_file)
 
 
-def test_a_key_of_the_wrong_size_goes_nowhere_and_is_not_repeated(
+def test_a_key_of_the_wrong_size_is_neither_sent_nor_quoted(
     gateway: Gateway, capsys: Capture, key_file: Path
 ) -> None:
     err = fail(capsys, *ADD, "--key-file", str(key_file), "--suite", "aes128gcm16")
@@ -397,7 +399,7 @@ def test_wrong_input_is_a_usage_error_that_names_the_option(
     assert gateway.asked == []
 
 
-def test_policy_add_and_the_deletions_send_what_was_given(
+def test_policy_add_and_the_deletions_send_the_given_options(
     gateway: Gateway, capsys: Capture
 ) -> None:
     run(capsys, "policy", "add", "p", "--action", "bypass", "--remote-ts", "10.9.0.0/16")
@@ -414,7 +416,7 @@ def test_policy_add_and_the_deletions_send_what_was_given(
     ]
 
 
-def test_flush_asks_first_and_needs_yes_where_nobody_can_answer(
+def test_flush_asks_first_and_needs_yes_without_a_terminal(
     gateway: Gateway, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
@@ -477,7 +479,9 @@ def test_an_unexpected_exception_is_one_line_without_keys(
     assert "a0b1" not in err
 
 
-def test_interrupting_exits_like_a_shell(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_command_exits_with_130(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("esp_gw.cli.options.call", raising(KeyboardInterrupt()))
     assert main(["status"]) == 130
     assert "Traceback" not in capsys.readouterr().err
@@ -495,7 +499,7 @@ def esp_gw(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("command", [("sa", "list"), ("sa", "list", "--json")])
-def test_a_reader_that_has_gone_is_no_error_to_speak_of(
+def test_a_closed_pipe_ends_the_command_silently(
     gateway: Gateway, command: tuple[str, ...]
 ) -> None:
     reader, writer = os.pipe()
@@ -506,7 +510,7 @@ def test_a_reader_that_has_gone_is_no_error_to_speak_of(
     assert result.returncode == 1
 
 
-def test_json_needs_none_of_the_heavy_libraries(gateway: Gateway) -> None:
+def test_json_output_imports_no_heavy_library(gateway: Gateway) -> None:
     heavy = {"cryptography", "pydantic", "pyroute2", "logging", "asyncio", "sqlite3"}
     code = (
         "import sys; from esp_gw.cli.main import main; assert main(['sa', 'list', '--json']) == 0;"

@@ -33,7 +33,7 @@ INIT = shlex.split(
 
 
 def run(capsys: Capture, *args: str, status: int = 0) -> str:
-    """The command's standard output; its exit status and a clean stderr are checked."""
+    """Run a command and return its stdout; check its exit status and an empty stderr."""
     assert main(list(args)) == status
     out, err = capsys.readouterr()
     assert err == ""
@@ -41,7 +41,7 @@ def run(capsys: Capture, *args: str, status: int = 0) -> str:
 
 
 def fail(capsys: Capture, *args: str, status: int = 1) -> str:
-    """The command's standard error; it has no output and no traceback."""
+    """Run a failing command and return its stderr; check that stdout and traceback are absent."""
     assert main(list(args)) == status
     out, err = capsys.readouterr()
     assert out == ""
@@ -49,7 +49,7 @@ def fail(capsys: Capture, *args: str, status: int = 1) -> str:
     return err
 
 
-def test_init_writes_a_pair_that_check_accepts_and_says_what_to_type(
+def test_init_writes_a_pair_that_check_accepts_and_prints_the_next_commands(
     tmp_path: Path, capsys: Capture
 ) -> None:
     out = run(capsys, *INIT, "--out", str(tmp_path), "--name-b", "office", "--suite", "aes128gcm8")
@@ -68,9 +68,7 @@ def test_init_writes_a_pair_that_check_accepts_and_says_what_to_type(
 
 
 @pytest.mark.parametrize("prefix", ["", "0x"])
-def test_a_key_in_the_place_of_its_file_is_refused_and_not_repeated(
-    prefix: str, capsys: Capture
-) -> None:
+def test_a_key_instead_of_its_file_is_refused_and_not_quoted(prefix: str, capsys: Capture) -> None:
     key = prefix + "0123456789abcdef" * 4 + "01234567"
     sa = ("--direction", "outbound", "--spi", "4097", "--local", "192.0.2.1", "--remote", "::2")
     err = fail(capsys, "sa", "add", "x", *sa, "--key-file", key, status=2)
@@ -112,7 +110,7 @@ def test_check_names_every_problem_with_its_line(tmp_path: Path, capsys: Capture
     assert [problem["line"] for problem in files[0]["problems"]] == [2, 3]
 
 
-def test_check_says_as_json_what_it_found(tmp_path: Path, capsys: Capture) -> None:
+def test_check_reports_its_findings_as_json(tmp_path: Path, capsys: Capture) -> None:
     run(capsys, *INIT, "--out", str(tmp_path))
     run(capsys, *INIT, "--sas", "4", "--out", str(tmp_path / "four"))
     assert run(capsys, "check", str(tmp_path / "four" / "pi-b")).endswith("1 tunnel, 8 SAs\n")
@@ -123,7 +121,7 @@ def test_check_says_as_json_what_it_found(tmp_path: Path, capsys: Capture) -> No
 def lacking_aes(
     monkeypatch: pytest.MonkeyPatch, chacha_ns: float, af_alg_ns: float | None = None
 ) -> None:
-    """A processor without AES instructions that takes 1000 ns for AES-GCM; with AF_ALG or not."""
+    """Fake a processor without AES instructions, 1000 ns per AES-GCM packet; AF_ALG is optional."""
     monkeypatch.setattr(processor, "_CPUINFO", Path("/nowhere"))
 
     def seal_time(provider: str, suite: str, size: int, packets: int) -> float:
@@ -144,7 +142,7 @@ def lacking_aes(
     monkeypatch.setattr(probe, "find_faults", find_faults)
 
 
-def test_init_takes_the_suite_that_suits_both_boards_where_they_are_known(
+def test_init_chooses_the_suite_for_boards_that_are_known(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def suite(name: str, *options: str) -> str:
@@ -184,7 +182,7 @@ def test_check_hints_at_a_faster_suite_and_finds_nothing_wrong(
     assert run(capsys, "check", file) == f"{ok}\n"
 
 
-def test_bench_crypto_prints_a_table_what_is_missing_and_what_to_use(
+def test_bench_crypto_prints_a_table_missing_figures_and_a_recommendation(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lacking_aes(monkeypatch, chacha_ns=250)
@@ -204,7 +202,7 @@ def test_bench_crypto_prints_a_table_what_is_missing_and_what_to_use(
     assert "--fast" in fail(capsys, "bench", "crypto", "--fast", status=2)
 
 
-def test_bench_crypto_counts_on_af_alg_where_that_is_faster(
+def test_bench_crypto_uses_af_alg_figures_where_they_are_faster(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lacking_aes(monkeypatch, chacha_ns=250, af_alg_ns=200)
@@ -265,7 +263,7 @@ def test_ledger_create_makes_one_once_and_show_lists_its_keys(
 
 @pytest.fixture
 def used(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A gateway that was used: its configuration, state directory, ledger, every key."""
+    """Return a gateway whose keys were used: configuration, state directory, ledger, keys."""
     monkeypatch.setattr("esp_gw.ledger.identity.machine_identity", lambda: "ab" * 32)
     run(capsys, *INIT, "--out", str(tmp_path))
     config, state = tmp_path / "pi-a", tmp_path / "state"
@@ -325,7 +323,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, package: object, name: str, module: ob
     monkeypatch.setattr(package, name, module, raising=False)
 
 
-def test_run_hands_over_and_gives_the_daemons_status(
+def test_run_starts_the_daemon_and_returns_its_status(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[Path, str]] = []
@@ -350,7 +348,7 @@ def test_run_hands_over_and_gives_the_daemons_status(
         ),
     ],
 )
-def test_what_stops_the_daemon_is_told_line_by_line(
+def test_errors_that_stop_the_daemon_are_printed_line_by_line(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch, raised: Exception, lines: list[str]
 ) -> None:
     def daemon_run(_config: Path, _log_level: str) -> int:
@@ -360,7 +358,7 @@ def test_what_stops_the_daemon_is_told_line_by_line(
     assert fail(capsys, "run").splitlines() == lines
 
 
-def test_demo_hands_over_its_options_as_values(
+def test_demo_passes_its_options_as_values(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[SimpleNamespace] = []

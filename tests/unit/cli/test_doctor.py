@@ -1,4 +1,4 @@
-"""`esp-gw doctor`: what it says of machines that have this and lack that."""
+"""`esp-gw doctor`: findings on machines that lack one thing or another."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HEALTHY_CPU = "flags : aes pclmulqdq avx2\n"
 
 
 class Machine:
-    """A machine on which everything is right, until a test takes something away."""
+    """A healthy machine, from which tests remove something."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
@@ -72,7 +72,7 @@ class Machine:
         return {f.what: f for f in examine(self.config, self.folder / "none")}
 
     def only(self) -> Finding:
-        """The one thing that is not right."""
+        """Return the only finding that is not OK."""
         (finding,) = [f for f in self.findings().values() if f.state is not State.OK]
         return finding
 
@@ -82,7 +82,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(tmp_path, monkeypatch)
 
 
-def test_on_a_healthy_machine_everything_is_right(machine: Machine) -> None:
+def test_a_healthy_machine_has_no_findings_but_ok(machine: Machine) -> None:
     findings = machine.findings()
     assert {f.state for f in findings.values()} == {State.OK}, findings
     assert list(findings) == [
@@ -112,7 +112,7 @@ def test_missing_capabilities_are_named(machine: Machine) -> None:
     assert "sudo" in finding.todo
 
 
-def test_a_processor_without_aes_instructions_is_told_of_the_other_suite(machine: Machine) -> None:
+def test_a_processor_without_aes_instructions_is_a_warning_with_a_hint(machine: Machine) -> None:
     machine.cpuinfo.write_text("Features : fp asimd\n")
     finding = machine.only()
     assert (finding.state, finding.what) == (State.WARNING, "aes")
@@ -121,7 +121,7 @@ def test_a_processor_without_aes_instructions_is_told_of_the_other_suite(machine
 
 @pytest.mark.parametrize("wanted", ["auto", "on"])
 @pytest.mark.parametrize("code", [errno.EAFNOSUPPORT, errno.EPERM])
-def test_af_alg_that_is_not_there_is_a_fault_only_where_it_is_a_must(
+def test_unavailable_af_alg_is_a_fault_only_if_required(
     machine: Machine, wanted: str, code: int
 ) -> None:
     machine.kernel.refuses["socket"] = code
@@ -132,19 +132,19 @@ def test_af_alg_that_is_not_there_is_a_fault_only_where_it_is_a_must(
     assert ("offload: auto" in finding.todo) is (wanted == "on")
 
 
-def test_of_af_alg_only_the_suites_of_the_tunnels_matter(machine: Machine) -> None:
+def test_af_alg_is_checked_only_for_the_suites_of_the_tunnels(machine: Machine) -> None:
     machine.kernel.offers = {GCM}
     machine.edit(crypto={"offload": "on"})
     assert machine.findings()["af_alg"].state is State.OK
 
 
-def test_af_alg_that_is_switched_off_is_not_looked_for(machine: Machine) -> None:
+def test_af_alg_that_is_switched_off_is_not_probed(machine: Machine) -> None:
     machine.kernel.refuses["socket"] = errno.EDOM
     machine.edit(crypto={"offload": "off"})
     assert machine.findings()["af_alg"] == Finding(State.OK, "af_alg", "switched off")
 
 
-def test_a_unit_that_keeps_af_alg_from_the_service_is_a_fault_where_it_is_a_must(
+def test_a_unit_that_denies_required_af_alg_is_a_fault(
     machine: Machine,
 ) -> None:
     machine.edit(crypto={"offload": "on"})
@@ -158,7 +158,7 @@ def test_a_unit_that_keeps_af_alg_from_the_service_is_a_fault_where_it_is_a_must
 
 
 @pytest.mark.parametrize(("times_as_fast", "state"), [(2, State.WARNING), (0.5, State.OK)])
-def test_a_unit_that_keeps_af_alg_from_the_service_is_told_of_where_it_is_faster(
+def test_a_unit_that_denies_faster_af_alg_is_a_warning(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, times_as_fast: float, state: State
 ) -> None:
     def measure(provider: str, suite: str, size: int, packets: int) -> float:
@@ -172,7 +172,7 @@ def test_a_unit_that_keeps_af_alg_from_the_service_is_told_of_where_it_is_faster
     assert ("af-alg.conf" in findings["systemd"].todo) is (times_as_fast > 1)
 
 
-def test_a_machine_without_the_unit_is_told_how_to_install_it(machine: Machine) -> None:
+def test_a_missing_unit_is_a_warning_that_says_how_to_install_it(machine: Machine) -> None:
     (machine.units / "esp-gw.service").unlink()
     finding = machine.only()
     assert (finding.state, finding.what) == (State.WARNING, "systemd")
@@ -195,7 +195,7 @@ def test_a_machine_that_is_not_configured_yet_is_no_fault(machine: Machine) -> N
     assert "esp-gw init" in finding.todo
 
 
-def test_a_missing_ledger_is_a_fault_that_says_what_to_do(machine: Machine) -> None:
+def test_a_missing_ledger_is_a_fault_with_a_hint(machine: Machine) -> None:
     (machine.folder / "state/ledger.db").unlink()
     finding = machine.only()
     assert (finding.state, finding.what) == (State.FAULT, "ledger")
@@ -210,7 +210,7 @@ def test_a_ledger_in_use_is_left_alone(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(("warnings", "state"), [([], State.OK), (["a", "b"], State.WARNING)])
-def test_a_gateway_that_runs_is_asked_and_keeps_its_ledger(
+def test_a_running_gateway_is_queried_and_keeps_its_ledger(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, warnings: list[str], state: State
 ) -> None:
     asked: list[Path] = []
@@ -230,7 +230,7 @@ def test_a_gateway_that_runs_is_asked_and_keeps_its_ledger(
     assert "in use" in findings["ledger"].found
 
 
-def test_a_gateway_that_does_not_speak_to_this_user_runs_all_the_same(
+def test_a_gateway_that_refuses_this_user_counts_as_running(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def call(*_: object) -> dict[str, object]:
@@ -242,7 +242,7 @@ def test_a_gateway_that_does_not_speak_to_this_user_runs_all_the_same(
     assert finding.todo == "use sudo"
 
 
-def test_settings_of_the_kernel_that_are_in_the_way_are_warnings(
+def test_unsuitable_kernel_settings_are_warnings(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = "net.ipv4.ip_forward is 0: only this host reaches it; run 'sysctl'"
@@ -251,7 +251,7 @@ def test_settings_of_the_kernel_that_are_in_the_way_are_warnings(
     assert (finding.state, finding.todo) == (State.WARNING, "run 'sysctl'")
 
 
-def test_the_engine_that_is_asked_for_has_to_be_there(
+def test_a_required_engine_that_is_not_installed_is_a_fault(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("esp_gw.engine.choose.find_spec", lambda _: None)
@@ -265,7 +265,7 @@ def test_the_engine_that_is_asked_for_has_to_be_there(
     assert "esp-gw[native]" in finding.todo
 
 
-def test_the_command_prints_a_line_for_each_and_fails_for_a_fault(
+def test_the_command_prints_a_line_per_finding_and_fails_on_a_fault(
     machine: Machine, capsys: Capture
 ) -> None:
     words = ["--socket", str(machine.folder / "none"), "doctor", "--config", str(machine.config)]

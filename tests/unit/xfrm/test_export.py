@@ -62,7 +62,7 @@ def test_the_file_is_private_and_holds_matching_states(
     )
     assert [policy.direction for policy in there.policies] == ["in", "fwd", "out"]
     assert not any(key[:16] in out + err for key in keys_of(config))
-    assert "the numbers begin at 1" in err
+    assert "the sequence numbers begin at 1" in err
     assert "UDP_ENCAP" in err
 
 
