@@ -1,4 +1,4 @@
-"""Real daemons in a lab: started, asked, stopped or killed, each in its namespace."""
+"""Real daemons in a lab: start, query, stop and kill them, each in its namespace."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a process has used: seconds of processor time, bytes of resident memory."""
+    """Resources used by a process: CPU time in seconds, resident memory in bytes."""
 
     cpu_s: float
     rss: int
 
 
 def usage(pid: int) -> Usage:
-    """Return what a process has used so far. Raises LabError where it is gone."""
+    """Return the resources used by a process so far. Raises LabError if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -39,7 +39,7 @@ def usage(pid: int) -> Usage:
 
 
 class LabGateway:
-    """One esp-gw daemon: `folder` holds its state and control socket, `env` is added to its own."""
+    """One esp-gw daemon; `folder` holds its state and control socket, `env` extends ours."""
 
     def __init__(self, namespace: Namespace, config: Path, folder: Path) -> None:
         self.namespace = namespace
@@ -52,17 +52,17 @@ class LabGateway:
 
     @property
     def settings(self) -> dict[str, object]:
-        """The `gateway` fields that keep this daemon's files inside `folder`."""
+        """Fields of the section `gateway` that keep this daemon's files inside `folder`."""
         return {"state_dir": str(self.folder), "control_socket": str(self.socket)}
 
     @property
     def is_running(self) -> bool:
-        """Whether the daemon was started and has not ended."""
+        """True if the daemon was started and has not ended."""
         return self.process is not None and self.process.poll() is None
 
     @property
     def pid(self) -> int:
-        """The daemon's process id. Raises LabError where it was never started."""
+        """The daemon's process id. Raises LabError if it was never started."""
         return self._running().pid
 
     def start(self) -> None:
@@ -71,7 +71,7 @@ class LabGateway:
         self.wait_ready()
 
     def launch(self) -> None:
-        """Start the daemon."""
+        """Start the daemon without waiting for it."""
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         path = self.folder / "notify.sock"
         path.unlink(missing_ok=True)
@@ -87,9 +87,9 @@ class LabGateway:
             )
 
     def wait_ready(self) -> None:
-        """Wait until the daemon says READY to its service manager, which is us.
+        """Wait until the daemon reports READY=1 to its service manager, which is us.
 
-        Raises LabError with the daemon's last words where it ends instead.
+        Raises LabError with the last line of the daemon's log if it ends instead.
         """
         process, notify = self._running(), self._notify
         notify.settimeout(0.1)
@@ -105,13 +105,13 @@ class LabGateway:
         raise LabError("the gateway did not become ready", where=self.namespace.name)
 
     def last_words(self) -> str:
-        """Return the last line of the daemon's log, as an error of ours can quote it."""
+        """Return the last line of the daemon's log, without the prefix of an error."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
-        words = lines[-1] if lines else "the gateway ended without a word"
+        words = lines[-1] if lines else "the gateway ended without a log line"
         return words.removeprefix("esp-gw: error: ")
 
     def stop(self) -> int:
-        """End the daemon as systemd would; return its exit status."""
+        """Stop the daemon like systemd; return its exit status."""
         return end(self._running())
 
     def kill(self) -> None:
@@ -121,7 +121,7 @@ class LabGateway:
         process.wait()
 
     def hangup(self) -> None:
-        """Send SIGHUP: reload."""
+        """Send SIGHUP, which reloads the configuration."""
         self._running().send_signal(signal.SIGHUP)
 
     def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -129,16 +129,16 @@ class LabGateway:
         return self.namespace.run(*_PROGRAM, "--socket", str(self.socket), *arguments, check=check)
 
     def ask(self, *arguments: str) -> dict[str, Any]:
-        """Run a CLI command with `--json` and return what it printed."""
+        """Run a CLI command with `--json` and return the parsed output."""
         result: dict[str, Any] = json.loads(self.cli(*arguments, "--json").stdout)
         return result
 
     def create_ledger(self) -> None:
-        """State that no key of this gateway was used before."""
+        """Create an empty ledger: no key of this gateway was used before."""
         self.namespace.run(*_PROGRAM, "ledger", "create", "--state-dir", str(self.folder))
 
     def usage(self) -> Usage:
-        """Return what the daemon has used so far."""
+        """Return the resources used by the daemon so far."""
         return usage(self.pid)
 
     def _running(self) -> subprocess.Popen[str]:
@@ -147,5 +147,5 @@ class LabGateway:
         return self.process
 
 
-# The daemon of this very installation, whatever PATH says.
+# The daemon of this installation, regardless of PATH.
 _PROGRAM = (sys.executable, "-m", "esp_gw.cli.main")

@@ -1,7 +1,7 @@
-"""Network namespaces for labs: two hosts and a wire between them, made and removed with `ip`.
+"""Network namespaces for labs: hosts and the wires between them, managed with `ip`.
 
-A namespace's name ends in the process id of its maker, so that a later lab can tell what a killed
-one has left and remove it.
+A namespace's name ends in the process id of its creator, so that a later lab can recognize and
+remove the leftovers of a killed one.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Namespace:
         self.name = name
 
     def command(self, *arguments: str) -> list[str]:
-        """Return the command line that runs `arguments` inside; it dies with its parent."""
+        """Return the command line that runs `arguments` inside, killed when its parent dies."""
         return ["ip", "netns", "exec", self.name, "setpriv", "--pdeathsig", "KILL", *arguments]
 
     def run(
         self, *arguments: str, timeout: float = COMMAND_TIMEOUT, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command inside to its end. Raises LabError where it fails and `check` is set."""
+        """Run a command inside to its end. Raises LabError if it fails and `check` is set."""
         return run_command(self.command(*arguments), timeout, check)
 
     def start(
@@ -46,7 +46,7 @@ class Namespace:
         stdout: int = subprocess.DEVNULL,
         stderr: int = subprocess.DEVNULL,
     ) -> subprocess.Popen[str]:
-        """Start a command inside and return it running."""
+        """Start a command inside and return its process."""
         return subprocess.Popen(
             self.command(*arguments),
             env={**os.environ, **(env or {})},
@@ -57,23 +57,23 @@ class Namespace:
         )
 
     def ip(self, *arguments: str) -> str:
-        """Run `ip` for this namespace and return what it prints. Raises LabError."""
+        """Run `ip` in this namespace and return its output. Raises LabError."""
         return run_command(["ip", "-n", self.name, *arguments], COMMAND_TIMEOUT, True).stdout
 
 
 @contextlib.contextmanager
 def namespaces(*roles: str) -> Iterator[list[Namespace]]:
-    """Make namespaces, loopback up, and remove them in the end, whatever happened between."""
+    """Create namespaces with the loopback up; they are always removed at the end."""
     remove_stale()
     made: list[Namespace] = []
     try:
         for role in roles:
             namespace = Namespace(f"{PREFIX}-{role}-{os.getpid()}")
-            # Before it is there, so that an interrupt in between leaves nothing.
+            # Recorded before it is created, so that an interrupt in between leaves nothing.
             made.append(namespace)
             run_command(["ip", "netns", "add", namespace.name], COMMAND_TIMEOUT, True)
             namespace.ip("link", "set", "lo", "up")
-            # No waiting for IPv6 addresses to be found unique: a lab has no others.
+            # Addresses are usable at once, without waiting for duplicate address detection.
             namespace.run("sh", "-c", f"echo 0 > {_ACCEPT_DAD}", check=False)
         yield made
     finally:
@@ -82,7 +82,7 @@ def namespaces(*roles: str) -> Iterator[list[Namespace]]:
 
 
 def wire(a: Namespace, b: Namespace, *, mtu: int = 1500, name: str = "wan") -> None:
-    """Join two namespaces by a veth pair called `name` at both ends, up, without addresses."""
+    """Connect two namespaces by a veth pair, up, called `name` at both ends, without addresses."""
     peer = ["type", "veth", "peer", "name", name, "mtu", str(mtu), "netns", b.name]
     a.ip("link", "add", name, "mtu", str(mtu), *peer)
     for end in (a, b):
@@ -90,13 +90,13 @@ def wire(a: Namespace, b: Namespace, *, mtu: int = 1500, name: str = "wan") -> N
 
 
 def add_address(namespace: Namespace, address: str, device: str = "wan") -> None:
-    """Give a device an address with its prefix length, usable at once."""
+    """Add an address with its prefix length to a device, without duplicate address detection."""
     nodad = ["nodad"] if ":" in address else []
     namespace.ip("address", "add", address, "dev", device, *nodad)
 
 
 def delete(name: str) -> None:
-    """Remove a namespace, and end the processes that are still in it."""
+    """Remove a namespace, and kill the processes that are still in it."""
     pids = run_command(["ip", "netns", "pids", name], COMMAND_TIMEOUT, False).stdout.split()
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
@@ -105,7 +105,7 @@ def delete(name: str) -> None:
 
 
 def remove_stale() -> None:
-    """Remove what labs have left whose process is gone."""
+    """Remove the namespaces of labs whose process is gone."""
     with contextlib.suppress(FileNotFoundError):
         for entry in sorted(NETNS_DIR.iterdir()):
             prefix, _, pid = entry.name.rpartition("-")
@@ -115,7 +115,7 @@ def remove_stale() -> None:
 
 
 def end(process: subprocess.Popen[str], timeout: float = STOP_TIMEOUT) -> int:
-    """End a process that we started: SIGTERM, then SIGKILL; return its exit status."""
+    """Stop a process that we started, by SIGTERM, then SIGKILL; return its exit status."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -132,7 +132,10 @@ def end(process: subprocess.Popen[str], timeout: float = STOP_TIMEOUT) -> int:
 def run_command(
     command: Sequence[str], timeout: float, check: bool
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end. Raises LabError where it can't, or fails and `check` is set."""
+    """Run a command to its end.
+
+    Raises LabError if it can't be run or times out, or if it fails and `check` is set.
+    """
     try:
         result = subprocess.run(
             command,

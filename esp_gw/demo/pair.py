@@ -2,7 +2,7 @@
 
     a [esp0 10.1.0.1] --- wan 192.0.2.1 ==== wire ==== 192.0.2.2 wan --- [esp0 10.2.0.1] b
 
-IPv6 stands beside it: 2001:db8::1 and ::2 on the wire, fd00:1::1 and fd00:2::1 inside.
+IPv6 addresses: 2001:db8::1 and 2001:db8::2 on the wire, fd00:1::1 and fd00:2::1 inside.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NETS = {
 
 @dataclass(frozen=True, slots=True)
 class PairPlan:
-    """What the two gateways agree on: IP versions outside and inside, and further settings."""
+    """Common settings of the two gateways, with the outer and inner IP versions."""
 
     mode: Mode = Mode.TUNNEL
     encapsulation: Encapsulation = Encapsulation.UDP
@@ -43,17 +43,17 @@ class PairPlan:
 
     @property
     def outer(self) -> tuple[IPAddress, IPAddress]:
-        """The addresses on the wire."""
+        """Outer addresses of a and b."""
         return OUTER[self.outer_version]
 
     def nets(self, side: int) -> tuple[IPNetwork, ...]:
-        """The prefixes behind a side; transport mode has none."""
+        """Return the prefixes behind a side; transport mode has none."""
         if self.mode is Mode.TRANSPORT:
             return ()
         return tuple(NETS[version][side] for version in self.inner_versions)
 
     def inner(self, side: int, version: int | None = None) -> str:
-        """The address of a gateway that traffic through the tunnel goes to."""
+        """Return the address of a gateway for traffic through the tunnel."""
         if self.mode is Mode.TRANSPORT:
             return str(self.outer[side])
         return str(NETS[version or self.inner_versions[0]][side][1])
@@ -61,7 +61,7 @@ class PairPlan:
 
 @dataclass(frozen=True, slots=True)
 class GatewayPair:
-    """The two gateways of a lab, configured, not yet started."""
+    """The two gateways of a lab, configured but not started."""
 
     plan: PairPlan
     a: LabGateway
@@ -75,7 +75,7 @@ class GatewayPair:
         self.b.wait_ready()
 
     def stop(self) -> None:
-        """End the daemons that run."""
+        """Stop the daemons that are running."""
         for gateway in (self.a, self.b):
             if gateway.is_running:
                 gateway.stop()
@@ -83,9 +83,9 @@ class GatewayPair:
 
 @contextlib.contextmanager
 def gateway_pair(folder: Path, plan: PairPlan) -> Iterator[GatewayPair]:
-    """Make two namespaces, a wire, and two matching configurations as `esp-gw init` writes them.
+    """Create two namespaces, a wire, and two matching configurations as written by `esp-gw init`.
 
-    `folder` takes configurations, keys, ledgers and logs. In the end both daemons are stopped and
+    `folder` holds configurations, keys, ledgers and logs. At the end both daemons are stopped and
     the namespaces removed. Raises LabError.
     """
     with namespaces("a", "b") as (first, second):
@@ -122,6 +122,6 @@ def gateway_pair(folder: Path, plan: PairPlan) -> Iterator[GatewayPair]:
 
 
 def _addresses(plan: PairPlan, side: int) -> dict[str, object]:
-    # init gives the TUN one address; a lab with both families inside needs one of each.
+    # `init` sets one TUN address; a lab with both inner IP versions needs one of each.
     addresses = [str(net[1]) for net in plan.nets(side)]
     return {"address": addresses} if len(addresses) > 1 else {}

@@ -1,4 +1,4 @@
-"""The demo: two real gateways, one wire, iperf3 through the tunnel, and proof of what was seen."""
+"""The demo: two real gateways, iperf3 through the tunnel, and a tap that proves the encryption."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PROGRAMS = ("ip", "setpriv", "ping", "iperf3")
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """What the person asked for; `seconds` is the length of each iperf3 run."""
+    """Options of the demo; `seconds` is the duration of each iperf3 run."""
 
     engine: str
     mode: Mode
@@ -42,7 +42,7 @@ class DemoOptions:
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """What the demo measured; processor percentages are of one core, during the iperf3 runs."""
+    """Results of the demo; CPU percentages are of one core, during the iperf3 runs."""
 
     engine: str
     aes: str
@@ -66,7 +66,7 @@ class DemoResult:
 
     @property
     def passed(self) -> bool:
-        """Whether traffic went through both ways and nothing but ESP was seen."""
+        """True if traffic passed both ways and the tap saw nothing but ESP."""
         moved = min(self.tcp_gbit_s, self.tcp_reverse_gbit_s, self.rtt_us) > 0
         return moved and self.esp_packets_on_wire > 0 and self.cleartext_packets_on_wire == 0
 
@@ -74,7 +74,7 @@ class DemoResult:
 def run(options: DemoOptions) -> int:
     """Run the demo; return 0 only if traffic passed and no cleartext was on the wire.
 
-    Raises LabError where it can't run here. Whatever happens, nothing of it is left.
+    Raises LabError if it can't run here. It always removes everything it created.
     """
     _check_machine()
     with ended_by_signals(), tempfile.TemporaryDirectory(prefix="esp-gw-demo-") as folder:
@@ -101,15 +101,15 @@ class _Demo:
             settings={"engine": options.engine},
         )
         inner = (plan.inner(0), plan.inner(1))
-        # The two addresses as they stand in the inner header: they must never be readable.
+        # The addresses as in the inner header, which must never be readable on the wire.
         plaintext = b"".join(ip_address(address).packed for address in inner)
         if options.mode is Mode.TRANSPORT:
-            plaintext = b""  # they are the outer header's, too
-        self._say("two network namespaces, a wire, and two configurations with fresh keys")
+            plaintext = b""  # the outer header has the same addresses
+        self._say("create two network namespaces, a wire, and two configurations with fresh keys")
         with gateway_pair(self._folder, plan) as pair:
             tap = Tap(pair.a.namespace, "wan", UDP_ENCAP_PORT, plaintext)
             with contextlib.closing(tap):
-                self._say("two gateways start")
+                self._say("start both gateways")
                 began = time.monotonic()
                 pair.start()
                 if not _wait_for_reply(pair.a.namespace, inner[1]):
@@ -133,11 +133,11 @@ class _Demo:
         with iperf_server(b, inner[1]):
             self._say(f"iperf3 for {seconds} s")
             forward = iperf(a, inner[1], seconds, "-B", inner[0])
-            self._say(f"iperf3 for {seconds} s, the other way")
+            self._say(f"iperf3 for {seconds} s, reverse")
             backward = iperf(a, inner[1], seconds, "-B", inner[0], "-R")
         elapsed = time.monotonic() - began
         after = [gateway.usage() for gateway in gateways]
-        self._say("what was on the wire")
+        self._say("evaluate the tap on the wire")
         statuses = [gateway.ask("status") for gateway in gateways]
         stats = [gateway.ask("stats") for gateway in gateways]
         report = tap.finish()
@@ -174,7 +174,7 @@ class _Demo:
 
 def _check_machine() -> None:
     if os.geteuid() != 0:
-        raise LabError("the demo makes network namespaces", hint="run it with sudo")
+        raise LabError("the demo needs root to create network namespaces", hint="run it with sudo")
     missing = [program for program in _PROGRAMS if shutil.which(program) is None]
     if missing:
         raise LabError(
@@ -191,7 +191,7 @@ def _wait_for_reply(namespace: Namespace, target: str) -> bool:
 
 def _explain(pair: GatewayPair) -> str:
     drops = _sum_drops([gateway.ask("stats") for gateway in (pair.a, pair.b)])
-    return f"drops: {drops}" if drops else "nothing was dropped either"
+    return f"drops: {drops}" if drops else "the gateways dropped nothing"
 
 
 def _cleartext(report: WireReport) -> int:
@@ -234,7 +234,7 @@ def _print_table(result: DemoResult, seconds: int) -> None:
         ("dropped", drops or "none"),
         ("ESP packets on the wire", str(result.esp_packets_on_wire)),
         ("cleartext on the wire", str(result.cleartext_packets_on_wire)),
-        *(("one of them, from its IP header on", example) for example in result.cleartext_examples),
+        *(("cleartext, from the IP header on", example) for example in result.cleartext_examples),
         ("verdict", verdict),
     )
     width = max(len(name) for name, _ in rows)

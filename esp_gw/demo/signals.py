@@ -1,4 +1,4 @@
-"""Signals that end a lab's process, so that it cleans up first."""
+"""Handling of signals that end a lab's process, so that it cleans up first."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into the exception of Ctrl-C, so that the same way out cleans up."""
+    """Turn SIGTERM and SIGHUP into KeyboardInterrupt, so that they clean up like Ctrl-C."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

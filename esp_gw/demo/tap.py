@@ -1,8 +1,9 @@
-"""A tap on the lab's wire: counts ESP, and keeps every frame that isn't, from first to last.
+"""A tap on the lab's wire: counts ESP frames and captures every other frame.
 
-It runs as a process of its own inside a namespace (`python -m esp_gw.demo.tap DEVICE PORT`), says
-`ready`, and prints one JSON object when its standard input closes. The kernel does the sorting
-(classic BPF, Documentation/networking/filter.rst), so that it sees every frame at full rate.
+It runs as a separate process inside a namespace (`python -m esp_gw.demo.tap DEVICE PORT PLAINTEXT`,
+the last one in hex), prints `ready`, and prints one JSON object when its standard input closes. The
+kernel classifies the frames by classic BPF (Documentation/networking/filter.rst), so that the tap
+sees every frame at full rate.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ _SO_RCVBUFFORCE = 33
 _ETH_HEADER = 14
 _ARP, _IPV4, _IPV6 = 0x0806, 0x0800, 0x86DD
 _IPPROTO_ICMPV6 = 58
-# Router and neighbour discovery, multicast listener reports: how IPv6 hosts find each other.
+# Router and neighbour discovery (RFC 4861), multicast listener discovery (RFC 2710, RFC 3810).
 _NEIGHBOUR_TYPES = frozenset((130, 131, 132, 133, 134, 135, 136, 143))
 
-# Protocol and type.
+# ICMP messages as (protocol, type).
 _REFUSALS = frozenset(((1, 3), (_IPPROTO_ICMPV6, 1), (_IPPROTO_ICMPV6, 4)))
 
 _LD_H, _LD_B, _LD_W = 0x28, 0x30, 0x20
@@ -43,9 +44,9 @@ _JEQ, _JSET, _RET = 0x15, 0x45, 0x06
 
 @dataclass(frozen=True, slots=True)
 class WireReport:
-    """What was on the wire; `cleartext` counts frames that are neither ESP nor address resolution.
+    """The frames on the wire; `cleartext` counts those that are neither ESP nor address resolution.
 
-    `leaked` counts ESP frames of a sample in which a given piece of plaintext was found.
+    `leaked` counts ESP frames of a sample in which the given plaintext was found.
     """
 
     esp: int
@@ -73,7 +74,7 @@ class Tap:
             raise LabError("the tap did not start", where=f"{namespace.name} {device}")
 
     def finish(self) -> WireReport:
-        """End the tap and return what it saw."""
+        """End the tap and return its report."""
         output, _ = self._process.communicate(timeout=30)
         values = json.loads(output)
         return WireReport(
@@ -81,12 +82,12 @@ class Tap:
         )
 
     def close(self) -> None:
-        """End the tap, whatever it has seen."""
+        """End the tap without a report."""
         end(self._process)
 
 
 def esp_filter(port: int, if_esp: int, otherwise: int) -> list[tuple[int, int, int, int]]:
-    """Return a BPF program for Ethernet frames: bytes to keep of ESP frames, and of all others.
+    """Return a BPF program that keeps `if_esp` bytes of ESP frames and `otherwise` of all others.
 
     ESP is protocol 50, or UDP from or to `port` with more than a keepalive and a non-zero SPI.
     """
@@ -127,7 +128,7 @@ def esp_filter(port: int, if_esp: int, otherwise: int) -> list[tuple[int, int, i
 
 
 def is_address_resolution(frame: bytes) -> bool:
-    """Whether a frame is ARP or IPv6 neighbour discovery, which no policy protects."""
+    """Return True if a frame is ARP or IPv6 neighbour discovery, which no policy protects."""
     (kind,) = struct.unpack_from("!H", frame, 12)
     if kind == _ARP:
         return True
@@ -140,7 +141,7 @@ def is_address_resolution(frame: bytes) -> bool:
 
 
 def is_keepalive(frame: bytes, port: int) -> bool:
-    """Whether a frame is a NAT keepalive (RFC 3948 2.3): one byte 0xff in UDP."""
+    """Return True if a frame is a NAT keepalive (RFC 3948 2.3): one byte 0xff in UDP."""
     (kind,) = struct.unpack_from("!H", frame, 12)
     at = _ETH_HEADER + ((frame[_ETH_HEADER] & 15) << 2 if kind == _IPV4 else 40)
     protocol = frame[_ETH_HEADER + (9 if kind == _IPV4 else 6)]
@@ -151,9 +152,10 @@ def is_keepalive(frame: bytes, port: int) -> bool:
 
 
 def is_refusal(frame: bytes, port: int) -> bool:
-    """Whether a frame is a host's word that no gateway takes its ESP yet, which it quotes.
+    """Return True if a frame is an ICMP error that quotes ESP, because no gateway accepts it yet.
 
-    ICMP destination unreachable (RFC 792), its ICMPv6 twin or an unknown next header (RFC 4443).
+    It is destination unreachable of ICMP (RFC 792) or ICMPv6, or an ICMPv6 parameter problem such
+    as an unknown next header (RFC 4443).
     """
     try:
         protocol, at = _upper(frame, _ETH_HEADER)
@@ -166,14 +168,14 @@ def is_refusal(frame: bytes, port: int) -> bool:
 
 
 def _upper(frame: bytes, at: int) -> tuple[int, int]:
-    """Return the protocol in the IP packet that begins at `at`, and where its header begins."""
+    """Return protocol and offset of the upper-layer header of the IP packet at `at`."""
     if frame[at] >> 4 == 4:
         return frame[at + 9], at + ((frame[at] & 15) << 2)
     return frame[at + 6], at + 40
 
 
 def _open(device: str, program: list[tuple[int, int, int, int]], buffer: int) -> socket.socket:
-    # Bound to nothing until the filter is there, so that no frame gets in unsorted.
+    # Not bound before the filter is attached, so that no unfiltered frame is queued.
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     code = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
     memory = ctypes.create_string_buffer(code)
@@ -205,7 +207,7 @@ def main(device: str, port: int, plaintext: bytes) -> None:
     other = _open(device, esp_filter(port, 0, _SNAPLEN), _OTHER_BUFFER)
     print("ready", flush=True)
     sys.stdin.read()
-    # Counted before they are read: the kernel counts what no longer fits the buffer, too.
+    # The kernel's statistics also count frames that didn't fit into the buffer.
     esp_packets, _ = _statistics(esp)
     _, lost = _statistics(other)
     strange = [

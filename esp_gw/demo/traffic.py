@@ -1,4 +1,4 @@
-"""Traffic through a lab: ping and iperf3, and what they measured."""
+"""Traffic through a lab: runs ping and iperf3, and parses their results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RECEIVED = re.compile(r"(\d+) (?:packets )?received")
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Replies received, and the mean round trip in microseconds (0 without a reply)."""
+    """Number of replies, and the mean round-trip time in microseconds (0 without a reply)."""
 
     received: int
     rtt_us: float
@@ -27,7 +27,7 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class Iperf:
-    """What the receiver of an iperf3 run got: Gbit/s, and for UDP the percentage lost."""
+    """Result of an iperf3 run at the receiver: Gbit/s, and the percentage lost for UDP."""
 
     gbit_s: float
     lost_percent: float = 0.0
@@ -57,7 +57,7 @@ def ping(
 
 @contextlib.contextmanager
 def iperf_server(namespace: Namespace, address: str) -> Iterator[None]:
-    """Run an iperf3 server on `address` while the block runs."""
+    """Run an iperf3 server on `address` during the block."""
     server = namespace.start("iperf3", "-s", "-B", address, "--forceflush", stdout=subprocess.PIPE)
     try:
         if not any("listening" in line for line in server.stdout or ()):
@@ -68,14 +68,14 @@ def iperf_server(namespace: Namespace, address: str) -> Iterator[None]:
 
 
 def iperf(namespace: Namespace, target: str, seconds: int, *options: str) -> Iperf:
-    """Run an iperf3 client to `target`. Raises LabError where it fails."""
+    """Run an iperf3 client to `target`. Raises LabError if it fails."""
     summary = iperf_summary(namespace, target, seconds, *options)
     received = summary.get("sum_received") or summary["sum"]
     return Iperf(received["bits_per_second"] / 1e9, summary.get("sum", {}).get("lost_percent", 0.0))
 
 
 def iperf_summary(namespace: Namespace, target: str, seconds: int, *options: str) -> dict[str, Any]:
-    """Run an iperf3 client to `target`; return what its report has under `end`. Raises LabError."""
+    """Run an iperf3 client to `target`; return `end` of its JSON report. Raises LabError."""
     result = namespace.run(
         *("iperf3", "-J", "-c", target, "-t", str(seconds), "--connect-timeout", "3000"),
         *options,
