@@ -1,10 +1,10 @@
-"""Sends numbered datagrams of many flows to an echo, and tells which came back out of turn.
+"""Sends numbered datagrams of many flows to an echo server, and counts reordered replies.
 
-flows.py echo ADDRESS PORT                answers whoever asks, until it is ended
+flows.py echo ADDRESS PORT                echoes datagrams until it is terminated
 flows.py send ADDRESS PORT FLOWS COUNT    prints {"answered": N, "out_of_order": N}
 
-A flow has up to WINDOW datagrams on the way, so that none is lost for want of room anywhere. All
-its datagrams have one size, which other flows have, too. The flows are the same in every run.
+A flow has up to WINDOW datagrams in flight, so that no buffer on the path overflows. All its
+datagrams have one size, which some other flows share. The flows are the same in every run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import time
 
 WINDOW = 8
 FIRST_PORT = 20000
-PATIENCE = 5.0
+TIMEOUT = 5.0
+"""Seconds without any reply after which `send` gives up."""
 SIZES = (40, 700, 1300)
 
 
@@ -32,7 +33,7 @@ def echo(address: str, port: int) -> None:
 
 
 class Flow:
-    """One flow: numbers that went out, numbers that came back."""
+    """One flow: counters of sent, answered and reordered datagrams."""
 
     def __init__(self, number: int, address: str, port: int, count: int) -> None:
         self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -45,8 +46,8 @@ class Flow:
         self._last = -1
 
     def fill(self) -> None:
-        # The first answer tells the kernel by which queue of the TUN device the flow goes from then
-        # on; what waits in another until then may be overtaken.
+        # The first reply makes the kernel assign the flow to a queue of the TUN device; datagrams
+        # still in another queue at that time may be overtaken.
         window = WINDOW if self.answered else 1
         while self.sent < min(self.count, self.answered + window):
             self.sock.send(self.sent.to_bytes(4, "big") + self._data)
@@ -64,18 +65,18 @@ class Flow:
 
 
 def send(address: str, port: int, flows: int, count: int) -> dict[str, int]:
-    """Return how many datagrams came back, and how many not in their turn."""
+    """Return the number of datagrams that came back, and of those out of order."""
     all_flows = [Flow(number, address, port, count) for number in range(flows)]
     by_sock = {flow.sock: flow for flow in all_flows}
     open_flows = list(all_flows)
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while open_flows and time.monotonic() < deadline:
         for flow in open_flows:
             flow.fill()
         ready, _, _ = select.select([flow.sock for flow in open_flows], [], [], 0.1)
         for sock in ready:
             by_sock[sock].take()
-            deadline = time.monotonic() + PATIENCE
+            deadline = time.monotonic() + TIMEOUT
         open_flows = [flow for flow in open_flows if flow.answered < count]
     return {
         "answered": sum(flow.answered for flow in all_flows),

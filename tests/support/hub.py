@@ -18,7 +18,7 @@ import yaml
 
 from esp_gw.demo.gateways import LabGateway
 from esp_gw.demo.netns import Namespace, add_address, namespaces, wire
-from tests.support.labtools import ping, write_key
+from tests.support.labtools import edit, ping, write_key
 
 HUB = "10.0.0.1"
 SITES = (1, 2)
@@ -36,7 +36,7 @@ class Hub:
             gateway.wait_ready()
 
     def reaches(self, site: int) -> bool:
-        """Whether packets go through the tunnel to a site and back."""
+        """Return True if a site answers through its tunnel."""
         return ping(self.hub.namespace, inner(site), count=2) == 2
 
 
@@ -46,7 +46,7 @@ def inner(site: int) -> str:
 
 @contextlib.contextmanager
 def hub_lab(folder: Path) -> Iterator[Hub]:
-    """Make the namespaces and the configurations; nothing is started."""
+    """Create the namespaces and the configurations; no daemon is started."""
     with namespaces("hub", "site-1", "site-2") as (host, *site_hosts):
         for site, site_host in zip(SITES, site_hosts, strict=True):
             wire(host, site_host, name=f"wan{site}")
@@ -70,7 +70,7 @@ def hub_lab(folder: Path) -> Iterator[Hub]:
 
 
 def tunnel_pair(site: int, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tunnel to a site as the hub has it and as the site has it, with fresh keys."""
+    """Return the two ends of the tunnel to a site, the hub's and the site's, with fresh keys."""
     ways = []
     for way in ("to", "from"):
         key = write_key(folder / f"{way}-{site}-{secrets.token_hex(4)}.key")
@@ -104,6 +104,4 @@ def _gateway(host: Namespace, folder: Path, address: str) -> LabGateway:
 
 
 def _add_tunnel(gateway: LabGateway, name: str, tunnel: dict[str, Any]) -> None:
-    document = yaml.safe_load(gateway.config.read_text())
-    document["tunnels"][name] = tunnel
-    gateway.config.write_text(yaml.safe_dump(document))
+    edit(gateway, lambda config: config["tunnels"].update({name: tunnel}))

@@ -1,4 +1,4 @@
-"""What lab tests share: captures, frames put on the wire, changed configurations, a third host."""
+"""Helpers of lab tests: captures, injected frames, configuration changes, further hosts."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.ipsec import ESP, SecurityAssociation
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
+from scapy.utils import RawPcapReader
 
 from esp_gw.config.load import load_config
 from esp_gw.demo.gateways import LabGateway
@@ -32,11 +33,11 @@ MakePair = Callable[..., GatewayPair]
 
 
 class Capture:
-    """A running tcpdump on a device; `stop` returns the file when all is written."""
+    """A running tcpdump on a device; `stop` returns the complete file."""
 
     def __init__(self, namespace: Namespace, path: Path, device: str = "wan") -> None:
         self.path = path
-        _send_as_on_a_wire(device)
+        _disable_offloads(device)
         self._process = namespace.start(
             *("tcpdump", "-i", device, "-n", "-s", "0", "-B", "65536"),
             *("--immediate-mode", "-U", "-w", str(path), "-Z", "root"),
@@ -50,10 +51,10 @@ class Capture:
         return self.path
 
 
-def _send_as_on_a_wire(device: str) -> None:
-    """Turn off, on both ends of a device, what makes frames others than a wire would carry.
+def _disable_offloads(device: str) -> None:
+    """Disable checksum and segmentation offload on both ends of a device.
 
-    A veth passes super-packets whole and leaves checksums to be computed by nobody.
+    A veth passes super-packets whole and leaves partial checksums uncomputed, unlike a wire.
     """
     for entry in NETNS_DIR.iterdir():
         if entry.name.endswith(f"-{os.getpid()}"):
@@ -70,19 +71,16 @@ class EspPacket:
 
 
 def frames(path: Path) -> Iterator[bytes]:
-    """Read the frames of a capture; an unfinished last one is left out."""
-    data = path.read_bytes()
-    assert data[:4] == b"\xd4\xc3\xb2\xa1", "not a little-endian pcap file"
-    at = 24
-    while at + 16 <= len(data):
-        (size,) = struct.unpack_from("<I", data, at + 8)
-        if at + 16 + size <= len(data):
-            yield data[at + 16 : at + 16 + size]
-        at += 16 + size
+    """Yield the frames of a capture; an incomplete last one is left out."""
+    with RawPcapReader(str(path)) as reader:
+        for frame, metadata in reader:
+            if len(frame) == metadata.caplen:
+                yield frame
 
 
 def esp_packets(path: Path) -> Iterator[EspPacket]:
-    """Read the IPv4 ESP packets of a capture of Ethernet frames, in UDP or not."""
+    """Yield the IPv4 ESP packets of a capture of Ethernet frames, in UDP or not."""
+    # Parsed by hand: dissection by scapy is too slow for captures of whole throughput tests.
     for frame in frames(path):
         if frame[12:14] != b"\x08\x00" or frame[23] not in (17, 50):
             continue
@@ -94,7 +92,7 @@ def esp_packets(path: Path) -> Iterator[EspPacket]:
 
 
 def until(condition: Callable[[], object], what: str, seconds: float = 10.0) -> None:
-    """Wait for a condition; fail with `what` where it doesn't come true in time."""
+    """Wait for a condition; fail with `what` if it doesn't hold in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"never happened: {what}"
@@ -102,7 +100,7 @@ def until(condition: Callable[[], object], what: str, seconds: float = 10.0) -> 
 
 
 def send_frames(namespace: Namespace, frames: list[bytes], device: str = "wan") -> None:
-    """Put Ethernet frames on a device, as they are."""
+    """Send Ethernet frames on a device, unchanged."""
     script = (
         "import socket, sys, struct\n"
         "s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); s.bind((sys.argv[1], 0))\n"
@@ -124,18 +122,18 @@ def drops(gateway: LabGateway) -> dict[str, int]:
 
 
 def sas(gateway: LabGateway) -> dict[str, dict[str, Any]]:
-    """The SAs of a running gateway by name."""
+    """Return the SAs of a running gateway by name."""
     return {sa["name"]: sa for sa in gateway.ask("sa", "list")["sas"]}
 
 
 def configured_sa(gateway: LabGateway, name: str) -> Sa:
-    """An SA of the configuration, with its key."""
+    """Return an SA of the configuration, with its key."""
     (sa,) = [sa for sa in load_config(gateway.config).sas if sa.name == name]
     return sa
 
 
 def forge(sa: Sa, seq: int, inner: Packet) -> bytes:
-    """Seal an inner packet with an SA's key, by scapy: SPI to ICV (tunnel mode, ESN)."""
+    """Return an ESP packet made by scapy with an SA's key, SPI to ICV (tunnel mode, ESN)."""
     crypt = "CHACHA20-POLY1305" if sa.suite.cipher == CHACHA20_POLY1305 else "AES-GCM"
     sealer = SecurityAssociation(
         ESP,
@@ -159,7 +157,7 @@ def udp_frame(
     dst: str = "192.0.2.2",
     sport: int = 4500,
 ) -> bytes:
-    """A datagram to the ESP port as a frame of the wire between two namespaces."""
+    """Return a datagram to the ESP port as an Ethernet frame between two namespaces."""
     ether = Ether(src=mac(sender), dst=mac(receiver))
     datagram = UDP(sport=sport, dport=4500, chksum=0) / Raw(payload)
     return bytes(ether / IP(src=src, dst=dst) / datagram)
@@ -171,7 +169,7 @@ def mac(namespace: Namespace, device: str = "wan") -> str:
 
 
 def edit(gateway: LabGateway, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a gateway's configuration file; the daemon isn't told."""
+    """Change a gateway's configuration file, without a reload."""
     document = yaml.safe_load(gateway.config.read_text())
     change(document)
     gateway.config.write_text(yaml.safe_dump(document, sort_keys=False))
@@ -184,13 +182,13 @@ def write(namespace: Namespace, values: Mapping[str, object]) -> None:
 
 
 def forwarding(*hosts: Namespace) -> None:
-    """Let namespaces forward both families, as routers do."""
+    """Enable forwarding of IPv4 and IPv6 in namespaces."""
     for host in hosts:
         write(host, {"ipv4/ip_forward": 1, "ipv6/conf/all/forwarding": 1})
 
 
 def network(host: Namespace) -> dict[str, list[str]]:
-    """The rules, routes, links and addresses of a namespace, in an order of their own."""
+    """Return the rules, routes, links and addresses of a namespace, sorted for comparison."""
     commands = {
         "rules": ("rule",),
         "rules6": ("-6", "rule"),
@@ -203,14 +201,14 @@ def network(host: Namespace) -> dict[str, list[str]]:
 
 
 def _stable(text: str) -> list[str]:
-    # A link's index and its peer's differ from one TUN to the next; the kernel's own come and go.
+    # Peer indices differ between TUN devices; the kernel's link-local entries come and go.
     lines = [re.sub(r"@if\d+", "", line).rstrip() for line in text.splitlines()]
     return sorted(line for line in lines if "fe80" not in line and "ff00" not in line)
 
 
 @contextlib.contextmanager
 def running(namespace: Namespace, script: str, *arguments: str) -> Iterator[None]:
-    """Run a Python script that prints `ready`, and end it."""
+    """Run a Python script that prints `ready`, during the block."""
     process = namespace.start(
         sys.executable, "-c", script, *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -222,7 +220,7 @@ def running(namespace: Namespace, script: str, *arguments: str) -> Iterator[None
 
 
 def site_host(host: Namespace, router: Namespace, number: int) -> None:
-    """Put a host into the network behind a gateway, which is its router: 10.N.0.10, fd00:N::10."""
+    """Connect a host behind a gateway, its router; its addresses are 10.N.0.10 and fd00:N::10."""
     router.ip(*("link", "add", "lan", "type", "veth", "peer", "name", "eth0", "netns", host.name))
     for namespace, device, last in ((router, "lan", "1"), (host, "eth0", "10")):
         namespace.ip("link", "set", device, "up")
@@ -233,14 +231,14 @@ def site_host(host: Namespace, router: Namespace, number: int) -> None:
 
 
 def write_key(path: Path, length: int = 36) -> Path:
-    """Write a fresh key file, key and salt as hex."""
+    """Write a fresh key file of `length` bytes, key and salt, as hex."""
     path.write_text(secrets.token_hex(length) + "\n")
     path.chmod(0o600)
     return path
 
 
 def tunnel(config: dict[str, Any]) -> dict[str, Any]:
-    """The only tunnel of a configuration."""
+    """Return the only tunnel of a configuration."""
     fields: dict[str, Any]
     (fields,) = config["tunnels"].values()
     return fields
@@ -249,7 +247,7 @@ def tunnel(config: dict[str, Any]) -> dict[str, Any]:
 def start_pings(
     namespace: Namespace, target: str, count: int, size: int = 56, interval: float = 0.01
 ) -> subprocess.Popen[str]:
-    """Start sending echo requests; `answers` tells how many came back."""
+    """Start sending echo requests; `answers` returns the number of replies."""
     pinger = Path(__file__).with_name("pinger.py")
     numbers = (str(count), str(size), str(interval))
     program = (sys.executable, "-I", "-S", str(pinger), target, *numbers)
@@ -257,7 +255,7 @@ def start_pings(
 
 
 def answers(pings: subprocess.Popen[str]) -> int:
-    """Wait for the end of `start_pings` and return how many requests were answered."""
+    """Wait for the end of `start_pings`; return the number of answered requests."""
     output, _ = pings.communicate(timeout=60)
     return int(output)
 
@@ -265,5 +263,5 @@ def answers(pings: subprocess.Popen[str]) -> int:
 def ping(
     namespace: Namespace, target: str, *, count: int = 5, size: int = 56, interval: float = 0.01
 ) -> int:
-    """Send echo requests and return how many were answered."""
+    """Send echo requests; return the number of answered ones."""
     return answers(start_pings(namespace, target, count, size, interval))

@@ -1,7 +1,7 @@
-"""Sends echo requests and prints how many were answered: pinger.py TARGET COUNT SIZE INTERVAL.
+"""Sends echo requests, prints the number of answered ones: pinger.py TARGET COUNT SIZE INTERVAL.
 
-ping(8) gives the last replies two round trips and no more, which a busy machine doesn't keep: this
-one waits until nothing has come for a second.
+ping(8) waits only two round trips for the last replies, which is too short on a busy machine. This
+program waits until no reply has come for TIMEOUT seconds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import struct
 import sys
 import time
 
-PATIENCE = 1.0
+TIMEOUT = 1.0
 ICMP, ICMP6 = socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6
 
 
@@ -36,7 +36,7 @@ def main(target: str, count: int, size: int, interval: float) -> int:
             moment += interval
             last = now
             continue
-        wait = moment - now if sent < count else last + PATIENCE - now
+        wait = moment - now if sent < count else last + TIMEOUT - now
         if wait <= 0:
             break
         if not select.select([sock], [], [], wait)[0]:
@@ -53,7 +53,7 @@ def send(sock: socket.socket, target: str, data: bytes) -> None:
     try:
         sock.sendto(data, (target, 0))
     except OSError:
-        return  # no route, too big: no answer then
+        return  # no route, or too big: counts as unanswered
 
 
 def message(kind: int, ident: int, seq: int, size: int) -> bytes:

@@ -1,4 +1,4 @@
-"""A gateway's two packet paths between a socket pair for the TUN and sockets that are lists."""
+"""The packet paths of a gateway between a socket pair as TUN and fake outer sockets."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ HOST_HEADS = {4: IP(src=OUTER[4][0], dst=OUTER[4][1]), 6: IPv6(src=OUTER[6][0], 
 
 
 def packet(head: Packet = HEADS[4], payload: bytes = b"hello", **fields: Any) -> bytes:
-    """An inner UDP packet."""
+    """Return an inner UDP packet."""
     ports = {"sport": 1000, "dport": 2000} | fields
     return bytes(head / UDP(**ports) / Raw(payload))
 
 
 @dataclass(frozen=True)
 class Sent:
-    """What a path gave to its outer socket."""
+    """A packet that a path passed to its outer socket."""
 
     packet: bytes
     address: tuple[Any, ...]
@@ -64,7 +64,7 @@ class Sent:
 
 
 class FakeSocket:
-    """The receiving half of an outer socket; an OSError in the list is raised."""
+    """The receiving half of an outer socket; an OSError in `waiting` is raised."""
 
     def __init__(self) -> None:
         self.waiting: deque[tuple[bytes, int, int, tuple[Any, ...]] | OSError] = deque()
@@ -82,7 +82,7 @@ class FakeSocket:
 
 
 class FakeOuter:
-    """What the paths need of an Outer: `verdicts` are what the next sends return."""
+    """Fake of Outer; `verdicts` are the return values of the next sends."""
 
     def __init__(self, version: int = 4, udp: bool = True) -> None:
         self.is_udp = udp
@@ -103,13 +103,13 @@ class FakeOuter:
         return verdict
 
     def take(self) -> list[Sent]:
-        """What was sent since the last call."""
+        """Return the packets sent since the last call."""
         sent, self.sent = self.sent, []
         return sent
 
 
 class FakeLoop:
-    """The writer callbacks and the clock of an event loop."""
+    """Fake event loop: writer callbacks and a clock."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -155,7 +155,7 @@ class Side:
         return state
 
     def forward(self, *packets: bytes) -> list[Sent]:
-        """Put packets into the TUN; return what reached the outer socket."""
+        """Write packets to the TUN; return those that reached the outer socket."""
         for batch in batches(packets):
             for packet in batch:
                 self.tun.send(packet)
@@ -170,7 +170,7 @@ class Side:
         address: tuple[Any, ...] | None = None,
         outer: FakeOuter | None = None,
     ) -> list[bytes]:
-        """Put datagrams into an outer socket; return what reached the TUN."""
+        """Deliver datagrams to an outer socket; return the packets that reached the TUN."""
         outer = outer or self.outer
         address = address or peer_address(outer)
         taken: list[bytes] = []
@@ -181,7 +181,7 @@ class Side:
         return taken
 
     def from_tun(self) -> list[bytes]:
-        """What was written to the TUN."""
+        """Return the packets written to the TUN."""
         taken = []
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -189,11 +189,11 @@ class Side:
         return taken
 
     def drops_out(self) -> Counter[str]:
-        """Every drop on the way out, with an SA or without."""
+        """Return all outbound drops, with or without an SA."""
         return sum((s.drops for s in self.outbound.sas.values()), Counter(self.outbound.drops))
 
     def drops_in(self) -> Counter[str]:
-        """Every drop on the way in, with an SA or without."""
+        """Return all inbound drops, with or without an SA."""
         return sum((s.drops for s in self.inbound.sas.values()), Counter(self.inbound.drops))
 
     def close(self) -> None:
@@ -204,7 +204,7 @@ class Side:
 
 @dataclass
 class Pair:
-    """Gateways a and b with an SA each way."""
+    """Gateways a and b with an SA in each direction."""
 
     a: Side
     b: Side
@@ -232,7 +232,7 @@ def carry(source: Side, target: Side, *packets: bytes) -> list[bytes]:
 
 
 def on_the_wire(outer: FakeOuter, sent: Sent) -> bytes:
-    """A raw IPv4 socket gives the IP header, too."""
+    """Return the datagram as the receiving socket returns it: raw IPv4 includes the IP header."""
     if not outer.has_ip_header:
         return sent.packet
     src, dst = OUTER[4]
@@ -258,7 +258,7 @@ def pair(
     suite: Suite = SUITES["aes128gcm16"],
     esn: bool = True,
 ) -> Iterator[Pair]:
-    """Two gateways; `selectors` are named from a's side."""
+    """Yield two gateways; `selectors` are as seen from a."""
     udp = encapsulation is Encapsulation.UDP
     here, there = OUTER[version]
     ab = make_sa(
@@ -295,7 +295,7 @@ def pair(
 
 
 def fill(side: Side) -> int:
-    """Write to the engine's end until it takes nothing more; return how many packets that were."""
+    """Fill the engine's end of the TUN; return the number of packets written."""
     count = 0
     with contextlib.suppress(BlockingIOError):
         while True:

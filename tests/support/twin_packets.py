@@ -1,4 +1,4 @@
-"""Hypothesis strategies for what the two engines are given: SAs, inner packets, datagrams."""
+"""Hypothesis strategies for the input of both engines: SAs, inner packets, datagrams."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from scapy.layers.inet6 import (
 )
 from scapy.packet import Packet, Raw
 
-from esp_gw.crypto.openssl import make_aead
 from esp_gw.model import SUITES, Direction, Lease, Mode, Policy, PortRange, Sa, Selector
 from tests.support.builders import OUTER, bypass, discard, make_sa, protect, selector
+from tests.support.esp import padded, seal
 from tests.support.twins import KINDS, Datagrams, Kind, Octets
 
 V4 = selector("10.1.0.0/24", "10.2.0.0/24")
@@ -27,7 +27,7 @@ INNER = {
     4: ("10.1.0.1", ["10.2.0.1", "10.2.0.2", "10.2.0.9", "10.3.0.1", "10.4.0.1", "10.9.0.1"]),
     6: ("fd00:1::1", ["fd00:2::1", "fd00:2::2", "fd00:9::1"]),
 }
-"""Ours, and theirs: of the SA, to be discarded, of the other SA, of an SA that is gone, of none."""
+"""Local address and remote addresses, the latter for each policy of `policies` and for none."""
 PORTS = st.sampled_from([0, 1000, 2000, 2001, 4500])
 TOS = st.sampled_from([0, 0, 0, 1, 2, 3, 0xB8, 0xBB])
 SIZES = st.one_of(
@@ -38,7 +38,7 @@ TCP_FLAGS = st.sampled_from(["A", "A", "A", "PA", "FA", "S", "AU", "AEC"])
 
 @dataclass(frozen=True)
 class Plan:
-    """An SA under test with what stands beside it in the tables."""
+    """An SA under test, with further SAs and policies installed beside it."""
 
     kind: Kind
     sas: tuple[Sa, ...]
@@ -92,7 +92,7 @@ def plans(draw: st.DrawFn, direction: Direction) -> Plan:
 def policies(
     draw: st.DrawFn, wide: tuple[Selector, ...], exact: tuple[Selector, ...]
 ) -> tuple[Policy, ...]:
-    """Now and then wider than the SA, so that the SA has to say no; or with flows on two SAs."""
+    """Policies, some wider than the SA, so that its selectors refuse, some with several SAs."""
     sas = draw(st.sampled_from([("sa",), ("sa", "second"), ("sa", "second", "gone")]))
     entries = [
         discard("d", selector("10.1.0.0/24", "10.2.0.9/32", draw(st.sampled_from([None, 17])))),
@@ -105,7 +105,7 @@ def policies(
 
 
 def leases(sa: Sa) -> st.SearchStrategy[Lease]:
-    """Long ones, short ones, and the end of all numbers."""
+    """Long and short leases, some at the end of the sequence numbers."""
     last = sa.last_seq
     first = st.sampled_from([1, 2**31, 2**32 - 15, last - last // 8 - 3, last - 9])
     size = st.sampled_from([4, 20, 2**16])
@@ -113,13 +113,13 @@ def leases(sa: Sa) -> st.SearchStrategy[Lease]:
 
 
 def lease_of(sa: Sa, first: int, size: int) -> Lease:
-    """As the ledger gives them: nothing behind the last number."""
+    """Return a lease as the ledger grants it: nothing past the SA's last number."""
     return Lease(first, min(first + size, sa.last_seq + 1))
 
 
 @st.composite
 def heads(draw: st.DrawFn, plan: Plan, *, inbound: bool = False) -> Packet:
-    """An IP header between hosts of the plan, or of no one."""
+    """An IP header between hosts of the plan, or with addresses outside it."""
     if plan.sa.mode is Mode.TRANSPORT and draw(st.integers(0, 7)):
         version, ends = plan.kind.version, (str(plan.sa.local), str(plan.sa.remote))
     else:
@@ -136,7 +136,7 @@ def heads(draw: st.DrawFn, plan: Plan, *, inbound: bool = False) -> Packet:
 
 @st.composite
 def extended(draw: st.DrawFn, head: Packet) -> Packet:
-    """A header with options or extension headers now and then."""
+    """A header, sometimes with options or extension headers."""
     if draw(st.integers(0, 5)):
         return head
     if head.version == 4:
@@ -173,7 +173,7 @@ def single(draw: st.DrawFn, plan: Plan, *, inbound: bool = False) -> bytes:
 
 @st.composite
 def train(draw: st.DrawFn, plan: Plan, *, inbound: bool = False) -> list[bytes]:
-    """Neighbours of one flow, which may go out in one run and be merged on the way in."""
+    """Adjacent packets of one flow, which GSO may send together and GRO may merge."""
     head, upper = draw(heads(plan, inbound=inbound)), draw(uppers())
     size, count = draw(st.integers(1, 1300)), draw(st.integers(2, 12))
     last = draw(st.integers(1, size))
@@ -188,14 +188,14 @@ def train(draw: st.DrawFn, plan: Plan, *, inbound: bool = False) -> list[bytes]:
         packets.append(bytes(head / upper / payload(last if k + 1 == count else size)))
     broken = draw(st.integers(0, 3 * count))
     if broken < count:
-        # As damaged before the tunnel: the engines carry what they are given.
+        # Damaged before the tunnel, so the checksum is wrong: engines carry it unchanged.
         octets = packets[broken]
         packets[broken] = octets[:-1] + bytes([octets[-1] ^ 1])
     return packets
 
 
 def pseudo_sum(octets: bytes, upper: int, protocol: int) -> int:
-    """The sum that the kernel seeds a checksum with, not inverted."""
+    """Return the pseudo-header sum, not inverted, with which the kernel seeds partial checksums."""
     addresses = octets[12:20] if octets[0] >> 4 == 4 else octets[8:40]
     words = struct.unpack(f"!{len(addresses) // 2}H", addresses)
     total = sum(words) + protocol + len(octets) - upper
@@ -206,7 +206,7 @@ def pseudo_sum(octets: bytes, upper: int, protocol: int) -> int:
 
 @st.composite
 def super_packet(draw: st.DrawFn, plan: Plan) -> Octets:
-    """A large packet that is still to be segmented, or a small one without its checksum."""
+    """A super-packet, or a small packet with a partial checksum."""
     head = draw(extended(draw(heads(plan))))
     upper = draw(uppers().filter(lambda upper: upper.name in ("TCP", "UDP")))
     gso_size = draw(st.one_of(st.integers(1, 1300), st.sampled_from([1400, 1460])))
@@ -230,9 +230,9 @@ def super_packet(draw: st.DrawFn, plan: Plan) -> Octets:
 
 @st.composite
 def fragments(draw: st.DrawFn, plan: Plan) -> list[bytes]:
-    """The fragments of a datagram, most times all, and one at the end that contradicts the rest.
+    """The fragments of a datagram, usually all, and a last one that contradicts them.
 
-    So that nothing of it waits for the next example.
+    The contradiction ends the reassembly, so that no fragment is left for the next example.
     """
     head, upper = draw(heads(plan)), draw(uppers())
     whole = bytes(head / upper / payload(draw(st.integers(60, 4000))))
@@ -262,7 +262,7 @@ def fragments(draw: st.DrawFn, plan: Plan) -> list[bytes]:
 
 @st.composite
 def mangled(draw: st.DrawFn, plan: Plan) -> bytes:
-    """A packet with other bits in its headers, cut or continued; or no packet at all."""
+    """A packet with changed header bytes, truncated or extended; or random bytes."""
     if draw(st.booleans()):
         return draw(st.binary(min_size=1, max_size=80))
     octets = bytearray(draw(single(plan)))
@@ -299,24 +299,9 @@ def outbound_steps(draw: st.DrawFn, plan: Plan, lease: Lease) -> list[Octets | L
     return steps
 
 
-def seal(sa: Sa, seq: int, text: bytes) -> bytes:
-    """An ESP packet with this text, which is a payload with its trailer, or anything else."""
-    icv_len = sa.suite.icv_len
-    iv = seq.to_bytes(8)
-    header = struct.pack("!II", sa.spi, seq & 0xFFFFFFFF)
-    aad = struct.pack("!IQ", sa.spi, seq) if sa.esn else header
-    out = bytearray(len(text) + icv_len)
-    make_aead(sa.suite, sa.keymat).seal_into(sa.keymat.salt + iv, text, aad, memoryview(out))
-    return header + iv + bytes(out)
-
-
-def padded(payload_: bytes, next_header: int, pad_len: int) -> bytes:
-    return payload_ + bytes(range(1, pad_len + 1)) + bytes([pad_len, next_header])
-
-
 @st.composite
 def texts(draw: st.DrawFn, plan: Plan, octets: bytes) -> bytes:
-    """The text that carries an inner packet, most times as it should be."""
+    """The ESP plaintext of an inner packet, usually valid."""
     if plan.sa.mode is Mode.TRANSPORT:
         ipv4 = octets[0] >> 4 == 4
         header_len = (octets[0] & 15) * 4 if ipv4 else 40
@@ -327,7 +312,7 @@ def texts(draw: st.DrawFn, plan: Plan, octets: bytes) -> bytes:
     if odd == 0:
         next_header = draw(st.sampled_from([4, 41, 59, 17, 6, 0, 255]))
     if odd == 1:
-        body += bytes(draw(st.integers(1, 40)))  # traffic flow confidentiality
+        body += bytes(draw(st.integers(1, 40)))  # TFC padding
     if odd == 2:
         body = body[: draw(st.integers(0, len(body)))]
     more = 4 * draw(st.integers(0, 3)) if odd == 3 else 0
@@ -394,7 +379,7 @@ def inbound_steps(draw: st.DrawFn, plan: Plan, floor: int) -> list[Datagrams]:
 def in_calls(
     together: bool, kind: Kind, datagrams: list[bytes], tos: int, moved: bool
 ) -> list[Datagrams]:
-    """One call for each datagram, or for each run of equal sizes, which GRO keeps together."""
+    """Group datagrams into send calls: one each, or runs of equal sizes, which GRO keeps merged."""
     calls: list[list[bytes]] = []
     for datagram in datagrams:
         fits = together and calls and len(calls[-1][0]) == len(datagram) <= 1400

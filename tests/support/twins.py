@@ -1,10 +1,10 @@
-"""Both engines side by side, each with a TUN and a peer of its own, given the same packets.
+"""Both engines side by side, each with its own TUN and peer, fed with the same packets.
 
     [esp0] engine, wan 192.0.2.1 ==== wire ==== 192.0.2.2 wan, sockets of the peer
 
-Packet sockets put octets into the TUN and take out what the engine wrote; plain sockets are the
-peer. Everything happens in one thread: a marker packet tells when an engine has done with what came
-before it.
+Packet sockets inject octets into the TUN and receive what the engine writes; plain sockets act as
+the peer. Everything runs in one thread: a marker packet shows when an engine has processed all
+packets before it.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ from esp_gw.engine.python.esp import OutboundEsp
 from esp_gw.engine.python.tun import open_tun
 from esp_gw.model import AF_ALG_OFF, Direction, Encapsulation, Lease, Policy, Sa
 from tests.support.builders import OUTER, make_sa, protect, selector
+from tests.support.esp import encap
 
 PORT = 4500
 DEVICE = "esp0"
 PATIENCE = 2.0
-"""Seconds until a packet that doesn't come is called lost."""
+"""Seconds after which a missing packet counts as lost."""
 
 _ETH_P_ALL, _ETH_P_IP, _ETH_P_IPV6 = 0x0003, 0x0800, 0x86DD
 _SOL_PACKET, _PACKET_VNET_HDR, _PACKET_IGNORE_OUTGOING = 263, 15, 23
@@ -53,12 +54,12 @@ _VNET_LEN = 10
 NO_OFFLOAD = bytes(_VNET_LEN)
 NUMBERS = Lease(1, 2**40)
 _MARK = 253
-"""The protocol of marker packets (RFC 3692)."""
+"""Protocol number of marker packets, one for experiments (RFC 3692)."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One of the four ways of ESP: in UDP or not, over IPv4 or IPv6."""
+    """One of the four kinds of outer packets: in UDP or not, over IPv4 or IPv6."""
 
     version: int
     encapsulation: Encapsulation
@@ -77,7 +78,7 @@ KINDS = [Kind(version, encapsulation) for version in (4, 6) for encapsulation in
 
 @dataclass(frozen=True)
 class Octets:
-    """What goes into the TUN: a packet, or a super-packet behind its virtio_net_hdr."""
+    """Input of the TUN: a packet, or a super-packet, with its virtio_net_hdr."""
 
     octets: bytes
     vnet: bytes = NO_OFFLOAD
@@ -85,18 +86,18 @@ class Octets:
 
 @dataclass(frozen=True)
 class Datagrams:
-    """What the peer sends through one of its sockets; several in one call have one size."""
+    """Datagrams that the peer sends through one of its sockets; equal sizes go in one call."""
 
     kind: Kind
     datagrams: tuple[bytes, ...]
     tos: int = 0
     moved: bool = False
-    """From another port, as behind a NAT."""
+    """Send from another port, as after a NAT rebinding."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an engine has made of an example: all that must be the same in both."""
+    """The result of an example in one engine, which must be equal in both."""
 
     packets: list[tuple[bytes, int]]
     sas: dict[str, SaCounters]
@@ -132,16 +133,16 @@ MARKER_POLICIES = [
 
 
 class Twin:
-    """One engine with the ends of its TUN and of its wire."""
+    """One engine, with the other ends of its TUN and its wire."""
 
     def __init__(self, engine: Engine, gateway: Namespace, peer: Namespace, af_alg: str) -> None:
         self.engine = engine
         self.gateway = gateway
         self.events: list[Event] = []
         self._stack = contextlib.ExitStack()
-        engine.open(EngineSettings(DEVICE, PORT, 0xE5B, af_alg=af_alg), self._tell)
+        engine.open(EngineSettings(DEVICE, PORT, 0xE5B, af_alg=af_alg), self._on_event)
         self._stack.callback(engine.close)
-        # Nothing but what a test sends: no router solicitations, and no answers of the kernel.
+        # Only the test's packets: no router solicitations, and no replies of the kernel.
         for setting in (f"ipv6/conf/{DEVICE}/disable_ipv6", f"ipv4/conf/{DEVICE}/rp_filter"):
             gateway.run("sh", "-c", f"echo 1 > /proc/sys/net/{setting}")
         gateway.ip("link", "set", DEVICE, "up")
@@ -162,7 +163,7 @@ class Twin:
             engine.install_inbound(sa, 0)
             self._sealers[kind] = OutboundEsp(sa, NUMBERS, make_aead(sa.suite, sa.keymat))
 
-    def _tell(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         assert not isinstance(event, EngineFailed), event.reason
         self.events.append(event)
 
@@ -201,7 +202,10 @@ class Twin:
     async def outbound(
         self, kind: Kind, sas: Sequence[Sa], lease: Lease, policies: Sequence[Policy], steps: Any
     ) -> Outcome:
-        """Send octets through the TUN, or extend the lease; what the peer got, with its TOS."""
+        """Run the steps: write octets to the TUN, or extend the lease.
+
+        The outcome has the packets that the peer received, with their TOS.
+        """
         before = self._begin()
         for sa in sas:
             self.engine.install_outbound(sa, lease)
@@ -209,7 +213,7 @@ class Twin:
         sent = []
         for step in steps:
             if isinstance(step, Lease):
-                # What came before has had its numbers, or was dropped for the lack of them.
+                # Earlier packets must have their numbers, or be dropped, before the extension.
                 sent += await self._from_wire(kind)
                 self.engine.extend_lease(sas[0].name, step)
             else:
@@ -220,7 +224,10 @@ class Twin:
     async def inbound(
         self, sas: Sequence[Sa], floor: int, steps: Sequence[Datagrams], split: Splitter
     ) -> Outcome:
-        """Send datagrams of the peer; what came out of the TUN, super-packets split again."""
+        """Send datagrams from the peer.
+
+        The outcome has the packets that the engine wrote to the TUN, super-packets segmented.
+        """
         before = self._begin()
         for sa in sas:
             self.engine.install_inbound(sa, floor)
@@ -233,7 +240,7 @@ class Twin:
 
     def _begin(self) -> Counters:
         self.events.clear()
-        # What an example that failed has left.
+        # Discard leftovers of a failed example.
         for sock in (self._from_tun, *self._wire.values(), *self._moved.values()):
             with contextlib.suppress(BlockingIOError):
                 while True:
@@ -243,14 +250,14 @@ class Twin:
     async def _end(
         self, before: Counters, packets: list[tuple[bytes, int]], sas: Sequence[Sa]
     ) -> Outcome:
-        # When an SA is gone, all that was done with it is counted.
+        # Counters are final once an SA is removed.
         names = [sa.name for sa in sas]
         final = dict(zip(names, self.engine.remove_sas(names), strict=True))
         after = self.engine.counters()
-        for _ in range(2):  # the loop looks at what the engine's thread has told
+        for _ in range(2):  # let the loop deliver events of the engine's threads
             await asyncio.sleep(0)
         events = Counter(self.events)
-        # How often an engine asks for the path MTU is its own affair.
+        # Engines may differ in how often they query the path MTU.
         events.update({e: 1 - n for e, n in events.items() if isinstance(e, PathMtuChanged)})
         return Outcome(
             packets=packets,
@@ -263,7 +270,7 @@ class Twin:
     def _put(self, packet: Octets) -> None:
         ipv6 = packet.octets[0] >> 4 == 6
         address = (DEVICE, _ETH_P_IPV6 if ipv6 else _ETH_P_IP)
-        with contextlib.suppress(OSError):  # a virtio_net_hdr that the kernel doesn't believe
+        with contextlib.suppress(OSError):  # a virtio_net_hdr that the kernel refuses
             self._into_tun.sendto(packet.vnet + packet.octets, address)
 
     def _send(self, step: Datagrams) -> None:
@@ -282,7 +289,7 @@ class Twin:
             sock.sendmsg([datagram], control, 0, to)
 
     async def _from_wire(self, kind: Kind) -> list[tuple[bytes, int]]:
-        """Take what the engine has sent of what it was given."""
+        """Return the packets that the engine sent for its input so far, with their TOS."""
         self._put(Octets(marker_packet(kind, Direction.OUTBOUND)))
         spi = marker_sa(kind, Direction.OUTBOUND).spi.to_bytes(4)
         sent = []
@@ -296,25 +303,22 @@ class Twin:
             sent.append((octets, tos))
 
     async def _written(self, kind: Kind, split: Splitter) -> list[bytes]:
-        """Take what the engine has written of what one of its sockets was given."""
+        """Return the packets that the engine wrote to the TUN for the input of one socket."""
         marker = marker_packet(kind, Direction.INBOUND)
-        buf, out = memoryview(bytearray(64)), memoryview(bytearray(128))
-        buf[: len(marker)] = marker
-        size = self._sealers[kind].encap(buf, 0, len(marker), 4, out)
-        self._send(Datagrams(kind, (bytes(out[:size]),)))
+        self._send(Datagrams(kind, (encap(self._sealers[kind], marker),)))
         written: list[bytes] = []
         while True:
             frame = await _ready(self._from_tun, lambda s: s.recv(1 << 17))
             vnet, octets = frame[:_VNET_LEN], frame[_VNET_LEN:]
             if octets == marker:
                 return written
-            # A flag of 1 is a checksum that is to be completed, a type of 0 no super-packet.
+            # Flag 1 is a partial checksum; a non-zero GSO type is a super-packet.
             packets = split(frame) if vnet[0] & 1 or vnet[1] else [octets]
             written += [without_id(packet) for packet in packets]
 
 
 class Splitter:
-    """The kernel's own segmentation: a TUN without offloads gives super-packets in pieces."""
+    """Segments super-packets by the kernel, which does so for a TUN without offloads."""
 
     def __init__(self, namespace: Namespace) -> None:
         self._tun = open_tun("split0")
@@ -339,9 +343,9 @@ class Splitter:
 
 
 def without_id(packet: bytes) -> bytes:
-    """An IPv4 packet that is not to be fragmented with the id 0, its checksum as right as before.
+    """Return an IPv4 packet with DF set with its id zeroed, its checksum adjusted accordingly.
 
-    Such an id says nothing (RFC 6864 4.1), and does not survive being merged and split.
+    The id of such a packet has no meaning (RFC 6864 4.1), and is lost by merging and segmenting.
     """
     if packet[0] >> 4 != 4 or not packet[6] & 0x40:
         return packet
@@ -351,7 +355,7 @@ def without_id(packet: bytes) -> bytes:
 
 
 async def _ready(sock: socket.socket, receive: Callable[[socket.socket], Any]) -> Any:
-    """Receive from a socket when there is something to receive."""
+    """Receive from a socket, waiting up to PATIENCE seconds until it is readable."""
     loop = asyncio.get_running_loop()
     while True:
         try:
@@ -394,7 +398,7 @@ class Twins:
         self._loop = loop
 
     def compare(self, example: Callable[[Twin], Coroutine[Any, Any, Outcome]]) -> Outcome:
-        """Give both the same; return what they make of it, which must be the same, too."""
+        """Run an example in both engines; return its outcome, which must be the same in both."""
         python, native = (self._run(twin, example(twin)) for twin in self._twins)
         for what in (field.name for field in fields(Outcome)):
             one, other = getattr(native, what), getattr(python, what)
@@ -409,13 +413,13 @@ class Twins:
 
 @contextlib.contextmanager
 def twins(native_af_alg: str = AF_ALG_OFF) -> Iterator[Twins]:
-    """Make both engines, each with one worker, in namespaces of their own.
+    """Create both engines, each with one worker, in separate namespaces.
 
-    Only the native one may have its keys in the kernel: the other is what it is compared with.
+    Only the native engine may use AF_ALG; the python engine is the reference.
     """
     allowed = os.sched_getaffinity(0)
     with contextlib.ExitStack() as stack:
-        # On one processor packets keep their order, whatever the scheduler does.
+        # On a single processor packets keep their order regardless of scheduling.
         os.sched_setaffinity(0, {min(allowed)})
         stack.callback(os.sched_setaffinity, 0, allowed)
         loop = asyncio.new_event_loop()

@@ -23,6 +23,7 @@ from esp_gw.control.protocol import PREFIX
 from esp_gw.control.server import ControlServer, Handler, Peer
 from esp_gw.errors import ControlError, EngineError
 from esp_gw.model import SUITES
+from tests.support.commands import Capture, fail, run
 
 SA_OUT: dict[str, Any] = {
     "name": "office/out", "direction": "outbound", "spi": 0x1001, "suite": "aes256gcm16",
@@ -132,26 +133,6 @@ def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway
     monkeypatch.setenv("ESP_GW_SOCKET", str(tmp_path / "control.sock"))
     with Gateway(tmp_path / "control.sock") as running:
         yield running
-
-
-Capture = pytest.CaptureFixture[str]
-
-
-def run(capsys: Capture, *args: str, status: int = 0) -> str:
-    """Run a command and return its stdout; check its exit status and an empty stderr."""
-    assert main(list(args)) == status
-    out, err = capsys.readouterr()
-    assert err == ""
-    return out
-
-
-def fail(capsys: Capture, *args: str, status: int = 1) -> str:
-    """Run a failing command and return its stderr; check that stdout and traceback are absent."""
-    assert main(list(args)) == status
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "Traceback" not in err
-    return err
 
 
 def table(text: str) -> list[str]:

@@ -24,29 +24,12 @@ from esp_gw.crypto.measure import Sealer
 from esp_gw.errors import ConfigError, EspGwError, KeyReuseError, Problem
 from esp_gw.ledger.ledger import Ledger
 from esp_gw.model import SUITES, Encapsulation, Mode
+from tests.support.commands import Capture, fail, run
 
-Capture = pytest.CaptureFixture[str]
 INIT = shlex.split(
     "init --local 203.0.113.1 --remote 198.51.100.1"
     " --local-net 10.1.0.0/24 --remote-net 10.2.0.0/24"
 )
-
-
-def run(capsys: Capture, *args: str, status: int = 0) -> str:
-    """Run a command and return its stdout; check its exit status and an empty stderr."""
-    assert main(list(args)) == status
-    out, err = capsys.readouterr()
-    assert err == ""
-    return out
-
-
-def fail(capsys: Capture, *args: str, status: int = 1) -> str:
-    """Run a failing command and return its stderr; check that stdout and traceback are absent."""
-    assert main(list(args)) == status
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "Traceback" not in err
-    return err
 
 
 def test_init_writes_a_pair_that_check_accepts_and_prints_the_next_commands(

@@ -20,9 +20,9 @@ from esp_gw.crypto.measure import Sealer
 from esp_gw.errors import ControlError
 from esp_gw.ledger.identity import machine_identity
 from esp_gw.ledger.ledger import Ledger
+from tests.support.commands import Capture
 from tests.support.fake_af_alg import GCM, install
 
-Capture = pytest.CaptureFixture[str]
 HEALTHY_CPU = "flags : aes pclmulqdq avx2\n"
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import struct
 from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from esp_gw.model import (
     Suite,
 )
 from esp_gw.protocol import ESP_HEADER_LEN
+from tests.support.esp import seal as seal_with_iv
 
 VECTORS = Path(__file__).parents[3] / "vectors"
 CASES = [
@@ -39,6 +41,8 @@ SPI = 0xC0FFEE01
 KEY = bytes(range(32))
 SALT = b"salt"
 IPV4 = 4
+seal = partial(seal_with_iv, iv=b"\xf0random\x0f")
+"""Seals with an IV unrelated to the sequence number, as a peer may."""
 
 every_suite = pytest.mark.parametrize("suite", SUITES.values(), ids=str)
 esn_on_and_off = pytest.mark.parametrize("esn", [True, False], ids=["esn", "no-esn"])
@@ -82,17 +86,6 @@ def decap(esp: InboundEsp, packet: bytes) -> tuple[bytes, int, bool]:
     out = memoryview(bytearray(len(packet)))
     length, next_header, advanced = esp.decap(memoryview(packet), out)
     return bytes(out[:length]), next_header, advanced
-
-
-def seal(sa: Sa, seq: int, text: bytes, iv: bytes = b"\xf0random\x0f") -> bytes:
-    """Return a packet of a peer with its own IV and trailer: `text` is sealed as it is."""
-    seq_lo = struct.pack("!I", seq % 2**32)
-    seq_hi = struct.pack("!I", seq >> 32) if sa.esn else b""
-    sealed = bytearray(len(text) + sa.suite.icv_len)
-    make_aead(sa.suite, sa.keymat).seal_into(
-        sa.keymat.salt + iv, text, struct.pack("!I", sa.spi) + seq_hi + seq_lo, memoryview(sealed)
-    )
-    return struct.pack("!I", sa.spi) + seq_lo + iv + bytes(sealed)
 
 
 def reason_of(action: Callable[[], object]) -> DropReason:

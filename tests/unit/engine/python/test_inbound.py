@@ -16,6 +16,7 @@ from esp_gw.engine.base import PeerAddressChanged
 from esp_gw.engine.python import inbound
 from esp_gw.model import DropReason, Encapsulation, Mode
 from tests.support.builders import OUTER, protect, selector
+from tests.support.esp import encap
 from tests.support.rig import (
     HEADS,
     HOSTS,
@@ -139,10 +140,7 @@ def test_a_socket_error_loses_no_datagram(tunnel: Pair) -> None:
 
 def seal(gateways: Pair, payload: bytes, next_header: int) -> bytes:
     """Return an ESP packet of a peer that seals an arbitrary payload."""
-    buf, out = (memoryview(bytearray(len(payload) + 100)) for _ in range(2))
-    buf[: len(payload)] = payload
-    size = gateways.a_out.esp.encap(buf, 0, len(payload), next_header, out)
-    return bytes(out[:size])
+    return encap(gateways.a_out.esp, payload, next_header)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from esp_gw.engine.base import HardExpired, LeaseLow, SoftExpired
 from esp_gw.engine.python import inbound, outbound
 from esp_gw.model import SUITES, Direction, DropReason, Encapsulation, Lease, Mode, PortRange, Suite
 from tests.support.builders import OUTER, bypass, discard, make_sa, protect, selector
+from tests.support.esp import encap
 from tests.support.rig import (
     HEADS,
     HOST_HEADS,
@@ -125,10 +126,7 @@ def test_the_traffic_class_is_copied_to_the_outer_packet(tunnel: Pair, tos: int)
 def test_padding_behind_the_inner_packet_is_trimmed(tunnel: Pair) -> None:
     """TFC padding (RFC 4303 2.7)."""
     octets = packet()
-    buf = memoryview(bytearray(octets + bytes(500) + bytes(8)))
-    out = memoryview(bytearray(1000))
-    size = tunnel.a_out.esp.encap(buf, 0, len(octets) + 500, 4, out)
-    assert tunnel.b.receive(bytes(out[:size])) == [octets]
+    assert tunnel.b.receive(encap(tunnel.a_out.esp, octets + bytes(500))) == [octets]
     assert tunnel.b_in.bytes == len(octets)
 
 

@@ -13,6 +13,7 @@ from esp_gw.engine.python.peers import NOT_HEARD, SETTLE, Peer, Peers
 from esp_gw.engine.python.sad import InboundState, OutboundState
 from esp_gw.model import Direction, Encapsulation, Sa
 from tests.support.builders import make_sa, mirrored
+from tests.support.esp import encap
 from tests.support.rig import Side, packet
 
 HOME = ("192.0.2.1", 4500)
@@ -41,11 +42,7 @@ class Gateways:
 
     def send(self, name: str) -> bytes:
         """Return an ESP packet of an SA."""
-        esp = self._senders[name].esp
-        room = memoryview(bytearray(INNER) + bytes(64))
-        out = memoryview(bytearray(len(INNER) + 128))
-        size = esp.encap(room, 0, len(INNER), 4, out)
-        return bytes(out[:size])
+        return encap(self._senders[name].esp, INNER)
 
     def hear(self, name: str, address: tuple[str, int], esp: bytes | None = None) -> None:
         """Deliver a packet of an SA from a source address."""
