@@ -1,6 +1,6 @@
 """The routing tables in which a killed run may have left routes: a small file beside the ledger.
 
-Guard routes outlive the daemon on purpose, and only this file tells whose they are. Those of a dead
+Guard routes outlive the daemon on purpose, and only this file records whose they are. Those of a dead
 neighbour must stay in place.
 """
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import os
 import shlex
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,113 +17,10 @@ import pytest
 from esp_gw.cli import sa as sa_commands
 from esp_gw.cli.main import main
 from esp_gw.config.keyfile import generate, write_key_file
-from esp_gw.control.protocol import PREFIX
-from esp_gw.control.server import ControlServer, Handler, Peer
 from esp_gw.errors import ControlError, EngineError
 from esp_gw.model import SUITES
+from tests.support.canned import REPLIES, SA_IN, SA_OUT, Gateway
 from tests.support.commands import Capture, fail, run
-
-SA_OUT: dict[str, Any] = {
-    "name": "office/out", "direction": "outbound", "spi": 0x1001, "suite": "aes256gcm16",
-    "mode": "tunnel", "encapsulation": "udp", "local": "192.0.2.1", "remote": "198.51.100.7",
-    "remote_port": 4500, "local_ts": ["10.1.0.0/24"], "remote_ts": ["10.2.0.0/24", "10.3.0.0/24"],
-    "esn": True, "replay_window": 1024, "keepalive": 20, "origin": "config", "tunnel": "office",
-    "pair": "office/in", "seq": 42, "lease_end": 65536, "packets": 41, "bytes": 5_500_000,
-    "drops": {"too-big": 3, "queue-full": 0},
-}  # fmt: skip
-SA_IN = SA_OUT | {
-    "name": "office/in", "direction": "inbound", "spi": 0xC0FFEE01, "encapsulation": "none",
-    "local": "2001:db8::1", "remote": "2001:db8::2", "pair": None, "tunnel": None, "keepalive": 0,
-    "lease_end": 0, "drops": {}, "bytes": 999, "origin": "cli",
-}  # fmt: skip
-ANY = {"protocol": None, "local_port": None, "remote_port": None}
-POLICIES = [
-    {"name": "office", "action": "protect", "sas": ["office/out", "office/out.2"],
-     "tunnel": "office", "origin": "config", "selectors": [
-         {"local": "10.1.0.0/24", "remote": "10.2.0.0/24", **ANY},
-         {"local": "10.1.0.0/24", "remote": "10.3.0.0/24", **ANY}]},
-    {"name": "no-smtp", "action": "discard", "sas": [], "tunnel": None, "origin": "cli",
-     "selectors": [{"local": "0.0.0.0/0", "remote": "10.9.0.0/16", "protocol": 6,
-                    "local_port": None, "remote_port": "25"}]},
-]  # fmt: skip
-OFFLOAD = {
-    "tso": {"in_use": False, "why": "switched off"},
-    "uso": {"in_use": False, "why": "switched off"},
-    "udp_gso": {"in_use": True, "why": "refused for 192.0.2.2 (EIO)"},
-    "merge": {"in_use": True, "why": ""},
-}
-AF_ALG = {
-    "aes256gcm16": {"in_use": True, "why": "it takes half as long", "library": "openssl",
-                    "library_ns": [2.0, 4.0, 6.0], "af_alg_ns": [1.0, 2.0, 3.0]},
-    "aes256gcm8": {"in_use": False, "why": "it is slower", "library": "", "library_ns": [],
-                   "af_alg_ns": []},
-    "aes128gcm8": {"in_use": False, "why": "it is slower", "library": "", "library_ns": [],
-                   "af_alg_ns": []},
-}  # fmt: skip
-REPLIES: dict[str, dict[str, object]] = {
-    "GetStatus": {"version": "0.1.0", "engine": "python", "interface": "esp0", "pid": 7,
-                  "uptime_s": 7384.2, "mtu": 1400, "sas": 2, "policies": 2, "tunnels": 1,
-                  "ledger": "/var/lib/esp-gw/ledger.db", "warnings": ["rp_filter drops\x1b[2J"],
-                  "config": "/etc/esp-gw", "workers": 2, "pinned": True, "busy_poll_us": 50,
-                  "provider": {"aes256gcm8": "OpenSSL 3.6.0", "aes256gcm16": "AWS-LC 5.12.0"},
-                  "aes": "AES-NI, AVX2", "offload": OFFLOAD, "af_alg": AF_ALG},
-    "ListSas": {"sas": [SA_OUT, SA_IN]},
-    "GetSa": {"sa": SA_OUT},
-    "AddSa": {"sa": SA_OUT},
-    "DeleteSa": {},
-    "FlushSas": {"deleted": ["a", "b"]},
-    "ListPolicies": {"policies": POLICIES},
-    "AddPolicy": {"policy": POLICIES[1]},
-    "DeletePolicy": {},
-    "ListTunnels": {"tunnels": [
-        {"name": "office", "mode": "tunnel", "encapsulation": "udp", "suite": "aes256gcm16",
-         "local": "192.0.2.1", "remote": "198.51.100.7", "local_ts": ["10.1.0.0/24"],
-         "remote_ts": ["10.2.0.0/24"], "sas": ["office/out", "office/in"],
-         "state": "up", "packets_out": 1, "bytes_out": 2048,
-         "packets_in": 2, "bytes_in": 100, "drops": {}}]},
-    "GetStats": {"packets_out": 10, "bytes_out": 1536, "packets_in": 20, "bytes_in": 30,
-                 "keepalives_out": 4, "keepalives_in": 5, "drops": {"no-sa": 6, "dummy": 0},
-                 "sas": {}},
-    "Reload": {"changes": ["added SA office/out", "removed policy old"]},
-}  # fmt: skip
-
-
-class Gateway:
-    """A control server with canned replies, in a thread, that records requests."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.replies: dict[str, dict[str, object] | Exception] = dict(REPLIES)
-        self.asked: list[tuple[str, dict[str, object]]] = []
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
-
-    def __enter__(self) -> Gateway:
-        self._thread.start()
-        self._ready.wait()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
-
-    async def _serve(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        server = ControlServer(self.path, {PREFIX + name: self._handler(name) for name in REPLIES})
-        await server.start()
-        self._ready.set()
-        await self._stop.wait()
-        await server.close()
-
-    def _handler(self, name: str) -> Handler:
-        async def answer(parameters: dict[str, object], _peer: Peer) -> dict[str, object]:
-            self.asked.append((name, parameters))
-            reply = self.replies[name]
-            if isinstance(reply, Exception):
-                raise reply
-            return reply
-
-        return answer
 
 
 @pytest.fixture

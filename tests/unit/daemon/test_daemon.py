@@ -59,7 +59,7 @@ class Rig:
         self.manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.manager.bind(str(folder / "notify"))
         self.manager.setblocking(False)
-        self.told: list[str] = []
+        self.received: list[str] = []
         self.engine = FakeEngine()
         monkeypatch.setenv("NOTIFY_SOCKET", str(folder / "notify"))
         monkeypatch.setattr(ledger_thread, "machine_identity", lambda: MACHINE)
@@ -76,11 +76,11 @@ class Rig:
         """Return the first assignment of every message to the service manager so far."""
         try:
             while True:
-                self.told.append(self.manager.recv(4096).decode().split("\n")[0])
+                self.received.append(self.manager.recv(4096).decode().split("\n")[0])
         except BlockingIOError:
-            return self.told
+            return self.received
 
-    async def told_last(self, *states: str) -> None:
+    async def received_last(self, *states: str) -> None:
         await until(lambda: tuple(self.states()[-len(states) :]) == states)
 
 
@@ -136,11 +136,11 @@ async def test_a_reload_asked_for_during_the_start_happens_after_it(rig: Rig) ->
         send(signal.SIGHUP)
 
     running = rig.launch(while_starting)
-    await rig.told_last("READY=1", "RELOADING=1", "READY=1")
+    await rig.received_last("READY=1", "RELOADING=1", "READY=1")
     assert rig.engine.sas == {}
     rig.config.write_text(text)
     send(signal.SIGHUP)
-    await rig.told_last("READY=1", "RELOADING=1", "READY=1", "RELOADING=1", "READY=1")
+    await rig.received_last("READY=1", "RELOADING=1", "READY=1", "RELOADING=1", "READY=1")
     assert set(rig.engine.sas) == {"pi-b/out", "pi-b/in"}
     send(signal.SIGTERM)
     await running
@@ -151,7 +151,7 @@ async def test_a_reload_asked_for_during_the_start_happens_after_it(rig: Rig) ->
 
 async def test_a_failed_data_plane_ends_the_daemon_with_the_first_reason(rig: Rig) -> None:
     running = rig.launch()
-    await rig.told_last("READY=1")
+    await rig.received_last("READY=1")
     rig.engine.tell(EngineFailed("esp0: worker 1: panicked: a fault of ours"))
     rig.engine.tell(EngineFailed("esp0: worker 0: the TUN device is gone"))
     with pytest.raises(EngineError, match="worker 1: panicked"):
@@ -164,7 +164,7 @@ async def test_a_failed_data_plane_ends_the_daemon_with_the_first_reason(rig: Ri
 async def test_a_stop_asked_for_during_the_start_leaves_nothing(rig: Rig, number: int) -> None:
     await rig.launch(lambda: send(number))
     assert rig.states()[-1] == "STOPPING=1"
-    assert "RELOADING=1" not in rig.told
+    assert "RELOADING=1" not in rig.received
     assert (rig.engine.sas, rig.engine.is_open) == ({}, False)
     assert not rig.socket.exists()
 
@@ -174,17 +174,17 @@ async def test_a_reload_that_fails_ends_and_the_next_one_works(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     running = rig.launch()
-    await rig.told_last("READY=1")
+    await rig.received_last("READY=1")
 
     def broken(_: Path) -> None:
         raise error
 
     monkeypatch.setattr(service_module, "load_config", broken)
     send(signal.SIGHUP)
-    await rig.told_last("READY=1", "RELOADING=1", "READY=1")
+    await rig.received_last("READY=1", "RELOADING=1", "READY=1")
     assert set(rig.engine.sas) == {"pi-b/out", "pi-b/in"}
     monkeypatch.setattr(service_module, "load_config", load_config)
     send(signal.SIGHUP)
-    await rig.told_last("READY=1", "RELOADING=1", "READY=1", "RELOADING=1", "READY=1")
+    await rig.received_last("READY=1", "RELOADING=1", "READY=1", "RELOADING=1", "READY=1")
     send(signal.SIGTERM)
     await running
