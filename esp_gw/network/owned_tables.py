@@ -1,7 +1,7 @@
 """The routing tables in which a killed run may have left routes: a small file beside the ledger.
 
-Guard routes outlive the daemon on purpose, and only this file records whose they are. Those of a dead
-neighbour must stay in place.
+Guard routes outlive the daemon on purpose, and only this file records whose they are: those of a
+dead neighbour must stay in place.
 """
 
 from __future__ import annotations
