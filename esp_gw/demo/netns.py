@@ -130,15 +130,26 @@ def end(process: subprocess.Popen[str], timeout: float = STOP_TIMEOUT) -> int:
 
 
 def run_command(
-    command: Sequence[str], timeout: float, check: bool
+    command: Sequence[str],
+    timeout: float,
+    check: bool,
+    *,
+    where: str | None = None,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end.
 
-    Raises LabError if it can't be run or times out, or if it fails and `check` is set.
+    Raises LabError if it can't be run or times out, or if it fails and `check` is set. `where`
+    names it in the error, by default the whole command line.
     """
+    if where is None:
+        where = " ".join(command)
     try:
         result = subprocess.run(
             command,
+            cwd=cwd,
+            env=env,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -148,8 +159,8 @@ def run_command(
     except FileNotFoundError as error:
         raise LabError(f"{error.filename} is not installed") from None
     except subprocess.TimeoutExpired:
-        raise LabError(f"took longer than {timeout:.0f} s", where=" ".join(command)) from None
+        raise LabError(f"took longer than {timeout:.0f} s", where=where) from None
     if check and result.returncode:
         lines = (result.stderr or result.stdout).strip().splitlines() or ["it failed"]
-        raise LabError(lines[-1], where=" ".join(command))
+        raise LabError(lines[-1], where=where)
     return result

@@ -1,34 +1,34 @@
-"""Instructions a packet on aarch64, counted under qemu's user emulation: a count, not a speed.
+"""Instructions per packet on aarch64, counted under qemu's user emulation: a count, not a speed.
 
 The program is crates/esp-core/examples/core_bench.rs for aarch64. scripts/count-instructions builds
-it and qemu's plugin that counts, and runs this.
+it and the counting plugin for qemu, then runs this module.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
+from esp_gw.demo.netns import run_command
 from esp_gw.errors import LabError
 from lab.bench.report import Table
 
 SUITES = ("aes256gcm16", "chacha20poly1305")
 SIZES = (64, 576, 1400)
 TIMEOUT = 300.0
-# The difference of the two runs is what the packets cost, without the program's start.
+# The difference between the two runs is the cost of the packets, without program startup.
 _BATCHES = (20, 120)
 _COUNTED = re.compile(r"(\d+) instructions, (\d+) crypto")
 
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """A processor as qemu calls it, with what is preloaded into the program."""
+    """A processor by its qemu name, and the library preloaded into the program."""
 
     name: str
     cpu: str
@@ -37,35 +37,28 @@ class Board:
 
 @dataclass(frozen=True, slots=True)
 class Emulator:
-    """Runs `program` under qemu with the plugin that counts; `libraries` is its root of those."""
+    """Runs `program` under qemu with the counting plugin; `libraries` is qemu's sysroot (-L)."""
 
     program: Path
     plugin: Path
     libraries: Path
 
     def run(self, board: Board, *arguments: str) -> tuple[str, int, int]:
-        """Return the output, the instructions, and those of AES and GHASH. Raises LabError."""
+        """Return the output, all instructions, and AES and GHASH instructions. Raises LabError."""
         preload = ("-E", f"LD_PRELOAD={board.preload}") if board.preload else ()
         command = (
             *("qemu-aarch64", "-cpu", board.cpu, "-L", str(self.libraries), *preload),
             *("-plugin", str(self.plugin), str(self.program), *arguments),
         )
-        try:
-            result = subprocess.run(
-                command, capture_output=True, text=True, timeout=TIMEOUT, check=False
-            )
-        except FileNotFoundError:
-            raise LabError("qemu-aarch64 is not installed") from None
-        except subprocess.TimeoutExpired:
-            raise LabError(f"took longer than {TIMEOUT:.0f} s", where="qemu-aarch64") from None
+        result = run_command(command, TIMEOUT, False, where="qemu-aarch64")
         counted = _COUNTED.search(result.stderr)
         if result.returncode or counted is None:
-            said = result.stderr.strip().splitlines() or ["it counted nothing"]
+            said = result.stderr.strip().splitlines() or ["the plugin counted nothing"]
             raise LabError(said[0], where="qemu-aarch64")
         return result.stdout, int(counted[1]), int(counted[2])
 
     def packet(self, board: Board, *arguments: str) -> tuple[float, float]:
-        """Return instructions a packet, and those of AES and GHASH. Raises LabError."""
+        """Return instructions per packet, and AES and GHASH instructions. Raises LabError."""
         runs = []
         for batches in _BATCHES:
             output, *counts = self.run(board, *arguments, "--batches", str(batches))
@@ -77,10 +70,10 @@ class Emulator:
 
 
 def table(emulator: Emulator, suite: str, boards: tuple[Board, ...]) -> Table:
-    """Count a suite's cases on each board. Raises LabError."""
+    """Count the cases of a suite on each board. Raises LabError."""
     return Table(
         suite,
-        ("a packet", *(text for board in boards for text in (board.name, "of them AES"))),
+        ("per packet", *(text for board in boards for text in (board.name, "of which AES"))),
         tuple(_rows(emulator, suite, boards)),
     )
 
@@ -106,7 +99,7 @@ _FILE = click.Path(exists=True, path_type=Path)
 @click.option("--no-aes", type=_FILE, required=True)
 @click.option("--libraries", type=_FILE, required=True)
 def count(program: Path, plugin: Path, no_aes: Path, libraries: Path) -> None:
-    """Print the tables of instructions a packet, as Markdown."""
+    """Print tables of instructions per packet, as Markdown."""
     emulator = Emulator(program, plugin, libraries)
     boards = (Board("Pi 5", "cortex-a76"), Board("Pi 3, 4", "cortex-a72", preload=no_aes))
     try:

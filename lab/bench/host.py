@@ -1,4 +1,4 @@
-"""What the run was made on: the machine, its kernel, and the versions of everything measured."""
+"""The machine of a run: processor, kernel, and the versions of everything measured."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import importlib.metadata
 import os
 import platform
 import re
-import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from esp_gw import __version__
+from esp_gw.demo.netns import run_command
+from esp_gw.errors import LabError
 from lab.bench.systems import CHARON
 
 TIMEOUT = 10.0
@@ -19,7 +20,7 @@ _VERSION = re.compile(r"v?\d+(?:\.\d+)+\S*")
 
 
 def describe(wireguard_go: str) -> dict[str, object]:
-    """Machine and versions; what is not installed is left out."""
+    """Machine and versions; programs that are not installed are omitted."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -49,17 +50,10 @@ def _package(name: str) -> str:
 
 
 def _said(command: Sequence[str]) -> str:
-    """The first version number that a program tells, empty where there is no such program."""
+    """The first version number in a program's output; empty if there is no such program."""
     try:
-        result = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        result = run_command(command, TIMEOUT, False)
+    except (LabError, OSError):
         return ""
     found = _VERSION.search(f"{result.stdout}\n{result.stderr}")
     return found.group() if found else ""

@@ -1,26 +1,26 @@
-"""Debian's packages of any architecture, by apt in a folder of its own.
+"""Debian packages of any architecture, by apt with a private state folder.
 
-With the host's sources and keys; neither root nor a change of the host is needed.
+Uses the host's sources and keys; needs no root and changes nothing on the host.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from esp_gw.demo.netns import run_command
 from esp_gw.errors import LabError
 
 FETCH_TIMEOUT = 900.0
-_HINT = "is the network there, and Debian's sources?"
+_HINT = "check the network and Debian's sources"
 
 
 class Apt:
     """apt for one of Debian's architectures, with nothing installed. Methods raise LabError."""
 
     def __init__(self, work: Path, architecture: str) -> None:
-        """Fetch the lists of packages into `work`."""
+        """Fetch the package lists into `work`."""
         for folder in ("lists/partial", "archives/partial"):
             (work / folder).mkdir(parents=True)
         status = work / "status"
@@ -43,17 +43,17 @@ class Apt:
         self._get("-o", "APT::Update::Error-Mode=any", "update")
 
     def show(self, package: str) -> str:
-        """Return what Debian says of a package."""
+        """Return Debian's description of a package."""
         command = ("apt-cache", *self._options, "show", "--no-all-versions", package)
         return run_program(*command, hint=_HINT)
 
     def download(self, *packages: str) -> list[Path]:
-        """Return the files of packages, without those that they depend on."""
+        """Download packages without their dependencies; return the files."""
         self._get("download", *packages, folder=self._archives)
         return self._files()
 
     def download_all(self, *packages: str) -> list[Path]:
-        """Return the files of packages and of all that they depend on."""
+        """Download packages with all their dependencies; return the files."""
         self._get("--download-only", "--no-install-recommends", "-y", "install", *packages)
         return self._files()
 
@@ -69,23 +69,11 @@ def run_program(
 ) -> str:
     """Run a program in `folder` and return its output.
 
-    Raises LabError with `hint` and the first line of its errors that begins with one of `marks`.
+    On failure raises LabError with `hint` and the first stderr line that begins with one of
+    `marks`.
     """
-    try:
-        result = subprocess.run(
-            command,
-            cwd=folder,
-            env={**os.environ, "LC_ALL": "C", "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=FETCH_TIMEOUT,
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise LabError(f"{error.filename} is not installed") from None
-    except subprocess.TimeoutExpired:
-        raise LabError(f"took longer than {FETCH_TIMEOUT:.0f} s", where=command[0]) from None
+    env = {**os.environ, "LC_ALL": "C", "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+    result = run_command(command, FETCH_TIMEOUT, False, where=command[0], cwd=folder, env=env)
     if result.returncode:
         said = result.stderr.splitlines()
         marked = [

@@ -1,4 +1,4 @@
-"""What is made of the counts that qemu's plugin prints; qemu is a script here."""
+"""The tables made from the counts of the qemu plugin; a script stands in for qemu."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lab.bench.emulated import Board, Emulator, table
 PI_5 = Board("Pi 5", "cortex-a76")
 PI_4 = Board("Pi 4", "cortex-a72", preload=Path("/no_aes.so"))
 
-# A million to start, and a packet of case N takes 100 + N, or ten times that without AES.
+# Startup takes a million instructions, a packet of case N 100 + N; ten times that without AES.
 QEMU = """#!/usr/bin/env python3
 import json, sys
 
@@ -40,11 +40,11 @@ def emulator(folder: Path, monkeypatch: pytest.MonkeyPatch, qemu: str) -> Emulat
     return Emulator(Path("/core_bench"), Path("/count.so"), Path("/libraries"))
 
 
-def test_a_packet_is_counted_without_the_start_of_the_program(
+def test_the_count_per_packet_excludes_program_startup(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = table(emulator(tmp_path, monkeypatch, QEMU), "aes256gcm16", (PI_5, PI_4))
-    assert found.head == ("a packet", "Pi 5", "of them AES", "Pi 4", "of them AES")
+    assert found.head == ("per packet", "Pi 5", "of which AES", "Pi 4", "of which AES")
     assert found.rows == (
         ("encap, 64 bytes, openssl", "100", "7", "1,000", "0"),
         ("encap, 1,400 bytes, openssl", "102", "7", "1,020", "0"),
@@ -55,10 +55,10 @@ def test_a_packet_is_counted_without_the_start_of_the_program(
     ("qemu", "said"),
     [
         ("#!/bin/sh\necho 'qemu-aarch64: no such plugin' >&2\nexit 1\n", "no such plugin"),
-        ("#!/bin/sh\necho 64\n", "it counted nothing"),
+        ("#!/bin/sh\necho 64\n", "the plugin counted nothing"),
     ],
 )
-def test_what_qemu_complains_of_is_the_error(
+def test_an_error_of_qemu_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, qemu: str, said: str
 ) -> None:
     with pytest.raises(LabError, match=said):
