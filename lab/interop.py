@@ -1,4 +1,4 @@
-"""docs/interop.md, made from what the tests with other implementations have written down."""
+"""Generator of docs/interop.md from the results of tests with other implementations."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from esp_gw.errors import LabError
 _HEAD = """\
 # Interoperability
 
-What was tried with other implementations of ESP, and what came of it: for each configuration, how
-many tests passed. `./scripts/interop` runs the tests and makes this page from their results; it is
-not written by hand. Last made {date} with esp_gw {version}.
+Results of tests with other implementations of ESP: for each configuration, the number of tests
+passed. `./scripts/interop` runs the tests and generates this page from their results; do not edit
+it. Generated {date} with esp_gw {version}.
 """
 
 
@@ -25,8 +25,8 @@ not written by hand. Last made {date} with esp_gw {version}.
 class Trial:
     """One test with one peer.
 
-    `peer` has the peer's version; `configuration` is what the ends agreed on, `tried` what was done
-    with it, `engine` which part of esp_gw did it.
+    `peer` includes the peer's version. `configuration` is the configuration of both ends, `tried`
+    the traffic or operation tested, `engine` the part of esp_gw that took part.
     """
 
     file: str
@@ -39,7 +39,7 @@ class Trial:
 
 
 def read(path: Path) -> list[Trial]:
-    """Return the trials of a file of JSON lines. Raises LabError with the line that is none."""
+    """Return the trials of a file of JSON lines. Raises LabError with the malformed line."""
     try:
         lines = path.read_text().splitlines()
     except OSError as error:
@@ -49,12 +49,12 @@ def read(path: Path) -> list[Trial]:
         try:
             trials.append(Trial(**json.loads(line)))
         except (ValueError, TypeError):
-            raise LabError("not a result of a test", where=f"{path}:{number}") from None
+            raise LabError("not a test result", where=f"{path}:{number}") from None
     return trials
 
 
 def page(trials: Sequence[Trial], now: datetime) -> str:
-    """Return the page: a section for each peer, a row for each configuration."""
+    """Return the page: a section per peer, a row per configuration."""
     lines = [_HEAD.format(date=f"{now:%Y-%m-%d}", version=__version__)]
     for peer in sorted({trial.peer for trial in trials}):
         lines += _section(peer, [trial for trial in trials if trial.peer == peer])
@@ -91,16 +91,16 @@ def _passed(trials: Sequence[Trial]) -> str:
 
 
 def _unique(words: Iterable[str]) -> list[str]:
-    """Each once, in the order in which they came first."""
+    """Return each word once, in order of first occurrence."""
     return list(dict.fromkeys(words))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the page of the files named; return the exit status."""
+    """Print the page for the named files; return the exit status."""
     try:
         trials = [trial for name in arguments for trial in read(Path(name))]
         if not trials:
-            raise LabError("no test has said that it tried anything")
+            raise LabError("the files hold no test results")
     except LabError as error:
         print(f"interop: error: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""A lab's command line: what is the same for each, whatever it does."""
+"""Shared entry point of the labs' command lines."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ INTERRUPTED = 130
 
 
 def run_command_line(command: click.Command, name: str) -> int:
-    """Run the command called `name` with this process's arguments; return its exit status.
+    """Run the command `name` with this process's arguments; return its exit status.
 
-    Click's errors are shown here; signals end it as Ctrl-C does. Raises LabError where it does.
+    Prints Click's errors. Signals end it as Ctrl-C does. Propagates the command's LabError.
     """
     try:
         with ended_by_signals():

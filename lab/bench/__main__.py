@@ -1,4 +1,4 @@
-"""`python -m lab.bench`: what scripts/bench calls once everything is installed."""
+"""`python -m lab.bench`: the entry point of scripts/bench, once everything is installed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _several(values: Sequence[str]) -> click.Choice[str]:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Sections: " + "; ".join(f"{name} ({what})" for name, what in SECTIONS.items()) + ".",
 )
-@click.option("--quick", is_flag=True, help="Short runs, few rounds: some minutes in all.")
+@click.option("--quick", is_flag=True, help="Short runs and few rounds: a few minutes in total.")
 @click.option(
     "--json",
     "json_file",
@@ -67,7 +67,7 @@ def _several(values: Sequence[str]) -> click.Choice[str]:
     multiple=True,
     type=_several(tuple(SECTIONS)),
     metavar="SECTION",
-    help="Only this section (see below); can be given several times.",
+    help="Only this section (see below); repeatable.",
 )
 @click.option(
     "--system",
@@ -101,12 +101,12 @@ def bench(
     null_cipher: Path | None,
     core_program: Path | None,
 ) -> None:
-    """Measure esp_gw beside its peers in network namespaces of this machine. Needs root.
+    """Measure esp_gw against its peers in network namespaces on this machine. Needs root.
 
-    The systems take turns, round after round, so that the ratios hold on a noisy machine; leave
-    the machine alone meanwhile. Tables go to stdout, progress to stderr.
+    The systems take turns in interleaved rounds, so that the ratios hold on a noisy machine. Leave
+    the machine idle during the run. Tables go to stdout, progress to stderr.
     """
-    # The programs of an administrator, who may have come by 'su'.
+    # A root shell opened by plain 'su' may lack the sbin folders.
     os.environ["PATH"] = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     _check_outputs(json_file, plot_dir)
     native = importlib.util.find_spec("esp_gw_core") is not None
@@ -123,11 +123,11 @@ def bench(
         )
     )
     if is_check:
-        # scripts/bench asks this first: nobody waits for a build to learn of a wrong option.
+        # scripts/bench runs this first, so that a wrong option is reported before any build.
         return
     _check_machine()
     if not native:
-        _say("the native engine is not installed: it is left out")
+        _say("the native engine is not installed: skipping it")
     described = host.describe(wireguard_go)
     _say(f"about {minutes(plan.seconds)} (minutes:seconds) on {described['cores']} cores")
     with ended_by_signals():
@@ -167,7 +167,7 @@ def _measure_core(session: Session, plan: Plan, program: Path | None, quick: boo
     session.progress("core: without the kernel")
     try:
         if program is None:
-            raise LabError("its program is not built", hint="run ./scripts/bench")
+            raise LabError("core_bench is not built", hint="run ./scripts/bench")
         if quick:
             return Results(core.measure(program, _FEW_CORE_ROUNDS, instructions=False))
         if shutil.which("valgrind") is None:
@@ -180,7 +180,7 @@ def _measure_core(session: Session, plan: Plan, program: Path | None, quick: boo
 
 def _check_machine() -> None:
     if os.geteuid() != 0:
-        raise LabError("the benchmark makes network namespaces", hint="run it with sudo")
+        raise LabError("the benchmark needs root for network namespaces", hint="run it with sudo")
     missing = [program for program in _PROGRAMS if shutil.which(program) is None]
     if missing:
         raise LabError(f"not installed: {', '.join(missing)}", hint="run ./scripts/bench")
@@ -189,7 +189,7 @@ def _check_machine() -> None:
 
 
 def _check_outputs(json_file: Path | None, plot_dir: Path | None) -> None:
-    """Find out before half an hour of measuring what could not be written after it."""
+    """Raise LabError for an output that can't be written, before half an hour of measuring."""
     if json_file is not None:
         _check_folder(json_file.absolute().parent)
     if plot_dir is not None:
@@ -206,11 +206,11 @@ def _check_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise LabError(f"can't write there: {error.strerror}", where=str(folder)) from None
+        raise LabError(f"can't write to it: {error.strerror}", where=str(folder)) from None
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the benchmark; an error is told on one line, Ctrl-C leaves nothing behind."""
+    """Run the benchmark; report an error on one line. Ctrl-C leaves nothing behind."""
     try:
         bench.main(args, prog_name="scripts/bench", standalone_mode=False)
     except click.Abort:

@@ -1,4 +1,4 @@
-"""Self-signed certificates for OpenVPN's two ends, which know each other by fingerprint."""
+"""Self-signed certificates for the two OpenVPN peers, which pin each other by fingerprint."""
 
 from __future__ import annotations
 

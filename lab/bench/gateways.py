@@ -1,4 +1,4 @@
-"""esp_gw as a system to measure: two of its gateways, in any setting."""
+"""esp_gw as a system to measure: two gateways in any setting."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from lab.bench.systems import wait_for_traffic
 class EspGw:
     """Two gateways; the default is tunnel mode, ESP in UDP, AES-256-GCM.
 
-    `settings` are fields of the configuration's section `gateway`, `crypto` those of `crypto`.
-    `gso_max_size` is set on the TUN where it is given, in bytes. `extension` is a folder with
-    another build of the native engine.
+    `settings` are fields of the configuration section `gateway`, `crypto` of the section `crypto`.
+    `gso_max_size`, in bytes, is set on the TUN unless None. `extension` is a folder with another
+    build of the native engine.
     """
 
     engine: str
@@ -34,7 +34,7 @@ class EspGw:
 
     @contextlib.contextmanager
     def __call__(self, folder: Path) -> Iterator[Link]:
-        """Set them up. Raises LabError."""
+        """Set up both gateways and yield their link. Raises LabError."""
         plan = PairPlan(
             mode=self.mode,
             encapsulation=self.encapsulation,
@@ -61,11 +61,11 @@ class EspGw:
 
     def _adapt(self, gateway: LabGateway) -> None:
         if self.crypto:
-            # A folder is a configuration, too: every .yaml in it.
+            # A folder also serves as a configuration: every .yaml file in it is read.
             gateway.config = gateway.config.parent
             lines = [f"  {name}: {value}" for name, value in self.crypto.items()]
             (gateway.config / "crypto.yaml").write_text("\n".join(["crypto:", *lines]) + "\n")
         if self.extension is not None:
             gateway.env["PYTHONPATH"] = str(self.extension)
-            # Such a build protects nothing and starts for nobody else.
+            # A build without a cipher protects nothing, so it refuses to start without this.
             gateway.env["ESP_GW_NULL_CIPHER"] = "1"

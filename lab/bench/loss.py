@@ -1,4 +1,4 @@
-"""The highest rate with little loss, by a bounded search over runs of a sender."""
+"""The highest rate under the loss limit, by a bounded search over runs of a sender."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 MAX_LOSS = 0.01
-"""The part of the packets that may be lost."""
+"""Fraction of the packets that may be lost."""
 _CLOSE_ENOUGH = 1.06
 _FAR_STEP = 1.6
 _NEAR_STEP = 1.15
 _BELOW_OVERLOAD = 0.8
 _MORE_PROBES = 4
-"""Runs beyond those wanted, while none was good: some figure is better than none."""
+"""Extra runs beyond the requested ones while none was good: some figure is better than none."""
 _OWN_LIMIT = 0.93
-"""A sender that sends less than this part of what it was asked for is at its own limit."""
+"""A sender that achieves less than this fraction of the requested rate is at its own limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One run: what was sent and what arrived, in packets a second; the part lost.
+    """One run: packets per second sent and received, and the fraction lost.
 
     `cpu` is the percentage of a core that each daemon used.
     """
@@ -31,15 +31,15 @@ class Probe:
 
     @property
     def is_good(self) -> bool:
-        """Whether the loss is under the limit."""
+        """True if the loss is under the limit."""
         return self.loss < MAX_LOSS
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The best good run, None where every one lost too much, and whether the sender limited it.
+    """The best good run, None if every run lost too much; and if the sender limited it.
 
-    `next_guess` is where another search had best begin, in packets a second.
+    `next_guess` is the best start for another search, in packets per second.
     """
 
     best: Probe | None
@@ -48,11 +48,11 @@ class Found:
 
 
 def search(probe: Callable[[float], Probe], first: float | None, probes: int) -> Found:
-    """Look for the highest rate in packets a second that `probe` carries with little loss.
+    """Search for the highest rate in packets per second that `probe` carries under the loss limit.
 
-    `probe(rate)` sends at that rate, 0 for as fast as it can. `first` is a guess from an earlier
-    search; without one the first run is at full speed. At most `probes` runs, and a few more while
-    none of them was good.
+    `probe(rate)` sends at that rate, 0 for full speed. `first` is a guess from an earlier search;
+    without it the first run is at full speed. At most `probes` runs, and a few more while none of
+    them was good.
     """
     good: Probe | None = None
     best_asked = bad = 0.0
@@ -75,8 +75,8 @@ def search(probe: Callable[[float], Probe], first: float | None, probes: int) ->
             rate = run.sent if at_limit else asked
             bad = min(bad, rate) if bad else rate
             if not asked:
-                # What came through an overload is less than what comes through without one, or
-                # more, where a queue was emptied after its end.
+                # An overload passes less than the sustainable rate, or more if a queue drained
+                # after the sender stopped: take the smaller of two guesses.
                 asked = min(run.received, run.sent * _BELOW_OVERLOAD)
                 continue
         if best_asked and bad:

@@ -1,4 +1,4 @@
-"""The tests: what is done to a link, and the figures that come of it."""
+"""The tests: the load put on a link, and the figures taken from it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Run = Callable[[Link, Lengths, Memory], list[Sample]]
 
 @dataclass(frozen=True, slots=True)
 class Test:
-    """One test: what it is, for people, and about how many seconds it takes."""
+    """One test: its label for people, the function that runs it, its approximate seconds."""
 
     name: str
     what: str
@@ -48,7 +48,7 @@ class Test:
 
 
 def tcp(*options: str) -> Run:
-    """A TCP test of iperf3 with `options`: Gbit/s that the receivers got, both ways together."""
+    """An iperf3 TCP test with `options`: Gbit/s received, both directions summed."""
 
     def run(link: Link, lengths: Lengths, memory: Memory) -> list[Sample]:
         with iperf_server(link.b, link.target), _cpu(link) as cpu:
@@ -61,7 +61,7 @@ def tcp(*options: str) -> Run:
 
 
 def received_gbit_s(summary: dict[str, Any]) -> float:
-    """What both ends of an iperf3 run received, in Gbit/s."""
+    """Gbit/s received by both ends of an iperf3 run, summed."""
     ways = [
         summary[key] for key in ("sum_received", "sum_received_bidir_reverse") if key in summary
     ]
@@ -69,7 +69,7 @@ def received_gbit_s(summary: dict[str, Any]) -> float:
 
 
 def tcp_wire(link: Link, lengths: Lengths, memory: Memory) -> list[Sample]:
-    """TCP while the wire carries no packet above its MTU, as a card without offloads does."""
+    """TCP over a wire that carries no packet above its MTU, like a NIC without offloads."""
     with contextlib.ExitStack() as undo:
         for host in (link.a, link.b):
             before = parse_features(host.run("ethtool", "-k", "wan").stdout)
@@ -79,7 +79,7 @@ def tcp_wire(link: Link, lengths: Lengths, memory: Memory) -> list[Sample]:
 
 
 def parse_features(output: str) -> dict[str, str]:
-    """The state, on or off, of each feature that `ethtool -k` lists."""
+    """Each feature that `ethtool -k` lists, with its state: on or off."""
     return dict(_FEATURE.findall(output))
 
 
@@ -88,7 +88,7 @@ def _set_features(host: Namespace, states: Mapping[str, str]) -> None:
 
 
 def udp(size: int) -> Run:
-    """The highest rate of UDP datagrams with `size` bytes of payload under 1 % loss."""
+    """The highest rate of UDP datagrams with `size` payload bytes under 1 % loss."""
 
     def run(link: Link, lengths: Lengths, memory: Memory) -> list[Sample]:
         def probe(packets_s: float) -> Probe:
@@ -105,7 +105,7 @@ def udp(size: int) -> Run:
         memory.rates[key] = found.next_guess
         best = found.best
         if best is None:
-            raise LabError("every rate that was tried lost more than 1 %")
+            raise LabError("every rate tried lost more than 1 %")
         note = _SENDERS_LIMIT if found.is_senders_limit else ""
         gbit_s = best.received * size * 8 / 1e9
         return [
@@ -117,10 +117,13 @@ def udp(size: int) -> Run:
 
 
 def udp_probe(summary: dict[str, Any], size: int, cpu: tuple[float, ...]) -> Probe:
-    """What an iperf3 UDP run with `size` bytes in a packet says.
+    """The probe that an iperf3 UDP run with `size` bytes per packet amounts to.
 
-    Lost are those that the receiver missed in the sequence, and of those that were sent after the
-    last that it saw all but what may have been on the way when the sender ended.
+    The loss is the larger of two fractions: the packets that the receiver found missing in the
+    sequence; and the packets sent but not received, less those that may have been in flight when
+    the sender ended. The second one sees packets lost after the last one received.
+
+    Raises LabError if no packet came through.
     """
     sent, received = summary["sum_sent"], summary["sum_received"]
     packets = sent["packets"]
@@ -140,14 +143,14 @@ def udp_probe(summary: dict[str, Any], size: int, cpu: tuple[float, ...]) -> Pro
 
 
 def rtt(link: Link, lengths: Lengths, memory: Memory) -> list[Sample]:
-    """The round trip of pings while nothing else is on the link."""
+    """Ping round trip on an otherwise idle link."""
     with _cpu(link) as cpu:
         times = ping_times(link, lengths.pings)
     return _latency(times, cpu.percent())
 
 
 def rtt_loaded(link: Link, lengths: Lengths, memory: Memory) -> list[Sample]:
-    """The round trip of pings beside a single TCP stream."""
+    """Ping round trip beside a single TCP stream."""
     seconds = math.ceil(lengths.pings * PING_INTERVAL) + 3
     with iperf_server(link.b, link.target):
         stream = link.a.start(
@@ -157,7 +160,7 @@ def rtt_loaded(link: Link, lengths: Lengths, memory: Memory) -> list[Sample]:
             stdout=subprocess.PIPE,
         )
         try:
-            # The first line about an interval: the stream runs for a second.
+            # The first interval line: the stream has run for a second.
             if not any("bits/sec" in line for line in stream.stdout or ()):
                 raise LabError("the TCP stream did not start")
             with _cpu(link) as cpu:
@@ -168,7 +171,7 @@ def rtt_loaded(link: Link, lengths: Lengths, memory: Memory) -> list[Sample]:
 
 
 def idle(link: Link, lengths: Lengths, memory: Memory) -> list[Sample]:
-    """What each daemon uses while there is no traffic, by the scheduler's own clock."""
+    """Processor time of each daemon without traffic, by the scheduler's own clock."""
     before = [scheduled_s(pid) for pid in link.pids]
     time.sleep(lengths.idle)
     cpu = tuple(
@@ -179,18 +182,18 @@ def idle(link: Link, lengths: Lengths, memory: Memory) -> list[Sample]:
 
 
 def memory_use(link: Link, lengths: Lengths, memory: Memory) -> list[Sample]:
-    """Resident memory of the larger daemon, after the tests before this one."""
+    """Resident memory of the larger daemon, after the preceding tests."""
     sizes = [usage(pid).rss / _MIB for pid in link.pids]
     return [Sample("rss", "MiB", max(sizes))] if sizes else []
 
 
 def answers(link: Link) -> bool:
-    """Whether a ping through the link comes back within a second."""
+    """True if a ping through the link is answered within a second."""
     return bool(_ping(link, 1))
 
 
 def ping_times(link: Link, count: int) -> list[float]:
-    """Round trips in microseconds. Raises LabError where no reply came."""
+    """Round trips in microseconds. Raises LabError if no reply came."""
     times = _ping(link, count)
     if not times:
         raise LabError("no reply to any ping")
@@ -208,7 +211,7 @@ def _ping(link: Link, count: int) -> list[float]:
 
 
 def parse_ping(output: str) -> list[float]:
-    """Every round trip of ping's output, in microseconds."""
+    """Every round trip in ping's output, in microseconds."""
     return [float(text) * 1000 for text in _TIME.findall(output)]
 
 
@@ -219,7 +222,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def scheduled_s(pid: int) -> float:
-    """Seconds that the threads of a process have run, to the nanosecond (proc(5), schedstat)."""
+    """Seconds of run time of all threads of a process, to the nanosecond (proc(5), schedstat)."""
     total = 0
     for task in Path(f"/proc/{pid}/task").glob("*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -228,12 +231,12 @@ def scheduled_s(pid: int) -> float:
 
 
 def _cubic() -> tuple[str, ...]:
-    # The congestion control of most machines, whatever this one has as its default.
+    # The default congestion control of most machines, whatever the default here.
     return ("-C", "cubic") if "cubic" in _CONGESTION_CONTROLS.read_text().split() else ()
 
 
 def _socket_buffer() -> str:
-    # As large as the machine lets it be: what is measured is the tunnel, not iperf3's socket.
+    # As large as the machine allows: the bottleneck should be the tunnel, not iperf3's socket.
     limits = (Path(f"/proc/sys/net/core/{way}mem_max").read_text() for way in "rw")
     return str(min(_LARGE_BUFFER, *map(int, limits)))
 
@@ -258,7 +261,7 @@ class _Cpu:
         ]
 
     def percent(self, summary: dict[str, Any] | None = None) -> tuple[float, ...]:
-        """Percent of a core for each daemon, over iperf3's own seconds where it ran."""
+        """Percent of a core for each daemon, over iperf3's own duration if `summary` has one."""
         seconds = self._elapsed
         if summary is not None:
             seconds = summary.get("sum_sent", summary.get("sum", {})).get("seconds") or seconds

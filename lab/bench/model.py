@@ -1,4 +1,4 @@
-"""What the parts of the benchmark speak: a link to measure, a subject, a sample."""
+"""Types shared by the benchmark: a link to measure, a subject, a sample."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from esp_gw.demo.netns import Namespace
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Two hosts that a system joins; `pids` are its daemons, none for a plain wire.
+    """Two hosts joined by a system; `pids` are its daemons, empty for a plain wire.
 
-    `source` and `target` are the addresses on `a` and `b` that traffic goes from and to.
+    Traffic goes from the address `source` on `a` to the address `target` on `b`.
     """
 
     a: Namespace
@@ -26,7 +26,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """How long things are measured: seconds of a run, pings, probes of a search for a rate."""
+    """Run lengths: seconds per run, number of pings, probes per search for a rate."""
 
     tcp: int
     udp: int
@@ -37,9 +37,9 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One figure; `cpu` is the percentage of a core that each daemon used meanwhile.
+    """One figure; `cpu` is the percentage of a core that each daemon used during the test.
 
-    `note` says in a few words what kept the figure from being higher, where that is known.
+    `note` names in a few words the limit of the figure, if known.
     """
 
     metric: str
@@ -51,7 +51,7 @@ class Sample:
 
 @dataclass(slots=True)
 class Memory:
-    """What the earlier rounds found and later ones begin with: packet rates by test."""
+    """Packet rates by test from earlier rounds, the starting points of later ones."""
 
     rates: dict[str, float] = field(default_factory=dict)
 
@@ -61,10 +61,10 @@ Opener = Callable[[Path], AbstractContextManager[Link]]
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A system in one setting, with the tests it takes; `setup` is the seconds it needs to start.
+    """A system in one setting, with its tests; `setup` is its startup time in seconds.
 
-    `system` is its name in the JSON; a setting other than the default is part of it. `open` sets it
-    up in an empty folder and takes it down.
+    `system` is its name in the JSON, which includes a non-default setting. `open` sets the system
+    up in an empty folder and tears it down.
     """
 
     system: str
@@ -75,7 +75,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """A sample, and where it comes from."""
+    """A sample and its origin."""
 
     section: str
     system: str
@@ -86,7 +86,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What could not be measured, and why, on one line."""
+    """A test or system that could not be measured, and the reason on one line."""
 
     section: str
     system: str

@@ -1,7 +1,7 @@
 """A source and a sink of small UDP packets, run inside a namespace.
 
-`sink SECONDS` counts from the first packet on, and prints the packets a second as JSON.
-`source TUNNELS SECONDS` sends to the inner address of each tunnel in turn, as fast as it can.
+`sink SECONDS` counts from the first packet on and prints the packets per second as JSON.
+`source TUNNELS SECONDS` sends to the inner address of each tunnel in turn, at full speed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from itertools import cycle
 
 PREFIXES = ("10.64", "10.128")
-"""The first halves of the inner addresses behind the two sides."""
+"""First two octets of the inner addresses behind each side."""
 PORT = 7007
 SIZE = 64
 _BUFFER = 4 * 2**20
@@ -23,7 +23,7 @@ _BATCH = 256
 
 
 def inner(side: int, tunnel: int) -> str:
-    """The address behind a side that a tunnel joins; tunnels count from 0."""
+    """The inner address of a tunnel behind a side; tunnels count from 0."""
     return f"{PREFIXES[side]}.{tunnel // 250}.{tunnel % 250 + 1}"
 
 
@@ -55,7 +55,7 @@ def source(tunnels: int, seconds: float) -> None:
     """Send from the near inner address of each tunnel to the far one."""
     ways = []
     for tunnel in range(tunnels):
-        # struct in_pktinfo: the interface, none; the source address; the header's, of no meaning.
+        # struct in_pktinfo: no interface; the source address; the header's address, ignored.
         info = bytes(4) + socket.inet_aton(inner(0, tunnel)) + bytes(4)
         control = [(socket.IPPROTO_IP, _IP_PKTINFO, info)]
         ways.append((control, (inner(1, tunnel), PORT)))

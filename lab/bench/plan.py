@@ -1,4 +1,4 @@
-"""What a run measures: sections of subjects, their rounds, and how long all of it takes."""
+"""The plan of a run: sections of subjects, their rounds, and the estimated duration."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ PEERS = ("strongswan", "wireguard-go", "openvpn")
 SYSTEM_TESTS = tuple(name for name in TESTS if name != "idle")
 SWITCHES = tuple(switch.name for switch in fields(Offloads))
 SMALL_GSO_MAX_SIZE = 61_000
-"""Bytes; a super-packet of this size fits into one send, which one of 65,536 does not."""
+"""Bytes; a super-packet of this size fits into one send, one of 65,536 bytes does not."""
 
 SECTIONS = {
     "systems": "every system, every test",
     "idle": "gateways without traffic",
-    "techniques": "the native engine without each technique",
+    "techniques": "the native engine with each technique switched off",
     "providers": "the native engine with each AEAD library",
-    "suites": "suites and modes, and the cipher left out",
+    "suites": "suites and modes, and a build without the cipher",
     "scale": "2, 100 and 10,000 SAs",
     "core": "the core alone, without the kernel",
 }
@@ -42,7 +42,7 @@ _QUICK_CORE = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Subjects that are compared with each other, and the rounds in which each takes its turn."""
+    """Subjects compared with each other, and the number of rounds."""
 
     name: str
     subjects: tuple[Subject, ...]
@@ -51,10 +51,10 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the person asked for; None or an empty collection is all there is.
+    """Options of the command line; None or an empty collection selects everything.
 
-    `wireguard_go` is the binary that is measured. `null_cipher` is a folder with the native engine
-    built without a cipher, None where there is none.
+    `wireguard_go` is the binary to measure. `null_cipher` is a folder with the native engine built
+    without a cipher, None if there is no such build.
     """
 
     quick: bool = False
@@ -69,7 +69,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The sections that go in rounds, and how much of scale and core there is."""
+    """The sections measured in rounds, the rounds of scale, and the seconds of core."""
 
     rounds: int
     lengths: Lengths
@@ -78,7 +78,7 @@ class Plan:
     core_seconds: float
 
     def turns(self) -> Iterator[tuple[int, Section, Subject]]:
-        """Every turn in order: in each round each subject once."""
+        """Every turn in order: each subject once per round."""
         for number in range(self.rounds):
             for section in self.sections:
                 if number < section.rounds:
@@ -87,7 +87,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """About how long all of it takes."""
+        """Estimated duration of the run, in seconds."""
         total = sum(turn_seconds(subject, self.lengths) for _, _, subject in self.turns())
         if self.scale_rounds:
             total += _SCALE_SETUP + self.scale_rounds * _SCALE_TURN
@@ -95,12 +95,12 @@ class Plan:
 
 
 def turn_seconds(subject: Subject, lengths: Lengths) -> float:
-    """About how long one turn of a subject takes."""
+    """Estimated duration of one turn of a subject, in seconds."""
     return subject.setup + sum(TESTS[test].seconds(lengths) for test in subject.tests)
 
 
 def make_plan(options: Options) -> Plan:
-    """Expand what was asked for. Raises LabError where that is nothing."""
+    """Expand the options into a plan. Raises LabError if nothing is left to measure."""
     rounds = options.rounds or (2 if options.quick else 6)
     few = min(rounds, 1 if options.quick else 3)
     subjects = {
@@ -124,7 +124,7 @@ def make_plan(options: Options) -> Plan:
     has_scale = "scale" in wanted and options.native and not narrowed
     has_core = "core" in wanted and options.native and not narrowed
     if not sections and not has_scale and not has_core:
-        raise LabError("there is nothing to measure", hint="ask for less narrow a choice")
+        raise LabError("nothing to measure", hint="give fewer of --only, --system and --test")
     return Plan(
         rounds=max((section.rounds for section in sections), default=few),
         lengths=QUICK if options.quick else FULL,
@@ -139,7 +139,7 @@ def _listed(names: Collection[str]) -> str:
 
 
 def _only(subjects: tuple[Subject, ...], options: Options, section: str) -> Iterator[Subject]:
-    """Those subjects, and of their tests those, that were asked for."""
+    """The requested subjects, each with only the requested tests."""
     for subject in subjects:
         is_native = subject.system.split("-")[0] == "native"
         if is_native and not options.native:
@@ -210,14 +210,14 @@ def _providers() -> Iterator[Subject]:
 
 SUITE_NAMES = ("aes256gcm16", "aes128gcm16", "chacha20poly1305", "aes256gmac")
 NULL = "null"
-"""Stands for AES-256-GCM with the cipher left out."""
+"""Placeholder for AES-256-GCM with the cipher left out."""
 SUITE_LABELS = {name: name for name in SUITE_NAMES} | {NULL: "aes256gcm16, cipher left out"}
 BASELINE_SUITES = ("aes256gmac", "aes256gcm16")
 """The suites of the NetDev 1.1 table: authenticated only, and AES-GCM-256."""
 
 
 def suite_system(suite: str, mode: str, *, plain: bool = False) -> str:
-    """The name of a suite and mode in the results; `plain` without any offload."""
+    """The name of a suite and mode in the results; `plain`: without any offload."""
     return f"native-{suite}-{mode}{'-none' if plain else ''}"
 
 

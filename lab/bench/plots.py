@@ -1,4 +1,4 @@
-"""The results as pictures: SVG and PNG, with the range of all rounds as error bars."""
+"""The results as plots: SVG and PNG, with the range of all rounds as error bars."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 FORMATS = ("svg", "png")
 _COLOURS = ("#999999", "#0072b2", "#56b4e9", "#e69f00", "#009e73", "#cc79a7")
-"""Told apart by people who see few colours (Okabe and Ito), one for each system."""
+"""Colour-blind safe palette (Okabe and Ito), one colour for each system."""
 
 
 def draw(results: Results, folder: Path, caption: str) -> list[Path]:
-    """Draw what was measured into `folder`; return the files. Raises LabError."""
+    """Draw the results into `folder`; return the files. Raises LabError."""
     try:
         import matplotlib as mpl  # noqa: PLC0415 - slow to import, and only needed here
     except ImportError:
@@ -30,7 +30,7 @@ def draw(results: Results, folder: Path, caption: str) -> list[Path]:
             "no plots without matplotlib", hint="install it: pip install 'esp-gw[bench]'"
         ) from None
     mpl.use("agg")
-    # Text stays text, and the same figures give the same file.
+    # Text stays text, and equal figures give an identical file.
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "esp-gw", "font.size": 10})
     figures = {
         "single-stream": _single_stream(results),
@@ -63,7 +63,7 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]
     from matplotlib.figure import Figure  # noqa: PLC0415
     from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: PLC0415
 
-    # The rectangle leaves a line below for the caption.
+    # The rectangle leaves room for the caption below.
     layout = ConstrainedLayoutEngine(rect=(0, 0.03, 1, 0.97))
     figure = Figure(figsize=(width, height), layout=layout)
     return figure, figure.subplots(1, columns)
@@ -77,7 +77,7 @@ def _error(found: Sequence[Result]) -> tuple[list[float], list[float]]:
 def _bars(
     axes: Axes, labels: Sequence[str], found: Sequence[Result], colours: Sequence[str], unit: str
 ) -> None:
-    """Horizontal bars from the top down, each with its figure."""
+    """Draw horizontal bars from the top down, each labelled with its figure."""
     places = range(len(found))
     values = [result.median for result in found]
     axes.barh(places, values, xerr=_error(found), color=list(colours), capsize=3)
@@ -143,7 +143,7 @@ def _grouped(
             color=colour,
         )
     _finish_groups(axes, tests, unit, title)
-    # The plain wire is far above everything: a logarithmic scale shows the others, too.
+    # The plain wire dwarfs everything else: a logarithmic scale keeps the others visible.
     axes.set_yscale("log")
     return figure
 

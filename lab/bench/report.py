@@ -1,4 +1,4 @@
-"""The results as tables: aligned for a terminal, and Markdown at the same time."""
+"""The results as tables: Markdown, aligned for a terminal."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TECHNIQUES = {
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table with its title; the first column is left-aligned, the others right."""
+    """A table with its title; the first column is left-aligned, the others right-aligned."""
 
     title: str
     head: tuple[str, ...]
@@ -47,7 +47,7 @@ class Table:
     note: str = ""
 
     def render(self) -> str:
-        """Markdown whose columns line up."""
+        """Markdown with aligned columns."""
         lines = [self.head, *self.rows]
         widths = [max(len(line[column]) for line in lines) for column in range(len(self.head))]
         rule = [f"{'-' * widths[0]}", *(f"{'-' * (width - 1)}:" for width in widths[1:])]
@@ -84,7 +84,7 @@ def render(
 
 
 def tables(results: Results) -> Iterator[Table]:
-    """Every table; one without rows was not measured."""
+    """Every table; a table without rows was not measured."""
     yield _targets(results)
     yield _by_system(results, "TCP, Gbit/s", THROUGHPUT_TESTS, "throughput")
     yield _by_system(results, "UDP under 1 % loss, packets/s", UDP_TESTS, "packets")
@@ -102,7 +102,7 @@ def tables(results: Results) -> Iterator[Table]:
 
 
 def number(value: float) -> str:
-    """A figure with the digits that mean something."""
+    """A figure rounded to its significant digits."""
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
@@ -110,7 +110,7 @@ def number(value: float) -> str:
 
 
 def cell(result: Result | None) -> str:
-    """Median and range; an asterisk where a note says what kept it from being more."""
+    """Median and range, with an asterisk if a note names a limit of the figure."""
     if result is None:
         return MISSING
     star = "*" if result.note else ""
@@ -120,7 +120,7 @@ def cell(result: Result | None) -> str:
 
 
 def percents(cpu: Sequence[float]) -> str:
-    """The daemons' processor time, as `80 + 75 %`."""
+    """Processor time of the daemons, as `80 + 75 %`."""
     return f"{' + '.join(f'{value:.0f}' for value in cpu)} %" if cpu else MISSING
 
 
@@ -298,7 +298,7 @@ def _scale(results: Results) -> Table:
         rows.append((f"{int(test.removeprefix('scale_')):,}", *figures))
     head = (
         *("SAs", "one TCP stream, Gbit/s", "packets/s on one", "packets/s on all"),
-        *("installs/s", "bytes an SA"),
+        *("installs/s", "bytes per SA"),
     )
     return Table("Scale", head, tuple(rows))
 
@@ -317,10 +317,10 @@ def _core(results: Results) -> Table:
         name = f"{what}, {int(size):,} bytes, {system.removeprefix('native-')}"
         rows.append((name, *(cell(results.get(system, test, metric)) for metric in metrics)))
     head = (
-        *("a packet", "ns", "ns, 2 threads", "ns, 2 threads on one SA"),
+        *("per packet", "ns", "ns, 2 threads", "ns, 2 threads on one SA"),
         *("2 threads / 1", "2 / 1 on one SA", "instructions"),
     )
-    note = "Instructions are counted by valgrind, which knows no AVX-512."
+    note = "Instructions are counted by valgrind, which has no AVX-512."
     return Table("The core alone", head, tuple(rows), note)
 
 

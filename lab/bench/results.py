@@ -1,4 +1,4 @@
-"""From observations to results: medians, ranges, ratios, and the JSON."""
+"""Results from observations: medians, ranges, ratios, and the JSON."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One figure of all rounds: median, smallest, largest; `values` are those of each round.
+    """One figure over all rounds: median, smallest, largest; `values` by round.
 
-    `cpu` is the median percentage of a core that each daemon used. `note` counts the rounds of
-    which the note is true.
+    `cpu` is the median percentage of a core that each daemon used. `note` includes the number of
+    rounds that it applies to.
     """
 
     section: str
@@ -34,7 +34,7 @@ class Result:
     note: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """One entry of `results`; `cpu` is that of all daemons together, in percent of a core."""
+        """One entry of `results`; `cpu` is the sum over all daemons, in percent of a core."""
         entry = {
             "section": self.section,
             "system": self.system,
@@ -52,7 +52,7 @@ class Result:
 
 
 class Results:
-    """The results of a run, found by system, test and metric; the first of a key stays."""
+    """The results of a run, keyed by system, test and metric; the first of a key wins."""
 
     def __init__(self, results: Iterable[Result]) -> None:
         self._by_key: dict[Key, Result] = {}
@@ -63,11 +63,11 @@ class Results:
         return iter(self._by_key.values())
 
     def get(self, system: str, test: str, metric: str) -> Result | None:
-        """One result, None where it was not measured."""
+        """One result, None if it was not measured."""
         return self._by_key.get((system, test, metric))
 
     def ratio(self, one: Key, other: Key) -> float | None:
-        """The median of the rounds' ratios; of the medians where no round has both."""
+        """The median of the ratios by round; the ratio of the medians if no round has both."""
         first, second = self._by_key.get(one), self._by_key.get(other)
         if first is None or second is None:
             return None
@@ -81,7 +81,7 @@ class Results:
         return first.median / second.median if second.median else None
 
     def best(self, systems: Sequence[str], test: str, metric: str) -> str | None:
-        """The system with the best median: the smallest of a time, else the largest."""
+        """The system with the best median: the smallest for a time, otherwise the largest."""
         found = [result for name in systems if (result := self.get(name, test, metric))]
         if not found:
             return None
@@ -90,7 +90,7 @@ class Results:
 
 
 def summarise(observations: Iterable[Observation]) -> Results:
-    """Put the figures of all rounds together."""
+    """Combine the figures of all rounds."""
     grouped: dict[tuple[str, str, str, str], list[Observation]] = {}
     for seen in observations:
         key = (seen.section, seen.system, seen.test, seen.sample.metric)
@@ -139,5 +139,5 @@ def as_json(
 
 
 def _short(value: float) -> float:
-    """Six significant digits: more are noise."""
+    """Round to six significant digits: more are noise."""
     return float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""One turn after the other: every subject once a round, so that each meets the machine alike."""
+"""Interleaved rounds: every subject once per round, so that noise affects all alike."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lab.bench.model import Failure, Memory, Observation, Subject
 from lab.bench.plan import Plan, Section
 
 MAX_FAILURES = 2
-"""A test that failed so often for a subject is not tried again."""
+"""Failures of a test for a subject after which it is not tried again."""
 
 FAULTS = (EspGwError, OSError, LookupError, ValueError, ArithmeticError)
-"""What a system, or a program that measures it, can come to: noted, and the others go on."""
+"""Errors of a system or a measuring program: recorded, and the run continues."""
 
 
 class Session:
-    """What one run has found so far."""
+    """State of one run: observations and failures so far."""
 
     def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
         self._plan = plan
@@ -34,21 +34,21 @@ class Session:
         self.failures: list[Failure] = []
 
     def run(self) -> None:
-        """Take every turn of the plan. What fails is noted, and the others go on."""
+        """Take every turn of the plan. A failure is recorded and the run continues."""
         for number, section, subject in self._plan.turns():
             self._turn(number, section, subject)
 
     def progress(self, what: str) -> None:
-        """Say what comes next, and how much of the time is gone."""
+        """Print the next step and the elapsed time."""
         gone = time.monotonic() - self._began
         self._say(f"[{minutes(gone)} of about {minutes(self._plan.seconds)}] {what}")
 
     def observe(self, observation: Observation) -> None:
-        """Note a figure."""
+        """Record a figure."""
         self.observations.append(observation)
 
     def fail(self, section: str, system: str, test: str, reason: str) -> None:
-        """Note what could not be measured; the same is noted once."""
+        """Record a failed measurement, once."""
         failure = Failure(section, system, test, reason)
         if failure not in self.failures:
             self.failures.append(failure)
@@ -85,18 +85,18 @@ class Session:
 
 
 def reason(fault: Exception) -> str:
-    """A fault on one line; one that is not an error of ours with its kind."""
+    """An error on one line; prefixed with its type unless it is one of esp_gw's own."""
     is_ours = isinstance(fault, EspGwError)
     return " ".join((str(fault) if is_ours else f"{type(fault).__name__}: {fault}").split())
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder for keys, configurations and logs that is gone in the end."""
+    """A temporary folder for keys, configurations and logs."""
     with tempfile.TemporaryDirectory(prefix="esp-gw-bench-") as folder:
         yield Path(folder)
 
 
 def minutes(seconds: float) -> str:
-    """A time as M:SS."""
+    """A duration as M:SS."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"

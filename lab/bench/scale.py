@@ -1,4 +1,4 @@
-"""Thousands of SAs: how fast they are installed, what they weigh, and whether traffic notices."""
+"""Thousands of SAs: install rate, memory per SA, and the effect on traffic."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from lab.bench.rounds import FAULTS, reason
 from lab.bench.systems import OUTER, two_hosts, wait_for_traffic
 
 TUNNELS = (1, 50, 5000)
-"""Two SAs each in every gateway."""
+"""Numbers of tunnels; each is two SAs in every gateway."""
 WAYS = ("ab", "ba")
 RELOAD_TIMEOUT = 180.0
 
 
 @dataclass(frozen=True, slots=True)
 class Scaled:
-    """Two gateways with so many tunnels between them, and what their installation told."""
+    """Two gateways with `tunnels` tunnels between them, and the samples of their installation."""
 
     tunnels: int
     link: Link
@@ -40,20 +40,20 @@ class Scaled:
 
     @property
     def test(self) -> str:
-        """The name in the results: the number of SAs in a gateway."""
+        """The test name in the results, by the number of SAs in a gateway."""
         return f"scale_{2 * self.tunnels}"
 
 
 @contextlib.contextmanager
 def scaled(folder: Path, tunnels: int, engine: str) -> Iterator[Scaled]:
-    """Two gateways that start with one tunnel, then reload with all. Raises LabError."""
+    """Start two gateways with one tunnel, then reload with all of them. Raises LabError."""
     with two_hosts(f"{tunnels}a", f"{tunnels}b") as hosts:
         gateways = []
         for side, host in enumerate(hosts):
             home = folder / str(side)
             home.mkdir(mode=0o700)
             gateways.append(LabGateway(host, home / "gateway.yaml", home))
-            # Every address of the prefix is this host's, without thousands of them on a device.
+            # A local route makes every address of the prefix ours, without thousands on a device.
             host.ip("route", "add", "local", f"{PREFIXES[side]}.0.0/16", "dev", "lo")
         _write_keys(folder / "keys", tunnels)
         with contextlib.ExitStack() as undo:
@@ -122,7 +122,7 @@ def _write_config(gateway: LabGateway, side: int, tunnels: int, engine: str) -> 
 
 
 def traffic(scaled: Scaled, lengths: Lengths) -> Iterator[Sample]:
-    """One TCP stream through the first tunnel; UDP through the first, and through all in turn."""
+    """One TCP stream through the first tunnel; UDP through the first, then through all in turn."""
     for sample in tcp()(scaled.link, lengths, Memory()):
         yield Sample("throughput", sample.unit, sample.value, sample.cpu)
     yield Sample("packets_one", "packets/s", blast(scaled.link, 1, lengths.udp))
@@ -130,11 +130,11 @@ def traffic(scaled: Scaled, lengths: Lengths) -> Iterator[Sample]:
 
 
 def blast(link: Link, tunnels: int, seconds: int) -> float:
-    """Send small UDP packets as fast as can be, to each tunnel in turn; those received a second."""
+    """Flood small UDP packets to each tunnel in turn; packets received per second."""
     sink = _python(link.b, "sink", seconds)
     try:
         if not (sink.stdout and sink.stdout.readline()):
-            raise LabError("the receiver of packets did not start")
+            raise LabError("the UDP receiver did not start")
         source = _python(link.a, "source", tunnels, seconds + 1)
         try:
             text, _ = sink.communicate(timeout=seconds + 10)
@@ -145,7 +145,7 @@ def blast(link: Link, tunnels: int, seconds: int) -> float:
     finally:
         end(sink)
     if not text.strip():
-        raise LabError("the receiver of packets ended early")
+        raise LabError("the UDP receiver ended early")
     return float(json.loads(text)["packets_s"])
 
 
@@ -162,10 +162,10 @@ def measure(
     observe: Callable[[int, str, Sample], None],
     fail: Callable[[str, str], None],
 ) -> None:
-    """Set all sizes up beside each other, and measure them in turn, `rounds` times.
+    """Set up all sizes side by side and measure them in turn, `rounds` times.
 
-    `observe` is called with the round, the test's name and each sample; `fail` with the test's name
-    and the reason, and the others go on.
+    `observe` is called with the round, the test's name and each sample. On an error `fail` is
+    called with the test's name and the reason, and the other sizes continue.
     """
     with contextlib.ExitStack() as undo:
         sizes = []

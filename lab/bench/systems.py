@@ -1,6 +1,6 @@
-"""The peers: each set up in two namespaces, as its manual says, and taken down.
+"""The peers: each set up in two namespaces, following its manual, and torn down.
 
-Only the system that is measured runs: it is started for its turn, and nothing of it is left after.
+Only the measured system runs: it is started for its turn and leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OUTER = ("192.0.2.1", "192.0.2.2")
 
 @contextlib.contextmanager
 def two_hosts(*roles: str) -> Iterator[tuple[Namespace, Namespace]]:
-    """Two namespaces and a wire with the addresses OUTER."""
+    """Two namespaces joined by a wire with the addresses OUTER."""
     with namespaces(*(roles or ("a", "b"))) as (a, b):
         wire(a, b)
         for host, address in zip((a, b), OUTER, strict=True):
@@ -39,13 +39,13 @@ def two_hosts(*roles: str) -> Iterator[tuple[Namespace, Namespace]]:
 
 @contextlib.contextmanager
 def veth(folder: Path) -> Iterator[Link]:
-    """The wire alone."""
+    """The plain wire, without a tunnel."""
     with two_hosts() as (a, b):
         yield Link(a, b, *OUTER)
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = START_TIMEOUT) -> None:
-    """Look every twentieth of a second. Raises LabError with `what` did not happen in time."""
+    """Poll `condition` every 50 ms. Raises LabError with the message `what` at the deadline."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -54,19 +54,19 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = START_
 
 
 def wait_for_traffic(link: Link) -> None:
-    """Wait until a ping comes back through the link. Raises LabError."""
+    """Wait until a ping through the link is answered. Raises LabError."""
     wait_until(lambda: answers(link), "no ping came through the tunnel")
 
 
 class Daemons:
-    """Processes of one link: started with a log each, ended together."""
+    """Processes of one link: each with its own log, ended together."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._running: list[tuple[subprocess.Popen[str], Path]] = []
 
     def start(self, host: Namespace, *command: str) -> int:
-        """Start a daemon in a mount namespace whose /run is its own; return its process id."""
+        """Start a daemon in a mount namespace with a private /run; return its process id."""
         log = self._folder / f"{len(self._running)}.log"
         with log.open("w") as output:
             process = host.start(
@@ -79,14 +79,14 @@ class Daemons:
         return process.pid
 
     def check(self) -> None:
-        """Raise LabError with its last line where a daemon has ended."""
+        """Raise LabError with the last log line of a daemon that has ended."""
         for process, log in self._running:
             if process.poll() is not None:
                 lines = log.read_text(errors="replace").strip().splitlines()
-                raise LabError(lines[-1] if lines else "the daemon ended without a word")
+                raise LabError(lines[-1] if lines else "a daemon ended without output")
 
     def wait_until(self, condition: Callable[[], bool], what: str) -> None:
-        """Wait for a condition while all of them run. Raises LabError."""
+        """Wait for a condition while all daemons run. Raises LabError."""
 
         def happened() -> bool:
             self.check()
@@ -95,7 +95,7 @@ class Daemons:
         wait_until(happened, what)
 
     def end(self) -> None:
-        """End all of them."""
+        """End all daemons."""
         for process, _ in self._running:
             end(process)
 
@@ -111,13 +111,13 @@ def _running(folder: Path) -> Iterator[Daemons]:
 
 @dataclass(frozen=True, slots=True)
 class WireguardGo:
-    """wireguard-go, the binary given; keys are made for each start."""
+    """wireguard-go, with fresh keys for each start."""
 
     binary: str
 
     @contextlib.contextmanager
     def __call__(self, folder: Path) -> Iterator[Link]:
-        """Set it up. Raises LabError."""
+        """Set up both ends and yield their link. Raises LabError."""
         keys = [_wireguard_key() for _ in OUTER]
         inner = ("10.9.0.1", "10.9.0.2")
         with two_hosts() as hosts, _running(folder) as daemons:
@@ -130,7 +130,7 @@ class WireguardGo:
                     f"AllowedIPs = {inner[1 - side]}/32\nEndpoint = {OUTER[1 - side]}:51820\n"
                 )
                 write_new(config, text.encode())
-                # Its control socket is in the daemon's own /run.
+                # The control socket is in the daemon's private /run.
                 enter = ("nsenter", "-t", str(pid), "-m", "-n", "wg", "setconf", "wg0", str(config))
                 daemons.wait_until(
                     lambda enter=enter: _succeeds(enter),  # type: ignore[misc]
@@ -155,7 +155,7 @@ def _wireguard_key() -> tuple[str, str]:
 
 @contextlib.contextmanager
 def openvpn(folder: Path) -> Iterator[Link]:
-    """OpenVPN between two points, TLS, AES-256-GCM, without the kernel's data channel offload."""
+    """OpenVPN, point to point: TLS, AES-256-GCM, without the kernel's data channel offload."""
     inner = ("10.9.0.1", "10.9.0.2")
     prints = [make_certificate(folder, side) for side in ("a", "b")]
     role = (("--tls-server", "--dh", "none"), ("--tls-client",))
@@ -216,10 +216,10 @@ secrets {{ ike-bench {{ secret = {secret} }} }}
 
 @contextlib.contextmanager
 def strongswan(folder: Path) -> Iterator[Link]:
-    """charon with kernel-libipsec: IKEv2 by a shared secret, ESP in userspace, AES-256-GCM."""
+    """charon with kernel-libipsec: IKEv2 with a PSK, ESP in userspace, AES-256-GCM."""
     inner = ("10.1.0.1", "10.2.0.1")
     secret = f'"{secrets.token_hex(16)}"'
-    # Copies: AppArmor's profiles go by the path, and would keep the files of a lab from them.
+    # AppArmor profiles match by path and would deny the lab's files: run copies.
     charon = _copy(CHARON, folder)
     swanctl = _copy(Path(shutil.which("swanctl") or "swanctl"), folder)
     with two_hosts() as hosts, _running(folder) as daemons:

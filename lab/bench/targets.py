@@ -1,4 +1,4 @@
-"""What the native engine has to reach, as ratios inside one run, and whether it did."""
+"""Targets of the native engine, as ratios within one run, and their verdicts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_IDLE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A figure and its bound: at least, or at most if `is_upper`."""
+    """A figure and its bound: a minimum, or a maximum if `is_upper`."""
 
     what: str
     bound: float
@@ -25,7 +25,7 @@ class Target:
     is_upper: bool = False
 
     def verdict(self, value: float | None) -> str:
-        """Reached, or by how much it was missed."""
+        """The word "reached", or the margin by which the target was missed."""
         if value is None:
             return "not measured"
         if value <= self.bound if self.is_upper else value >= self.bound:
@@ -102,7 +102,7 @@ TARGETS = (
         is_upper=True,
     ),
     Target(
-        "bytes of memory an SA, of 10,000",
+        "bytes of memory per SA, of 10,000",
         MAX_SA_BYTES,
         _median("native", "scale_10000", "memory_per_sa"),
         is_upper=True,

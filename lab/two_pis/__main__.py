@@ -1,4 +1,4 @@
-"""`scripts/iperf3-two-pis`: iperf3 between two machines, beside their tunnel and through it."""
+"""`scripts/iperf3-two-pis`: iperf3 between two machines, outside their tunnel and through it."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from lab.two_pis.report import table
     "--inner",
     nargs=2,
     metavar="ADDR_A ADDR_B",
-    help="The machines' addresses in the tunnel. [default: esp-gw there is asked]",
+    help="Addresses inside the tunnel. [default: queried from esp-gw there]",
 )
 @click.option(
     "--outer",
     nargs=2,
     metavar="ADDR_A ADDR_B",
-    help="Their addresses beside it. [default: likewise]",
+    help="Addresses outside the tunnel. [default: queried from esp-gw there]",
 )
 @click.option("--json", "json_output", is_flag=True, help="Print one JSON document.")
 @click.argument("host_a")
@@ -47,11 +47,11 @@ def two_pis(
     outer: tuple[str, str] | None,
     json_output: bool,
 ) -> int:
-    """Measure between two machines that ssh reaches, with and without the tunnel they have.
+    """Measure between two machines reachable by ssh, with and without their tunnel.
 
-    TCP, and UDP at the rate that TCP had, both directions; before and after, each board's
-    temperature, clock and throttling. HOST_A and HOST_B are what 'ssh HOST'
-    takes. Nothing but iperf3 is needed there.
+    Runs TCP, then UDP at the rate that TCP reached, in both directions, and reads each board's
+    temperature, clock and throttling before and after. HOST_A and HOST_B are destinations for
+    'ssh HOST'. The machines need only iperf3.
     """
     options = Options(seconds, port, inner or None, outer or None)
     report = measure((host_a, host_b), options, _say)

@@ -1,4 +1,4 @@
-"""What the machines answer, sans-IO: what they are, their tunnels, iperf3's reports."""
+"""Parsers of the machines' answers, sans-IO: descriptions, tunnels, iperf3's reports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DESCRIBE = """
 echo "$(cat /etc/machine-id) $(readlink /proc/self/ns/net)"
 command -v iperf3 || echo; ip -json address || echo '[]'
 """
-"""Prints a machine's id with its network's, where iperf3 is, and its addresses, a line each."""
+"""Prints a line each: machine id with network namespace, path of iperf3, addresses as JSON."""
 TUNNELS = "esp-gw tunnel list --json || sudo -n esp-gw tunnel list --json"
 READ = """
 model=$(tr -d '\\0' < /proc/device-tree/model) && echo "model $model"
@@ -24,19 +24,19 @@ for file in /sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq; do
 done
 if command -v vcgencmd > /dev/null; then vcgencmd get_throttled; fi
 """
-"""Prints what of a board's state can be read; what can't is left out."""
+"""Prints the readable parts of a board's state and omits the rest."""
 _THROTTLED = {
     0: "under-voltage",
     1: "clock capped",
     2: "throttled",
     3: "soft temperature limit",
 }
-"""The bits of `vcgencmd get_throttled`: now; 16 higher, since the board was started."""
+"""The bits of `vcgencmd get_throttled`: now; 16 bits higher, since boot."""
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a machine is: its id, whether it has iperf3, its addresses."""
+    """Description of a machine: its id, the presence of iperf3, its global addresses."""
 
     machine_id: str
     has_iperf3: bool
@@ -45,10 +45,10 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A board's state at one time; None for what it doesn't tell.
+    """A board's state at one time; None for a value that it doesn't report.
 
-    The highest temperature in degrees Celsius, the highest clock in MHz, what vcgencmd says of
-    throttling: now and since the start.
+    The highest temperature in degrees Celsius, the highest clock in MHz, and the causes of
+    throttling according to vcgencmd: now and since boot.
     """
 
     model: str | None = None
@@ -60,7 +60,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What a receiver of iperf3 got, in Mbit/s, and the percentage of the datagrams lost (UDP)."""
+    """Rate at an iperf3 receiver in Mbit/s, and the percentage of datagrams lost (UDP)."""
 
     mbit_s: float
     lost_percent: float | None = None
@@ -68,7 +68,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Tunnel:
-    """One end of a tunnel, as `esp-gw tunnel list --json` tells of it."""
+    """One end of a tunnel, as reported by `esp-gw tunnel list --json`."""
 
     name: str
     mode: str
@@ -79,7 +79,7 @@ class Tunnel:
     packets_out: int
 
     def mirrors(self, other: Tunnel) -> bool:
-        """Whether `other` can be the other end; outer addresses may be changed on the way."""
+        """True if `other` can be the other end. In tunnel mode, NAT may change outer addresses."""
         if self.mode != other.mode:
             return False
         if self.mode == "transport":
@@ -88,7 +88,7 @@ class Tunnel:
 
 
 def parse_description(text: str, host: str) -> Description:
-    """Read what DESCRIBE printed. Raises LabError for anything else."""
+    """Parse the output of DESCRIBE. Raises LabError for anything else."""
     try:
         machine_id, iperf3, addresses = text.split("\n", 2)
         local = tuple(
@@ -99,13 +99,13 @@ def parse_description(text: str, host: str) -> Description:
         )
     except (ValueError, LookupError, TypeError):
         raise LabError(
-            "it doesn't say what it is", where=host, hint="is it Linux with iproute2?"
+            "it doesn't report its id and addresses", where=host, hint="is it Linux with iproute2?"
         ) from None
     return Description(machine_id, bool(iperf3), local)
 
 
 def parse_reading(text: str) -> Reading:
-    """Read what READ printed; what makes no sense is left out."""
+    """Parse the output of READ; malformed values are omitted."""
     found: dict[str, list[str]] = {}
     for line in text.splitlines():
         name, _, value = line.replace("throttled=", "throttled ").partition(" ")
@@ -137,7 +137,7 @@ def _throttling(bits: int) -> tuple[str, ...]:
 
 
 def parse_rate(text: str, host: str) -> Rate:
-    """Read the report of `iperf3 --json`. Raises LabError where it failed."""
+    """Parse the report of `iperf3 --json`. Raises LabError if the run failed."""
     try:
         report: dict[str, Any] = json.loads(text)
         if "error" in report:
@@ -151,7 +151,7 @@ def parse_rate(text: str, host: str) -> Rate:
 
 
 def parse_tunnels(text: str, host: str) -> list[Tunnel]:
-    """Read the answer of `esp-gw tunnel list --json`. Raises LabError for anything else."""
+    """Parse the answer of `esp-gw tunnel list --json`. Raises LabError for anything else."""
     try:
         return [
             Tunnel(
@@ -166,20 +166,20 @@ def parse_tunnels(text: str, host: str) -> list[Tunnel]:
             for tunnel in json.loads(text)["tunnels"]
         ]
     except (ValueError, LookupError, TypeError):
-        raise LabError("esp-gw said what is no list of tunnels", where=host) from None
+        raise LabError("malformed answer of 'esp-gw tunnel list'", where=host) from None
 
 
 def common_tunnel(
     a: Sequence[Tunnel], b: Sequence[Tunnel], hosts: tuple[str, str]
 ) -> tuple[Tunnel, Tunnel]:
-    """Return the two ends of the tunnel that two machines have with each other.
+    """Return the two ends of the tunnel between two machines.
 
-    Of several it is the one whose outer addresses fit, too. Raises LabError where there is none.
+    Prefers a tunnel whose outer addresses match as well. Raises LabError if there is no tunnel.
     """
     pairs = [(one, other) for one in a for other in b if one.mirrors(other)]
     if not pairs:
         raise LabError(
-            f"{hosts[0]} and {hosts[1]} have no tunnel with each other",
+            f"there is no tunnel between {hosts[0]} and {hosts[1]}",
             hint="is one of them the wrong host? see 'esp-gw tunnel list' on both",
         )
     return max(pairs, key=lambda pair: (pair[0].local, pair[0].remote) == _outer(pair[1])[::-1])
@@ -190,9 +190,9 @@ def _outer(tunnel: Tunnel) -> tuple[str, str]:
 
 
 def inner_address(tunnel: Tunnel, description: Description, host: str) -> str:
-    """Return an address of a machine that traffic through its tunnel comes from.
+    """Return a machine's source address for traffic through its tunnel.
 
-    Raises LabError where it has none.
+    Raises LabError if it has none.
     """
     if tunnel.mode == "transport":
         return tunnel.local
@@ -201,7 +201,7 @@ def inner_address(tunnel: Tunnel, description: Description, host: str) -> str:
         if any(ip_address(address) in network for network in networks):
             return str(ip_interface(address).ip)
     raise LabError(
-        f"it has no address in {', '.join(sorted(tunnel.local_ts))}",
+        f"no address in {', '.join(sorted(tunnel.local_ts))}",
         where=host,
-        hint="give one to an interface, or say which to use with --inner",
+        hint="add one to an interface, or choose one with --inner",
     )

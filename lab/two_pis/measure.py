@@ -1,4 +1,4 @@
-"""What is checked first, and then measured, between two machines."""
+"""The checks, then the measurement, between two machines."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from lab.two_pis.answers import Rate, Reading, Tunnel
 from lab.two_pis.ssh import Host, stop
 
 _MARGIN = 45
-"""Seconds that an iperf3 may take beside its measurement; then it is ended where it runs."""
+"""Seconds of grace for an iperf3 beyond its measurement, after which `timeout` ends it."""
 _SERVER = """
 exec 3<&0
 timeout {limit} iperf3 -s -1 --forceflush {options} & server=$!
 (read -r none <&3; kill $server) 2> /dev/null & watch=$!
 wait $server; kill $watch 2> /dev/null
 """
-"""One run of a server; it ends early with its input, which ends with the connection."""
+"""One run of a server; it ends early on EOF of its input, when the connection is lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the person asked for: seconds of each run, iperf3's port, addresses of both machines.
+    """Options: seconds of each run, iperf3's port, addresses of both machines.
 
-    Addresses that aren't given are asked for.
+    Addresses that are None are queried from esp-gw.
     """
 
     seconds: int
@@ -41,7 +41,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One kind of traffic, its rate beside the tunnel (None: there is no such way) and in it."""
+    """One kind of traffic: its rate outside the tunnel (None: no such path) and through it."""
 
     protocol: str
     sender: str
@@ -52,7 +52,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """One of the machines: before and after all tests."""
+    """One of the machines: its state before and after all tests."""
 
     host: str
     before: Reading
@@ -61,7 +61,7 @@ class Board:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that was measured. `inner` and `outer` are the addresses at both machines."""
+    """The whole measurement. `inner` and `outer` are the addresses of both machines."""
 
     seconds: int
     inner: tuple[str, str]
@@ -71,7 +71,7 @@ class Report:
 
 
 def measure(names: tuple[str, str], options: Options, say: Callable[[str], None]) -> Report:
-    """Measure between the hosts `names`; nothing of it is left running. Raises LabError."""
+    """Measure between the hosts `names`; leaves nothing running. Raises LabError."""
     with (
         tempfile.TemporaryDirectory(prefix="esp-gw-two-pis-") as folder,
         contextlib.ExitStack() as stack,
@@ -103,7 +103,7 @@ def _measure(hosts: tuple[Host, Host], options: Options, say: Callable[[str], No
             outer = (tunnel.local, tunnel.remote)
     for host, description, address in zip(hosts, described, inner, strict=True):
         if address not in description.addresses:
-            raise LabError(f"it doesn't have the address {address}", where=host.name)
+            raise LabError(f"no interface has the address {address}", where=host.name)
     say(f"the tunnel from {inner[0]} to {inner[1]}")
     _check_reachable(a, inner)
     before = [_read(host) for host in hosts]
@@ -125,9 +125,9 @@ def _measure(hosts: tuple[Host, Host], options: Options, say: Callable[[str], No
         now = {end.name: end for end in _tunnels(a)}.get(tunnel.name)
         if now is not None and now.packets_out <= tunnel.packets_out:
             raise LabError(
-                f"the tunnel {tunnel.name} has carried nothing of it",
+                f"the tunnel {tunnel.name} carried none of the traffic",
                 where=a.name,
-                hint=f"'ip route get {inner[1]}' there says which way it went",
+                hint=f"run 'ip route get {inner[1]}' there to see its route",
             )
     boards = [
         Board(host.name, reading, _read(host)) for host, reading in zip(hosts, before, strict=True)
@@ -141,10 +141,10 @@ def _describe(hosts: tuple[Host, Host]) -> list[answers.Description]:
         found = answers.parse_description(host.run(answers.DESCRIBE).stdout, host.name)
         if not found.has_iperf3:
             hint = "install it there: 'sudo apt-get install iperf3'"
-            raise LabError("there is no iperf3", where=host.name, hint=hint)
+            raise LabError("iperf3 is not installed", where=host.name, hint=hint)
         described.append(found)
     if described[0].machine_id == described[1].machine_id:
-        raise LabError(f"{hosts[0].name} and {hosts[1].name} are one machine")
+        raise LabError(f"{hosts[0].name} and {hosts[1].name} are the same machine")
     return described
 
 
@@ -153,7 +153,7 @@ def _tunnels(host: Host) -> list[Tunnel]:
     if result.returncode:
         said = result.stderr.strip().splitlines() or ["it failed"]
         raise LabError(
-            f"esp-gw can't be asked for its tunnels: {said[0].removeprefix('esp-gw: error: ')}",
+            f"esp-gw can't list its tunnels: {said[0].removeprefix('esp-gw: error: ')}",
             where=host.name,
             hint="or give the addresses with --inner and --outer",
         )
@@ -162,7 +162,7 @@ def _tunnels(host: Host) -> list[Tunnel]:
 
 def _check_reachable(a: Host, inner: tuple[str, str]) -> None:
     source, target = map(shlex.quote, inner)
-    # Ends with the first answer, or after ten seconds.
+    # Ends at the first reply, or after ten seconds.
     if a.run(f"ping -n -q -c 1 -w 10 -I {source} {target}").returncode:
         raise LabError(
             f"the tunnel is down: {inner[1]} does not answer {inner[0]}",
@@ -181,9 +181,9 @@ def _iperf(
     words: list[str],
     options: Options,
 ) -> Rate:
-    """Run iperf3 between a's address (None: which its routes say) and b's. Raises LabError.
+    """Run iperf3 between a's address (None: chosen by routing) and b's. Raises LabError.
 
-    `words` are further ones on the client's command line.
+    `words` are further arguments of the client.
     """
     a, b = hosts
     own, target = addresses
@@ -202,7 +202,7 @@ def _iperf(
 
 
 def _udp(tcp: Rate) -> list[str]:
-    # As much as TCP got there is what the way can carry; of more, only the drops were measured.
+    # TCP's rate is what the path can carry; a higher one would only measure drops.
     return ["-u", "-b", str(max(100_000, int(tcp.mbit_s * 1e6)))]
 
 

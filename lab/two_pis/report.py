@@ -11,7 +11,7 @@ _UNKNOWN = "-"
 
 
 def table(report: Report) -> str:
-    """Return the table: the rates, then what each board told before and after, as far as it did."""
+    """Return the table: the rates, then each board's reported state before and after."""
     cells = list(_rows(report))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = (
@@ -51,7 +51,7 @@ def _state(reading: Reading) -> dict[str, str]:
         "temperature": _UNKNOWN if celsius is None else f"{celsius:.1f} °C",
         "clock": _UNKNOWN if clock is None else f"{clock} MHz",
         "throttled": _causes(reading.throttled),
-        "throttled since its start": _causes(reading.throttled_since_start),
+        "throttled since boot": _causes(reading.throttled_since_start),
     }
 
 

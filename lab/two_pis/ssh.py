@@ -1,4 +1,4 @@
-"""A machine that is reached by ssh: one connection, as many commands as it takes."""
+"""A machine reached by ssh: one connection for any number of commands."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _STOP_TIMEOUT = 10.0
 
 
 class Host:
-    """An open connection to `name`, as ssh and its configuration know it."""
+    """An open connection to `name`, a destination for ssh and its configuration."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        """Connect; ssh asks a person for what it needs. Raises LabError.
+        """Connect; ssh may prompt on the terminal. Raises LabError.
 
-        The connection is shared by a socket in `folder`, and ends with this process.
+        Commands share the connection by a control socket in `folder`. It ends with this process.
         """
         self.name = name
         self._socket = folder / str(len(list(folder.iterdir())))
         self._errors = self._socket.with_suffix(".errors")
         settings = ("ControlMaster=yes", "ConnectTimeout=20", "ServerAliveInterval=15")
         with self._errors.open("wb") as errors:
-            # The remote cat ends when its input does, whatever happens to us.
+            # The remote cat ends at EOF, so the connection does not outlive us.
             self._master = self._ssh(f"echo {_READY}; exec cat", settings, errors)
         assert self._master.stdout is not None  # noqa: S101 - for types
         for line in self._master.stdout:
@@ -44,7 +44,7 @@ class Host:
     def run(
         self, command: str, timeout: float = COMMAND_TIMEOUT
     ) -> subprocess.CompletedProcess[str]:
-        """Run a shell's command to its end, whatever its status is. Raises LabError."""
+        """Run a shell command to its end, whatever its status. Raises LabError."""
         try:
             result = subprocess.run(
                 self._line(command, ("BatchMode=yes",)),
@@ -63,11 +63,11 @@ class Host:
         return result
 
     def start(self, command: str) -> subprocess.Popen[str]:
-        """Start a shell's command; its input is ours, its errors are in its output."""
+        """Start a shell command with piped stdin, and stderr merged into stdout."""
         return self._ssh(command, ("BatchMode=yes",), subprocess.STDOUT)
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         stop(self._master)
 
     def _ssh(
@@ -91,7 +91,7 @@ class Host:
 
 
 def stop(process: subprocess.Popen[str]) -> None:
-    """End a command at the other end by the end of its input, or our side of it."""
+    """End a remote command by closing its input; kill our side if it does not end."""
     if process.stdin is not None:
         process.stdin.close()
     try:

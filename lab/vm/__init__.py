@@ -1,11 +1,11 @@
-"""Virtual machines: Debian's kernel under qemu's software emulation, over this machine's files.
+"""Virtual machines: Debian's kernel under qemu's software emulation, over the host's files.
 
-image.py      the kernel's packages, unpacked
-root.py       the files for a machine of another architecture
-cache.py      what is fetched once, and checked at each use
-debian.py     Debian's packages of any architecture
-initramfs.py  what the machine boots into, and how it comes to this machine's files
-machine.py    one running qemu and the commands in it
-agent.py      its other end: runs the commands inside
-protocol.py   what the two say to each other
+image.py      the unpacked kernel packages
+root.py       the root filesystem of a machine of another architecture
+cache.py      folders made once and verified at each use
+debian.py     Debian packages of any architecture
+initramfs.py  the initramfs, which mounts the host's files
+machine.py    one qemu process and the commands run in it
+agent.py      the guest's end: runs the commands
+protocol.py   the protocol between machine and agent
 """

@@ -1,4 +1,4 @@
-"""`scripts/vm`: a command in a virtual machine that has this machine's files."""
+"""`scripts/vm`: run a command in a virtual machine that sees the host's files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lab.vm.protocol import Command, Kind
 from lab.vm.root import Root, foreign_root, native_engine
 
 FAILED = 125
-"""The exit status when the machine failed, not the command in it."""
+"""Exit status if the machine failed, rather than the command in it."""
 CONSOLE_LINES = 40
 CHECKOUT = Path(__file__).parents[2]
 CACHE = CHECKOUT / ".vm"
@@ -31,11 +31,11 @@ CACHE = CHECKOUT / ".vm"
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def vm() -> None:
-    """Run commands in virtual machines: Debian's kernel, emulated, over this machine's files.
+    """Run commands in virtual machines: Debian's kernel, emulated, over the host's files.
 
-    A machine sees this machine's whole root, one of another architecture a small root of its own
-    and this checkout; what it writes is in its memory and gone with it, but for /out. Speed inside
-    is an emulator's. Exit status 125: the machine failed, not the command.
+    A machine sees the host's whole root; a machine of another architecture sees a small root of its
+    own and this checkout. Its writes stay in memory and are lost when it ends, except in /out.
+    Everything runs at emulator speed. Exit status 125: the machine failed, not the command.
     """
 
 
@@ -47,15 +47,15 @@ def _machine_options(function: Callable[..., int]) -> Callable[..., int]:
         click.option(
             "--cpu",
             metavar="MODEL",
-            help="A processor as qemu calls it. [default: max, cortex-a76 for aarch64]",
+            help="Processor model of qemu. [default: max; cortex-a76 for aarch64]",
         ),
         click.option(
             "--out",
             type=click.Path(file_okay=False, path_type=Path),
-            help="A folder that the command sees as /out, to leave files in.",
+            help="Folder that the command sees as /out, for its results.",
         ),
         click.option(
-            "--blacklist", metavar="MODULE,...", help="Modules that can't be loaded inside."
+            "--blacklist", metavar="MODULE,...", help="Kernel modules that can't be loaded inside."
         ),
         click.option(
             "--timeout",
@@ -63,7 +63,7 @@ def _machine_options(function: Callable[..., int]) -> Callable[..., int]:
             default=300,
             show_default=True,
             metavar="SECONDS",
-            help="When a machine is ended that has not.",
+            help="Kill the machine after this time.",
         ),
         click.argument("command", nargs=-1, required=True),
     ):
@@ -74,7 +74,7 @@ def _machine_options(function: Callable[..., int]) -> Callable[..., int]:
 @vm.command("run")
 @_machine_options
 def run_command(command: tuple[str, ...], timeout: int, **machine: Any) -> int:
-    """Run COMMAND as root in a machine, in this folder; its output and exit status come back."""
+    """Run COMMAND as root in a machine, in this folder; return its output and exit status."""
     setup, folder = _setup(**machine)
     deadline = time.monotonic() + timeout
     with Machine(setup) as running:
@@ -84,10 +84,11 @@ def run_command(command: tuple[str, ...], timeout: int, **machine: Any) -> int:
 @vm.command("pair")
 @_machine_options
 def pair_command(command: tuple[str, ...], timeout: int, **machine: Any) -> int:
-    """Run COMMAND in two machines at once that are joined by a wire.
+    """Run COMMAND in two machines at once, joined by a wire.
 
-    It tells them apart by $VM: a has 192.0.2.1 and 2001:db8::1 on its device 'wan', b has 192.0.2.2
-    and 2001:db8::2. Both see the same /out. It ends when both have, or with the first that fails.
+    $VM is a or b: a has 192.0.2.1 and 2001:db8::1 on its device 'wan', b has 192.0.2.2 and
+    2001:db8::2. Both see the same /out. The run ends when both commands have ended, or when the
+    first one fails.
     """
     setup, folder = _setup(**machine)
     deadline = time.monotonic() + timeout
@@ -105,7 +106,7 @@ def pair_command(command: tuple[str, ...], timeout: int, **machine: Any) -> int:
 
 
 PAIR = {"a": "1", "b": "2"}
-"""The machines of a pair, and the last part of their addresses."""
+"""The machines of a pair, with the last part of their addresses."""
 _JOIN = """
 ip link set eth0 name wan && ip address add 192.0.2.$0/24 dev wan &&
 ip address add 2001:db8::$0/64 dev wan nodad && ip link set wan up && exec "$@"
@@ -113,7 +114,7 @@ ip address add 2001:db8::$0/64 dev wan nodad && ip link set wan up && exec "$@"
 
 
 class Printer:
-    """Prints what one of several machines says, its whole lines behind a mark."""
+    """Prints the output of one of several machines, each whole line behind a mark."""
 
     def __init__(self, mark: bytes) -> None:
         self._mark = mark
@@ -126,7 +127,7 @@ class Printer:
             _print(kind, b"".join(self._mark + line + b"\n" for line in whole))
 
     def finish(self) -> None:
-        """Print the lines that did not end."""
+        """Print the unfinished lines."""
         for kind, begun in self._begun.items():
             if begun:
                 self(kind, b"\n")
@@ -135,17 +136,17 @@ class Printer:
 @vm.command("root")
 @click.option("--arch", type=click.Choice(list(ARCHITECTURES)), required=True)
 def root_command(arch: str) -> int:
-    """Print the folder that is the root of machines of another architecture; make it if need be.
+    """Print the root folder of machines of another architecture; create it if necessary.
 
-    For programs under qemu-user, too: 'qemu-aarch64-static -L FOLDER FOLDER/usr/bin/python3', with
-    this checkout as PYTHONPATH. It isn't to be written to.
+    It also serves programs under qemu-user: 'qemu-aarch64-static -L FOLDER FOLDER/usr/bin/python3'
+    with this checkout as PYTHONPATH. Treat it as read-only.
     """
     print(_root(ARCHITECTURES[arch]).folder)
     return 0
 
 
 def make_setup(arch: str, **fields: Any) -> Setup:
-    """Describe a machine of an architecture by name; fetch what isn't there. Raises LabError."""
+    """Describe a machine of a named architecture; fetch missing files. Raises LabError."""
     architecture = ARCHITECTURES[arch]
     image = kernel_image(CACHE, architecture, _say)
     if arch == platform.machine():
@@ -153,7 +154,7 @@ def make_setup(arch: str, **fields: Any) -> Setup:
     root = _root(architecture)
     native = native_engine(CACHE, architecture, CHECKOUT / "dist", _say)
     if native is None:
-        _say(f"no wheel of esp_gw_core for {arch} in dist: the machine has only the python engine")
+        _say(f"no esp_gw_core wheel for {arch} in dist: the machine has only the python engine")
     paths = "".join(f"{path}\n" for path in (CHECKOUT, native) if path is not None)
     return Setup(
         architecture,
@@ -173,7 +174,7 @@ def _root(architecture: Architecture) -> Root:
 def _setup(
     arch: str, cpu: str | None, out: Path | None, blacklist: str | None
 ) -> tuple[Setup, Path]:
-    """Return what the options describe, and the folder that commands run in."""
+    """Return the setup that the options describe, and the working folder of commands."""
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     setup = make_setup(
@@ -185,7 +186,7 @@ def _setup(
     folder = Path.cwd()
     if setup.checkout is not None and not folder.is_relative_to(setup.checkout):
         raise LabError(
-            "a machine of another architecture doesn't have this folder",
+            "a machine of another architecture does not see this folder",
             where=str(folder),
             hint=f"run it in {setup.checkout}",
         )
@@ -193,7 +194,7 @@ def _setup(
 
 
 def here(setup: Setup, arguments: tuple[str, ...], folder: Path) -> Command:
-    """Return a command that runs in `folder` and finds the programs of the machine's Python."""
+    """Return a command for `folder`, with the programs of the machine's Python in its PATH."""
     programs = setup.python.parent
     path = f"{programs}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     kept = {name: os.environ[name] for name in ("LANG", "TERM") if name in os.environ}

@@ -1,6 +1,6 @@
-"""The machine's end: reads commands from a port, runs one after the other, sends what they say.
+"""The guest's agent: reads commands from a port, runs them one by one, sends their output.
 
-It runs inside as `python -m lab.vm.agent PORT`, and ends when the host is gone.
+Runs inside as `python -m lab.vm.agent PORT` and ends when the host is gone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import BinaryIO
 from lab.vm.protocol import PAYLOAD_MAX, STATUS, Command, Kind, encode_frame
 
 CANNOT_RUN = 127
-"""The exit status of a shell whose command is not there."""
+"""Exit status of a shell for a command that does not exist."""
 
 
 def serve(port: BinaryIO) -> None:
@@ -28,7 +28,7 @@ def serve(port: BinaryIO) -> None:
 
 
 def _lines(port: BinaryIO) -> Iterator[bytes]:
-    # A virtio port gives what is there, and nothing (not an error) once the host is gone.
+    # A virtio port returns available bytes, and an empty read (no error) once the host is gone.
     buffer = b""
     while data := port.read(4096):
         *whole, buffer = (buffer + data).split(b"\n")
@@ -63,13 +63,13 @@ def _run(port: BinaryIO, command: Command) -> int:
                 for key, _ in selector.select():
                     if key.fd != ended and not _pass_on(port, key.fd, key.data):
                         selector.unregister(key.fileobj)
-            # What the command left running may hold the pipes open for ever: not waited for.
+            # Background processes of the command may hold the pipes open forever: no wait for EOF.
             for stream, kind in ((process.stdout, Kind.STDOUT), (process.stderr, Kind.STDERR)):
                 while _pass_on(port, stream.fileno(), kind):
                     pass
         finally:
             os.close(ended)
-    # As a shell tells of a signal.
+    # The status that a shell reports for a signal.
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 

@@ -1,4 +1,4 @@
-"""Folders that are made once, from packages, and checked at each use."""
+"""Folders made once, from packages, and verified at each use."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _LOCK = "lock"
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a folder of the cache is made.
+    """Recipe for a folder of the cache.
 
-    `make` fills the folder it gets (a second one is for its work, and removed) and returns what is
-    to be kept to know about it, at least `facts`. Where something of `wanted` is otherwise in a
-    cached folder, that is made anew. `what` is what messages call it.
+    `make` fills its first argument, may use the second one as scratch space (removed afterwards),
+    and returns the facts to store in the manifest, at least those named in `facts`. A cached folder
+    whose facts differ from `wanted` is made again. `what` is its name in messages.
     """
 
     name: str
@@ -33,9 +33,9 @@ class Recipe:
 
 
 def cached(cache: Path, recipe: Recipe, say: Callable[[str], None]) -> tuple[Path, dict[str, str]]:
-    """Return a folder of `cache` and its facts; make it where it isn't there or isn't as it was.
+    """Return a folder of `cache` and its facts; make it if it is missing, damaged or outdated.
 
-    Raises LabError where it can't be made.
+    Raises LabError if it can't be made.
     """
     folder = cache / recipe.name
     try:
@@ -48,7 +48,7 @@ def cached(cache: Path, recipe: Recipe, say: Callable[[str], None]) -> tuple[Pat
                 except LabError as error:
                     say(f"{error}; fetching it again")
             say(f"fetching {recipe.what} into {cache}")
-            # Beside its place until it is whole: a killed run leaves nothing that looks done.
+            # Built beside its place, then renamed: a killed run leaves nothing that looks complete.
             work = folder.with_suffix(".new")
             shutil.rmtree(work, ignore_errors=True)
             made = work / "made"
@@ -64,7 +64,7 @@ def cached(cache: Path, recipe: Recipe, say: Callable[[str], None]) -> tuple[Pat
 
 
 def _checked(folder: Path, recipe: Recipe) -> dict[str, str]:
-    """Return a folder's facts. Raises LabError where it isn't as it was made, or is wanted."""
+    """Return a folder's facts. Raises LabError if it is damaged or does not match `wanted`."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
         facts = {name: str(manifest[name]) for name in (*recipe.facts, *recipe.wanted)}
@@ -76,7 +76,7 @@ def _checked(folder: Path, recipe: Recipe) -> dict[str, str]:
     if damaged:
         raise LabError(f"{recipe.what}: the cached copy is damaged ({damaged[0]})")
     if not recipe.wanted.items() <= facts.items():
-        raise LabError(f"{recipe.what}: the cached copy is not the wanted one")
+        raise LabError(f"{recipe.what}: the cached copy is outdated")
     return facts
 
 
@@ -86,9 +86,9 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _digest(path: Path) -> str:
-    """Return what tells that a file is as it was; "" where it isn't there any more."""
+    """Return a fingerprint of a file or link; "" if it no longer exists."""
     if path.is_symlink():
-        # Its target is a path of another root than this one.
+        # The target is a path in another root: never follow it here.
         return f"link to {path.readlink()}"
     if not path.exists():
         return ""

@@ -1,4 +1,4 @@
-"""Debian's kernel for a machine: its packages fetched, unpacked once, checked at each start."""
+"""Debian's kernel for a machine: packages fetched and unpacked once, verified at each start."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lab.vm.cache import Recipe, cached
 from lab.vm.debian import Apt, run_program
 
 _BUSYBOX = "bin/busybox"
-# Of the drivers, those for hardware that qemu has.
+# Only drivers for hardware that qemu emulates.
 _WANTED = re.compile(
     r"boot/vmlinuz-.*|bin/busybox|lib/modules/[^/]+/(modules\..*|kernel/(?!drivers/|sound/).*"
     r"|kernel/drivers/(virtio|char|crypto)/.*|kernel/drivers/net/[^/]+)"
@@ -24,9 +24,10 @@ _WANTED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What differs from one architecture to the next; `name` is the kernel's and qemu's for it.
+    """Parameters of an architecture; `name` is its name in the kernel and in qemu.
 
-    `boot` are options on the kernel's command line.
+    `debian` is its name in Debian, `qemu` the start of qemu's command line, `cpu` the default
+    processor, `boot` options on the kernel's command line.
     """
 
     name: str
@@ -42,10 +43,10 @@ ARCHITECTURES = {
         "amd64",
         ("qemu-system-x86_64", "-M", "q35"),
         "max",
-        # Where the host is busy the timer is late for the kernel's test of it, which then panics.
+        # On a busy host the timer fails the kernel's self-test by being late: a panic.
         "console=ttyS0 no_timer_check",
     ),
-    # By default the core of a Raspberry Pi 5.
+    # The default processor is the core of a Raspberry Pi 5.
     "aarch64": Architecture(
         "aarch64",
         "arm64",
@@ -65,7 +66,7 @@ class Image:
 
     @property
     def kernel(self) -> Path:
-        """The kernel's file."""
+        """The kernel image."""
         return self.folder / "boot" / f"vmlinuz-{self.version}"
 
     @property
@@ -84,9 +85,9 @@ class Image:
 
 
 def kernel_image(cache: Path, architecture: Architecture, say: Callable[[str], None]) -> Image:
-    """Return the kernel in `cache`; fetch it where it isn't there or isn't as it was unpacked.
+    """Return the kernel in `cache`; fetch it if it is missing or damaged.
 
-    Raises LabError where the packages can't be had.
+    Raises LabError if the packages can't be fetched.
     """
 
     def make(folder: Path, work: Path) -> dict[str, str]:
@@ -102,16 +103,16 @@ def _fetch(folder: Path, work: Path, architecture: Architecture) -> dict[str, st
     meta = f"linux-image-{architecture.debian}"
     found = re.search(r"^Depends:.*\blinux-image-(\d[^ ,]*)", apt.show(meta), re.MULTILINE)
     if found is None:
-        raise LabError(f"the package {meta} names no kernel", hint="it takes Debian's own sources")
+        raise LabError(f"the package {meta} names no kernel", hint="use Debian's own sources")
     version = found.group(1)
     for package in apt.download(f"linux-image-{version}", "busybox-static"):
         _unpack(package, folder)
-    run_program("depmod", "-b", str(folder), version, hint="is the kernel's package whole?")
+    run_program("depmod", "-b", str(folder), version, hint="check the kernel package")
     return {"version": version}
 
 
 def _unpack(package: Path, image: Path) -> None:
-    """Write the wanted files of a package below `image`."""
+    """Extract the wanted files of a package into `image`."""
     with (
         subprocess.Popen(
             ["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE

@@ -1,8 +1,8 @@
-"""What a machine boots into: an archive of busybox, a few modules and one script, sans-IO.
+"""The initramfs of a machine: busybox, a few modules and one script, sans-IO.
 
-The script mounts the machine's root (the host's, or one for its architecture) and then the other
-folders it is to see, each read-only (9p) below an overlay in memory, so that it can write where it
-likes without changing any file of the host, and starts the agent there.
+The script mounts the machine's root (the host's, or one for its architecture) and the other shared
+folders, each read-only (9p) below an overlay in memory. The machine can write anywhere without
+changing any file of the host. The script then starts the agent.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import PurePosixPath
 from esp_gw.errors import LabError
 
 MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_console")
-"""What is needed to reach the host's files and the agent's port; modprobe finds the rest there."""
+"""Modules needed for the host's files and the agent's port; modprobe finds the rest there."""
 PORT = "/dev/vport0p1"
 OUT = "/out"
 MODULES_INSIDE = "/lib/modules"
-"""Where the modules lie in the initramfs and in the machine."""
+"""Folder of the modules, in the initramfs and in the machine."""
 BLACKLIST = "/etc/modprobe.d/esp-gw-vm.conf"
 
 _INIT = """\
@@ -54,7 +54,7 @@ mkdir -p /root/run/lock
 @MOUNT_OUT@
 ln -s @TREE@ /root@MODULES@/@VERSION@
 @WRITE_FILES@
-# Another machine than the host, and than any other one.
+# A machine id of its own, different from the host's and from any other machine's.
 tr -d - < /root/proc/sys/kernel/random/uuid > /root/etc/machine-id
 exec switch_root /root /bin/sh -c @START@
 """
@@ -72,10 +72,10 @@ sleep 60
 
 
 def load_order(modules_dep: str, builtin: str, wanted: Iterable[str]) -> list[str]:
-    """Return the files of modules and of all they depend on, each after what it depends on.
+    """Return the files of modules and their dependencies, each after its own dependencies.
 
     `modules_dep` and `builtin` are depmod's files modules.dep and modules.builtin (modules.dep(5)).
-    Names have underscores. Raises LabError for a module that the kernel has neither way.
+    Names have underscores. Raises LabError for a module that is neither loadable nor built in.
     """
     needs: dict[str, tuple[str, list[str]]] = {}
     for line in modules_dep.splitlines():
@@ -89,19 +89,19 @@ def load_order(modules_dep: str, builtin: str, wanted: Iterable[str]) -> list[st
         if name not in needs:
             raise LabError(f"this kernel has no module {name}")
         path, others = needs[name]
-        # depmod lists what must be there first last.
+        # depmod lists the first module to load last.
         order += [other for other in (*reversed(others), path) if other not in order]
     return order
 
 
 def module_name(path: str) -> str:
-    """Return the name of a module's file: without .ko or .ko.xz, with underscores."""
+    """Return the module name of a file: without .ko or .ko.xz, with underscores."""
     return PurePosixPath(path).name.partition(".ko")[0].replace("-", "_")
 
 
 def blacklist_file(modules: Iterable[str]) -> str:
-    """Return the file for BLACKLIST that keeps modules from being loaded, by the kernel, too."""
-    # 'blacklist' alone would leave 'modprobe NAME' working.
+    """Return the contents of BLACKLIST: modules that not even the kernel can load."""
+    # A plain 'blacklist' line would still allow 'modprobe NAME'.
     return "".join(f"install {name} /bin/false\n" for name in modules)
 
 
@@ -114,11 +114,11 @@ def init_script(
     checkout: str | None,
     out: bool,
 ) -> bytes:
-    """Return the script /init: loads the modules `load`, comes to the root, starts `agent`.
+    """Return the script /init: loads the modules `load`, switches to the root, starts `agent`.
 
-    `tree` is the folder of the kernel's modules, `version` its name. `files` are written inside, by
-    their paths. The share `checkout` is shown at the folder of that value; with `out` the share
-    `out` is mounted.
+    `tree` is the folder of the kernel's modules, `version` its name. `files` maps paths inside to
+    the text written there. `checkout` is the path at which the share `checkout` is mounted, None
+    for no such share. If `out`, the share `out` is mounted at OUT.
     """
     mount = f'mount -t 9p -o "cache=mmap,$share" out /root{OUT} || fail "no {OUT}"' if out else ""
     show = f"show checkout {shlex.quote(f'/root{checkout}')}" if checkout is not None else ""
@@ -141,7 +141,7 @@ def init_script(
 
 
 def archive(files: Mapping[str, bytes]) -> bytes:
-    """Return an initramfs (cpio, format newc) of executable files by their absolute paths.
+    """Return an initramfs (cpio, format newc) of executable files, keyed by absolute path.
 
     Kernel: Documentation/driver-api/early-userspace/buffer-format.rst.
     """

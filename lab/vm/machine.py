@@ -1,4 +1,4 @@
-"""One virtual machine: a qemu process, the commands that run in it, and its certain end."""
+"""One virtual machine: a qemu process that never outlives us, and the commands run in it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from lab.vm.protocol import Command, Frame, FrameReader, Kind
 MEMORY_MB = 1024
 PROCESSORS = 2
 _SPARE_MB = 256
-"""Memory that qemu needs beside the machine's."""
+"""Memory that qemu needs in addition to the machine's."""
 
 
 class VmError(LabError):
-    """A machine could not be started, or ended or hung; `console` is what it showed."""
+    """A machine could not be started, ended by itself, or hung; `console` is its console output."""
 
     def __init__(self, what: str, console: str = "", *, hint: str | None = None) -> None:
         super().__init__(what, hint=hint)
@@ -36,13 +36,13 @@ class VmError(LabError):
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a machine is made of.
+    """Parameters of a machine.
 
-    `root` is the folder of the host that is the machine's root, `python` the interpreter in it that
-    runs the agent. `checkout` is a folder that is shown at its own path, where the root isn't the
-    host's. `files` are written inside before anything runs. `out` is a folder of the host that is
-    /out inside. Modules of `blacklist` can't be loaded. `wire` is one end of a datagram socket pair
-    that is the machine's network card.
+    `root` is the folder of the host that serves as the machine's root, `python` the interpreter in
+    it that runs the agent. `checkout` is a folder mounted at its own path, for a root that isn't
+    the host's. `files` are written inside before anything runs. `out` is the folder of the host
+    mounted at /out. Modules in `blacklist` can't be loaded. `wire` is one end of a datagram socket
+    pair that serves as the machine's network card.
     """
 
     architecture: Architecture
@@ -61,13 +61,13 @@ Output = Callable[[Kind, bytes], object]
 
 
 class Machine:
-    """A running machine; one command at a time. As a context it ends when the block does.
+    """A running machine; one command at a time. As a context manager, closes at the block's end.
 
-    The process that made it must stay alive in the thread that did: the kernel kills qemu with it.
+    The thread that created it must stay alive: when that thread ends, the kernel kills qemu.
     """
 
     def __init__(self, setup: Setup) -> None:
-        """Start to boot. Raises VmError where qemu or the memory for it is missing."""
+        """Start booting. Raises VmError if qemu or the memory for it is missing."""
         self._reader = FrameReader()
         program = setup.architecture.qemu[0]
         if shutil.which(program) is None:
@@ -108,19 +108,19 @@ class Machine:
         self.close()
 
     def close(self) -> None:
-        """End the machine at once: what it wrote to /out is there since its command ended."""
+        """Kill the machine at once: its writes to /out were synced when its command ended."""
         self._stack.close()
 
     def fileno(self) -> int:
-        """The descriptor that is readable when the machine says something."""
+        """The file descriptor that becomes readable on output of the machine."""
         return self._port.fileno()
 
     def begin(self, command: Command) -> None:
-        """Let the machine run a command as soon as it can."""
+        """Queue a command, to run once the machine has booted."""
         self._port.sendall(command.encode())
 
     def hear(self) -> Iterator[Frame]:
-        """Read once from the machine, and yield what it said. Raises VmError where it ended."""
+        """Read once from the machine and yield its frames. Raises VmError if it has ended."""
         try:
             data = self._port.recv(1 << 18)
         except ConnectionResetError:
@@ -131,7 +131,7 @@ class Machine:
         yield from self._reader.feed(data)
 
     def console(self) -> str:
-        """Return all that the machine's kernel and its start have shown."""
+        """Return the console output so far: the kernel's and the init script's."""
         with contextlib.suppress(FileNotFoundError):
             return self._console.read_text(errors="replace")
         return ""
@@ -145,15 +145,15 @@ class Machine:
 def run(machine: Machine, command: Command, output: Output, deadline: float) -> int:
     """Run a command in a machine to its end and return its exit status (128 + N for signal N).
 
-    Raises VmError where the machine ends before it, or where monotonic time is past `deadline`.
+    Raises VmError if the machine ends first, or at `deadline` (monotonic time).
     """
     return run_all([(machine, command, output)], deadline)
 
 
 def run_all(work: Sequence[tuple[Machine, Command, Output]], deadline: float) -> int:
-    """Run commands side by side, one in each machine; return 0 when all have ended with that.
+    """Run commands side by side, one in each machine; return 0 when all have succeeded.
 
-    Returns the status of the first that fails, at once. Raises VmError as `run` does.
+    Returns the status of the first failure at once. Raises VmError as `run` does.
     """
     with selectors.DefaultSelector() as selector:
         for machine, command, output in work:
@@ -163,7 +163,7 @@ def run_all(work: Sequence[tuple[Machine, Command, Output]], deadline: float) ->
             ready = selector.select(max(0.0, deadline - time.monotonic()))
             if not ready:
                 machine = running[0].fileobj  # type: ignore[assignment]
-                what = "the machine did not end in time, and was ended"
+                what = "the machine did not end in time and was killed"
                 raise VmError(what, machine.console())
             for key, _ in ready:
                 status = _pass_on(key.fileobj, key.data)  # type: ignore[arg-type]
@@ -175,7 +175,7 @@ def run_all(work: Sequence[tuple[Machine, Command, Output]], deadline: float) ->
 
 
 def _pass_on(machine: Machine, output: Output) -> int | None:
-    """Pass on what a machine says; return its command's status where that has ended."""
+    """Forward the machine's output; return the status of its command once that has ended."""
     for frame in machine.hear():
         if frame.kind is Kind.EXIT:
             return frame.status
@@ -184,9 +184,9 @@ def _pass_on(machine: Machine, output: Output) -> int | None:
 
 
 def command_line(setup: Setup, folder: Path, port: int, wire: int | None = None) -> list[str]:
-    """Return qemu's command line; `port` and `wire` are descriptors that it inherits.
+    """Return qemu's command line; `port` and `wire` are file descriptors that it inherits.
 
-    `folder` holds the initramfs, and takes the console.
+    `folder` holds the initramfs and receives the console output.
     """
     architecture = setup.architecture
     append = f"{architecture.boot} loglevel=6 panic=-1 random.trust_cpu=on"
@@ -196,7 +196,7 @@ def command_line(setup: Setup, folder: Path, port: int, wire: int | None = None)
     if setup.out is not None:
         shares.append(("out", setup.out, ""))
     arguments = [
-        # Whatever kills us, the kernel kills qemu with us.
+        # However we die, the kernel kills qemu with us.
         *("setpriv", "--pdeathsig", "KILL"),
         *architecture.qemu,
         *("-nodefaults", "-display", "none", "-no-reboot", "-no-user-config"),
@@ -220,14 +220,14 @@ def command_line(setup: Setup, folder: Path, port: int, wire: int | None = None)
         arguments += ["-device", f"virtio-9p-pci,fsdev={name},mount_tag={name}"]
     if wire is not None:
         arguments += ["-netdev", f"dgram,id=wire,local.type=fd,local.str={wire}"]
-        # Two machines on one wire must not have qemu's one default address.
+        # Two machines on one wire must not share qemu's default MAC address.
         mac = "52:54:00:" + secrets.token_bytes(3).hex(":")
         arguments += ["-device", f"virtio-net-pci,netdev=wire,romfile=,mac={mac}"]
     return arguments
 
 
 def _escaped(path: Path) -> str:
-    # A comma ends an option's value, two are one.
+    # A comma ends an option's value; a doubled comma stands for one.
     return str(path).replace(",", ",,")
 
 
@@ -257,6 +257,6 @@ def _need_memory(megabytes: int) -> None:
     available = int(fields["MemAvailable"].split()[0]) >> 10
     if available < megabytes:
         raise VmError(
-            f"a machine needs {megabytes} MB of memory, {available} MB are free",
-            hint="end something else first",
+            f"a machine needs {megabytes} MB of memory, only {available} MB are available",
+            hint="free some memory first",
         )

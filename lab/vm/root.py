@@ -1,8 +1,8 @@
-"""A root of files for an architecture that the host's programs are not of.
+"""A root filesystem for an architecture other than the host's.
 
-Debian's packages and Python's wheels, fetched and unpacked once, checked at each use. Nothing of
-it is run to make it, so that it takes no emulator. It serves as the root of a virtual machine, and
-for programs under qemu-user.
+Debian packages and Python wheels, fetched and unpacked once, verified at each use. None of its
+programs run while it is made, so that needs no emulator. It serves as the root of a virtual machine
+and for programs under qemu-user.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ PACKAGES = (
     *("sed", "mawk", "tar", "hostname", "mount", "util-linux", "procps", "kmod", "python3"),
     *("iproute2", "iputils-ping", "iperf3", "tcpdump", "nftables", "ethtool", "openssl"),
     *("openssh-client", "openssh-server"),
-    # Of numpy.
+    # Needed by numpy.
     "libstdc++6",
-    # Fulfils what depends on the program that merges /usr, which this root is born with.
+    # Satisfies dependencies on usrmerge: this root is created with a merged /usr.
     "usr-is-merged",
 )
 _HOST_ONLY = re.compile(r"(mypy|ruff|types-)")
-"""Of the tools for development, those that only look at the source."""
+"""Development tools that only inspect the source."""
 _MERGED = ("bin", "sbin", "lib")
 _FILES = {
     "etc/hosts": "127.0.0.1 localhost\n::1 localhost\n",
@@ -47,24 +47,24 @@ _SSHD_USER = "sshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n"
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """A root at `folder`; its Python is `version`, as "3.11"."""
+    """A root at `folder`; `version` is its Python's, such as "3.11"."""
 
     folder: Path
     version: str
 
     @property
     def site(self) -> str:
-        """The folder of Python's packages, as a path in the root."""
+        """The folder of Python packages, relative to the root."""
         return _site(self.version)
 
 
 def foreign_root(
     cache: Path, architecture: Architecture, project: Path, say: Callable[[str], None]
 ) -> Root:
-    """Return the root in `cache`; fetch it where it isn't there or isn't as it was unpacked.
+    """Return the root in `cache`; fetch it if it is missing, damaged or outdated.
 
-    It has what the pyproject.toml `project` names to run and to test the package, not the package
-    itself. Raises LabError where packages can't be had.
+    It has the requirements that the pyproject.toml `project` names to run and test the package, not
+    the package itself. Raises LabError if packages can't be fetched.
     """
     requirements = _requirements(project)
 
@@ -87,9 +87,9 @@ def foreign_root(
 def native_engine(
     cache: Path, architecture: Architecture, wheels: Path, say: Callable[[str], None]
 ) -> Path | None:
-    """Return a folder to import esp_gw_core from: the newest wheel of `wheels`, unpacked.
+    """Return a folder to import esp_gw_core from: the newest wheel in `wheels`, unpacked.
 
-    None where there is no wheel for the architecture. Raises LabError for one that is none.
+    Return None if there is no wheel for the architecture. Raises LabError for an invalid wheel.
     """
     found = sorted(
         wheels.glob(f"esp_gw_core-*{architecture.name}.whl"), key=lambda path: path.stat().st_mtime
@@ -112,7 +112,7 @@ def native_engine(
 
 
 def _requirements(project: Path) -> list[str]:
-    """Return what the package and its tests need, as pip reads it."""
+    """Return the requirements of the package and its tests, in pip's syntax."""
     described = tomllib.loads(project.read_text())["project"]
     wanted = [*described["dependencies"], *described["optional-dependencies"]["dev"]]
     return [requirement for requirement in wanted if not _HOST_ONLY.match(requirement)]
@@ -124,7 +124,7 @@ def _unpack_packages(packages: list[Path], folder: Path) -> None:
         (folder / name).symlink_to(f"usr/{name}")
     for package in packages:
         command = ["tar", "-x", "--keep-directory-symlink", "-C", str(folder)]
-        # Nothing here is to be setuid on the host.
+        # Nothing here may be setuid on the host.
         command += ["--no-same-owner", "--no-same-permissions"]
         with subprocess.Popen(
             ["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE
@@ -134,7 +134,7 @@ def _unpack_packages(packages: list[Path], folder: Path) -> None:
             )
         if done.returncode or process.returncode:
             raise LabError(f"can't be unpacked: {done.stderr.strip()[-200:]}", where=package.name)
-    # What the packages' own scripts would do.
+    # Normally done by the packages' maintainer scripts.
     masters = folder / "usr/share/base-passwd"
     passwd = (masters / "passwd.master").read_text() + _SSHD_USER
     group = (masters / "group.master").read_text()
@@ -166,12 +166,12 @@ def _install_wheels(
         *("--platform", f"manylinux2014_{architecture.name}"),
         *requirements,
         marks=("ERROR: ",),
-        hint="is the network there, and PyPI?",
+        hint="check the network and PyPI",
     )
 
 
 def _compile(folder: Path, version: str) -> None:
-    # Else an emulated processor would, at every start. It takes the same Python here.
+    # Otherwise the emulated processor would compile at every start. Needs the same version here.
     if version == f"{sys.version_info.major}.{sys.version_info.minor}":
         for path in (f"usr/lib/python{version}", _site(version)):
             compileall.compile_dir(

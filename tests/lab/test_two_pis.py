@@ -129,7 +129,7 @@ class TestErrors:
         )
 
     def test_one_machine_named_twice(self, pis: Pis) -> None:
-        assert "are one machine" in pis.error(pis.names[0], pis.names[0])
+        assert "are the same machine" in pis.error(pis.names[0], pis.names[0])
 
     def test_no_iperf3(self, pis: Pis) -> None:
         few = pis.programs / "few"
@@ -138,7 +138,7 @@ class TestErrors:
             (few / name).symlink_to(shutil.which(name) or name)
         pis.program("ssh", SSH.format(path=few))
         error = pis.error(*pis.names)
-        assert error.startswith(f"error: {pis.names[0]}: there is no iperf3; install it there")
+        assert error.startswith(f"error: {pis.names[0]}: iperf3 is not installed; install it there")
 
     def test_a_tunnel_that_is_down(self, pis: Pis) -> None:
         pis.pair.b.namespace.ip("link", "set", "wan", "down")
@@ -150,13 +150,13 @@ class TestErrors:
     def test_a_gateway_that_does_not_run(self, pis: Pis) -> None:
         pis.pair.b.stop()
         error = pis.error(*pis.names)
-        assert error.startswith(f"error: {pis.names[1]}: esp-gw can't be asked for its tunnels: ")
+        assert error.startswith(f"error: {pis.names[1]}: esp-gw can't list its tunnels: ")
         assert error.endswith("; or give the addresses with --inner and --outer")
 
     def test_addresses_that_are_not_the_hosts(self, pis: Pis) -> None:
         swapped = ("--inner", "10.2.0.1", "10.1.0.1", "--outer", "192.0.2.1", "192.0.2.2")
         error = pis.error(*swapped, *pis.names)
-        assert error == f"error: {pis.names[0]}: it doesn't have the address 10.2.0.1"
+        assert error == f"error: {pis.names[0]}: no interface has the address 10.2.0.1"
 
     def test_a_port_that_is_taken(self, pis: Pis) -> None:
         with pis.pair.b.namespace.start(
@@ -172,7 +172,7 @@ class TestErrors:
     def test_traffic_that_does_not_take_the_tunnel(self, pis: Pis) -> None:
         outer = ("192.0.2.1", "192.0.2.2")
         error = pis.error("--inner", *outer, *pis.names)
-        assert "the tunnel pi-b has carried nothing of it" in error
+        assert "the tunnel pi-b carried none of the traffic" in error
 
 
 def test_nothing_is_left_running_by_one_that_is_killed(pis: Pis) -> None:

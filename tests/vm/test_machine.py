@@ -66,7 +66,7 @@ def test_a_hanging_machine_is_ended_and_its_console_is_shown() -> None:
     )
     assert result.returncode == 125
     *console, error = result.stderr.splitlines()
-    assert error == "vm: error: the machine did not end in time, and was ended"
+    assert error == "vm: error: the machine did not end in time and was killed"
     assert console
     assert all(line.startswith("console: ") for line in console), console
 
@@ -140,7 +140,7 @@ def test_without_a_network_for_the_packages_there_is_an_error_that_says_so(
     assert result.returncode == 1
     error = result.stderr.splitlines()[-1]
     assert "LabError: apt-get: Failed to fetch" in error
-    assert error.endswith("is the network there, and Debian's sources?")
+    assert error.endswith("check the network and Debian's sources")
 
 
 JOINED = """

@@ -1,4 +1,4 @@
-"""The search for the highest rate with little loss, over simulated links."""
+"""The search for the highest rate under the loss limit, over simulated links."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lab.bench.loss import Probe, search
 
 
 class SimulatedLink:
-    """Carries `capacity` packets a second; the sender manages `fastest`."""
+    """A link that carries `capacity` packets per second; the sender manages `fastest`."""
 
     def __init__(self, capacity: float, fastest: float, under_overload: float = 1.0) -> None:
         self.capacity = capacity
@@ -49,7 +49,7 @@ def test_a_search_from_a_guess_ends_near_the_capacity(guess: float) -> None:
 
 
 @pytest.mark.parametrize("guess", [None, 60_000, 500_000])
-def test_a_sender_that_can_not_overload_the_link_is_named_as_the_limit(
+def test_a_sender_that_cannot_overload_the_link_is_reported_as_the_limit(
     guess: float | None,
 ) -> None:
     found = search(SimulatedLink(900_000, 80_000), guess, probes=6)
@@ -59,21 +59,21 @@ def test_a_sender_that_can_not_overload_the_link_is_named_as_the_limit(
 
 
 @pytest.mark.parametrize("probes", [2, 3, 5])
-def test_a_search_takes_no_more_runs_than_it_may(probes: int) -> None:
+def test_a_search_keeps_to_its_number_of_runs(probes: int) -> None:
     link = SimulatedLink(50_000, 1_000_000)
     search(link, None, probes)
     assert len(link.asked) == probes
 
 
 @pytest.mark.parametrize("guess", [None, 60_000])
-def test_a_search_without_a_good_run_goes_on_a_little(guess: float | None) -> None:
+def test_a_search_without_a_good_run_continues_a_little(guess: float | None) -> None:
     link = SimulatedLink(25_000, 1_000_000)
     found = search(link, guess, probes=1)
     assert found.best is not None
     assert 10_000 <= found.best.received <= 25_000
 
 
-def test_a_search_gives_up_in_the_end() -> None:
+def test_a_search_eventually_gives_up() -> None:
     runs = [0]
 
     def probe(rate: float) -> Probe:
@@ -88,7 +88,7 @@ def losing(loss: float) -> Callable[[float], Probe]:
     return lambda rate: Probe(rate or 100_000, (rate or 100_000) * (1 - loss), loss)
 
 
-def test_a_link_that_always_loses_has_no_rate_and_the_next_search_begins_lower() -> None:
+def test_a_link_that_always_loses_has_no_rate_and_the_next_search_starts_lower() -> None:
     found = search(losing(0.05), None, probes=3)
     assert found.best is None
     again = search(losing(0.05), found.next_guess, probes=3)

@@ -1,4 +1,4 @@
-"""What the benchmark reads out of ping, iperf3, ethtool and the core's own program."""
+"""Parsing of the output of ping, iperf3, ethtool and core_bench."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_both_ways_of_a_bidirectional_run_are_added() -> None:
 
 
 def summary(sent: int, seen: int, lost: int, seconds: float = 1.0) -> dict[str, object]:
-    """iperf3's: the receiver saw the sequence up to `seen`, and `lost` of these were missing."""
+    """iperf3's summary: the receiver saw the sequence up to `seen`, with `lost` missing."""
     return {
         "sum_sent": {"packets": sent, "seconds": seconds},
         "sum_received": {
@@ -75,11 +75,11 @@ def test_loss_in_the_sequence_is_loss() -> None:
     assert not probe.is_good
 
 
-def test_what_may_have_been_on_the_way_at_the_end_is_not_lost() -> None:
+def test_packets_possibly_in_flight_at_the_end_are_not_lost() -> None:
     assert udp_probe(summary(1000, 960, 0), 64, ()).is_good
 
 
-def test_a_receiver_that_missed_the_end_of_the_run_lost_it() -> None:
+def test_packets_missing_at_the_end_of_the_run_are_lost() -> None:
     probe = udp_probe(summary(1000, 700, 0), 64, ())
     assert probe.loss == pytest.approx(0.25)
 
@@ -104,7 +104,7 @@ CORE = {
 }
 
 
-def test_the_figures_of_the_core_are_told_apart() -> None:
+def test_figures_of_the_core_have_distinct_keys() -> None:
     entries = [
         CORE,
         {**CORE, "provider": "aws-lc"},
@@ -121,8 +121,8 @@ def test_the_figures_of_the_core_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("entry", [{}, {**CORE, "median": None}, {**CORE, "threads": "many"}])
-def test_figures_of_the_core_that_are_not_understood_are_one_error(
+def test_malformed_figures_of_the_core_are_one_error(
     entry: dict[str, object],
 ) -> None:
-    with pytest.raises(LabError, match="not understood"):
+    with pytest.raises(LabError, match="malformed"):
         list(core.parse([entry]))

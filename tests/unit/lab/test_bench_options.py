@@ -1,4 +1,4 @@
-"""What the benchmark says of wrong options, before it measures or installs anything."""
+"""Wrong options of the benchmark are reported before it measures or installs anything."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lab.bench.__main__ import main
     [
         (["--fast"], "--fast"),
         (["--json"], "--json"),
-        (["--json", "/nowhere/at/all.json"], "/nowhere/at: can't write there"),
-        (["--json", "/proc/bench.json"], "/proc: can't write there"),
+        (["--json", "/nowhere/at/all.json"], "/nowhere/at: can't write to it"),
+        (["--json", "/proc/bench.json"], "/proc: can't write to it"),
         (["--json", "/"], "--json"),
-        (["--plot", "/proc/plots/new"], "/proc: can't write there"),
+        (["--plot", "/proc/plots/new"], "/proc: can't write to it"),
         (["--plot", "/etc/passwd"], "--plot"),
-        (["--plot", "/etc/passwd/plots"], "/etc/passwd: can't write there"),
+        (["--plot", "/etc/passwd/plots"], "/etc/passwd: can't write to it"),
         (["--rounds", "0"], "--rounds"),
         (["--only", "everything"], "--only"),
         (["--system", "veth", "--system", "ipsec"], "no system is called 'ipsec'"),
@@ -27,7 +27,7 @@ from lab.bench.__main__ import main
         (["surplus"], "surplus"),
     ],
 )
-def test_a_wrong_option_is_one_line(
+def test_a_wrong_option_is_reported_on_one_line(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--check", *arguments]) != 0
@@ -38,7 +38,7 @@ def test_a_wrong_option_is_one_line(
     assert output.out == ""
 
 
-def test_right_options_are_not_worth_a_word_and_nothing_is_made(
+def test_valid_options_print_nothing_and_create_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, folder = tmp_path / "results.json", tmp_path / "plots" / "new"

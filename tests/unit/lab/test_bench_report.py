@@ -1,4 +1,4 @@
-"""What becomes of the figures: medians, ratios, JSON, tables and pictures."""
+"""Medians, ratios, JSON, tables and plots from observations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MACHINE = {
 def seen(
     system: str, test: str, values: list[float], metric: str = "throughput", **fields: object
 ) -> Iterator[Observation]:
-    """Observations of one figure, one a round."""
+    """Observations of one figure, one per round."""
     unit = "us" if test.startswith("rtt") else "Gbit/s"
     for number, value in enumerate(values):
         sample = Sample(metric, unit, value, **fields)  # type: ignore[arg-type]
@@ -46,7 +46,7 @@ def test_a_result_is_the_median_and_the_range_of_all_rounds() -> None:
     assert (veth.median, veth.cpu) == (25, ())
 
 
-def test_ratios_are_of_the_same_round() -> None:
+def test_ratios_are_taken_within_a_round() -> None:
     """Both slow down in the second round; the medians alone would say 7.5."""
     results = summarise(
         [
@@ -60,13 +60,13 @@ def test_ratios_are_of_the_same_round() -> None:
     assert results.ratio(native, ("strongswan", "tcp", "throughput")) is None
 
 
-def test_a_round_that_failed_for_one_of_the_two_is_left_out_of_the_ratio() -> None:
+def test_a_round_that_failed_for_either_system_is_excluded_from_the_ratio() -> None:
     first, second = seen("native", "tcp", [10.0, 100.0])
     results = summarise([first, second, *seen("openvpn", "tcp", [2.0])])
     assert results.ratio(("native", "tcp", "throughput"), ("openvpn", "tcp", "throughput")) == 5
 
 
-def test_the_best_is_the_fastest_and_for_a_time_the_shortest() -> None:
+def test_the_best_is_the_highest_rate_or_the_shortest_time() -> None:
     results = summarise(
         [
             *seen("strongswan", "tcp", [0.5]),
@@ -80,7 +80,7 @@ def test_the_best_is_the_fastest_and_for_a_time_the_shortest() -> None:
     assert results.best(("openvpn",), "tcp", "throughput") is None
 
 
-def test_the_json_has_the_shape_that_is_promised() -> None:
+def test_the_json_has_the_documented_shape() -> None:
     results = summarise(
         [
             *seen("native", "tcp", [6.0, 9.0, 7.0], cpu=(80.0, 60.5)),
@@ -111,7 +111,7 @@ def test_the_json_has_the_shape_that_is_promised() -> None:
 
 
 def full_run() -> list[Observation]:
-    """Figures for everything that there is a table or a picture of."""
+    """Figures for every table and every plot."""
     observations: list[Observation] = []
     for place, system in enumerate(SYSTEMS, start=1):
         for test in ("tcp", "tcp_wire", "tcp_reverse", "tcp_bidir", "tcp_4"):
@@ -150,7 +150,7 @@ def test_every_target_is_measured_by_a_whole_run() -> None:
     assert None not in figures.values(), figures
 
 
-def test_a_target_says_by_how_much_it_was_missed() -> None:
+def test_a_missed_target_reports_its_margin() -> None:
     least = next(target for target in TARGETS if target.bound == 2.3)
     most = next(target for target in TARGETS if target.is_upper and target.bound == 0.6)
     assert least.verdict(2.3) == most.verdict(0.6) == "reached"
@@ -159,7 +159,7 @@ def test_a_target_says_by_how_much_it_was_missed() -> None:
     assert least.verdict(None) == "not measured"
 
 
-def test_the_report_has_every_table_and_its_columns_line_up() -> None:
+def test_the_report_has_every_table_with_aligned_columns() -> None:
     results = Results([*summarise(full_run()), *CORE])
     text = report.render(2, results, [Failure("systems", "x", "tcp", "it | broke")], MACHINE)
     assert [line for line in text.splitlines() if line.startswith("### ")] == [
@@ -189,7 +189,7 @@ def test_the_report_has_every_table_and_its_columns_line_up() -> None:
     assert "\\* a limit" in text
 
 
-def test_a_run_of_little_has_no_empty_tables() -> None:
+def test_a_narrow_run_has_no_empty_tables() -> None:
     text = report.render(1, summarise(seen("veth", "tcp", [30.0])), [], MACHINE)
     assert "### TCP, Gbit/s" in text
     assert "Ping" not in text.replace("idle ping RTT", "")
@@ -224,12 +224,12 @@ def test_the_turns_of_the_systems_are_interleaved() -> None:
     assert turns == [(0, "veth"), (0, "native"), (1, "veth"), (1, "native")]
 
 
-def test_a_whole_run_is_not_longer_than_planned() -> None:
+def test_a_full_run_fits_its_time_budget() -> None:
     assert make_plan(Options(null_cipher=Path("/x"))).seconds <= 35 * 60
     assert make_plan(Options(quick=True, null_cipher=Path("/x"))).seconds <= 10 * 60
 
 
-def test_without_the_native_engine_nothing_of_it_is_planned() -> None:
+def test_without_the_native_engine_none_of_its_subjects_are_planned() -> None:
     plan = make_plan(Options(native=False))
     systems = {subject.system for _, _, subject in plan.turns()}
     assert systems == set(SYSTEMS) - {"native"}

@@ -1,4 +1,4 @@
-"""docs/interop.md: what becomes of the results of tests, and that it names tests that exist."""
+"""docs/interop.md: generated from test results, and naming only tests that exist."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOW = datetime(2026, 5, 4, tzinfo=UTC)
 TRIAL = Trial("tests/t.py", "test_it", True, "Peer 1.2", "tunnel", "pings", "native")
 
 
-def test_a_row_counts_what_passed_for_each_engine() -> None:
+def test_a_row_counts_passed_tests_for_each_engine() -> None:
     trials = [
         TRIAL,
         replace(TRIAL, tried="a stream"),
@@ -27,7 +27,7 @@ def test_a_row_counts_what_passed_for_each_engine() -> None:
         replace(TRIAL, configuration="transport"),
     ]
     text = page(trials, NOW)
-    assert "Last made 2026-05-04" in text
+    assert "Generated 2026-05-04" in text
     assert "## Peer 1.2" in text
     assert "- pings\n- a stream\n" in text
     assert "| configuration | native | python |" in text
@@ -36,7 +36,7 @@ def test_a_row_counts_what_passed_for_each_engine() -> None:
     assert "- `tests/t.py`: `test_it`\n" in text
 
 
-def test_every_peer_has_its_section() -> None:
+def test_every_peer_has_its_own_section() -> None:
     text = page([TRIAL, replace(TRIAL, peer="Another 3", configuration="x")], NOW)
     sections = text.split("## ")[1:]
     assert [section.splitlines()[0] for section in sections] == ["Another 3", "Peer 1.2"]
@@ -47,14 +47,14 @@ def test_every_peer_has_its_section() -> None:
 @pytest.mark.parametrize(
     "line", ["", "no", "[]", "{}", '{"peer": 1}', json.dumps({**asdict(TRIAL), "more": 1})]
 )
-def test_a_line_that_is_no_result_is_told_by_its_number(line: str, tmp_path: Path) -> None:
+def test_a_malformed_result_is_reported_by_line_number(line: str, tmp_path: Path) -> None:
     file = tmp_path / "results"
     file.write_text(f"{json.dumps(asdict(TRIAL))}\n{line}\n")
     with pytest.raises(LabError, match=re.escape(f"{file}:2")):
         read(file)
 
 
-def test_no_result_and_no_file_are_errors(
+def test_an_empty_and_a_missing_file_are_errors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").touch()
@@ -65,7 +65,7 @@ def test_no_result_and_no_file_are_errors(
     assert [line.startswith("interop: error: ") for line in said.err.splitlines()] == [True, True]
 
 
-def test_the_page_in_docs_names_tests_that_there_are() -> None:
+def test_the_page_in_docs_names_existing_tests() -> None:
     text = (ROOT / "docs/interop.md").read_text()
     named = re.findall(r"^- `(tests/.*\.py)`: (.*)$", text, re.MULTILINE)
     assert named

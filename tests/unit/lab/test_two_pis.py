@@ -1,4 +1,4 @@
-"""What iperf3-two-pis reads from machines: reports, boards, tunnels; and the table of it."""
+"""iperf3-two-pis: parsing of reports, board states and tunnels, and the table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lab.two_pis.answers import (
 from lab.two_pis.measure import Board, Comparison, Report
 from lab.two_pis.report import table
 
-# As iperf3 3.12 writes it, without what is not read.
+# Excerpts of reports of iperf3 3.12.
 TCP = {
     "sum_sent": {"bits_per_second": 9.42e8, "retransmits": 3},
     "sum_received": {"bits_per_second": 9.41e8},
@@ -36,11 +36,11 @@ UDP = {
 
 
 class TestRate:
-    def test_is_what_the_receiver_got(self) -> None:
+    def test_is_the_received_rate(self) -> None:
         assert parse_rate(json.dumps({"end": TCP}), "pi") == Rate(941.0)
         assert parse_rate(json.dumps({"end": UDP}), "pi") == Rate(860.0, 10)
 
-    def test_of_an_older_iperf3_is_the_only_sum_there_is(self) -> None:
+    def test_of_an_older_iperf3_is_its_only_sum(self) -> None:
         assert parse_rate(json.dumps({"end": {"sum": UDP["sum"]}}), "pi") == Rate(956.0, 10)
 
     def test_of_a_run_that_failed_is_its_error(self) -> None:
@@ -51,7 +51,7 @@ class TestRate:
     @pytest.mark.parametrize(
         "text", ["", "[]", "{}", '{"end": {}}', '{"end": {"sum": 1}}', "iperf"]
     )
-    def test_of_what_is_no_report_is_an_error(self, text: str) -> None:
+    def test_of_malformed_reports_is_an_error(self, text: str) -> None:
         with pytest.raises(LabError, match="pi: iperf3 gave no report"):
             parse_rate(text, "pi")
 
@@ -71,7 +71,7 @@ class TestReading:
         )
 
     @pytest.mark.parametrize("said", ["", "temperature \nclock \n", "throttled=error\nclock x"])
-    def test_of_a_machine_that_tells_nothing(self, said: str) -> None:
+    def test_of_a_machine_that_reports_nothing(self, said: str) -> None:
         assert parse_reading(said) == Reading()
 
 
@@ -110,30 +110,30 @@ class TestTunnel:
         assert parse_tunnels(json.dumps({"tunnels": [listed]}), "pi") == [TUNNEL]
 
     @pytest.mark.parametrize("text", ["", "[]", "{}", '{"tunnels": [{"name": "a"}]}'])
-    def test_list_that_is_none_is_an_error(self, text: str) -> None:
-        with pytest.raises(LabError, match="no list of tunnels"):
+    def test_malformed_list_is_an_error(self, text: str) -> None:
+        with pytest.raises(LabError, match=r"malformed answer of 'esp-gw tunnel list'"):
             parse_tunnels(text, "pi")
 
-    def test_that_both_have_is_found_among_others(self) -> None:
+    def test_common_to_both_is_found_among_others(self) -> None:
         far = replace(TUNNEL, name="far", remote_ts=frozenset({"10.9.0.0/24"}))
         pair = common_tunnel([far, TUNNEL], [other_end(TUNNEL)], ("a", "b"))
         assert pair == (TUNNEL, other_end(TUNNEL))
 
-    def test_through_an_address_translation_is_found(self) -> None:
+    def test_through_a_nat_is_found(self) -> None:
         translated = replace(other_end(TUNNEL), local="192.168.1.7")
         assert common_tunnel([TUNNEL], [translated], ("a", "b")) == (TUNNEL, translated)
 
-    def test_with_the_same_networks_at_another_place_is_not_taken_for_it(self) -> None:
+    def test_with_the_same_networks_to_another_peer_is_not_chosen(self) -> None:
         elsewhere = replace(TUNNEL, name="elsewhere", remote="203.0.113.1")
         ends = [other_end(elsewhere), other_end(TUNNEL)]
         assert common_tunnel([TUNNEL], ends, ("a", "b")) == (TUNNEL, other_end(TUNNEL))
 
-    def test_of_another_mode_or_network_is_none(self) -> None:
+    def test_of_another_mode_or_network_does_not_match(self) -> None:
         others = [replace(other_end(TUNNEL), mode="transport"), TUNNEL]
-        with pytest.raises(LabError, match=r"^a and b have no tunnel with each other; is one"):
+        with pytest.raises(LabError, match=r"^there is no tunnel between a and b; is one"):
             common_tunnel([TUNNEL], others, ("a", "b"))
 
-    def test_in_transport_mode_is_known_by_its_addresses(self) -> None:
+    def test_in_transport_mode_is_matched_by_its_addresses(self) -> None:
         one = replace(TUNNEL, mode="transport", local_ts=frozenset(), remote_ts=frozenset())
         assert one.mirrors(other_end(one))
         assert not one.mirrors(replace(other_end(one), local="203.0.113.1"))
@@ -157,20 +157,18 @@ class TestDescription:
         assert not parse_description(f"5c1e\n\n{json.dumps(LINKS)}", "pi").has_iperf3
 
     @pytest.mark.parametrize("text", ["", "router>", "id\n\n", "id\n\n[1]", 'id\n\n[{"a": 1}]'])
-    def test_that_is_none_is_an_error(self, text: str) -> None:
-        with pytest.raises(LabError, match=r"^pi: it doesn't say what it is"):
+    def test_malformed_is_an_error(self, text: str) -> None:
+        with pytest.raises(LabError, match=r"^pi: it doesn't report its id and addresses"):
             parse_description(text, "pi")
 
-    def test_has_the_address_that_the_tunnel_protects(self) -> None:
+    def test_has_an_address_protected_by_the_tunnel(self) -> None:
         description = Description("5c1e", True, ("192.0.2.1", "2001:db8::1", "10.1.0.77"))
         assert inner_address(TUNNEL, description, "pi") == "10.1.0.77"
-        with pytest.raises(
-            LabError, match=r"^pi: it has no address in 10\.1\.0\.0/24, fd00:1::/64"
-        ):
+        with pytest.raises(LabError, match=r"^pi: no address in 10\.1\.0\.0/24, fd00:1::/64"):
             inner_address(TUNNEL, replace(description, addresses=("192.0.2.1",)), "pi")
 
 
-def test_the_table_shows_what_was_measured_and_what_the_boards_told() -> None:
+def test_the_table_shows_rates_and_board_states() -> None:
     hot = Reading("Raspberry Pi 4", 80.25, 1500, ("throttled",), ())
     report = Report(
         10,
@@ -192,10 +190,10 @@ def test_the_table_shows_what_was_measured_and_what_the_boards_told() -> None:
         "temperature - 80.2 °C",
         "clock - 1500 MHz",
         "throttled - throttled",
-        "throttled since its start - no",
+        "throttled since boot - no",
         "b",
         "temperature - -",
         "clock - -",
         "throttled - -",
-        "throttled since its start - -",
+        "throttled since boot - -",
     ]

@@ -1,4 +1,4 @@
-"""The parts of virtual machines that need none: what is said, what is booted, what is cached."""
+"""Virtual machines without starting one: protocol, initramfs, command line, cache."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ X86 = ARCHITECTURES["x86_64"]
 
 
 class TestFrames:
-    def test_are_whole_however_the_bytes_come(self) -> None:
+    def test_are_reassembled_from_any_pieces(self) -> None:
         said = [Frame(Kind.STDOUT, b"x" * 300), Frame(Kind.STDERR, b""), Frame(Kind.EXIT, b"abcd")]
         data = b"".join(encode_frame(frame.kind, frame.payload) for frame in said)
         for size in (1, 2, 7, len(data)):
@@ -36,17 +36,17 @@ class TestFrames:
             assert [frame for piece in pieces for frame in reader.feed(piece)] == said
 
     @pytest.mark.parametrize("data", [b"\x09\0\0\0\0", b"\x01\xff\xff\xff\xff", b"Segmentation"])
-    def test_what_is_none_is_an_error(self, data: bytes) -> None:
-        with pytest.raises(LabError, match="no answer"):
+    def test_malformed_are_an_error(self, data: bytes) -> None:
+        with pytest.raises(LabError, match="malformed frame"):
             list(FrameReader().feed(data))
 
-    def test_of_the_greatest_length_are_read(self) -> None:
+    def test_of_the_maximum_length_are_read(self) -> None:
         (frame,) = FrameReader().feed(encode_frame(Kind.STDOUT, bytes(PAYLOAD_MAX)))
         assert len(frame.payload) == PAYLOAD_MAX
 
 
 class Host:
-    """The other end of a real agent."""
+    """The host's end of a real agent."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -72,7 +72,7 @@ def host() -> Iterator[Host]:
         with ours:
             yield Host(ours)
         thread.join(10)
-        assert not thread.is_alive(), "the agent outlives its host"
+        assert not thread.is_alive(), "the agent outlived its host"
 
 
 class TestAgent:
@@ -91,13 +91,13 @@ class TestAgent:
         assert status == 0
         assert output == b"".join(b"%d\n" % number for number in range(1, 200001))
 
-    def test_tells_of_a_signal_as_a_shell_does(self, host: Host) -> None:
+    def test_reports_a_signal_as_a_shell_does(self, host: Host) -> None:
         assert host.run("sh", "-c", "kill -9 $$")[0] == 137
 
-    def test_a_command_that_is_not_there_has_status_127(self, host: Host) -> None:
+    def test_a_missing_command_has_status_127(self, host: Host) -> None:
         assert host.run("/no/such") == (127, b"", b"/no/such: No such file or directory\n")
 
-    def test_does_not_wait_for_what_a_command_left_running(self, host: Host) -> None:
+    def test_does_not_wait_for_background_processes_of_a_command(self, host: Host) -> None:
         status, output, _ = host.run("sh", "-c", "sleep 60 & echo $!; exit 3")
         os.kill(int(output), signal.SIGKILL)  # it still runs
         assert status == 3
@@ -121,15 +121,15 @@ class TestLoadOrder:
             path, _, needs = line.partition(":")
             assert all(order.index(other) < order.index(path) for other in needs.split())
 
-    def test_leaves_out_what_is_built_in(self) -> None:
+    def test_omits_built_in_modules(self) -> None:
         assert load_order(DEP, "kernel/fs/overlayfs/overlay.ko\n", ["overlay"]) == []
 
-    def test_a_module_that_is_not_there_is_an_error(self) -> None:
+    def test_a_missing_module_is_an_error(self) -> None:
         with pytest.raises(LabError, match="no module overlay"):
             load_order(DEP, "", ["overlay"])
 
 
-def test_the_init_script_is_one_that_a_shell_reads() -> None:
+def test_the_init_script_is_valid_shell() -> None:
     script = init_script(
         ["kernel/net/9p/9pnet.ko.xz"],
         "6.1",
@@ -144,7 +144,7 @@ def test_the_init_script_is_one_that_a_shell_reads() -> None:
     subprocess.run(["sh", "-n"], input=script, check=True)
 
 
-def test_an_archive_holds_the_folders_of_its_files_and_ends_as_the_kernel_wants() -> None:
+def test_an_archive_holds_the_folders_of_its_files_and_the_trailer() -> None:
     data = archive({"/bin/busybox": b"12345", "/init": b"#!"})
     assert len(data) % 4 == 0
     assert data.startswith(b"070701")
@@ -152,7 +152,7 @@ def test_an_archive_holds_the_folders_of_its_files_and_ends_as_the_kernel_wants(
         assert name in data
 
 
-def test_folders_with_commas_are_one_value_of_a_qemu_option(tmp_path: Path) -> None:
+def test_commas_in_folders_are_escaped_for_qemu(tmp_path: Path) -> None:
     image = Image(tmp_path / "a,b", "6.1")
     setup = Setup(X86, image, Path(sys.executable), out=tmp_path / "c,d", cpu="cortex,x=off")
     line = command_line(setup, tmp_path, 3)
@@ -162,7 +162,7 @@ def test_folders_with_commas_are_one_value_of_a_qemu_option(tmp_path: Path) -> N
     assert "-netdev" not in line
 
 
-def test_without_qemu_there_is_an_error_that_says_what_to_do(
+def test_a_missing_qemu_is_an_error_with_a_hint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -171,13 +171,13 @@ def test_without_qemu_there_is_an_error_that_says_what_to_do(
         Machine(setup)
 
 
-def test_two_machines_on_one_wire_have_addresses_of_their_own(tmp_path: Path) -> None:
+def test_two_machines_on_one_wire_have_different_mac_addresses(tmp_path: Path) -> None:
     setup = Setup(X86, Image(tmp_path, "6.1"), Path(sys.executable))
     macs = {command_line(setup, tmp_path, 3, 4)[-1].partition("mac=")[2] for _ in range(2)}
     assert len(macs) == 2
 
 
-def test_output_of_several_machines_is_told_apart_line_by_line(
+def test_output_of_several_machines_is_prefixed_line_by_line(
     capfdbinary: pytest.CaptureFixture[bytes],
 ) -> None:
     printers = Printer(b"a: "), Printer(b"b: ")
@@ -203,7 +203,7 @@ class TestCachedKernel:
         monkeypatch.setenv("PATH", str(tmp_path))  # no apt-get: nothing is fetched here
         return tmp_path
 
-    def test_is_used_as_it_is(self, cache: Path) -> None:
+    def test_is_used_unchanged(self, cache: Path) -> None:
         said: list[str] = []
         image = kernel_image(cache, X86, said.append)
         assert image.kernel.read_bytes() == b"kernel"
@@ -226,14 +226,14 @@ class TestCachedKernel:
         assert "damaged" in said[0]
 
     @pytest.mark.parametrize("text", ["", "[]", '{"files": {}}', '{"files": 1, "version": 2}'])
-    def test_without_a_sound_manifest_is_fetched_again(self, cache: Path, text: str) -> None:
+    def test_without_a_valid_manifest_is_fetched_again(self, cache: Path, text: str) -> None:
         (cache / "x86_64/manifest.json").write_text(text)
         said: list[str] = []
         with pytest.raises(LabError, match="apt-get"):
             kernel_image(cache, X86, said.append)
         assert said[0].endswith("(manifest.json); fetching it again")
 
-    def test_that_cannot_be_fetched_leaves_nothing_that_looks_done(self, cache: Path) -> None:
+    def test_that_cannot_be_fetched_leaves_nothing_that_looks_complete(self, cache: Path) -> None:
         (cache / "empty").mkdir()
         for _ in range(2):
             with pytest.raises(LabError, match="apt-get"):

@@ -1,4 +1,4 @@
-"""The root of machines of another architecture: what is cached, unpacked and asked for."""
+"""The root of machines of another architecture: caching, unpacking, requirements."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class TestCache:
             lambda folder: (folder / "away").unlink(),
         ],
     )
-    def test_makes_a_damaged_one_anew(self, folder: Path, damage: Callable[[Path], object]) -> None:
+    def test_rebuilds_a_damaged_one(self, folder: Path, damage: Callable[[Path], object]) -> None:
         damage(folder)
         said: list[str] = []
         self.get(folder.parent, said)
@@ -59,17 +59,17 @@ class TestCache:
         assert (folder / "sub/file").read_text() == "whole"
         assert str((folder / "away").readlink()) == "/no/such/file"
 
-    def test_makes_one_anew_that_is_not_as_wanted(self, folder: Path) -> None:
+    def test_rebuilds_an_outdated_one(self, folder: Path) -> None:
         said: list[str] = []
         self.get(folder.parent, said, wanted="2")
-        assert "not the wanted one" in said[0]
+        assert "outdated" in said[0]
         assert self.get(folder.parent, last := [], wanted="2") == folder
         assert last == []
 
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A package of Debian as those are that don't know of the merged /usr."""
+    """A Debian package from before the /usr merge."""
     tree = tmp_path / "tree"
     for path in ("DEBIAN", "bin", "lib/arm", "usr/bin", "usr/share/base-passwd", "tmp"):
         (tree / path).mkdir(parents=True)
@@ -85,7 +85,7 @@ def package(tmp_path: Path) -> Path:
     return tmp_path / "p.deb"
 
 
-def test_packages_become_a_root_with_a_merged_usr_and_nothing_setuid(
+def test_packages_become_a_root_with_merged_usr_and_nothing_setuid(
     package: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "root"
@@ -98,13 +98,13 @@ def test_packages_become_a_root_with_a_merged_usr_and_nothing_setuid(
     assert root._python_version(folder) == "3.99"
 
 
-def test_a_package_that_is_broken_is_named(package: Path, tmp_path: Path) -> None:
+def test_a_broken_package_is_named(package: Path, tmp_path: Path) -> None:
     package.write_bytes(package.read_bytes()[:300])
     with pytest.raises(LabError, match=r"p\.deb: can't be unpacked"):
         root._unpack_packages([package], tmp_path / "root")
 
 
-def test_a_root_takes_what_the_package_and_its_tests_need_but_no_linters() -> None:
+def test_a_root_has_the_requirements_of_the_package_and_its_tests_but_no_linters() -> None:
     names = {word.split(">")[0] for word in root._requirements(CHECKOUT / "pyproject.toml")}
     assert {"cryptography", "pyroute2", "pytest", "hypothesis"} <= names
     assert not {"ruff", "mypy", "types-PyYAML"} & names
@@ -116,7 +116,7 @@ class TestNativeEngine:
         with zipfile.ZipFile(folder / name, "w") as archive:
             archive.writestr("esp_gw_core/__init__.py", content)
 
-    def test_is_the_wheel_of_the_architecture_as_it_is_now(self, tmp_path: Path) -> None:
+    def test_is_the_current_wheel_of_the_architecture(self, tmp_path: Path) -> None:
         dist = tmp_path / "dist"
         self.wheel(dist, "esp_gw_core-1-cp311-abi3-manylinux_2_28_x86_64.whl", "x86")
         assert root.native_engine(tmp_path, ARM, dist, print) is None
@@ -126,7 +126,7 @@ class TestNativeEngine:
             assert folder is not None
             assert (folder / "esp_gw_core/__init__.py").read_text() == content
 
-    def test_that_is_no_wheel_is_an_error(self, tmp_path: Path) -> None:
+    def test_that_is_not_a_wheel_is_an_error(self, tmp_path: Path) -> None:
         (tmp_path / "esp_gw_core-1-cp311-abi3-linux_aarch64.whl").write_text("not found")
         with pytest.raises(LabError, match=r"aarch64\.whl: not a wheel"):
             root.native_engine(tmp_path, ARM, tmp_path, print)
@@ -140,5 +140,5 @@ def test_a_machine_of_another_architecture_has_its_own_programs_and_the_checkout
     share = f"local,id=checkout,path={CHECKOUT},security_model=none,multidevs=remap,readonly=on"
     assert share in line
     assert line[line.index("-cpu") + 1] == "cortex-a76"
-    # The host's environment is in the checkout, too, and nothing of it runs there.
+    # The checkout may hold the host's virtual environment, whose programs don't run inside.
     assert here(setup, ("true",), CHECKOUT).environment["PATH"].startswith("/usr/bin:/usr/local/")
