@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Shared by the scripts beside it: packages, the virtual environment, root.
+# Functions shared by the scripts in this folder: packages, the virtual environment, root.
 
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -11,7 +11,7 @@ as_root() {
     if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-# need_packages COMMAND:PACKAGE...: installs the Debian packages whose command (or file) is missing.
+# need_packages COMMAND:PACKAGE...: install the Debian packages whose command (or file) is missing.
 need_packages() {
     local pair missing=()
     for pair in "$@"; do
@@ -22,26 +22,26 @@ need_packages() {
     [ ${#missing[@]} -eq 0 ] && return
     say "installing Debian packages: ${missing[*]}"
     if ! command -v apt-get >/dev/null; then
-        say "error: no apt-get here: install them by your system's means, then run this again"
+        say "error: apt-get is not installed: install the packages by other means, then run this again"
         exit 1
     fi
     as_root apt-get update -qq >&2 || true
     if ! as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get install -y -qq "${apt_options[@]}" "${missing[@]}" >&2; then
-        say "error: apt-get could not install ${missing[*]}: see above; is there a network?"
+        say "error: apt-get could not install ${missing[*]}: see above; check the network"
         exit 1
     fi
 }
 apt_options=()
 
-# need_qemu ARCHITECTURE: what scripts/vm needs; without the graphics that Debian recommends with it.
+# need_qemu ARCHITECTURE: install the packages for scripts/vm, without the recommended graphics.
 need_qemu() {
     local apt_options=(--no-install-recommends) qemu="qemu-system-x86_64:qemu-system-x86"
     if [ "$1" = aarch64 ]; then qemu="qemu-system-aarch64:qemu-system-arm"; fi
     need_packages "$qemu" depmod:kmod setpriv:util-linux
 }
 
-# A python3 of 3.11 or newer that can make virtual environments.
+# Print a python3 of version 3.11 or newer that can create virtual environments.
 find_python() {
     local candidate
     for candidate in python3 python3.13 python3.12 python3.11 /usr/bin/python3; do
@@ -55,13 +55,13 @@ find_python() {
     return 1
 }
 
-# make_venv EXTRAS: the package, in editable form, in .venv of the checkout.
+# make_venv EXTRAS: install the package in editable mode into the checkout's .venv.
 make_venv() {
     local extras=$1 python stamp=$venv/.installed wanted
     python=$(find_python) || {
         need_packages "none-such:python3-venv"
         python=$(find_python) || {
-            say "error: esp_gw needs Python 3.11 or newer (Debian 12, Raspberry Pi OS 12 have it)"
+            say "error: esp_gw needs Python 3.11 or newer, as in Debian 12 and Raspberry Pi OS 12"
             exit 1
         }
     }
@@ -70,15 +70,15 @@ make_venv() {
     say "installing the Python package into ${venv#"$PWD"/}"
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root$extras" >&2
-    # lab/ is never installed; this environment alone finds it.
+    # lab/ is never installed: only this environment finds it.
     printf '%s\n' "$root" >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/checkout.pth"
     printf '%s' "$wanted" >"$stamp"
 }
 
-# The ledger is bound to the machine by its id; a bare container has none yet.
+# The ledger is bound to the machine's id, which a bare container lacks.
 need_machine_id() {
     if [ -s /etc/machine-id ]; then return; fi
-    say "giving this machine an id (/etc/machine-id)"
+    say "creating /etc/machine-id"
     if command -v systemd-machine-id-setup >/dev/null; then
         as_root systemd-machine-id-setup >&2
     else
@@ -95,26 +95,25 @@ need_tun() {
     fi
 }
 
-# make_native: builds the native engine into .venv where there is a Rust toolchain, and says so where
-# there is none.
+# make_native: build the native engine into .venv, or report that there is no Rust toolchain.
 make_native() {
     local stamp=$venv/.native wanted rust
     rust=$(rustc --version 2>/dev/null | cut -d' ' -f2) || true
     if [ -z "$rust" ] || ! command -v cargo >/dev/null; then
-        say "no Rust toolchain here: the python engine is used"
+        say "no Rust toolchain: using the python engine"
         return
     fi
     if [ "$(printf '%s\n' 1.85 "$rust" | sort -V | head -n 1)" != 1.85 ]; then
-        say "rustc $rust is older than 1.85: the python engine is used"
+        say "rustc $rust is older than 1.85: using the python engine"
         return
     fi
     need_packages cc:gcc make:make
-    # OpenSSL's build needs more of Perl than the base system has.
+    # OpenSSL's build needs Perl modules beyond the base system's.
     perl -MFindBin -MIPC::Cmd -e 1 2>/dev/null || need_packages none-such:perl
     wanted=$(find "$root/crates" -path "$root/crates/target" -prune -o -type f -print0 |
         sort -z | xargs -0 sha256sum | sha256sum)
     if [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then return; fi
-    say "building the native engine; the first time takes some minutes, most of them for OpenSSL and AWS-LC"
+    say "building the native engine; the first build takes some minutes, mostly for OpenSSL and AWS-LC"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$root/crates/esp-py" >&2
     printf '%s' "$wanted" >"$stamp"
 }

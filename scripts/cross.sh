@@ -1,29 +1,29 @@
 # shellcheck shell=bash
-# Shared by the scripts beside it that build for aarch64, too: Debian's Rust and its cross compiler.
+# Shared by the scripts that also build for aarch64: Debian's Rust and its cross compiler.
 # shellcheck source=scripts/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 rust=$root/crates/target/debian-rust
 
-# need_cross: what it takes to build for x86_64 and aarch64 here, and to link Python's extensions.
-# Rust goes into a folder of its own, for this machine's may be rustup's, which can't be told to
-# use Debian's library for aarch64, and whose packages conflict with Debian's.
+# need_cross: install the toolchain that builds for x86_64 and aarch64 and links Python extensions.
+# Rust goes into a separate folder: the host's may be rustup's, which can't use Debian's library for
+# aarch64, and whose packages conflict with Debian's.
 need_cross() {
     if [ "$(uname -m)" != x86_64 ]; then
-        say "error: this builds on x86_64 only; on the Pi itself, 'pip install ./crates/esp-py' builds"
+        say "error: this script needs an x86_64 host; on a Pi itself, run 'pip install ./crates/esp-py'"
         exit 1
     fi
     local apt_options=(--no-install-recommends)
     need_packages cc:gcc make:make aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu \
         /usr/aarch64-linux-gnu/include/stdio.h:libc6-dev-arm64-cross
-    # OpenSSL's build needs more of Perl than the base system has.
+    # OpenSSL's build needs Perl modules beyond the base system's.
     perl -MFindBin -MIPC::Cmd -e 1 2>/dev/null || need_packages none-such:perl
     need_debian_rust
     export PATH=$rust/usr/bin:$PATH
     export LD_LIBRARY_PATH=$rust/usr/lib/x86_64-linux-gnu
     export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
     export CARGO_TARGET_DIR=$root/crates/target/wheels
-    # Of the compiler above, and of no other.
+    # These would select another compiler or other flags.
     unset RUSTC RUSTC_WRAPPER RUSTFLAGS CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_TARGET RUSTUP_TOOLCHAIN
 }
 
@@ -34,7 +34,7 @@ need_debian_rust() {
     rm -rf "$rust" "$work"
     mkdir -p "$work"/{lists/partial,archives/partial,arm64,unpacked}
     if ! (cd "$work" && fetch_rust >"$work/log" 2>&1); then
-        say "error: Debian's Rust can't be had: $(grep -m 1 '^E: ' "$work/log" || tail -n 1 "$work/log")"
+        say "error: can't fetch Debian's Rust: $(grep -m 1 '^E: ' "$work/log" || tail -n 1 "$work/log")"
         exit 1
     fi
     touch "$work/unpacked/complete"
@@ -42,8 +42,8 @@ need_debian_rust() {
     rm -r "$work"
 }
 
-# fetch_rust: unpacks the packages below unpacked/. apt works in this folder, with the host's sources,
-# and on the belief that the host has no Rust, so that it fetches what the host has, too.
+# fetch_rust: unpack the packages into unpacked/. apt works in this folder with the host's sources. Its
+# dpkg status lists no Rust, so that it also fetches packages that the host has installed.
 fetch_rust() {
     local package options=(
         -q -o "Dir::State=$PWD" -o "Dir::State::status=$PWD/status" -o "Dir::Cache=$PWD"
@@ -53,7 +53,7 @@ fetch_rust() {
     )
     awk -v RS= -v ORS='\n\n' '!/^Package: (cargo|libstd-rust|rust)/' /var/lib/dpkg/status >status
     apt-get "${options[@]}" -o APT::Update::Error-Mode=any update || return
-    # The one that Debian keeps new, for web browsers.
+    # The package of Rust that Debian keeps up to date, for web browsers.
     apt-get "${options[@]}" --download-only --no-install-recommends -y \
         install rustc-web:amd64 cargo-web:amd64 || return
     (cd arm64 && apt-get "${options[@]}" download libstd-rust-web-dev:arm64) || return
