@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from esp_gw.demo.netns import Namespace
 from esp_gw.demo.pair import GatewayPair, PairPlan, gateway_pair
 from esp_gw.demo.tap import Tap
+from tests.support.engines import ENGINES
 from tests.support.labtools import Capture, MakePair
 
 
@@ -34,9 +34,7 @@ def stack() -> Iterator[contextlib.ExitStack]:
         yield stack
 
 
-# Every test that builds a pair runs over each engine that is installed.
-ENGINES = ["python", *(["native"] if find_spec("esp_gw_core") else [])]
-# Two engines are compared where there are two.
+# A comparison takes both engines.
 collect_ignore = [] if "native" in ENGINES else ["test_engines_agree.py"]
 
 
@@ -44,7 +42,7 @@ collect_ignore = [] if "native" in ENGINES else ["test_engines_agree.py"]
 def make_pair(
     request: pytest.FixtureRequest, tmp_path: Path, stack: contextlib.ExitStack
 ) -> MakePair:
-    """Build a pair of gateways from PairPlan fields; it is not started."""
+    """Build a pair of gateways from PairPlan fields, not started, for each installed engine."""
 
     def make(**fields: object) -> GatewayPair:
         fields["settings"] = {"engine": request.param, **fields.get("settings", {})}  # type: ignore[dict-item]

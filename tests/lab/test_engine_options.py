@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,12 +16,12 @@ from esp_gw.demo.netns import Namespace
 from esp_gw.demo.pair import GatewayPair
 from esp_gw.demo.traffic import iperf, iperf_server
 from esp_gw.model import Encapsulation
+from tests.support.borrow import borrow_sockets
 from tests.support.labtools import edit, ping, until
 
 MakePair = Callable[..., GatewayPair]
 ALL = ("tso", "uso", "udp_gso", "udp_gro", "merge")
 WIRE_FRAME = 1514
-_PIDFD_GETFD = 438
 
 
 def is_native(pair: GatewayPair) -> bool:
@@ -135,23 +133,16 @@ def test_the_providers_understand_each_other(make_pair: MakePair) -> None:
 
 
 def refuse_gso(gateway: LabGateway) -> None:
-    """Have the kernel refuse UDP_SEGMENT on every UDP socket of a daemon: without checksums it
-    answers EINVAL (net/ipv4/udp.c, udp_send_skb)."""
-    assert gateway.process is not None
-    pid = gateway.process.pid
-    pidfd = os.pidfd_open(pid)
-    libc = ctypes.CDLL(None, use_errno=True)
+    """Make the kernel refuse UDP_SEGMENT on every UDP socket of a daemon.
+
+    On a socket without checksums it fails with EINVAL (net/ipv4/udp.c, udp_send_skb).
+    """
     found = 0
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        if not entry.readlink().name.startswith("socket:"):
-            continue
-        fd = libc.syscall(_PIDFD_GETFD, pidfd, int(entry.name), 0)
-        assert fd >= 0, os.strerror(ctypes.get_errno())
+    for fd in borrow_sockets(gateway.pid):
         with socket.socket(fileno=fd) as theirs:
             if (theirs.family, theirs.type) == (socket.AF_INET, socket.SOCK_DGRAM):
                 theirs.setsockopt(socket.SOL_SOCKET, 11, 1)  # SO_NO_CHECK
                 found += 1
-    os.close(pidfd)
     assert found
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import yaml
 from pyroute2 import netns
 
 from esp_gw.demo.gateways import LabGateway
-from esp_gw.demo.netns import Namespace, wire
+from esp_gw.demo.netns import Namespace, namespaces, wire
 from esp_gw.model import (
     AES_GCM,
     AES_GMAC,
@@ -298,3 +298,23 @@ class Peers:
         counters = {name: int(value) for name, value in map(str.split, lines)}
         counters |= self.gateway.ask("stats")["drops"]
         return {name: value for name, value in counters.items() if value}
+
+
+@contextmanager
+def kernel_peers(
+    folder: Path, links: list[Link], prepare: Callable[[LabGateway], None]
+) -> Iterator[Peers]:
+    """Start a gateway beside the kernel's ESP, with `links` between the two.
+
+    `prepare` writes the gateway's configuration before the start. `folder` holds its files.
+    """
+    with ExitStack() as stack:
+        a, b = stack.enter_context(namespaces("a", "b"))
+        for sock in build(a, b, links, folder):
+            stack.callback(sock.close)
+        gateway = LabGateway(a, folder / "gateway.yaml", folder)
+        prepare(gateway)
+        gateway.create_ledger()
+        gateway.start()
+        stack.callback(gateway.stop)
+        yield Peers(gateway, b)

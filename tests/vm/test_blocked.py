@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 import pytest
 
 from lab.vm.machine import Machine
+from tests.support.engines import ENGINES
 from tests.support.guest import Guest, MakeSetup
 
 BLOCKED = ("esp4", "esp6", "algif_aead")
-ENGINES = ["python", *(["native"] if find_spec("esp_gw_core") else [])]
 
 
 @pytest.fixture(scope="module")

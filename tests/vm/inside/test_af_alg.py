@@ -6,8 +6,6 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,12 +14,18 @@ from esp_gw.crypto import af_alg, openssl
 from esp_gw.crypto.measure import Sealer
 from esp_gw.crypto.probe import choose, find_faults
 from esp_gw.demo.gateways import LabGateway
-from esp_gw.demo.netns import namespaces
 from esp_gw.model import SUITES, Encapsulation, KeyMaterial, Mode, Suite
 from esp_gw.protocol import IV_LEN, SALT_LEN
-from tests.support.kernel_peer import Link, Peers, build, sizes, with_keys, write_configuration
+from tests.support.engines import ENGINES
+from tests.support.kernel_peer import (
+    Link,
+    Peers,
+    kernel_peers,
+    sizes,
+    with_keys,
+    write_configuration,
+)
 
-ENGINES = ["python", *(["native"] if find_spec("esp_gw_core") else [])]
 SABOTAGE = Path(__file__).parent / "sabotage"
 LENGTHS = [*range(34), 63, 64, 65, 576, 1400, 1500, 4095, 4096, 4097, 9000, 65535]
 # One SA pair of every suite; what else differs does so by turns.
@@ -94,19 +98,14 @@ def test_the_kernel_knows_the_answers_and_is_measured() -> None:
 def peers(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Peers]:
-    """A gateway that has all of its cryptography by AF_ALG, and the kernel's ESP beside it."""
-    folder = tmp_path_factory.mktemp("gateway")
-    with ExitStack() as stack:
-        a, b = stack.enter_context(namespaces("a", "b"))
-        for sock in build(a, b, LINKS, folder):
-            stack.callback(sock.close)
-        gateway = LabGateway(a, folder / "gateway.yaml", folder)
+    """A gateway that does all of its cryptography by AF_ALG, and the kernel's ESP as its peer."""
+
+    def prepare(gateway: LabGateway) -> None:
         gateway.env["PYTHONPATH"] = str(SABOTAGE)
         configure(gateway, request.param, LINKS)
-        gateway.create_ledger()
-        gateway.start()
-        stack.callback(gateway.stop)
-        yield Peers(gateway, b)
+
+    with kernel_peers(tmp_path_factory.mktemp("gateway"), LINKS, prepare) as peers:
+        yield peers
 
 
 def configure(gateway: LabGateway, engine: str, links: list[Link]) -> None:

@@ -4,8 +4,6 @@ when the kernel lets it down."""
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -18,14 +16,15 @@ from hypothesis import strategies as st
 from esp_gw.demo.gateways import LabGateway
 from esp_gw.demo.pair import GatewayPair, PairPlan, gateway_pair
 from esp_gw.demo.traffic import iperf, iperf_server
-from esp_gw.model import AF_ALG_ON, Direction
+from esp_gw.model import AF_ALG_ON
 from tests.support import twins
+from tests.support.borrow import borrow_sockets
 from tests.support.labtools import edit, ping
-from tests.support.twin_packets import inbound_steps, leases, outbound_steps, plans
+from tests.support.twin_checks import check_inbound, check_outbound
 
 PARALLEL = "pcrypt(generic-gcm-aesni)"
 """AES-GCM of the kernel's by threads of its own: it answers later, as an accelerator does."""
-_PIDFD_GETFD = 438
+
 _SO_DOMAIN = 39
 
 some = settings(
@@ -61,10 +60,7 @@ def both() -> Iterator[twins.Twins]:
 def test_what_the_tun_gives_leaves_as_the_bytes_that_openssl_makes(
     both: twins.Twins, data: st.DataObject
 ) -> None:
-    plan = data.draw(plans(Direction.OUTBOUND))
-    lease = data.draw(leases(plan.sa))
-    steps = data.draw(outbound_steps(plan, lease))
-    both.compare(lambda twin: twin.outbound(plan.kind, plan.sas, lease, plan.policies, steps))
+    check_outbound(both, data)
 
 
 @given(st.data())
@@ -72,9 +68,7 @@ def test_what_the_tun_gives_leaves_as_the_bytes_that_openssl_makes(
 def test_what_the_sockets_give_comes_in_as_the_packets_that_openssl_makes(
     both: twins.Twins, data: st.DataObject
 ) -> None:
-    plan = data.draw(plans(Direction.INBOUND))
-    steps = data.draw(inbound_steps(plan, 0))
-    both.compare(lambda twin: twin.inbound(plan.sas, 0, steps, both.splitter))
+    check_inbound(both, data)
 
 
 @pytest.fixture(scope="module")
@@ -99,22 +93,15 @@ def carry(pair: GatewayPair) -> None:
 
 
 def af_alg_sockets(gateway: LabGateway) -> list[socket.socket]:
-    """The AF_ALG sockets of a daemon, as sockets of ours."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    pidfd = os.pidfd_open(gateway.pid)
+    """Duplicates of a daemon's AF_ALG sockets."""
     found = []
-    for entry in Path(f"/proc/{gateway.pid}/fd").iterdir():
-        if not entry.readlink().name.startswith("socket:"):
-            continue
-        fd = libc.syscall(_PIDFD_GETFD, pidfd, int(entry.name), 0)
-        assert fd >= 0, os.strerror(ctypes.get_errno())
-        # Of its family it has to be told: it has no name to know it by.
+    for fd in borrow_sockets(gateway.pid):
+        # With a family given, Python does not ask for the name, which AF_ALG sockets lack.
         theirs = socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET, 0, fileno=fd)
         if theirs.getsockopt(socket.SOL_SOCKET, _SO_DOMAIN) == socket.AF_ALG:
             found.append(theirs)
         else:
             theirs.close()
-    os.close(pidfd)
     return found
 
 

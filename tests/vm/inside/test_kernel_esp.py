@@ -6,27 +6,24 @@ import platform
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from importlib.util import find_spec
 from itertools import product
 
 import pytest
 
 from esp_gw.demo.gateways import LabGateway
-from esp_gw.demo.netns import namespaces
 from esp_gw.model import MIN_REPLAY_WINDOW, SUITES, Encapsulation, Mode
+from tests.support.engines import ENGINES
 from tests.support.kernel_peer import (
     PATIENCE,
     Link,
     Peers,
-    build,
+    kernel_peers,
     sizes,
     with_keys,
     write_configuration,
 )
 from tests.support.pinger import message
 
-ENGINES = ["python", *(["native"] if find_spec("esp_gw_core") else [])]
 WINDOWS = (32, 64, 128, 1024, 4096)
 OUR_WINDOWS = (MIN_REPLAY_WINDOW, 128, 512, 1024, 4096)
 SHAPES = list(product(Mode, Encapsulation, (4, 6), (True, False)))
@@ -65,17 +62,11 @@ both_ways = pytest.mark.parametrize("sender", [0, 1], ids=["from-esp-gw", "from-
 def peers(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Peers]:
-    folder = tmp_path_factory.mktemp("gateway")
-    with ExitStack() as stack:
-        a, b = stack.enter_context(namespaces("a", "b"))
-        for sock in build(a, b, LINKS, folder):
-            stack.callback(sock.close)
-        gateway = LabGateway(a, folder / "gateway.yaml", folder)
+    def prepare(gateway: LabGateway) -> None:
         write_configuration(gateway.config, LINKS, {**gateway.settings, "engine": request.param})
-        gateway.create_ledger()
-        gateway.start()
-        stack.callback(gateway.stop)
-        yield Peers(gateway, b)
+
+    with kernel_peers(tmp_path_factory.mktemp("gateway"), LINKS, prepare) as peers:
+        yield peers
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from platform import release
@@ -34,6 +33,7 @@ from esp_gw.model import Encapsulation, Mode
 from esp_gw.xfrm.parser import parse
 from esp_gw.xfrm.records import XfrmState
 from esp_gw.xfrm.takeover import MARGIN
+from tests.support.engines import ENGINES
 from tests.support.labtools import Capture, EspPacket, esp_packets, frames, send_frames, until
 
 OUTER = ("192.0.2.1", "192.0.2.2")
@@ -41,7 +41,6 @@ INNER = (("10.1.0.1", "10.1.0.0/24"), ("10.2.0.1", "10.2.0.0/24"))
 GCM, CHACHA = "rfc4106(gcm(aes))", "rfc7539esp(chacha20,poly1305)"
 UDP_ENCAP, UDP_ENCAP_ESPINUDP = 100, 2
 PINGS = 5
-ENGINES = ["python", *(["native"] if find_spec("esp_gw_core") else [])]
 
 
 @dataclass(frozen=True)
