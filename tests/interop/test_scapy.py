@@ -1,4 +1,4 @@
-"""The ESP codec and scapy's, each opening what the other sealed."""
+"""The ESP codec against scapy's: each opens packets sealed by the other."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from esp_gw.model import (
     Sa,
     Suite,
 )
+from tests.support.evidence import RecordProperty, record_trial
 
 SPI = 0xDECAF123
 KEYMAT = KeyMaterial(bytes(range(100, 132)), b"\xca\xfe\xba\xbe")
@@ -60,7 +61,7 @@ PAYLOADS = [
 
 @dataclass(frozen=True)
 class Shape:
-    """How packets look around ESP: mode, outer IP version, UDP encapsulation."""
+    """Headers around ESP: mode, outer IP version, UDP encapsulation."""
 
     mode: Mode
     version: int
@@ -102,7 +103,7 @@ def our_sa(suite: Suite, esn: bool) -> Sa:
 
 
 def scapy_sa(suite: Suite, shape: Shape, esn: bool, seq: int) -> SecurityAssociation:
-    """Make scapy's SA, which seals its next packet with the number `seq`."""
+    """Return scapy's SA, which seals its next packet with sequence number `seq`."""
     sa = SecurityAssociation(
         ESP,
         spi=SPI,
@@ -138,7 +139,7 @@ def inner_packets(shape: Shape) -> list[Packet]:
 
 
 def protected_part(shape: Shape, inner: Packet) -> tuple[bytes, int]:
-    """The bytes that ESP carries for this packet, and the next header that says what they are."""
+    """The bytes that ESP carries for this packet, and their next header."""
     if shape.mode is Mode.TUNNEL:
         return bytes(inner), 4 if inner.version == 4 else 41
     return bytes(inner)[HEADER_LEN[inner.version] :], (
@@ -151,7 +152,7 @@ def seqs_for(esn: bool) -> list[int]:
 
 
 def outer_packet(shape: Shape, esp: bytes) -> Packet:
-    """Put our ESP packet behind the headers under which the wire would bring it to scapy."""
+    """Prepend to our ESP packet the headers that it would have on the wire."""
     headers = OUTER_HEADERS if shape.mode is Mode.TUNNEL else HEADERS
     ip = headers[shape.version]()
     if shape.udp:
@@ -169,17 +170,18 @@ def encap(sender: OutboundEsp, payload: bytes, next_header: int) -> bytes:
 
 
 @pytest.fixture
-def tried(
-    request: pytest.FixtureRequest, record_property: Callable[[str, object], None], suite: Suite
-) -> None:
-    """Say in the results what was tried: docs/interop.md is made from them."""
+def tried(request: pytest.FixtureRequest, record_property: RecordProperty, suite: Suite) -> None:
+    """Record the trial for docs/interop.md."""
     ways = {"test_we_open_what_scapy_sealed": "scapy seals, esp_gw opens"}
     way = ways.get(request.node.originalname, "esp_gw seals, scapy opens")
     shapes = "both modes, IPv4 and IPv6, ESP and ESP in UDP, with and without ESN"
-    record_property("peer", f"scapy {scapy.__version__}")
-    record_property("configuration", str(suite))
-    record_property("tried", f"{way}: UDP and TCP, {shapes}, sequence numbers up to the last")
-    record_property("engine", "python")
+    record_trial(
+        record_property,
+        peer=f"scapy {scapy.__version__}",
+        configuration=str(suite),
+        tried=f"{way}: UDP and TCP, {shapes}, sequence numbers up to the last",
+        engine="python",
+    )
 
 
 @every_suite

@@ -1,11 +1,10 @@
-"""tshark opens what two gateways said to each other, with the keys of their SAs."""
+"""tshark decrypts the traffic of two gateways, given the keys of their SAs."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from esp_gw.demo.pair import GatewayPair, PairPlan, gateway_pair
 from esp_gw.demo.traffic import iperf, iperf_server
 from esp_gw.model import SUITES, Encapsulation, Mode, Sa
+from tests.support.evidence import RecordProperty, record_trial
 from tests.support.labtools import Capture, configured_sa, edit, ping, tunnel
 
 pytestmark = pytest.mark.root
@@ -27,21 +27,23 @@ def test_tshark_decrypts_and_verifies_real_traffic(
     mode: Mode,
     encapsulation: Encapsulation,
     suite: str,
-    record_property: Callable[[str, object], None],
+    record_property: RecordProperty,
 ) -> None:
-    assert os.geteuid() == 0, "lab tests make network namespaces and need root: ./scripts/test"
+    assert os.geteuid() == 0, "lab tests need root for network namespaces: run ./scripts/test"
     plan = PairPlan(mode=mode, encapsulation=encapsulation, suite=SUITES[suite])
     with gateway_pair(tmp_path, plan) as pair:
         for gateway in (pair.a, pair.b):
-            # tshark verifies ICVs without extended sequence numbers only (Wireshark up to 4.2).
+            # tshark verifies ICVs only without extended sequence numbers (Wireshark up to 4.2).
             edit(gateway, lambda config: tunnel(config).update(esn=False))
         pair.start()
-        # docs/interop.md is made from these.
-        record_property("peer", _version())
         esp = "ESP in UDP" if encapsulation is Encapsulation.UDP else "ESP"
-        record_property("configuration", f"{suite}, {mode}, IPv4, {esp}, no ESN")
-        record_property("tried", "pings and a TCP stream of two gateways: decrypted, ICVs verified")
-        record_property("engine", pair.a.ask("status")["engine"])
+        record_trial(
+            record_property,
+            peer=_version(),
+            configuration=f"{suite}, {mode}, IPv4, {esp}, no ESN",
+            tried="pings and a TCP stream of two gateways: decrypted, ICVs verified",
+            engine=pair.a.ask("status")["engine"],
+        )
         wire = Capture(pair.a.namespace, tmp_path / "wire.pcap")
         target = plan.inner(1)
         assert ping(pair.a.namespace, target, count=PINGS, size=201) == PINGS
@@ -51,7 +53,7 @@ def test_tshark_decrypts_and_verifies_real_traffic(
     assert {packet["esp.icv_good"] for packet in packets} == {"1"}
     sides = {plan.inner(0), plan.inner(1)}
     for packet in packets:
-        # Of two IP headers the last is the inner one; transport mode has only one.
+        # Tunnel mode has two IP headers, the inner one last; transport mode has one.
         headers = packet["ip.src"].split(","), packet["ip.dst"].split(",")
         assert len(headers[0]) == (2 if mode is Mode.TUNNEL else 1)
         assert {headers[0][-1], headers[1][-1]} == sides
@@ -90,7 +92,7 @@ def _decrypted(capture: Path, pair: GatewayPair) -> list[dict[str, str]]:
 
 
 def _record(sa: Sa) -> str:
-    """An SA as a row of tshark's table."""
+    """An SA as a row of tshark's table `esp_sa`."""
     ends = (sa.local, sa.remote) if sa.name.endswith("/out") else (sa.remote, sa.local)
     columns = (
         *("IPv4", str(ends[0]), str(ends[1]), f"{sa.spi:#010x}"),

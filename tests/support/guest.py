@@ -1,4 +1,4 @@
-"""A virtual machine as tests use it."""
+"""A virtual machine for tests."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from lab.vm.machine import Machine, Setup, run
 from lab.vm.protocol import Kind
 
 LIMIT = 900.0
-"""Seconds for one command in a machine: it is an emulator, and may share two processors."""
+"""Seconds for one command in a machine: an emulator that may share two processors."""
 INSIDE = "ESP_GW_INSIDE_VM"
-"""The environment variable that is set for tests that run in a machine."""
+"""The environment variable set for tests that run in a machine."""
 
 MakeSetup = Callable[..., Setup]
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a command in a machine came to; its output of both kinds as it came."""
+    """Exit status and output of a command in a machine."""
 
     status: int
     stdout: str
@@ -30,12 +30,12 @@ class Result:
 
     @property
     def tail(self) -> str:
-        """The end of all that was said, for a failure's message."""
+        """Status and the end of the output, for a failure message."""
         return f"status {self.status}\n{self.stdout[-6000:]}\n{self.stderr[-3000:]}"
 
 
 class Guest:
-    """A machine that runs commands for tests, in the folder of the checkout."""
+    """A machine that runs commands for tests, in the checkout."""
 
     def __init__(self, machine: Machine, setup: Setup) -> None:
         self._machine = machine
@@ -53,7 +53,7 @@ class Guest:
         return Result(status, said[Kind.STDOUT].decode(), said[Kind.STDERR].decode())
 
     def pytest(self, name: str) -> Result:
-        """Run NAME.py of tests/vm/inside in the machine; its evidence goes to /out/NAME.jsonl."""
+        """Run tests/vm/inside/NAME.py in the machine; its evidence goes to /out/NAME.jsonl."""
         program = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--timeout=600")
         evidence = f"--evidence={OUT}/{name}.jsonl"
         return self.run(*program, evidence, f"tests/vm/inside/{name}.py", env={INSIDE: "1"})

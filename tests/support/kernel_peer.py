@@ -1,9 +1,9 @@
-"""The kernel's own ESP as the peer of esp_gw: what the two agree on, and the kernel's half of it.
+"""The kernel's own ESP as the peer of esp_gw: shared parameters, and the kernel's configuration.
 
     a  esp_gw [esp0 10.1.N.1]  192.0.2.1 ==== wire ==== 192.0.2.2  [lo 10.2.N.1] the kernel  b
 
-Each link N is one pair of SAs. In tunnel mode it has prefixes of its own (also fd00:1:N::/64 and
-fd00:2:N::/64), in transport mode outer addresses of its own (192.0.2.100 + N and 192.0.2.200 + N).
+Each link N is one pair of SAs. In tunnel mode it has its own prefixes (also fd00:1:N::/64 and
+fd00:2:N::/64), in transport mode its own outer addresses (192.0.2.100 + N and 192.0.2.200 + N).
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _WAYS = ("in", "out")
 _OUTER = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
 
 
-# A policy for a neighbour's address takes in how it is found, which can't work protected, and the
-# UDP that carries the ESP: the kernel asks its policies before it takes the ESP out.
+# A policy for a neighbour's address also matches its neighbour discovery, which can't work
+# protected, and the UDP that carries ESP: the kernel checks policies before decapsulation.
 _BYPASSED = [
     *((f"src ::/0 dst ::/0 proto 58 type {kind}", way) for kind in (135, 136) for way in _WAYS),
     *((f"src {every} dst {every} proto udp dport 4500", "in") for every in ("0.0.0.0/0", "::/0")),
@@ -74,7 +74,7 @@ class Link:
 
     @property
     def words(self) -> str:
-        """What the two ends agreed on, for a person."""
+        """The configuration of both ends in words, for docs/interop.md."""
         esp = "ESP in UDP" if self.encapsulation is Encapsulation.UDP else "ESP"
         esn = "ESN" if self.esn else "no ESN"
         windows = f"windows {self.replay_window} and {self.kernel_window}"
@@ -93,7 +93,7 @@ class Link:
         return (4, 6) if self.mode is Mode.TUNNEL else (self.version,)
 
     def inner(self, side: int, version: int) -> str:
-        """The address of a side that traffic through the SAs goes to."""
+        """The inner address of a side."""
         if self.mode is Mode.TRANSPORT:
             return self.outer[side]
         if version == 4:
@@ -101,7 +101,7 @@ class Link:
         return f"fd00:{side + 1}:{self.number}::1"
 
     def net(self, side: int, version: int) -> str:
-        """What the selectors of a side are."""
+        """The prefix of a side's selectors."""
         if self.mode is Mode.TRANSPORT:
             return f"{self.outer[side]}/{32 if version == 4 else 128}"
         if version == 4:
@@ -110,14 +110,15 @@ class Link:
 
     @property
     def least_payload(self) -> int:
-        """The shortest transport payload of esp_gw that the kernel doesn't drop.
+        """The shortest transport payload from esp_gw that the kernel doesn't drop.
 
-        Of ESP in UDP over IPv6 it takes no packet below 40 bytes, and counts it nowhere: the UDP
-        datagram has to be as long as its own header and IPv6's (net/ipv6/xfrm6_input.c).
+        With ESP in UDP over IPv6 the kernel drops packets below 40 bytes and counts them nowhere:
+        it requires the UDP datagram to be as long as its own and IPv6's header
+        (net/ipv6/xfrm6_input.c).
         """
         if (self.mode, self.encapsulation, self.version) != (Mode.TRANSPORT, Encapsulation.UDP, 6):
             return 0
-        # SPI, sequence number, IV, ICV; the payload and its trailer fill whole words.
+        # Less SPI, sequence number, IV and ICV; payload and trailer are padded to whole words.
         return 40 - 16 - self.suite.icv_len - 5
 
     def spi(self, sender: int) -> int:
@@ -146,8 +147,8 @@ class Link:
         return entry
 
     def state(self, sender: int, *more: str) -> list[str]:
-        """The arguments of `ip xfrm state` for the SA of a sender, without the command."""
-        # Without it the SA takes inner packets of its outer IP version only.
+        """The arguments of `ip xfrm state add` for the SA of a sender."""
+        # Without it the SA accepts only inner packets of its outer IP version.
         either_version = ["af-unspec"] if self.mode is Mode.TUNNEL else []
         flags = [*(["esn"] if self.esn else []), *either_version]
         encap = ["encap", "espinudp", "4500", "4500", "0.0.0.0"]
@@ -168,7 +169,7 @@ class Link:
         ]
 
     def policies(self) -> Iterator[list[str]]:
-        """The arguments of `ip xfrm policy` in the kernel's namespace."""
+        """The arguments of `ip xfrm policy add` in the kernel's namespace."""
         for version in self.inner_versions:
             for direction, sender in (("out", 1), ("in", 0)):
                 yield [
@@ -180,7 +181,7 @@ class Link:
 
 
 def with_keys(link: Link) -> Link:
-    """The link with fresh keys, key and salt as hex."""
+    """Return the link with fresh keys: key and salt as hex."""
     keys = [secrets.token_hex(link.suite.keymat_len) for _ in range(2)]
     values = {name: getattr(link, name) for name in link.__dataclass_fields__}
     return Link(**{**values, "keys": tuple(keys)})
@@ -188,7 +189,7 @@ def with_keys(link: Link) -> Link:
 
 @contextmanager
 def inside(namespace: Namespace) -> Iterator[None]:
-    """Make sockets in a namespace: they stay there."""
+    """Enter a network namespace: sockets made in the block stay in it."""
     netns.pushns(namespace.name)
     try:
         yield
@@ -197,7 +198,7 @@ def inside(namespace: Namespace) -> Iterator[None]:
 
 
 def build(a: Namespace, b: Namespace, links: list[Link], folder: Path) -> list[socket.socket]:
-    """Join the namespaces and set up the kernel's half; the sockets are to be kept open."""
+    """Join the namespaces and configure the kernel; the caller keeps the sockets open."""
     wire(a, b)
     for side, namespace in enumerate((a, b)):
         outer = {(link.outer[side], link.version) for link in links}
@@ -209,7 +210,7 @@ def build(a: Namespace, b: Namespace, links: list[Link], folder: Path) -> list[s
                 for selector, way in _BYPASSED
             ]
             batch += [command for link in links for command in _kernels_half(link)]
-        # One process for all: starting one is what takes an emulator's time.
+        # A single process for all commands: starting processes is slow in an emulator.
         file = folder / f"ip-{side}"
         file.write_text("\n".join(" ".join(command) for command in batch))
         namespace.ip("-batch", str(file))
@@ -224,7 +225,7 @@ def _kernels_half(link: Link) -> Iterator[list[str]]:
     if link.mode is Mode.TUNNEL:
         for version in link.inner_versions:
             yield _add_address(link.inner(1, version), version, "lo")
-            # Where to is the policy's business; the route is what makes the kernel ask it.
+            # The policy decides the destination; the route only makes the kernel consult it.
             via = ["via", _OUTER[version][0], "dev", "wan"]
             yield ["route", "add", link.net(0, version), *via]
 
@@ -236,7 +237,7 @@ def _add_address(address: str, version: int, device: str) -> list[str]:
 
 
 def _encap_socket(namespace: Namespace, family: socket.AddressFamily) -> socket.socket:
-    """The socket by which the kernel takes ESP out of UDP (udp(7), UDP_ENCAP)."""
+    """Return a socket on which the kernel decapsulates ESP in UDP (udp(7), UDP_ENCAP)."""
     with inside(namespace):
         sock = socket.socket(family, socket.SOCK_DGRAM)
     if family is socket.AF_INET6:
@@ -249,7 +250,7 @@ def _encap_socket(namespace: Namespace, family: socket.AddressFamily) -> socket.
 def write_configuration(
     path: Path, links: list[Link], settings: dict[str, object], **sections: object
 ) -> None:
-    """Write esp_gw's half: `settings` are of the section gateway, `sections` stand beside it."""
+    """Write esp_gw's configuration: `settings` for the section `gateway`, and other `sections`."""
     tunnels = [link for link in links if link.mode is Mode.TUNNEL]
     addresses = [link.inner(0, version) for link in tunnels for version in (4, 6)]
     document = {
@@ -262,7 +263,7 @@ def write_configuration(
 
 
 def sizes(link: Link, wanted: list[int]) -> list[int]:
-    """Bytes behind the 8 of a UDP or ICMP header, without those that the kernel can't take."""
+    """Payload sizes behind the 8-byte UDP or ICMP header, without those that the kernel drops."""
     return [size for size in wanted if 8 + size >= link.least_payload]
 
 
@@ -277,7 +278,7 @@ class Peers:
     def socket(
         self, side: int, address: str, kind: socket.SocketKind, protocol: int = 0
     ) -> socket.socket:
-        """A socket of a side, bound to one of its addresses."""
+        """Return a socket of a side, bound to one of its addresses."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with inside(self._sides[side]):
             sock = socket.socket(family, kind, protocol)
@@ -286,14 +287,14 @@ class Peers:
         return sock
 
     def receive(self, sock: socket.socket, what: str) -> bytes:
-        """What comes next; where nothing does, fails with what both sides have counted."""
+        """Return the next datagram; on a timeout fail with the counters of both sides."""
         try:
             return sock.recv(65535)
         except TimeoutError:
             pytest.fail(f"{what}: did not arrive; {self.refused()}")
 
     def refused(self) -> dict[str, int]:
-        """What esp_gw has dropped and the kernel's ESP refused."""
+        """Packets dropped by esp_gw or refused by the kernel's ESP, by counter."""
         lines = self.kernel.run("cat", "/proc/net/xfrm_stat").stdout.splitlines()
         counters = {name: int(value) for name, value in map(str.split, lines)}
         counters |= self.gateway.ask("stats")["drops"]

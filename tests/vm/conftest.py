@@ -1,4 +1,4 @@
-"""Virtual machines for tests: one for all of a run, in which several tests take their turn."""
+"""Virtual machines for tests: one machine per run, shared by most tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lab.vm.__main__ import make_setup as make_setup_of
 from lab.vm.machine import Machine
 from tests.support.guest import INSIDE, LIMIT, Guest, MakeSetup
 
-# What needs the machine's kernel is run there, by tests here.
+# The tests of inside/ run in the machine, started by the tests here.
 collect_ignore = [] if INSIDE in os.environ else ["inside"]
 if find_spec("esp_gw_core") is None:
     collect_ignore.append("test_af_alg_native.py")
@@ -33,14 +33,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def make_setup() -> MakeSetup:
-    """Describe a machine with the host's files; the kernel is fetched where it isn't there."""
+    """Describe a machine with the host's files; fetches the kernel if it is missing."""
     return partial(make_setup_of, "x86_64")
 
 
 @pytest.fixture(scope="session")
 def out() -> Path:
-    """The folder that is /out in `guest`; results of tests inside stay there."""
-    # Of several processes that run tests each has its own machine.
+    """The host's folder mounted at /out in `guest`; results of tests inside stay there."""
+    # Each of several pytest processes has its own machine.
     folder = CHECKOUT / ".vm" / f"out{os.environ.get('PYTEST_XDIST_WORKER', '')}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -49,7 +49,7 @@ def out() -> Path:
 
 @pytest.fixture(scope="session")
 def guest(make_setup: MakeSetup, out: Path) -> Iterator[Guest]:
-    """The machine that most tests share."""
+    """The machine shared by most tests."""
     setup = make_setup(out=out)
     with Machine(setup) as machine:
         yield Guest(machine, setup)

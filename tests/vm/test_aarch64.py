@@ -1,6 +1,6 @@
-"""The boards' processors, emulated: the demo on each, and two of them as two Raspberry Pis.
+"""The boards' processors, emulated: the demo on each, and a pair of them as two Raspberry Pis.
 
-They take minutes each, so that they have a marker of their own: './scripts/test -m aarch64'.
+These tests take minutes each, so they have their own marker: './scripts/test -m aarch64'.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def test_the_demo_passes(board: Guest, engine: str) -> None:
     report = json.loads(result.stdout)
     assert report["engine"] == engine
     assert report["esp_packets_on_wire"] > 0
-    # qemu's a72 has them, too; the one of a Raspberry Pi 4 has not.
+    # qemu's cortex-a72 has them as well, unlike the one of a Raspberry Pi 4.
     assert report["aes"] == "ARMv8 Crypto Extensions"
 
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two Raspberry Pis with the configurations that configs/ has for them; what they left."""
+    """The results of two Raspberry Pis with their configurations from configs/."""
     out = tmp_path_factory.mktemp("pis")
     command = (sys.executable, "-m", "lab.vm", "pair", "--arch", "aarch64")
     options = ("--out", str(out), "--timeout", str(PAIR_LIMIT))
@@ -63,7 +63,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.timeout(PAIR_LIMIT + 300)
 class TestTwoRaspberryPis:
-    def test_run_the_best_engine_there_is(self, played: Path) -> None:
+    def test_run_the_best_available_engine(self, played: Path) -> None:
         for name in "ab":
             status = json.loads((played / f"{name}.status").read_text())
             assert status["engine"] == ENGINES[-1]

@@ -1,4 +1,4 @@
-"""The suites measured where the processor has no AES instructions, and where there is AF_ALG."""
+"""`bench crypto` on a processor without AES instructions, with AF_ALG available."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ INIT = (
 
 @pytest.fixture(scope="module")
 def old(make_setup: MakeSetup) -> Iterator[Guest]:
-    """A processor of 2006, which has SSSE3 and no AES instructions."""
+    """A processor of 2006, with SSSE3 but no AES instructions."""
     setup = make_setup(cpu="qemu64,+ssse3")
     with Machine(setup) as machine:
         yield Guest(machine, setup)
 
 
 def test_every_library_and_the_kernel_are_measured_without_aes_instructions(old: Guest) -> None:
-    """No figure of an emulator says anything; that all are there does."""
+    """The figures of an emulator mean nothing; their presence does."""
     result = old.run("esp-gw", "bench", "crypto", "--json")
     assert (result.status, result.stderr) == (0, ""), result.tail
     found = json.loads(result.stdout)
@@ -41,7 +41,7 @@ def test_every_library_and_the_kernel_are_measured_without_aes_instructions(old:
     }
 
 
-def test_what_suits_two_such_boards_is_measured_for_them(old: Guest) -> None:
+def test_a_suite_is_recommended_for_two_such_boards_by_measurement(old: Guest) -> None:
     result = old.run("sh", "-c", f"{INIT} && esp-gw check /tmp/two/pi-a")
     assert (result.status, result.stderr) == (0, ""), result.tail
     assert "times as fast as" in result.stdout or "about as fast as" in result.stdout

@@ -1,4 +1,4 @@
-"""A kernel whose ESP and AF_ALG are blocked, as on many machines since the CVEs of 2026."""
+"""A kernel with ESP and AF_ALG blocked, as on many machines since the CVEs of 2026."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def test_the_demo_passes_without_the_kernels_esp_and_af_alg(blocked: Guest, engi
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_gateway_that_must_have_af_alg_says_why_it_can_not(blocked: Guest, engine: str) -> None:
+def test_a_gateway_that_requires_af_alg_reports_why_it_cannot_start(
+    blocked: Guest, engine: str
+) -> None:
     config = (
         f"gateway: {{engine: {engine}, state_dir: /run/gw, control_socket: /run/gw/control.sock}}\n"
         "crypto: {offload: on}\n"

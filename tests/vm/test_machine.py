@@ -1,4 +1,4 @@
-"""Machines themselves: what they offer, what comes back, how they end."""
+"""The machines themselves: kernel features, output and files, and their end."""
 
 from __future__ import annotations
 
@@ -38,12 +38,14 @@ def test_the_kernel_is_debians_and_has_af_alg_esp_and_netem(guest: Guest) -> Non
     assert "proto esp spi 0x00000100" in result.stdout
 
 
-def test_output_and_exit_status_come_back(guest: Guest) -> None:
+def test_output_and_exit_status_are_returned(guest: Guest) -> None:
     result = guest.run("sh", "-c", "echo to here; echo to there >&2; exit 42")
     assert (result.status, result.stdout, result.stderr) == (42, "to here\n", "to there\n")
 
 
-def test_files_come_back_in_out_and_nowhere_else(guest: Guest, out: Path, tmp_path: Path) -> None:
+def test_files_are_returned_in_out_and_nowhere_else(
+    guest: Guest, out: Path, tmp_path: Path
+) -> None:
     (out / "in").write_text("from the host")
     (tmp_path / "host").write_text("as it was")
     result = guest.run("sh", "-c", f"cat /out/in; echo new > /out/back; echo no > {tmp_path}/host")
@@ -52,11 +54,11 @@ def test_files_come_back_in_out_and_nowhere_else(guest: Guest, out: Path, tmp_pa
     assert (tmp_path / "host").read_text() == "as it was"
 
 
-def test_the_machine_has_no_way_to_any_network(guest: Guest) -> None:
+def test_the_machine_is_not_connected_to_any_network(guest: Guest) -> None:
     assert guest.run("ls", "/sys/class/net").stdout.split() == ["lo"]
 
 
-def test_a_hanging_machine_is_ended_and_its_console_is_shown() -> None:
+def test_a_hanging_machine_is_killed_and_its_console_is_shown() -> None:
     result = subprocess.run(
         [*VM, "run", "--timeout", "20", "--", "sleep", "1000"],
         capture_output=True,
@@ -76,7 +78,7 @@ def test_no_machine_outlives_its_supervisor(number: signal.Signals, tmp_path: Pa
     supervisor = subprocess.Popen(
         [*VM, "run", "--", "sleep", "1000"],
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "TMPDIR": str(tmp_path)},  # which a killed one leaves behind
+        env={**os.environ, "TMPDIR": str(tmp_path)},  # a killed supervisor leaves its files behind
     )
     try:
         children = Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children")
@@ -84,7 +86,7 @@ def test_no_machine_outlives_its_supervisor(number: signal.Signals, tmp_path: Pa
         while not machine:
             assert supervisor.poll() is None
             pids = [int(pid) for pid in children.read_text().split()]
-            # Until it is qemu, what runs sets the signal that ends it.
+            # Before it execs qemu, the child is setpriv, which sets the parent-death signal.
             machine = next((pid for pid in pids if _program(pid).startswith("qemu")), 0)
         ended = os.pidfd_open(machine)
         supervisor.send_signal(number)
@@ -102,7 +104,7 @@ def _program(pid: int) -> str:
         return ""
 
 
-def test_a_machine_that_cannot_start_says_why_in_one_line(make_setup: MakeSetup) -> None:
+def test_a_machine_that_cannot_start_reports_why_on_one_line(make_setup: MakeSetup) -> None:
     with (
         pytest.raises(VmError, match="qemu-system-x86_64: unable to find CPU model 'abacus'"),
         Machine(make_setup(cpu="abacus")) as machine,
@@ -126,9 +128,7 @@ cache, project = map(Path, sys.argv[1:])
     ],
     ids=["kernel", "root"],
 )
-def test_without_a_network_for_the_packages_there_is_an_error_that_says_so(
-    tmp_path: Path, what: str
-) -> None:
+def test_a_missing_network_for_the_packages_is_reported(tmp_path: Path, what: str) -> None:
     project = CHECKOUT / "pyproject.toml"
     result = subprocess.run(
         ["unshare", "--net", sys.executable, "-c", FETCH + what, tmp_path, project],
@@ -167,7 +167,7 @@ def test_a_pair_is_joined_by_a_wire(tmp_path: Path) -> None:
     assert {"a: a reached 2", "b: b reached 1"} <= set(lines), lines
 
 
-def test_a_pair_ends_with_the_first_command_that_fails() -> None:
+def test_a_pair_ends_at_the_first_failing_command() -> None:
     result = subprocess.run(
         [*VM, "pair", "--", "sh", "-c", "[ $VM = b ] && exit 7; sleep 1000"],
         capture_output=True,

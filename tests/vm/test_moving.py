@@ -1,4 +1,4 @@
-"""A gateway of the kernel becomes one of esp_gw, and a kernel its other end, in a machine."""
+"""Import from and export to the kernel: runs inside/test_moving.py in the shared machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The marker of the tests inside a virtual machine."""
+"""The marker `protocol` of tests inside a virtual machine."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "protocol(name): what the test sends, for its results")
+    config.addinivalue_line("markers", "protocol(name): the test's traffic, for its results")

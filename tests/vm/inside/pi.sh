@@ -1,12 +1,12 @@
 #!/bin/sh
-# One of two Raspberry Pis, in a machine of 'scripts/vm pair' ($VM is a or b): what a person does there
-# with configs/pi-a.yaml and pi-b.yaml. What came of it is left in /out; 'a' leads, 'b' follows.
+# One of two Raspberry Pis, in a machine of 'scripts/vm pair' ($VM is a or b): the steps of a user
+# with configs/pi-a.yaml and pi-b.yaml. Leaves its results in /out; 'a' leads, 'b' follows.
 set -eu
 
 at() { until [ -e "/out/$1" ]; do sleep 0.5; done; }
 reached() { echo "$1"; touch "/out/$1"; }
 
-# The example's outer addresses, where the pair's wire has its own.
+# Replace the addresses of the pair's wire by the example's outer addresses.
 ip address flush dev wan
 case $VM in
 a) own=192.0.2.1 peer=198.51.100.1 other=b ;;
@@ -54,7 +54,7 @@ if [ "$VM" = a ]; then
     for way in forward back; do
         at "$way"
         [ $way = back ] && option=-R || option=
-        # shellcheck disable=SC2086 # none or one
+        # shellcheck disable=SC2086 # zero or one option
         iperf3 --json -c 10.2.0.1 -t 3 --connect-timeout 60000 $option > "/out/$way.json"
     done
     kill $capture

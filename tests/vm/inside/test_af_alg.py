@@ -1,4 +1,4 @@
-"""A real kernel's AF_ALG: against OpenSSL, against the kernel's own ESP, and taken away."""
+"""AF_ALG of a real kernel: against OpenSSL, against the kernel's ESP, and withdrawn."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.kernel_peer import (
 
 SABOTAGE = Path(__file__).parent / "sabotage"
 LENGTHS = [*range(34), 63, 64, 65, 576, 1400, 1500, 4095, 4096, 4097, 9000, 65535]
-# One SA pair of every suite; what else differs does so by turns.
+# One SA pair for every suite; the other parameters alternate.
 LINKS = [
     with_keys(
         Link(
@@ -50,7 +50,7 @@ def keymat(suite: Suite) -> KeyMaterial:
 
 @every_suite
 @pytest.mark.parametrize("aad_len", [8, 12])
-def test_af_alg_and_openssl_seal_to_the_same_bytes_and_open_each_others(
+def test_af_alg_and_openssl_seal_to_the_same_bytes_and_open_each_others_packets(
     suite: Suite, aad_len: int
 ) -> None:
     key = keymat(suite)
@@ -87,7 +87,7 @@ def test_af_alg_refuses_every_changed_byte_and_then_opens_the_right_packet(suite
     kernel.close()
 
 
-def test_the_kernel_knows_the_answers_and_is_measured() -> None:
+def test_the_kernel_passes_the_self_test_and_is_measured() -> None:
     assert find_faults() == {}
     for verdict in choose("auto", Sealer(native=False)).values():
         assert len(verdict.af_alg_ns) == len(verdict.library_ns) == 3
@@ -114,7 +114,7 @@ def configure(gateway: LabGateway, engine: str, links: list[Link]) -> None:
 
 
 def exchange(peers: Peers) -> None:
-    """Send packets of several sizes through every SA, in both directions."""
+    """Send packets of two sizes through every SA, in both directions."""
     for link in LINKS:
         for version in link.inner_versions:
             for sender in (0, 1):
@@ -133,11 +133,11 @@ def exchange(peers: Peers) -> None:
 
 
 def keys_in_kernel() -> int:
-    """Transforms with a key, of the whole machine: each holds the module."""
+    """Number of keyed transforms in the whole machine: each holds a reference to the module."""
     return int(Path("/sys/module/algif_aead/refcnt").read_text())
 
 
-def test_a_gateway_on_af_alg_and_the_kernels_esp_understand_each_other(peers: Peers) -> None:
+def test_a_gateway_on_af_alg_and_the_kernels_esp_interoperate(peers: Peers) -> None:
     exchange(peers)
     status = peers.gateway.ask("status")
     assert status["af_alg"].keys() == SUITES.keys()
@@ -146,12 +146,12 @@ def test_a_gateway_on_af_alg_and_the_kernels_esp_understand_each_other(peers: Pe
     assert "AF_ALG: used for aes128gcm12 " in peers.gateway.cli("status").stdout
 
 
-def test_no_key_stays_in_the_kernel_when_its_sa_is_gone(peers: Peers) -> None:
+def test_no_key_stays_in_the_kernel_after_its_sa_is_removed(peers: Peers) -> None:
     status = peers.gateway.ask("status")
     assert keys_in_kernel() >= 2 * len(LINKS)
     configure(peers.gateway, status["engine"], LINKS[1:2])
     assert peers.gateway.ask("reload")["changes"]
-    # The native engine has a key once for each worker that its packets come to.
+    # The native engine has one copy of a key per worker that receives its packets.
     assert keys_in_kernel() <= 2 * status["workers"]
     configure(peers.gateway, status["engine"], LINKS)
     assert peers.gateway.ask("reload")["changes"]

@@ -1,5 +1,4 @@
-"""The native engine with its keys in the kernel: the same bytes, the same traffic, and no end of it
-when the kernel lets it down."""
+"""The native engine with its keys in the kernel: same bytes, same traffic, fallback on failure."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from tests.support.labtools import edit, ping
 from tests.support.twin_checks import check_inbound, check_outbound
 
 PARALLEL = "pcrypt(generic-gcm-aesni)"
-"""AES-GCM of the kernel's by threads of its own: it answers later, as an accelerator does."""
+"""The kernel's AES-GCM on its own threads: it completes asynchronously, like an accelerator."""
 
 _SO_DOMAIN = 39
 
@@ -39,7 +38,7 @@ some = settings(
 
 @pytest.fixture(scope="module", autouse=True)
 def _parallel() -> None:
-    """Make `gcm(aes)` an asynchronous driver's: the kernel has it from now on, before others."""
+    """Select an asynchronous driver for `gcm(aes)`: once instantiated, the kernel prefers it."""
     subprocess.run(["modprobe", "-a", "algif_aead", "aesni_intel", "pcrypt"], check=True)
     with socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET) as transform:
         transform.bind(("aead", PARALLEL))
@@ -57,7 +56,7 @@ def both() -> Iterator[twins.Twins]:
 
 @given(st.data())
 @some
-def test_what_the_tun_gives_leaves_as_the_bytes_that_openssl_makes(
+def test_packets_from_the_tun_leave_as_the_same_bytes_as_with_openssl(
     both: twins.Twins, data: st.DataObject
 ) -> None:
     check_outbound(both, data)
@@ -65,7 +64,7 @@ def test_what_the_tun_gives_leaves_as_the_bytes_that_openssl_makes(
 
 @given(st.data())
 @some
-def test_what_the_sockets_give_comes_in_as_the_packets_that_openssl_makes(
+def test_datagrams_from_the_sockets_become_the_same_packets_as_with_openssl(
     both: twins.Twins, data: st.DataObject
 ) -> None:
     check_inbound(both, data)
@@ -73,7 +72,7 @@ def test_what_the_sockets_give_comes_in_as_the_packets_that_openssl_makes(
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayPair]:
-    """Two native gateways that run, the first with its keys in the kernel."""
+    """Two running native gateways, the first with its keys in the kernel."""
     plan = PairPlan(settings={"engine": "native", "workers": 2})
     with gateway_pair(tmp_path_factory.mktemp("pair"), plan) as pair:
         edit(pair.a, lambda config: config.update(crypto={"offload": AF_ALG_ON}))
@@ -82,7 +81,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayPair]:
 
 
 def carry(pair: GatewayPair) -> None:
-    """Ping from both ends, fragments too, and carry super-packets in both directions."""
+    """Ping from both ends, with and without fragments; send super-packets in both directions."""
     for gateway, end in ((pair.a, 1), (pair.b, 0)):
         assert ping(gateway.namespace, pair.plan.inner(end), count=5) == 5
         assert ping(gateway.namespace, pair.plan.inner(end), count=2, size=20000) == 2
@@ -118,18 +117,18 @@ def test_a_key_leaves_the_kernel_with_its_sa(pair: GatewayPair) -> None:
     assert af_alg_sockets(pair.a)
 
 
-def test_traffic_flows_through_the_kernel_and_goes_on_where_that_refuses_a_packet(
+def test_traffic_flows_through_the_kernel_and_continues_after_it_refuses_a_packet(
     pair: GatewayPair,
 ) -> None:
-    # The last of this file: the gateway is without AF_ALG then.
+    # Must stay the last test of this file: it leaves the gateway without AF_ALG.
     carry(pair)
     status = pair.a.ask("status")
     assert status["provider"]["aes256gcm16"].startswith("AF_ALG, Linux ")
     assert status["af_alg"]["aes256gcm16"]["in_use"]
     sockets = af_alg_sockets(pair.a)
-    # Two keys, in each of which at least one worker has a request at once with others.
+    # Two keys, each with several concurrent requests from at least one worker.
     assert len(sockets) > 2 * 2 + 2
-    # A request that nobody reads the answer of: the kernel takes no other one.
+    # A request whose answer is never read: the kernel accepts no other one.
     for theirs in sockets:
         with theirs, contextlib.suppress(OSError):
             theirs.setblocking(False)

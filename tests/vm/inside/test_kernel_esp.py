@@ -1,11 +1,11 @@
-"""Real traffic between a real gateway and the ESP of a real kernel, both ways."""
+"""Traffic between a gateway and the kernel's own ESP, in both directions."""
 
 from __future__ import annotations
 
 import platform
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import product
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 from esp_gw.demo.gateways import LabGateway
 from esp_gw.model import MIN_REPLAY_WINDOW, SUITES, Encapsulation, Mode
 from tests.support.engines import ENGINES
+from tests.support.evidence import RecordProperty, record_trial
 from tests.support.kernel_peer import (
     PATIENCE,
     Link,
@@ -27,13 +28,13 @@ from tests.support.pinger import message
 WINDOWS = (32, 64, 128, 1024, 4096)
 OUR_WINDOWS = (MIN_REPLAY_WINDOW, 128, 512, 1024, 4096)
 SHAPES = list(product(Mode, Encapsulation, (4, 6), (True, False)))
-# From one byte by way of every padding and around the path MTU to several fragments.
+# From one byte to several fragments, with every padding length, and around the path MTU.
 SIZES = [1, 2, 3, 4, 5, 6, 7, 8, 100, 576, *range(1380, 1480, 13), 1472, 1473, 4000]
 ECHO_SIZES = [0, 1, 56, 1600]
 
 
 def _links() -> list[Link]:
-    """Every shape, and every suite in two shapes that have nothing in common; windows by turns."""
+    """Every shape, and every suite in two disjoint shapes; window sizes alternate."""
     links = []
     for number, suite in enumerate(SUITES.values()):
         for shape in (number, len(SHAPES) - 1 - number):
@@ -70,16 +71,19 @@ def peers(
 
 
 @pytest.fixture(autouse=True)
-def _tried(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> None:
-    """Say in the results what was tried: docs/interop.md is made from them."""
+def _tried(request: pytest.FixtureRequest, record_property: RecordProperty) -> None:
+    """Record the trial of a test that takes a `link`, for docs/interop.md."""
     if "link" not in request.fixturenames:
         return
     protocol = request.node.get_closest_marker("protocol").args[0]
     sender = ["esp_gw to the kernel", "the kernel to esp_gw"][request.getfixturevalue("sender")]
-    record_property("peer", f"ESP of Linux {platform.release()}")
-    record_property("configuration", request.getfixturevalue("link").words)
-    record_property("tried", f"{protocol}, from {sender}")
-    record_property("engine", request.node.callspec.params["peers"])
+    record_trial(
+        record_property,
+        peer=f"ESP of Linux {platform.release()}",
+        configuration=request.getfixturevalue("link").words,
+        tried=f"{protocol}, from {sender}",
+        engine=request.node.callspec.params["peers"],
+    )
 
 
 @pytest.mark.protocol("UDP of 1 to 4000 bytes")
@@ -139,7 +143,7 @@ def test_echo_requests_are_answered(peers: Peers, link: Link, sender: int) -> No
                 answer = b""
                 while answer[:1] != bytes([reply]) or answer[4:8] != _ident(link.number, seq):
                     packet = peers.receive(sock, f"the answer to {size} bytes, IPv{version}")
-                    # A raw IPv4 socket gives the IP header, too.
+                    # A raw IPv4 socket includes the IP header.
                     answer = packet[(packet[0] & 15) * 4 :] if version == 4 else packet
                 assert answer[8:] == bytes(size)
 
@@ -148,7 +152,7 @@ def _ident(ident: int, seq: int) -> bytes:
     return struct.pack("!HH", ident, seq)
 
 
-def test_neither_side_has_lost_or_refused_a_packet(peers: Peers) -> None:
+def test_neither_side_lost_or_refused_a_packet(peers: Peers) -> None:
     assert peers.refused() == {}
     states = peers.kernel.ip("-s", "xfrm", "state")
     assert states.count("replay-window 0 replay 0 failed 0") == 2 * len(LINKS), states

@@ -1,8 +1,8 @@
-"""A kernel's gateway moved to esp_gw by `sa import`, and a kernel set up by `sa export`.
+"""A kernel gateway moved to esp_gw by `sa import`, and a kernel configured by `sa export`.
 
     a  the kernel, then esp_gw  192.0.2.1 ==== wire ==== 192.0.2.2  the kernel  b
 
-10.1.0.1 and fd00:1::1 are on a's loopback device, 10.2.0.1 and fd00:2::1 on b's.
+a has 10.1.0.1 and fd00:1::1 on its loopback device, b has 10.2.0.1 and fd00:2::1.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from esp_gw.xfrm.parser import parse
 from esp_gw.xfrm.records import XfrmState
 from esp_gw.xfrm.takeover import MARGIN
 from tests.support.engines import ENGINES
+from tests.support.evidence import RecordProperty, record_trial
 from tests.support.labtools import Capture, EspPacket, esp_packets, frames, send_frames, until
 
 OUTER = ("192.0.2.1", "192.0.2.2")
@@ -45,7 +46,7 @@ PINGS = 5
 
 @dataclass(frozen=True)
 class Shape:
-    """What the SAs of the kernel are; `number` gives them keys and SPIs of their own."""
+    """Parameters of the kernel's SAs; `number` makes their keys and SPIs unique."""
 
     number: int
     mode: str = "tunnel"
@@ -61,18 +62,18 @@ class Shape:
 
     @property
     def words(self) -> str:
-        """For a person."""
+        """The configuration in words, for docs/interop.md."""
         esp = "ESP in UDP" if self.udp else "ESP"
         esn = "ESN" if self.esn else "no ESN"
         return f"{self.mode}, {esp}, {self.aead}, {esn}, window {self.window}"
 
     @property
     def spis(self) -> tuple[int, int]:
-        """From a to b, and back."""
+        """The SPIs from a to b, and from b to a."""
         return 0x1000 + 2 * self.number, 0x1001 + 2 * self.number
 
     def states(self) -> str:
-        """The lines of `ip -batch` for the states, the same on both sides."""
+        """The `ip -batch` lines for the states, the same on both sides."""
         lines = []
         for way, spi in enumerate(self.spis):
             src, dst = OUTER[way], OUTER[1 - way]
@@ -85,7 +86,7 @@ class Shape:
         return "".join(f"{line}\n" for line in lines)
 
     def policies(self, side: int) -> str:
-        """Those for the policies of one side."""
+        """The `ip -batch` lines for the policies of one side."""
         lines = []
         for direction in ("out", "in", "fwd"):
             one, other = (side, 1 - side) if direction == "out" else (1 - side, side)
@@ -102,7 +103,7 @@ class Shape:
 
 @contextmanager
 def udp_port(namespace: Namespace) -> Iterator[None]:
-    """Hold the UDP port so that the kernel takes ESP out of what comes to it."""
+    """Bind the UDP port with UDP_ENCAP, so that the kernel decapsulates ESP in UDP on it."""
     netns.pushns(namespace.name)
     try:
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -116,7 +117,7 @@ def udp_port(namespace: Namespace) -> Iterator[None]:
 
 @contextmanager
 def two_hosts(*names: str) -> Iterator[list[Namespace]]:
-    """Hosts a and b with the wire between them and their inner addresses and routes."""
+    """Hosts a and b with a wire between them, inner addresses and routes."""
     with namespaces(*names) as hosts:
         wire(*hosts)
         for side, host in enumerate(hosts):
@@ -129,7 +130,7 @@ def two_hosts(*names: str) -> Iterator[list[Namespace]]:
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[list[Namespace]]:
-    """Those that all moves take place in."""
+    """The two hosts shared by all moves."""
     with two_hosts("moved", "stays") as hosts:
         yield hosts
 
@@ -141,7 +142,7 @@ def batch(namespace: Namespace, lines: str) -> None:
 
 
 def ping(namespace: Namespace, source: str, target: str) -> int:
-    """How many of the pings are answered."""
+    """Send PINGS pings; return the number of replies."""
     command = ("ping", "-c", str(PINGS), "-i", "0.2", "-W", "10", "-I", source, target)
     result = namespace.run(*command, check=False)
     match = re.search(r"(\d+) received", result.stdout)
@@ -154,12 +155,12 @@ def states(namespace: Namespace) -> dict[int, XfrmState]:
 
 
 def masked(packet: EspPacket) -> int:
-    """What an IV has beside the sequence number; the upper half of that is 0 here."""
+    """The IV XOR the sequence number, whose upper half is 0 here."""
     return int.from_bytes(packet.iv) ^ packet.seq_lo
 
 
 def in_the_clear(path: Path, source: str) -> int:
-    """How many frames of a capture are ICMP from `source`, readable on the wire."""
+    """Number of frames in a capture that are cleartext ICMP from `source`."""
     start = bytes(ip_address(source).packed)
     return sum(frame[23] == 1 and frame[26:30] == start for frame in frames(path))
 
@@ -177,7 +178,7 @@ SHAPES = [
     Shape(2, mode="transport", key_len=20, esn=True, window=2048),
     Shape(3, udp=True, esn=True),
 ]
-# A move is the work of what is around the engine: the engines take turns.
+# A move exercises the control plane rather than the engine, so the engines alternate.
 MOVES = [(ENGINES[shape.number % len(ENGINES)], shape) for shape in SHAPES]
 EXPORTS = [(ENGINES[number % len(ENGINES)], mode) for number, mode in enumerate(Mode)]
 
@@ -188,7 +189,7 @@ def moved(
     hosts: list[Namespace],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[LabGateway]:
-    """The gateway that the kernel's SAs come to, without any of its own; it runs."""
+    """A running gateway without SAs of its own, into which the kernel's SAs are imported."""
     folder = tmp_path_factory.mktemp("gateway")
     gateway = LabGateway(hosts[0], folder / "gateway.yaml", folder)
     settings = {**gateway.settings, "engine": request.param}
@@ -200,40 +201,43 @@ def moved(
 
 
 def refused(now: dict[str, Any], before: dict[str, Any]) -> int:
-    """How many packets were dropped as replays, or as older than ESN can tell."""
+    """Number of packets dropped as replays, or failing authentication as too old for ESN."""
     reasons = ("replay-old", "replay-duplicate", "auth-failed")
     return sum(now["drops"].get(name, 0) - before["drops"].get(name, 0) for name in reasons)
 
 
 def ask(gateway: LabGateway, method: str) -> dict[str, Any]:
-    """As the CLI would, without a start of Python, which takes an emulator some time."""
+    """Call the daemon like the CLI, without starting Python, which is slow in an emulator."""
     return call(gateway.socket, method, {}, timeout=60)
 
 
-Tell = Callable[[str, str, str], None]
+Record = Callable[[str, str, str], None]
 
 
 @pytest.fixture
-def tell(record_property: Callable[[str, object], None]) -> Tell:
-    """Say in the results what was tried: docs/interop.md is made from them."""
+def record(record_property: RecordProperty) -> Record:
+    """Record the trial for docs/interop.md."""
 
-    def tell(configuration: str, tried: str, engine: str) -> None:
+    def record(configuration: str, tried: str, engine: str) -> None:
         said = subprocess.run(("ip", "-V"), capture_output=True, text=True, check=True).stdout
-        iproute2 = said.split(",")[1].strip()
-        record_property("peer", f"{iproute2.replace('-', ' ')}, `ip xfrm` of Linux {release()}")
-        record_property("configuration", configuration)
-        record_property("tried", tried)
-        record_property("engine", engine)
+        iproute2 = said.split(",")[1].strip().replace("-", " ")
+        record_trial(
+            record_property,
+            peer=f"{iproute2}, `ip xfrm` of Linux {release()}",
+            configuration=configuration,
+            tried=tried,
+            engine=engine,
+        )
 
-    return tell
+    return record
 
 
 @pytest.mark.parametrize(("moved", "shape"), MOVES, ids=str, indirect=["moved"])
 def test_a_gateway_of_the_kernel_moves_while_its_peer_stays(
-    shape: Shape, hosts: list[Namespace], moved: LabGateway, tmp_path: Path, tell: Tell
+    shape: Shape, hosts: list[Namespace], moved: LabGateway, tmp_path: Path, record: Record
 ) -> None:
     engine = ask(moved, "GetStatus")["engine"]
-    tell(shape.words, "`sa import` of a running gateway of the kernel, its peer stays", engine)
+    record(shape.words, "`sa import` of a running gateway of the kernel, its peer stays", engine)
     a, b = hosts
     there, back = shape.spis
     ends = OUTER if shape.mode == "transport" else (INNER[0][0], INNER[1][0])
@@ -251,7 +255,7 @@ def test_a_gateway_of_the_kernel_moves_while_its_peer_stays(
         recorded = [packet.frame for packet in kernels if packet.spi == back]
         assert len(recorded) == PINGS
 
-        # The program that holds the port has to end first.
+        # The holder of the port has to end first.
         goes.close()
         went = Capture(a, tmp_path / "went.pcap")
         pings = a.start("ping", "-i", "0.05", "-I", *ends)
@@ -264,19 +268,19 @@ def test_a_gateway_of_the_kernel_moves_while_its_peer_stays(
         assert ping(b, *reversed(ends)) == PINGS
         assert in_the_clear(went.stop(), ends[0]) == 0
 
-        # The kernel's IVs are its numbers and one random value, ours the numbers; none came twice.
+        # The kernel's IVs are sequence numbers XOR a random value, ours are plain; none repeats.
         sent = [packet for packet in [*kernels, *esp_packets(went.path)] if packet.spi == there]
         (random,) = {masked(packet) for packet in kernels if packet.spi == there}
         assert {masked(packet) for packet in sent} == {random, 0}
         assert len({packet.iv for packet in sent}) == len(sent)
 
-        # The peer's SAs are the ones it had, and their numbers go on.
+        # The peer keeps its SAs, and their sequence numbers continue.
         after = states(b)
         assert after.keys() == before.keys()
         assert after[there].seq >= before[there].seq + MARGIN + 2 * PINGS
         assert after[back].oseq >= before[back].oseq + 2 * PINGS
 
-        # Nothing comes in again that the kernel had accepted.
+        # Packets that the kernel had accepted are refused as replays.
         stats = ask(moved, "GetStats")
         send_frames(b, recorded)
         until(
@@ -290,9 +294,9 @@ def test_a_gateway_of_the_kernel_moves_while_its_peer_stays(
 
 @pytest.mark.parametrize(("engine", "mode"), EXPORTS)
 def test_a_kernel_takes_an_export_and_is_the_other_end(
-    engine: str, mode: Mode, tmp_path: Path, tell: Tell
+    engine: str, mode: Mode, tmp_path: Path, record: Record
 ) -> None:
-    tell(f"{mode}, as `init` makes it", "`sa export --format iproute2` for the other end", engine)
+    record(f"{mode}, as `init` makes it", "`sa export --format iproute2` for the other end", engine)
     with two_hosts(f"{mode}-a", f"{mode}-b") as (a, b):
         gateway = LabGateway(a, Path(), tmp_path)
         tunnel = mode is Mode.TUNNEL
@@ -316,7 +320,7 @@ def test_a_kernel_takes_an_export_and_is_the_other_end(
                 add_address(b, "fd00:2::1/128", "lo")
                 b.ip("route", "add", "fd00:1::/64", "dev", "wan", "src", "fd00:2::1")
                 ends = [("10.1.0.1", "10.2.0.1"), ("fd00:1::1", "fd00:2::1")]
-            # The second time the kernel has lost everything, and must not begin anew.
+            # The second time the kernel has lost its state, and must not reuse sequence numbers.
             for _ in range(2):
                 export = ("sa", "export", "--config", str(gateway.config), "--output", "-")
                 batch(b, gateway.cli(*export).stdout)

@@ -1,7 +1,7 @@
-"""Lets a process lose AF_ALG while it runs: on SIGUSR1 seccomp refuses it with EPERM.
+"""Withdraws AF_ALG from a running process: on SIGUSR1 seccomp refuses it with EPERM.
 
-Python imports this at its start where PYTHONPATH leads here. What was opened stays open, as where
-a policy changes under a running service.
+Python imports this module at startup if this folder is on PYTHONPATH. Open sockets stay open, as
+after a policy change under a running service.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _instruction(code: int, value: int, if_not: int = 0) -> bytes:
 
 
 def _refuse(call: int, first_argument: int) -> bytes:
-    """Refuse a system call with this first argument; else what follows decides."""
+    """Instructions that refuse a system call with this first argument, else fall through."""
     return b"".join(
         (
             _instruction(_LOAD, _NUMBER),
@@ -50,11 +50,11 @@ def _refuse(call: int, first_argument: int) -> bytes:
 
 def _is_af_alg(fd: str) -> bool:
     try:
-        # With a family it doesn't ask for the name, which these sockets don't have.
+        # With a family given, Python does not ask for the name, which AF_ALG sockets lack.
         with socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET, 0, os.dup(int(fd))) as sock:
             return sock.getsockopt(socket.SOL_SOCKET, _SO_DOMAIN) == socket.AF_ALG
     except OSError:
-        return False  # no socket, or the folder's own descriptor
+        return False  # not a socket, or the descriptor of /proc/self/fd itself
 
 
 def _lose(*_: object) -> None:
