@@ -1,4 +1,4 @@
-"""Labs for tests: real daemons in network namespaces. They need root, and say so."""
+"""Labs for tests: real daemons in network namespaces. They fail without root."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _needs_root() -> None:
     if os.geteuid() != 0:
-        pytest.fail("lab tests make network namespaces and need root: run ./scripts/test")
+        pytest.fail("lab tests need root for network namespaces: run ./scripts/test")
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def make_pair(
 
 @pytest.fixture
 def pair(make_pair: MakePair) -> GatewayPair:
-    """Two gateways that run: tunnel mode, ESP in UDP."""
+    """Two running gateways: tunnel mode, ESP in UDP."""
     pair = make_pair()
     pair.start()
     return pair

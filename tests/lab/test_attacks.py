@@ -1,4 +1,4 @@
-"""What an attacker sends reaches nobody, is answered by nothing, and is counted by its reason."""
+"""Packets from an attacker reach nobody, get no answer, and are counted by drop reason."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ StartCapture = Callable[..., Capture]
 A, B = (ip_address(address).packed for address in ("192.0.2.1", "192.0.2.2"))
 INNER = ("10.1.0.1", "10.2.0.1")
 FAR = 2**20 * 5
-"""A sequence number far beyond those of the lab's own traffic."""
+"""A sequence number far beyond the lab's own traffic."""
 REFUSED_AS_OLD = {"replay-duplicate", "replay-old", "auth-failed"}
 
 
@@ -63,7 +63,7 @@ def test_a_peer_with_a_wrong_key_reaches_nobody_and_gets_no_answer(
     assert senders == {A}
 
 
-def test_a_replayed_capture_is_refused_now_after_a_restart_and_after_a_kill(
+def test_a_replayed_capture_is_refused_at_once_after_a_restart_and_after_a_kill(
     pair: GatewayPair, capture: StartCapture
 ) -> None:
     wire = capture(pair.b.namespace)
@@ -98,7 +98,7 @@ def _assert_refused(pair: GatewayPair, replay: list[bytes], expected_in: int) ->
     assert pair.b.ask("stats")["packets_in"] == expected_in
 
 
-def test_a_packet_with_any_bit_flipped_is_refused_and_whole_it_is_taken(pair: GatewayPair) -> None:
+def test_a_packet_with_any_bit_flipped_is_refused_and_accepted_intact(pair: GatewayPair) -> None:
     sender, receiver = pair.a.namespace, pair.b.namespace
     packet = forge(configured_sa(pair.a, "pi-b/out"), FAR, echo_request())
     flipped = []
@@ -111,7 +111,7 @@ def test_a_packet_with_any_bit_flipped_is_refused_and_whole_it_is_taken(pair: Ga
     assert drops(pair.b) == {"unknown-spi": 4, "auth-failed": len(packet) - 4}
     assert pair.b.ask("stats")["packets_in"] == 0
     send_frames(sender, [udp_frame(sender, receiver, packet)])
-    until(lambda: pair.b.ask("stats")["packets_in"] == 1, "the whole packet is delivered")
+    until(lambda: pair.b.ask("stats")["packets_in"] == 1, "the intact packet is delivered")
     until(lambda: pair.b.ask("stats")["packets_out"] == 1, "it is answered")
 
 
@@ -158,7 +158,7 @@ for number in range(6000):
 
 
 @pytest.mark.parametrize("encapsulation", list(Encapsulation))
-def test_thousands_of_garbage_datagrams_cost_no_packet(
+def test_thousands_of_garbage_datagrams_lose_no_packet(
     make_pair: MakePair, encapsulation: Encapsulation
 ) -> None:
     pair = make_pair(encapsulation=encapsulation)
@@ -188,7 +188,7 @@ def _send_udp(gateway: LabGateway, target: str, *payloads: bytes) -> None:
     gateway.namespace.run(sys.executable, "-c", script, target, *(p.hex() for p in payloads))
 
 
-def test_ike_and_other_strangers_on_the_port_are_counted_for_what_they_are(
+def test_ike_and_other_datagrams_on_the_port_are_counted_by_kind(
     pair: GatewayPair, capture: StartCapture
 ) -> None:
     wire = capture(pair.b.namespace)
@@ -220,7 +220,7 @@ def test_a_huge_datagram_in_fragments_is_dropped_and_the_next_packet_passes(
     assert ping(sender, INNER[1], count=3) == 3
 
 
-def test_keepalives_are_sent_while_nothing_else_is_and_are_swallowed(
+def test_keepalives_are_sent_while_idle_and_consumed_by_the_peer(
     make_pair: MakePair, capture: StartCapture
 ) -> None:
     pair = make_pair()
@@ -241,7 +241,7 @@ def _move_b(pair: GatewayPair) -> None:
     pair.b.cli("reload")
 
 
-def test_a_peer_that_moves_is_followed_and_an_old_packet_turns_nothing_away(
+def test_a_moving_peer_is_followed_and_an_old_packet_redirects_nothing(
     pair: GatewayPair, capture: StartCapture
 ) -> None:
     a, b = pair.a.namespace, pair.b.namespace
@@ -252,7 +252,7 @@ def test_a_peer_that_moves_is_followed_and_an_old_packet_turns_nothing_away(
     assert ping(b, INNER[0], count=3) == 3
     assert sas(pair.a)["pi-b/out"]["remote"] == "192.0.2.3"
 
-    # The same ESP packets from elsewhere, and garbage with the right SPI and a high number.
+    # The same ESP packets from elsewhere, and garbage with a valid SPI and a high number.
     spi = configured_sa(pair.a, "pi-b/in").spi
     junk = struct.pack("!II", spi, 2**31) + secrets.token_bytes(80)
     fake = {"src": "192.0.2.99", "dst": "192.0.2.1"}
@@ -263,7 +263,7 @@ def test_a_peer_that_moves_is_followed_and_an_old_packet_turns_nothing_away(
     assert ping(a, INNER[1], count=3) == 3
 
 
-def test_a_late_packet_is_taken_and_turns_nothing_away(pair: GatewayPair) -> None:
+def test_a_late_packet_is_accepted_and_redirects_nothing(pair: GatewayPair) -> None:
     a, b = pair.a.namespace, pair.b.namespace
     sa = configured_sa(pair.b, "pi-a/out")
     reply = IP(src=INNER[1], dst=INNER[0]) / ICMP(type=0) / Raw(b"late")
@@ -271,12 +271,12 @@ def test_a_late_packet_is_taken_and_turns_nothing_away(pair: GatewayPair) -> Non
     send_frames(b, [udp_frame(b, a, newer, src="192.0.2.3", dst="192.0.2.1", sport=4777)])
     until(lambda: sas(pair.a)["pi-b/out"]["remote_port"] == 4777, "the newest is followed")
     send_frames(b, [udp_frame(b, a, older, src="192.0.2.4", dst="192.0.2.1")])
-    until(lambda: sas(pair.a)["pi-b/in"]["packets"] == 2, "the older one is taken, too")
+    until(lambda: sas(pair.a)["pi-b/in"]["packets"] == 2, "the older one is accepted as well")
     ours = sas(pair.a)["pi-b/out"]
     assert (ours["remote"], ours["remote_port"]) == ("192.0.2.3", 4777)
 
 
-def test_a_peer_that_moved_stays_known_when_a_reload_changes_the_outbound_sa(
+def test_a_reload_of_the_outbound_sa_keeps_the_address_of_a_peer_that_moved(
     pair: GatewayPair,
 ) -> None:
     _move_b(pair)

@@ -1,4 +1,4 @@
-"""The benchmark runs for real, at its smallest, and leaves nothing behind."""
+"""The smallest real run of the benchmark, which leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_smallest_benchmark_measures_a_wire_and_a_gateway(tmp_path: Path) ->
     assert namespaces_of(process.pid) == []
 
 
-def test_a_system_that_does_not_start_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_system_that_does_not_start_is_named_and_the_others_continue(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     chosen = ("--system", "wireguard-go", "--system", "veth", "--test", "rtt")
     result = subprocess.run(
@@ -67,7 +67,7 @@ def test_a_system_that_does_not_start_is_named_and_the_others_go_on(tmp_path: Pa
 
 
 def test_an_interrupted_benchmark_leaves_no_namespace() -> None:
-    # What a script has in its background has SIGINT ignored, and so have its children.
+    # A shell script's background processes, and their children, ignore SIGINT.
     command = ["env", "--default-signal=INT", *BENCH, *SMALLEST, "--system", "python"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -1,4 +1,4 @@
-"""The command line against real daemons: what it adds carries traffic, lasts, and can go again."""
+"""The command line against real daemons: additions carry traffic, persist, and can be removed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ A_INNER, B_INNER = "10.1.8.1", "10.2.8.1"
 
 
 def add_sas(pair: GatewayPair, folder: Path) -> None:
-    """A second pair of SAs, for 10.1.8.0/24 and 10.2.8.0/24, and a policy at each end."""
+    """Add a second pair of SAs, for 10.1.8.0/24 and 10.2.8.0/24, and a policy at each end."""
     there, back = write_key(folder / "there.key"), write_key(folder / "back.key")
     for gateway, inner, outward, spis, keys in (
         (pair.a, A_INNER, ("1", "2"), ("0x8001", "0x8002"), (there, back)),
@@ -44,7 +44,7 @@ def add_sas(pair: GatewayPair, folder: Path) -> None:
 
 
 def refused(gateway: LabGateway, *arguments: str) -> str:
-    """Run a command that must fail with status 1, and return its one line."""
+    """Run a command that must fail with status 1; return its one-line error."""
     result = gateway.cli(*arguments, check=False)
     assert (result.returncode, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
@@ -78,7 +78,7 @@ def test_added_sas_carry_traffic_survive_a_kill_and_can_be_deleted(
     assert ping(a, pair.plan.inner(1), count=2) == 2
 
 
-def test_flush_takes_what_was_added_and_leaves_the_configuration(
+def test_flush_removes_additions_and_keeps_the_configuration(
     pair: GatewayPair, tmp_path: Path
 ) -> None:
     add_sas(pair, tmp_path)
@@ -91,7 +91,7 @@ def test_flush_takes_what_was_added_and_leaves_the_configuration(
     assert set(sas(pair.a)) == {"pi-b/out", "pi-b/in"}
 
 
-def test_what_the_configuration_made_can_not_be_deleted(pair: GatewayPair) -> None:
+def test_sas_and_policies_of_the_configuration_cannot_be_deleted(pair: GatewayPair) -> None:
     assert "comes from the configuration" in refused(pair.a, "sa", "delete", "pi-b/out")
     assert "comes from the configuration" in refused(pair.a, "policy", "delete", "pi-b")
     assert "there is no SA nobody" in refused(pair.a, "sa", "delete", "nobody")
@@ -119,7 +119,7 @@ def test_a_key_that_is_in_use_is_refused(pair: GatewayPair, tmp_path: Path, dire
     assert ping(pair.a.namespace, B_INNER, count=2) == 2
 
 
-def test_a_key_goes_on_where_it_was_and_never_the_other_way(
+def test_a_key_continues_its_numbers_and_never_changes_direction(
     pair: GatewayPair, tmp_path: Path
 ) -> None:
     add_sas(pair, tmp_path)
@@ -134,7 +134,7 @@ def test_a_key_goes_on_where_it_was_and_never_the_other_way(
 
 def test_a_bypass_policy_keeps_traffic_out_of_the_tunnel(pair: GatewayPair) -> None:
     a, b = pair.a.namespace, pair.b.namespace
-    # In the clear the two reach each other by ordinary routes.
+    # Cleartext traffic between the two takes ordinary routes.
     a.ip("route", "add", "10.2.0.0/24", "via", "192.0.2.2", "src", "192.0.2.1")
     b.ip("route", "add", "10.1.0.0/24", "via", "192.0.2.1")
     assert "before it" in refused(pair.a, *_bypass())
@@ -169,7 +169,7 @@ def test_a_discard_policy_and_a_packet_without_policy_are_counted(pair: GatewayP
     assert ping(a, "10.7.0.1", count=2) == 0
     assert drops(pair.a) == {"policy-discard": 5}
     assert ping(a, "10.2.0.1", count=2) == 2
-    # A source that no policy protects.
+    # A source that no policy matches.
     a.run("ping", "-c", "1", "-W", "1", "-I", "192.0.2.1", "10.2.0.1", check=False)
     assert drops(pair.a) == {"policy-discard": 5, "no-policy": 1}
     assert pair.a.ask("stats")["packets_out"] == 2
@@ -186,9 +186,7 @@ READING = [
 ]
 
 
-def test_no_key_is_seen_anywhere_but_where_root_asks_for_it(
-    pair: GatewayPair, tmp_path: Path
-) -> None:
+def test_no_key_appears_anywhere_unless_root_asks_for_it(pair: GatewayPair, tmp_path: Path) -> None:
     add_sas(pair, tmp_path)
     ping(pair.a.namespace, B_INNER, count=3)
     secrets = [configured_sa(pair.a, f"pi-b/{way}").keymat for way in ("out", "in")]
@@ -213,7 +211,7 @@ def test_no_key_is_seen_anywhere_but_where_root_asks_for_it(
     for key in hexes:
         assert key[:16] not in text
         assert str(bytes.fromhex(key))[2:18].lower() not in text
-    # The state directory holds what the CLI added, for root alone; the ledger holds no key.
+    # The state directory holds the CLI's additions, readable only by root; the ledger has no key.
     for path in pair.a.folder.glob("ledger*"):
         assert all(bytes.fromhex(key)[:8] not in path.read_bytes() for key in hexes)
 
@@ -223,7 +221,7 @@ def test_no_key_is_seen_anywhere_but_where_root_asks_for_it(
     assert hexes[0] not in pair.a.log.read_text()
 
 
-def test_files_are_closed_to_others(pair: GatewayPair, tmp_path: Path) -> None:
+def test_files_are_not_accessible_to_others(pair: GatewayPair, tmp_path: Path) -> None:
     add_sas(pair, tmp_path)
     modes = {
         path.name: stat.S_IMODE(path.stat().st_mode)
@@ -258,7 +256,7 @@ def test_a_stranger_is_refused_by_the_socket_file_and_by_the_daemon(pair: Gatewa
     group = str(pair.a.socket.stat().st_gid)
     answers = [
         pair.a.namespace.run(sys.executable, "-c", STRANGER, str(pair.a.socket), *groups).stdout
-        for groups in ((), (group,))  # the second one may open the file, and is no member
+        for groups in ((), (group,))  # the second may open the socket, but is not a member
     ]
     assert answers[0] == "no permission\n"
     assert json.loads(answers[1])["error"] == "io.esp_gw.PermissionDenied"

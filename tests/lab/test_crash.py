@@ -1,6 +1,6 @@
-"""A daemon killed at a bad moment repeats no IV, leaves no way out in the clear, and comes back.
+"""A daemon killed at a bad moment repeats no IV, leaks no cleartext, and recovers.
 
-So does one that ends by itself because its data plane can't go on.
+So does one that ends by itself because its data plane failed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.support.labtools import Capture, esp_packets, network, ping, until
 MakePair = Callable[..., GatewayPair]
 
 
-def test_no_iv_is_used_twice_when_the_sender_is_killed_in_full_flow(
+def test_no_iv_is_used_twice_when_the_sender_is_killed_under_load(
     make_pair: MakePair, capture: Callable[..., Capture]
 ) -> None:
     pair = make_pair()
@@ -41,7 +41,7 @@ def test_no_iv_is_used_twice_when_the_sender_is_killed_in_full_flow(
     assert repeated == []
 
 
-def test_after_a_kill_nothing_leaves_in_the_clear_and_a_start_cleans_up(
+def test_after_a_kill_no_cleartext_leaves_and_a_restart_cleans_up(
     make_pair: MakePair, tap: Callable[[Namespace, bytes], Tap]
 ) -> None:
     pair = make_pair()
@@ -67,7 +67,7 @@ def test_after_a_kill_nothing_leaves_in_the_clear_and_a_start_cleans_up(
     assert (report.cleartext, report.leaked) == (0, 0), report.examples
 
 
-def test_a_data_plane_that_fails_ends_the_daemon_in_one_line_and_lets_nothing_out(
+def test_a_failed_data_plane_ends_the_daemon_with_one_line_and_leaks_nothing(
     make_pair: MakePair, tap: Callable[[Namespace, bytes], Tap]
 ) -> None:
     pair = make_pair()
@@ -92,7 +92,7 @@ def test_a_data_plane_that_fails_ends_the_daemon_in_one_line_and_lets_nothing_ou
     assert ping(host, target, count=2) == 2
 
 
-def test_what_was_accepted_before_the_last_floor_is_refused_after_a_kill(
+def test_packets_accepted_before_the_last_floor_are_refused_after_a_kill(
     make_pair: MakePair,
 ) -> None:
     pair = make_pair()
@@ -108,7 +108,7 @@ def test_what_was_accepted_before_the_last_floor_is_refused_after_a_kill(
     assert sa["seq"] >= 10
 
 
-def test_a_restart_goes_on_without_waste_and_both_sides_understand_it(
+def test_a_clean_restart_wastes_no_sequence_numbers(
     make_pair: MakePair,
 ) -> None:
     pair = make_pair()
@@ -123,7 +123,7 @@ def test_a_restart_goes_on_without_waste_and_both_sides_understand_it(
     assert ping(pair.a.namespace, target, count=3) == 3
 
 
-def test_without_a_ledger_nothing_starts_and_the_message_says_what_to_do(
+def test_a_missing_ledger_prevents_the_start_with_a_hint(
     make_pair: MakePair,
 ) -> None:
     pair = make_pair()
@@ -148,7 +148,7 @@ def test_a_damaged_ledger_is_refused(make_pair: MakePair) -> None:
     assert "damaged" in _refused(pair)
 
 
-def test_a_key_keeps_its_numbers_through_a_rename_and_a_new_spi(
+def test_a_key_keeps_its_sequence_numbers_through_a_rename_and_a_new_spi(
     make_pair: MakePair, capture: Callable[..., Capture]
 ) -> None:
     pair = make_pair()

@@ -1,4 +1,4 @@
-"""A full disk: no number is used that is not on it, and all goes on when there is room again."""
+"""A full disk: no number outside a stored lease is used, and traffic resumes with free space."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OUT = "pi-b/out"
 
 @pytest.fixture
 def disk(tmp_path: Path, stack: contextlib.ExitStack) -> Path:
-    """A file system of 256 KiB."""
+    """A filesystem of 256 KiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ("mount", "-t", "tmpfs", "-o", "size=256k,mode=0700", "none", str(disk))
@@ -46,14 +46,14 @@ def _fill(disk: Path) -> None:
 
 
 def _small_leases_on(pair: GatewayPair, disk: Path) -> None:
-    """Without ESN a lease is small enough to be used up in a test."""
+    """Disable ESN, so that a lease is small enough for a test to exhaust, and use `disk` on a."""
     for gateway in (pair.a, pair.b):
         edit(gateway, lambda config: tunnel(config).update(esn=False))
     edit(pair.a, lambda config: config["gateway"].update(state_dir=str(disk)))
     pair.a.cli("ledger", "create", "--state-dir", str(disk))
 
 
-def test_without_a_new_lease_nothing_is_sent_and_with_room_it_goes_on(
+def test_without_a_new_lease_nothing_is_sent_until_there_is_space(
     make_pair: MakePair, capture: Callable[..., Capture], disk: Path
 ) -> None:
     pair = make_pair()
@@ -75,12 +75,12 @@ def test_without_a_new_lease_nothing_is_sent_and_with_room_it_goes_on(
     assert pair.a.log.read_text().count("no new sequence numbers") == 1
 
     (disk / "ballast").unlink()
-    until(lambda: ping(a, target, count=1), "numbers are there again")
+    until(lambda: ping(a, target, count=1), "sequence numbers are available again")
     assert LEASE_NO_ESN + 1 < sas(pair.a)[OUT]["seq"] < LEASE_NO_ESN + 1000
     assert ping(a, target, count=5) == 5
 
 
-def test_a_full_disk_lets_no_new_key_in_and_harms_nothing_that_runs(
+def test_a_full_disk_refuses_new_keys_and_harms_nothing_that_runs(
     make_pair: MakePair, disk: Path
 ) -> None:
     pair = make_pair()

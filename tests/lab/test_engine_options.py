@@ -1,4 +1,4 @@
-"""The options of the native engine, at work; the python engine goes without and says so."""
+"""The options of the native engine in effect; the python engine reports that it lacks them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_any_number_of_workers_carries_everything(
     )
 
 
-def test_more_workers_than_there_are_queues_of_flows_to_fill_do_no_harm(
+def test_more_workers_than_flows_do_no_harm(
     make_pair: MakePair,
 ) -> None:
     pair = make_pair(settings={"workers": 64})
@@ -65,7 +65,7 @@ def test_more_workers_than_there_are_queues_of_flows_to_fill_do_no_harm(
 
 @contextmanager
 def mean_size(namespace: Namespace, device: str, way: str) -> Iterator[list[float]]:
-    """Bytes of a packet that went through a device meanwhile, super-packets counted as one."""
+    """Mean size in bytes of the packets through a device; a super-packet counts as one."""
 
     def counters() -> tuple[int, int]:
         names = (
@@ -82,7 +82,7 @@ def mean_size(namespace: Namespace, device: str, way: str) -> Iterator[list[floa
 
 
 @pytest.mark.parametrize("off", [(), *((name,) for name in ALL), ALL], ids="+".join)
-def test_super_packets_are_where_their_offload_is_on(
+def test_super_packets_appear_where_their_offload_is_on(
     make_pair: MakePair, off: tuple[str, ...]
 ) -> None:
     pair = make_pair(settings={"offload": dict.fromkeys(off, False)})
@@ -105,7 +105,7 @@ def test_super_packets_are_where_their_offload_is_on(
             assert entry["why"] == ("switched off" if name in off else "")
 
 
-def test_one_side_may_do_without_all_offloads(make_pair: MakePair) -> None:
+def test_one_side_may_turn_off_all_offloads(make_pair: MakePair) -> None:
     pair = make_pair()
     edit(pair.a, lambda config: config["gateway"].update(offload=dict.fromkeys(ALL, False)))
     pair.start()
@@ -116,7 +116,7 @@ def test_one_side_may_do_without_all_offloads(make_pair: MakePair) -> None:
     assert result.lost_percent == 0.0
 
 
-def test_the_providers_understand_each_other(make_pair: MakePair) -> None:
+def test_the_providers_interoperate(make_pair: MakePair) -> None:
     pair = make_pair()
     pair.start()
     native = is_native(pair)
@@ -146,7 +146,7 @@ def refuse_gso(gateway: LabGateway) -> None:
     assert found
 
 
-def test_where_the_kernel_refuses_gso_packets_go_one_by_one_and_none_is_lost(
+def test_packets_go_one_by_one_without_loss_after_the_kernel_refuses_gso(
     make_pair: MakePair,
 ) -> None:
     pair = make_pair(settings={"workers": 2})
@@ -156,7 +156,7 @@ def test_where_the_kernel_refuses_gso_packets_go_one_by_one_and_none_is_lost(
     before = pair.a.ask("stats")
     refuse_gso(pair.a)
     target = pair.plan.inner(1)
-    # Its fragments are a run; with one of them lost there is no answer, to the first one, too.
+    # The fragments form one batch: losing any of them loses the reply, even the first ping's.
     assert ping(pair.a.namespace, target, count=3, size=20000) == 3
     with iperf_server(pair.b.namespace, target), mean_size(pair.a.namespace, "wan", "tx") as sent:
         assert iperf(pair.a.namespace, target, 1, "-P", "4").gbit_s > 0
@@ -178,7 +178,7 @@ def test_where_the_kernel_refuses_gso_packets_go_one_by_one_and_none_is_lost(
 
 
 def worker_times(gateway: LabGateway) -> Mapping[str, int]:
-    """Nanoseconds that each worker thread has run, by its id."""
+    """Run time of each worker thread in nanoseconds, by thread id."""
     assert gateway.process is not None
     threads = Path(f"/proc/{gateway.process.pid}/task").iterdir()
     return {
@@ -188,7 +188,7 @@ def worker_times(gateway: LabGateway) -> Mapping[str, int]:
     }
 
 
-def test_a_worker_that_busy_polls_sleeps_when_nothing_comes(make_pair: MakePair) -> None:
+def test_a_busy_polling_worker_sleeps_when_idle(make_pair: MakePair) -> None:
     pair = make_pair(settings={"busy_poll_us": 1000})
     pair.start()
     both_ways(pair)
@@ -200,7 +200,7 @@ def test_a_worker_that_busy_polls_sleeps_when_nothing_comes(make_pair: MakePair)
     assert status["busy_poll_us"] == 1000
 
     def sleeps() -> bool:
-        # A worker that looked all the time would have run in between.
+        # A worker that polled all the time would have run in between.
         before: Any = worker_times(pair.a)
         time.sleep(0.1)
         return bool(before) and worker_times(pair.a) == before

@@ -1,4 +1,4 @@
-"""Hundreds of SAs: each tunnel has its own, and a kill loses what none of them has used."""
+"""Hundreds of SAs: each tunnel uses its own, and after a kill the ledger has every lease."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TUNNELS = 150
 WATCHED = (0, TUNNELS // 2, TUNNELS - 1)
 
 
-def test_every_one_of_hundreds_of_sas_carries_its_own_and_is_in_the_ledger_after_a_kill(
+def test_each_of_hundreds_of_sas_carries_its_own_traffic_and_is_in_the_ledger_after_a_kill(
     make_pair: MakePair, capture: Callable[..., Capture]
 ) -> None:
     pair = make_pair()
@@ -52,7 +52,7 @@ def _inner(number: int) -> str:
 
 
 def _add_tunnels(pair: GatewayPair) -> None:
-    """Give the pair's two configurations all the other tunnels, each with keys of its own."""
+    """Add the other tunnels to both configurations of the pair, each with its own keys."""
     pair.b.namespace.ip("route", "add", "local", "10.100.0.0/16", "dev", "lo")
     keys = [write_key(pair.a.config.parent / "keys" / f"{n}.key") for n in range(2 * TUNNELS)]
 

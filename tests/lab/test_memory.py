@@ -1,4 +1,4 @@
-"""The memory of real gateways: keys in it are never swapped out where the limit allows it."""
+"""The memory of real gateways is locked, so that keys are never swapped out, within the limit."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from esp_gw.demo.pair import GatewayPair
 from tests.support.labtools import ping
 
 SMALL = 4 << 20
-"""Bytes: less than any interpreter maps."""
+"""Bytes: less than any Python interpreter maps."""
 
 
 def mappings(pid: int) -> dict[str, set[str]]:
-    """The flags of each mapping that a process alone may write to, and that is plain memory."""
+    """Flags of each private writable mapping of plain memory of a process."""
     found = {}
     for block in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path(f"/proc/{pid}/smaps").read_text()):
         flags = set(re.findall(r"^VmFlags: (.*)$", block, re.MULTILINE)[0].split())
@@ -32,7 +32,7 @@ def test_no_memory_of_a_running_gateway_may_be_swapped_out(pair: GatewayPair) ->
     assert "swapped" not in pair.a.log.read_text()
 
 
-def test_under_a_small_limit_nothing_is_locked_and_memory_is_there_all_the_same() -> None:
+def test_under_a_small_limit_nothing_is_locked_and_allocation_still_works() -> None:
     script = "from esp_gw import memory\nprint(memory.lock(), len(bytearray(64 << 20)))"
     limited = ("setpriv", "--bounding-set=-ipc_lock,-sys_resource", "prlimit", f"--memlock={SMALL}")
     run = subprocess.run(

@@ -1,4 +1,4 @@
-"""The daemon in a real network: sites behind it, and a host that keeps all that is its own."""
+"""The daemon in a real network: sites behind it, and a host that keeps its own settings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.labtools import (
 
 StartTap = Callable[..., Tap]
 
-# What a person may have, in our tables and at our priorities too.
+# Settings of a user, some of them in our tables and at our priorities.
 OF_A_USER = [
     ("address", "add", "10.66.0.1/24", "dev", "wan"),
     ("route", "add", "10.77.0.0/24", "dev", "wan", "table", "4500", "proto", "static"),
@@ -41,7 +41,7 @@ OF_A_USER = [
 ]
 
 
-def test_what_others_made_stays_and_what_the_daemon_made_goes(make_pair: MakePair) -> None:
+def test_settings_of_others_stay_and_those_of_the_daemon_are_removed(make_pair: MakePair) -> None:
     pair = make_pair(inner_versions=(4, 6))
     host = pair.a.namespace
     empty = network(host)
@@ -67,7 +67,7 @@ def test_what_others_made_stays_and_what_the_daemon_made_goes(make_pair: MakePai
 
 
 def _refused(pair: GatewayPair) -> str:
-    """Start a, which must end with one line that says why."""
+    """Start a, which must end with a one-line error; return that line."""
     before = len(pair.a.log.read_text()) if pair.a.log.exists() else 0
     pair.a.launch()
     process = pair.a.process
@@ -82,9 +82,7 @@ def _refused(pair: GatewayPair) -> str:
 @pytest.mark.parametrize(
     "device", [("link", "add", "esp0", "type", "veth"), ("tuntap", "add", "esp0", "mode", "tun")]
 )
-def test_an_interface_that_is_taken_is_left_alone(
-    make_pair: MakePair, device: tuple[str, ...]
-) -> None:
+def test_an_existing_interface_is_left_alone(make_pair: MakePair, device: tuple[str, ...]) -> None:
     pair = make_pair()
     pair.a.namespace.ip(*device)
     before = network(pair.a.namespace)
@@ -102,7 +100,7 @@ sys.stdin.read()
 """
 
 
-def test_a_port_that_is_taken_is_told_and_nothing_is_left(make_pair: MakePair) -> None:
+def test_a_port_in_use_is_reported_and_nothing_is_left_behind(make_pair: MakePair) -> None:
     pair = make_pair()
     host = pair.a.namespace
     before = network(host)
@@ -113,7 +111,7 @@ def test_a_port_that_is_taken_is_told_and_nothing_is_left(make_pair: MakePair) -
     pair.a.kill()
     with running(host, BIND):
         assert "another program listens there" in _refused(pair)
-    # What the killed run protected is not let out by a run that never came to life.
+    # A failed start must not remove the guard of the killed run's prefixes.
     assert "unreachable 10.2.0.0/24" in host.ip("route", "show", "table", "4500")
     pair.a.start()
     assert ping(host, pair.plan.inner(1), count=2) == 2
@@ -121,7 +119,7 @@ def test_a_port_that_is_taken_is_told_and_nothing_is_left(make_pair: MakePair) -
     assert network(host) == before
 
 
-def test_transport_mode_leaves_what_is_bypassed_in_the_clear(
+def test_transport_mode_leaves_bypassed_traffic_in_the_clear(
     make_pair: MakePair, tap: StartTap
 ) -> None:
     pair = make_pair(mode=Mode.TRANSPORT)
@@ -181,7 +179,7 @@ def test_hosts_behind_both_gateways_reach_each_other_and_learn_the_mtu(
     wire = tap(pair.a.namespace)
     for target, header in (("10.2.0.10", 28), ("fd00:2::10", 48)):
         assert ping(here, target, count=3) == 3
-        # The first one is too long for the tunnel, and the gateway says so.
+        # The first packet is too big for the tunnel: the gateway answers with its MTU.
         assert f"mtu = {mtu}" in _unfragmented(here, target, 1500 - header).replace(
             "mtu=", "mtu = "
         )
@@ -190,7 +188,7 @@ def test_hosts_behind_both_gateways_reach_each_other_and_learn_the_mtu(
         with iperf_server(there, target):
             assert iperf(here, target, 1).gbit_s > 0
             assert iperf(here, target, 1, "-R").gbit_s > 0
-    # From the gateway itself, from its own address in the network behind it.
+    # From the gateway itself, with its address in the local network as the source.
     assert ping(pair.a.namespace, "10.2.0.10", count=3) == 3
     report = wire.finish()
     assert report.cleartext == 0, report.examples
@@ -202,7 +200,7 @@ def _unfragmented(host: Namespace, target: str, size: int) -> str:
     return result.stdout + result.stderr
 
 
-def test_hosts_learn_of_a_path_that_narrows_between_the_gateways(
+def test_hosts_learn_of_a_smaller_path_mtu_between_the_gateways(
     make_pair: MakePair, site_hosts: tuple[Namespace, Namespace]
 ) -> None:
     pair = make_pair()
@@ -211,7 +209,7 @@ def test_hosts_learn_of_a_path_that_narrows_between_the_gateways(
     here, there = site_hosts
     assert "1 received" in _unfragmented(here, "10.2.0.10", 1300)
     pair.a.namespace.ip("route", "add", "192.0.2.2/32", "dev", "wan", "mtu", "1200")
-    until(lambda: "mtu = 1138" in _unfragmented(here, "10.2.0.10", 1300), "the MTU is told")
+    until(lambda: "mtu = 1138" in _unfragmented(here, "10.2.0.10", 1300), "the MTU is reported")
     with iperf_server(there, "10.2.0.10"):
         assert iperf(here, "10.2.0.10", 1).gbit_s > 0
 
@@ -230,7 +228,7 @@ def servers(stack: contextlib.ExitStack) -> Iterator[Namespace]:
 SERVER = {4: "203.0.113.10", 6: "2001:db8:5::10"}
 
 
-def test_everything_of_a_site_goes_through_the_other_one(
+def test_all_traffic_of_a_site_goes_through_the_other_one(
     make_pair: MakePair,
     site_hosts: tuple[Namespace, Namespace],
     servers: Namespace,
@@ -248,8 +246,8 @@ def test_everything_of_a_site_goes_through_the_other_one(
         add_address(namespace, f"2001:db8:5::{last}/64", device)
     servers.ip("route", "add", "default", "via", "203.0.113.1")
     servers.ip("-6", "route", "add", "default", "via", "2001:db8:5::1")
-    # The way out that all would take without the tunnel. For IPv6 as with many a provider: the
-    # wire has no address of its own, so that the gateway's own packets have one of its network.
+    # The default route that traffic would take without the tunnel. For IPv6, as with many
+    # providers, the wire has no global address: the gateway's packets have one of its network.
     a.ip("route", "add", "default", "via", "192.0.2.2")
     a.ip("address", "del", "2001:db8::1/64", "dev", "wan")
     a.ip("-6", "route", "add", "default", "via", "fe80::b", "dev", "wan")
@@ -263,7 +261,7 @@ def test_everything_of_a_site_goes_through_the_other_one(
         assert ping(servers, lan[version][0], count=3) == 3, server
         with iperf_server(servers, server):
             assert iperf(host, server, 1).gbit_s > 0
-        # The gateway and its own network, both ways, and the gateway's own traffic.
+        # The gateway and its own network, in both directions, and the gateway's own traffic.
         assert ping(a, lan[version][0], count=2) == 2
         assert ping(host, lan[version][1], count=2) == 2
         assert ping(a, server, count=2) == 2
@@ -281,7 +279,7 @@ def test_everything_of_a_site_goes_through_the_other_one(
 
 
 @pytest.mark.parametrize("case", ["sites", "hosts", "transport"])
-def test_strict_reverse_path_filtering_is_passed_or_warned_of(
+def test_strict_reverse_path_filtering_passes_traffic_or_causes_a_warning(
     make_pair: MakePair, case: str
 ) -> None:
     pair = make_pair(mode=Mode.TRANSPORT if case == "transport" else Mode.TUNNEL)

@@ -1,4 +1,4 @@
-"""A reload changes what differs alone; a tunnel outlives its peer, its wire and its address."""
+"""A reload changes only differences; a tunnel survives loss of its peer, wire and address."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def lab(tmp_path: Path, stack: contextlib.ExitStack) -> Iterator[Hub]:
     return lab
 
 
-def test_reloads_under_load_lose_no_packet_of_the_tunnel_that_stays(lab: Hub) -> None:
+def test_reloads_under_load_lose_no_packet_of_an_unchanged_tunnel(lab: Hub) -> None:
     hub = lab.hub
     with_both = hub.config.read_text()
     edit(hub, lambda config: config["tunnels"].pop("site-2"))
@@ -51,7 +51,7 @@ def test_reloads_under_load_lose_no_packet_of_the_tunnel_that_stays(lab: Hub) ->
     assert lab.reaches(2)
 
 
-def test_a_broken_configuration_changes_nothing_and_is_told_with_its_line(lab: Hub) -> None:
+def test_a_broken_configuration_changes_nothing_and_is_reported_by_line(lab: Hub) -> None:
     hub = lab.hub
     before, text = network(hub.namespace), hub.config.read_text()
     line = 1 + text.splitlines().index("  site-1:")
@@ -74,14 +74,14 @@ def test_a_broken_configuration_changes_nothing_and_is_told_with_its_line(lab: H
     assert network(hub.namespace) == before
 
 
-def test_a_key_changed_on_one_side_stops_that_tunnel_alone(lab: Hub, tmp_path: Path) -> None:
+def test_a_key_changed_on_one_side_stops_only_that_tunnel(lab: Hub, tmp_path: Path) -> None:
     assert lab.reaches(1)
     key = str(write_key(tmp_path / "new.key"))
     edit(lab.hub, lambda config: config["tunnels"]["site-1"]["outbound"]["key"].update(file=key))
     lab.hub.cli("reload")
     assert not lab.reaches(1)
     assert lab.reaches(2)
-    # The new key begins with numbers that the old one has used.
+    # The new key starts with sequence numbers that the old one has used.
     assert sum(drops(lab.sites[1]).values()) == 2
     assert set(drops(lab.sites[1])) <= {"auth-failed", "replay-duplicate"}
     edit(lab.sites[1], lambda config: config["tunnels"]["hub"]["inbound"]["key"].update(file=key))
@@ -89,7 +89,7 @@ def test_a_key_changed_on_one_side_stops_that_tunnel_alone(lab: Hub, tmp_path: P
     assert lab.reaches(1)
 
 
-def test_a_tunnel_that_is_removed_leaves_nothing_and_comes_back_where_it_was(lab: Hub) -> None:
+def test_a_removed_tunnel_leaves_nothing_and_returns_with_its_sequence_number(lab: Hub) -> None:
     hub = lab.hub
     text, before = hub.config.read_text(), network(hub.namespace)
     assert lab.reaches(1)
@@ -131,7 +131,7 @@ FIXED = {
 }
 
 
-def test_what_is_fixed_while_the_gateway_runs_is_refused(pair: GatewayPair) -> None:
+def test_changes_of_settings_fixed_at_start_are_refused(pair: GatewayPair) -> None:
     text = pair.a.config.read_text()
     for name, value in FIXED.items():
         edit(pair.a, lambda config, new={name: value}: config["gateway"].update(new))
@@ -144,7 +144,7 @@ def test_what_is_fixed_while_the_gateway_runs_is_refused(pair: GatewayPair) -> N
     assert ping(pair.a.namespace, pair.plan.inner(1), count=2) == 2
 
 
-def test_a_reload_follows_new_addresses_prefixes_and_mtu(pair: GatewayPair) -> None:
+def test_a_reload_applies_new_addresses_prefixes_and_mtu(pair: GatewayPair) -> None:
     a, b = pair.a.namespace, pair.b.namespace
     before = network(a)
     text = pair.a.config.read_text()
@@ -166,7 +166,7 @@ def test_a_reload_follows_new_addresses_prefixes_and_mtu(pair: GatewayPair) -> N
     assert ping(a, pair.plan.inner(1), count=2) == 2
 
 
-def test_a_reload_puts_back_what_somebody_took_away(pair: GatewayPair) -> None:
+def test_a_reload_restores_settings_removed_by_others(pair: GatewayPair) -> None:
     host = pair.a.namespace
     before = network(host)
     host.ip("route", "flush", "table", "4500")
@@ -200,7 +200,7 @@ def test_all_tunnels_of_a_hub_carry_traffic_at_once(lab: Hub) -> None:
     assert drops(lab.hub) == {}
 
 
-def test_a_peer_may_come_late_vanish_and_come_back(make_pair: MakePair) -> None:
+def test_a_peer_may_start_late_disappear_and_return(make_pair: MakePair) -> None:
     pair = make_pair()
     target = pair.plan.inner(1)
     pair.a.start()
@@ -219,7 +219,7 @@ def test_a_peer_may_come_late_vanish_and_come_back(make_pair: MakePair) -> None:
 
 
 @pytest.mark.parametrize("end", ["a", "b"])
-def test_a_wire_that_goes_down_takes_nothing_along(pair: GatewayPair, end: str) -> None:
+def test_a_wire_that_goes_down_breaks_nothing_permanently(pair: GatewayPair, end: str) -> None:
     host: Namespace = getattr(pair, end).namespace
     target = pair.plan.inner(1)
     host.ip("link", "set", "wan", "down")
@@ -232,7 +232,7 @@ def test_a_wire_that_goes_down_takes_nothing_along(pair: GatewayPair, end: str) 
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_an_outer_address_may_come_after_the_start(make_pair: MakePair, version: int) -> None:
+def test_an_outer_address_may_appear_after_the_start(make_pair: MakePair, version: int) -> None:
     pair = make_pair(outer_version=version)
     address = {4: "192.0.2.1/24", 6: "2001:db8::1/64"}[version]
     pair.a.namespace.ip("address", "del", address, "dev", "wan")

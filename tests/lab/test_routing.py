@@ -1,4 +1,4 @@
-"""Routing beside that of others: a network of our own, neighbours, and what others remove."""
+"""Routing beside other programs: the local network, other gateways, and removed settings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ StartTap = Callable[..., Tap]
 def test_a_spoke_that_protects_a_wide_prefix_reaches_its_own_network(
     make_pair: MakePair, tap: StartTap
 ) -> None:
-    """Hub and spoke: 10.1.0.0/24 here, all of 10.0.0.0/8 over there."""
+    """Hub and spoke: 10.1.0.0/24 is local, all of 10.0.0.0/8 is behind the peer."""
     pair = make_pair(inner_versions=(4, 6))
     edit(pair.a, lambda config: tunnel(config).update(remote_ts=["10.0.0.0/8", "fd00::/16"]))
     edit(pair.b, lambda config: tunnel(config).update(local_ts=["10.0.0.0/8", "fd00::/16"]))
@@ -71,12 +71,12 @@ def second_gateway(pair: GatewayPair, folder: Path, table: int) -> LabGateway:
 @pytest.mark.parametrize(
     ("table", "idle"), [(4500, False), (4500, True), (4501, False), (4099, False), (4901, True)]
 )
-def test_a_gateway_too_near_to_another_one_is_refused_and_changes_nothing(
+def test_a_gateway_with_a_table_too_near_to_anothers_is_refused_and_changes_nothing(
     make_pair: MakePair, tmp_path: Path, table: int, idle: bool
 ) -> None:
     pair = make_pair()
     host = pair.a.namespace
-    if idle:  # it has no route yet, and may get one at any time
+    if idle:  # it has no route yet, but may add one at any time
         edit(pair.a, lambda config: config.update(tunnels={}))
     pair.start()
     before = network(host)
@@ -111,7 +111,7 @@ def test_two_gateways_far_enough_apart_leave_each_other_alone(
     pair.a.kill()
     second.stop()
     second.start()
-    # What guards the prefixes of a dead neighbour is not ours to remove.
+    # The guard of a dead neighbour's prefixes is not ours to remove.
     assert "unreachable 10.2.0.0/24" in host.ip("route", "show", "table", "4500")
     assert ping(host, target, count=1).received == 0
     pair.a.start()
@@ -122,7 +122,7 @@ def test_two_gateways_far_enough_apart_leave_each_other_alone(
 
 
 @pytest.mark.parametrize("table", [4501, 6000])
-def test_what_a_killed_run_left_in_another_table_is_replaced(
+def test_leftovers_of_a_killed_run_in_another_table_are_replaced(
     make_pair: MakePair, tap: StartTap, table: int
 ) -> None:
     pair = make_pair()
@@ -178,7 +178,7 @@ REMOVALS = [
 
 
 @pytest.mark.parametrize(("command", "name"), REMOVALS)
-def test_what_another_program_removes_comes_back_and_is_told(
+def test_settings_removed_by_another_program_are_restored_and_reported(
     make_pair: MakePair, command: tuple[str, ...], name: str
 ) -> None:
     pair = make_pair(inner_versions=(4, 6))
@@ -197,7 +197,7 @@ def test_what_another_program_removes_comes_back_and_is_told(
     assert pair.a.ask("status")["warnings"] == pair.b.ask("status")["warnings"]
 
 
-def test_a_rule_that_is_removed_leaves_a_moment_of_cleartext_at_most(
+def test_a_removed_rule_leaks_cleartext_for_a_moment_at_most(
     pair: GatewayPair, tap: StartTap
 ) -> None:
     host, target = pair.a.namespace, pair.plan.inner(1)
@@ -207,7 +207,7 @@ def test_a_rule_that_is_removed_leaves_a_moment_of_cleartext_at_most(
         host.ip("rule", "del", "pref", "4499")
         until(lambda: "lookup 4500" in host.ip("rule"), "the rule is back")
     during = wire.finish()
-    assert during.cleartext > 0  # the way in the clear was open: the test sees a leak
+    assert during.cleartext > 0  # the cleartext path was open: the tap does see a leak
     wire = tap(host)
     with running(host, FLOOD, target):
         assert ping(host, target, count=20).received == 20
@@ -216,7 +216,7 @@ def test_a_rule_that_is_removed_leaves_a_moment_of_cleartext_at_most(
     assert warned(pair.a, "rule 4499 (IPv4)")
 
 
-def test_the_documented_routes_close_the_gap_between_a_stop_and_a_start(
+def test_the_documented_routes_close_the_gap_between_stop_and_start(
     make_pair: MakePair, tap: StartTap
 ) -> None:
     text = (Path(__file__).parents[2] / "docs" / "explanation" / "safety.md").read_text()
@@ -245,7 +245,9 @@ def test_the_documented_routes_close_the_gap_between_a_stop_and_a_start(
     assert report.esp > 0
 
 
-def test_a_program_that_keeps_removing_a_rule_is_not_raced(pair: GatewayPair) -> None:
+def test_repairs_are_rate_limited_against_a_program_that_keeps_removing_a_rule(
+    pair: GatewayPair,
+) -> None:
     host = pair.a.namespace
     loop = "while :; do ip rule del pref 4499 2>/dev/null; sleep 0.05; done"
     fight = host.start("sh", "-c", loop)
@@ -259,14 +261,14 @@ def test_a_program_that_keeps_removing_a_rule_is_not_raced(pair: GatewayPair) ->
     assert ping(host, pair.plan.inner(1), count=2).received == 2
 
 
-def test_an_interface_set_down_is_told_and_works_again_when_it_is_up(make_pair: MakePair) -> None:
+def test_an_interface_set_down_is_reported_and_works_again_when_up(make_pair: MakePair) -> None:
     pair = make_pair(inner_versions=(4, 6))
     host = pair.a.namespace
     pair.start()
     during = network(host)
     host.ip("link", "set", "esp0", "down")
     until(lambda: warned(pair.a, "esp0 is down"), "the warning")
-    # What keeps packets in is mended even so.
+    # The rules that prevent leaks are repaired even while the interface is down.
     host.ip("rule", "del", "pref", "4499")
     until(lambda: "lookup 4500" in host.ip("rule"), "the rule is back")
     assert ping(host, "10.2.0.1", count=1).received == 0
@@ -274,10 +276,10 @@ def test_an_interface_set_down_is_told_and_works_again_when_it_is_up(make_pair: 
     until(lambda: network(host) == during, "the network is as before")
     assert ping(host, "10.2.0.1", count=2).received == 2
     assert ping(host, "fd00:2::1", count=2).received == 2
-    until(lambda: not warned(pair.a, "esp0 is down"), "the warning goes")
+    until(lambda: not warned(pair.a, "esp0 is down"), "the warning disappears")
 
 
-def test_the_path_to_the_peer_is_followed(pair: GatewayPair) -> None:
+def test_the_path_mtu_to_the_peer_is_followed(pair: GatewayPair) -> None:
     host = pair.a.namespace
     before = pair.a.ask("status")["mtu"]
     host.ip("route", "add", "192.0.2.2/32", "dev", "wan", "mtu", "1400")
@@ -286,7 +288,7 @@ def test_the_path_to_the_peer_is_followed(pair: GatewayPair) -> None:
     assert not warned(pair.a, "another program removed")
 
 
-def test_addresses_of_others_on_the_tun_stay_and_nothing_is_told(pair: GatewayPair) -> None:
+def test_addresses_of_others_on_the_tun_stay_and_are_not_reported(pair: GatewayPair) -> None:
     host = pair.a.namespace
     host.ip("address", "add", "10.55.0.1/32", "dev", "esp0")
     host.ip("rule", "del", "pref", "4499")

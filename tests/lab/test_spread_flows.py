@@ -1,4 +1,4 @@
-"""A tunnel with several SAs: flows spread over all of them, each in order, and one peer for all."""
+"""A tunnel with several SAs: flows spread over all of them, each in order, to a single peer."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def send_flows(pair: GatewayPair, count: int) -> None:
 
 
 def packets(gateway: LabGateway, direction: str) -> Counter[str]:
-    """What the SAs of one direction have carried, by their numbers: none for the first."""
+    """Packets carried by the SAs of a direction, by the suffix of their names, "" for the first."""
     start = f"/{direction}"
     return Counter(
         {
@@ -75,7 +75,7 @@ def packets(gateway: LabGateway, direction: str) -> Counter[str]:
 
 
 def add_nat(host: Namespace, inside: str, outside: str, port: int) -> None:
-    """Put a NAT in front of a host's ESP port; what still comes to the inside address is lost."""
+    """Put a NAT in front of a host's ESP port; drop packets still sent to the inside address."""
     host.run(
         "nft",
         f"""
@@ -89,7 +89,7 @@ def add_nat(host: Namespace, inside: str, outside: str, port: int) -> None:
 
 
 def reaches(pair: GatewayPair) -> bool:
-    """Whether flows of all SAs go from a to b and back."""
+    """Send flows from a to b and back; return True if they used all SAs."""
     before = packets(pair.a, "in")
     send_flows(pair, 10)
     return len(packets(pair.a, "in") - before) == SAS
@@ -105,12 +105,12 @@ def test_flows_are_spread_over_all_sas_and_stay_in_order(
     for gateway in (pair.a, pair.b):
         for direction in ("in", "out"):
             carried = packets(gateway, direction)
-            # Some have more flows than others.
+            # The share of an SA is not checked: some have more flows than others.
             assert carried.keys() == {"", ".2", ".3", ".4"}
             assert carried.total() == FLOWS * 200
             assert all(carried.values())
         assert drops(gateway) == {}
-    # A flow has one SA each way, and the same number in both.
+    # A flow has one SA in each direction, with the same number in both.
     assert packets(pair.a, "out") == packets(pair.b, "in") == packets(pair.b, "out")
 
 
@@ -129,7 +129,7 @@ def test_tcp_flows_use_all_sas_both_ways(make_pair: MakePair) -> None:
 
 
 def turns_of_workers(gateway: LabGateway) -> dict[str, int]:
-    """How often each worker of the native engine was given a processor."""
+    """Number of times each worker of the native engine was scheduled."""
     turns = {}
     for thread in Path(f"/proc/{gateway.pid}/task").iterdir():
         name = (thread / "comm").read_text().strip()
@@ -139,7 +139,7 @@ def turns_of_workers(gateway: LabGateway) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("count", [1, SAS])
-def test_each_sa_has_a_worker_of_its_own(make_pair: MakePair, count: int) -> None:
+def test_each_sa_has_its_own_worker(make_pair: MakePair, count: int) -> None:
     pair = make_pair(sas=count, settings={"workers": SAS})
     pair.start()
     if pair.a.ask("status")["engine"] == "python":
@@ -153,7 +153,7 @@ def test_each_sa_has_a_worker_of_its_own(make_pair: MakePair, count: int) -> Non
     assert len(busy) == count
 
 
-def test_what_a_person_is_shown_names_every_sa_and_adds_them_up(make_pair: MakePair) -> None:
+def test_listings_name_every_sa_and_sum_their_counters(make_pair: MakePair) -> None:
     pair = make_pair(sas=SAS)
     pair.start()
     send_flows(pair, 10)
@@ -173,7 +173,7 @@ def test_all_sas_follow_a_peer_that_moves_behind_a_nat(make_pair: MakePair) -> N
     assert reaches(pair)
     add_address(pair.b.namespace, "192.0.2.3/24")
     add_nat(pair.b.namespace, "192.0.2.2", "192.0.2.3", 34567)
-    # Nothing comes through by the old address any more; and nobody has heard of the new one.
+    # The old address no longer works, and the new one is not known yet.
     assert ping(pair.a.namespace, INNER[1], count=3) == 0
     before = packets(pair.a, "in")
     assert ping(pair.b.namespace, INNER[0], count=3) == 3
@@ -186,7 +186,7 @@ def test_all_sas_follow_a_peer_that_moves_behind_a_nat(make_pair: MakePair) -> N
     assert len(moved) == 1
 
 
-def test_a_late_packet_of_a_quiet_sa_turns_no_tunnel_back(make_pair: MakePair) -> None:
+def test_a_late_packet_of_a_quiet_sa_does_not_redirect_the_tunnel(make_pair: MakePair) -> None:
     pair = make_pair(sas=SAS, settings={"workers": 1})
     pair.start()
     a, b = pair.a.namespace, pair.b.namespace
@@ -194,13 +194,13 @@ def test_a_late_packet_of_a_quiet_sa_turns_no_tunnel_back(make_pair: MakePair) -
     moved, late = (forge(configured_sa(pair.b, f"pi-a/out{n}"), FAR, reply) for n in ("", ".2"))
     elsewhere = udp_frame(b, a, moved, src="192.0.2.3", dst="192.0.2.1", sport=4777)
     send_frames(b, [elsewhere, udp_frame(b, a, late, src="192.0.2.2", dst="192.0.2.1")])
-    until(lambda: packets(pair.a, "in").total() == 2, "both are taken")
+    until(lambda: packets(pair.a, "in").total() == 2, "both are accepted")
     assert drops(pair.a) == {}
     remotes = {(sa["remote"], sa["remote_port"]) for sa in sas(pair.a).values()}
     assert remotes == {("192.0.2.3", 4777)}
 
 
-def test_a_reload_gives_a_tunnel_more_sas_and_fewer(make_pair: MakePair) -> None:
+def test_a_reload_adds_and_removes_sas_of_a_tunnel(make_pair: MakePair) -> None:
     pair = make_pair()
     pair.start()
     send_flows(pair, 10)

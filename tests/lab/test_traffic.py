@@ -1,4 +1,4 @@
-"""What goes in at one gateway comes out at the other, and only ESP is seen between."""
+"""Traffic between two gateways arrives unchanged, and the wire carries only ESP."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MakePair = Callable[..., GatewayPair]
 StartTap = Callable[[Namespace], Tap]
 MODES = [Mode.TUNNEL, Mode.TRANSPORT]
 ENCAPSULATIONS = [Encapsulation.UDP, Encapsulation.NONE]
-# Around the alignment of the padding, the MTU, and what the kernel fragments; the largest ping.
+# Around the padding alignment, the MTU, and fragmentation by the kernel; a very large ping.
 SIZES = [0, 1, 2, 3, 4, 15, 16, 17, 100, 1371, 1400, 1408, 1409, 1410, 1411, 1500, 4000, 30000]
 
 
@@ -50,7 +50,7 @@ def test_transport_mode_carries_host_to_host_traffic_of_every_size(
     pair = make_pair(mode=Mode.TRANSPORT, encapsulation=encapsulation, outer_version=outer_version)
     wire = tap(pair.a.namespace)
     pair.start()
-    # Beyond the MTU the ESP packet itself is fragmented, and a tap can't tell its later fragments.
+    # Beyond the MTU the ESP packet itself is fragmented: a tap can't classify later fragments.
     for size in [size for size in SIZES if size <= 1400]:
         reply = ping(pair.a.namespace, pair.plan.inner(1), count=1, size=size)
         assert reply == 1, f"{size} bytes"
@@ -65,13 +65,13 @@ def test_transport_mode_carries_host_to_host_traffic_of_every_size(
 
 @pytest.mark.parametrize("encapsulation", ENCAPSULATIONS)
 @pytest.mark.parametrize("outer_version", [4, 6])
-def test_no_cleartext_is_on_the_wire_while_the_peer_is_not_there(
+def test_no_cleartext_is_on_the_wire_while_the_peer_is_absent(
     make_pair: MakePair, tap: StartTap, encapsulation: Encapsulation, outer_version: int
 ) -> None:
     pair = make_pair(encapsulation=encapsulation, outer_version=outer_version)
     wire = tap(pair.b.namespace)
     pair.a.start()
-    # The other host refuses the ESP by ICMP, which quotes it.
+    # The other host rejects the ESP by ICMP, which quotes it.
     assert ping(pair.a.namespace, pair.plan.inner(1), count=1) == 0
     report = wire.finish()
     assert report.cleartext == 0, report.examples
@@ -99,7 +99,7 @@ def test_udp_of_several_sizes_arrives_without_loss_at_a_modest_rate(make_pair: M
     target = pair.plan.inner(1)
     with iperf_server(pair.b.namespace, target):
         for size in (16, 64, 512, 1360, 1410, 8000):
-            # A thousand packets a second or less: no more than a busy machine can take.
+            # At most a thousand packets per second: no more than a busy machine can handle.
             rate = min(size * 8000, 2_000_000)
             result = iperf(pair.a.namespace, target, 1, "-u", "-b", str(rate), "-l", str(size))
             assert result.lost_percent == 0.0, f"{size} bytes"

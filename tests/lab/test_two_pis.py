@@ -1,4 +1,4 @@
-"""scripts/iperf3-two-pis between two namespaces; only ssh is not the real one."""
+"""scripts/iperf3-two-pis between two namespaces, with everything real but ssh."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VCGENCMD = "#!/bin/sh\n[ $1 = get_throttled ] && echo throttled=0x50004\n"
 
 
 class Pis:
-    """Two namespaces with gateways, and a folder of programs that are the hosts' and ours."""
+    """Two namespaces with gateways, and a folder of stand-in programs for us and the hosts."""
 
     def __init__(self, pair: GatewayPair, programs: Path) -> None:
         self.pair = pair
@@ -62,7 +62,7 @@ class Pis:
         return process.returncode, output, errors.splitlines()
 
     def error(self, *arguments: str) -> str:
-        """Run what fails; return its error, which is its last and only line of that kind."""
+        """Run the program, which must fail; return its error, the last and only unindented line."""
         status, output, errors = self.run(*arguments)
         assert (status, output) == (1, ""), errors
         assert [line for line in errors if not line.startswith("  ")] == errors[-1:]
@@ -153,12 +153,12 @@ class TestErrors:
         assert error.startswith(f"error: {pis.names[1]}: esp-gw can't list its tunnels: ")
         assert error.endswith("; or give the addresses with --inner and --outer")
 
-    def test_addresses_that_are_not_the_hosts(self, pis: Pis) -> None:
+    def test_addresses_of_the_wrong_hosts(self, pis: Pis) -> None:
         swapped = ("--inner", "10.2.0.1", "10.1.0.1", "--outer", "192.0.2.1", "192.0.2.2")
         error = pis.error(*swapped, *pis.names)
         assert error == f"error: {pis.names[0]}: no interface has the address 10.2.0.1"
 
-    def test_a_port_that_is_taken(self, pis: Pis) -> None:
+    def test_a_port_in_use(self, pis: Pis) -> None:
         with pis.pair.b.namespace.start(
             "iperf3", "-s", "--forceflush", stdout=subprocess.PIPE
         ) as s:
@@ -175,7 +175,7 @@ class TestErrors:
         assert "the tunnel pi-b carried none of the traffic" in error
 
 
-def test_nothing_is_left_running_by_one_that_is_killed(pis: Pis) -> None:
+def test_a_killed_run_leaves_nothing_running(pis: Pis) -> None:
     before = pis.processes()
     with pis.start("--seconds", "60", *pis.names) as process:
         while not any(_is_iperf(pid) for pid in pis.processes() - before):
@@ -195,7 +195,7 @@ def _is_iperf(pid: int) -> bool:
         return False
 
 
-def test_transport_mode_has_no_way_beside_it(tmp_path: Path) -> None:
+def test_transport_mode_has_no_path_outside_the_tunnel(tmp_path: Path) -> None:
     with gateway_pair(tmp_path, PairPlan(mode=Mode.TRANSPORT)) as pair:
         pair.start()
         pis = Pis(pair, tmp_path / "bin")
