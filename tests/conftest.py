@@ -1,4 +1,4 @@
-"""Settings of all tests, and the option --evidence: results with other implementations."""
+"""Settings for all tests, and the option --evidence: results with other implementations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# A slow machine, or an emulated one, is no fault of the code.
+# A slow or emulated machine must not fail a property test.
 settings.register_profile("esp-gw", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("esp-gw")
 
@@ -18,19 +18,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--evidence",
         type=Path,
         metavar="FILE",
-        help="append what the tests with a 'peer' tried and what came of it, as JSON lines",
+        help="append the results of tests that record a 'peer', as JSON lines",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     file = config.getoption("evidence")
-    # Of several processes the one that hears of all results writes.
+    # With several processes only the controller, which receives all reports, writes.
     if file is not None and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Evidence(file))
 
 
 class Evidence:
-    """Writes the results of tests that have told their `peer` by record_property."""
+    """Writes the results of tests that recorded their `peer` by record_property."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

@@ -1,3 +1,5 @@
+"""Configurations and control requests from arbitrary input; selectors tried exhaustively."""
+
 from __future__ import annotations
 
 import itertools
@@ -41,7 +43,7 @@ LINES = GOOD.splitlines()
 
 
 def outcome(content: bytes) -> list[str]:
-    """Load bytes as a configuration: nothing but success or plain problems may come of them."""
+    """Load bytes as a configuration; return its problems. Nothing else may be raised."""
     # YAML 1.1 5.4 has five line breaks.
     breaks = len(re.findall("[\r\n\x85\u2028\u2029]", content.decode(errors="replace")))
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +68,7 @@ def outcome(content: bytes) -> list[str]:
     return []
 
 
-def test_the_starting_point_is_good() -> None:
+def test_the_starting_point_is_valid() -> None:
     assert outcome(GOOD.encode()) == []
 
 
@@ -76,7 +78,7 @@ def test_the_starting_point_is_good() -> None:
 @example("\u2028: 1\u2028".encode())
 @example(b'"\\ud800": 1')
 @example(b'tunnels: {"\\n": {"\\x00": 1}}')
-def test_any_bytes_are_a_configuration_or_plain_problems(content: bytes) -> None:
+def test_any_bytes_load_or_yield_plain_problems(content: bytes) -> None:
     outcome(content)
 
 
@@ -107,7 +109,7 @@ WORDS = st.one_of(
 
 @settings(max_examples=250, deadline=None)
 @given(st.integers(0, len(LINES) - 1), WORDS, st.randoms(use_true_random=False))
-def test_a_changed_value_is_good_or_a_plain_problem(
+def test_a_changed_value_is_valid_or_a_plain_problem(
     index: int, word: str, rng: random.Random
 ) -> None:
     places = [*re.finditer(r"[^\s{}\[\],:]+", LINES[index])]
@@ -138,7 +140,7 @@ POLICY: dict[str, Any] = {"name": "p", "action": "discard", "remote_ts": "10.2.0
 
 @settings(max_examples=200, deadline=None)
 @given(st.dictionaries(st.sampled_from(SA_FIELDS), JSON, min_size=1, max_size=3))
-def test_any_json_is_an_sa_that_can_be_kept_or_an_invalid_parameter(
+def test_any_json_is_an_sa_that_can_be_stored_or_an_invalid_parameter(
     changes: dict[str, Any],
 ) -> None:
     try:
@@ -172,7 +174,7 @@ def test_any_json_is_a_policy_or_an_invalid_parameter(changes: dict[str, Any]) -
         assert str(error).isprintable()
 
 
-# A small world in which every packet can be tried: 4 addresses a side, 3 protocols, 4 ports.
+# A space small enough to try every packet: 4 addresses per side, 3 protocols, 4 ports.
 NETS = [
     network
     for length in (30, 31, 32)
@@ -226,7 +228,7 @@ def test_overlap_and_cover_agree_with_every_packet_tried(one: Selector, other: S
 
 @settings(max_examples=40, deadline=None)
 @given(st.dictionaries(st.sampled_from(["port", "table", "fwmark"]), st.integers(256, 32_000)))
-def test_settings_of_a_side_arrive(values: dict[str, int]) -> None:
+def test_settings_of_a_side_are_written(values: dict[str, int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         pair = make_pair(
             Path(folder) / "out",
@@ -238,7 +240,7 @@ def test_settings_of_a_side_arrive(values: dict[str, int]) -> None:
         )
         loaded = load_config(pair.local).settings
         assert {name: getattr(loaded, name) for name in values} == values
-        # Other readers of YAML see the same.
+        # Other YAML parsers read the same.
         text = yaml.safe_load(pair.local.read_text())
         assert {name: text["gateway"][name] for name in values} == values
         json.dumps(text)

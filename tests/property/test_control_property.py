@@ -1,4 +1,4 @@
-"""The request decoder against a plain model: lines cut at newlines, each judged by itself."""
+"""The request decoder against a plain model: lines split at newlines, each parsed on its own."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 
 
 def decode(pieces: list[bytes]) -> Outcome:
-    """Requests in order, and whether a protocol error ended them."""
+    """Requests in order, and True if a protocol error ended them."""
     decoder = RequestDecoder()
     found: list[Request] = []
     try:
@@ -57,9 +57,7 @@ def decode(pieces: list[bytes]) -> Outcome:
 
 @settings(max_examples=150)
 @given(st.lists(requests, max_size=4), st.lists(st.integers(0, 10**6), max_size=8))
-def test_requests_come_out_as_they_went_in_whatever_the_pieces(
-    wanted: list[Request], places: list[int]
-) -> None:
+def test_requests_are_decoded_from_any_pieces(wanted: list[Request], places: list[int]) -> None:
     data = b"".join(encoded(request) + b"\n" for request in wanted)
     assert decode(cut(data, places)) == (wanted, False)
 
@@ -71,11 +69,11 @@ def test_requests_come_out_as_they_went_in_whatever_the_pieces(
     st.lists(st.integers(0, 10**6), max_size=8),
 )
 @example([b"x" * 200, b'{"method":"m"}'], True, list(range(200)))
-def test_pieces_never_change_the_outcome_not_even_for_junk(
+def test_pieces_never_change_the_outcome_even_for_junk(
     lines: list[bytes], ended: bool, places: list[int]
 ) -> None:
     data = b"\n".join(lines) + (b"\n" if ended else b"")
-    # Short, so that too long lines are met often, whole and in pieces.
+    # A short limit, so that overlong lines occur often, whole and in pieces.
     with mock.patch.object(protocol, "MAX_REQUEST", 120):
         outcome = decode([data])
         assert decode(cut(data, places)) == outcome
@@ -84,7 +82,7 @@ def test_pieces_never_change_the_outcome_not_even_for_junk(
 
 @settings(max_examples=200)
 @given(st.lists(requests, max_size=3), junk, st.lists(requests, min_size=1, max_size=2))
-def test_all_requests_before_the_first_junk_line_are_given_and_none_after(
+def test_all_requests_before_the_first_junk_line_are_returned_and_none_after(
     before: list[Request], bad: bytes, after: list[Request]
 ) -> None:
     data = b"".join(encoded(r) + b"\n" for r in before) + bad + b"\n"
@@ -94,7 +92,7 @@ def test_all_requests_before_the_first_junk_line_are_given_and_none_after(
 
 @settings(max_examples=300)
 @given(st.lists(st.binary(max_size=300), max_size=6))
-def test_arbitrary_bytes_give_requests_or_a_protocol_error_and_nothing_else(
+def test_arbitrary_bytes_yield_requests_or_a_protocol_error_and_nothing_else(
     pieces: list[bytes],
 ) -> None:
     decode(pieces)

@@ -1,4 +1,4 @@
-"""Whatever comes out of the TUN and the sockets: nothing is raised, nothing is lost uncounted."""
+"""Arbitrary input from the TUN and the sockets: nothing is raised or lost uncounted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FAILURES = [DropReason.QUEUE_FULL, DropReason.SEND_ERROR, DropReason.TOO_BIG]
 
 @st.composite
 def packets(draw: st.DrawFn) -> bytes:
-    """Packets of the tunnel, of other hosts, damaged ones, and no packets at all."""
+    """Packets of the tunnel, of other hosts, damaged packets, and random bytes."""
     if draw(st.integers(0, 4)) == 0:
         return draw(st.binary(min_size=1, max_size=100))
     heads = [*HEADS.values(), *HOST_HEADS.values(), IP(src="10.1.0.1", dst="10.2.0.9")]
@@ -66,7 +66,7 @@ def any_pair(
     encapsulations,
 )
 @slow
-def test_what_the_tun_gives_is_a_packet_or_a_drop_or_a_fragment_that_waits(
+def test_a_packet_from_the_tun_is_sent_dropped_or_a_pending_fragment(
     octets: list[bytes],
     verdicts: list[DropReason | None],
     mode: Mode,
@@ -104,10 +104,10 @@ def fragment(version: int, place: int, size: int, more: bool) -> bytes:
     st.lists(st.tuples(st.integers(0, 4), st.integers(1, 8), st.booleans()), max_size=30),
 )
 @slow
-def test_every_fragment_is_in_a_packet_or_waits_or_is_counted(
+def test_every_fragment_is_in_a_packet_pending_or_counted(
     version: int, pieces: list[tuple[int, int, bool]]
 ) -> None:
-    """A piece is of at most 8 bytes, so that the whole's length tells how many pieces it took."""
+    """A piece has at most 8 bytes, so that the length of the whole gives the number of pieces."""
     with pair(HOSTS[version], mode=Mode.TRANSPORT, version=version) as gateways:
         arrived = []
         for place, size, more in pieces:
@@ -123,7 +123,7 @@ def test_every_fragment_is_in_a_packet_or_waits_or_is_counted(
 
 @st.composite
 def mangled(draw: st.DrawFn, sealed: list[bytes]) -> bytes:
-    """A datagram as it was sent, cut, with other bits, with more behind it, or of no one."""
+    """A datagram unchanged, truncated, with flipped bits, with trailing bytes, or random."""
     kind = draw(st.integers(0, 5))
     if kind == 0:
         return draw(st.binary(max_size=60))
@@ -140,7 +140,7 @@ def mangled(draw: st.DrawFn, sealed: list[bytes]) -> bytes:
 
 @given(st.data(), modes, versions, encapsulations)
 @slow
-def test_what_a_socket_gives_is_a_packet_a_drop_or_a_keepalive_and_no_packet_is_forged(
+def test_a_datagram_is_accepted_dropped_or_a_keepalive_and_no_packet_is_forged(
     data: st.DataObject, mode: Mode, version: int, encapsulation: Encapsulation
 ) -> None:
     head = (HOST_HEADS if mode is Mode.TRANSPORT else HEADS)[version]
@@ -169,13 +169,13 @@ def test_what_a_socket_gives_is_a_packet_a_drop_or_a_keepalive_and_no_packet_is_
         gateways.b.inbound.sas[gateways.b_in.sa.spi].counters()
 
 
-def IPvX(octets: bytes) -> Packet:  # noqa: N802 - as scapy names its layers
+def IPvX(octets: bytes) -> Packet:  # noqa: N802 - named like scapy's layers
     return (IP if octets[0] >> 4 == 4 else IPv6)(octets)
 
 
 @given(st.permutations(range(12)), modes, versions, encapsulations)
 @slow
-def test_packets_of_any_order_arrive_each_as_it_was(
+def test_packets_in_any_order_arrive_unchanged(
     order: list[int], mode: Mode, version: int, encapsulation: Encapsulation
 ) -> None:
     head = (HOST_HEADS if mode is Mode.TRANSPORT else HEADS)[version]
@@ -196,10 +196,10 @@ def test_packets_of_any_order_arrive_each_as_it_was(
     st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(0, 3)), max_size=12),
 )
 @slow
-def test_no_number_goes_out_twice_and_every_mark_is_told_once(
+def test_no_number_is_sent_twice_and_every_threshold_is_reported_once(
     esn: bool, begin: int, turns: list[tuple[int, int, int]]
 ) -> None:
-    """A turn sends packets, then extends the lease by some numbers behind a gap."""
+    """A turn sends packets, then extends the lease by some numbers after a gap."""
     last = 2**64 - 1 if esn else 2**32 - 1
     with pair(V4, esn=esn) as gateways:
         end = begin + 6
@@ -232,7 +232,7 @@ def test_no_number_goes_out_twice_and_every_mark_is_told_once(
 def test_a_packet_goes_out_exactly_when_the_policy_and_its_sa_are_in_place(
     turns: list[str],
 ) -> None:
-    """Whatever the flow cache remembers."""
+    """Regardless of the contents of the flow cache."""
     with pair(V4) as gateways:
         sa = gateways.a_out.sa
         in_place, installed, spi = True, True, sa.spi

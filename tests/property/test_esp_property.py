@@ -1,4 +1,4 @@
-"""The ESP codec under arbitrary packets, orders and leases."""
+"""The ESP codec with arbitrary packets, orders and leases."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def decap(esp: InboundEsp, packet: bytes) -> tuple[bytes, int, bool]:
     seq_hi=st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=200, deadline=None)
-def test_what_goes_in_comes_out(
+def test_a_payload_survives_encap_and_decap(
     suite: Suite, esn: bool, payload: bytes, next_header: int, first: int, seq_hi: int
 ) -> None:
     seq = first + (seq_hi << 32 if esn else 0)
@@ -107,7 +107,7 @@ def test_arbitrary_bytes_are_dropped_and_change_nothing(
     order=st.lists(st.integers(0, 299), max_size=200),
 )
 @settings(max_examples=60, deadline=None)
-def test_however_a_network_shuffles_and_repeats_each_packet_arrives_once_at_most(
+def test_each_packet_arrives_at_most_once_under_reordering_and_duplication(
     esn: bool, window: int, start: int, order: list[int]
 ) -> None:
     if not esn:
@@ -141,7 +141,7 @@ def test_however_a_network_shuffles_and_repeats_each_packet_arrives_once_at_most
     ),
 )
 @settings(max_examples=150, deadline=None)
-def test_no_iv_is_used_twice_or_outside_the_leases_whatever_is_asked(
+def test_no_iv_is_used_twice_or_outside_the_leases(
     esn: bool, first: int, actions: list[int | tuple[int, int]]
 ) -> None:
     sa = make_sa(SUITES["aes128gcm16"], esn=esn)
@@ -152,7 +152,7 @@ def test_no_iv_is_used_twice_or_outside_the_leases_whatever_is_asked(
         if isinstance(action, tuple):
             lease = Lease(leased_up_to + action[0], leased_up_to + action[0] + action[1])
             if action[0] < 0 or action[1] < 0:
-                # Behind the SA's last number nothing is kept, so nothing can overlap there.
+                # Numbers beyond the SA's last one are not kept, so nothing can overlap there.
                 if leased_up_to <= sa.last_seq:
                     with pytest.raises(EngineError):
                         sender.extend(lease)

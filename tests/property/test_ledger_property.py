@@ -25,9 +25,9 @@ fractions = st.sampled_from([0, 0.1, 0.25, 0.5, 0.75, 1])
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """The model: what each key is for, its next or highest number, and which lease is its newest.
+    """The model: each key's role, its next or highest number, and its newest lease.
 
-    `spent` is the independent check: up to where numbers may have gone out on the wire.
+    `spent` is the independent check: the last number that may have been sent on the wire.
     """
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.old)
     @rule(data=st.data(), fraction=fractions)
-    def release_what_is_not_held_any_more(self, data: st.DataObject, fraction: float) -> None:
+    def release_a_lease_no_longer_held(self, data: st.DataObject, fraction: float) -> None:
         key, lease = data.draw(st.sampled_from(self.old))
         joined = self.joined.get(key)
         if joined is None or lease.end != joined.end or lease.first < joined.first:
@@ -138,7 +138,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger = Ledger.open(self.path, MACHINE)
 
     @invariant()
-    def the_entries_are_the_models(self) -> None:
+    def the_entries_match_the_model(self) -> None:
         if not hasattr(self, "ledger"):
             return
         shown = sorted((entry.role, entry.seq) for entry in self.ledger.entries())

@@ -1,4 +1,4 @@
-"""The choice of a suite, whatever a machine's figures are."""
+"""The choice of a suite, for arbitrary figures of a machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOISE = st.fixed_dictionaries(
 
 
 @given(BOTH)
-def test_what_is_recommended_instead_of_the_default_is_faster_by_half(
+def test_a_recommendation_other_than_the_default_is_faster_by_half(
     figures: dict[str, Figures],
 ) -> None:
     default, other = CHOICE
@@ -25,7 +25,7 @@ def test_what_is_recommended_instead_of_the_default_is_faster_by_half(
 
 
 @given(BOTH, NOISE)
-def test_a_tenth_of_noise_turns_nothing_that_is_clear(
+def test_ten_percent_of_noise_does_not_change_a_clear_choice(
     figures: dict[str, Figures], noise: dict[str, tuple[float, ...]]
 ) -> None:
     measured = {
@@ -41,7 +41,7 @@ def test_a_tenth_of_noise_turns_nothing_that_is_clear(
 
 @given(BOTH, st.floats(0.01, 100))
 def test_only_the_ratio_counts(figures: dict[str, Figures], pace: float) -> None:
-    """A machine that is slower in all things gets the same suite; away from the margin's edge."""
+    """A uniformly slower machine gets the same suite, except at the edge of the margin."""
     slower = times_as_long(*(figures[name] for name in CHOICE))
     if abs(slower - 1.5) > 1e-6:
         scaled = {

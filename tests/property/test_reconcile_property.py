@@ -1,6 +1,6 @@
-"""Any state to any other, through a model of the engine and the kernel that is strict at each step.
+"""Reconciliation between any two states, on a model of engine and kernel checked at each step.
 
-The model refuses what the real ones refuse, and what would be unsafe.
+The model refuses operations that the real ones refuse, and unsafe ones.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ RouteKey = tuple[RouteKind, IPNetwork, int]
 
 @dataclass
 class World:
-    """An engine and a kernel that take one change at a time."""
+    """An engine and a kernel that apply one change at a time."""
 
     sas: dict[str, Sa] = field(default_factory=dict)
     policies: tuple[Policy, ...] = ()
@@ -78,7 +78,7 @@ class World:
                 self.addresses.add(address)
             case RemoveAddress(address):
                 self.addresses.remove(address)
-                # The kernel takes the routes with it that name the address as their source.
+                # The kernel also removes the routes that have the address as their source.
                 for key, route in list(self.routes.items()):
                     if route.source == address:
                         del self.routes[key]
@@ -96,14 +96,14 @@ class World:
         self.check()
 
     def check(self) -> None:
-        """What must hold after every step."""
+        """Check the invariants of every step."""
         spis = [sa.spi for sa in self.sas.values() if sa.direction is Direction.INBOUND]
         assert len(set(spis)) == len(spis), "two inbound SAs with one SPI"
         for sa in self.sas.values():
             assert OuterSocket(sa.local, sa.encapsulation) in self.sockets, "an SA without a socket"
 
     def served(self) -> set[str]:
-        """The SAs that policies in place name and that are there to be used."""
+        """Installed outbound SAs that are named by installed policies."""
         return {
             name
             for policy in self.policies
@@ -112,7 +112,7 @@ class World:
         }
 
     def guarded(self) -> set[tuple[IPNetwork, IPNetwork | None]]:
-        """The prefixes that a rule leads to and that are in the TUN or unreachable."""
+        """Prefixes that a rule leads to and that are routed to the TUN or unreachable."""
         return {
             (destination, rule.source)
             for _, destination, table in self.routes
@@ -121,7 +121,7 @@ class World:
         }
 
 
-# Tunnels of few names, SPIs, addresses and prefixes, so that they collide
+# Few names, SPIs, addresses and prefixes, so that tunnels collide
 
 NAMES = ["a", "b", "c"]
 REMOTES = ["10.2.0.0/24", "10.3.0.0/16", "10.3.1.0/24", "0.0.0.0/0", "fd00:2::/64", "::/0"]
@@ -188,7 +188,7 @@ def assert_reached(world: World, wanted: Desired, network: Network) -> None:
 
 
 def go(world: World, wanted: Desired, path_mtu: int = 1500) -> None:
-    """Carry out a reconciliation and check after every step what must not be lost on the way."""
+    """Carry out a reconciliation; check after every step that nothing is lost in between."""
     network = plan(wanted, path_mtu)
     goal = World(rules=set(network.rules))
     goal.routes = {(r.kind, r.destination, r.table): r for r in network.routes}
@@ -221,7 +221,7 @@ def is_guarded(world: World, route: Route) -> bool:
 
 @given(states(), states(), st.sampled_from([1400, 1500]))
 @settings(max_examples=150, deadline=None)
-def test_every_state_is_reached_from_every_other(
+def test_every_state_is_reached_from_any_other(
     before: Desired, after: Desired, path_mtu: int
 ) -> None:
     world = World()
@@ -233,7 +233,7 @@ def test_every_state_is_reached_from_every_other(
 
 @given(states(), states(), states(), st.integers(0, 30))
 @settings(max_examples=100, deadline=None)
-def test_a_change_that_stopped_half_way_is_no_harm_to_the_next(
+def test_an_interrupted_change_does_not_harm_the_next(
     before: Desired, given_up: Desired, after: Desired, count: int
 ) -> None:
     world = World()
@@ -245,7 +245,7 @@ def test_a_change_that_stopped_half_way_is_no_harm_to_the_next(
 
 @given(states(), states())
 @settings(max_examples=100, deadline=None)
-def test_what_is_the_same_in_both_states_is_in_no_change(before: Desired, after: Desired) -> None:
+def test_unchanged_parts_appear_in_no_change(before: Desired, after: Desired) -> None:
     world = World()
     go(world, before)
     old, new = world.observed(), plan(after)
@@ -275,8 +275,8 @@ def test_what_is_the_same_in_both_states_is_in_no_change(before: Desired, after:
 
 @given(states())
 @settings(max_examples=50, deadline=None)
-def test_what_a_killed_run_left_is_guarded_until_it_is_in_the_tun_again(wanted: Desired) -> None:
-    """The TUN's routes and addresses went with the process, and so did the engine."""
+def test_prefixes_of_a_killed_run_are_guarded_until_routed_to_the_tun(wanted: Desired) -> None:
+    """The TUN's routes and addresses disappear with the process, as does the engine."""
     world = World()
     go(world, wanted)
     left = World(rules=world.rules)

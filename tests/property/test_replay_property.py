@@ -1,4 +1,4 @@
-"""The anti-replay window against a model that remembers every number, and RFC 4303 A2.2."""
+"""The replay window against a model that remembers every number, and RFC 4303 A2.2."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ highests = near_an_edge | st.integers(0, LAST)
 
 
 class Model:
-    """What RFC 4303 3.4.3 says, with a set of all the numbers there ever were."""
+    """RFC 4303 3.4.3, with a set of all numbers seen."""
 
     def __init__(self, size: int, initial: int) -> None:
         self.size = size
@@ -43,7 +43,7 @@ class Model:
 
 steps = st.lists(
     st.one_of(
-        st.integers(1, 3),  # in order, or nearly
+        st.integers(1, 3),  # in order or nearly so
         st.integers(-70, 70),
         st.integers(-9000, 9000),
         st.sampled_from([0, -63, -64, -65, -1023, -1024, -8191, -8192]),
@@ -74,7 +74,7 @@ def test_the_window_agrees_with_a_set_of_every_number(
 
 @given(size=sizes, start=highests, steps=st.permutations(range(1, 90)))
 @settings(max_examples=50)
-def test_packets_shuffled_within_the_window_all_arrive_once(
+def test_packets_reordered_within_the_window_all_arrive_once(
     size: int, start: int, steps: list[int]
 ) -> None:
     start = min(start, LAST - 100)
@@ -89,7 +89,7 @@ def test_packets_shuffled_within_the_window_all_arrive_once(
 
 
 def seq_hi_of_the_rfc(highest: int, size: int, seq_lo: int) -> int:
-    """RFC 4303 A2.2, word for word: Th, Tl are the halves of the highest number, W the size."""
+    """RFC 4303 A2.2, verbatim: Th and Tl are the halves of the highest number, W is the size."""
     th, tl = divmod(highest, SUBSPACE)
     if tl >= size - 1:  # case A
         return th if seq_lo >= tl - size + 1 else th + 1
@@ -98,7 +98,7 @@ def seq_hi_of_the_rfc(highest: int, size: int, seq_lo: int) -> int:
 
 
 def candidates_in_reach(highest: int, size: int, seq_lo: int) -> list[int]:
-    """The numbers with this low half that are not too old, nor 2**32 ahead of one that is not."""
+    """Numbers with this low half that are not too old, nor 2**32 ahead of one that is not."""
     subspaces = range(highest // SUBSPACE - 2, highest // SUBSPACE + 3)
     left_edge = highest - size + 1
     return [

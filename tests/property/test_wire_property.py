@@ -1,4 +1,4 @@
-"""Inner packets of arbitrary bytes and of arbitrary shape."""
+"""Inner packets of arbitrary bytes and arbitrary structure."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ transports = st.builds(
     ports,
     ports,
 )
-# Bytes that begin like packets: purely random ones would hardly ever get past the first check.
+# Bytes that begin like packets: purely random ones would rarely pass the first check.
 first_octets = st.sampled_from([0x45, 0x46, 0x4F, 0x60, 0x6F])
 header_like = st.builds(
     lambda first, length, protocol, rest: (
@@ -66,7 +66,7 @@ octet_strings = st.one_of(st.binary(max_size=120), header_like)
 
 
 def read(octets: bytes, behind: bytes) -> tuple[object, ...] | DropReason:
-    """All that the module says of a packet that lies in a buffer in front of other bytes."""
+    """All results of the module for a packet followed by other bytes in its buffer."""
     view = memoryview(bytearray(octets + behind))
     try:
         length = packet_length(view, len(octets))
@@ -77,7 +77,7 @@ def read(octets: bytes, behind: bytes) -> tuple[object, ...] | DropReason:
 
 @given(octet_strings)
 @settings(max_examples=300)
-def test_any_bytes_are_read_or_malformed_and_nothing_behind_them_counts(octets: bytes) -> None:
+def test_any_bytes_are_parsed_or_malformed_regardless_of_trailing_bytes(octets: bytes) -> None:
     result = read(octets, bytes(64))
     assert result == read(octets, b"\xff" * 64)
     if isinstance(result, DropReason):
@@ -98,8 +98,8 @@ def test_a_packet_with_a_flow_key_is_no_fragment_and_parses(octets: bytes) -> No
 
 @given(st.data())
 @settings(max_examples=300)
-def test_packets_of_one_flow_key_look_the_same_to_every_selector(data: st.DataObject) -> None:
-    """What the cache answers for the second packet is what a lookup would have answered."""
+def test_packets_with_one_flow_key_match_the_same_selectors(data: st.DataObject) -> None:
+    """The cache answers for the second packet as a lookup would."""
 
     def draw(octets: bytes) -> tuple[object, Inner] | None:
         view = memoryview(bytearray(octets))
@@ -123,7 +123,7 @@ def test_packets_of_one_flow_key_look_the_same_to_every_selector(data: st.DataOb
 
 @given(addresses4, addresses4, transports, st.integers(0, 0x1FFF), st.booleans(), st.binary())
 @settings(max_examples=150)
-def test_ipv4_packets_of_scapy_are_read(
+def test_ipv4_packets_of_scapy_are_parsed(
     src: int, dst: int, transport: Packet, offset: int, more: bool, payload: bytes
 ) -> None:
     head = IP(src=str(IPv4Address(src)), dst=str(IPv4Address(dst)), frag=offset, flags=int(more))
@@ -136,7 +136,7 @@ def test_ipv4_packets_of_scapy_are_read(
 
 @given(addresses6, addresses6, extensions, transports, st.binary(max_size=50))
 @settings(max_examples=150)
-def test_ipv6_packets_of_scapy_are_read(
+def test_ipv6_packets_of_scapy_are_parsed(
     src: int, dst: int, headers: list[Packet], transport: Packet, payload: bytes
 ) -> None:
     packet: Packet = IPv6(src=str(IPv6Address(src)), dst=str(IPv6Address(dst)))
@@ -150,7 +150,7 @@ def test_ipv6_packets_of_scapy_are_read(
 
 
 @given(addresses4, addresses4, st.integers(0, 255), ports, st.integers(1, 3))
-def test_the_checksum_stays_right_when_the_ecn_field_is_set(
+def test_the_checksum_stays_valid_when_the_ecn_field_is_set(
     src: int, dst: int, tos: int, ident: int, ecn: int
 ) -> None:
     packet = IP(src=str(IPv4Address(src)), dst=str(IPv4Address(dst)), tos=tos, id=ident)

@@ -1,4 +1,4 @@
-"""A kernel that was given an export, and is then moved here: it has become our other end."""
+"""An export applied to a kernel and imported back: the result is the other end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OUTER = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
 
 @st.composite
 def tunnels(draw: st.DrawFn, number: int) -> tuple[Sa, Sa, Policy]:
-    """One tunnel: its two SAs and its policy; `number` keeps it apart from the others."""
+    """One tunnel: its two SAs and its policy, made unique by `number`."""
     outer = draw(st.sampled_from([4, 6]))
     inner = draw(st.sampled_from([4, 6]))
     mode = Mode.TRANSPORT if number == 0 and draw(st.booleans()) else Mode.TUNNEL
@@ -96,12 +96,12 @@ seqs = st.integers(0, 2**32 - 2**22)
 
 @settings(deadline=None)
 @given(gateways(), st.data(), st.booleans())
-def test_what_was_exported_and_imported_is_the_other_end(
+def test_an_imported_export_is_the_other_end(
     gateway: tuple[list[Sa], list[Policy]], data: st.DataObject, stats: bool
 ) -> None:
     sas, policies = gateway
     assume(not find_conflicts(sas, policies))
-    # Over there, our peer's port is the local one, of which a gateway has one.
+    # The remote port becomes the local port of the other end, and a gateway has only one.
     assume(len({sa.remote_port for sa in sas if sa.encapsulation is Encapsulation.UDP}) <= 1)
     used = {sa.name: data.draw(seqs) for sa in sas}
     there = kernel_after(batch(sas, policies, used, 4500))
@@ -139,7 +139,7 @@ def test_ports_that_ip_xfrm_cannot_express_are_refused(ports: PortRange) -> None
     assert caught.value.where == "p"
 
 
-def test_numbers_that_are_nearly_used_up_are_refused() -> None:
+def test_nearly_exhausted_sequence_numbers_are_refused() -> None:
     out, in_, selector = _plain(Selector(ip_network("10.1.0.0/24"), ip_network("10.2.0.0/24")))
     for name in (out.name, in_.name):
         with pytest.raises(EspGwError, match="nearly used up"):

@@ -1,4 +1,4 @@
-"""Whatever states and policies a kernel has: what iproute2 prints of them is read as it is."""
+"""Arbitrary states and policies of a kernel: iproute2's output of them is parsed faithfully."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ dumps = st.builds(
 
 @settings(deadline=None)
 @given(dumps, st.booleans())
-def test_what_is_printed_is_read(dump: Dump, stats: bool) -> None:
+def test_printed_dumps_are_parsed(dump: Dump, stats: bool) -> None:
     read = parse(print_dump(dump, stats=stats), "f")
     anywhere = Dump(
         tuple(dataclasses.replace(state, where="") for state in read.states),
@@ -123,7 +123,7 @@ def test_what_is_printed_is_read(dump: Dump, stats: bool) -> None:
 
 @settings(deadline=None)
 @given(dumps, st.booleans(), st.data())
-def test_a_damaged_text_is_read_or_refused_and_no_error_shows_a_key(
+def test_damaged_text_is_parsed_or_refused_and_no_error_shows_a_key(
     dump: Dump, stats: bool, data: st.DataObject
 ) -> None:
     text = print_dump(dump, stats=stats)
@@ -140,7 +140,7 @@ def test_a_damaged_text_is_read_or_refused_and_no_error_shows_a_key(
             assert not any(key[at : at + 16] in str(error) for at in range(len(key) - 15))
 
 
-def test_the_unspecified_address_of_a_template_is_read() -> None:
+def test_the_unspecified_address_of_a_template_is_parsed() -> None:
     ends = ip_address("0.0.0.0")
     template = Template(ends, ends, 0, 1, Mode.TRANSPORT)
     host = ip_network("192.0.2.1/32")

@@ -1,4 +1,4 @@
-"""No ordinary build of the crates leaves the cipher out."""
+"""No ordinary build of the crates enables the feature `null-cipher`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MANIFESTS = {path.parent.name: read(path) for path in sorted(CRATES.glob("*/Carg
 
 
 def switched_on(crate: str, feature: str) -> set[tuple[str, str]]:
-    """Every feature of our crates that a feature of one brings with it, itself included."""
+    """Every feature of our crates that a crate's feature enables, itself included."""
     found: set[tuple[str, str]] = set()
     waiting = {(crate, feature)}
     while waiting:
@@ -33,7 +33,7 @@ def switched_on(crate: str, feature: str) -> set[tuple[str, str]]:
     return found
 
 
-def test_the_feature_is_there_and_reaches_the_core() -> None:
+def test_the_feature_exists_and_reaches_the_core() -> None:
     assert ("esp-core", NULL_CIPHER) in switched_on("esp-py", NULL_CIPHER)
 
 
@@ -51,7 +51,7 @@ def test_no_crate_asks_another_to_leave_the_cipher_out(crate: str) -> None:
             assert (name, NULL_CIPHER) not in on, kind
 
 
-def test_pip_does_not_build_it_without_the_cipher() -> None:
+def test_pip_does_not_build_without_the_cipher() -> None:
     maturin = read(CRATES / "esp-py" / "pyproject.toml")["tool"]["maturin"]
     assert NULL_CIPHER not in {name.rpartition("/")[2] for name in maturin["features"]}
     assert maturin.keys() <= {"features"}
