@@ -53,8 +53,8 @@ class Emulator:
         result = run_command(command, TIMEOUT, False, where="qemu-aarch64")
         counted = _COUNTED.search(result.stderr)
         if result.returncode or counted is None:
-            said = result.stderr.strip().splitlines() or ["the plugin counted nothing"]
-            raise LabError(said[0], where="qemu-aarch64")
+            lines = result.stderr.strip().splitlines() or ["the plugin counted nothing"]
+            raise LabError(lines[0], where="qemu-aarch64")
         return result.stdout, int(counted[1]), int(counted[2])
 
     def packet(self, board: Board, *arguments: str) -> tuple[float, float]:

@@ -35,10 +35,10 @@ def _versions(wireguard_go: str) -> dict[str, str]:
         "esp_gw": __version__,
         "native": _package("esp-gw-core"),
         "python": f"{platform.python_version()}, cryptography {_package('cryptography')}",
-        "strongswan": _said(("swanctl", "--version")) if CHARON.exists() else "",
-        "wireguard-go": _said((wireguard_go, "--version")),
-        "openvpn": _said(("openvpn", "--version")),
-        "iperf3": _said(("iperf3", "--version")),
+        "strongswan": _program_version(("swanctl", "--version")) if CHARON.exists() else "",
+        "wireguard-go": _program_version((wireguard_go, "--version")),
+        "openvpn": _program_version(("openvpn", "--version")),
+        "iperf3": _program_version(("iperf3", "--version")),
     }
 
 
@@ -49,7 +49,7 @@ def _package(name: str) -> str:
         return ""
 
 
-def _said(command: Sequence[str]) -> str:
+def _program_version(command: Sequence[str]) -> str:
     """The first version number in a program's output; empty if there is no such program."""
     try:
         result = run_command(command, TIMEOUT, False)

@@ -151,9 +151,9 @@ def _describe(hosts: tuple[Host, Host]) -> list[answers.Description]:
 def _tunnels(host: Host) -> list[Tunnel]:
     result = host.run(answers.TUNNELS)
     if result.returncode:
-        said = result.stderr.strip().splitlines() or ["it failed"]
+        lines = result.stderr.strip().splitlines() or ["it failed"]
         raise LabError(
-            f"esp-gw can't list its tunnels: {said[0].removeprefix('esp-gw: error: ')}",
+            f"esp-gw can't list its tunnels: {lines[0].removeprefix('esp-gw: error: ')}",
             where=host.name,
             hint="or give the addresses with --inner and --outer",
         )
@@ -207,10 +207,10 @@ def _udp(tcp: Rate) -> list[str]:
 
 
 def _wait_listening(output: IO[str] | None, host: str) -> None:
-    said = []
+    lines = []
     for line in output or ():
         if "listening" in line:
             return
-        said.append(line.strip())
-    errors = [line.partition("error - ")[2] for line in said if "error - " in line]
-    raise LabError(f"iperf3 can't listen: {[*errors, *said, 'it ended'][0]}", where=host)
+        lines.append(line.strip())
+    errors = [line.partition("error - ")[2] for line in lines if "error - " in line]
+    raise LabError(f"iperf3 can't listen: {[*errors, *lines, 'it ended'][0]}", where=host)

@@ -34,9 +34,9 @@ class Host:
             if line.strip() == _READY:
                 return
         self.close()
-        said = self._errors.read_text(errors="replace").strip().splitlines()
+        lines = self._errors.read_text(errors="replace").strip().splitlines()
         raise LabError(
-            f"no connection: {said[-1]}" if said else "no connection",
+            f"no connection: {lines[-1]}" if lines else "no connection",
             where=name,
             hint=f"see what 'ssh {name} true' says",
         )
@@ -58,8 +58,8 @@ class Host:
         except subprocess.TimeoutExpired:
             raise LabError(f"no answer for {timeout:.0f} s", where=self.name) from None
         if result.returncode == _UNREACHABLE:
-            said = result.stderr.strip().splitlines() or ["ssh failed"]
-            raise LabError(f"the connection broke: {said[-1]}", where=self.name)
+            lines = result.stderr.strip().splitlines() or ["ssh failed"]
+            raise LabError(f"the connection broke: {lines[-1]}", where=self.name)
         return result
 
     def start(self, command: str) -> subprocess.Popen[str]:

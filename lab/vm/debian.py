@@ -75,9 +75,9 @@ def run_program(
     env = {**os.environ, "LC_ALL": "C", "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
     result = run_command(command, FETCH_TIMEOUT, False, where=command[0], cwd=folder, env=env)
     if result.returncode:
-        said = result.stderr.splitlines()
+        errors = result.stderr.splitlines()
         marked = [
-            line.removeprefix(mark) for line in said for mark in marks if line.startswith(mark)
+            line.removeprefix(mark) for line in errors for mark in marks if line.startswith(mark)
         ]
-        raise LabError((marked or said or ["failed"])[0], where=command[0], hint=hint)
+        raise LabError((marked or errors or ["failed"])[0], where=command[0], hint=hint)
     return result.stdout

@@ -119,7 +119,7 @@ class Machine:
         """Queue a command, to run once the machine has booted."""
         self._port.sendall(command.encode())
 
-    def hear(self) -> Iterator[Frame]:
+    def receive(self) -> Iterator[Frame]:
         """Read once from the machine and yield its frames. Raises VmError if it has ended."""
         try:
             data = self._port.recv(1 << 18)
@@ -127,7 +127,7 @@ class Machine:
             data = b""
         if not data:
             self._process.wait()
-            raise VmError(self._last_words(), self.console())
+            raise VmError(self._failure_reason(), self.console())
         yield from self._reader.feed(data)
 
     def console(self) -> str:
@@ -136,10 +136,10 @@ class Machine:
             return self._console.read_text(errors="replace")
         return ""
 
-    def _last_words(self) -> str:
-        said = (self._folder / "qemu").read_text(errors="replace").strip().splitlines()
-        ours = [line for line in self.console().splitlines() if line.startswith("esp-gw-vm: ")]
-        return (said[-1:] or ours[:1] or ["the machine ended by itself"])[0]
+    def _failure_reason(self) -> str:
+        log = (self._folder / "qemu").read_text(errors="replace").strip().splitlines()
+        failures = [line for line in self.console().splitlines() if line.startswith("esp-gw-vm: ")]
+        return (log[-1:] or failures[:1] or ["the machine ended by itself"])[0]
 
 
 def run(machine: Machine, command: Command, output: Output, deadline: float) -> int:
@@ -176,7 +176,7 @@ def run_all(work: Sequence[tuple[Machine, Command, Output]], deadline: float) ->
 
 def _pass_on(machine: Machine, output: Output) -> int | None:
     """Forward the machine's output; return the status of its command once that has ended."""
-    for frame in machine.hear():
+    for frame in machine.receive():
         if frame.kind is Kind.EXIT:
             return frame.status
         output(frame.kind, frame.payload)

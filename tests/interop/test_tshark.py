@@ -71,8 +71,8 @@ FIELDS = (
 
 
 def _version() -> str:
-    said = subprocess.run(("tshark", "--version"), capture_output=True, text=True, check=True)
-    return f"tshark {said.stdout.split()[2]}"
+    result = subprocess.run(("tshark", "--version"), capture_output=True, text=True, check=True)
+    return f"tshark {result.stdout.split()[2]}"
 
 
 def _decrypted(capture: Path, pair: GatewayPair) -> list[dict[str, str]]:

@@ -210,8 +210,8 @@ def test_no_number_is_sent_twice_and_every_threshold_is_reported_once(
             before = Counter(gateways.a.events)
             sent = gateways.a.forward(*[packet()] * count)
             numbers += [int.from_bytes(one.packet[8:16]) for one in sent]
-            told = Counter(gateways.a.events) - before
-            assert told[LeaseLow("ab")] <= 1
+            reported = Counter(gateways.a.events) - before
+            assert reported[LeaseLow("ab")] <= 1
             first = end + gap
             end = first + size
             state.esp.extend(Lease(first, end))
@@ -220,11 +220,11 @@ def test_no_number_is_sent_twice_and_every_threshold_is_reported_once(
         assert len(set(numbers)) == len(numbers)
         assert numbers == sorted(numbers)
         assert set(numbers) <= leased
-        told = Counter(gateways.a.events)
-        assert told[SoftExpired("ab")] == int(any(n + 1 >= last - last // 8 for n in numbers))
-        assert told[HardExpired("ab")] <= 1
+        reported = Counter(gateways.a.events)
+        assert reported[SoftExpired("ab")] == int(any(n + 1 >= last - last // 8 for n in numbers))
+        assert reported[HardExpired("ab")] <= 1
         exhausted = state.drops[DropReason.SEQ_EXHAUSTED]
-        assert told[HardExpired("ab")] == int(exhausted > 0)
+        assert reported[HardExpired("ab")] == int(exhausted > 0)
 
 
 @given(st.lists(st.sampled_from(["send", "remove", "install", "policy", "empty"]), max_size=30))

@@ -42,15 +42,15 @@ class Guest:
         self._setup = setup
 
     def run(self, *arguments: str, env: Mapping[str, str] | None = None) -> Result:
-        said = {Kind.STDOUT: b"", Kind.STDERR: b""}
+        output = {Kind.STDOUT: b"", Kind.STDERR: b""}
 
-        def hear(kind: Kind, data: bytes) -> None:
-            said[kind] += data
+        def collect(kind: Kind, data: bytes) -> None:
+            output[kind] += data
 
         words = ("env", *(f"{name}={value}" for name, value in (env or {}).items()), *arguments)
         command = here(self._setup, words, CHECKOUT)
-        status = run(self._machine, command, hear, time.monotonic() + LIMIT)
-        return Result(status, said[Kind.STDOUT].decode(), said[Kind.STDERR].decode())
+        status = run(self._machine, command, collect, time.monotonic() + LIMIT)
+        return Result(status, output[Kind.STDOUT].decode(), output[Kind.STDERR].decode())
 
     def pytest(self, name: str) -> Result:
         """Run tests/vm/inside/NAME.py in the machine; its evidence goes to /out/NAME.jsonl."""

@@ -32,7 +32,7 @@ from esp_gw.model import (
     Suite,
 )
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 _UDP_ENCAP = 100
 _UDP_ENCAP_ESPINUDP = 2
 _AEAD = {
@@ -282,7 +282,7 @@ class Peers:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with inside(self._sides[side]):
             sock = socket.socket(family, kind, protocol)
-        sock.settimeout(PATIENCE)
+        sock.settimeout(TIMEOUT)
         sock.bind((address, 0))
         return sock
 

@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,12 @@ import pytest
 from lab.vm.__main__ import CHECKOUT
 from lab.vm.__main__ import make_setup as make_setup_of
 from lab.vm.machine import Machine
+from tests.support.engines import ENGINES
 from tests.support.guest import INSIDE, LIMIT, Guest, MakeSetup
 
 # The tests of inside/ run in the machine, started by the tests here.
 collect_ignore = [] if INSIDE in os.environ else ["inside"]
-if find_spec("esp_gw_core") is None:
+if "native" not in ENGINES:
     collect_ignore.append("test_af_alg_native.py")
 
 

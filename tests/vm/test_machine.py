@@ -109,7 +109,7 @@ def test_a_machine_that_cannot_start_reports_why_on_one_line(make_setup: MakeSet
         pytest.raises(VmError, match="qemu-system-x86_64: unable to find CPU model 'abacus'"),
         Machine(make_setup(cpu="abacus")) as machine,
     ):
-        list(machine.hear())
+        list(machine.receive())
 
 
 FETCH = """

@@ -52,14 +52,14 @@ def test_the_count_per_packet_excludes_program_startup(
 
 
 @pytest.mark.parametrize(
-    ("qemu", "said"),
+    ("qemu", "message"),
     [
         ("#!/bin/sh\necho 'qemu-aarch64: no such plugin' >&2\nexit 1\n", "no such plugin"),
         ("#!/bin/sh\necho 64\n", "the plugin counted nothing"),
     ],
 )
 def test_an_error_of_qemu_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, qemu: str, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, qemu: str, message: str
 ) -> None:
-    with pytest.raises(LabError, match=said):
+    with pytest.raises(LabError, match=message):
         emulator(tmp_path, monkeypatch, qemu).packet(PI_5)

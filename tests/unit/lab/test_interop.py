@@ -60,9 +60,9 @@ def test_an_empty_and_a_missing_file_are_errors(
     (tmp_path / "empty").touch()
     assert main([str(tmp_path / "empty")]) == 1
     assert main([str(tmp_path / "none")]) == 1
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert [line.startswith("interop: error: ") for line in said.err.splitlines()] == [True, True]
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert [line.startswith("interop: error: ") for line in output.err.splitlines()] == [True, True]
 
 
 def test_the_page_in_docs_names_existing_tests() -> None:

@@ -58,11 +58,11 @@ class TestRate:
 
 class TestReading:
     def test_of_a_raspberry_pi(self) -> None:
-        said = (
+        output = (
             "model Raspberry Pi 5 Model B Rev 1.0\ntemperature 48850\ntemperature 51600\n"
             "clock 1500000\nclock 2400000\nthrottled=0x50001\n"
         )
-        assert parse_reading(said) == Reading(
+        assert parse_reading(output) == Reading(
             "Raspberry Pi 5 Model B Rev 1.0",
             51.6,
             2400,
@@ -70,9 +70,9 @@ class TestReading:
             ("under-voltage", "throttled"),
         )
 
-    @pytest.mark.parametrize("said", ["", "temperature \nclock \n", "throttled=error\nclock x"])
-    def test_of_a_machine_that_reports_nothing(self, said: str) -> None:
-        assert parse_reading(said) == Reading()
+    @pytest.mark.parametrize("output", ["", "temperature \nclock \n", "throttled=error\nclock x"])
+    def test_of_a_machine_that_reports_nothing(self, output: str) -> None:
+        assert parse_reading(output) == Reading()
 
 
 TUNNEL = Tunnel(

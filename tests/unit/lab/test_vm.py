@@ -28,12 +28,12 @@ X86 = ARCHITECTURES["x86_64"]
 
 class TestFrames:
     def test_are_reassembled_from_any_pieces(self) -> None:
-        said = [Frame(Kind.STDOUT, b"x" * 300), Frame(Kind.STDERR, b""), Frame(Kind.EXIT, b"abcd")]
-        data = b"".join(encode_frame(frame.kind, frame.payload) for frame in said)
+        sent = [Frame(Kind.STDOUT, b"x" * 300), Frame(Kind.STDERR, b""), Frame(Kind.EXIT, b"abcd")]
+        data = b"".join(encode_frame(frame.kind, frame.payload) for frame in sent)
         for size in (1, 2, 7, len(data)):
             reader = FrameReader()
             pieces = [data[at : at + size] for at in range(0, len(data), size)]
-            assert [frame for piece in pieces for frame in reader.feed(piece)] == said
+            assert [frame for piece in pieces for frame in reader.feed(piece)] == sent
 
     @pytest.mark.parametrize("data", [b"\x09\0\0\0\0", b"\x01\xff\xff\xff\xff", b"Segmentation"])
     def test_malformed_are_an_error(self, data: bytes) -> None:
@@ -55,12 +55,12 @@ class Host:
     def run(self, *arguments: str) -> tuple[int, bytes, bytes]:
         command = Command(arguments, "/", {"PATH": "/usr/bin:/bin", "WORD": "seen"})
         self._sock.sendall(command.encode())
-        said = {Kind.STDOUT: b"", Kind.STDERR: b""}
+        output = {Kind.STDOUT: b"", Kind.STDERR: b""}
         while True:
             for frame in self._reader.feed(self._sock.recv(65536)):
                 if frame.kind is Kind.EXIT:
-                    return frame.status, said[Kind.STDOUT], said[Kind.STDERR]
-                said[frame.kind] += frame.payload
+                    return frame.status, output[Kind.STDOUT], output[Kind.STDERR]
+                output[frame.kind] += frame.payload
 
 
 @pytest.fixture
@@ -204,11 +204,11 @@ class TestCachedKernel:
         return tmp_path
 
     def test_is_used_unchanged(self, cache: Path) -> None:
-        said: list[str] = []
-        image = kernel_image(cache, X86, said.append)
+        messages: list[str] = []
+        image = kernel_image(cache, X86, messages.append)
         assert image.kernel.read_bytes() == b"kernel"
         assert image.tree == cache / "x86_64/lib/modules/6.1"
-        assert said == []
+        assert messages == []
 
     @pytest.mark.parametrize("path", ["boot/vmlinuz-6.1", "lib/modules/6.1/modules.dep"])
     @pytest.mark.parametrize("data", [b"", b"Kernel", None])
@@ -220,18 +220,18 @@ class TestCachedKernel:
             file.unlink()
         else:
             file.write_bytes(data)
-        said: list[str] = []
+        messages: list[str] = []
         with pytest.raises(LabError, match="apt-get"):
-            kernel_image(cache, X86, said.append)
-        assert "damaged" in said[0]
+            kernel_image(cache, X86, messages.append)
+        assert "damaged" in messages[0]
 
     @pytest.mark.parametrize("text", ["", "[]", '{"files": {}}', '{"files": 1, "version": 2}'])
     def test_without_a_valid_manifest_is_fetched_again(self, cache: Path, text: str) -> None:
         (cache / "x86_64/manifest.json").write_text(text)
-        said: list[str] = []
+        messages: list[str] = []
         with pytest.raises(LabError, match="apt-get"):
-            kernel_image(cache, X86, said.append)
-        assert said[0].endswith("(manifest.json); fetching it again")
+            kernel_image(cache, X86, messages.append)
+        assert messages[0].endswith("(manifest.json); fetching it again")
 
     def test_that_cannot_be_fetched_leaves_nothing_that_looks_complete(self, cache: Path) -> None:
         (cache / "empty").mkdir()

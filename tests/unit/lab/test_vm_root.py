@@ -25,7 +25,7 @@ class TestCache:
         return self.get(tmp_path, [])
 
     @staticmethod
-    def get(cache: Path, said: list[str], wanted: str = "1") -> Path:
+    def get(cache: Path, messages: list[str], wanted: str = "1") -> Path:
         def make(folder: Path, work: Path) -> dict[str, str]:
             (folder / "sub").mkdir()
             (folder / "sub/file").write_text("whole")
@@ -34,12 +34,12 @@ class TestCache:
             return {"contents": wanted}
 
         recipe = Recipe("thing", "a thing", make, wanted={"contents": wanted})
-        return cached(cache, recipe, said.append)[0]
+        return cached(cache, recipe, messages.append)[0]
 
     def test_makes_a_folder_once(self, folder: Path) -> None:
-        said: list[str] = []
-        assert self.get(folder.parent, said) == folder
-        assert said == []
+        messages: list[str] = []
+        assert self.get(folder.parent, messages) == folder
+        assert messages == []
         assert {path.name for path in folder.parent.iterdir()} == {"lock", "thing"}
 
     @pytest.mark.parametrize(
@@ -53,16 +53,16 @@ class TestCache:
     )
     def test_rebuilds_a_damaged_one(self, folder: Path, damage: Callable[[Path], object]) -> None:
         damage(folder)
-        said: list[str] = []
-        self.get(folder.parent, said)
-        assert "damaged" in said[0]
+        messages: list[str] = []
+        self.get(folder.parent, messages)
+        assert "damaged" in messages[0]
         assert (folder / "sub/file").read_text() == "whole"
         assert str((folder / "away").readlink()) == "/no/such/file"
 
     def test_rebuilds_an_outdated_one(self, folder: Path) -> None:
-        said: list[str] = []
-        self.get(folder.parent, said, wanted="2")
-        assert "outdated" in said[0]
+        messages: list[str] = []
+        self.get(folder.parent, messages, wanted="2")
+        assert "outdated" in messages[0]
         assert self.get(folder.parent, last := [], wanted="2") == folder
         assert last == []
 

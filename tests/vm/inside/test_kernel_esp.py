@@ -15,7 +15,7 @@ from esp_gw.model import MIN_REPLAY_WINDOW, SUITES, Encapsulation, Mode
 from tests.support.engines import ENGINES
 from tests.support.evidence import RecordProperty, record_trial
 from tests.support.kernel_peer import (
-    PATIENCE,
+    TIMEOUT,
     Link,
     Peers,
     kernel_peers,
@@ -120,7 +120,7 @@ def test_a_stream_arrives_whole(peers: Peers, link: Link, sender: int) -> None:
             client.connect(listener.getsockname())
             server, _ = listener.accept()
             with server:
-                server.settimeout(PATIENCE)
+                server.settimeout(TIMEOUT)
                 client.sendall(data)
                 client.shutdown(socket.SHUT_WR)
                 received = b""

@@ -219,8 +219,8 @@ def record(record_property: RecordProperty) -> Record:
     """Record the trial for docs/interop.md."""
 
     def record(configuration: str, tried: str, engine: str) -> None:
-        said = subprocess.run(("ip", "-V"), capture_output=True, text=True, check=True).stdout
-        iproute2 = said.split(",")[1].strip().replace("-", " ")
+        version = subprocess.run(("ip", "-V"), capture_output=True, text=True, check=True).stdout
+        iproute2 = version.split(",")[1].strip().replace("-", " ")
         record_trial(
             record_property,
             peer=f"{iproute2}, `ip xfrm` of Linux {release()}",
@@ -260,9 +260,9 @@ def test_a_gateway_of_the_kernel_moves_while_its_peer_stays(
         went = Capture(a, tmp_path / "went.pcap")
         pings = a.start("ping", "-i", "0.05", "-I", *ends)
         steps = ("sh", "-c", MOVE, str(tmp_path), sys.executable, str(moved.socket))
-        said = a.run(*steps, check=False)
+        result = a.run(*steps, check=False)
         end(pings)
-        assert said.returncode == 0, said.stderr
+        assert result.returncode == 0, result.stderr
         assert a.ip("xfrm", "state") == a.ip("xfrm", "policy") == ""
         assert ping(a, *ends) == PINGS
         assert ping(b, *reversed(ends)) == PINGS
