@@ -5,8 +5,7 @@ from __future__ import annotations
 import click
 
 from esp_gw.demo.signals import ended_by_signals
-
-INTERRUPTED = 130
+from esp_gw.errors import INTERRUPTED
 
 
 def run_command_line(command: click.Command, name: str) -> int:

@@ -130,10 +130,11 @@ class _Demo:
         rtt = ping(a, inner[1], count=PINGS)
         before = [gateway.usage() for gateway in gateways]
         began = time.monotonic()
+        self._say(f"iperf3 for {seconds} s")
         with iperf_server(b, inner[1]):
-            self._say(f"iperf3 for {seconds} s")
             forward = iperf(a, inner[1], seconds, "-B", inner[0])
-            self._say(f"iperf3 for {seconds} s, reverse")
+        self._say(f"iperf3 for {seconds} s, reverse")
+        with iperf_server(b, inner[1]):
             backward = iperf(a, inner[1], seconds, "-B", inner[0], "-R")
         elapsed = time.monotonic() - began
         after = [gateway.usage() for gateway in gateways]

@@ -57,8 +57,14 @@ def ping(
 
 @contextlib.contextmanager
 def iperf_server(namespace: Namespace, address: str) -> Iterator[None]:
-    """Run an iperf3 server on `address` during the block."""
-    server = namespace.start("iperf3", "-s", "-B", address, "--forceflush", stdout=subprocess.PIPE)
+    """Run an iperf3 server on `address` for one client run.
+
+    One alone: between two runs a server closes its listener, and resets a client that has
+    connected to it already.
+    """
+    server = namespace.start(
+        *("iperf3", "-s", "-1", "-B", address, "--forceflush"), stdout=subprocess.PIPE
+    )
     try:
         if not any("listening" in line for line in server.stdout or ()):
             raise LabError("the iperf3 server did not start", where=namespace.name)

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from esp_gw.demo.signals import ended_by_signals
-from esp_gw.errors import EspGwError, LabError
+from esp_gw.errors import INTERRUPTED, EspGwError, LabError
 from lab.bench import core, host, plots, report, scale
 from lab.bench.measures import TESTS
 from lab.bench.model import Observation, Sample
@@ -22,7 +22,6 @@ from lab.bench.plan import SECTIONS, SYSTEMS, Options, Plan, make_plan
 from lab.bench.results import Results, as_json, summarise
 from lab.bench.rounds import FAULTS, Session, minutes, reason, scratch
 
-INTERRUPTED = 130
 _PROGRAMS = ("ip", "setpriv", "nsenter", "ping", "iperf3", "ethtool")
 _CORE_ROUNDS = 21
 _FEW_CORE_ROUNDS = 5

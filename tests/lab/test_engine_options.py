@@ -17,7 +17,7 @@ from esp_gw.demo.pair import GatewayPair
 from esp_gw.demo.traffic import iperf, iperf_server
 from esp_gw.model import Encapsulation
 from tests.support.borrow import borrow_sockets
-from tests.support.labtools import edit, ping, until
+from tests.support.labtools import carry_tcp_both_ways, edit, ping, until
 
 MakePair = Callable[..., GatewayPair]
 ALL = ("tso", "uso", "udp_gso", "udp_gro", "merge")
@@ -29,10 +29,7 @@ def is_native(pair: GatewayPair) -> bool:
 
 
 def both_ways(pair: GatewayPair, *options: str) -> None:
-    target = pair.plan.inner(1)
-    with iperf_server(pair.b.namespace, target):
-        assert iperf(pair.a.namespace, target, 1, *options).gbit_s > 0
-        assert iperf(pair.a.namespace, target, 1, "-R", *options).gbit_s > 0
+    carry_tcp_both_ways(pair.a.namespace, pair.b.namespace, pair.plan.inner(1), *options)
 
 
 @pytest.mark.parametrize("encapsulation", list(Encapsulation))

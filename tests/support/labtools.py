@@ -27,6 +27,7 @@ from esp_gw.config.load import load_config
 from esp_gw.demo.gateways import LabGateway
 from esp_gw.demo.netns import NETNS_DIR, Namespace, add_address, end
 from esp_gw.demo.pair import GatewayPair
+from esp_gw.demo.traffic import iperf, iperf_server
 from esp_gw.model import CHACHA20_POLY1305, Sa
 
 MakePair = Callable[..., GatewayPair]
@@ -89,6 +90,13 @@ def esp_packets(path: Path) -> Iterator[EspPacket]:
             continue
         spi, seq_lo = struct.unpack_from("!II", frame, esp)
         yield EspPacket(spi, seq_lo, frame[esp + 8 : esp + 16], frame)
+
+
+def carry_tcp_both_ways(client: Namespace, server: Namespace, target: str, *options: str) -> None:
+    """Send TCP for a second to `target`, an address of `server`, and for a second back."""
+    for direction in ((), ("-R",)):
+        with iperf_server(server, target):
+            assert iperf(client, target, 1, *options, *direction).gbit_s > 0
 
 
 def until(condition: Callable[[], object], what: str, seconds: float = 10.0) -> None:
