@@ -116,7 +116,7 @@ class _Reader:
             _complain(
                 self._document,
                 event.start_mark.line + 1,
-                "expected gateway, crypto, policies and tunnels at the top level, not a list or text",
+                "expected gateway, crypto, policies and tunnels here, not a list or text",
             )
         self._next()
         event = self._next()
