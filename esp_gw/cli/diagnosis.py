@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from esp_gw.cli.output import counted
 from esp_gw.config.load import load_config
 from esp_gw.control.client import call
 from esp_gw.crypto.aead import AfAlgStatus
@@ -192,9 +193,10 @@ def _configuration(config: Path) -> tuple[Desired | None, Finding]:
         first, *others = error.problems
         found = f"{first} (and {len(others)} more)" if others else str(first)
         return None, Finding(State.FAULT, "config", found, f"run 'sudo esp-gw check {config}'")
-    found = f"{config}: {len(desired.tunnels)} tunnels, {len(desired.sas)} SAs"
+    tunnels = counted(len(desired.tunnels), "tunnel")
+    found = f"{config}: {tunnels}, {counted(len(desired.sas), 'SA')}"
     if desired.warnings:
-        text = f"{found}, {len(desired.warnings)} warnings"
+        text = f"{found}, {counted(len(desired.warnings), 'warning')}"
         return desired, Finding(State.WARNING, "config", text, f"run 'esp-gw check {config}'")
     return desired, Finding(State.OK, "config", found)
 
@@ -214,7 +216,7 @@ def _ledger(path: Path, running: bool) -> Finding:
         ledger.close()
     except LedgerError as error:
         return Finding(State.FAULT, "ledger", f"{path}: {error.what}", error.hint or "")
-    return Finding(State.OK, "ledger", f"{path}, {keys} keys")
+    return Finding(State.OK, "ledger", f"{path}, {counted(keys, 'key')}")
 
 
 def _unit(wanted: str, useful: bool) -> Finding:
@@ -247,6 +249,6 @@ def _daemon(control_socket: Path) -> tuple[bool, Finding]:
     found = f"runs, pid {reply['pid']}, engine {reply['engine']}"
     warnings = reply["warnings"]
     if isinstance(warnings, list) and warnings:
-        text = f"{found}, {len(warnings)} warnings"
+        text = f"{found}, {counted(len(warnings), 'warning')}"
         return True, Finding(State.WARNING, "gateway", text, "see 'esp-gw status'")
     return True, Finding(State.OK, "gateway", found)

@@ -90,7 +90,7 @@ def test_a_healthy_machine_has_no_findings_but_ok(machine: Machine) -> None:
         *("config", "ledger", "systemd", "gateway"),
     ]
     assert findings["af_alg"].found.count("AF_ALG takes ") == 1
-    assert "1 tunnels, 2 SAs" in findings["config"].found
+    assert "1 tunnel, 2 SAs" in findings["config"].found
     assert "0 keys" in findings["ledger"].found
     assert "is not running" in findings["gateway"].found
     assert machine.kernel.open == 0
