@@ -41,7 +41,7 @@ def create(state_dir: Path, config: Path, replace: bool) -> None:
     never creates a ledger by itself: if one is lost, make new keys on both ends first.
 
     With --replace the new ledger refuses the keys that can still be read from the old one, those
-    of --config, and those of the SAs that the CLI added: any of them may have been used. Make new
+    of --config, and those of the SAs added by the CLI: any of them may have been used. Make new
     keys afterwards. Nothing is replaced while the configuration or the CLI's SAs can't be read.
     """
     from esp_gw.ledger.identity import machine_identity  # noqa: PLC0415

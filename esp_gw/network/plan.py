@@ -38,7 +38,7 @@ DEFAULT_PATH_MTU = 1500
 MAX_BYPASS_RULES = 400
 """Rule priorities from the table's number minus this, to the table's number plus 1, are ours.
 
-Bypass selectors may use all priorities below the table's number but the last.
+Bypass selectors may use all of these below the table's number, except the last one.
 """
 _UNSPECIFIED = IPv4Network("0.0.0.0/32")
 _RULE_PORTS = PortRange(1, 65534)
@@ -175,7 +175,8 @@ def _check_table(table: int) -> None:
 def _prefix_mtu(prefix: IPNetwork, protected: PrefixIndex[int], limit: int | None) -> int:
     """Return the smallest inner MTU of the SAs that a packet to the prefix may take.
 
-    Those are the SAs of the prefix and of all wider ones, because the longest route wins.
+    They are those of the prefix and of all wider ones: its route, the longest match, also carries
+    packets that match only the policy of a wider prefix.
     """
     mtu = min(protected.around(prefix), default=DEFAULT_PATH_MTU)
     if prefix.version == 6:
