@@ -54,7 +54,7 @@ def configure(level: str) -> None:
 class Log:
     """Writes events with fields, `log.info("ready", mtu=1438)`, through the standard logging.
 
-    structlog would cost 5 MB of memory, as it imports rich.
+    structlog would cost 5 MB of memory.
     """
 
     def __init__(self) -> None:

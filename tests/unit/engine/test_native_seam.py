@@ -1,4 +1,4 @@
-"""What crosses between Python and the native engine: typed, immutable, and never a key."""
+"""Values that cross between Python and the native engine: typed, immutable, and never a key."""
 
 from __future__ import annotations
 
