@@ -8,9 +8,9 @@ use arbitrary::Arbitrary;
 use esp_core::DropReason;
 use esp_core::esp::decap::{Opener, classify};
 use esp_core::esp::encap::Sealer;
-use esp_core::provider::Provider;
 use esp_core::esp::replay::ReplayWindow;
 use esp_core::esp::suite::{SUITES, TRAILER_ROOM};
+use esp_core::provider::Provider;
 use esp_fuzz::{Changes, change};
 use libfuzzer_sys::fuzz_target;
 

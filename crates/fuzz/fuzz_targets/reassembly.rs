@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use arbitrary::Arbitrary;
-use esp_core::wire::reassembly::{MAX_FRAGMENTS, Reassembler};
 use esp_core::wire::packet_length;
+use esp_core::wire::reassembly::{MAX_FRAGMENTS, Reassembler};
 use esp_fuzz::{Changes, change};
 use libfuzzer_sys::fuzz_target;
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use arbitrary::Arbitrary;
 use esp_core::policy::selector::{Prefix, Selector};
-use esp_core::policy::spd::{PolicyAction, Policy, Spd};
+use esp_core::policy::spd::{Policy, PolicyAction, Spd};
 use esp_core::wire::Inner;
 use libfuzzer_sys::fuzz_target;
 

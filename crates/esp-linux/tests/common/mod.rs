@@ -103,7 +103,7 @@ pub fn address(socket: &UdpSocket) -> SocketAddr {
     socket.local().unwrap()
 }
 
-/// Waits until a file is readable; whether it is before patience ends.
+/// Waits until a file is readable; true if it is before patience ends.
 pub fn readable(fd: impl AsFd, patience: Duration) -> bool {
     let poller = Poller::new().unwrap();
     poller.add(fd, 0, Interest::READ).unwrap();
