@@ -400,7 +400,7 @@ class Gateway:
         failed = False
         while True:
             await asyncio.sleep(FLOOR_INTERVAL)
-            for name, seq in self.engine.advanced().items():
+            for name, seq in self.engine.advanced_replay_floors().items():
                 floors[self._installed[name].sa.keymat] = seq
             if not floors:
                 continue

@@ -198,7 +198,7 @@ class Engine(Protocol):
     def counters(self) -> Counters:
         """Return a snapshot of every counter."""
 
-    def advanced(self) -> dict[str, int]:
+    def advanced_replay_floors(self) -> dict[str, int]:
         """Return the highest sequence number of each inbound SA that advanced since last call."""
 
     def status(self) -> EngineStatus:

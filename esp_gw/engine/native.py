@@ -224,7 +224,7 @@ class NativeEngine:
             sas=sas,
         )
 
-    def advanced(self) -> dict[str, int]:
+    def advanced_replay_floors(self) -> dict[str, int]:
         """Return how far the inbound SAs came whose windows advanced since the last call."""
         return self._core.advanced_replay_floors()
 

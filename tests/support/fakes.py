@@ -130,7 +130,7 @@ class FakeEngine:
         suites = {sa.suite.name: "OpenSSL 3.6.0" for sa in self.sas.values()}
         return EngineStatus(1, False, 0, suites, "AES-NI", offload, self.af_alg)
 
-    def advanced(self) -> dict[str, int]:
+    def advanced_replay_floors(self) -> dict[str, int]:
         inbound = [sa.name for sa in self.sas.values() if sa.direction is Direction.INBOUND]
         now = {name: self.used[name] for name in inbound if name in self.used}
         advanced = dict(now.items() - self._reported.items())

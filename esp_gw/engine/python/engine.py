@@ -181,12 +181,12 @@ class PythonEngine:
             sas=outbound | inbound,
         )
 
-    def advanced(self) -> dict[str, int]:
+    def advanced_replay_floors(self) -> dict[str, int]:
         """Return the highest sequence number of each inbound SA that advanced since last call."""
         advanced = {}
         for state in self._inbound.sas.values():
-            if state.esp.window.highest != state.reported_highest:
-                state.reported_highest = advanced[state.sa.name] = state.esp.window.highest
+            if state.esp.window.highest != state.reported_floor:
+                state.reported_floor = advanced[state.sa.name] = state.esp.window.highest
         return advanced
 
     def status(self) -> EngineStatus:

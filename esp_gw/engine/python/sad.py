@@ -78,7 +78,7 @@ class InboundState:
     """An inbound SA: its codec with the replay window, its selectors, and its counters.
 
     `heard` is the value of `peer.moves` when it last received from the peer's current address.
-    `reported_highest` is the highest sequence number reported to the control plane.
+    `reported_floor` is the highest sequence number reported to the control plane.
     """
 
     __slots__ = (
@@ -92,7 +92,7 @@ class InboundState:
         "packets",
         "peer",
         "remote",
-        "reported_highest",
+        "reported_floor",
         "sa",
         "selectors",
         "transport",
@@ -102,7 +102,7 @@ class InboundState:
         self.sa = sa
         self.aead = aead
         self.esp = InboundEsp(sa, highest_seq, aead)
-        self.reported_highest = highest_seq
+        self.reported_floor = highest_seq
         self.selectors = [CompiledSelector(selector) for selector in sa.selectors]
         self.flows: set[tuple[int, bytes]] = set()
         self.transport = sa.mode is Mode.TRANSPORT
