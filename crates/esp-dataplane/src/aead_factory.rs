@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use esp_core::esp::aead::{Aead, MakeAead, ProviderError};
+use esp_core::esp::aead::{MakeAead, ProviderError, SaAead};
 use esp_core::esp::suite::{Cipher, Suite};
 use esp_core::provider::Choice;
 use esp_linux::Error;
@@ -64,18 +64,21 @@ impl AeadFactory {
 }
 
 impl MakeAead for AeadFactory {
-    fn aead(&self, suite: &'static Suite, key: &[u8]) -> Result<Box<dyn Aead>, ProviderError> {
+    fn make(&self, suite: &'static Suite, key: &[u8]) -> Result<SaAead, ProviderError> {
         let library = self.library.aead(suite, key)?;
         let kernel = &self.kernel;
         if !kernel.has(suite) || !kernel.count_key() {
-            return Ok(library);
+            return Ok(SaAead::Plain(library));
         }
         Ok(match AlgKey::new(algorithm(suite), key, suite.icv_len) {
-            Ok(given) => Box::new(AfAlgAead::new(given, library, suite, Arc::clone(kernel))),
+            Ok(given) => {
+                let aead = AfAlgAead::new(given, library, suite, Arc::clone(kernel));
+                SaAead::Batched(Box::new(aead))
+            }
             Err(error) => {
                 kernel.forget_key();
                 kernel.disable(error);
-                library
+                SaAead::Plain(library)
             }
         })
     }

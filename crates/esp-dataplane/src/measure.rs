@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use esp_core::esp::aead::{Aead, MakeAead, NONCE_LEN, SealError};
+use esp_core::esp::aead::{MakeAead, NONCE_LEN, SaAead, SealError};
 use esp_core::esp::suite::Suite;
 use esp_core::provider::{Choice, Provider};
 use esp_linux::poll::Waker;
@@ -49,11 +49,12 @@ pub fn seal_time(provider: &str, suite: &'static Suite, size: usize, packets: u3
     if provider == AF_ALG {
         return by_kernel(suite, key, size, packets);
     }
-    let mut aead = Provider::by_name(provider)
+    let aead = Provider::by_name(provider)
         .ok_or(Error::Argument("there is no such provider"))?
         .aead(suite, key)
         .map_err(|_| NO_SUITE)?;
-    time(aead.as_mut(), suite.icv_len, size, packets).map_err(|_| NOT_SEALED)
+    let mut aead = SaAead::Plain(aead);
+    time(&mut aead, suite.icv_len, size, packets).map_err(|_| NOT_SEALED)
 }
 
 fn by_kernel(suite: &'static Suite, key: &[u8], size: usize, packets: u32) -> Result<f64> {
@@ -63,14 +64,14 @@ fn by_kernel(suite: &'static Suite, key: &[u8], size: usize, packets: u32) -> Re
     let events = Arc::new(Events::new(Waker::new()?));
     let kernel = AfAlgKeys::new(vec![suite], events);
     let maker = AeadFactory::new(Choice::Only(Provider::OpenSsl), kernel);
-    let mut aead = maker.aead(suite, key).map_err(|_| NO_SUITE)?;
-    let found = time(aead.as_mut(), suite.icv_len, size, packets).map_err(|_| NOT_SEALED);
+    let mut aead = maker.make(suite, key).map_err(|_| NO_SUITE)?;
+    let found = time(&mut aead, suite.icv_len, size, packets).map_err(|_| NOT_SEALED);
     // What the library has done in the kernel's stead is not what was asked for.
     maker.af_alg_failure().map_or(found, Err)
 }
 
 fn time(
-    aead: &mut dyn Aead,
+    aead: &mut SaAead,
     icv_len: usize,
     size: usize,
     packets: u32,
@@ -85,10 +86,15 @@ fn time(
         let mut count = 0;
         for (out, seq) in sealed.chunks_mut(sealed_len).zip(&mut numbers) {
             nonce[NONCE_LEN - 4..].copy_from_slice(&seq.to_be_bytes());
-            aead.seal(&nonce, &AAD, &text, out)?;
+            match aead {
+                SaAead::Plain(aead) => aead.seal(&nonce, &AAD, &text, out)?,
+                SaAead::Batched(aead) => aead.submit_seal(&nonce, &AAD, &text, out)?,
+            }
             count += 1;
         }
-        aead.complete_seals(&mut sealed.chunks_mut(sealed_len).take(count))?;
+        if let SaAead::Batched(aead) = aead {
+            aead.complete_seals(&mut sealed.chunks_mut(sealed_len).take(count))?;
+        }
     }
     Ok(began.elapsed().as_secs_f64() * 1e9 / f64::from(packets))
 }
@@ -96,7 +102,12 @@ fn time(
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::sync::Mutex;
+
+    use esp_core::esp::aead::{Aead, AuthError};
+
     use super::*;
+    use crate::sync::lock;
 
     fn suite() -> &'static Suite {
         Suite::by_name("aes128gcm16").unwrap()
@@ -110,39 +121,43 @@ mod tests {
         }
     }
 
-    #[test]
-    fn as_many_packets_are_sealed_as_were_asked_for_each_with_its_own_nonce() {
-        struct Counted(Vec<[u8; NONCE_LEN]>);
+    type Nonces = Arc<Mutex<Vec<[u8; NONCE_LEN]>>>;
 
-        impl Aead for Counted {
-            fn seal(
-                &mut self,
-                nonce: &[u8; NONCE_LEN],
-                aad: &[u8],
-                text: &[u8],
-                out: &mut [u8],
-            ) -> std::result::Result<(), SealError> {
-                assert_eq!((aad.len(), text.len(), out.len()), (8, 64, 76));
-                self.0.push(*nonce);
-                Ok(())
-            }
+    struct Counted(Nonces);
 
-            fn open(
-                &mut self,
-                _: &[u8; NONCE_LEN],
-                _: &[u8],
-                _: &[u8],
-                _: &mut [u8],
-            ) -> std::result::Result<(), esp_core::esp::aead::AuthError> {
-                unreachable!("nothing is opened")
-            }
+    impl Aead for Counted {
+        fn seal(
+            &mut self,
+            nonce: &[u8; NONCE_LEN],
+            aad: &[u8],
+            text: &[u8],
+            out: &mut [u8],
+        ) -> std::result::Result<(), SealError> {
+            assert_eq!((aad.len(), text.len(), out.len()), (8, 64, 76));
+            lock(&self.0).push(*nonce);
+            Ok(())
         }
 
-        let mut counted = Counted(Vec::new());
-        time(&mut counted, 12, 64, 1000).unwrap();
-        assert_eq!(counted.0.len(), 1000);
-        counted.0.dedup();
-        assert_eq!(counted.0.len(), 1000);
+        fn open(
+            &mut self,
+            _: &[u8; NONCE_LEN],
+            _: &[u8],
+            _: &[u8],
+            _: &mut [u8],
+        ) -> std::result::Result<(), AuthError> {
+            unreachable!("nothing is opened")
+        }
+    }
+
+    #[test]
+    fn as_many_packets_are_sealed_as_were_asked_for_each_with_its_own_nonce() {
+        let nonces = Nonces::default();
+        let counted = Counted(Arc::clone(&nonces));
+        time(&mut SaAead::Plain(Box::new(counted)), 12, 64, 1000).unwrap();
+        let mut nonces = lock(&nonces);
+        assert_eq!(nonces.len(), 1000);
+        nonces.dedup();
+        assert_eq!(nonces.len(), 1000);
     }
 
     #[test]

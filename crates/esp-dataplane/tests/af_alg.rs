@@ -5,7 +5,7 @@
 use std::fs;
 use std::sync::Arc;
 
-use esp_core::esp::aead::{Aead, AuthError, MakeAead};
+use esp_core::esp::aead::{AuthError, MakeAead, SaAead};
 use esp_core::esp::suite::{SUITES, Suite};
 use esp_core::provider::{Choice, Provider};
 use esp_dataplane::aead_factory::AeadFactory;
@@ -40,16 +40,36 @@ fn texts() -> Vec<Vec<u8>> {
     sizes.iter().map(|size| text(size).collect()).collect()
 }
 
-/// Seal the texts as one run.
-fn seal(aead: &mut dyn Aead, aad: &[u8], icv_len: usize) -> Vec<Vec<u8>> {
+/// Seals the texts as one batch.
+fn seal(aead: &mut SaAead, aad: &[u8], icv_len: usize) -> Vec<Vec<u8>> {
     let texts = texts();
     let mut outs: Vec<_> = texts.iter().map(|t| vec![0; t.len() + icv_len]).collect();
     for (number, (text, out)) in texts.iter().zip(&mut outs).enumerate() {
-        aead.seal(&nonce(number), aad, text, out).unwrap();
+        let nonce = nonce(number);
+        let sealed = match aead {
+            SaAead::Plain(aead) => aead.seal(&nonce, aad, text, out),
+            SaAead::Batched(aead) => aead.submit_seal(&nonce, aad, text, out),
+        };
+        sealed.unwrap();
     }
-    aead.complete_seals(&mut outs.iter_mut().map(Vec::as_mut_slice))
-        .unwrap();
+    if let SaAead::Batched(aead) = aead {
+        let outs = &mut outs.iter_mut().map(Vec::as_mut_slice);
+        aead.complete_seals(outs).unwrap();
+    }
     outs
+}
+
+fn open(
+    aead: &mut SaAead,
+    nonce: &[u8; 12],
+    aad: &[u8],
+    sealed: &[u8],
+    out: &mut [u8],
+) -> Result<(), AuthError> {
+    match aead {
+        SaAead::Plain(aead) => aead.open(nonce, aad, sealed, out),
+        SaAead::Batched(aead) => aead.complete_open(nonce, aad, sealed, out),
+    }
 }
 
 /// Every suite's packets are those of the library, whoever makes them; what is told of `AF_ALG`.
@@ -58,23 +78,20 @@ fn compare(suites: &'static [Suite]) -> Vec<Event> {
     let aeads = aeads(&events);
     for suite in suites {
         let (mut ours, mut theirs) = (
-            aeads.aead(suite, &key(suite)).unwrap(),
-            OPENSSL.aead(suite, &key(suite)).unwrap(),
+            aeads.make(suite, &key(suite)).unwrap(),
+            OPENSSL.make(suite, &key(suite)).unwrap(),
         );
         for aad in AADS {
-            let sealed = seal(ours.as_mut(), aad, suite.icv_len);
-            assert!(
-                sealed == seal(theirs.as_mut(), aad, suite.icv_len),
-                "{suite}"
-            );
+            let sealed = seal(&mut ours, aad, suite.icv_len);
+            assert!(sealed == seal(&mut theirs, aad, suite.icv_len), "{suite}");
             for (number, (sealed, text)) in sealed.iter().zip(texts()).enumerate() {
                 let mut out = vec![0xEE; text.len()];
                 let mut forged = sealed.clone();
                 forged[number % 4] ^= 1;
-                let opened = ours.open(&nonce(number), aad, &forged, &mut out);
+                let opened = open(&mut ours, &nonce(number), aad, &forged, &mut out);
                 assert_eq!(opened, Err(AuthError));
                 assert!(out.iter().all(|byte| *byte == 0));
-                ours.open(&nonce(number), aad, sealed, &mut out).unwrap();
+                open(&mut ours, &nonce(number), aad, sealed, &mut out).unwrap();
                 assert!(out == text, "{suite}");
             }
         }
@@ -118,11 +135,7 @@ fn a_driver_that_answers_later_answers_each_request_with_its_own() {
     // The kernel makes the one only of the other.
     AlgKey::new(PLAIN, &key(suite), suite.icv_len).unwrap();
     let mut kernel = AlgKey::new(PARALLEL, &key(suite), suite.icv_len).unwrap();
-    let expected = seal(
-        OPENSSL.aead(suite, &key(suite)).unwrap().as_mut(),
-        AADS[0],
-        16,
-    );
+    let expected = seal(&mut OPENSSL.make(suite, &key(suite)).unwrap(), AADS[0], 16);
     let packets: Vec<_> = texts()
         .into_iter()
         .zip(expected)
@@ -175,14 +188,14 @@ fn a_driver_that_answers_later_answers_each_request_with_its_own() {
 #[test]
 #[ignore = "needs a kernel with AF_ALG; run it in a virtual machine"]
 fn a_key_leaves_no_socket_behind() {
-    let open = || fs::read_dir("/proc/thread-self/fd").unwrap().count();
-    let before = open();
+    let open_files = || fs::read_dir("/proc/thread-self/fd").unwrap().count();
+    let before = open_files();
     let suite = Suite::by_name("aes128gcm16").unwrap();
     let events = Arc::new(Events::new(Waker::new().unwrap()));
     let aeads = aeads(&events);
-    let mut aead = aeads.aead(suite, &key(suite)).unwrap();
-    seal(aead.as_mut(), AADS[0], 16);
-    assert_eq!(open(), before + 1 + 1 + MAX_IN_FLIGHT);
+    let mut aead = aeads.make(suite, &key(suite)).unwrap();
+    seal(&mut aead, AADS[0], 16);
+    assert_eq!(open_files(), before + 1 + 1 + MAX_IN_FLIGHT);
     drop(aead);
-    assert_eq!(open(), before + 1);
+    assert_eq!(open_files(), before + 1);
 }

@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use esp_core::esp::decap::{Datagram, Opener, classify, read_trailer};
-use esp_core::esp::encap::Sealer;
+use esp_core::esp::decap::{Datagram, Opener, SaOpener, classify, read_trailer};
+use esp_core::esp::encap::{SaSealer, Sealer};
 use esp_core::esp::sa::{Encapsulation, InboundSa, KeyMaterial, Mode, OutboundSa, SaSpec};
 use esp_core::esp::seq::Lease;
 use esp_core::esp::suite::{Suite, TRAILER_ROOM};
@@ -132,6 +132,10 @@ impl Outbound {
         } else {
             (VnetHdr::default(), datagram(size))
         };
+        let sealer = shared.outbound.sealer(&Choice::Only(provider));
+        let Ok(SaSealer::Plain(sealer)) = sealer else {
+            panic!("{provider:?} has no AEAD for the suite");
+        };
         Self {
             vnet,
             head: *input.first_chunk().unwrap(),
@@ -141,7 +145,7 @@ impl Outbound {
             reads: if size == SUPER_LEN { 1 } else { BATCH },
             flows: FlowCache::new(8192),
             spd: Arc::clone(&shared.spd),
-            sealer: shared.outbound.sealer(&Choice::Only(provider)).unwrap(),
+            sealer,
             sa: Arc::clone(&shared.outbound),
         }
     }
@@ -209,13 +213,17 @@ impl Inbound {
             outbound.length
         });
         outbound.output.truncate(count * esp_len);
+        let opener = shared.inbound.opener(&Choice::Only(provider));
+        let Ok(SaOpener::Plain(opener)) = opener else {
+            panic!("{provider:?} has no AEAD for the suite");
+        };
         Self {
             received: outbound.output,
             esp_len,
             first_seq,
             flows: FlowCache::new(8192),
             sa: Arc::clone(&shared.inbound),
-            opener: shared.inbound.opener(&Choice::Only(provider)).unwrap(),
+            opener,
             coalescer: Coalescer::new(Merging {
                 vnet_len: VnetHdr::LEN,
                 tcp: true,

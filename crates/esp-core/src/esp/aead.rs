@@ -1,4 +1,5 @@
-//! The AEAD that a provider of cryptography makes for one SA.
+//! The two kinds of AEAD: plain ([`Aead`], by a library) and batched ([`BatchAead`], the seam for
+//! offload).
 
 use std::fmt;
 
@@ -7,7 +8,7 @@ use super::suite::Suite;
 /// Bytes of the nonce: salt, then the explicit IV (RFC 4106 4).
 pub const NONCE_LEN: usize = 12;
 
-/// The ICV doesn't hold, or what was given can't be a sealed text.
+/// The ICV doesn't hold, or the input can't be a sealed text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AuthError;
 
@@ -19,7 +20,7 @@ impl fmt::Display for AuthError {
 
 impl std::error::Error for AuthError {}
 
-/// The provider could not seal; nothing of `out` may be sent.
+/// The provider could not seal; no byte of `out` may be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SealError;
 
@@ -31,15 +32,14 @@ impl fmt::Display for SealError {
 
 impl std::error::Error for SealError {}
 
-/// An AEAD with its key set, kept for one SA by one worker (RFC 5116).
+/// A plain AEAD with its key set, owned by one worker for one SA (RFC 5116).
+///
+/// Both operations are complete on return. Libraries implement this trait.
 pub trait Aead: Send {
-    /// Seals `text` into `out`, which has `text.len()` and the ICV's bytes, neither more nor fewer.
-    ///
-    /// An AEAD that works on several packets at once may leave `out` to `complete_seals`; no
-    /// library does.
+    /// Seals `text` into `out`, which has exactly the bytes of `text` and of the ICV.
     ///
     /// # Errors
-    /// `SealError` where the provider fails or the sizes don't fit; `out` is not to be used then.
+    /// `SealError` if the provider fails or the sizes don't fit; `out` must not be used.
     fn seal(
         &mut self,
         nonce: &[u8; NONCE_LEN],
@@ -48,26 +48,10 @@ pub trait Aead: Send {
         out: &mut [u8],
     ) -> Result<(), SealError>;
 
-    /// Writes what `seal` has left: `outs` are those of every call since the last `complete_seals`
-    /// that gave no error, in their order.
+    /// Opens `sealed` into `out`, which has the bytes of `sealed` without the ICV.
     ///
     /// # Errors
-    /// `SealError` where that can't be; nothing of `outs` is to be used then.
-    fn complete_seals(
-        &mut self,
-        _outs: &mut dyn Iterator<Item = &mut [u8]>,
-    ) -> Result<(), SealError> {
-        Ok(())
-    }
-
-    /// Announces a sealed packet that will be opened soon, after those announced before it. An AEAD
-    /// that works on several packets at once begins with it; no library does.
-    fn submit_open(&mut self, _nonce: &[u8; NONCE_LEN], _aad: &[u8], _sealed: &[u8]) {}
-
-    /// Opens `sealed` into `out`, which has `sealed.len()` bytes without the ICV's.
-    ///
-    /// # Errors
-    /// `AuthError` where the ICV doesn't hold; `out` is all zeros then.
+    /// `AuthError` if the ICV doesn't hold; `out` is all zeros.
     fn open(
         &mut self,
         nonce: &[u8; NONCE_LEN],
@@ -77,7 +61,79 @@ pub trait Aead: Send {
     ) -> Result<(), AuthError>;
 }
 
-/// A provider doesn't have a suite, or the key is not of its size.
+/// The seam for offload: an AEAD that works on the packets of a batch together, with its key set,
+/// owned by one worker for one SA.
+///
+/// The kernel's `AF_ALG` implements it. A further accelerator (a crypto engine, a network card, a
+/// co-processor) is added in three steps: implement this trait, return it as
+/// [`SaAead::Batched`] from a [`MakeAead`], and choose it by a setting. The workers need no change.
+///
+/// The caller promises:
+/// - A batch of seals is any number of `submit_seal`, then one `complete_seals` with their `out`
+///   buffers in the same order. No packet is sent before `complete_seals` has returned without an
+///   error.
+/// - `text` is overwritten after `submit_seal` returns; an implementation copies what it needs.
+/// - `submit_open` is a hint: an announced packet may never be opened, and one that was not
+///   announced may be. Packets are opened in the order of their announcement.
+/// - A nonce is used for one text only.
+///
+/// The implementation promises:
+/// - Its bytes are those of the suite's RFC. On a failure it seals the same text with the same
+///   nonce by other means (a library), or fails the whole batch; a nonce never covers two texts.
+/// - `complete_open` accepts a packet only if its ICV holds for exactly these bytes.
+/// - No operation blocks without a bound, and none panics because of a packet.
+pub trait BatchAead: Send {
+    /// Takes `text` to be sealed. `out`, which has exactly the bytes of `text` and of the ICV, is
+    /// written now or by `complete_seals`.
+    ///
+    /// # Errors
+    /// `SealError` if the packet can't be sealed or the sizes don't fit; the packet is no part of
+    /// the batch.
+    fn submit_seal(
+        &mut self,
+        nonce: &[u8; NONCE_LEN],
+        aad: &[u8],
+        text: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), SealError>;
+
+    /// Completes the batch: `outs` are the buffers of every `submit_seal` that succeeded since the
+    /// last call, in their order.
+    ///
+    /// # Errors
+    /// `SealError` if a packet could not be sealed; none of `outs` may be used.
+    fn complete_seals(
+        &mut self,
+        outs: &mut dyn Iterator<Item = &mut [u8]>,
+    ) -> Result<(), SealError>;
+
+    /// Announces a sealed packet that is likely to be opened soon.
+    fn submit_open(&mut self, nonce: &[u8; NONCE_LEN], aad: &[u8], sealed: &[u8]);
+
+    /// Opens `sealed`, announced or not, into `out`, which has the bytes of `sealed` without the
+    /// ICV.
+    ///
+    /// # Errors
+    /// `AuthError` if the ICV doesn't hold; `out` is all zeros.
+    fn complete_open(
+        &mut self,
+        nonce: &[u8; NONCE_LEN],
+        aad: &[u8],
+        sealed: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), AuthError>;
+}
+
+/// The AEAD of one SA and worker. The kind is decided here, once; sealers and openers of the two
+/// kinds are different types, and the plain ones contain nothing of a batch.
+pub enum SaAead {
+    /// A library's.
+    Plain(Box<dyn Aead>),
+    /// An accelerator's.
+    Batched(Box<dyn BatchAead>),
+}
+
+/// A suite that the provider lacks, or a key of another size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProviderError(pub(crate) String);
 
@@ -89,11 +145,11 @@ impl fmt::Display for ProviderError {
 
 impl std::error::Error for ProviderError {}
 
-/// Maker of the AEADs of SAs: a choice among the libraries, or one that knows of more than these.
+/// Maker of the AEADs of SAs: a choice among the libraries, or a factory that also has accelerators.
 pub trait MakeAead {
     /// Makes the AEAD of a suite with this key, for one worker.
     ///
     /// # Errors
-    /// `ProviderError` where there is none for the suite or the key is not of its size.
-    fn aead(&self, suite: &'static Suite, key: &[u8]) -> Result<Box<dyn Aead>, ProviderError>;
+    /// `ProviderError` if there is no AEAD for the suite or the key has another size.
+    fn make(&self, suite: &'static Suite, key: &[u8]) -> Result<SaAead, ProviderError>;
 }

@@ -1,7 +1,7 @@
 //! One ESP packet opened (RFC 4303 3.4).
 
 use crate::DropReason;
-use crate::esp::aead::{Aead, NONCE_LEN};
+use crate::esp::aead::{Aead, BatchAead, NONCE_LEN};
 use crate::esp::encap::{Aad, nonce};
 use crate::esp::replay::ReplayWindow;
 use crate::esp::suite::{ESP_HEADER_LEN, SALT_LEN, Suite, TEXT_OFFSET};
@@ -47,23 +47,30 @@ pub struct Opened {
     pub next_header: u8,
 }
 
-/// One worker's means to open the packets of one inbound SA.
-pub struct Opener {
-    aead: Box<dyn Aead>,
+/// Opens the packets of one inbound SA for one worker: `Opener` by a library, [`BatchOpener`] by an
+/// AEAD that works in batches.
+pub struct Opener<A: ?Sized = dyn Aead> {
+    aead: Box<A>,
     suite: &'static Suite,
     salt: [u8; SALT_LEN],
     esn: bool,
 }
 
-impl Opener {
-    /// Opens with this AEAD, whose key is set already.
+/// The opener of an AEAD that works in batches.
+pub type BatchOpener = Opener<dyn BatchAead>;
+
+/// The opener of an SA: its kind is decided once, when it is made.
+pub enum SaOpener {
+    /// By a library.
+    Plain(Opener),
+    /// By an accelerator.
+    Batched(BatchOpener),
+}
+
+impl<A: ?Sized> Opener<A> {
+    /// Makes an opener of an AEAD whose key is set.
     #[must_use]
-    pub fn new(
-        aead: Box<dyn Aead>,
-        suite: &'static Suite,
-        salt: [u8; SALT_LEN],
-        esn: bool,
-    ) -> Self {
+    pub fn new(aead: Box<A>, suite: &'static Suite, salt: [u8; SALT_LEN], esn: bool) -> Self {
         Self {
             aead,
             suite,
@@ -99,8 +106,17 @@ impl Opener {
         Ok(seq)
     }
 
-    /// Opens a packet, SPI to ICV, whose number `check` has found; `text` has `text_len` bytes and
-    /// is all zeros where that fails. RFC 4106 3 to 5, RFC 7634 2.
+    #[inline]
+    fn nonce_and_aad(&self, seq: u64, head: [u8; TEXT_OFFSET]) -> ([u8; NONCE_LEN], Aad) {
+        let [s0, s1, s2, s3, _, _, _, _, iv @ ..] = head;
+        let aad = Aad::new([s0, s1, s2, s3], seq, self.esn);
+        (nonce(self.salt, iv), aad)
+    }
+}
+
+impl Opener {
+    /// Opens a packet, SPI to ICV, whose number `check` has found. `text` has `text_len` bytes; on an
+    /// error it is all zeros. RFC 4106 3 to 5, RFC 7634 2.
     ///
     /// # Errors
     /// `TooShort`, `AuthFailed`.
@@ -112,23 +128,6 @@ impl Opener {
         self.aead
             .open(&nonce, aad.bytes(), sealed, text)
             .map_err(|_| DropReason::AuthFailed)
-    }
-
-    /// Announces a packet to an AEAD that works on several at once. Its worth is found by `check` and
-    /// `open`, in its turn.
-    pub fn submit(&mut self, window: &ReplayWindow, esp: &[u8]) {
-        if let (Ok(seq), Some((head, sealed))) = (self.check(window, esp), esp.split_first_chunk())
-        {
-            let (nonce, aad) = self.nonce_and_aad(seq, *head);
-            self.aead.submit_open(&nonce, aad.bytes(), sealed);
-        }
-    }
-
-    #[inline]
-    fn nonce_and_aad(&self, seq: u64, head: [u8; TEXT_OFFSET]) -> ([u8; NONCE_LEN], Aad) {
-        let [s0, s1, s2, s3, _, _, _, _, iv @ ..] = head;
-        let aad = Aad::new([s0, s1, s2, s3], seq, self.esn);
-        (nonce(self.salt, iv), aad)
     }
 
     /// Check, open, commit and read the trailer of one packet, in the order of RFC 4303 3.4; its
@@ -149,6 +148,32 @@ impl Opener {
         self.open(seq, esp, text)?;
         let newest = window.commit(seq)?;
         Ok((read_trailer(text)?, newest))
+    }
+}
+
+impl BatchOpener {
+    /// Announces a packet that is likely to be opened soon. Nothing is decided about it: `check` and
+    /// `complete` do that, in its turn.
+    pub fn submit(&mut self, window: &ReplayWindow, esp: &[u8]) {
+        if let (Ok(seq), Some((head, sealed))) = (self.check(window, esp), esp.split_first_chunk())
+        {
+            let (nonce, aad) = self.nonce_and_aad(seq, *head);
+            self.aead.submit_open(&nonce, aad.bytes(), sealed);
+        }
+    }
+
+    /// [`Opener::open`] of a packet, announced or not.
+    ///
+    /// # Errors
+    /// `TooShort`, `AuthFailed`.
+    pub fn complete(&mut self, seq: u64, esp: &[u8], text: &mut [u8]) -> Result<(), DropReason> {
+        let Some((head, sealed)) = esp.split_first_chunk::<TEXT_OFFSET>() else {
+            return Err(DropReason::TooShort);
+        };
+        let (nonce, aad) = self.nonce_and_aad(seq, *head);
+        self.aead
+            .complete_open(&nonce, aad.bytes(), sealed, text)
+            .map_err(|_| DropReason::AuthFailed)
     }
 }
 

@@ -1,7 +1,7 @@
 //! One payload sealed as an ESP packet (RFC 4303 3.3).
 
 use crate::DropReason;
-use crate::esp::aead::{Aead, NONCE_LEN};
+use crate::esp::aead::{Aead, BatchAead, NONCE_LEN};
 use crate::esp::suite::{ESP_HEADER_LEN, SALT_LEN, Suite, TEXT_OFFSET, TRAILER_LEN, text_len};
 
 /// The associated data: SPI, and the sequence number of 4 or, with ESN, 8 bytes (RFC 4106 5).
@@ -33,20 +33,41 @@ pub(crate) fn nonce(salt: [u8; SALT_LEN], iv: [u8; 8]) -> [u8; NONCE_LEN] {
     nonce
 }
 
-/// One worker's means to seal the packets of one outbound SA.
-pub struct Sealer {
-    aead: Box<dyn Aead>,
+/// Seals the packets of one outbound SA for one worker: `Sealer` by a library, [`BatchSealer`] by an
+/// AEAD that works in batches.
+pub struct Sealer<A: ?Sized = dyn Aead> {
+    aead: Box<A>,
     suite: &'static Suite,
     spi: [u8; 4],
     salt: [u8; SALT_LEN],
     esn: bool,
 }
 
-impl Sealer {
-    /// Seals with this AEAD, whose key is set already.
+/// The sealer of an AEAD that works in batches.
+pub type BatchSealer = Sealer<dyn BatchAead>;
+
+/// The sealer of an SA: its kind is decided once, when it is made.
+pub enum SaSealer {
+    /// By a library.
+    Plain(Sealer),
+    /// By an accelerator.
+    Batched(BatchSealer),
+}
+
+/// One ESP packet before its text is sealed.
+struct Framed<'a> {
+    nonce: [u8; NONCE_LEN],
+    aad: Aad,
+    text: &'a [u8],
+    sealed: &'a mut [u8],
+    length: usize,
+}
+
+impl<A: ?Sized> Sealer<A> {
+    /// Makes a sealer of an AEAD whose key is set.
     #[must_use]
     pub fn new(
-        aead: Box<dyn Aead>,
+        aead: Box<A>,
         suite: &'static Suite,
         spi: u32,
         salt: [u8; SALT_LEN],
@@ -67,22 +88,16 @@ impl Sealer {
         self.suite.esp_len(payload_len)
     }
 
-    /// Seals the first `payload_len` bytes of `buf` as one ESP packet into `out`; returns its length.
-    ///
-    /// The trailer, 2 to 5 bytes, is written into `buf` behind the payload; `out` has `esp_len`
-    /// bytes or more, and may be sent after `complete`. `seq` comes from the SA's `SeqCounter` and is
-    /// used for this packet alone: it is the IV. RFC 4303 3.3, RFC 4106 3 to 5, RFC 7634 2.
-    ///
-    /// # Errors
-    /// `TooBig` where `buf` or `out` is too short, `SendError` where the provider fails.
-    pub fn seal(
-        &mut self,
+    /// Writes the trailer behind the payload, and header and IV to the front of `out`.
+    #[inline]
+    fn frame<'a>(
+        &self,
         seq: u64,
-        buf: &mut [u8],
+        buf: &'a mut [u8],
         payload_len: usize,
         next_header: u8,
-        out: &mut [u8],
-    ) -> Result<usize, DropReason> {
+        out: &'a mut [u8],
+    ) -> Result<Framed<'a>, DropReason> {
         let text_len = text_len(payload_len);
         let length = text_len + self.suite.overhead();
         let (Some(text), Some(esp)) = (buf.get_mut(..text_len), out.get_mut(..length)) else {
@@ -94,20 +109,70 @@ impl Sealer {
         head[..4].copy_from_slice(&self.spi);
         head[4..ESP_HEADER_LEN].copy_from_slice(&iv[4..]);
         head[ESP_HEADER_LEN..].copy_from_slice(&iv);
-        let aad = Aad::new(self.spi, seq, self.esn);
+        Ok(Framed {
+            nonce: nonce(self.salt, iv),
+            aad: Aad::new(self.spi, seq, self.esn),
+            text,
+            sealed,
+            length,
+        })
+    }
+}
+
+impl Sealer {
+    /// Seals the first `payload_len` bytes of `buf` as one ESP packet into `out`; returns its length.
+    ///
+    /// The trailer, 2 to 5 bytes, is written into `buf` behind the payload; `out` has `esp_len`
+    /// bytes or more. `seq` comes from the SA's `SeqCounter` and is used for this packet alone: it
+    /// is the IV. RFC 4303 3.3, RFC 4106 3 to 5, RFC 7634 2.
+    ///
+    /// # Errors
+    /// `TooBig` if `buf` or `out` is too short, `SendError` if the provider fails.
+    pub fn seal(
+        &mut self,
+        seq: u64,
+        buf: &mut [u8],
+        payload_len: usize,
+        next_header: u8,
+        out: &mut [u8],
+    ) -> Result<usize, DropReason> {
+        let packet = self.frame(seq, buf, payload_len, next_header, out)?;
+        let (nonce, aad) = (&packet.nonce, packet.aad.bytes());
+        match self.aead.seal(nonce, aad, packet.text, packet.sealed) {
+            Ok(()) => Ok(packet.length),
+            Err(_) => Err(DropReason::SendError),
+        }
+    }
+}
+
+impl BatchSealer {
+    /// [`Sealer::seal`] as a part of a batch: `out` may be sent after `complete`.
+    ///
+    /// # Errors
+    /// `TooBig` if `buf` or `out` is too short, `SendError` if the provider fails.
+    pub fn submit(
+        &mut self,
+        seq: u64,
+        buf: &mut [u8],
+        payload_len: usize,
+        next_header: u8,
+        out: &mut [u8],
+    ) -> Result<usize, DropReason> {
+        let packet = self.frame(seq, buf, payload_len, next_header, out)?;
+        let (nonce, aad) = (&packet.nonce, packet.aad.bytes());
         match self
             .aead
-            .seal(&nonce(self.salt, iv), aad.bytes(), text, sealed)
+            .submit_seal(nonce, aad, packet.text, packet.sealed)
         {
-            Ok(()) => Ok(length),
+            Ok(()) => Ok(packet.length),
             Err(_) => Err(DropReason::SendError),
         }
     }
 
-    /// Completes `esps`, which are the packets sealed since the last call, in their order.
+    /// Completes the batch; `esps` are the packets submitted since the last call, in their order.
     ///
     /// # Errors
-    /// `SendError` where the provider fails; none of them is to be sent then.
+    /// `SendError` if the provider fails; none of the packets may be sent.
     pub fn complete<'a>(
         &mut self,
         esps: impl Iterator<Item = &'a mut [u8]>,

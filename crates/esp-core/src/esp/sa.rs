@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use crate::esp::aead::{Aead, MakeAead, ProviderError};
-use crate::esp::decap::Opener;
-use crate::esp::encap::Sealer;
+use crate::esp::aead::{MakeAead, ProviderError, SaAead};
+use crate::esp::decap::{Opener, SaOpener};
+use crate::esp::encap::{SaSealer, Sealer};
 use crate::esp::replay::ReplayWindow;
 use crate::esp::seq::{Lease, LeaseError, SeqCounter};
 use crate::esp::suite::{SALT_LEN, Suite};
@@ -110,8 +110,8 @@ impl SaSpec {
         if self.esn { u64::MAX } else { u32::MAX as u64 }
     }
 
-    fn aead(&self, maker: &impl MakeAead) -> Result<Box<dyn Aead>, ProviderError> {
-        maker.aead(self.suite, self.keymat.key())
+    fn aead(&self, maker: &impl MakeAead) -> Result<SaAead, ProviderError> {
+        maker.make(self.suite, self.keymat.key())
     }
 }
 
@@ -143,21 +143,19 @@ impl OutboundSa {
             .any(|selector| selector.matches_outbound(inner))
     }
 
-    /// Makes what one worker seals the SA's packets with.
+    /// Makes the sealer of one worker.
     ///
     /// # Errors
-    /// `ProviderError` where there is no AEAD for the suite.
-    pub fn sealer(&self, maker: &impl MakeAead) -> Result<Sealer, ProviderError> {
+    /// `ProviderError` if there is no AEAD for the suite.
+    pub fn sealer(&self, maker: &impl MakeAead) -> Result<SaSealer, ProviderError> {
         let SaSpec {
             spi, suite, esn, ..
         } = self.spec;
-        Ok(Sealer::new(
-            self.spec.aead(maker)?,
-            suite,
-            spi,
-            self.spec.keymat.salt(),
-            esn,
-        ))
+        let salt = self.spec.keymat.salt();
+        Ok(match self.spec.aead(maker)? {
+            SaAead::Plain(aead) => SaSealer::Plain(Sealer::new(aead, suite, spi, salt, esn)),
+            SaAead::Batched(aead) => SaSealer::Batched(Sealer::new(aead, suite, spi, salt, esn)),
+        })
     }
 }
 
@@ -193,17 +191,16 @@ impl InboundSa {
         self.spec.encapsulation == encapsulation && self.spec.local.is_ipv4() == ipv4
     }
 
-    /// Makes what one worker opens the SA's packets with.
+    /// Makes the opener of one worker.
     ///
     /// # Errors
-    /// `ProviderError` where there is no AEAD for the suite.
-    pub fn opener(&self, maker: &impl MakeAead) -> Result<Opener, ProviderError> {
+    /// `ProviderError` if there is no AEAD for the suite.
+    pub fn opener(&self, maker: &impl MakeAead) -> Result<SaOpener, ProviderError> {
         let SaSpec { suite, esn, .. } = self.spec;
-        Ok(Opener::new(
-            self.spec.aead(maker)?,
-            suite,
-            self.spec.keymat.salt(),
-            esn,
-        ))
+        let salt = self.spec.keymat.salt();
+        Ok(match self.spec.aead(maker)? {
+            SaAead::Plain(aead) => SaOpener::Plain(Opener::new(aead, suite, salt, esn)),
+            SaAead::Batched(aead) => SaOpener::Batched(Opener::new(aead, suite, salt, esn)),
+        })
     }
 }

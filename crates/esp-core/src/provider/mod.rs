@@ -7,7 +7,7 @@ mod null;
 mod openssl;
 mod processor;
 
-use crate::esp::aead::{Aead, MakeAead, ProviderError};
+use crate::esp::aead::{Aead, MakeAead, ProviderError, SaAead};
 use crate::esp::suite::Suite;
 
 pub use processor::aes_path;
@@ -131,10 +131,18 @@ impl Choice {
                 .unwrap_or(Provider::OpenSsl),
         }
     }
+
+    /// Makes the AEAD of a suite with this key, for one worker.
+    ///
+    /// # Errors
+    /// `ProviderError` if the provider lacks the suite or the key has another size.
+    pub fn aead(self, suite: &Suite, key: &[u8]) -> Result<Box<dyn Aead>, ProviderError> {
+        self.of(suite).aead(suite, key)
+    }
 }
 
 impl MakeAead for Choice {
-    fn aead(&self, suite: &'static Suite, key: &[u8]) -> Result<Box<dyn Aead>, ProviderError> {
-        self.of(suite).aead(suite, key)
+    fn make(&self, suite: &'static Suite, key: &[u8]) -> Result<SaAead, ProviderError> {
+        self.aead(suite, key).map(SaAead::Plain)
     }
 }

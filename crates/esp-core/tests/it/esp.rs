@@ -2,8 +2,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use esp_core::DropReason;
 use esp_core::esp::aead::AuthError;
-use esp_core::esp::decap::{Datagram, Opened, Opener, classify, read_trailer};
-use esp_core::esp::encap::Sealer;
+use esp_core::esp::decap::{Datagram, Opened, Opener, SaOpener, classify, read_trailer};
+use esp_core::esp::encap::{SaSealer, Sealer};
 use esp_core::esp::replay::ReplayWindow;
 use esp_core::esp::sa::{Encapsulation, InboundSa, KeyMaterial, Mode, OutboundSa, SaSpec};
 use esp_core::esp::seq::Lease;
@@ -35,10 +35,12 @@ pub fn spec(suite: &'static Suite, esn: bool) -> SaSpec {
 fn codecs(suite: &'static Suite, esn: bool, provider: Provider) -> Option<(Sealer, Opener)> {
     let outbound = OutboundSa::new(spec(suite, esn), Lease { first: 1, last: 9 }).unwrap();
     let inbound = InboundSa::new(spec(suite, esn), 0);
-    Some((
-        outbound.sealer(&Choice::Only(provider)).ok()?,
-        inbound.opener(&Choice::Only(provider)).ok()?,
-    ))
+    let sealer = outbound.sealer(&Choice::Only(provider)).ok()?;
+    let opener = inbound.opener(&Choice::Only(provider)).ok()?;
+    let (SaSealer::Plain(sealer), SaOpener::Plain(opener)) = (sealer, opener) else {
+        panic!("{provider:?}: a library's AEAD is plain");
+    };
+    Some((sealer, opener))
 }
 
 fn suite() -> impl Strategy<Value = &'static Suite> {

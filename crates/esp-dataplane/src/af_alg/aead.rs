@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use esp_core::esp::aead::{Aead, AuthError, NONCE_LEN, SealError};
+use esp_core::esp::aead::{Aead, AuthError, BatchAead, NONCE_LEN, SealError};
 use esp_core::esp::suite::Suite;
 use esp_linux::alg::{Failure, Operation};
 
@@ -96,8 +96,8 @@ impl<K> Drop for AfAlgAead<K> {
 }
 
 impl<K: KernelKey> AfAlgAead<K> {
-    /// Gives the kernel a packet to seal; false where the library is to.
-    fn submit_seal(
+    /// Gives the kernel a packet to seal; false if the library has to seal it.
+    fn try_kernel(
         &mut self,
         nonce: &[u8; NONCE_LEN],
         aad: &[u8],
@@ -201,8 +201,8 @@ impl<K: KernelKey> AfAlgAead<K> {
     }
 }
 
-impl<K: KernelKey> Aead for AfAlgAead<K> {
-    fn seal(
+impl<K: KernelKey> BatchAead for AfAlgAead<K> {
+    fn submit_seal(
         &mut self,
         nonce: &[u8; NONCE_LEN],
         aad: &[u8],
@@ -212,7 +212,7 @@ impl<K: KernelKey> Aead for AfAlgAead<K> {
         if out.len() != text.len() + self.suite.icv_len {
             return Err(SealError);
         }
-        if !self.submit_seal(nonce, aad, text)? {
+        if !self.try_kernel(nonce, aad, text)? {
             self.library.seal(nonce, aad, text, out)?;
         }
         self.sealed += 1;
@@ -246,7 +246,7 @@ impl<K: KernelKey> Aead for AfAlgAead<K> {
         }
     }
 
-    fn open(
+    fn complete_open(
         &mut self,
         nonce: &[u8; NONCE_LEN],
         aad: &[u8],

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use esp_core::esp::aead::MakeAead;
 use esp_core::esp::suite::Suite;
 use esp_core::provider::Choice;
 use esp_linux::alg::Request;
@@ -157,7 +156,7 @@ impl Rig {
         let mut outs = vec![vec![0; 100 + ICV_LEN]; numbers.len()];
         for (number, out) in numbers.zip(&mut outs) {
             let mut given = text(number);
-            self.aead.seal(&nonce(number), &AAD, &given, out)?;
+            self.aead.submit_seal(&nonce(number), &AAD, &given, out)?;
             // The segmenter writes the next packet over it.
             given.fill(0xEE);
         }
@@ -168,7 +167,9 @@ impl Rig {
 
     fn open(&mut self, sealed: &[u8], number: usize) -> Result<Vec<u8>, AuthError> {
         let mut out = vec![0xEE; 100];
-        let opened = self.aead.open(&nonce(number), &AAD, sealed, &mut out);
+        let opened = self
+            .aead
+            .complete_open(&nonce(number), &AAD, sealed, &mut out);
         if opened.is_err() {
             assert_eq!(out, [0; 100]);
         }
@@ -330,7 +331,9 @@ fn a_packet_too_large_for_the_kernel_is_the_library_s() {
     let mut rig = rig([]);
     let text = vec![1; MAX_SIZE + 1];
     let (mut out, mut expected) = (vec![0; text.len() + ICV_LEN], vec![0; text.len() + ICV_LEN]);
-    rig.aead.seal(&nonce(0), &AAD, &text, &mut out).unwrap();
+    rig.aead
+        .submit_seal(&nonce(0), &AAD, &text, &mut out)
+        .unwrap();
     rig.aead
         .complete_seals(&mut std::iter::once(&mut out[..]))
         .unwrap();
@@ -347,11 +350,11 @@ fn sizes_that_do_not_fit_are_refused() {
     let mut rig = rig([]);
     let mut out = [0; 100];
     assert_eq!(
-        rig.aead.seal(&nonce(0), &AAD, &[0; 100], &mut out),
+        rig.aead.submit_seal(&nonce(0), &AAD, &[0; 100], &mut out),
         Err(SealError)
     );
     assert_eq!(
-        rig.aead.open(&nonce(0), &AAD, &[0; 8], &mut out),
+        rig.aead.complete_open(&nonce(0), &AAD, &[0; 8], &mut out),
         Err(AuthError)
     );
 }
@@ -360,7 +363,9 @@ fn sizes_that_do_not_fit_are_refused() {
 fn packets_that_have_no_place_are_an_error_and_nothing_of_the_next_run() {
     let mut rig = rig([]);
     let mut out = vec![0; 100 + ICV_LEN];
-    rig.aead.seal(&nonce(0), &AAD, &text(0), &mut out).unwrap();
+    rig.aead
+        .submit_seal(&nonce(0), &AAD, &text(0), &mut out)
+        .unwrap();
     assert_eq!(
         rig.aead.complete_seals(&mut std::iter::empty()),
         Err(SealError)

@@ -28,6 +28,12 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
+    /// True if a packet of `size` bytes may follow the `packets` that it has.
+    #[inline]
+    pub(crate) const fn has_room(&self, size: usize, packets: usize) -> bool {
+        !self.closed && size <= self.segment && packets < self.max_packets
+    }
+
     /// How many of its packets were sent or dropped already.
     pub(crate) const fn packets_done(&self) -> usize {
         self.done.div_ceil(self.segment)

@@ -16,7 +16,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use esp_core::DropReason;
-use esp_core::esp::decap::{Datagram, Opener, classify, read_trailer};
+use esp_core::esp::aead::{Aead, BatchAead};
+use esp_core::esp::decap::{BatchOpener, Datagram, Opener, SaOpener, classify, read_trailer};
 use esp_core::esp::sa::{Encapsulation, Mode};
 use esp_core::offload::coalesce::{Coalescer, Merging, Ready};
 use esp_core::wire;
@@ -43,29 +44,91 @@ const FLOWS: usize = 8192;
 const MAX_SEGMENTS: u16 = 64;
 const VNET_LEN: usize = 10;
 
-/// An SA as this worker uses it.
-struct Slot {
+/// An SA that this worker uses.
+struct Slot<A: ?Sized> {
     entry: Arc<InboundEntry>,
-    opener: Opener,
+    opener: Opener<A>,
     /// Bytes in front of the text for the header that transport mode's payload had.
     header_len: usize,
+    /// Index of the SA in `InboundPath::entries`.
+    owner: usize,
+}
+
+/// The SAs of one kind of AEAD.
+struct Lane<A: ?Sized> {
+    slots: Vec<Slot<A>>,
+    /// The slot of the packet before; packets come in trains.
+    recent: usize,
+}
+
+impl<A: ?Sized> Lane<A> {
+    const fn new() -> Self {
+        Self {
+            slots: Vec::new(),
+            recent: 0,
+        }
+    }
+
+    /// The slot of the packet before, if this packet has the same SPI.
+    #[inline]
+    fn of_train(&self, spi: u32) -> Option<usize> {
+        let slot = self.slots.get(self.recent)?;
+        (slot.entry.sa.spec.spi == spi).then_some(self.recent)
+    }
+
+    /// Adds an SA; returns its slot.
+    fn add(&mut self, entry: &Arc<InboundEntry>, opener: Opener<A>, owner: usize) -> usize {
+        let spec = &entry.sa.spec;
+        self.slots.push(Slot {
+            header_len: match spec.mode {
+                Mode::Tunnel => 0,
+                Mode::Transport => transport_header_len(spec.local),
+            },
+            opener,
+            entry: Arc::clone(entry),
+            owner,
+        });
+        self.slots.len() - 1
+    }
+}
+
+/// The lane and the slot of an SA.
+#[derive(Clone, Copy)]
+enum Place {
+    Plain(usize),
+    Batched(usize),
 }
 
 /// One worker's way in.
 pub struct InboundPath {
     worker: usize,
-    shared: Arc<Shared>,
     tables: Arc<Tables>,
     buffers: Slots,
-    slots: Vec<Slot>,
-    by_spi: HashMap<u32, usize>,
-    /// The slot of the packet before; packets come in trains.
-    recent: usize,
-    /// The SA, as an index of `slots`, that was last found to be allowed to carry a flow.
-    flows: FlowCache<usize>,
-    /// True if packets are announced to the AEADs before they are opened.
+    /// SAs opened by a library.
+    plain: Lane<dyn Aead>,
+    /// SAs opened by an accelerator.
+    batched: Lane<dyn BatchAead>,
+    by_spi: HashMap<u32, Place>,
+    /// The SAs of both lanes, in the order of their first packets.
+    entries: Vec<Arc<InboundEntry>>,
+    delivery: Delivery,
+    /// True if there may be accelerators, to which packets are announced.
     submits: bool,
+}
+
+/// The way of an opened packet, whatever has opened it.
+struct Delivery {
+    shared: Arc<Shared>,
+    /// The SA, as an index of `InboundPath::entries`, that was last allowed to carry a flow.
+    flows: FlowCache<usize>,
     coalescer: Coalescer,
+}
+
+/// The outer facts of an ESP packet.
+struct Outer {
+    src: SocketAddr,
+    tos: u8,
+    in_udp: bool,
 }
 
 impl InboundPath {
@@ -74,32 +137,36 @@ impl InboundPath {
     /// # Errors
     /// The kernel's, for memory.
     pub fn new(worker: usize, shared: Arc<Shared>, offloads: TunFeatures) -> Result<Self> {
-        let submits = shared.aeads.works_in_batches();
         Ok(Self {
             worker,
             tables: shared.tables.load_full(),
-            shared,
             buffers: Slots::new(BUFFERS, BUFFER_LEN)?,
-            slots: Vec::new(),
+            plain: Lane::new(),
+            batched: Lane::new(),
             by_spi: HashMap::new(),
-            recent: 0,
-            flows: FlowCache::new(FLOWS),
-            submits,
-            coalescer: Coalescer::new(Merging {
-                vnet_len: VNET_LEN,
-                tcp: offloads.contains(TunFeatures::CSUM),
-                udp: offloads.contains(TunFeatures::USO4),
-                max_segments: MAX_SEGMENTS,
-            }),
+            entries: Vec::new(),
+            submits: shared.aeads.works_in_batches(),
+            delivery: Delivery {
+                shared,
+                flows: FlowCache::new(FLOWS),
+                coalescer: Coalescer::new(Merging {
+                    vnet_len: VNET_LEN,
+                    tcp: offloads.contains(TunFeatures::CSUM),
+                    udp: offloads.contains(TunFeatures::USO4),
+                    max_segments: MAX_SEGMENTS,
+                }),
+            },
         })
     }
 
     /// Uses new tables from the next packet on; what was merged has been written.
     pub fn use_tables(&mut self, tables: Arc<Tables>) {
         self.tables = tables;
-        self.slots.clear();
+        self.plain.slots.clear();
+        self.batched.slots.clear();
         self.by_spi.clear();
-        self.flows.clear();
+        self.entries.clear();
+        self.delivery.flows.clear();
     }
 
     /// Takes what the socket has, at most `BUDGET` calls' worth; the poller tells of the rest.
@@ -130,45 +197,63 @@ impl InboundPath {
         tun: &TunQueue,
     ) -> Result<()> {
         let size = meta.segment_size.max(1);
+        // Datagrams that are announced together before the first of them is opened.
+        let announced = if self.submits {
+            MAX_IN_FLIGHT * size
+        } else {
+            meta.len
+        };
         let mut at = 0;
         if meta.len == 0 {
-            self.shared
-                .inbound
-                .of(self.worker)
-                .dropped(DropReason::TooShort, 1);
+            self.dropped(DropReason::TooShort);
         }
         while at < meta.len {
-            if self.submits && at % (MAX_IN_FLIGHT * size) == 0 {
-                self.submit(index, at, size, meta, socket);
+            let end = meta.len.min(at + announced);
+            if self.submits {
+                self.submit(index, at..end, size, meta, socket);
             }
-            let end = (at + size).min(meta.len);
-            let verdict = if meta.truncated {
-                Err(DropReason::Truncated)
-            } else {
-                self.receive(index, at..end, meta, socket, tun)?
-            };
-            if let Err(reason) = verdict {
-                self.shared.inbound.of(self.worker).dropped(reason, 1);
+            while at < end {
+                let datagram = at..(at + size).min(end);
+                at = datagram.end;
+                let verdict = if meta.truncated {
+                    Err(DropReason::Truncated)
+                } else {
+                    self.receive(index, datagram, meta, socket, tun)?
+                };
+                if let Err(reason) = verdict {
+                    self.dropped(reason);
+                }
             }
-            at = end;
         }
         Ok(())
     }
 
-    /// Announces the datagrams that are next in a buffer to their AEADs: as many as a kernel is given
-    /// at once. They may be anything.
-    fn submit(&mut self, index: usize, at: usize, size: usize, meta: &RecvMeta, socket: &Socket) {
+    /// Counts a datagram that belongs to no SA.
+    fn dropped(&self, reason: DropReason) {
+        let tally = self.delivery.shared.inbound.of(self.worker);
+        tally.dropped(reason, 1);
+    }
+
+    /// Announces the next datagrams of a buffer to their AEADs. They are not checked yet.
+    fn submit(
+        &mut self,
+        index: usize,
+        datagrams: Range<usize>,
+        size: usize,
+        meta: &RecvMeta,
+        socket: &Socket,
+    ) {
         if meta.truncated || !socket.is_udp() {
             return;
         }
-        let end = meta.len.min(at + MAX_IN_FLIGHT * size);
-        for start in (at..end).step_by(size) {
+        let end = datagrams.end;
+        for start in datagrams.step_by(size) {
             let range = start..end.min(start + size);
             let Ok(Datagram::Esp(spi)) = classify(part(&self.buffers, index, &range), true) else {
                 continue;
             };
-            if let Some(slot) = self.slot(spi) {
-                let Slot { entry, opener, .. } = &mut self.slots[slot];
+            if let Some(Place::Batched(slot)) = self.look_up(spi) {
+                let Slot { entry, opener, .. } = &mut self.batched.slots[slot];
                 let esp = part(&self.buffers, index, &range);
                 opener.submit(&entry.sa.window, esp);
             }
@@ -197,129 +282,154 @@ impl InboundPath {
         let spi = match classify(esp, socket.is_udp()) {
             Ok(Datagram::Esp(spi)) => spi,
             Ok(Datagram::Keepalive) => {
-                self.shared.inbound.of(self.worker).carried(1, 0);
+                let tally = self.delivery.shared.inbound.of(self.worker);
+                tally.carried(1, 0);
                 return Ok(Ok(()));
             }
             Err(reason) => return Ok(Err(reason)),
         };
-        let Some(slot) = self.slot(spi) else {
-            return Ok(Err(DropReason::UnknownSpi));
+        let outer = Outer {
+            src: meta.src,
+            tos,
+            in_udp: socket.is_udp(),
         };
-        let verdict = self.accept(slot, index, start..range.end, tos, meta.src, socket);
+        let esp = start..range.end;
+        // A train of a library's SA takes the first way, which has nothing of a batch in it.
+        let place = match self.plain.of_train(spi) {
+            Some(slot) => Place::Plain(slot),
+            None => match self.look_up(spi) {
+                Some(place) => place,
+                None => return Ok(Err(DropReason::UnknownSpi)),
+            },
+        };
+        let (owner, verdict) = match place {
+            Place::Plain(slot) => {
+                let slot = &mut self.plain.slots[slot];
+                let esp = part(&self.buffers, index, &esp);
+                let verdict = self.delivery.accept(slot, Opener::open, esp, &outer);
+                (slot.owner, verdict)
+            }
+            Place::Batched(slot) => {
+                let slot = &mut self.batched.slots[slot];
+                let esp = part(&self.buffers, index, &esp);
+                let verdict = self
+                    .delivery
+                    .accept(slot, BatchOpener::complete, esp, &outer);
+                (slot.owner, verdict)
+            }
+        };
         match verdict {
-            Ok(length) => self.deliver(slot, length, tun)?,
+            Ok(length) => self.deliver(owner, length, tun)?,
             Err(reason) => {
-                self.coalescer.cancel();
-                self.slots[slot]
-                    .entry
-                    .tallies
-                    .of(self.worker)
-                    .dropped(reason, 1);
+                self.delivery.coalescer.cancel();
+                let tally = self.entries[owner].tallies.of(self.worker);
+                tally.dropped(reason, 1);
             }
         }
         Ok(Ok(()))
     }
 
-    fn slot(&mut self, spi: u32) -> Option<usize> {
-        let recent = self.slots.get(self.recent);
-        if recent.is_none_or(|slot| slot.entry.sa.spec.spi != spi) {
-            self.recent = self.look_up(spi)?;
+    /// Finds an SA that is not the plain one of the packet before.
+    fn look_up(&mut self, spi: u32) -> Option<Place> {
+        if let Some(slot) = self.batched.of_train(spi) {
+            return Some(Place::Batched(slot));
         }
-        Some(self.recent)
+        let place = match self.by_spi.get(&spi) {
+            Some(&place) => place,
+            None => self.add(spi)?,
+        };
+        match place {
+            Place::Plain(slot) => self.plain.recent = slot,
+            Place::Batched(slot) => self.batched.recent = slot,
+        }
+        Some(place)
     }
 
-    fn look_up(&mut self, spi: u32) -> Option<usize> {
-        if let Some(&index) = self.by_spi.get(&spi) {
-            return Some(index);
-        }
-        let entry = Arc::clone(self.tables.inbound.get(&spi)?);
-        let spec = &entry.sa.spec;
-        self.slots.push(Slot {
-            opener: entry.sa.opener(&self.shared.aeads).ok()?,
-            header_len: match spec.mode {
-                Mode::Tunnel => 0,
-                Mode::Transport => transport_header_len(spec.local),
-            },
-            entry,
-        });
-        let index = self.slots.len() - 1;
-        self.by_spi.insert(spi, index);
-        Some(index)
+    fn add(&mut self, spi: u32) -> Option<Place> {
+        let entry = self.tables.inbound.get(&spi)?;
+        let owner = self.entries.len();
+        let place = match entry.sa.opener(&self.delivery.shared.aeads).ok()? {
+            SaOpener::Plain(opener) => Place::Plain(self.plain.add(entry, opener, owner)),
+            SaOpener::Batched(opener) => Place::Batched(self.batched.add(entry, opener, owner)),
+        };
+        self.entries.push(Arc::clone(entry));
+        self.by_spi.insert(spi, place);
+        Some(place)
     }
 
-    /// Opens a packet into place; the inner packet's length, when it may be delivered.
-    fn accept(
+    /// Merges the packet in place with those before it, or writes those.
+    fn deliver(&mut self, owner: usize, length: usize, tun: &TunQueue) -> Result<()> {
+        match self.delivery.coalescer.accept(length, owner as u64) {
+            Some(ready) => write(&ready, &self.entries, self.worker, tun),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes the merged packets.
+    ///
+    /// # Errors
+    /// The kernel's, if the TUN is unusable.
+    pub fn flush(&mut self, tun: &TunQueue) -> Result<()> {
+        match self.delivery.coalescer.flush() {
+            Some(ready) => write(&ready, &self.entries, self.worker, tun),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Delivery {
+    /// Opens a packet into place by `open`; the inner packet's length, if it may be delivered.
+    fn accept<A: ?Sized>(
         &mut self,
-        index: usize,
-        buffer: usize,
-        range: Range<usize>,
-        tos: u8,
-        src: SocketAddr,
-        socket: &Socket,
+        slot: &mut Slot<A>,
+        open: impl Fn(&mut Opener<A>, u64, &[u8], &mut [u8]) -> std::result::Result<(), DropReason>,
+        esp: &[u8],
+        outer: &Outer,
     ) -> std::result::Result<usize, DropReason> {
-        let esp = part(&self.buffers, buffer, &range);
-        let slot = &mut self.slots[index];
-        let encapsulation = if socket.is_udp() {
+        let encapsulation = if outer.in_udp {
             Encapsulation::Udp
         } else {
             Encapsulation::None
         };
-        if !slot.entry.sa.comes_by(encapsulation, src.is_ipv4()) {
+        let (entry, opener) = (&slot.entry, &mut slot.opener);
+        if !entry.sa.comes_by(encapsulation, outer.src.is_ipv4()) {
             return Err(DropReason::WrongEncapsulation);
         }
-        let window = &slot.entry.sa.window;
-        let seq = slot.opener.check(window, esp)?;
-        let text_len = slot.opener.text_len(esp.len())?;
+        let window = &entry.sa.window;
+        let seq = opener.check(window, esp)?;
+        let text_len = opener.text_len(esp.len())?;
         let place = self.coalescer.place(slot.header_len + text_len)?;
         let text = &mut place[slot.header_len..];
-        slot.opener.open(seq, esp, text)?;
+        open(opener, seq, esp, text)?;
         let newest = window.commit(seq)?;
         let opened = read_trailer(text)?;
         // Only the newest packet counts: an old one, delayed or resent, must not turn replies away.
-        let entry = &slot.entry;
-        if newest && socket.is_udp() && !entry.peer.is_at(src, &entry.heard) {
-            follow(entry, src, &self.shared);
+        if newest && outer.in_udp && !entry.peer.is_at(outer.src, &entry.heard) {
+            follow(entry, outer.src, &self.shared);
         }
-        let spec = &slot.entry.sa.spec;
+        let spec = &entry.sa.spec;
         let length = if slot.header_len == 0 {
-            tunnel_packet(&mut text[..opened.payload_len], opened.next_header, tos)?
+            let payload = &mut text[..opened.payload_len];
+            tunnel_packet(payload, opened.next_header, outer.tos)?
         } else {
             let length = slot.header_len + opened.payload_len;
             let packet = &mut place[..length];
-            transport_header(packet, spec.remote, spec.local, opened.next_header, tos)?;
+            let (src, dst) = (spec.remote, spec.local);
+            transport_header(packet, src, dst, opened.next_header, outer.tos)?;
             length
         };
         let packet = &place[..length];
         let key = FlowKey::of(packet);
         let known = key.as_ref().and_then(|key| self.flows.get(key));
-        if known != Some(&index) {
-            if !slot.entry.sa.carries(&wire::parse(packet)?) {
+        if known != Some(&slot.owner) {
+            if !entry.sa.carries(&wire::parse(packet)?) {
                 return Err(DropReason::SelectorMismatch);
             }
             if let Some(key) = key {
-                self.flows.insert(key, index);
+                self.flows.insert(key, slot.owner);
             }
         }
         Ok(length)
-    }
-
-    /// Merges the packet in place with those before it, or writes those.
-    fn deliver(&mut self, slot: usize, length: usize, tun: &TunQueue) -> Result<()> {
-        match self.coalescer.accept(length, slot as u64) {
-            Some(ready) => write(&ready, &self.slots, self.worker, tun),
-            None => Ok(()),
-        }
-    }
-
-    /// Writes what was merged.
-    ///
-    /// # Errors
-    /// The kernel's, where the TUN is unusable.
-    pub fn flush(&mut self, tun: &TunQueue) -> Result<()> {
-        match self.coalescer.flush() {
-            Some(ready) => write(&ready, &self.slots, self.worker, tun),
-            None => Ok(()),
-        }
     }
 }
 
@@ -336,13 +446,18 @@ fn follow(entry: &InboundEntry, src: SocketAddr, shared: &Shared) {
     }
 }
 
-fn write(ready: &Ready<'_>, slots: &[Slot], worker: usize, tun: &TunQueue) -> Result<()> {
+fn write(
+    ready: &Ready<'_>,
+    entries: &[Arc<InboundEntry>],
+    worker: usize,
+    tun: &TunQueue,
+) -> Result<()> {
     let written = tun.write_parts(&[IoSlice::new(ready.frame)])?;
-    let slot = usize::try_from(ready.owner)
+    let entry = usize::try_from(ready.owner)
         .ok()
-        .and_then(|index| slots.get(index));
-    if let Some(slot) = slot {
-        let tally = slot.entry.tallies.of(worker);
+        .and_then(|index| entries.get(index));
+    if let Some(entry) = entry {
+        let tally = entry.tallies.of(worker);
         match written {
             TunWrite::Written => tally.carried(ready.packets.into(), ready.bytes),
             TunWrite::WouldBlock => tally.dropped(DropReason::TunQueueFull, ready.packets.into()),

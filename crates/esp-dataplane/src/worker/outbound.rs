@@ -15,7 +15,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use esp_core::DropReason;
-use esp_core::esp::suite::TRAILER_ROOM;
+use esp_core::esp::encap::{BatchSealer, SaSealer, Sealer};
+use esp_core::esp::suite::{Suite, TRAILER_ROOM};
 use esp_core::offload::segment::Segmenter;
 use esp_core::wire::flow::FlowKey;
 use esp_core::wire::inner::{transport_payload, tunnel_next_header};
@@ -241,33 +242,63 @@ impl OutboundPath {
         };
         let tos = wire::traffic_class(&self.input);
         let ipv6 = wire::version(&self.input) == 6;
-        // Empty: it is asked for more before the first segment.
+        // Empty: refilled before the first segment.
         let mut numbers = RangeInclusive::new(1, 0);
-        while let Some(range) = segments.next(&mut self.input) {
+        let mut next = segments.next(&mut self.input);
+        while let Some(range) = next {
             if numbers.is_empty() {
                 numbers = self.numbers(index, *left)?;
             }
-            let seq = numbers.next().ok_or(DropReason::LeaseExhausted)?;
-            let size = self.targets[index].sealer.esp_len(range.len() - offset);
+            let suite = self.targets[index].entry.sa.spec.suite;
+            let size = suite.esp_len(range.len() - offset);
             if !self.fits(index, size, tos, whole) {
-                match self.flush(sockets) {
-                    Ok(true) => {}
-                    // The socket is full: what is sealed waits, the rest is lost.
-                    Ok(false) => return Err(DropReason::QueueFull),
-                    Err(error) => {
-                        self.failed = Some(error);
-                        return Err(DropReason::SendError);
-                    }
-                }
-                let slot = &self.targets[index];
-                let max_packets = sockets.get(&slot.outer).map_or(1, |socket| {
-                    max_packets(socket, &slot.entry, size, &self.arena)
-                });
-                self.begin(index, size, tos, whole, max_packets);
+                self.replace_batch(index, size, tos, whole, sockets)?;
             }
-            self.seal(index, seq, range, (offset, next_header, ipv6))?;
-            *left -= 1;
+            let run = Run {
+                batch: self.batch.as_mut().ok_or(DropReason::QueueFull)?,
+                packets: &mut self.packets,
+                input: &mut self.input,
+                output: &mut self.output,
+                segments,
+                numbers: &mut numbers,
+                left,
+                suite,
+                offset,
+                next_header,
+                ipv6,
+            };
+            // The one dispatch between libraries and accelerators: for a run, not for a packet.
+            next = match &mut self.targets[index].sealer {
+                SaSealer::Plain(sealer) => run.seal(range, sealer, Sealer::seal)?,
+                SaSealer::Batched(sealer) => run.seal(range, sealer, BatchSealer::submit)?,
+            };
         }
+        Ok(())
+    }
+
+    /// Sends the batch, and begins one whose first packet has `size` bytes.
+    fn replace_batch(
+        &mut self,
+        index: usize,
+        size: usize,
+        tos: u8,
+        whole: bool,
+        sockets: &HashMap<OuterSocket, Socket>,
+    ) -> PacketResult<()> {
+        match self.flush(sockets) {
+            Ok(true) => {}
+            // The socket is full: the sealed packets wait, the rest is lost.
+            Ok(false) => return Err(DropReason::QueueFull),
+            Err(error) => {
+                self.failed = Some(error);
+                return Err(DropReason::SendError);
+            }
+        }
+        let slot = &self.targets[index];
+        let max_packets = sockets.get(&slot.outer).map_or(1, |socket| {
+            max_packets(socket, &slot.entry, size, &self.arena)
+        });
+        self.begin(index, size, tos, whole, max_packets);
         Ok(())
     }
 
@@ -289,13 +320,11 @@ impl OutboundPath {
         numbers.map(|numbers| numbers.first..=numbers.last())
     }
 
-    /// Tells whether a packet of `size` bytes may follow those of the batch.
+    /// True if a packet of `size` bytes may follow those of the batch.
     fn fits(&self, index: usize, size: usize, tos: u8, whole: bool) -> bool {
         self.batch.as_ref().is_some_and(|batch| {
             (batch.slot, batch.tos, batch.may_fragment) == (index, tos, whole)
-                && !batch.closed
-                && size <= batch.segment
-                && self.packets.len() < batch.max_packets
+                && batch.has_room(size, self.packets.len())
         })
     }
 
@@ -312,33 +341,6 @@ impl OutboundPath {
             closed: false,
             may_fragment: whole,
         });
-    }
-
-    fn seal(
-        &mut self,
-        index: usize,
-        seq: u64,
-        range: Range<usize>,
-        (offset, next_header, ipv6): (usize, u8, bool),
-    ) -> PacketResult<()> {
-        let Some(batch) = self.batch.as_mut() else {
-            return Err(DropReason::QueueFull);
-        };
-        let payload_len = range.len() - offset;
-        let size = self.targets[index].sealer.seal(
-            seq,
-            &mut self.input[range.start + offset..],
-            payload_len,
-            next_header,
-            &mut self.output[batch.len..],
-        )?;
-        batch.len += size;
-        batch.closed = size < batch.segment;
-        self.packets.push(Packet {
-            bytes: range.len() as u64,
-            any_link: ipv6 && range.len() <= MIN_IPV6_MTU,
-        });
-        Ok(())
     }
 
     /// Sends a NAT keepalive (RFC 3948 2.3), whatever becomes of it.
@@ -367,10 +369,12 @@ impl OutboundPath {
             return Ok(true);
         };
         let tally = slot.entry.tallies.of(self.worker);
-        let sealed = self.output[..batch.len].chunks_mut(batch.segment.max(1));
-        if let Err(reason) = slot.sealer.complete(sealed) {
-            tally.dropped(reason, self.packets.len() as u64);
-            return Ok(true);
+        if let SaSealer::Batched(sealer) = &mut slot.sealer {
+            let sealed = self.output[..batch.len].chunks_mut(batch.segment.max(1));
+            if let Err(reason) = sealer.complete(sealed) {
+                tally.dropped(reason, self.packets.len() as u64);
+                return Ok(true);
+            }
         }
         let Some(socket) = sockets.get(&slot.outer) else {
             let left = self.packets.len() - batch.packets_done();
@@ -406,6 +410,64 @@ impl OutboundPath {
         let remote = batch.dst.ip();
         if let Ok(mtu) = path_mtu(remote, self.shared.fwmark) {
             self.shared.events.push(Event::PathMtuChanged(remote, mtu));
+        }
+    }
+}
+
+/// Segments of one super-packet that are sealed into one batch by one sealer.
+struct Run<'a> {
+    batch: &'a mut Batch,
+    packets: &'a mut Vec<Packet>,
+    input: &'a mut [u8],
+    output: &'a mut [u8],
+    segments: &'a mut Segmenter,
+    numbers: &'a mut RangeInclusive<u64>,
+    /// Segments of the super-packet that are not sealed yet.
+    left: &'a mut usize,
+    suite: &'static Suite,
+    /// Bytes of a segment in front of its payload.
+    offset: usize,
+    next_header: u8,
+    ipv6: bool,
+}
+
+impl Run<'_> {
+    /// Seals the segment in `range`, and those after it while numbers and room last; returns the
+    /// first that is left.
+    fn seal<S>(
+        self,
+        mut range: Range<usize>,
+        sealer: &mut S,
+        seal: impl Fn(&mut S, u64, &mut [u8], usize, u8, &mut [u8]) -> PacketResult<usize>,
+    ) -> PacketResult<Option<Range<usize>>> {
+        let Self { batch, packets, .. } = self;
+        loop {
+            let Some(seq) = self.numbers.next() else {
+                return Ok(Some(range));
+            };
+            let size = seal(
+                sealer,
+                seq,
+                &mut self.input[range.start + self.offset..],
+                range.len() - self.offset,
+                self.next_header,
+                &mut self.output[batch.len..],
+            )?;
+            batch.len += size;
+            batch.closed = size < batch.segment;
+            packets.push(Packet {
+                bytes: range.len() as u64,
+                any_link: self.ipv6 && range.len() <= MIN_IPV6_MTU,
+            });
+            *self.left -= 1;
+            range = match self.segments.next(self.input) {
+                Some(range) => range,
+                None => return Ok(None),
+            };
+            let size = self.suite.esp_len(range.len() - self.offset);
+            if !batch.has_room(size, packets.len()) {
+                return Ok(Some(range));
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use esp_core::DropReason;
-use esp_core::esp::encap::Sealer;
+use esp_core::esp::encap::SaSealer;
 use esp_core::esp::sa::Mode;
 use esp_core::policy::spd::PolicyAction;
 use esp_core::wire::flow::{FlowCache, FlowKey};
@@ -24,7 +24,7 @@ pub(crate) type PacketResult<T> = std::result::Result<T, DropReason>;
 /// An SA as this worker uses it.
 pub(crate) struct Slot {
     pub(crate) entry: Arc<OutboundEntry>,
-    pub(crate) sealer: Sealer,
+    pub(crate) sealer: SaSealer,
     pub(crate) outer: OuterSocket,
     pub(crate) transport: bool,
     pub(crate) next_mtu_question: Duration,
