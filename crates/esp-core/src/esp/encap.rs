@@ -1,7 +1,7 @@
 //! One payload sealed as an ESP packet (RFC 4303 3.3).
 
 use crate::DropReason;
-use crate::esp::aead::{Aead, BatchAead, NONCE_LEN};
+use crate::esp::aead::{Aead, BatchAead, NONCE_LEN, SealError};
 use crate::esp::suite::{ESP_HEADER_LEN, SALT_LEN, Suite, TEXT_OFFSET, TRAILER_LEN, text_len};
 
 /// The associated data: SPI, and the sequence number of 4 or, with ESN, 8 bytes (RFC 4106 5).
@@ -54,15 +54,6 @@ pub enum SaSealer {
     Batched(BatchSealer),
 }
 
-/// One ESP packet before its text is sealed.
-struct Framed<'a> {
-    nonce: [u8; NONCE_LEN],
-    aad: Aad,
-    text: &'a [u8],
-    sealed: &'a mut [u8],
-    length: usize,
-}
-
 impl<A: ?Sized> Sealer<A> {
     /// Makes a sealer of an AEAD whose key is set.
     #[must_use]
@@ -88,16 +79,17 @@ impl<A: ?Sized> Sealer<A> {
         self.suite.esp_len(payload_len)
     }
 
-    /// Writes the trailer behind the payload, and header and IV to the front of `out`.
+    /// Writes trailer, header and IV around a payload, and has `seal` write the sealed text.
     #[inline]
-    fn frame<'a>(
-        &self,
+    fn encap(
+        &mut self,
         seq: u64,
-        buf: &'a mut [u8],
+        buf: &mut [u8],
         payload_len: usize,
         next_header: u8,
-        out: &'a mut [u8],
-    ) -> Result<Framed<'a>, DropReason> {
+        out: &mut [u8],
+        seal: impl FnOnce(&mut A, &[u8; NONCE_LEN], &[u8], &[u8], &mut [u8]) -> Result<(), SealError>,
+    ) -> Result<usize, DropReason> {
         let text_len = text_len(payload_len);
         let length = text_len + self.suite.overhead();
         let (Some(text), Some(esp)) = (buf.get_mut(..text_len), out.get_mut(..length)) else {
@@ -109,13 +101,12 @@ impl<A: ?Sized> Sealer<A> {
         head[..4].copy_from_slice(&self.spi);
         head[4..ESP_HEADER_LEN].copy_from_slice(&iv[4..]);
         head[ESP_HEADER_LEN..].copy_from_slice(&iv);
-        Ok(Framed {
-            nonce: nonce(self.salt, iv),
-            aad: Aad::new(self.spi, seq, self.esn),
-            text,
-            sealed,
-            length,
-        })
+        let aad = Aad::new(self.spi, seq, self.esn);
+        let nonce = nonce(self.salt, iv);
+        match seal(&mut self.aead, &nonce, aad.bytes(), text, sealed) {
+            Ok(()) => Ok(length),
+            Err(_) => Err(DropReason::SendError),
+        }
     }
 }
 
@@ -136,12 +127,7 @@ impl Sealer {
         next_header: u8,
         out: &mut [u8],
     ) -> Result<usize, DropReason> {
-        let packet = self.frame(seq, buf, payload_len, next_header, out)?;
-        let (nonce, aad) = (&packet.nonce, packet.aad.bytes());
-        match self.aead.seal(nonce, aad, packet.text, packet.sealed) {
-            Ok(()) => Ok(packet.length),
-            Err(_) => Err(DropReason::SendError),
-        }
+        self.encap(seq, buf, payload_len, next_header, out, <dyn Aead>::seal)
     }
 }
 
@@ -158,15 +144,14 @@ impl BatchSealer {
         next_header: u8,
         out: &mut [u8],
     ) -> Result<usize, DropReason> {
-        let packet = self.frame(seq, buf, payload_len, next_header, out)?;
-        let (nonce, aad) = (&packet.nonce, packet.aad.bytes());
-        match self
-            .aead
-            .submit_seal(nonce, aad, packet.text, packet.sealed)
-        {
-            Ok(()) => Ok(packet.length),
-            Err(_) => Err(DropReason::SendError),
-        }
+        self.encap(
+            seq,
+            buf,
+            payload_len,
+            next_header,
+            out,
+            <dyn BatchAead>::submit_seal,
+        )
     }
 
     /// Completes the batch; `esps` are the packets submitted since the last call, in their order.
