@@ -13,10 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from esp_gw.control.client import call
 from esp_gw.demo.netns import Namespace, end
 from esp_gw.errors import LabError
+from esp_gw.ledger.identity import machine_identity
+from esp_gw.ledger.ledger import LEDGER_NAME, Ledger
 
 START_TIMEOUT = 180.0
+CALL_TIMEOUT = 60.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -133,9 +137,16 @@ class LabGateway:
         result: dict[str, Any] = json.loads(self.cli(*arguments, "--json").stdout)
         return result
 
+    def call(self, method: str, **parameters: object) -> dict[str, Any]:
+        """Call a control method and return the reply, which `ask` would get by way of a process.
+
+        Raises ControlError for an error reply, EspGwError if there is no reply.
+        """
+        return call(self.socket, method, parameters, CALL_TIMEOUT)
+
     def create_ledger(self) -> None:
-        """Create an empty ledger: no key of this gateway was used before."""
-        self.namespace.run(*_PROGRAM, "ledger", "create", "--state-dir", str(self.folder))
+        """Create an empty ledger: no key of this gateway was used before. Raises LedgerError."""
+        Ledger.create(self.folder / LEDGER_NAME, machine_identity())
 
     def usage(self) -> Usage:
         """Return the resources used by the daemon so far."""

@@ -139,8 +139,8 @@ class _Demo:
         elapsed = time.monotonic() - began
         after = [gateway.usage() for gateway in gateways]
         self._say("evaluate the tap on the wire")
-        statuses = [gateway.ask("status") for gateway in gateways]
-        stats = [gateway.ask("stats") for gateway in gateways]
+        statuses = [gateway.call("GetStatus") for gateway in gateways]
+        stats = [gateway.call("GetStats") for gateway in gateways]
         report = tap.finish()
         cpu = [
             100 * (end.cpu_s - start.cpu_s) / elapsed
@@ -191,7 +191,7 @@ def _wait_for_reply(namespace: Namespace, target: str) -> bool:
 
 
 def _explain(pair: GatewayPair) -> str:
-    drops = _sum_drops([gateway.ask("stats") for gateway in (pair.a, pair.b)])
+    drops = _sum_drops([gateway.call("GetStats") for gateway in (pair.a, pair.b)])
     return f"drops: {drops}" if drops else "the gateways dropped nothing"
 
 

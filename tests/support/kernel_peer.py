@@ -297,7 +297,7 @@ class Peers:
         """Packets dropped by esp_gw or refused by the kernel's ESP, by counter."""
         lines = self.kernel.run("cat", "/proc/net/xfrm_stat").stdout.splitlines()
         counters = {name: int(value) for name, value in map(str.split, lines)}
-        counters |= self.gateway.ask("stats")["drops"]
+        counters |= self.gateway.call("GetStats")["drops"]
         return {name: value for name, value in counters.items() if value}
 
 

@@ -126,12 +126,12 @@ def send_frames(namespace: Namespace, frames: list[bytes], device: str = "wan") 
 
 
 def drops(gateway: LabGateway) -> dict[str, int]:
-    return dict(gateway.ask("stats")["drops"])
+    return dict(gateway.call("GetStats")["drops"])
 
 
 def sas(gateway: LabGateway) -> dict[str, dict[str, Any]]:
     """Return the SAs of a running gateway by name."""
-    return {sa["name"]: sa for sa in gateway.ask("sa", "list")["sas"]}
+    return {sa["name"]: sa for sa in gateway.call("ListSas")["sas"]}
 
 
 def configured_sa(gateway: LabGateway, name: str) -> Sa:

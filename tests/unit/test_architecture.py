@@ -27,7 +27,7 @@ ALLOWED = {
     "engine.python": {GROUND, "crypto", "engine"},
     "xfrm": {GROUND, "config"},
     "daemon": {GROUND, "crypto", "config", "ledger", "network", "control", "engine"},
-    "demo": {GROUND, "config"},
+    "demo": {GROUND, "config", "ledger", "control"},
     "cli": {GROUND, "crypto", "config", "ledger", "network", "control", "engine", "xfrm"},
 }
 """What a folder may import beside itself."""

@@ -139,7 +139,7 @@ def keys_in_kernel() -> int:
 
 def test_a_gateway_on_af_alg_and_the_kernels_esp_interoperate(peers: Peers) -> None:
     exchange(peers)
-    status = peers.gateway.ask("status")
+    status = peers.gateway.call("GetStatus")
     assert status["af_alg"].keys() == SUITES.keys()
     assert all(verdict["in_use"] for verdict in status["af_alg"].values())
     assert all("AF_ALG" in name for name in status["provider"].values())
@@ -147,20 +147,20 @@ def test_a_gateway_on_af_alg_and_the_kernels_esp_interoperate(peers: Peers) -> N
 
 
 def test_no_key_stays_in_the_kernel_after_its_sa_is_removed(peers: Peers) -> None:
-    status = peers.gateway.ask("status")
+    status = peers.gateway.call("GetStatus")
     assert keys_in_kernel() >= 2 * len(LINKS)
     configure(peers.gateway, status["engine"], LINKS[1:2])
-    assert peers.gateway.ask("reload")["changes"]
+    assert peers.gateway.call("Reload")["changes"]
     # The native engine has one copy of a key per worker that receives its packets.
     assert keys_in_kernel() <= 2 * status["workers"]
     configure(peers.gateway, status["engine"], LINKS)
-    assert peers.gateway.ask("reload")["changes"]
+    assert peers.gateway.call("Reload")["changes"]
 
 
 def test_a_gateway_that_loses_af_alg_loses_no_packet(peers: Peers) -> None:
     os.kill(peers.gateway.pid, signal.SIGUSR1)
     exchange(peers)
-    status = peers.gateway.ask("status")
+    status = peers.gateway.call("GetStatus")
     assert not any(verdict["in_use"] for verdict in status["af_alg"].values())
     assert all("lost" in verdict["why"] for verdict in status["af_alg"].values())
     assert not any("AF_ALG" in name for name in status["provider"].values())

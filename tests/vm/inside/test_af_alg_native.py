@@ -106,10 +106,10 @@ def test_a_key_leaves_the_kernel_with_its_sa(pair: GatewayPair) -> None:
     assert af_alg_sockets(pair.a)
     config = pair.a.config.read_text()
     edit(pair.a, lambda config: config.pop("tunnels"))
-    pair.a.cli("reload")
+    pair.a.call("Reload")
     assert af_alg_sockets(pair.a) == []
     pair.a.config.write_text(config)
-    pair.a.cli("reload")
+    pair.a.call("Reload")
     assert ping(pair.a.namespace, pair.plan.inner(1)) == 5
     assert af_alg_sockets(pair.a)
 
@@ -119,7 +119,7 @@ def test_traffic_flows_through_the_kernel_and_continues_after_it_refuses_a_packe
 ) -> None:
     # Must stay the last test of this file: it leaves the gateway without AF_ALG.
     carry(pair)
-    status = pair.a.ask("status")
+    status = pair.a.call("GetStatus")
     assert status["provider"]["aes256gcm16"].startswith("AF_ALG, Linux ")
     assert status["af_alg"]["aes256gcm16"]["in_use"]
     sockets = af_alg_sockets(pair.a)
@@ -130,11 +130,11 @@ def test_traffic_flows_through_the_kernel_and_continues_after_it_refuses_a_packe
         with theirs, contextlib.suppress(OSError):
             theirs.setblocking(False)
             theirs.sendmsg_afalg([bytes(24)], op=socket.ALG_OP_ENCRYPT, iv=bytes(12), assoclen=8)
-    before = pair.a.ask("stats")["drops"]
+    before = pair.a.call("GetStats")["drops"]
     carry(pair)
-    assert pair.a.ask("stats")["drops"] == before
+    assert pair.a.call("GetStats")["drops"] == before
     assert af_alg_sockets(pair.a) == []
-    status = pair.a.ask("status")
+    status = pair.a.call("GetStatus")
     assert status["provider"]["aes256gcm16"].startswith("AWS-LC ")
     verdict = status["af_alg"]["aes256gcm16"]
     assert not verdict["in_use"]

@@ -24,11 +24,8 @@ import yaml
 from pyroute2 import netns
 
 from esp_gw.config.provision import make_pair
-from esp_gw.control.client import call
 from esp_gw.demo.gateways import LabGateway
 from esp_gw.demo.netns import Namespace, add_address, end, namespaces, wire
-from esp_gw.ledger.identity import machine_identity
-from esp_gw.ledger.ledger import Ledger
 from esp_gw.model import Encapsulation, Mode
 from esp_gw.xfrm.parser import parse
 from esp_gw.xfrm.records import XfrmState
@@ -179,7 +176,9 @@ SHAPES = [
     Shape(3, udp=True, esn=True),
 ]
 # A move exercises the control plane rather than the engine, so the engines alternate.
-MOVES = [(ENGINES[shape.number % len(ENGINES)], shape) for shape in SHAPES]
+MOVES = sorted(
+    ((ENGINES[shape.number % len(ENGINES)], shape) for shape in SHAPES), key=lambda move: move[0]
+)
 EXPORTS = [(ENGINES[number % len(ENGINES)], mode) for number, mode in enumerate(Mode)]
 
 
@@ -194,7 +193,7 @@ def moved(
     gateway = LabGateway(hosts[0], folder / "gateway.yaml", folder)
     settings = {**gateway.settings, "engine": request.param}
     gateway.config.write_text(yaml.safe_dump({"gateway": settings}))
-    Ledger.create(folder / "ledger.db", machine_identity())
+    gateway.create_ledger()
     gateway.start()
     yield gateway
     gateway.stop()
@@ -204,11 +203,6 @@ def refused(now: dict[str, Any], before: dict[str, Any]) -> int:
     """Number of packets dropped as replays, or failing authentication as too old for ESN."""
     reasons = ("replay-old", "replay-duplicate", "auth-failed")
     return sum(now["drops"].get(name, 0) - before["drops"].get(name, 0) for name in reasons)
-
-
-def ask(gateway: LabGateway, method: str) -> dict[str, Any]:
-    """Call the daemon like the CLI, without starting Python, which is slow in an emulator."""
-    return call(gateway.socket, method, {}, timeout=60)
 
 
 Record = Callable[[str, str, str], None]
@@ -232,11 +226,12 @@ def record(record_property: RecordProperty) -> Record:
     return record
 
 
-@pytest.mark.parametrize(("moved", "shape"), MOVES, ids=str, indirect=["moved"])
+# The scope keeps a gateway for all of its engine's moves.
+@pytest.mark.parametrize(("moved", "shape"), MOVES, ids=str, indirect=["moved"], scope="module")
 def test_a_gateway_of_the_kernel_moves_while_its_peer_stays(
     shape: Shape, hosts: list[Namespace], moved: LabGateway, tmp_path: Path, record: Record
 ) -> None:
-    engine = ask(moved, "GetStatus")["engine"]
+    engine = moved.call("GetStatus")["engine"]
     record(shape.words, "`sa import` of a running gateway of the kernel, its peer stays", engine)
     a, b = hosts
     there, back = shape.spis
@@ -281,13 +276,13 @@ def test_a_gateway_of_the_kernel_moves_while_its_peer_stays(
         assert after[back].oseq >= before[back].oseq + 2 * PINGS
 
         # Packets that the kernel had accepted are refused as replays.
-        stats = ask(moved, "GetStats")
+        stats = moved.call("GetStats")
         send_frames(b, recorded)
         until(
-            lambda: refused(ask(moved, "GetStats"), stats) == PINGS, "the replays are dropped", 60
+            lambda: refused(moved.call("GetStats"), stats) == PINGS, "the replays are dropped", 60
         )
-        assert ask(moved, "GetStats")["packets_in"] == stats["packets_in"]
-        ask(moved, "FlushSas")
+        assert moved.call("GetStats")["packets_in"] == stats["packets_in"]
+        moved.call("FlushSas")
         for what in ("state", "policy"):
             b.ip("xfrm", what, "flush")
 
@@ -312,7 +307,7 @@ def test_a_kernel_takes_an_export_and_is_the_other_end(
             local_settings={**gateway.settings, "engine": engine},
         )
         gateway.config = pair.local
-        Ledger.create(tmp_path / "ledger.db", machine_identity())
+        gateway.create_ledger()
         gateway.start()
         try:
             ends = [OUTER]
