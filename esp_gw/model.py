@@ -255,6 +255,9 @@ class Lease:
     end: int
 
 
+ENGINES = ("auto", "python", "native")
+"""Values of `gateway.engine`."""
+
 PROVIDER_AUTO = "auto"
 OPENSSL = "openssl"
 AWS_LC = "aws-lc"

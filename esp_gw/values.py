@@ -14,6 +14,7 @@ from collections.abc import Callable
 from esp_gw.errors import printable
 from esp_gw.model import (
     AF_ALG_CHOICES,
+    ENGINES,
     LAST_TABLE,
     MAX_REPLAY_WINDOW,
     MAX_SAS,
@@ -322,6 +323,6 @@ parse_sa_count = integer(1, MAX_SAS)
 parse_workers = integer(1, 64)
 parse_busy_poll = integer(0, 1000)
 """Microseconds."""
-parse_engine = one_of("auto", "python", "native")
+parse_engine = one_of(*ENGINES)
 parse_provider = one_of(*PROVIDERS)
 parse_af_alg = one_of(*AF_ALG_CHOICES)

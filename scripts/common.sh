@@ -66,7 +66,9 @@ make_venv() {
         }
     }
     wanted="$extras $("$python" --version) $(sha256sum "$root/pyproject.toml")"
-    if [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then return; fi
+    if [ -e "$stamp" ] && { [ "$(cat "$stamp")" = "$wanted" ] ||
+        # The development environment has all that a plain one has.
+        [ "$(cat "$stamp")" = "[dev]$wanted" ]; }; then return; fi
     say "installing the Python package into ${venv#"$PWD"/}"
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root$extras" >&2
@@ -112,7 +114,9 @@ make_native() {
     perl -MFindBin -MIPC::Cmd -e 1 2>/dev/null || need_packages none-such:perl
     wanted=$(find "$root/crates" -path "$root/crates/target" -prune -o -type f -print0 |
         sort -z | xargs -0 sha256sum | sha256sum)
-    if [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then return; fi
+    if [ -e "$stamp" ] && { [ "$(cat "$stamp")" = "$wanted" ] ||
+        # The development environment has all that a plain one has.
+        [ "$(cat "$stamp")" = "[dev]$wanted" ]; }; then return; fi
     say "building the native engine; the first build takes some minutes, mostly for OpenSSL and AWS-LC"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$root/crates/esp-py" >&2
     printf '%s' "$wanted" >"$stamp"

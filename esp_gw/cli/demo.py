@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import click
 
-from esp_gw.cli.options import SUITE, json_option
+from esp_gw.cli.options import (
+    ENCAPSULATION,
+    ENGINE,
+    MODE,
+    SECONDS,
+    SUITE,
+    json_option,
+)
 from esp_gw.model import DEFAULT_SUITE, SUITES, Encapsulation, Mode
 
 
 @click.command()
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "python", "native"]),
+    type=ENGINE,
     default="auto",
     show_default=True,
 )
-@click.option(
-    "--mode", type=click.Choice([word.value for word in Mode]), default="tunnel", show_default=True
-)
+@click.option("--mode", type=MODE, default="tunnel", show_default=True)
 @click.option(
     "--encapsulation",
-    type=click.Choice([word.value for word in Encapsulation]),
+    type=ENCAPSULATION,
     default="udp",
     show_default=True,
 )
@@ -34,7 +39,7 @@ from esp_gw.model import DEFAULT_SUITE, SUITES, Encapsulation, Mode
 )
 @click.option(
     "--seconds",
-    type=click.IntRange(1, 3600),
+    type=SECONDS,
     default=5,
     show_default=True,
     metavar="N",

@@ -123,11 +123,11 @@ def _cryptography(reply: Mapping[str, Any]) -> str:
     return output.joined([*libraries, aes])
 
 
-def _af_alg(verdicts: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return a phrase per verdict on AF_ALG and reason, with the suites it holds for."""
+def _af_alg(statuses: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a phrase per use of AF_ALG and reason, with the suites it holds for."""
     suites: dict[tuple[bool, str], list[str]] = {}
-    for suite, verdict in verdicts.items():
-        suites.setdefault((verdict["in_use"], str(verdict["why"])), []).append(suite)
+    for suite, status in statuses.items():
+        suites.setdefault((status["in_use"], str(status["why"])), []).append(suite)
     return [
         f"{'used' if in_use else 'not used'} for {' '.join(names)} ({why})"
         for (in_use, why), names in suites.items()

@@ -66,7 +66,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except click.Abort:
         return INTERRUPTED
     except click.ClickException as error:
-        error.show()
+        _complain(_usage(error))
         return error.exit_code
     except ConfigError as error:
         for problem in error.problems:
@@ -81,6 +81,13 @@ def main(args: Sequence[str] | None = None) -> int:
         _complain_internal(error)
         return 1
     return result if isinstance(result, int) else 0
+
+
+def _usage(error: click.ClickException) -> str:
+    """Return a wrong command line as one line: command, fault, help."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = context.command_path if context is not None else "esp-gw"
+    return f"{command}: error: {error.format_message()}; see '{command} --help'"
 
 
 def _complain(text: str) -> None:

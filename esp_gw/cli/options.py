@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ import click
 
 from esp_gw import values
 from esp_gw.control.client import call
-from esp_gw.model import SUITES
+from esp_gw.model import ENGINES, SUITES, Action, Direction, Encapsulation, Mode
 from esp_gw.values import FieldError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -37,9 +37,24 @@ def _type_of(parse: Callable[[object], object]) -> Callable[[str], Any]:
             value = parse(text)
         except FieldError as error:
             raise click.BadParameter(str(error)) from None
-        return value if isinstance(value, int) else str(value)
+        return value if isinstance(value, int) or value is None else str(value)
 
     return convert
+
+
+class _Words(click.Choice[str]):
+    """A choice of words, refused by the parser of the value."""
+
+    def __init__(self, words: Iterable[str], parse: Callable[[object], object]) -> None:
+        super().__init__(list(words))
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the word; a usage error if it is none."""
+        try:
+            return str(self._parse(value))
+        except FieldError as error:
+            self.fail(str(error), param, ctx)
 
 
 SPI = _type_of(values.parse_spi)
@@ -50,7 +65,17 @@ PORT = _type_of(values.parse_udp_port)
 REPLAY_WINDOW = _type_of(values.parse_window)
 KEEPALIVE = _type_of(values.parse_keepalive)
 SA_COUNT = _type_of(values.parse_sa_count)
-SUITE = click.Choice(list(SUITES))
+SECONDS = _type_of(values.integer(1, 3600))
+NAME = _type_of(values.parse_name)
+PROTOCOL = _type_of(values.parse_protocol)
+PORTS = _type_of(values.parse_ports)
+SA_NAME = _type_of(values.parse_sa_name)
+SUITE = _Words(SUITES, values.parse_suite)
+MODE = _Words(Mode, values.parse_mode)
+ENCAPSULATION = _Words(Encapsulation, values.parse_encapsulation)
+DIRECTION = _Words(Direction, values.parse_direction)
+ACTION = _Words(Action, values.parse_action)
+ENGINE = _Words(ENGINES, values.parse_engine)
 FILE = click.Path(dir_okay=False, path_type=Path)
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
@@ -67,7 +92,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 def selector_options(command: Command) -> Command:
     """Add the options that select inner traffic, as seen from this gateway."""
     for option in (
-        click.option("--protocol", metavar="NAME|N", help="Inner protocol: tcp, udp, 47, ..."),
+        click.option(
+            "--protocol", type=PROTOCOL, metavar="NAME|N", help="Inner: tcp, udp, 47, ..."
+        ),
         click.option(
             "--remote-ts",
             type=PREFIX,

@@ -7,8 +7,15 @@ from typing import Any
 import click
 
 from esp_gw.cli import output
-from esp_gw.cli.options import Daemon, json_option, selector_options
-from esp_gw.model import Action
+from esp_gw.cli.options import (
+    ACTION,
+    NAME,
+    PORTS,
+    SA_NAME,
+    Daemon,
+    json_option,
+    selector_options,
+)
 
 _PROTOCOL_NAMES = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 
@@ -31,13 +38,13 @@ def list_(daemon: Daemon, as_json: bool) -> None:
 
 
 @policy.command()
-@click.argument("name")
-@click.option("--action", type=click.Choice([word.value for word in Action]), required=True)
+@click.argument("name", type=NAME)
+@click.option("--action", type=ACTION, required=True)
 @selector_options
-@click.option("--local-port", metavar="PORTS", help="Inner ports on our side: 80, 1000-2000.")
-@click.option("--remote-port", metavar="PORTS", help="Inner ports on the peer's side.")
-@click.option("--sa", metavar="NAME", help="The outbound SA that protects the traffic.")
-@click.option("--before", metavar="NAME", help="Insert before this policy, instead of last.")
+@click.option("--local-port", type=PORTS, metavar="PORTS", help="Our inner ports: 80, 1000-2000.")
+@click.option("--remote-port", type=PORTS, metavar="PORTS", help="The peer's inner ports.")
+@click.option("--sa", type=SA_NAME, metavar="NAME", help="The protecting outbound SA.")
+@click.option("--before", type=NAME, metavar="NAME", help="Insert before this policy.")
 @json_option
 @click.pass_obj
 def add(daemon: Daemon, /, as_json: bool, **options: Any) -> None:

@@ -8,7 +8,17 @@ from pathlib import Path
 
 import click
 
-from esp_gw.cli.options import ADDRESS, DIRECTORY, FILE, OUTER_ADDRESS, PREFIX, SA_COUNT, SUITE
+from esp_gw.cli.options import (
+    ADDRESS,
+    DIRECTORY,
+    ENCAPSULATION,
+    FILE,
+    MODE,
+    OUTER_ADDRESS,
+    PREFIX,
+    SA_COUNT,
+    SUITE,
+)
 from esp_gw.errors import printable
 from esp_gw.model import DEFAULT_SUITE, NO_AES, SUITES, Encapsulation, Mode
 
@@ -48,13 +58,13 @@ sas_option = click.option(
 @click.option("--name-b", default="pi-b", show_default=True, metavar="NAME")
 @click.option(
     "--mode",
-    type=click.Choice([word.value for word in Mode]),
+    type=MODE,
     default="tunnel",
     show_default=True,
 )
 @click.option(
     "--encapsulation",
-    type=click.Choice([word.value for word in Encapsulation]),
+    type=ENCAPSULATION,
     default="udp",
     show_default=True,
 )

@@ -11,10 +11,15 @@ import click
 from esp_gw.cli import output
 from esp_gw.cli.kernel import export, import_
 from esp_gw.cli.options import (
+    DIRECTION,
+    ENCAPSULATION,
     KEEPALIVE,
+    MODE,
     OUTER_ADDRESS,
     PORT,
+    PORTS,
     REPLAY_WINDOW,
+    SA_NAME,
     SPI,
     SUITE,
     Daemon,
@@ -27,7 +32,6 @@ from esp_gw.model import (
     SUITES,
     Direction,
     Encapsulation,
-    Mode,
     Suite,
 )
 
@@ -84,14 +88,14 @@ def show(daemon: Daemon, name: str, reveal_keys: bool, as_json: bool) -> None:
 
 
 @sa.command()
-@click.argument("name")
-@click.option("--direction", type=click.Choice([word.value for word in Direction]), required=True)
+@click.argument("name", type=SA_NAME)
+@click.option("--direction", type=DIRECTION, required=True)
 @click.option("--spi", type=SPI, required=True, metavar="N", help="Decimal, or hex with 0x.")
 @click.option("--local", type=OUTER_ADDRESS, required=True, metavar="IP", help="Our outer address.")
 @click.option("--remote", type=OUTER_ADDRESS, required=True, metavar="IP", help="The peer's.")
 @click.option("--remote-port", type=PORT, metavar="N", help="The peer's UDP port.")
-@click.option("--mode", type=click.Choice([word.value for word in Mode]))
-@click.option("--encapsulation", type=click.Choice([word.value for word in Encapsulation]))
+@click.option("--mode", type=MODE)
+@click.option("--encapsulation", type=ENCAPSULATION)
 @click.option("--suite", type=SUITE, metavar="NAME", help=f"One of {', '.join(SUITES)}.")
 @click.option(
     "--key-file",
@@ -100,12 +104,14 @@ def show(daemon: Daemon, name: str, reveal_keys: bool, as_json: bool) -> None:
     help="Key and salt as hex; - reads them from stdin.",
 )
 @selector_options
-@click.option("--local-ts-port", metavar="PORTS", help="Inner ports on our side: 80, 1000-2000.")
-@click.option("--remote-ts-port", metavar="PORTS", help="Inner ports on the peer's side.")
+@click.option(
+    "--local-ts-port", type=PORTS, metavar="PORTS", help="Our inner ports: 80, 1000-2000."
+)
+@click.option("--remote-ts-port", type=PORTS, metavar="PORTS", help="The peer's inner ports.")
 @click.option("--esn/--no-esn", default=None, help="64-bit sequence numbers (RFC 4303 2.2.1).")
 @click.option("--replay-window", type=REPLAY_WINDOW, metavar="N")
 @click.option("--keepalive", type=KEEPALIVE, metavar="S", help="Seconds; 0 sends none.")
-@click.option("--pair", metavar="NAME", help="The SA of the other direction.")
+@click.option("--pair", type=SA_NAME, metavar="NAME", help="The SA of the other direction.")
 @json_option
 @click.pass_obj
 def add(daemon: Daemon, /, as_json: bool, key_file: str, **options: Any) -> None:

@@ -153,7 +153,6 @@ _TEXT: Any = PlainSerializer(str, return_type=str, when_used="json-unless-none")
 
 Name = Annotated[str, PlainValidator(values.parse_name)]
 SaName = Annotated[str, PlainValidator(values.parse_sa_name)]
-Address = Annotated[IPAddress, PlainValidator(values.parse_address), _TEXT]
 OuterAddress = Annotated[IPAddress, PlainValidator(values.parse_outer_address), _TEXT]
 Prefix = Annotated[IPNetwork, PlainValidator(values.parse_prefix), _TEXT]
 Prefixes = Annotated[tuple[Prefix, ...], BeforeValidator(as_list)]

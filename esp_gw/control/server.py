@@ -37,7 +37,7 @@ _LISTEN_HINTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
+class Caller:
     """Credentials of the client process, from the kernel (SO_PEERCRED, unix(7))."""
 
     pid: int
@@ -45,18 +45,18 @@ class Peer:
     gid: int
 
 
-Handler = Callable[[dict[str, object], Peer], Awaitable[dict[str, object]]]
+Handler = Callable[[dict[str, object], Caller], Awaitable[dict[str, object]]]
 
 
-def may_use(peer: Peer, group: str) -> bool:
-    """True if a peer may control the gateway: root, the daemon's own user, a member of `group`."""
-    if peer.uid in (0, os.geteuid()):
+def may_use(caller: Caller, group: str) -> bool:
+    """True if a caller may control the gateway: root, the daemon's user, a member of `group`."""
+    if caller.uid in (0, os.geteuid()):
         return True
     try:
         gid = grp.getgrnam(group).gr_gid
-        if peer.gid == gid:
+        if caller.gid == gid:
             return True
-        user = pwd.getpwuid(peer.uid)
+        user = pwd.getpwuid(caller.uid)
     except KeyError:
         return False
     return gid in os.getgrouplist(user.pw_name, user.pw_gid)
@@ -126,24 +126,24 @@ class ControlServer:
         """Answer requests until the client closes; raises ControlError as the final reply."""
         if len(self._connections) > MAX_CONNECTIONS:
             raise ControlError("Refused", "too many connections", hint="try again later")
-        peer = _peer_of(writer)
+        caller = _caller_of(writer)
         # The lookup may query a directory server, so it runs outside the loop.
-        if not await asyncio.to_thread(may_use, peer, self._group):
-            log.warning("control connection refused", uid=peer.uid, pid=peer.pid)
+        if not await asyncio.to_thread(may_use, caller, self._group):
+            log.warning("control connection refused", uid=caller.uid, pid=caller.pid)
             raise ControlError(
                 "PermissionDenied",
-                f"user {peer.uid} may not control the gateway",
+                f"user {caller.uid} may not control the gateway",
                 hint=f"add yourself to the group {self._group}, or use sudo",
             )
         decoder = RequestDecoder()
         while (request := await _next_request(reader, decoder)) is not None:
-            await _send(writer, await self._answer(request, peer))
+            await _send(writer, await self._answer(request, caller))
             # A client that pipelines requests yields to the others after each one.
             await asyncio.sleep(0)
 
-    async def _answer(self, request: Request, peer: Peer) -> bytes:
+    async def _answer(self, request: Request, caller: Caller) -> bytes:
         try:
-            return encode_reply(await self._handler(request.method)(request.parameters, peer))
+            return encode_reply(await self._handler(request.method)(request.parameters, caller))
         except ControlError as error:
             return encode_error(error)
         except EspGwError as error:
@@ -182,11 +182,11 @@ async def _send(writer: asyncio.StreamWriter, data: bytes) -> None:
         await writer.drain()
 
 
-def _peer_of(writer: asyncio.StreamWriter) -> Peer:
+def _caller_of(writer: asyncio.StreamWriter) -> Caller:
     credentials = struct.Struct("3i")
     sock = writer.get_extra_info("socket")
     data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
-    return Peer(*credentials.unpack(data))
+    return Caller(*credentials.unpack(data))
 
 
 def _remove_stale(path: Path) -> None:

@@ -245,6 +245,8 @@ class Gateway:
                 case ReplacePolicies(policies):
                     self.engine.replace_policies(policies)
                     self._policies = policies
+                case unknown:
+                    raise TypeError(f"no way to carry out {type(unknown).__name__}")
 
     async def _restore(self) -> None:
         try:

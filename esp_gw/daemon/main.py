@@ -11,14 +11,15 @@ from typing import Any
 from esp_gw import logs
 from esp_gw.config.added import STORE_NAME, Store
 from esp_gw.config.load import load_config
-from esp_gw.control.server import ControlServer, Peer
+from esp_gw.control.server import Caller, ControlServer
 from esp_gw.crypto.advice import advice
 from esp_gw.daemon import memory
+from esp_gw.daemon.engines import make_engine
 from esp_gw.daemon.gateway import Gateway
 from esp_gw.daemon.service import Service
 from esp_gw.daemon.systemd import Notifier, watchdog_interval
 from esp_gw.desired import Desired
-from esp_gw.engine.choose import is_native, make_engine
+from esp_gw.engine.choose import is_native
 from esp_gw.errors import EngineError, EspGwError
 from esp_gw.ledger.ledger import LEDGER_NAME
 from esp_gw.ledger.thread import LedgerThread
@@ -133,7 +134,7 @@ class _Daemon:
     async def _reload(self) -> None:
         self._notifier.reloading()
         try:
-            await self._service.reload({}, Peer(0, 0, 0))
+            await self._service.reload({}, Caller(0, 0, 0))
             self._notifier.ready("reloaded")
         except EspGwError as error:
             # The running state is kept: a mistake in a file is no reason to lose a tunnel.

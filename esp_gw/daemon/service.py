@@ -25,7 +25,7 @@ from esp_gw.config.conflicts import find_conflicts
 from esp_gw.config.keyfile import format_keymat
 from esp_gw.config.load import load_config
 from esp_gw.control.protocol import PREFIX
-from esp_gw.control.server import Handler, Peer
+from esp_gw.control.server import Caller, Handler
 from esp_gw.crypto.advice import Advice
 from esp_gw.crypto.providers import provider_fault
 from esp_gw.daemon.gateway import Gateway
@@ -96,7 +96,7 @@ class Service:
         }
         return {PREFIX + name: handler for name, handler in methods.items()}
 
-    async def get_status(self, parameters: Parameters, peer: Peer) -> Parameters:
+    async def get_status(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return the state of the daemon and its engine, with warnings for the operator."""
         settings = self._configured.settings
         status = asdict(self._gateway.engine.status())
@@ -121,23 +121,23 @@ class Service:
             ],
         }
 
-    async def list_sas(self, parameters: Parameters, peer: Peer) -> Parameters:
+    async def list_sas(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return every SA, without its key."""
         counters = self._gateway.counters().sas
         return {"sas": [sa_view(sa, counters[sa.name]) for sa in self._gateway.sas]}
 
-    async def get_sa(self, parameters: Parameters, peer: Peer) -> Parameters:
+    async def get_sa(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return one SA; its key is revealed only to root and is always logged as an event."""
         sa = self._find_sa(_name(parameters))
         info = sa_view(sa, self._gateway.counters().sas[sa.name])
         if parameters.get("reveal_keys") is True:
-            if peer.uid != 0:
+            if caller.uid != 0:
                 raise ControlError("PermissionDenied", "only root may see keys", hint="use sudo")
-            log.warning("a key was revealed", sa=sa.name, uid=peer.uid, pid=peer.pid)
+            log.warning("a key was revealed", sa=sa.name, uid=caller.uid, pid=caller.pid)
             info["key"] = format_keymat(sa.keymat)
         return {"sa": info}
 
-    async def add_sa(self, parameters: Parameters, peer: Peer) -> Parameters:
+    async def add_sa(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Install an SA and store it."""
         async with self._changing:
             entry = parse_sa_entry(parameters)
@@ -151,7 +151,7 @@ class Service:
             sa = self._find_sa(entry.name)
             return {"sa": sa_view(sa, self._gateway.counters().sas[sa.name])}
 
-    async def delete_sa(self, parameters: Parameters, peer: Peer) -> Parameters:
+    async def delete_sa(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Remove an SA that the CLI added."""
         async with self._changing:
             name = _name(parameters)
@@ -179,7 +179,7 @@ class Service:
             )
             return {}
 
-    async def flush_sas(self, parameters: Parameters, peer: Peer) -> Parameters:
+    async def flush_sas(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Remove every SA that the CLI added, and the CLI's policies that need one of them."""
         async with self._changing:
             names = [entry.name for entry in self._state.sas]
@@ -190,14 +190,14 @@ class Service:
             await self._change(StoredState(sas=(), policies=kept), "flush")
             return {"deleted": names}
 
-    async def check_import(self, parameters: Parameters, peer: Peer) -> Parameters:
+    async def check_import(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Raise the error that `import_sas` would raise; only the ledger isn't consulted."""
         async with self._changing:
             _, state = self._with_import(parameters)
             self._refuse_left_out(_without_conflicts(self._configured, state)[1])
             return {}
 
-    async def import_sas(self, parameters: Parameters, peer: Peer) -> Parameters:
+    async def import_sas(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Install and store SAs begun by another program, with policies: all or none."""
         async with self._changing:
             added, state = self._with_import(parameters)
@@ -230,11 +230,11 @@ class Service:
         )
         return added, state
 
-    async def list_policies(self, parameters: Parameters, peer: Peer) -> Parameters:
+    async def list_policies(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return the SPD, in order."""
         return {"policies": [policy_view(policy) for policy in self._gateway.policies]}
 
-    async def add_policy(self, parameters: Parameters, peer: Peer) -> Parameters:
+    async def add_policy(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Insert a policy into the SPD and store it."""
         async with self._changing:
             entry = parse_policy_entry(parameters)
@@ -256,7 +256,7 @@ class Service:
             (policy,) = [p for p in self._gateway.policies if p.name == entry.name]
             return {"policy": policy_view(policy)}
 
-    async def delete_policy(self, parameters: Parameters, peer: Peer) -> Parameters:
+    async def delete_policy(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Remove a policy that the CLI added."""
         async with self._changing:
             name = _name(parameters)
@@ -278,7 +278,7 @@ class Service:
             )
             return {}
 
-    async def list_tunnels(self, parameters: Parameters, peer: Peer) -> Parameters:
+    async def list_tunnels(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return the configuration's tunnels with the counters of their SAs."""
         counters = self._gateway.counters().sas
         tunnels = []
@@ -313,7 +313,7 @@ class Service:
             )
         return {"tunnels": tunnels}
 
-    async def get_stats(self, parameters: Parameters, peer: Peer) -> Parameters:
+    async def get_stats(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return every counter."""
         counters = self._gateway.counters()
         values = asdict(counters)
@@ -321,7 +321,7 @@ class Service:
             values["sas"][name]["remote"] = str(entry.remote)
         return values
 
-    async def reload(self, parameters: Parameters, peer: Peer) -> Parameters:
+    async def reload(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Reload the configuration, changing only what differs; return the changes."""
         async with self._changing:
             configured = await asyncio.to_thread(load_config, self._config)

@@ -1,13 +1,9 @@
 """Engine selection: the native engine if it is installed, else the reference engine."""
 
-# Imported lazily: the python engine pulls in cryptography, the native one may not be installed.
-# ruff: noqa: PLC0415
-
 from __future__ import annotations
 
 from importlib.util import find_spec
 
-from esp_gw.engine.base import Engine
 from esp_gw.errors import EngineError
 
 
@@ -22,14 +18,3 @@ def is_native(name: str) -> bool:
             "the native engine is not installed", hint="set 'engine: python' or 'engine: auto'"
         )
     return installed and name != "python"
-
-
-def make_engine(name: str) -> Engine:
-    """Return the engine called `name`: auto, python or native. Raises EngineError."""
-    if is_native(name):
-        from esp_gw.engine.native import NativeEngine
-
-        return NativeEngine()
-    from esp_gw.engine.python.engine import PythonEngine
-
-    return PythonEngine()

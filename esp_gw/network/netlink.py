@@ -275,6 +275,8 @@ class Netlink:
                     f"link {self._interface} mtu {mtu}",
                     self._ipr.link("set", index=self._index, mtu=mtu),
                 )
+            case _:
+                raise TypeError(f"no way to carry out {type(change).__name__}")
 
     async def _rule(self, command: str, rule: Rule) -> None:
         arguments: dict[str, Any] = {

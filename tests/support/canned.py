@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from esp_gw.control.protocol import PREFIX
-from esp_gw.control.server import ControlServer, Handler, Peer
+from esp_gw.control.server import Caller, ControlServer, Handler
 
 SA_OUT: dict[str, Any] = {
     "name": "office/out", "direction": "outbound", "spi": 0x1001, "suite": "aes256gcm16",
@@ -103,7 +103,7 @@ class Gateway:
         await server.close()
 
     def _handler(self, name: str) -> Handler:
-        async def answer(parameters: dict[str, object], _peer: Peer) -> dict[str, object]:
+        async def answer(parameters: dict[str, object], _caller: Caller) -> dict[str, object]:
             self.asked.append((name, parameters))
             reply = self.replies[name]
             if isinstance(reply, Exception):

@@ -14,7 +14,7 @@ from esp_gw.config.added import Store
 from esp_gw.config.load import load_config
 from esp_gw.config.provision import make_pair
 from esp_gw.control.protocol import PREFIX
-from esp_gw.control.server import Peer
+from esp_gw.control.server import Caller
 from esp_gw.crypto.advice import Advice
 from esp_gw.crypto.recommend import SIZES, Figures
 from esp_gw.daemon.gateway import Gateway
@@ -25,7 +25,7 @@ from esp_gw.ledger.thread import LedgerThread
 from esp_gw.model import NO_AES, SUITES
 from tests.support.fakes import MACHINE, FakeEngine, FakeNetlink
 
-ROOT = Peer(1, 0, 0)
+ROOT = Caller(1, 0, 0)
 
 
 class Rig:
@@ -57,8 +57,10 @@ class Rig:
     def _on_failure(self, reason: str) -> None:
         raise AssertionError(reason)
 
-    async def call(self, method: str, peer: Peer = ROOT, /, **parameters: object) -> dict[str, Any]:
-        return await self.service.handlers()[PREFIX + method](dict(parameters), peer)
+    async def call(
+        self, method: str, caller: Caller = ROOT, /, **parameters: object
+    ) -> dict[str, Any]:
+        return await self.service.handlers()[PREFIX + method](dict(parameters), caller)
 
     def edit(self, change: Callable[[dict[str, Any]], object]) -> None:
         document = yaml.safe_load(self.config.read_text())

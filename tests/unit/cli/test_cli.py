@@ -200,7 +200,7 @@ def test_sa_add_sends_all_options_under_their_names(
     assert parameters == {
         "name": "b/out", "direction": "outbound", "spi": 0x1001, "local": "192.0.2.1",
         "remote": "198.51.100.7", "key": key_in(key), "remote_port": 4501, "mode": "tunnel",
-        "encapsulation": "udp", "suite": "aes128gcm8", "protocol": "tcp",
+        "encapsulation": "udp", "suite": "aes128gcm8", "protocol": 6,
         "local_ts": ["10.1.0.0/24", "10.4.0.1/32"], "remote_ts": ["fd00::/64"],
         "local_ts_port": "80", "remote_ts_port": "1000-2000", "esn": False, "replay_window": 128,
         "keepalive": 0, "pair": "b/in",

@@ -16,7 +16,7 @@ import uvloop
 
 from esp_gw.control import server as server_module
 from esp_gw.control.protocol import PREFIX, encode_request
-from esp_gw.control.server import ControlServer, Handler, Peer
+from esp_gw.control.server import Caller, ControlServer, Handler
 from esp_gw.errors import ControlError, EngineError, EspGwError
 from tests.support.fakes import captured_logs
 
@@ -25,11 +25,11 @@ BIG = "x" * (8 * 1024 * 1024)
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-async def echo(parameters: dict[str, object], _peer: Peer) -> dict[str, object]:
+async def echo(parameters: dict[str, object], _caller: Caller) -> dict[str, object]:
     return parameters
 
 
-async def big(_parameters: dict[str, object], _peer: Peer) -> dict[str, object]:
+async def big(_parameters: dict[str, object], _caller: Caller) -> dict[str, object]:
     return {"big": BIG}
 
 
@@ -114,29 +114,29 @@ def test_the_server_works_on_uvloop_too(path: Path) -> None:
 
 
 async def test_the_handler_gets_the_peer_credentials_from_the_kernel(path: Path) -> None:
-    peers: list[Peer] = []
+    callers: list[Caller] = []
 
-    async def note(_parameters: dict[str, object], peer: Peer) -> dict[str, object]:
-        peers.append(peer)
+    async def note(_parameters: dict[str, object], caller: Caller) -> dict[str, object]:
+        callers.append(caller)
         return {}
 
     async with serving(path, {"Note": note}):
         await fresh_answer(path, "Note")
-    assert peers == [Peer(os.getpid(), os.geteuid(), os.getegid())]
+    assert callers == [Caller(os.getpid(), os.geteuid(), os.getegid())]
 
 
 async def test_requests_of_one_connection_are_served_one_after_the_other(path: Path) -> None:
     begun, go_on = asyncio.Event(), asyncio.Event()
     order: list[str] = []
 
-    async def slow(_parameters: dict[str, object], _peer: Peer) -> dict[str, object]:
+    async def slow(_parameters: dict[str, object], _caller: Caller) -> dict[str, object]:
         order.append("slow begins")
         begun.set()
         await go_on.wait()
         order.append("slow ends")
         return {"slow": True}
 
-    async def quick(_parameters: dict[str, object], _peer: Peer) -> dict[str, object]:
+    async def quick(_parameters: dict[str, object], _caller: Caller) -> dict[str, object]:
         order.append("quick")
         return {"slow": False}
 
@@ -157,7 +157,7 @@ async def test_many_requests_in_one_piece_let_other_clients_in_between(path: Pat
     served: list[object] = []
     begun = asyncio.Event()
 
-    async def note(parameters: dict[str, object], _peer: Peer) -> dict[str, object]:
+    async def note(parameters: dict[str, object], _caller: Caller) -> dict[str, object]:
         served.append(parameters["who"])
         if parameters["who"] == "greedy":
             begun.set()
@@ -197,7 +197,7 @@ async def test_a_client_that_closes_its_sending_side_still_gets_its_answers(path
 async def test_an_exception_of_a_handler_becomes_an_answer(
     path: Path, raised: Exception, error: str, message: str, hint: str | None
 ) -> None:
-    async def fail(_parameters: dict[str, object], _peer: Peer) -> dict[str, object]:
+    async def fail(_parameters: dict[str, object], _caller: Caller) -> dict[str, object]:
         raise raised
 
     with captured_logs() as logged:
@@ -215,7 +215,7 @@ async def test_an_exception_of_a_handler_becomes_an_answer(
 
 
 async def test_an_answer_that_json_cannot_hold_is_an_internal_error(path: Path) -> None:
-    async def odd(_parameters: dict[str, object], _peer: Peer) -> dict[str, object]:
+    async def odd(_parameters: dict[str, object], _caller: Caller) -> dict[str, object]:
         return {"key": b"\x01\x02"}
 
     async with serving(path, {"Odd": odd}):
@@ -282,7 +282,7 @@ async def test_the_time_for_a_request_begins_anew_after_each_answer(
 ) -> None:
     monkeypatch.setattr(server_module, "REQUEST_TIMEOUT", 1.0)
 
-    async def nap(_parameters: dict[str, object], _peer: Peer) -> dict[str, object]:
+    async def nap(_parameters: dict[str, object], _caller: Caller) -> dict[str, object]:
         await asyncio.sleep(0.4)
         return {}
 
@@ -341,14 +341,14 @@ async def test_a_stranger_is_refused_and_no_handler_sees_the_request(
 ) -> None:
     calls: list[object] = []
 
-    async def note(parameters: dict[str, object], _peer: Peer) -> dict[str, object]:
+    async def note(parameters: dict[str, object], _caller: Caller) -> dict[str, object]:
         calls.append(parameters)
         return {}
 
-    asked: list[tuple[Peer, str]] = []
+    asked: list[tuple[Caller, str]] = []
 
-    def nobody(peer: Peer, group: str) -> bool:
-        asked.append((peer, group))
+    def nobody(caller: Caller, group: str) -> bool:
+        asked.append((caller, group))
         return False
 
     monkeypatch.setattr(server_module, "may_use", nobody)
@@ -358,14 +358,14 @@ async def test_a_stranger_is_refused_and_no_handler_sees_the_request(
         assert await reader.read() == b""
     assert reply["error"] == "io.esp_gw.PermissionDenied"
     assert "esp-gw" in reply["parameters"]["hint"]
-    assert asked == [(Peer(os.getpid(), os.geteuid(), os.getegid()), "esp-gw")]
+    assert asked == [(Caller(os.getpid(), os.geteuid(), os.getegid()), "esp-gw")]
     assert calls == []
 
 
 async def test_close_drops_clients_and_running_handlers(path: Path) -> None:
     begun, cancelled = asyncio.Event(), asyncio.Event()
 
-    async def endless(_parameters: dict[str, object], _peer: Peer) -> dict[str, object]:
+    async def endless(_parameters: dict[str, object], _caller: Caller) -> dict[str, object]:
         begun.set()
         try:
             return await asyncio.get_running_loop().create_future()

@@ -17,11 +17,11 @@ import pytest
 
 from esp_gw.control.client import call
 from esp_gw.control.protocol import PREFIX
-from esp_gw.control.server import ControlServer, Handler, Peer, may_use
+from esp_gw.control.server import Caller, ControlServer, Handler, may_use
 from esp_gw.errors import EspGwError
 
 
-async def echo(parameters: dict[str, object], _peer: Peer) -> dict[str, object]:
+async def echo(parameters: dict[str, object], _caller: Caller) -> dict[str, object]:
     return parameters
 
 
@@ -56,19 +56,19 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("peer", "allowed"),
+    ("caller", "allowed"),
     [
-        (Peer(1, 0, 0), True),
-        (Peer(1, 777, 9), True),  # the daemon's own user
-        (Peer(1, 1000, 500), True),  # runs with the group
-        (Peer(1, 1001, 100), True),  # has it as a supplementary group
-        (Peer(1, 1002, 100), False),
-        (Peer(1, 9999, 100), False),  # an unknown user
-        (Peer(1, 65534, 65534), False),  # from another user namespace
+        (Caller(1, 0, 0), True),
+        (Caller(1, 777, 9), True),  # the daemon's own user
+        (Caller(1, 1000, 500), True),  # runs with the group
+        (Caller(1, 1001, 100), True),  # has it as a supplementary group
+        (Caller(1, 1002, 100), False),
+        (Caller(1, 9999, 100), False),  # an unknown user
+        (Caller(1, 65534, 65534), False),  # from another user namespace
     ],
 )
 def test_the_users_allowed_on_the_socket(
-    peer: Peer, allowed: bool, monkeypatch: pytest.MonkeyPatch
+    caller: Caller, allowed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     users = {1000: "ann", 1001: "bob", 1002: "eve", 65534: "nobody"}
     groups = {"ann": [100], "bob": [100, 500], "eve": [100, 501], "nobody": [65534]}
@@ -78,7 +78,7 @@ def test_the_users_allowed_on_the_socket(
         pwd, "getpwuid", lambda uid: SimpleNamespace(pw_name=users[uid], pw_gid=100)
     )
     monkeypatch.setattr(os, "getgrouplist", lambda name, _gid: groups[name])
-    assert may_use(peer, "esp-gw") is allowed
+    assert may_use(caller, "esp-gw") is allowed
 
 
 def test_without_the_group_only_root_and_the_daemons_user_are_allowed(
@@ -89,7 +89,7 @@ def test_without_the_group_only_root_and_the_daemons_user_are_allowed(
 
     monkeypatch.setattr(os, "geteuid", lambda: 777)
     monkeypatch.setattr(grp, "getgrnam", unknown)
-    assert [may_use(Peer(1, uid, 0), "esp-gw") for uid in (0, 777, 1000)] == [True, True, False]
+    assert [may_use(Caller(1, uid, 0), "esp-gw") for uid in (0, 777, 1000)] == [True, True, False]
 
 
 async def test_the_socket_is_never_open_to_the_world_and_belongs_to_the_group(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from esp_gw.config.load import load_config
-from esp_gw.control.server import Peer
+from esp_gw.control.server import Caller
 from esp_gw.crypto.aead import AfAlgStatus
 from esp_gw.crypto.recommend import SIZES
 from esp_gw.errors import ConfigError, ControlError, EspGwError, NetworkError
@@ -19,7 +19,7 @@ from esp_gw.ledger import thread as ledger_thread
 from tests.support.fakes import MACHINE
 from tests.support.service_rig import Rig, restarted, start_rig
 
-OTHER = Peer(2, 1000, 1000)
+OTHER = Caller(2, 1000, 1000)
 
 
 def sa(number: int, **fields: object) -> dict[str, object]:

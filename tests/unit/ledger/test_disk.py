@@ -85,7 +85,7 @@ def test_an_error_within_a_transaction_leaves_none_open(ledger: Ledger) -> None:
     ledger.lease(key(1), 10, ESN)
     deny = {sqlite3.SQLITE_INSERT: sqlite3.SQLITE_DENY}
     ledger._connection.set_authorizer(lambda action, *_: deny.get(action, sqlite3.SQLITE_OK))
-    with pytest.raises(LedgerError, match="not authorized"):
+    with pytest.raises(LedgerError):
         ledger.lease(key(1), 10, ESN)
     ledger._connection.set_authorizer(None)
     assert ledger.lease(key(1), 10, ESN) == Lease(11, 21)

@@ -19,7 +19,7 @@ from esp_gw.config.added import Store, StoredState, parse_sa_entry
 from esp_gw.config.load import load_config
 from esp_gw.config.provision import make_pair
 from esp_gw.control.protocol import PREFIX
-from esp_gw.control.server import ControlServer, Peer
+from esp_gw.control.server import Caller, ControlServer
 from esp_gw.model import Direction
 from esp_gw.xfrm.commands import MARGIN
 from tests.support.xfrm_kernel import kernel_after
@@ -152,7 +152,7 @@ async def test_the_daemon_is_asked_for_numbers_and_for_no_key(
 ) -> None:
     asked = []
 
-    async def list_sas(_parameters: dict[str, object], _peer: Peer) -> dict[str, object]:
+    async def list_sas(_parameters: dict[str, object], _caller: Caller) -> dict[str, object]:
         asked.append("ListSas")
         return {
             "sas": [
