@@ -21,20 +21,16 @@ from esp_gw.model import (
     LAST_TABLE,
     RESERVED_TABLES,
     Action,
-    Encapsulation,
     IPAddress,
     IPNetwork,
-    Mode,
     Policy,
     PortRange,
-    Sa,
     Selector,
 )
+from esp_gw.network.mtu import DEFAULT_PATH_MTU, inner_mtu, prefix_mtu
 from esp_gw.network.prefixes import PrefixIndex
-from esp_gw.protocol import IPV4_HEADER_LEN, IPV6_HEADER_LEN, MIN_IPV6_MTU, UDP_HEADER_LEN
 
 MAIN_TABLE = 254
-DEFAULT_PATH_MTU = 1500
 MAX_BYPASS_RULES = 400
 """Rule priorities from the table's number minus this, to the table's number plus 1, are ours.
 
@@ -114,14 +110,6 @@ def missing_from(there: Network, before: Network, now: Network) -> tuple[str, ..
     return tuple(dict.fromkeys(names))
 
 
-def inner_mtu(sa: Sa, path_mtu: int) -> int:
-    """Return the largest inner packet whose outer packet fits `path_mtu` bytes."""
-    header = IPV4_HEADER_LEN if sa.remote.version == 4 else IPV6_HEADER_LEN
-    udp = UDP_HEADER_LEN if sa.encapsulation is Encapsulation.UDP else 0
-    payload = sa.suite.max_payload(path_mtu - header - udp)
-    return payload + header if sa.mode is Mode.TRANSPORT else payload
-
-
 def plan_network(
     desired: Desired, path_mtus: Mapping[IPAddress, int], host_addresses: frozenset[IPAddress]
 ) -> Network:
@@ -150,7 +138,7 @@ def plan_network(
     routes = set()
     for prefix, selector in selectors.items():
         table = settings.table + (1 if prefix.prefixlen == 0 else 0)
-        mtu = _prefix_mtu(prefix, protected, settings.mtu)
+        mtu = prefix_mtu(prefix, protected, settings.mtu)
         source = _source_hint(selector.local, settings.addresses, host_addresses)
         routes.add(Route(RouteKind.TUN, prefix, table, mtu, source))
         routes.add(Route(RouteKind.UNREACHABLE, prefix, table))
@@ -170,19 +158,6 @@ def _check_table(table: int) -> None:
             where="gateway.table",
             hint=f"choose a number up to {LAST_TABLE} that is not 252 to 255",
         )
-
-
-def _prefix_mtu(prefix: IPNetwork, protected: PrefixIndex[int], limit: int | None) -> int:
-    """Return the smallest inner MTU of the SAs that a packet to the prefix may take.
-
-    They are those of the prefix and of all wider ones: its route, the longest match, also carries
-    packets that match only the policy of a wider prefix.
-    """
-    mtu = min(protected.around(prefix), default=DEFAULT_PATH_MTU)
-    if prefix.version == 6:
-        # IPv6 has no smaller links (RFC 8200 5): the outer packet is fragmented instead.
-        mtu = max(mtu, MIN_IPV6_MTU)
-    return min(mtu, limit) if limit else mtu
 
 
 def _source_hint(

@@ -45,6 +45,7 @@ SANS_IO = {
     "engine.python.replay",
     "engine.python.spd",
     "engine.python.wire",
+    "network.mtu",
     "network.plan",
     "network.prefixes",
     "xfrm.lines",

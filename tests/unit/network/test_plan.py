@@ -7,7 +7,8 @@ from ipaddress import ip_address
 import pytest
 
 from esp_gw.model import SUITES, Encapsulation, Mode, PortRange, Suite
-from esp_gw.network.plan import Network, Route, RouteKind, inner_mtu, plan_network
+from esp_gw.network.mtu import inner_mtu
+from esp_gw.network.plan import Network, Route, RouteKind, plan_network
 from tests.support.builders import OUTER, desired, discard, make_sa, protect, selector
 from tests.support.routing import NOWHERE, plan
 

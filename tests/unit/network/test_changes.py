@@ -1,0 +1,35 @@
+"""Changes that nothing carries out are refused, not passed over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from esp_gw.desired import Desired, GatewaySettings
+from esp_gw.network.changes import Change, NetworkChange, Step
+from esp_gw.network.netlink import Netlink
+from tests.support.service_rig import Rig
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownToNetlink(NetworkChange):
+    step = Step.SET_MTU
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownToTheGateway(Change):
+    step = Step.REPLACE_POLICIES
+
+
+async def test_netlink_refuses_a_change_that_it_does_not_know() -> None:
+    with pytest.raises(TypeError, match="UnknownToNetlink"):
+        await Netlink("esp0", 4500)._apply([UnknownToNetlink()])
+
+
+async def test_the_gateway_refuses_a_change_that_it_does_not_know(tmp_path: Path) -> None:
+    gateway = Rig(tmp_path).gateway
+    gateway._desired = Desired(GatewaySettings())
+    with pytest.raises(TypeError, match="UnknownToTheGateway"):
+        await gateway._carry_out([UnknownToTheGateway()])
