@@ -35,6 +35,22 @@ impl AeadFactory {
         }
     }
 
+    /// Checks that the SA's suite and key can be used. The kernel gets no key: it is only asked
+    /// whether it has the AEAD, so that a missing module is reported now and not with the first
+    /// packet.
+    ///
+    /// # Errors
+    /// `ProviderError` if the library lacks the suite or the key has another size.
+    pub fn check(&self, suite: &Suite, key: &[u8]) -> Result<(), ProviderError> {
+        self.library.aead(suite, key)?;
+        if self.kernel.has(suite) && self.kernel.has_room() {
+            if let Err(error) = AlgKey::probe(algorithm(suite), suite.icv_len) {
+                self.kernel.disable(error);
+            }
+        }
+        Ok(())
+    }
+
     /// Tells whether there may be an AEAD to which packets are announced before they are opened.
     #[must_use]
     pub fn works_in_batches(&self) -> bool {

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use esp_linux::raw::RawSocket;
 use esp_linux::udp::UdpSocket;
-use esp_linux::{RecvArena, RecvMeta, Result, SendArena, SendOutcome, Transmit};
+use esp_linux::{BatchSocket, RecvArena, RecvMeta, Result, SendArena, SendOutcome, Transmit};
 
 /// One outer socket of one worker.
 #[derive(Debug)]

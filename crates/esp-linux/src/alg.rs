@@ -89,10 +89,7 @@ impl AlgKey {
     /// The kernel's: EAFNOSUPPORT where it has no `AF_ALG`, ENOENT where it has no such AEAD, EPERM
     /// or EACCES where it may not be used, EINVAL for a key or an ICV of this length.
     pub fn new(algorithm: &str, key: &[u8], icv_len: usize) -> Result<Self> {
-        let family = AddressFamily::from_raw(AF_ALG);
-        let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
-        let bound = rustix::net::socket_with(family, kind, flags, None).step("AF_ALG socket")?;
-        bind(&bound, algorithm).step("AF_ALG bind")?;
+        let bound = bound_socket(algorithm)?;
         set_key(&bound, key).step("AF_ALG ALG_SET_KEY")?;
         set_icv_len(&bound, icv_len).step("AF_ALG ALG_SET_AEAD_AUTHSIZE")?;
         let mut key = Self {
@@ -104,6 +101,15 @@ impl AlgKey {
         };
         key.open_socket()?;
         Ok(key)
+    }
+
+    /// Asks whether the kernel has an AEAD of this name with this ICV, without a key.
+    ///
+    /// # Errors
+    /// As [`Self::new`], but for the key.
+    pub fn probe(algorithm: &str, icv_len: usize) -> Result<()> {
+        let bound = bound_socket(algorithm)?;
+        set_icv_len(&bound, icv_len).step("AF_ALG ALG_SET_AEAD_AUTHSIZE")
     }
 
     fn open_socket(&mut self) -> Result<()> {
@@ -189,6 +195,14 @@ fn receive(read: &mut Read) {
         rustix::net::recv(&read.fd, read.buffer.as_mut_slice(), flags)
     });
     read.result = received.map(|(length, _)| length);
+}
+
+fn bound_socket(algorithm: &str) -> Result<OwnedFd> {
+    let family = AddressFamily::from_raw(AF_ALG);
+    let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+    let bound = rustix::net::socket_with(family, kind, flags, None).step("AF_ALG socket")?;
+    bind(&bound, algorithm).step("AF_ALG bind")?;
+    Ok(bound)
 }
 
 fn bind(fd: &OwnedFd, algorithm: &str) -> rustix::io::Result<()> {

@@ -1,7 +1,7 @@
 //! TUN queues, outer sockets, the kernel's ciphers, readiness, memory and processors, as safe types
 //! over system calls.
 //!
-//! Nothing here knows ESP but [`bpf`], which reads the SPI. Nothing allocates after it was made but
+//! Of ESP only [`bpf`] knows anything: it reads the SPI. Nothing allocates after it was made but
 //! [`alg`], and no call blocks but [`poll::Poller::wait`] and [`alg::AlgKey::receive`].
 //!
 //! This is the only crate of the project with unsafe code, and only the modules named below have any.
@@ -12,6 +12,7 @@
 mod aio;
 #[allow(unsafe_code)]
 pub mod alg;
+mod batch_socket;
 pub mod bpf;
 mod cmsg;
 pub mod cpu;
@@ -34,8 +35,8 @@ mod sockopt;
 pub mod tun;
 mod tun_features;
 pub mod udp;
-pub mod vnet;
 
+pub use batch_socket::BatchSocket;
 pub use error::{Errno, Error, Result};
 pub use message::Transmit;
 pub use recv::{RecvArena, RecvMeta};

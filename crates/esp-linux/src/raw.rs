@@ -1,18 +1,15 @@
 //! Raw sockets of IP protocol 50: ESP without UDP.
 
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{SocketType, ipproto};
 
+use crate::batch_socket::BatchSocket;
 use crate::bpf;
 use crate::error::{Result, Step};
-use crate::message::Transmit;
-use crate::recv::{RecvArena, RecvMeta};
-use crate::send::{SendArena, SendOutcome};
 use crate::sockopt::{self as options, SocketOptions};
 
-/// A bound, nonblocking raw socket. What is sent begins with the ESP header. What is received begins
+/// A bound, nonblocking raw socket. A sent packet begins with the ESP header. A received one begins
 /// with the IP header over IPv4 (so it is 20 bytes or more longer), with the ESP header over IPv6.
 #[derive(Debug)]
 pub struct RawSocket {
@@ -42,47 +39,18 @@ impl RawSocket {
         Ok(group)
     }
 
-    /// Tells whether received packets begin with their IP header.
+    /// True if received packets begin with their IP header.
     #[must_use]
     pub fn has_ip_header(&self) -> bool {
         self.ipv4
     }
+}
 
-    /// As [`crate::udp::UdpSocket::send_batch`]; ports and segment sizes are ignored.
-    ///
-    /// # Errors
-    /// The kernel's where the socket is unusable.
-    pub fn send_batch<'a>(
-        &self,
-        arena: &mut SendArena,
-        messages: impl IntoIterator<Item = Transmit<'a>>,
-    ) -> Result<SendOutcome> {
-        let messages = messages.into_iter().map(|message| Transmit {
-            // IPv6 raw sockets take a port for the protocol and refuse all but 0 and their own.
-            dst: SocketAddr::new(message.dst.ip(), 0),
-            ..message
-        });
-        arena.send(self.fd.as_fd(), messages)
-    }
+impl BatchSocket for RawSocket {
+    const HAS_PORTS: bool = false;
 
-    /// As [`crate::udp::UdpSocket::recv_batch`], one packet a buffer.
-    ///
-    /// # Errors
-    /// The kernel's where the socket is unusable.
-    pub fn recv_batch<'r, 'b>(
-        &self,
-        arena: &'r mut RecvArena,
-        buffers: impl IntoIterator<Item = &'b mut [u8]>,
-    ) -> Result<&'r [RecvMeta]> {
-        arena.recv(self.fd.as_fd(), buffers)
-    }
-
-    /// As [`crate::udp::UdpSocket::set_may_fragment`].
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn set_may_fragment(&self, may: bool) -> Result<()> {
-        options::set_may_fragment(self.fd.as_fd(), self.ipv4, may)
+    fn is_ipv4(&self) -> bool {
+        self.ipv4
     }
 }
 

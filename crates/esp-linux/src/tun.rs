@@ -5,11 +5,11 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use esp_core::wire::VnetHdr;
 use rustix::fs::{Mode, OFlags};
 
 use crate::error::{Errno, Error, Result, Step, check};
 use crate::tun_features::{downwards, sensible};
-use crate::vnet::{VNET_HDR_LEN, VnetHdr};
 
 pub use crate::tun_features::TunFeatures;
 
@@ -92,7 +92,7 @@ impl TunQueue {
         check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })
             .step("TUNSETIFF")?;
         let header_len = libc::c_int::from(10u8);
-        const { assert!(VNET_HDR_LEN == 10) };
+        const { assert!(VnetHdr::LEN == 10) };
         // SAFETY: TUNSETVNETHDRSZ reads one int.
         check(unsafe {
             libc::ioctl(
@@ -137,13 +137,13 @@ impl TunQueue {
     /// # Errors
     /// The kernel's, where it is none of the outcomes.
     pub fn read(&self, buffer: &mut [u8]) -> Result<TunRead> {
-        let mut header = [0; VNET_HDR_LEN];
+        let mut header = [0; VnetHdr::LEN];
         loop {
             let mut parts = [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)];
             let outcome = match rustix::io::readv(&self.fd, &mut parts) {
                 Ok(len) => {
                     let header = VnetHdr::from_bytes(&header);
-                    TunRead::Packet(header, len.saturating_sub(VNET_HDR_LEN))
+                    TunRead::Packet(header, len.saturating_sub(VnetHdr::LEN))
                 }
                 Err(Errno::AGAIN) => TunRead::WouldBlock,
                 Err(Errno::BADFD) => TunRead::Gone,

@@ -5,11 +5,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{SocketType, ipproto, sockopt};
 
+use crate::batch_socket::BatchSocket;
 use crate::bpf;
 use crate::error::{Errno, Error, Result, Step};
 use crate::message::Transmit;
-use crate::recv::{RecvArena, RecvMeta};
-use crate::send::{SendArena, SendOutcome, send_one};
+use crate::send::{SendOutcome, send_one};
 use crate::sockopt::{self as options, SocketOptions};
 
 pub use crate::sockopt::path_mtu;
@@ -153,41 +153,13 @@ impl UdpSocket {
         }
         send_one(self.fd.as_fd(), message)
     }
+}
 
-    /// Sends as many messages as the arena has room for and the kernel takes, in one call. Each may
-    /// be a run of its own.
-    ///
-    /// # Errors
-    /// The kernel's where the socket is unusable.
-    pub fn send_batch<'a>(
-        &self,
-        arena: &mut SendArena,
-        messages: impl IntoIterator<Item = Transmit<'a>>,
-    ) -> Result<SendOutcome> {
-        arena.send(self.fd.as_fd(), messages)
-    }
+impl BatchSocket for UdpSocket {
+    const HAS_PORTS: bool = true;
 
-    /// Receives into as many buffers as there are and the arena has room for, in one call.
-    ///
-    /// Gives what came in, in the order of the buffers; nothing where nothing waits. A buffer should
-    /// have 65,535 bytes where GRO is on.
-    ///
-    /// # Errors
-    /// The kernel's where the socket is unusable.
-    pub fn recv_batch<'r, 'b>(
-        &self,
-        arena: &'r mut RecvArena,
-        buffers: impl IntoIterator<Item = &'b mut [u8]>,
-    ) -> Result<&'r [RecvMeta]> {
-        arena.recv(self.fd.as_fd(), buffers)
-    }
-
-    /// Lets the kernel fragment what is sent from now on (transport mode's large datagrams), or not.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn set_may_fragment(&self, may: bool) -> Result<()> {
-        options::set_may_fragment(self.fd.as_fd(), self.ipv4, may)
+    fn is_ipv4(&self) -> bool {
+        self.ipv4
     }
 }
 

@@ -12,12 +12,12 @@ use std::io::IoSlice;
 use std::time::Duration;
 
 use common::{ALL, Netns, address, ip, options, udp};
+use esp_core::wire::VnetHdr;
 use esp_linux::mem::Slots;
 use esp_linux::poll::{Events, Interest, Poller, Waker};
 use esp_linux::raw::RawSocket;
 use esp_linux::tun::{MAX_PACKET, TunFeatures, TunQueue, TunRead, TunWrite};
-use esp_linux::vnet::VnetHdr;
-use esp_linux::{RecvArena, SendArena, SendOutcome, Transmit};
+use esp_linux::{BatchSocket, RecvArena, SendArena, SendOutcome, Transmit};
 
 #[test]
 fn the_counter_counts() {

@@ -15,7 +15,7 @@ use common::{ALL, Netns, PATIENCE, address, options, readable, receive, receive_
 use esp_linux::bpf::{accept_spi, steer_by_spi};
 use esp_linux::raw::RawSocket;
 use esp_linux::udp::UdpSocket;
-use esp_linux::{Error, RecvArena, SendArena, SendOutcome, Transmit};
+use esp_linux::{BatchSocket, Error, RecvArena, SendArena, SendOutcome, Transmit};
 
 const COUNT: u32 = 3;
 

@@ -16,10 +16,10 @@ use common::{
     ALL, NONE, Netns, PATIENCE, address, eventually, ip, ip_says, pattern, readable, receive_udp,
     udp,
 };
+use esp_core::wire::{GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VnetHdr};
 use esp_linux::poll::{Events, Interest, Poller, Waker};
 use esp_linux::tun::{MAX_PACKET, TunFeatures, TunQueue, TunRead, TunWrite};
-use esp_linux::vnet::{GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, VnetFlags, VnetHdr};
-use esp_linux::{Errno, Error, SendArena, SendOutcome, Transmit};
+use esp_linux::{BatchSocket, Errno, Error, SendArena, SendOutcome, Transmit};
 
 const MTU: usize = 1400;
 
@@ -121,7 +121,7 @@ fn tcp_super_packets_pass_from_tun_to_tun() {
             .collect();
         assert!(!supers.is_empty());
         for (header, len) in &supers {
-            assert!(header.flags.contains(VnetFlags::NEEDS_CSUM));
+            assert!(header.flags & NEEDS_CSUM != 0);
             assert_eq!(header.csum_offset, 16);
             let headers = usize::from(header.hdr_len);
             assert!(headers + usize::from(header.gso_size) <= MTU);
@@ -332,7 +332,7 @@ fn what_is_no_ip_packet_or_belies_its_header_is_rejected() {
             ..plain
         },
         VnetHdr {
-            flags: VnetFlags::NEEDS_CSUM,
+            flags: NEEDS_CSUM,
             csum_start: 39,
             csum_offset: 16,
             ..plain

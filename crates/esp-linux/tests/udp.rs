@@ -15,7 +15,9 @@ use common::{
     udp,
 };
 use esp_linux::udp::{MAX_GSO_PAYLOAD_V4, MAX_GSO_PAYLOAD_V6, UdpFeatures, UdpSocket, path_mtu};
-use esp_linux::{Errno, Error, RecvArena, SendArena, SendOutcome, SocketOptions, Transmit};
+use esp_linux::{
+    BatchSocket, Errno, Error, RecvArena, SendArena, SendOutcome, SocketOptions, Transmit,
+};
 
 const LOOPBACKS: [&str; 2] = ["127.0.0.1:0", "[::1]:0"];
 

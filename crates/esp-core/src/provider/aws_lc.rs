@@ -5,6 +5,7 @@ use aws_lc_rs::aead::{
     UnboundKey,
 };
 
+use super::layout::{split_out, split_sealed, verdict};
 use crate::esp::aead::{Aead, AuthError, NONCE_LEN, ProviderError, SealError};
 use crate::esp::suite::{Cipher, Suite};
 
@@ -48,10 +49,7 @@ impl Aead for AwsLc {
         text: &[u8],
         out: &mut [u8],
     ) -> Result<(), SealError> {
-        let (sealed, icv) = out
-            .split_at_mut_checked(text.len())
-            .filter(|(_, icv)| icv.len() == ICV_LEN)
-            .ok_or(SealError)?;
+        let (sealed, icv) = split_out(text, out, ICV_LEN).ok_or(SealError)?;
         let nonce = Nonce::assume_unique_for_key(*nonce);
         self.0
             .seal_out_of_place_scatter(nonce, Aad::from(aad), text, sealed, &[], icv)
@@ -66,18 +64,11 @@ impl Aead for AwsLc {
         out: &mut [u8],
     ) -> Result<(), AuthError> {
         let nonce = Nonce::assume_unique_for_key(*nonce);
-        let opened = sealed
-            .split_at_checked(out.len())
-            .filter(|(_, icv)| icv.len() == ICV_LEN)
-            .is_some_and(|(text, icv)| {
-                self.0
-                    .open_separate_gather(nonce, Aad::from(aad), text, icv, out)
-                    .is_ok()
-            });
-        if opened {
-            return Ok(());
-        }
-        out.fill(0);
-        Err(AuthError)
+        let opened = split_sealed(sealed, out, ICV_LEN).is_some_and(|(text, icv)| {
+            self.0
+                .open_separate_gather(nonce, Aad::from(aad), text, icv, out)
+                .is_ok()
+        });
+        verdict(opened, out)
     }
 }

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "aws-lc")]
 mod aws_lc;
+mod layout;
 #[cfg(feature = "null-cipher")]
 mod null;
 mod openssl;
@@ -100,7 +101,7 @@ impl Provider {
     }
 }
 
-/// Which provider an SA gets.
+/// Provider of an SA's AEAD, by configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
     /// The faster one of those that have the suite: AWS-LC, then OpenSSL.

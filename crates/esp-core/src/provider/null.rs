@@ -1,5 +1,6 @@
 //! No cipher: what a packet costs beside it. For benchmarks, in no ordinary build.
 
+use super::layout::{split_out, split_sealed};
 use crate::esp::aead::{Aead, AuthError, NONCE_LEN, SealError};
 use crate::esp::suite::Suite;
 
@@ -26,10 +27,7 @@ impl Aead for Null {
         text: &[u8],
         out: &mut [u8],
     ) -> Result<(), SealError> {
-        let (copy, icv) = out
-            .split_at_mut_checked(text.len())
-            .filter(|(_, icv)| icv.len() == self.icv_len)
-            .ok_or(SealError)?;
+        let (copy, icv) = split_out(text, out, self.icv_len).ok_or(SealError)?;
         copy.copy_from_slice(text);
         icv.fill(0);
         Ok(())
@@ -42,10 +40,7 @@ impl Aead for Null {
         sealed: &[u8],
         out: &mut [u8],
     ) -> Result<(), AuthError> {
-        let (text, _) = sealed
-            .split_at_checked(out.len())
-            .filter(|(_, icv)| icv.len() == self.icv_len)
-            .ok_or(AuthError)?;
+        let (text, _) = split_sealed(sealed, out, self.icv_len).ok_or(AuthError)?;
         out.copy_from_slice(text);
         Ok(())
     }

@@ -4,10 +4,9 @@ use openssl::cipher::Cipher as EvpCipher;
 use openssl::cipher_ctx::CipherCtx;
 use openssl::error::ErrorStack;
 
+use super::layout::{split_out, split_sealed, verdict};
 use crate::esp::aead::{Aead, AuthError, NONCE_LEN, ProviderError, SealError};
 use crate::esp::suite::{Cipher, SALT_LEN, Suite};
-
-const MAX_ICV_LEN: usize = 16;
 
 pub(super) fn version() -> String {
     // "OpenSSL 3.6.0 1 Oct 2025": without the date, as the other's.
@@ -85,19 +84,6 @@ impl Evp {
         }
         self.ctx.cipher_final(&mut []).map(|_| ())
     }
-
-    /// The text and the ICV within `out`, where the sizes fit.
-    fn split<'a>(&self, text: &[u8], out: &'a mut [u8]) -> Option<(&'a mut [u8], &'a mut [u8])> {
-        (out.len() == text.len() + self.icv_len && self.icv_len <= MAX_ICV_LEN)
-            .then(|| out.split_at_mut(text.len()))
-    }
-
-    /// The text and the ICV within `sealed`, where the sizes fit.
-    fn split_sealed<'a>(&self, sealed: &'a [u8], out: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
-        sealed
-            .split_at_checked(out.len())
-            .filter(|(_, icv)| icv.len() == self.icv_len)
-    }
 }
 
 impl Aead for Evp {
@@ -108,7 +94,7 @@ impl Aead for Evp {
         text: &[u8],
         out: &mut [u8],
     ) -> Result<(), SealError> {
-        let (sealed, icv) = self.split(text, out).ok_or(SealError)?;
+        let (sealed, icv) = split_out(text, out, self.icv_len).ok_or(SealError)?;
         self.encrypt(nonce, &[aad], text, sealed, icv)
             .map_err(|_| SealError)
     }
@@ -120,15 +106,9 @@ impl Aead for Evp {
         sealed: &[u8],
         out: &mut [u8],
     ) -> Result<(), AuthError> {
-        let opened = self
-            .split_sealed(sealed, out)
+        let opened = split_sealed(sealed, out, self.icv_len)
             .is_some_and(|(text, icv)| self.decrypt(nonce, &[aad], text, icv, out).is_ok());
-        if opened {
-            return Ok(());
-        }
-        // What was deciphered before the ICV was found wrong must not be there to be used.
-        out.fill(0);
-        Err(AuthError)
+        verdict(opened, out)
     }
 }
 
@@ -143,7 +123,7 @@ impl Aead for Gmac {
         text: &[u8],
         out: &mut [u8],
     ) -> Result<(), SealError> {
-        let (copy, icv) = self.0.split(text, out).ok_or(SealError)?;
+        let (copy, icv) = split_out(text, out, self.0.icv_len).ok_or(SealError)?;
         copy.copy_from_slice(text);
         let aad = [aad, &nonce[SALT_LEN..], text];
         self.0
@@ -158,14 +138,14 @@ impl Aead for Gmac {
         sealed: &[u8],
         out: &mut [u8],
     ) -> Result<(), AuthError> {
-        if let Some((text, icv)) = self.0.split_sealed(sealed, out) {
+        let opened = split_sealed(sealed, out, self.0.icv_len).is_some_and(|(text, icv)| {
             let aad = [aad, &nonce[SALT_LEN..], text];
-            if self.0.decrypt(nonce, &aad, &[], icv, &mut []).is_ok() {
+            let opened = self.0.decrypt(nonce, &aad, &[], icv, &mut []).is_ok();
+            if opened {
                 out.copy_from_slice(text);
-                return Ok(());
             }
-        }
-        out.fill(0);
-        Err(AuthError)
+            opened
+        });
+        verdict(opened, out)
     }
 }

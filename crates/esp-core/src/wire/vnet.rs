@@ -16,14 +16,14 @@ pub const GSO_UDP_L4: u8 = 5;
 /// A bit beside the others: the TCP header has CWR set.
 pub const GSO_ECN: u8 = 0x80;
 
-/// The kernel's notes on a packet, beyond its bytes; all sizes and offsets in bytes.
+/// Metadata of a packet to and from the kernel; all sizes and offsets in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VnetHdr {
-    /// `NEEDS_CSUM` or 0.
+    /// `NEEDS_CSUM` or 0; other bits may be set on reading.
     pub flags: u8,
     /// One of `GSO_*`.
     pub gso_type: u8,
-    /// Bytes of all headers, a hint.
+    /// Bytes of all headers: a hint, not to be trusted on reading.
     pub hdr_len: u16,
     /// Payload bytes of each segment but the last.
     pub gso_size: u16,
@@ -39,33 +39,42 @@ impl VnetHdr {
     /// Bytes with `num_buffers`.
     pub const LEN_MRG: usize = 12;
 
-    /// Reads the header, in the machine's byte order as the kernel writes it; None where it is cut
-    /// off.
+    /// The header that the kernel wrote, in the machine's byte order.
+    #[must_use]
+    pub const fn from_bytes(bytes: &[u8; Self::LEN]) -> Self {
+        let [flags, gso_type, l0, l1, g0, g1, s0, s1, o0, o1] = *bytes;
+        Self {
+            flags,
+            gso_type,
+            hdr_len: u16::from_ne_bytes([l0, l1]),
+            gso_size: u16::from_ne_bytes([g0, g1]),
+            csum_start: u16::from_ne_bytes([s0, s1]),
+            csum_offset: u16::from_ne_bytes([o0, o1]),
+        }
+    }
+
+    /// The header that the kernel reads, in the machine's byte order.
+    #[must_use]
+    pub const fn to_bytes(&self) -> [u8; Self::LEN] {
+        let [l0, l1] = self.hdr_len.to_ne_bytes();
+        let [g0, g1] = self.gso_size.to_ne_bytes();
+        let [s0, s1] = self.csum_start.to_ne_bytes();
+        let [o0, o1] = self.csum_offset.to_ne_bytes();
+        [self.flags, self.gso_type, l0, l1, g0, g1, s0, s1, o0, o1]
+    }
+
+    /// Reads the header in front of a packet; None if it is cut off.
     #[must_use]
     pub fn read(bytes: &[u8]) -> Option<Self> {
-        let h: &[u8; Self::LEN] = bytes.first_chunk()?;
-        Some(Self {
-            flags: h[0],
-            gso_type: h[1],
-            hdr_len: u16::from_ne_bytes([h[2], h[3]]),
-            gso_size: u16::from_ne_bytes([h[4], h[5]]),
-            csum_start: u16::from_ne_bytes([h[6], h[7]]),
-            csum_offset: u16::from_ne_bytes([h[8], h[9]]),
-        })
+        bytes.first_chunk().map(Self::from_bytes)
     }
 
     /// Writes the header; `out` has `LEN` or `LEN_MRG` bytes, `num_buffers` becomes 0.
     pub fn write(&self, out: &mut [u8]) {
         out.fill(0);
-        let Some(h) = out.first_chunk_mut::<{ Self::LEN }>() else {
-            return;
-        };
-        h[0] = self.flags;
-        h[1] = self.gso_type;
-        h[2..4].copy_from_slice(&self.hdr_len.to_ne_bytes());
-        h[4..6].copy_from_slice(&self.gso_size.to_ne_bytes());
-        h[6..8].copy_from_slice(&self.csum_start.to_ne_bytes());
-        h[8..10].copy_from_slice(&self.csum_offset.to_ne_bytes());
+        if let Some(header) = out.first_chunk_mut() {
+            *header = self.to_bytes();
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
+use esp_core::esp::aead::ProviderError;
 use esp_core::esp::sa::{InboundSa, OutboundSa, SaSpec};
 use esp_core::esp::seq::Lease;
 use esp_core::policy::spd::{Policy, Spd};
@@ -84,7 +85,7 @@ impl Engine {
     ) -> std::result::Result<Arc<OutboundEntry>, &'static str> {
         let peer = peers.place(&spec);
         let sa = OutboundSa::new(spec, lease).map_err(|_| "the lease is of no use")?;
-        sa.sealer(&self.shared.aeads)
+        self.check_aead(&sa.spec)
             .map_err(|_| "the provider does not have this suite")?;
         Ok(Arc::new(OutboundEntry {
             sa,
@@ -102,7 +103,7 @@ impl Engine {
     ) -> std::result::Result<Arc<InboundEntry>, &'static str> {
         let peer = peers.place(&spec);
         let sa = InboundSa::new(spec, highest_seq);
-        sa.opener(&self.shared.aeads)
+        self.check_aead(&sa.spec)
             .map_err(|_| "the provider does not have this suite")?;
         Ok(Arc::new(InboundEntry {
             sa,
@@ -111,6 +112,11 @@ impl Engine {
             reported_floor: AtomicU64::new(highest_seq),
             tallies: Tallies::new(self.workers()),
         }))
+    }
+
+    /// Checks that the workers will get an AEAD for the SA.
+    fn check_aead(&self, spec: &SaSpec) -> std::result::Result<(), ProviderError> {
+        self.shared.aeads.check(spec.suite, spec.keymat.key())
     }
 
     /// Forgets SAs: when this returns no worker seals or opens with them any more. For each, whether

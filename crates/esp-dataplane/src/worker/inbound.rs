@@ -42,7 +42,6 @@ const BUFFER_LEN: usize = 65535;
 const FLOWS: usize = 8192;
 /// Packets in one super-packet at most.
 const MAX_SEGMENTS: u16 = 64;
-const VNET_LEN: usize = 10;
 
 /// An SA that this worker uses.
 struct Slot<A: ?Sized> {
@@ -150,7 +149,7 @@ impl InboundPath {
                 shared,
                 flows: FlowCache::new(FLOWS),
                 coalescer: Coalescer::new(Merging {
-                    vnet_len: VNET_LEN,
+                    vnet_len: wire::VnetHdr::LEN,
                     tcp: offloads.contains(TunFeatures::CSUM),
                     udp: offloads.contains(TunFeatures::USO4),
                     max_segments: MAX_SEGMENTS,

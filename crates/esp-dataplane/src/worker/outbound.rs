@@ -135,15 +135,7 @@ impl OutboundPath {
         let mut drained = Drained::Budget;
         for _ in 0..BUDGET {
             match tun.read(&mut self.input[..MAX_PACKET])? {
-                TunRead::Packet(header, length) => {
-                    let vnet = VnetHdr {
-                        flags: header.flags.bits(),
-                        gso_type: header.gso_type,
-                        hdr_len: header.hdr_len,
-                        gso_size: header.gso_size,
-                        csum_start: header.csum_start,
-                        csum_offset: header.csum_offset,
-                    };
+                TunRead::Packet(vnet, length) => {
                     let mut packets = 1;
                     let forwarded = self.forward(&vnet, length, &mut packets, sockets);
                     if let Err(reason) = forwarded {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use esp_linux::poll::{Events, Interest, Poller};
 use esp_linux::udp::{UdpFeatures, UdpSocket};
-use esp_linux::{RecvArena, RecvMeta, SocketOptions};
+use esp_linux::{BatchSocket, RecvArena, RecvMeta, SocketOptions};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// How long a test waits for what must come.
