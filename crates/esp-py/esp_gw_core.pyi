@@ -32,6 +32,7 @@ __all__ = [
     "PortRange",
     "Sa",
     "SaCounters",
+    "SaRefused",
     "Selector",
     "Settings",
     "SoftExpired",
@@ -46,6 +47,11 @@ _Network = IPv4Network | IPv6Network
 __version__: str
 aes_path: str
 """The processor's instructions for AES-GCM, "none" where it has none."""
+
+class SaRefused(ValueError):
+    """An SA can't be installed: the arguments are the SA's name and the reason."""
+
+    args: tuple[str, str]
 
 def measure_aead(provider: str, suite: str, size: int, packets: int) -> float:
     """Seal `packets` packets of `size` bytes with a random key; nanoseconds a packet.
@@ -361,7 +367,7 @@ class NativeEngine:
         """Open the outer sockets that are missing, then close those not named."""
 
     def install(self, outbound: Sequence[OutboundSa], inbound: Sequence[InboundSa]) -> None:
-        """Add SAs in one step, all or none. A ValueError begins with the SA's name and a colon."""
+        """Add SAs in one step, all or none. Raises SaRefused."""
 
     def remove(self, names: Sequence[str]) -> list[SaCounters]:
         """Forget SAs in one step, all or none; the final counters are in the order of `names`."""

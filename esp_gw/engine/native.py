@@ -86,8 +86,7 @@ class NativeEngine:
         try:
             self._core = core.NativeEngine(_settings(settings, self._af_alg))
         except OSError as error:
-            opening = TUN_DEVICE in str(error.strerror)
-            refused = tun_not_opened if opening else tun_not_created
+            refused = tun_not_opened if error.filename == TUN_DEVICE else tun_not_created
             raise refused(settings.interface, error) from None
         except ValueError as error:
             raise EngineError(f"the native engine: {error}") from None
@@ -156,10 +155,9 @@ class NativeEngine:
         inbound = [wanted for _, wanted in waiting if isinstance(wanted, core.InboundSa)]
         try:
             self._core.install(outbound, inbound)
-        except ValueError as error:
-            # It begins with the SA's name.
-            where, _, text = str(error).partition(": ")
-            raise EngineError(text, where=where) from None
+        except core.SaRefused as error:
+            name, reason = error.args
+            raise EngineError(reason, where=name) from None
         for sa, _ in waiting:
             if sa.keepalive and sa.encapsulation is Encapsulation.UDP:
                 self._keepalives.setdefault(sa.keepalive, {})[sa.name] = 0

@@ -32,6 +32,17 @@ impl Error {
     }
 }
 
+impl Error {
+    /// The call, option or file that the kernel refused.
+    #[must_use]
+    pub fn step(&self) -> Option<&'static str> {
+        match self {
+            Self::System { step, .. } => Some(step),
+            Self::Argument(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -7,7 +7,9 @@ use esp_dataplane::engine::Engine;
 use pyo3::prelude::*;
 
 use crate::counters::{Counters, Direction, OffloadStatus, SaCounters};
-use crate::errors::{os_error, value_error};
+#[cfg(feature = "null-cipher")]
+use crate::errors::value_error;
+use crate::errors::{os_error, sa_refused};
 use crate::events::Event;
 use crate::policy::Policy;
 use crate::sa::{InboundSa, Lease, OutboundSa};
@@ -75,7 +77,7 @@ impl NativeEngine {
             let inbound = inbound.iter().map(|sa| sa.get().wanted()).collect();
             self.0.install(outbound, inbound)
         })
-        .map_err(value_error)
+        .map_err(sa_refused)
     }
 
     fn remove(&self, py: Python<'_>, names: Vec<String>) -> PyResult<Vec<SaCounters>> {
