@@ -115,7 +115,7 @@ fn decap(bencher: Bencher, case: &Case) {
     bencher.counter(BytesCount::new(size)).bench_local(|| {
         let seq = opener.check(&window, black_box(&esp)).unwrap();
         opener.open(seq, &esp, &mut text).unwrap();
-        // The packet is always the same one: what is noted is another number, elsewhere.
+        // The packet is always the same; the window gets another number.
         next += 1;
         black_box(noted.commit(next)).unwrap();
         esp_core::esp::decap::read_trailer(&text)
@@ -124,7 +124,7 @@ fn decap(bencher: Bencher, case: &Case) {
     });
 }
 
-/// Split and seal into `out`; returns the length of each ESP packet.
+/// Splits and seals into `out`; returns the length of each ESP packet.
 fn split_and_seal(
     vnet: &VnetHdr,
     buf: &mut [u8],
@@ -162,7 +162,7 @@ fn super_packet_split_and_sealed(bencher: Bencher, name: &str) {
         .counter(BytesCount::new(SUPER_LEN))
         .counter(ItemsCount::new(SEGMENTS))
         .bench_local(|| {
-            // As a TUN read would, only shorter: the headers are all that must be whole.
+            // Stands for a TUN read; only the headers must be restored.
             buf[..64].copy_from_slice(&packet[..64]);
             let range = seqs.reserve(45).unwrap();
             split_and_seal(

@@ -1,4 +1,4 @@
-//! The core alone, without the kernel: what a packet costs from the TUN's buffer to the socket's
+//! The core alone, without the kernel: the cost of a packet from the TUN's buffer to the socket's
 //! (encap) and back (decap), in nanoseconds or in instructions.
 //!
 //! ```text
@@ -10,12 +10,13 @@
 //! It prints a JSON list of `{test, size, threads, sas, metric, provider, suite, path, median, min,
 //! max}`. `size` is the inner packet's bytes; 62500 is a super-packet of 45 TCP segments, whose
 //! figures are for one segment. `ns_per_packet` is the time of all threads together for one packet,
-//! so that it halves where two threads are twice as fast; `speedup` is what two threads do in the
-//! time of one, in the same round. `sas` says whether the threads have one SA, that is one sequence
-//! counter and one replay window, or each its own. `instructions_per_packet` is counted by
-//! valgrind's callgrind, as the difference of two runs of different length; valgrind knows no
-//! AVX-512, so that `path` says what the processor was said to have. `--cases` prints what there is
-//! to measure, `--case` carries the packets of one, by its place in that list, and prints how many.
+//! so that it halves if two threads are twice as fast; `speedup` is the throughput of two threads
+//! divided by that of one, in the same round. `sas` says whether the threads have one SA, that is
+//! one sequence counter and one replay window, or each its own. `instructions_per_packet` is
+//! counted by valgrind's callgrind, as the difference of two runs of different length; valgrind
+//! knows no AVX-512, so that `path` says what the processor was said to have. `--cases` prints what
+//! there is to measure, `--case` carries the packets of one, by its place in that list, and prints
+//! how many.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../benches/packets/mod.rs"]
@@ -233,7 +234,7 @@ fn nanoseconds(suite: &'static Suite, rounds: usize) -> Vec<Value> {
     results
 }
 
-/// What is run under valgrind: one thread, a fixed number of batches; says what it carried.
+/// Runs one case under valgrind: one thread, a fixed number of batches; prints the packets.
 fn run_alone(case: &Case, batches: usize) {
     let mut way = case.way(&Shared::new(case.suite));
     let packets: u32 = (0..batches).map(|_| way.batch()).sum();

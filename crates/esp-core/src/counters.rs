@@ -1,4 +1,4 @@
-//! Counters of packets carried and dropped; each worker counts for itself.
+//! Counters of carried and dropped packets, one set for each worker.
 
 use std::ops::AddAssign;
 use std::sync::OnceLock;
@@ -34,7 +34,7 @@ impl Counters {
         self.drops.get(reason.index()).copied().unwrap_or_default()
     }
 
-    /// The reasons that occurred, with how often.
+    /// The reasons that occurred, each with its count.
     pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
         DropReason::ALL
             .iter()
@@ -54,7 +54,7 @@ impl AddAssign<&Self> for Counters {
 }
 
 /// Counters that one thread writes and others may read at any time, without a lock or a
-/// read-modify-write. The drops take memory from the first one on.
+/// read-modify-write. Memory for the drops is allocated with the first one.
 #[derive(Debug, Default)]
 pub struct Tally {
     packets: AtomicU64,
@@ -63,13 +63,13 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts carried packets; only the thread that owns the tally may.
+    /// Counts carried packets. Called by the owning thread only.
     pub fn carried(&self, packets: u64, bytes: u64) {
         add(&self.packets, packets);
         add(&self.bytes, bytes);
     }
 
-    /// Counts dropped packets; only the thread that owns the tally may.
+    /// Counts dropped packets. Called by the owning thread only.
     pub fn dropped(&self, reason: DropReason, packets: u64) {
         let drops = self
             .drops
@@ -79,7 +79,7 @@ impl Tally {
         }
     }
 
-    /// The counts so far.
+    /// A copy of the counts.
     #[must_use]
     pub fn snapshot(&self) -> Counters {
         let mut counters = Counters {

@@ -1,10 +1,10 @@
-//! Why a packet went no further.
+//! Drop reasons.
 
 use std::fmt;
 
 macro_rules! reasons {
     ($($variant:ident $name:literal $doc:literal)*) => {
-        /// Why a packet went no further; each reason has a counter, for each SA and in total.
+        /// Reason that a packet was dropped; each has a counter, for each SA and in total.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u8)]
         pub enum DropReason {
@@ -14,7 +14,7 @@ macro_rules! reasons {
         impl DropReason {
             /// Every reason, in the order of its index.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
-            /// How many there are.
+            /// Number of reasons.
             pub const COUNT: usize = Self::ALL.len();
 
             /// The name in counters and `status`.
@@ -32,7 +32,7 @@ reasons! {
     MalformedInner "malformed-inner" "The inner packet contradicts itself or is cut off."
     NoPolicy "no-policy" "No policy matches the packet."
     PolicyDiscard "policy-discard" "A discard policy matches it."
-    PolicyBypass "policy-bypass" "A bypass policy matches it, and there is no way round the tunnel."
+    PolicyBypass "policy-bypass" "A bypass policy matches it, but a TUN packet can't go around the tunnel."
     NoSa "no-sa" "The policy's SA is not installed."
     Fragment "fragment" "A fragment that never became part of a whole datagram."
     UnsupportedHeader "unsupported-header" "Transport mode can't carry its options or extension headers."
@@ -45,7 +45,7 @@ reasons! {
     Truncated "truncated" "A datagram longer than any packet can be."
     IkeDatagram "ike-datagram" "A datagram for the key-management port (RFC 3948 2.2)."
     UnknownSpi "unknown-spi" "No inbound SA has the SPI."
-    WrongEncapsulation "wrong-encapsulation" "It came another way than the SA's packets come."
+    WrongEncapsulation "wrong-encapsulation" "The encapsulation or outer IP version is not the SA's."
     ReplayOld "replay-old" "Its number is below the replay window."
     ReplayDuplicate "replay-duplicate" "Its number was seen already."
     AuthFailed "auth-failed" "The ICV doesn't hold."
@@ -59,7 +59,7 @@ reasons! {
 }
 
 impl DropReason {
-    /// The place of the reason's counter.
+    /// Index of the reason's counter.
     #[must_use]
     pub const fn index(self) -> usize {
         self as usize

@@ -1,9 +1,9 @@
-//! ESP (RFC 4303) without input or output: bytes in, bytes and verdicts out.
+//! ESP (RFC 4303) without I/O: bytes in, bytes and verdicts out.
 //!
-//! The way out: [`offload::segment`] splits what the TUN gave, [`policy::spd`] finds the SA,
-//! [`esp::seq`] spends a sequence number, [`esp::encap`] seals. The way in: [`esp::replay`],
-//! [`esp::decap`], [`wire::inner`], the SA's [`policy::selector`], [`offload::coalesce`]. Nothing
-//! here panics, allocates or logs because of a packet.
+//! Outbound: [`offload::segment`] splits a super-packet, [`policy::spd`] finds the SA, [`esp::seq`]
+//! reserves sequence numbers, [`esp::encap`] seals. Inbound: [`esp::replay`], [`esp::decap`],
+//! [`wire::inner`], the SA's [`policy::selector`], [`offload::coalesce`]. Nothing here panics,
+//! allocates or logs because of a packet.
 #![forbid(unsafe_code)]
 
 pub mod counters;

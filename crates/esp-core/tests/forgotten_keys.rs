@@ -1,5 +1,5 @@
-//! Of a key whose SA is gone nothing is left in the process's memory: not in the SA, not in the
-//! key schedules of the libraries, which begin with the key itself.
+//! The key of a removed SA is gone from the process's memory: from the SA and from the libraries'
+//! key schedules, which begin with the key itself.
 //!
 //! A process of its own: the memory of other tests would be searched, too.
 #![cfg(not(loom))]
@@ -17,7 +17,7 @@ use esp_core::esp::suite::{SUITES, Suite, TRAILER_ROOM};
 use esp_core::provider::{Choice, Provider};
 use zeroize::Zeroizing;
 
-/// What keys are combined with where the test keeps them, so that it doesn't find its own.
+/// XOR mask of the test's own copies of keys, so that the search doesn't find them.
 const MASK: u8 = 0x5A;
 /// Bytes of a key that are looked for: the last, since an allocator overwrites the first ones of
 /// what is freed.
@@ -47,7 +47,7 @@ fn spec(suite: &'static Suite, masked: &[u8]) -> SaSpec {
     }
 }
 
-/// In how many places of the memory that this process may write to a masked key lies.
+/// Number of places in this process's writable memory that hold a masked key.
 fn places(key: &[u8]) -> usize {
     let memory = File::open("/proc/self/mem").unwrap();
     let maps = read_to_string("/proc/self/maps").unwrap();

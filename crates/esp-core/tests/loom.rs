@@ -1,4 +1,4 @@
-//! What workers share, in every order in which their steps can happen.
+//! State shared by workers, under every interleaving of their steps.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test --release --test loom`
 #![cfg(loom)]

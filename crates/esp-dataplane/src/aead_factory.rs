@@ -1,4 +1,4 @@
-//! The AEADs of SAs: by a library, with `AF_ALG` before it where that is wanted.
+//! Factory of the SAs' AEADs: a library's, or `AF_ALG` with a library behind it.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ pub struct AeadFactory {
 }
 
 impl AeadFactory {
-    /// Makes them by a library, and by the kernel before it where that is used for the suite.
+    /// Uses a library, and the kernel before it for the suites of `kernel`.
     #[must_use]
     pub fn new(library: Choice, kernel: AfAlgKeys) -> Self {
         Self {
@@ -51,19 +51,19 @@ impl AeadFactory {
         Ok(())
     }
 
-    /// Tells whether there may be an AEAD to which packets are announced before they are opened.
+    /// True if there may be AEADs that work in batches.
     #[must_use]
     pub fn works_in_batches(&self) -> bool {
         self.kernel.is_wanted()
     }
 
-    /// Why `AF_ALG` is not used any more, where it is not.
+    /// The error that ended the use of `AF_ALG`, if any.
     #[must_use]
     pub fn af_alg_failure(&self) -> Option<Error> {
         self.kernel.failure()
     }
 
-    /// The present implementation of a suite, for `status`.
+    /// The implementation in use for a suite, for `status`.
     #[must_use]
     pub fn of(&self, suite: &Suite) -> String {
         let library = self.library.of(suite).version();

@@ -1,4 +1,4 @@
-//! The events for the control plane, and the queue in which they wait.
+//! Events for the control plane, and their queue.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -9,8 +9,8 @@ use esp_linux::poll::Waker;
 
 use crate::sync::lock;
 
-/// Events that packets cause without end wait to be taken at most; a control plane that sleeps loses
-/// later ones, and learns what they told from the next packets.
+/// Queue limit of recurring events. A control plane that doesn't take them loses later ones; the
+/// next packets cause them again.
 const MAX_EVENTS: usize = 4096;
 
 /// An event for the control plane; the names are those of the SAs.
@@ -26,17 +26,16 @@ pub enum Event {
     PeerAddressChanged(Arc<str>, SocketAddr),
     /// The kernel knows the path MTU to an address: bytes with the outer IP header.
     PathMtuChanged(IpAddr, u32),
-    /// The kernel refuses GSO sends to an address, with this errno: packets go one by one now.
+    /// The kernel refuses GSO sends to an address, with this errno; packets are sent one by one.
     GsoRefused(IpAddr, &'static str),
-    /// `AF_ALG` has failed and is not used any more; every SA goes on in the library.
+    /// `AF_ALG` has failed and is disabled; every SA continues in the library.
     AfAlgLost(Error),
-    /// A worker can't go on.
+    /// A worker has ended.
     EngineFailed(String),
 }
 
 impl Event {
-    /// Tells whether packets cause it again and again; the others come once for each SA, peer or
-    /// worker.
+    /// True if packets cause it repeatedly; the others come once for each SA, peer or worker.
     const fn may_come_again(&self) -> bool {
         matches!(
             self,
@@ -45,7 +44,7 @@ impl Event {
     }
 }
 
-/// The events that wait, and what wakes the control plane for them.
+/// The queued events, and the waker of the control plane.
 #[derive(Debug)]
 pub struct Events {
     queue: Mutex<VecDeque<Event>>,
@@ -53,7 +52,7 @@ pub struct Events {
 }
 
 impl Events {
-    /// Wakes with this waker.
+    /// Makes an empty queue with this waker.
     #[must_use]
     pub fn new(waker: Waker) -> Self {
         Self {
@@ -69,11 +68,11 @@ impl Events {
             queue.push_back(event);
         }
         drop(queue);
-        // A full eventfd is awake already.
+        // A full eventfd is readable already.
         let _ = self.waker.wake();
     }
 
-    /// Takes the events that wait.
+    /// Takes the queued events.
     pub fn take(&self) -> Vec<Event> {
         let _ = self.waker.clear();
         lock(&self.queue).drain(..).collect()

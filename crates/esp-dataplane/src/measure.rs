@@ -1,4 +1,4 @@
-//! How long a provider takes to seal a packet on this machine.
+//! Benchmark of a provider: nanoseconds to seal a packet on this machine.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,11 +15,11 @@ use crate::events::Events;
 
 /// Bytes of the largest packet.
 pub const MAX_SIZE: usize = 65535;
-/// Packets at most.
+/// Most packets of a measurement.
 pub const MAX_PACKETS: u32 = 1_000_000;
-/// Bytes at most of all packets together: some seconds of work.
+/// Most bytes of all packets together: some seconds of work.
 const MAX_BYTES: u64 = 1 << 32;
-/// Packets of a batch, as the segments of a super-packet are.
+/// Packets of a batch, about the segments of a super-packet.
 const BATCH: usize = 32;
 /// `AF_ALG` as a provider's name.
 const AF_ALG: &str = "af-alg";
@@ -31,8 +31,8 @@ const AAD: [u8; 8] = [0, 0, 1, 0, 0, 0, 0, 1];
 /// Seals `packets` packets of `size` bytes with a random key, in batches; nanoseconds a packet.
 ///
 /// # Errors
-/// `Argument` for a provider that this build or suite lacks, and where a number is out of its
-/// bounds; the kernel's.
+/// `Argument` for a provider that this build or suite lacks, and for a number out of its bounds;
+/// the kernel's.
 pub fn seal_time(provider: &str, suite: &'static Suite, size: usize, packets: u32) -> Result<f64> {
     if !(1..=MAX_SIZE).contains(&size) {
         return Err(Error::Argument("a packet has 1 to 65535 bytes"));
@@ -66,7 +66,7 @@ fn by_kernel(suite: &'static Suite, key: &[u8], size: usize, packets: u32) -> Re
     let maker = AeadFactory::new(Choice::Only(Provider::OpenSsl), kernel);
     let mut aead = maker.make(suite, key).map_err(|_| NO_SUITE)?;
     let found = time(&mut aead, suite.icv_len, size, packets).map_err(|_| NOT_SEALED);
-    // What the library has done in the kernel's stead is not what was asked for.
+    // A result of the fallback library is not a measurement of the kernel.
     maker.af_alg_failure().map_or(found, Err)
 }
 

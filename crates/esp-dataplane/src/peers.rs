@@ -1,11 +1,12 @@
-//! Where the peers are. All SAs of a tunnel have one address between them, and so has a pair of SAs
-//! without a tunnel: an SA that is quiet would not hear from its own packets that the peer moved.
+//! Peer addresses. All SAs of a tunnel share one address, and so does a pair of SAs without a
+//! tunnel: a quiet SA would not learn of a move from its own packets.
 //!
-//! The newest packet of an SA tells where its peer is (RFC 7296 2.23). Sequence numbers say which
-//! that is, but only within one SA: after a move the next packet of a quiet SA may be one that was
-//! sent before the move and came late, and it must not turn the others back. So an SA moves its
-//! tunnel if it was heard where the tunnel is, for then its packet is the newer one; any other has
-//! to wait until the tunnel has been there for `SETTLE`, after which nothing on the way is that old.
+//! The newest packet of an SA gives the peer's address (RFC 7296 2.23). Sequence numbers decide
+//! which packet is the newest, but only within one SA: after a move the next packet of a quiet SA
+//! may be a late one that was sent before the move, and it must not turn the others back. So an SA
+//! may move its tunnel at once if it was heard at the tunnel's present address, for then its packet
+//! is the newer one. Any other SA has to wait until the tunnel has been there for `SETTLE`: no
+//! packet in flight is that old.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use esp_core::esp::sa::{Encapsulation, SaSpec};
 
-/// How long after a move only those SAs can move the peer again that were heard where it is.
+/// Time after a move in which only SAs heard at the present address can move the peer again.
 pub const SETTLE: Duration = Duration::from_secs(5);
 
 /// The present address of a peer, shared by its SAs.
@@ -30,7 +31,7 @@ struct Place {
     moved: Option<Instant>,
 }
 
-/// After which of its peer's moves an inbound SA was last heard where the peer is.
+/// Number of the peer's move after which an inbound SA was last heard at the peer's address.
 #[derive(Debug)]
 pub struct Heard(AtomicU64);
 
@@ -41,7 +42,7 @@ impl Default for Heard {
 }
 
 impl Peer {
-    /// A peer that is where it is configured to be.
+    /// A peer at its configured address.
     #[must_use]
     pub fn new(address: SocketAddr) -> Self {
         Self(ArcSwap::from_pointee(Place {
@@ -57,19 +58,20 @@ impl Peer {
         self.0.load().address
     }
 
-    /// Tells whether it is where an SA's newest packet came from; nothing more is to be done then.
+    /// True if an SA's newest packet came from the present address; records that the SA was heard
+    /// there.
     #[must_use]
     pub fn is_at(&self, src: SocketAddr, heard: &Heard) -> bool {
         let place = self.0.load();
         let here = place.address == src;
-        // Looked at first: a line that all workers read is written once a move.
+        // Read first: a cache line that all workers read is written once a move.
         if here && heard.0.load(Ordering::Relaxed) != place.moves {
             heard.0.store(place.moves, Ordering::Relaxed);
         }
         here
     }
 
-    /// Goes to where an SA's newest packet came from; whether it may, and did.
+    /// Moves to the source of an SA's newest packet; true if that is allowed and was done.
     #[must_use]
     pub fn follow(&self, src: SocketAddr, heard: &Heard, now: Instant) -> bool {
         let place = self.0.load();
@@ -84,7 +86,7 @@ impl Peer {
             moves,
             moved: Some(now),
         };
-        // Where another worker was quicker, the next packet tells who was right.
+        // If another worker was quicker, the next packet settles the address.
         let before = self.0.compare_and_swap(&place, Arc::new(next));
         if !Arc::ptr_eq(&before, &place) {
             return false;
@@ -94,22 +96,22 @@ impl Peer {
     }
 }
 
-/// The bond of the SAs that have one peer, and its configured address.
+/// Key of the SAs that share one peer, with its configured address.
 type Key = (Bond, IpAddr, u16);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Bond {
     Tunnel(Arc<str>),
-    /// An SA and the one that names it as its pair.
+    /// An SA and the SA that names it as its pair.
     Sa(Arc<str>),
 }
 
-/// The peers of the SAs that are there, for those that come.
+/// The peers of the installed SAs, to be shared with new ones.
 #[derive(Debug, Default)]
 pub struct Peers(HashMap<Key, Arc<Peer>>);
 
 impl Peers {
-    /// Collects the peers of the SAs that are there.
+    /// Collects the peers of the installed SAs.
     #[must_use]
     pub fn of<'a>(sas: impl IntoIterator<Item = (&'a SaSpec, &'a Arc<Peer>)>) -> Self {
         let mut peers = Self::default();
@@ -119,7 +121,7 @@ impl Peers {
         peers
     }
 
-    /// The peer of an SA that comes: that of its tunnel or its pair, where there is one.
+    /// The peer of a new SA: its tunnel's or its pair's, if there is one.
     pub fn place(&mut self, spec: &SaSpec) -> Arc<Peer> {
         let found = keys(spec).find_map(|key| self.0.get(&key).map(Arc::clone));
         let peer = found

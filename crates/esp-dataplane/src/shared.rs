@@ -1,4 +1,4 @@
-//! The state that all workers and the engine share.
+//! State shared by all workers and the engine.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +10,7 @@ use crate::events::Events;
 use crate::tables::Tables;
 use crate::tallies::Tallies;
 
-/// Everything that workers and control plane share.
+/// State shared by workers and control plane.
 #[derive(Debug)]
 pub struct Shared {
     /// SAD and SPD.
@@ -19,7 +19,7 @@ pub struct Shared {
     pub events: Arc<Events>,
     /// The maker of the SAs' AEADs.
     pub aeads: AeadFactory,
-    /// Set when the workers are to end.
+    /// Set when the workers have to stop.
     pub stop: AtomicBool,
     /// The tallies of packets that belong to no SA, outbound.
     pub outbound: Tallies,
@@ -30,7 +30,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Tells whether the workers are to end.
+    /// True if the workers have to stop.
     #[must_use]
     pub fn stopping(&self) -> bool {
         self.stop.load(Ordering::Relaxed)

@@ -20,26 +20,26 @@ pub enum Socket {
 pub struct Sending {
     /// The kernel's last answer.
     pub outcome: SendOutcome,
-    /// Bytes that it has taken, from the front.
+    /// Bytes that the kernel has taken, from the front.
     pub taken: usize,
-    /// With what it refused them as a GSO send, where they passed one by one.
+    /// Errno of a refused GSO send whose packets passed one by one.
     pub gso_refused: Option<&'static str>,
 }
 
 impl Socket {
-    /// Tells whether ESP is in UDP.
+    /// True if ESP is in UDP.
     #[must_use]
     pub const fn is_udp(&self) -> bool {
         matches!(self, Self::Udp(_))
     }
 
-    /// Tells whether what is received begins with the IP header.
+    /// True if received packets begin with the IP header.
     #[must_use]
     pub fn has_ip_header(&self) -> bool {
         matches!(self, Self::Raw(raw) if raw.has_ip_header())
     }
 
-    /// Packets of `segment_size` bytes that one GSO send takes; None where there is no GSO.
+    /// Packets of `segment_size` bytes that one GSO send takes; None if there is no GSO.
     #[must_use]
     pub fn gso_capacity(&self, segment_size: usize) -> Option<usize> {
         match self {
@@ -48,11 +48,11 @@ impl Socket {
         }
     }
 
-    /// Sends a batch of packets of one size, of which the last may be shorter, in one GSO send; where
-    /// the kernel refuses that, or there is no GSO, one by one.
+    /// Sends a batch of packets of one size, of which the last may be shorter, in one GSO send; one
+    /// by one if the kernel refuses that or there is no GSO.
     ///
     /// # Errors
-    /// The kernel's where the socket is unusable.
+    /// The kernel's, if the socket is unusable.
     pub fn send_gso(&self, arena: &mut SendArena, message: &Transmit<'_>) -> Result<Sending> {
         let udp = match self {
             Self::Udp(udp) if udp.max_segments() > 1 => udp,
@@ -73,7 +73,7 @@ impl Socket {
             }
         };
         let sending = self.send_each(arena, message)?;
-        // To blame is GSO only where the same bytes pass without it.
+        // GSO is to blame only if the same bytes pass without it.
         Ok(Sending {
             gso_refused: (sending.taken > 0).then_some(refused),
             ..sending
@@ -83,7 +83,7 @@ impl Socket {
     /// Sends the packets of a batch, or as many of them as the arena has room for, one by one.
     ///
     /// # Errors
-    /// The kernel's where the socket is unusable.
+    /// The kernel's, if the socket is unusable.
     pub fn send_each(&self, arena: &mut SendArena, message: &Transmit<'_>) -> Result<Sending> {
         let size = if message.is_segmented() {
             message.segment_size.into()
@@ -113,7 +113,7 @@ impl Socket {
     /// Receives into as many buffers as there are.
     ///
     /// # Errors
-    /// The kernel's where the socket is unusable.
+    /// The kernel's, if the socket is unusable.
     pub fn receive<'r, 'b>(
         &self,
         arena: &'r mut RecvArena,
@@ -125,7 +125,7 @@ impl Socket {
         }
     }
 
-    /// Lets the kernel fragment what is sent from now on, or not.
+    /// Lets the kernel fragment later packets, or not.
     ///
     /// # Errors
     /// The kernel's.

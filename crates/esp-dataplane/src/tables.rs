@@ -1,4 +1,4 @@
-//! SAD and SPD: the SAs at work and the policies, published to the workers in one step.
+//! SAD and SPD, published to the workers in one step.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -11,30 +11,30 @@ use esp_core::policy::spd::Spd;
 use crate::peers::{Heard, Peer};
 use crate::tallies::Tallies;
 
-/// An outbound SA at work: where its packets go, and what it has carried.
+/// An installed outbound SA with its peer and tallies.
 #[derive(Debug)]
 pub struct OutboundEntry {
     /// The SA.
     pub sa: OutboundSa,
     /// The peer's present address, shared with the tunnel's other SAs.
     pub peer: Arc<Peer>,
-    /// With what the kernel has refused a GSO send to the peer: the route decides the network card,
-    /// and what the card can't do, the other peers needn't do without.
+    /// Errno of a refused GSO send to the peer. Kept for each SA: the route decides the network
+    /// card, and other peers may have one that can.
     pub gso_refused: OnceLock<&'static str>,
     /// The packets that it has carried and dropped.
     pub tallies: Tallies,
 }
 
-/// An inbound SA at work.
+/// An installed inbound SA with its peer and tallies.
 #[derive(Debug)]
 pub struct InboundEntry {
     /// The SA.
     pub sa: InboundSa,
     /// The peer's present address, shared with the tunnel's other SAs.
     pub peer: Arc<Peer>,
-    /// True if it was heard there.
+    /// The peer's move after which the SA was last heard at the present address.
     pub heard: Heard,
-    /// The replay floor that the control plane was last told; it alone reads and writes this.
+    /// The replay floor last reported; only the control plane reads and writes it.
     pub reported_floor: AtomicU64,
     /// The packets that it has carried and dropped.
     pub tallies: Tallies,
@@ -45,11 +45,11 @@ pub struct InboundEntry {
 pub struct OuterSocket {
     /// The local address.
     pub address: IpAddr,
-    /// In UDP or not.
+    /// Encapsulation of ESP.
     pub encapsulation: Encapsulation,
 }
 
-/// SAD and SPD as they are from one moment to the next; never changed, only replaced.
+/// SAD and SPD of one generation; never changed, only replaced.
 #[derive(Debug, Default)]
 pub struct Tables {
     /// Grows with each replacement.
@@ -63,7 +63,7 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// Every SA with the peer that it shares with the others of its tunnel.
+    /// Every SA with the peer that its tunnel shares.
     pub fn peers(&self) -> impl Iterator<Item = (&SaSpec, &Arc<Peer>)> {
         let inbound = self.inbound.values();
         let inbound = inbound.map(|entry| (&entry.sa.spec, &entry.peer));

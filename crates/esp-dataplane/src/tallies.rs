@@ -1,11 +1,11 @@
-//! Counters that every worker writes on its own, added up when they are read.
+//! Counters of each worker, summed when they are read.
 
 use std::sync::OnceLock;
 
 use esp_core::counters::{Counters, Tally};
 
-/// Tallies of one SA or direction: one for each worker, which alone writes it, from its first packet
-/// on.
+/// Tallies of one SA or direction: one for each worker, the only writer, allocated with its first
+/// packet.
 #[derive(Debug)]
 pub struct Tallies(Box<[OnceLock<Box<Line>>]>);
 
@@ -27,7 +27,7 @@ impl Tallies {
         &self.0[worker % self.0.len()].get_or_init(Box::default).0
     }
 
-    /// All of them added up.
+    /// The sum over all workers.
     #[must_use]
     pub fn sum(&self) -> Counters {
         let mut sum = Counters::default();

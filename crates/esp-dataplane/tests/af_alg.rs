@@ -72,7 +72,7 @@ fn open(
     }
 }
 
-/// Every suite's packets are those of the library, whoever makes them; what is told of `AF_ALG`.
+/// Compares every suite's packets with the library's; returns the events.
 fn compare(suites: &'static [Suite]) -> Vec<Event> {
     let events = Arc::new(Events::new(Waker::new().unwrap()));
     let aeads = aeads(&events);
@@ -123,8 +123,7 @@ fn a_kernel_with_af_alg_has_every_suite() {
     }
 }
 
-/// By drivers' names, so that it is these: the one that computes at once, and the one that has it
-/// computed by threads of the kernel's, and answers later.
+/// Drivers by name: a synchronous one, and an asynchronous one that computes in kernel threads.
 const PLAIN: &str = "gcm_base(ctr(aes-generic),ghash-generic)";
 const PARALLEL: &str = "pcrypt(gcm_base(ctr(aes-generic),ghash-generic))";
 
@@ -165,7 +164,7 @@ fn a_driver_that_answers_later_answers_each_request_with_its_own() {
             assert!(answers == wanted.collect::<Vec<_>>());
         }
     }
-    // A forged one among them is told apart from its neighbours.
+    // A forged packet among them is reported alone.
     for (number, (_, sealed)) in packets.iter().enumerate() {
         let mut sealed = sealed.clone();
         sealed[0] ^= u8::from(number == 3);

@@ -108,7 +108,7 @@ fn a_worker_whose_socket_fails_is_told_of_and_the_engine_goes_on_answering() {
     assert!(reason.starts_with("esp0: worker "), "{reason}");
     assert!(reason.contains("sendm"), "{reason}");
 
-    // One of two workers is there no more: nobody waits for it.
+    // One of two workers has ended: nobody waits for it.
     engine.replace_policies(Vec::new()).unwrap();
     let (outbound, last) = &engine.remove(&["sa"]).unwrap()[0];
     assert!(outbound);

@@ -1,4 +1,4 @@
-//! When a peer moves, who follows it, and who can't turn the others away.
+//! Peers that move: SAs that follow, and SAs that must not turn the others back.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -17,7 +17,7 @@ fn at(port: u16) -> SocketAddr {
     SocketAddr::from(([192, 0, 2, 2], port))
 }
 
-/// A newest packet of an SA came; whether the peer moved there.
+/// Receives an SA's newest packet; true if the peer moved to its source.
 fn hear(peer: &Peer, heard: &Heard, src: SocketAddr, now: Instant) -> bool {
     !peer.is_at(src, heard) && peer.follow(src, heard, now)
 }
@@ -70,7 +70,7 @@ fn a_peer_that_moved_back_is_followed_when_nothing_can_be_late_any_more() {
     assert!(!hear(&peer, &two, at(1), start + NOT_YET));
     assert!(hear(&peer, &two, at(1), start + SETTLE));
     assert_eq!(peer.address(), at(1));
-    // It begins anew with each move.
+    // The time restarts with each move.
     assert!(!hear(&peer, &one, at(2), start + SETTLE + NOT_YET));
     assert!(hear(&peer, &one, at(2), start + SETTLE + SETTLE));
 }

@@ -1,4 +1,4 @@
-//! Several reads at once by Linux's asynchronous I/O (`io_submit`), all waited for in one call.
+//! Several reads at once by Linux's asynchronous I/O (`io_submit`), with one wait for all.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
@@ -18,7 +18,7 @@ struct Event {
     res2: i64,
 }
 
-/// One read: from where, into what, and how it ended.
+/// One read: file, buffer and result.
 #[derive(Debug)]
 pub(crate) struct Read {
     pub(crate) fd: OwnedFd,
@@ -45,8 +45,8 @@ impl<const N: usize> Reads<N> {
         check(returned).map(|_| Self(context))
     }
 
-    /// Does at most `N` reads and waits until all have ended, at most `patience`; each buffer is
-    /// filled from its beginning.
+    /// Runs at most `N` reads and waits until all have ended, at most for `patience`; each buffer
+    /// is filled from its beginning.
     ///
     /// A read without an answer by then has the result ETIME and an empty buffer, and no later read
     /// is begun.
@@ -76,7 +76,7 @@ impl<const N: usize> Reads<N> {
         }
     }
 
-    /// How many of the reads, from the front, the kernel has begun.
+    /// Number of reads, from the front, that the kernel has begun.
     fn submit(&self, pointers: &mut [*mut libc::iocb], reads: &mut [Read]) -> usize {
         let mut submitted = 0;
         while submitted < pointers.len() {
@@ -175,7 +175,7 @@ mod tests {
             context.run(&mut reads, PATIENCE);
             assert_eq!(reads[0].result, Ok(4));
             assert_eq!(reads[0].buffer, b"0123");
-            // The kernel refuses the second as it takes it, and then takes none behind it.
+            // The kernel refuses the second read on submission and accepts none behind it.
             assert_eq!(reads[1].result, Err(Errno::BADF));
             assert_eq!(reads[2].result, Err(Errno::BADF));
         }

@@ -1,4 +1,4 @@
-//! `AF_ALG`: AEADs of the kernel's, by sockets (Documentation/crypto/userspace-if.rst).
+//! `AF_ALG`: the kernel's AEADs by sockets (Documentation/crypto/userspace-if.rst).
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
@@ -10,24 +10,24 @@ use crate::cmsg;
 use crate::error::{Errno, Error, Result, Step, check};
 use crate::message::empty_header;
 
-/// Requests of one key that the kernel has at once, at most.
+/// Most requests of one key in flight.
 pub const MAX_IN_FLIGHT: usize = 8;
-/// How long the kernel may take for what it has: a driver that takes longer has lost it.
+/// Deadline of the kernel's answers: a driver that takes longer has lost the request.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 #[allow(clippy::cast_possible_truncation)] // 38
 const AF_ALG: libc::sa_family_t = libc::AF_ALG as _;
 const NONCE_LEN: usize = 12;
-/// Bytes of `struct af_alg_iv` with a nonce: its length, itself.
+/// Bytes of `struct af_alg_iv`: length and nonce.
 const IV_LEN: usize = size_of::<u32>() + NONCE_LEN;
 const CONTROL_LEN: usize = 2 * cmsg::space(size_of::<u32>()) + cmsg::space(IV_LEN);
-/// As the kernel's control messages are aligned.
+/// Control buffer with the kernel's alignment.
 #[repr(C, align(8))]
 struct Control([u8; CONTROL_LEN]);
 
 const FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 
-/// The two things that the kernel is asked for.
+/// Operation of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     /// Encrypt a text; the answer is `ciphertext || ICV`.
@@ -36,27 +36,27 @@ pub enum Operation {
     Open,
 }
 
-/// One packet for the kernel.
+/// One request to the kernel.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
     /// Seal or open.
     pub operation: Operation,
     /// The nonce.
     pub nonce: &'a [u8; NONCE_LEN],
-    /// The first bytes, authenticated and left as they are.
+    /// The first bytes, authenticated and not encrypted.
     pub head: &'a [u8],
-    /// The text behind them, with its ICV where it is opened.
+    /// The text behind `head`, with its ICV if it is opened.
     pub input: &'a [u8],
-    /// Bytes of the AAD: those of `head`, and where nothing is encrypted also of what follows.
+    /// Bytes of the AAD: `head`, and the text if nothing is encrypted.
     pub aad_len: usize,
 }
 
-/// Why there is no answer.
+/// Reason that there is no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
     /// EBADMSG: the ICV doesn't hold.
     Forged,
-    /// The kernel has not done it, or has not done it right.
+    /// The kernel failed, or gave a wrong answer.
     Lost(Error),
 }
 
@@ -69,16 +69,16 @@ impl From<Error> for Failure {
     }
 }
 
-/// A key in the kernel, until this is dropped, and the operation sockets of it: one request each at
-/// a time, for a request has one IV. They are opened as they are needed.
+/// A key in the kernel, until this is dropped, with its operation sockets: each has one request at
+/// a time, for a request has one IV. They are opened on demand.
 #[derive(Debug)]
 pub struct AlgKey {
     bound: OwnedFd,
     icv_len: usize,
     sockets: Vec<Read>,
-    /// Made when two requests first wait together.
+    /// Made when two requests are first in flight together.
     reads: Option<Reads<MAX_IN_FLIGHT>>,
-    /// The sockets, from the front, that have a request.
+    /// Number of sockets, from the front, with a request in flight.
     sent: usize,
 }
 
@@ -86,8 +86,8 @@ impl AlgKey {
     /// Gives the kernel a key for an AEAD of this name, such as `gcm(aes)`; its nonce has 12 bytes.
     ///
     /// # Errors
-    /// The kernel's: EAFNOSUPPORT where it has no `AF_ALG`, ENOENT where it has no such AEAD, EPERM
-    /// or EACCES where it may not be used, EINVAL for a key or an ICV of this length.
+    /// The kernel's: EAFNOSUPPORT if it has no `AF_ALG`, ENOENT if it has no such AEAD, EPERM
+    /// or EACCES if it may not be used, EINVAL for a key or an ICV of this length.
     pub fn new(algorithm: &str, key: &[u8], icv_len: usize) -> Result<Self> {
         let bound = bound_socket(algorithm)?;
         set_key(&bound, key).step("AF_ALG ALG_SET_KEY")?;
@@ -127,17 +127,17 @@ impl AlgKey {
         Ok(())
     }
 
-    /// Tells whether one more request can be sent before the answers are received.
+    /// True if another request can be sent before the answers are received.
     pub fn has_room(&mut self) -> bool {
-        // Where no more sockets are to be had, those that there are do.
+        // If no more sockets can be opened, the open ones suffice.
         self.sent < self.sockets.len()
             || (self.sockets.len() < MAX_IN_FLIGHT && self.open_socket().is_ok())
     }
 
-    /// Gives the kernel a request; its bytes are copied.
+    /// Sends a request to the kernel; its bytes are copied.
     ///
     /// # Errors
-    /// `Lost`, and where there is no room.
+    /// `Lost`, also if there is no room.
     pub fn send(&mut self, request: &Request<'_>) -> std::result::Result<(), Failure> {
         let no_room = Error::Argument("AF_ALG has no room for a request");
         let socket = self.sockets.get_mut(self.sent).ok_or(no_room)?;
@@ -147,13 +147,13 @@ impl AlgKey {
         };
         let answer_len = answer_len.ok_or(Failure::Forged)?;
         send(&socket.fd, request)?;
-        // Neither more nor less: for more than there is, the kernel would wait.
+        // Exactly the answer's length: for more, the kernel would wait.
         socket.buffer.resize(request.head.len() + answer_len, 0);
         self.sent += 1;
         Ok(())
     }
 
-    /// Waits for the answers to all that was sent, in its order; each begins with its `head`.
+    /// Waits for the answers to all requests, in their order; each begins with its `head`.
     pub fn receive(&mut self, mut each: impl FnMut(std::result::Result<&[u8], Failure>)) {
         let waiting = &mut self.sockets[..std::mem::take(&mut self.sent)];
         if waiting.len() > 1 && self.reads.is_none() {
@@ -161,7 +161,7 @@ impl AlgKey {
         }
         match &mut self.reads {
             Some(reads) if waiting.len() > 1 => reads.run(waiting, PATIENCE),
-            // Alone, or where the kernel has no asynchronous I/O (left): one after the other.
+            // A single read, or no asynchronous I/O (left): one after the other.
             _ => waiting.iter_mut().for_each(receive),
         }
         for read in waiting {

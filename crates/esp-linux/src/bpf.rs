@@ -1,7 +1,7 @@
-//! Steering by SPI with classic BPF, so that all packets of an SA come to one worker.
+//! Steering by SPI with classic BPF, so that one worker receives all packets of an SA.
 //!
-//! Outer packets of one tunnel all have the same addresses and ports, so the kernel's own hash would
-//! give them all to one socket.
+//! Outer packets of one tunnel all have the same addresses and ports, so the kernel's own hash
+//! would give them all to one socket.
 
 use std::os::fd::AsFd;
 
@@ -18,15 +18,15 @@ const JUMP_IF_EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
 const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
 const RETURN_A: u32 = libc::BPF_RET | libc::BPF_A;
 
-/// Gives each packet of a `SO_REUSEPORT` group to the socket whose index (in the order in which they
-/// were bound) is SPI modulo `count`.
+/// Gives each packet of a `SO_REUSEPORT` group to the socket whose index (in the order in which
+/// they were bound) is SPI modulo `count`.
 ///
 /// The program sees the UDP payload. Payloads of less than 4 bytes (NAT keepalives) and those that
-/// begin with the Non-ESP Marker (RFC 3948 2.2) go to the first socket. A super-packet goes where its
-/// first ESP packet does, whatever SPIs the others have.
+/// begin with the Non-ESP Marker (RFC 3948 2.2) go to the first socket. A super-packet goes where
+/// its first ESP packet does, whatever SPIs the others have.
 ///
 /// # Errors
-/// The kernel's; `Argument` where `count` is 0.
+/// The kernel's; `Argument` if `count` is 0.
 pub fn steer_by_spi(fd: impl AsFd, count: u32) -> Result<()> {
     let program = [
         instruction(LOAD_WORD, 0),
@@ -37,14 +37,14 @@ pub fn steer_by_spi(fd: impl AsFd, count: u32) -> Result<()> {
         .step("SO_ATTACH_REUSEPORT_CBPF")
 }
 
-/// Lets a raw IPv4 or IPv6 socket have only packets whose SPI modulo `count` is `index`.
+/// Filters a raw IPv4 or IPv6 socket to packets whose SPI modulo `count` is `index`.
 ///
-/// Raw sockets form no group: the kernel gives every one of them a clone of every packet. The filter
-/// throws the clone away before it is queued. IPv4 packets are seen from the IP header on, IPv6
-/// packets from the ESP header on. What is shorter than an SPI passes nowhere.
+/// Raw sockets form no group: the kernel gives every one of them a clone of every packet. The
+/// filter discards the clone before it is queued. IPv4 packets are seen from the IP header on, IPv6
+/// packets from the ESP header on. A packet shorter than an SPI passes no filter.
 ///
 /// # Errors
-/// The kernel's; `Argument` where `index` isn't less than `count`.
+/// The kernel's; `Argument` if `index` isn't less than `count`.
 pub fn accept_spi(fd: impl AsFd, ipv4: bool, index: u32, count: u32) -> Result<()> {
     if index >= count {
         return Err(Error::Argument(
@@ -57,7 +57,7 @@ pub fn accept_spi(fd: impl AsFd, ipv4: bool, index: u32, count: u32) -> Result<(
             instruction(LOAD_WORD_AFTER_X, 0),
         ]
     } else {
-        // The first has no effect but keeps the programs of one shape.
+        // The first instruction only keeps both programs in one shape.
         [instruction(LOAD_WORD, 0), instruction(LOAD_WORD, 0)]
     };
     let program = [

@@ -10,7 +10,7 @@ pub(crate) const fn space(len: usize) -> usize {
     HEADER_LEN + len.next_multiple_of(ALIGN)
 }
 
-/// Writes one message at `at` and returns where the next begins; `None` where it doesn't fit.
+/// Writes one message at `at` and returns where the next begins; `None` if it doesn't fit.
 pub(crate) fn push(buf: &mut [u8], at: usize, level: i32, kind: i32, data: &[u8]) -> Option<usize> {
     let message = buf.get_mut(at..at + space(data.len()))?;
     let (header, body) = message.split_at_mut(HEADER_LEN);

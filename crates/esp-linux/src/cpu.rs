@@ -1,4 +1,4 @@
-//! Which processors there are for us, and pinning a thread to one.
+//! CPU affinity: allowed processors, and pinning of a thread.
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -18,7 +18,7 @@ pub fn allowed() -> Result<Vec<usize>> {
 /// Lets the calling thread run on one processor only.
 ///
 /// # Errors
-/// The kernel's: EINVAL where there is no such processor or it isn't allowed.
+/// The kernel's: EINVAL if there is no such processor or it isn't allowed.
 pub fn pin_current_thread(cpu: usize) -> Result<()> {
     if cpu >= CpuSet::MAX_CPU {
         return Err(Error::Argument("there is no processor of that number"));

@@ -7,22 +7,22 @@ pub use rustix::io::Errno;
 /// The result of a function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Something that the caller can't go on from; what is part of normal operation is an outcome.
+/// An error that the caller can't continue from; normal events are outcomes, not errors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Error {
     /// The kernel refused a step.
     System {
         /// The call or option that failed, in the kernel's words.
         step: &'static str,
-        /// Why.
+        /// The errno.
         errno: Errno,
     },
-    /// An argument that no system call could take, said as one sentence.
+    /// An invalid argument, described in one sentence.
     Argument(&'static str),
 }
 
 impl Error {
-    /// The kernel's errno, where the kernel was asked.
+    /// The kernel's errno, if a system call failed.
     #[must_use]
     pub fn errno(&self) -> Option<Errno> {
         match self {
@@ -65,7 +65,7 @@ impl<T> Step<T> for rustix::io::Result<T> {
     }
 }
 
-/// Turns what a libc call returned into a result, with errno where it is negative.
+/// Converts the return value of a libc call; a negative one becomes errno.
 pub(crate) fn check(returned: impl Into<i64>) -> rustix::io::Result<usize> {
     usize::try_from(returned.into())
         .map_err(|_| Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))

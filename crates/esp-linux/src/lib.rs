@@ -4,7 +4,8 @@
 //! Of ESP only [`bpf`] knows anything: it reads the SPI. Nothing allocates after it was made but
 //! [`alg`], and no call blocks but [`poll::Poller::wait`] and [`alg::AlgKey::receive`].
 //!
-//! This is the only crate of the project with unsafe code, and only the modules named below have any.
+//! This is the only crate of the project with unsafe code, and only the modules named below have
+//! any.
 
 #![deny(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! Buffers made once: on huge pages where there are any, cut into slots on cache lines.
+//! Buffers allocated once: on huge pages if there are any, cut into slots on cache lines.
 
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -37,12 +37,12 @@ impl Region {
     /// huge pages.
     ///
     /// # Errors
-    /// ENOMEM; `Argument` where `len` is 0.
+    /// ENOMEM; `Argument` if `len` is 0.
     pub fn new(len: usize) -> Result<Self> {
         if len == 0 {
             return Err(Error::Argument("a memory region must have a byte"));
         }
-        // A huge page for less than one would be waste: each worker has several regions.
+        // A smaller region would waste most of a huge page, and each worker has several.
         if len < HUGE_PAGE {
             return Self::map(len, MapFlags::PRIVATE, Pages::Plain);
         }
@@ -70,7 +70,7 @@ impl Region {
         Ok(Self { start, len, pages })
     }
 
-    /// The pages that it is made of.
+    /// The kind of pages in use.
     #[must_use]
     pub fn pages(&self) -> Pages {
         self.pages
@@ -119,7 +119,7 @@ impl Slots {
     /// Makes `count` buffers of `slot_len` bytes.
     ///
     /// # Errors
-    /// ENOMEM; `Argument` where there would be no bytes, or more than can be counted.
+    /// ENOMEM; `Argument` if there would be no bytes, or more than can be counted.
     pub fn new(count: usize, slot_len: usize) -> Result<Self> {
         // An odd number of lines: with a power of two all headers would fall into one cache set.
         let lines = slot_len.div_ceil(CACHE_LINE) | 1;
@@ -133,7 +133,7 @@ impl Slots {
         })
     }
 
-    /// How many there are.
+    /// Number of buffers.
     #[must_use]
     pub fn count(&self) -> usize {
         self.count
@@ -152,14 +152,14 @@ impl Slots {
         self.region.get(start..start + self.slot_len)
     }
 
-    /// The same, to write to.
+    /// Mutable access to the buffer of an index.
     #[must_use]
     pub fn get_mut(&mut self, index: usize) -> Option<&mut [u8]> {
         let start = self.start_of(index)?;
         self.region.get_mut(start..start + self.slot_len)
     }
 
-    /// All of them, in order.
+    /// All buffers, in order, mutably.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
         let (len, count) = (self.slot_len, self.count);
         let strides = self.region.chunks_exact_mut(self.stride);

@@ -1,4 +1,4 @@
-//! One message as the kernel's `msghdr` sees it: address, bytes, control messages.
+//! `msghdr` of one message: address, bytes, control messages.
 
 use std::net::SocketAddr;
 
@@ -12,7 +12,7 @@ pub(crate) const CONTROL_LEN: usize = 2 * cmsg::space(size_of::<i32>());
 #[repr(C, align(8))]
 pub(crate) struct Control(pub(crate) [u8; CONTROL_LEN]);
 
-/// One message to send: a datagram, or with `segment_size` a run of datagrams (UDP GSO).
+/// One message to send: a datagram, or with `segment_size` a batch of datagrams (UDP GSO).
 #[derive(Debug, Clone, Copy)]
 pub struct Transmit<'a> {
     /// The destination; raw sockets ignore the port.
@@ -27,14 +27,14 @@ pub struct Transmit<'a> {
 }
 
 impl Transmit<'_> {
-    /// Tells whether it is more than one datagram.
+    /// True for more than one datagram.
     #[must_use]
     pub fn is_segmented(&self) -> bool {
         self.segment_size != 0 && usize::from(self.segment_size) < self.payload.len()
     }
 }
 
-/// Everything of one message but its payload: what the kernel's `msghdr` points to.
+/// Storage that the `msghdr` of one message points to, without the payload.
 #[derive(Clone, Copy)]
 pub(crate) struct Slot {
     pub(crate) iov: libc::iovec,
@@ -74,7 +74,7 @@ impl Slot {
         (self.name.set(message.dst), end)
     }
 
-    /// Makes `header` point to this slot, which must then stay where it is.
+    /// Makes `header` point to this slot, which must not move afterwards.
     #[allow(clippy::cast_possible_truncation)] // msghdr's types differ by libc; lengths are small
     pub(crate) fn point(&mut self, header: &mut libc::msghdr, name_len: usize, control_len: usize) {
         header.msg_name = self.name.as_mut_ptr().cast();

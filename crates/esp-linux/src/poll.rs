@@ -9,7 +9,7 @@ use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use crate::error::{Errno, Error, Result, Step};
 
 bitflags! {
-    /// The kinds of readiness that are waited for.
+    /// Kinds of readiness to wait for.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct Interest: u32 {
         /// Something to read.
@@ -24,9 +24,9 @@ bitflags! {
 pub struct Event {
     /// The token that the file was added with.
     pub token: u64,
-    /// There is something to read, or an error that reading tells.
+    /// Readable, or an error that reading reports.
     pub readable: bool,
-    /// There is room to write, or an error that writing tells.
+    /// Writable, or an error that writing reports.
     pub writable: bool,
 }
 
@@ -54,7 +54,7 @@ impl Events {
     }
 }
 
-/// A set of files that are waited for, level-triggered.
+/// A set of files to wait for, level-triggered.
 #[derive(Debug)]
 pub struct Poller(OwnedFd);
 
@@ -68,19 +68,18 @@ impl Poller {
         Ok(Self(fd))
     }
 
-    /// Adds a file; `token` comes back with its events. Remove it before it is closed where it is
-    /// shared.
+    /// Adds a file; `token` comes back with its events. Remove a shared file before it is closed.
     ///
     /// # Errors
-    /// The kernel's: EEXIST where it is there.
+    /// The kernel's: EEXIST if it is there.
     pub fn add(&self, fd: impl AsFd, token: u64, interest: Interest) -> Result<()> {
         epoll::add(&self.0, fd, data(token), flags(interest)).step("epoll_ctl add")
     }
 
-    /// Changes what is waited for.
+    /// Changes the interest in a file.
     ///
     /// # Errors
-    /// The kernel's: ENOENT where the file isn't there.
+    /// The kernel's: ENOENT if the file isn't there.
     pub fn modify(&self, fd: impl AsFd, token: u64, interest: Interest) -> Result<()> {
         epoll::modify(&self.0, fd, data(token), flags(interest)).step("epoll_ctl mod")
     }
@@ -88,7 +87,7 @@ impl Poller {
     /// Removes a file.
     ///
     /// # Errors
-    /// The kernel's: ENOENT where the file isn't there.
+    /// The kernel's: ENOENT if the file isn't there.
     pub fn remove(&self, fd: impl AsFd) -> Result<()> {
         epoll::delete(&self.0, fd).step("epoll_ctl del")
     }
@@ -97,7 +96,7 @@ impl Poller {
     /// with no events.
     ///
     /// # Errors
-    /// The kernel's; `Argument` where the timeout is beyond its clock.
+    /// The kernel's; `Argument` if the timeout is beyond its clock.
     pub fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> Result<()> {
         let timeout = match timeout.map(Timespec::try_from) {
             None => None,
@@ -121,12 +120,12 @@ fn flags(interest: Interest) -> epoll::EventFlags {
     epoll::EventFlags::from_bits_retain(interest.bits())
 }
 
-/// Makes a [`Poller`] that it was added to return, from any thread.
+/// Wakes a [`Poller`] that it was added to, from any thread.
 #[derive(Debug)]
 pub struct Waker(OwnedFd);
 
 impl Waker {
-    /// Makes one that is not set.
+    /// Makes a waker that is not set.
     ///
     /// # Errors
     /// The kernel's (too many open files).
@@ -135,19 +134,19 @@ impl Waker {
         Ok(Self(eventfd(0, flags).step("eventfd")?))
     }
 
-    /// Sets it; setting it again before it was cleared changes nothing.
+    /// Sets the waker; setting it again before `clear` has no effect.
     ///
     /// # Errors
     /// The kernel's.
     pub fn wake(&self) -> Result<()> {
         match rustix::io::write(&self.0, &1u64.to_ne_bytes()) {
-            // A full counter is set, too.
+            // A full counter is set already.
             Ok(_) | Err(Errno::AGAIN) => Ok(()),
             Err(errno) => Err(errno).step("write to the eventfd"),
         }
     }
 
-    /// Clears it. Do so before looking at what the waking thread left.
+    /// Clears the waker. Call it before reading the state that the waking thread left.
     ///
     /// # Errors
     /// The kernel's.

@@ -18,8 +18,8 @@ pub struct RawSocket {
 }
 
 impl RawSocket {
-    /// Binds `count` sockets to one address; the socket of index i gets the packets whose SPI modulo
-    /// `count` is i (see [`bpf::accept_spi`]).
+    /// Binds `count` sockets to one address; the socket of index i gets the packets whose SPI
+    /// modulo `count` is i (see [`bpf::accept_spi`]).
     ///
     /// # Errors
     /// The kernel's: EPERM without `CAP_NET_RAW`.

@@ -1,4 +1,4 @@
-//! Receiving: many messages by recvmmsg(2) over storage made once.
+//! Batched receiving by recvmmsg(2) over storage allocated once.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -8,23 +8,23 @@ use crate::error::{Errno, Error, Result, check};
 use crate::message::{CONTROL_LEN, Slot, empty_header};
 use crate::sockaddr::Name;
 
-/// The facts that came with one received message.
+/// Metadata of one received message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RecvMeta {
     /// Bytes that were written to the buffer.
     pub len: usize,
     /// Bytes of each datagram in the buffer but the last, which may be shorter (UDP GRO); equals
-    /// `len` where it is one datagram.
+    /// `len` for one datagram.
     pub segment_size: usize,
     /// The sender; of raw sockets with port 0.
     pub src: SocketAddr,
     /// The TOS byte or traffic class: DSCP and ECN.
     pub tos: u8,
-    /// The message was larger than the buffer, its rest is lost.
+    /// True if the message was larger than the buffer; the rest is lost.
     pub truncated: bool,
 }
 
-/// Storage for recvmmsg(2), made once.
+/// Storage for recvmmsg(2), allocated once.
 pub struct RecvArena {
     headers: Box<[libc::mmsghdr]>,
     slots: Box<[Slot]>,
@@ -42,13 +42,13 @@ impl RecvArena {
         }
     }
 
-    /// The most messages of a call.
+    /// Most messages of a call.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.slots.len()
     }
 
-    /// The facts that came with the last call's message in the buffer of this index.
+    /// Metadata of the last call's message in the buffer of this index.
     #[must_use]
     pub fn meta(&self, index: usize) -> Option<RecvMeta> {
         self.metas.get(index).copied()
@@ -73,8 +73,8 @@ impl RecvArena {
         }
         let received = loop {
             // SAFETY: the first `count` headers were just filled; each points to its slot, which
-            // `self` owns and nothing moves, and through it to a buffer of its own, borrowed mutably
-            // for 'b, longer than this call. All lengths are those of what they belong to.
+            // `self` owns and nothing moves, and through it to a buffer of its own, borrowed
+            // mutably for 'b, longer than this call. All lengths are those of what they belong to.
             let returned = unsafe {
                 libc::recvmmsg(
                     fd.as_raw_fd(),
@@ -87,7 +87,7 @@ impl RecvArena {
             match check(returned) {
                 Ok(received) => break received,
                 Err(Errno::AGAIN) => break 0,
-                // INTR: again. The others are what an earlier send ran into: told once, not ours.
+                // INTR: retry. The others are asynchronous errors of earlier sends, reported once.
                 Err(
                     Errno::INTR
                     | Errno::CONNREFUSED

@@ -1,4 +1,4 @@
-//! Sending: one message by sendmsg(2), many by sendmmsg(2) over storage made once.
+//! Sending: one message by sendmsg(2), many by sendmmsg(2) over storage allocated once.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -8,18 +8,19 @@ use crate::message::{Slot, Transmit, empty_header};
 /// The fate of the first message that was not yet sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SendOutcome {
-    /// The kernel took this many messages, from the front. Why it took no more, the next call tells.
+    /// The kernel took this many messages, from the front. The next call reports why it took no
+    /// more.
     Sent(usize),
     /// The socket's buffer is full: wait until it is writable.
     WouldBlock,
-    /// EIO: the network card can't do checksums, so it can't do UDP GSO. Send datagrams one by one.
+    /// EIO: the network card has no checksum offload, so no UDP GSO. Send datagrams one by one.
     NoOffload,
     /// EINVAL: a GSO send of more segments than the kernel takes, a blackhole route, and other
-    /// reasons. Blame GSO only where the same bytes pass without it.
+    /// reasons. GSO is to blame only if the same bytes pass without it.
     Invalid,
     /// EMSGSIZE: a datagram is larger than the path MTU.
     TooBig,
-    /// This message is lost, as any may be; the socket is sound (no route, refused, filtered, ...).
+    /// This message is lost; the socket is still usable (no route, refused, filtered, ...).
     Lost(Errno),
 }
 
@@ -29,8 +30,8 @@ fn outcome(errno: Errno, step: &'static str) -> Result<SendOutcome> {
         Errno::IO => Ok(SendOutcome::NoOffload),
         Errno::INVAL => Ok(SendOutcome::Invalid),
         Errno::MSGSIZE => Ok(SendOutcome::TooBig),
-        // Misuse, or no socket. All others are of routes, neighbours, devices and filters, and eBPF
-        // may invent any: they are this packet's fate.
+        // Misuse, or no socket. All others come from routes, neighbours, devices and filters, and
+        // eBPF may return any: they concern this packet only.
         Errno::BADF | Errno::NOTSOCK | Errno::FAULT | Errno::AFNOSUPPORT | Errno::DESTADDRREQ => {
             Err(Error::System { step, errno })
         }
@@ -59,7 +60,7 @@ pub(crate) fn send_one(fd: BorrowedFd<'_>, message: &Transmit<'_>) -> Result<Sen
 
 const FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 
-/// Storage for sendmmsg(2), made once.
+/// Storage for sendmmsg(2), allocated once.
 pub struct SendArena {
     headers: Box<[libc::mmsghdr]>,
     slots: Box<[Slot]>,
@@ -88,7 +89,7 @@ impl SendArena {
     ) -> Result<SendOutcome> {
         let mut count = 0;
         let places = self.headers.iter_mut().zip(self.slots.iter_mut());
-        // The places come first, so that no message is taken that has none.
+        // The slots come first in the zip, so that no message is consumed without one.
         for ((header, slot), message) in places.zip(messages) {
             let (name_len, control_len) = slot.fill(&message);
             slot.point(&mut header.msg_hdr, name_len, control_len);

@@ -28,7 +28,7 @@ impl Name {
         self.0.as_mut_ptr()
     }
 
-    /// Writes an address and returns how many bytes of it the kernel is to read.
+    /// Writes an address and returns its length for the kernel.
     pub(crate) fn set(&mut self, address: SocketAddr) -> usize {
         let bytes = &mut self.0;
         bytes[2..4].copy_from_slice(&address.port().to_be_bytes());
@@ -49,7 +49,7 @@ impl Name {
         }
     }
 
-    /// Reads the address that the kernel wrote in `len` bytes; `None` where it is no IP address.
+    /// Reads the address that the kernel wrote in `len` bytes; `None` if it is no IP address.
     pub(crate) fn get(&self, len: usize) -> Option<SocketAddr> {
         let bytes = self.0.get(..len)?;
         let (family, rest) = bytes.split_first_chunk::<2>()?;
@@ -84,7 +84,7 @@ mod tests {
             "[2001:db8::9]:500".parse().unwrap(),
             SocketAddr::V6(scoped),
         ] {
-            // What an earlier address left must not show.
+            // An earlier address must leave no bytes.
             let mut name = Name([0xff; V6_LEN]);
             let len = name.set(address);
             assert_eq!(name.get(len), Some(address));

@@ -7,19 +7,19 @@ use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, sockopt};
 
 use crate::error::{Errno, Result, Step, check};
 
-/// How an outer socket is to be opened.
+/// Options of an outer socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SocketOptions {
     /// The local address; it may come later than the socket (`IP_FREEBIND`). Raw sockets ignore the
     /// port.
     pub local: SocketAddr,
-    /// The firewall mark of what is sent (`SO_MARK`); 0 for none.
+    /// The firewall mark of sent packets (`SO_MARK`); 0 for none.
     pub mark: u32,
     /// Bytes of the receive and of the send buffer. Over `net.core.rmem_max` and
-    /// `wmem_max` only with `CAP_NET_ADMIN`, else the kernel gives what it may.
+    /// `wmem_max` only with `CAP_NET_ADMIN`; without it the kernel clamps them.
     pub buffer: usize,
-    /// Microseconds that a read may look into the card's queue itself (`SO_BUSY_POLL`, where the
-    /// kernel has it); 0 for none.
+    /// Microseconds that a read may busy-poll the card's queue (`SO_BUSY_POLL`, if the kernel has
+    /// it); 0 for none.
     pub busy_poll_us: u32,
 }
 
@@ -42,7 +42,7 @@ pub(crate) fn open(
     }
     if options.busy_poll_us != 0 {
         let us = options.busy_poll_us;
-        // It helps where the card's driver and the kernel take part, and is missed nowhere.
+        // An optimization that needs driver and kernel support; its failure is ignored.
         let _ = set_u32(fd.as_fd(), libc::SOL_SOCKET, libc::SO_BUSY_POLL, us);
     }
     sockopt::set_socket_recv_buffer_size_force(&fd, options.buffer)
@@ -65,7 +65,7 @@ pub(crate) fn open(
     Ok(fd)
 }
 
-/// Lets the kernel fragment what is sent, or (the default here) sets DF and reports `TooBig`.
+/// Lets the kernel fragment sent packets, or (the default here) sets DF and reports `TooBig`.
 pub(crate) fn set_may_fragment(fd: BorrowedFd<'_>, ipv4: bool, may: bool) -> Result<()> {
     use sockopt::{Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
     if ipv4 {
@@ -85,9 +85,9 @@ pub(crate) fn set_may_fragment(fd: BorrowedFd<'_>, ipv4: bool, may: bool) -> Res
     }
 }
 
-/// The size that the kernel knows of the path to `dst`, IP header included, in bytes.
+/// The path MTU to `dst` that the kernel knows, IP header included, in bytes.
 ///
-/// Asks by a socket of its own, connected to `dst`; nothing is sent. `mark` as in [`SocketOptions`],
+/// Queries a temporary socket connected to `dst`; nothing is sent. `mark` as in [`SocketOptions`],
 /// since it may choose the route.
 ///
 /// # Errors
@@ -103,7 +103,7 @@ pub fn path_mtu(dst: IpAddr, mark: u32) -> Result<u32> {
     if mark != 0 {
         set_u32(fd.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, mark).step("SO_MARK")?;
     }
-    // Any port does: connecting a UDP socket looks up the route and sends nothing.
+    // Any port: connecting a UDP socket looks up the route and sends nothing.
     rustix::net::connect(&fd, &SocketAddr::new(dst, 9)).step("connect")?;
     if dst.is_ipv4() {
         sockopt::ip_mtu(&fd).step("IP_MTU")

@@ -13,7 +13,7 @@ use crate::tun_features::{downwards, sensible};
 
 pub use crate::tun_features::TunFeatures;
 
-/// Bytes of the largest packet that the kernel gives: an IPv6 header and 65,535 bytes.
+/// Bytes of the largest packet of a read: an IPv6 header and 65,535 bytes.
 pub const MAX_PACKET: usize = 40 + 65_535;
 
 /// The outcome of a read.
@@ -21,7 +21,7 @@ pub const MAX_PACKET: usize = 40 + 65_535;
 pub enum TunRead {
     /// A packet of this many bytes.
     Packet(VnetHdr, usize),
-    /// None waits.
+    /// No packet is queued.
     WouldBlock,
     /// The device was deleted.
     Gone,
@@ -30,7 +30,7 @@ pub enum TunRead {
 /// The fate of a packet that was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TunWrite {
-    /// The kernel has it.
+    /// The kernel took the packet.
     Written,
     /// The kernel has no room now.
     WouldBlock,
@@ -61,14 +61,14 @@ pub struct TunQueue {
 }
 
 impl TunQueue {
-    /// Opens a queue of the device `name`, which is made where it isn't there. Each further call
+    /// Opens a queue of the device `name`, which is created if it doesn't exist. Each further call
     /// with the same name adds a queue; the device goes with its last queue.
     ///
-    /// Of the `wanted` offloads as many are set as the kernel has; they are the device's, so all
-    /// queues should want the same.
+    /// Of the `wanted` offloads those are set that the kernel has; they belong to the device, so
+    /// all queues should want the same.
     ///
     /// # Errors
-    /// The kernel's: EPERM without `CAP_NET_ADMIN`, ENOENT without /dev/net/tun, EBUSY where it is
+    /// The kernel's: EPERM without `CAP_NET_ADMIN`, ENOENT without /dev/net/tun, EBUSY if it is
     /// not a multi-queue device, or another program's.
     pub fn open(name: &str, wanted: TunFeatures) -> Result<Self> {
         let mut request = InterfaceRequest {
@@ -119,23 +119,24 @@ impl TunQueue {
         &self.name
     }
 
-    /// The offloads that the kernel has, on or not. Super-packets of these kinds can be written.
+    /// The offloads that the kernel has, enabled or not. Super-packets of these kinds can be
+    /// written.
     #[must_use]
     pub fn supported(&self) -> TunFeatures {
         self.supported
     }
 
-    /// The offloads that are on.
+    /// The enabled offloads.
     #[must_use]
     pub fn features(&self) -> TunFeatures {
         self.features
     }
 
-    /// Reads one packet into `buffer`, which should have [`MAX_PACKET`] bytes: the kernel cuts what
-    /// is longer, without a word.
+    /// Reads one packet into `buffer`, which should have [`MAX_PACKET`] bytes: the kernel
+    /// truncates a longer packet silently.
     ///
     /// # Errors
-    /// The kernel's, where it is none of the outcomes.
+    /// The kernel's, for an error that is none of the outcomes.
     pub fn read(&self, buffer: &mut [u8]) -> Result<TunRead> {
         let mut header = [0; VnetHdr::LEN];
         loop {
@@ -157,7 +158,7 @@ impl TunQueue {
     /// Writes one packet or super-packet.
     ///
     /// # Errors
-    /// The kernel's, where it is none of the outcomes.
+    /// The kernel's, for an error that is none of the outcomes.
     pub fn write(&self, header: &VnetHdr, packet: &[u8]) -> Result<TunWrite> {
         let header = header.to_bytes();
         self.write_parts(&[IoSlice::new(&header), IoSlice::new(packet)])
@@ -167,7 +168,7 @@ impl TunQueue {
     /// [`VnetHdr::to_bytes`].
     ///
     /// # Errors
-    /// The kernel's, where it is none of the outcomes.
+    /// The kernel's, for an error that is none of the outcomes.
     pub fn write_parts(&self, parts: &[IoSlice<'_>]) -> Result<TunWrite> {
         loop {
             let outcome = match rustix::io::writev(&self.fd, parts) {
@@ -185,8 +186,8 @@ impl TunQueue {
         }
     }
 
-    /// Takes the queue out of the device's flow hashing, until [`Self::attach`]: the other queues get
-    /// its flows. What is written to it still passes.
+    /// Takes the queue out of the device's flow hashing, until [`Self::attach`]: the other queues
+    /// get its flows. Writes to it still pass.
     ///
     /// # Errors
     /// The kernel's.
@@ -227,7 +228,7 @@ fn flags(flags: libc::c_int) -> u16 {
     flags as u16
 }
 
-/// Sets what the kernel has of the wanted offloads, trying less and less, and says what is on.
+/// Enables the wanted offloads that the kernel has, by trying fewer and fewer; returns them.
 fn set_features(fd: BorrowedFd<'_>, wanted: TunFeatures) -> Result<TunFeatures> {
     let mut last = Errno::INVAL;
     for offloads in downwards(sensible(wanted)) {

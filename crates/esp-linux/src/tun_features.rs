@@ -1,9 +1,9 @@
-//! The offloads of a TUN device, and what to try where a kernel lacks some.
+//! The offloads of a TUN device, and the combinations to try if a kernel lacks some.
 
 use bitflags::bitflags;
 
 bitflags! {
-    /// The work that the kernel may leave undone in packets that are read (`TUNSETOFFLOAD`).
+    /// Offloads of packets read from the TUN (`TUNSETOFFLOAD`).
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct TunFeatures: libc::c_uint {
         /// Checksums of TCP and UDP.
@@ -38,8 +38,8 @@ pub(crate) fn downwards(wanted: TunFeatures) -> [TunFeatures; 5] {
     ]
 }
 
-/// Leaves out what the kernel would refuse for want of another: all without CSUM, CWR without TCP,
-/// one USO without the other.
+/// Removes features that the kernel refuses without another: all without CSUM, CWR without TCP, one
+/// USO without the other.
 pub(crate) fn sensible(wanted: TunFeatures) -> TunFeatures {
     let mut wanted = wanted;
     if !wanted.contains(TunFeatures::CSUM) {

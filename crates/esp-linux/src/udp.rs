@@ -15,7 +15,7 @@ use crate::sockopt::{self as options, SocketOptions};
 pub use crate::sockopt::path_mtu;
 
 /// The most payload of one GSO send over IPv4. With more the packet is larger than the 64 KiB that
-/// network devices take whole: the kernel would split it in software, without a word.
+/// network devices take whole: the kernel would split it in software, silently.
 pub const MAX_GSO_PAYLOAD_V4: usize = 65_493;
 /// The same over IPv6, whose header is 20 bytes longer.
 pub const MAX_GSO_PAYLOAD_V6: usize = 65_473;
@@ -25,12 +25,12 @@ const MAX_SEGMENTS: usize = 128;
 /// `UDP_MAX_SEGMENTS` of older kernels.
 const MAX_SEGMENTS_BEFORE_6_9: usize = 64;
 
-/// Which offloads are wanted of a socket; what the kernel gave is told by the socket.
+/// Wanted offloads of a socket; the socket itself reports those in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UdpFeatures {
-    /// Send runs of equal-sized datagrams in one call (`UDP_SEGMENT`).
+    /// Send batches of equal-sized datagrams in one call (`UDP_SEGMENT`).
     pub gso: bool,
-    /// Receive runs of datagrams as one (`UDP_GRO`).
+    /// Receive batches of datagrams as one (`UDP_GRO`).
     pub gro: bool,
 }
 
@@ -47,25 +47,25 @@ impl UdpSocket {
     /// Binds `count` sockets to one address and port, steered by SPI modulo `count`: the socket of
     /// index i gets the packets whose SPI modulo `count` is i (see [`bpf::steer_by_spi`]).
     ///
-    /// The order is the kernel's for as long as no socket of the group is closed, so keep all of them
-    /// open until the last goes.
+    /// The kernel keeps the order while no socket of the group is closed, so keep all of them open
+    /// until the last is dropped.
     ///
     /// # Errors
-    /// The kernel's: EADDRINUSE also where another program shares the port by `SO_REUSEPORT`.
+    /// The kernel's: EADDRINUSE also if another program shares the port by `SO_REUSEPORT`.
     pub fn bind_group(
         options: &SocketOptions,
         wanted: UdpFeatures,
         count: u32,
     ) -> Result<Vec<Self>> {
         let open = |options| options::open(options, SocketType::DGRAM, ipproto::UDP);
-        // SO_REUSEPORT would join a stranger's group and lose packets to it: the first socket has it
-        // only once it is bound.
+        // With SO_REUSEPORT the first bind could join another program's group and lose packets to
+        // it, so the option is set after the bind.
         let first = open(options)?;
         rustix::net::bind(&first, &options.local).step("bind")?;
         sockopt::set_socket_reuseport(&first, true).step("SO_REUSEPORT")?;
         let first = Self::new(first, options, wanted)?;
         let options = SocketOptions {
-            // Of port 0 the first one chooses.
+            // With port 0 the first socket chooses.
             local: first.local()?,
             ..*options
         };
@@ -107,20 +107,20 @@ impl UdpSocket {
         SocketAddr::try_from(address).step("getsockname")
     }
 
-    /// The most segments of one GSO send; 1 where the kernel has no UDP GSO or it isn't wanted.
+    /// Most segments of one GSO send; 1 if the kernel has no UDP GSO or it isn't wanted.
     #[must_use]
     pub fn max_segments(&self) -> usize {
         self.max_segments
     }
 
-    /// Tells whether received datagrams come merged.
+    /// True if received datagrams are merged (GRO).
     #[must_use]
     pub fn gro(&self) -> bool {
         self.gro
     }
 
-    /// How many datagrams of `segment_size` bytes one send takes, at least 1. (A shorter one more may
-    /// fit at the end.)
+    /// Number of datagrams of `segment_size` bytes that one send takes, at least 1. (One more,
+    /// shorter, may fit at the end.)
     #[must_use]
     pub fn gso_capacity(&self, segment_size: usize) -> usize {
         let fit = self.max_payload() / segment_size.max(1);
@@ -135,13 +135,13 @@ impl UdpSocket {
         }
     }
 
-    /// Sends a run of datagrams of `segment_size` bytes (the last may be shorter) in one call.
+    /// Sends a batch of datagrams of `segment_size` bytes (the last may be shorter) in one call.
     ///
-    /// A run has at most [`Self::max_segments`] datagrams and [`MAX_GSO_PAYLOAD_V4`] or
+    /// A batch has at most [`Self::max_segments`] datagrams and [`MAX_GSO_PAYLOAD_V4`] or
     /// [`MAX_GSO_PAYLOAD_V6`] bytes.
     ///
     /// # Errors
-    /// `Argument` where the run is over the limits; the kernel's where the socket is unusable.
+    /// `Argument` if the batch is over the limits; the kernel's, if the socket is unusable.
     pub fn send_gso(&self, message: &Transmit<'_>) -> Result<SendOutcome> {
         let (len, segment) = (message.payload.len(), usize::from(message.segment_size));
         if message.is_segmented()
@@ -169,11 +169,11 @@ impl AsFd for UdpSocket {
     }
 }
 
-/// Finds how many segments the kernel takes, by a send from a socket to itself.
+/// Probes the most segments that the kernel takes, by a send from a socket to itself.
 ///
 /// The kernel checks the count after the route and before the device, so it needs no more than a
-/// local address (a wildcard is sent to over the loopback). Where there is none yet, the older limit
-/// is taken.
+/// local address (a wildcard is sent to over the loopback). Without one yet, the older limit is
+/// assumed.
 fn probe_segments(local: IpAddr) -> Result<usize> {
     let options = SocketOptions {
         local: SocketAddr::new(local, 0),

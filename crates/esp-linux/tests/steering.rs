@@ -41,7 +41,7 @@ fn seen(packets: &[Vec<u8>], offset: usize) -> Vec<(u32, u32)> {
         .collect()
 }
 
-/// What the socket of an index must see when each SPI is sent once a round, in this order.
+/// Expected packets of a socket if each SPI is sent once a round, in this order.
 fn expected(index: u32, rounds: u32) -> Vec<(u32, u32)> {
     let of_round = |seq| spis().into_iter().map(move |spi| (spi, seq));
     let all = (0..rounds).flat_map(of_round);

@@ -247,7 +247,7 @@ fn the_largest_run_crosses_a_device_whole() {
         assert_eq!(got[0].1, payload[..largest]);
         message.payload = &payload;
         assert!(matches!(sender.send_gso(&message), Err(Error::Argument(_))));
-        // What the limit is for: past it the kernel cuts the run into its datagrams.
+        // Purpose of the limit: past it the kernel splits the batch into its datagrams.
         let outcome = sender.send_batch(&mut SendArena::new(1), [message]);
         assert_eq!(outcome, Ok(SendOutcome::Sent(1)));
         assert!(receive_udp(&receiver, 2)[0].0.len < largest);

@@ -7,7 +7,7 @@ use esp_core::counters;
 use esp_dataplane::engine;
 use pyo3::prelude::*;
 
-/// The way that an SA or a packet goes, seen from this gateway.
+/// Direction of an SA or a packet, seen from this gateway.
 #[pyclass(
     module = "esp_gw_core",
     frozen,
@@ -50,7 +50,7 @@ impl Counters {
     }
 }
 
-/// Counters of one SA, with the numbers that it has come to and the place of its peer.
+/// Counters of one SA, with its sequence numbers and its peer's address.
 #[pyclass(module = "esp_gw_core", frozen)]
 pub(crate) struct SaCounters {
     #[pyo3(get)]
@@ -112,7 +112,7 @@ impl SaCounters {
     }
 }
 
-/// One offload: whether it is in use, and the reason why it is not, or not everywhere.
+/// State of one offload, with the reason if it is not in use, or not everywhere.
 #[pyclass(module = "esp_gw_core", frozen, get_all)]
 pub(crate) struct OffloadStatus {
     in_use: bool,

@@ -1,4 +1,4 @@
-//! Python bindings of the native data plane: typed values in, typed values out, nothing decided here.
+//! Python bindings of the native data plane: typed values in, typed values out, no decisions.
 //!
 //! The classes are described in `esp_gw_core.pyi`.
 

@@ -35,7 +35,7 @@ impl Network {
     }
 }
 
-/// The inner packets that an SA carries or a policy is about.
+/// Selector of an SA or a policy.
 #[pyclass(module = "esp_gw_core", frozen)]
 pub(crate) struct Selector(selector::Selector);
 

@@ -1,4 +1,4 @@
-//! SAs as they are installed. Their keys go in, and never come out again.
+//! SAs to install. Keys go in and are never returned.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ impl From<Mode> for sa::Mode {
     }
 }
 
-/// One SA as it is wanted.
+/// Specification of one SA.
 #[pyclass(module = "esp_gw_core", frozen)]
 pub(crate) struct Sa(SaSpec);
 

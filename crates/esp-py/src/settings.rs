@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 
 use crate::errors::value_error;
 
-/// How ESP travels.
+/// Encapsulation of ESP.
 #[pyclass(
     module = "esp_gw_core",
     frozen,

@@ -1,5 +1,5 @@
-//! An ESP packet is accepted where it is, byte for byte, one that was sealed, its number is in the
-//! window and new; and then its payload is the one that was sealed. Nothing else is accepted.
+//! An ESP packet is accepted only if it is, byte for byte, a sealed one whose number is in the
+//! window and new. Its payload is then the sealed one.
 #![no_main]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +19,7 @@ struct Input {
     suite: u8,
     esn: bool,
     window: u16,
-    /// Where the peer's numbers begin, with ESN.
+    /// Beginning of the peer's numbers, with ESN.
     epoch: u8,
     packets: Vec<Packet>,
 }
@@ -118,7 +118,7 @@ struct Model {
 }
 
 impl Model {
-    /// Whether a number is accepted, and if so whether it is the highest so far.
+    /// Verdict on a number; true if it is the highest so far.
     fn take(&mut self, seq: u64) -> Option<bool> {
         let new = seq > self.first && seq + self.size > self.highest && self.seen.insert(seq);
         let newest = new && seq > self.highest;

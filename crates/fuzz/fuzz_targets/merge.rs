@@ -1,4 +1,4 @@
-//! Whatever is merged splits into what came: nothing is lost, repaired, reordered or mixed.
+//! Merged packets split into the received ones: none is lost, repaired, reordered or mixed.
 #![no_main]
 
 use arbitrary::Arbitrary;
@@ -26,13 +26,13 @@ struct Flow {
     differs: Differs,
     step: u32,
     owner: u8,
-    /// Which segment of the flow is changed, and how.
+    /// Index of the changed segment, and the change.
     damaged: u8,
     changes: Changes,
     not_authentic: bool,
 }
 
-/// What changes from one segment to the next, their checksums being right.
+/// Changes from one segment to the next, with correct checksums.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Differs {
     Nothing,
@@ -89,8 +89,8 @@ fuzz_target!(|input: Input| {
     assert_eq!(comparable(written), comparable(came));
 });
 
-/// Where nothing may be fragmented, the id says nothing (RFC 6864 4.1), and a fixed one counts up
-/// when it is split again. A checksum that doesn't hold is kept, for it must not be repaired.
+/// With DF the id has no meaning (RFC 6864 4.1), and a fixed one counts up when the super-packet is
+/// split again. A checksum that doesn't hold is kept, for it must not be repaired.
 fn without_id(mut packet: Vec<u8>) -> Vec<u8> {
     let atomic = packet[0] == 0x45 && packet[6] == 0x40 && packet[7] == 0;
     if atomic && sum(&[&packet[..20]]) == 0xFFFF {
@@ -134,7 +134,7 @@ fn packets(flow: &Flow) -> Vec<Vec<u8>> {
             }
             bytes
         })
-        // The way in looks at the length first.
+        // The inbound path checks the length first.
         .filter(|bytes| packet_length(bytes) == Ok(bytes.len()))
         .collect()
 }

@@ -142,7 +142,7 @@ fn as_etherparse_reads_it(packet: &[u8], inner: Option<Inner>) {
     };
     assert_eq!((inner.src, inner.dst), (src, dst));
     assert!(inner.fragment || !fragment);
-    // Where there are two fragment headers, etherparse goes by the first of them.
+    // Of two fragment headers etherparse uses the first.
     if inner.fragment || others.contains(&inner.protocol) {
         return;
     }

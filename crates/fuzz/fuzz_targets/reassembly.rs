@@ -1,4 +1,5 @@
-//! Fragments of a datagram, in any order, become the datagram; what comes out is never anything else.
+//! Fragments of a datagram, in any order, become the datagram; what comes out is never anything
+//! else.
 #![no_main]
 
 use std::time::Duration;

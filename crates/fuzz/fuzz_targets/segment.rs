@@ -16,7 +16,7 @@ struct Input {
     wrong: Option<Wrong>,
 }
 
-/// What the kernel would never say.
+/// Metadata that the kernel would never give.
 #[derive(Arbitrary, Debug)]
 struct Wrong {
     changes: Changes,

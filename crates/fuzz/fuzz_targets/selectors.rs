@@ -104,7 +104,7 @@ fn inner(seen: &Seen) -> Inner {
     }
 }
 
-/// As RFC 4301 4.4.1.1 says it, bit by bit.
+/// RFC 4301 4.4.1.1, bit by bit.
 fn matches(wanted: &Wanted, seen: &Seen) -> bool {
     let text = |last| match address(seen.v6, last) {
         IpAddr::V4(v4) => format!("{:032b}", v4.to_bits()),

@@ -1,4 +1,4 @@
-//! What the fuzz targets share: packets that are right but for what the fuzzer changes.
+//! Shared by the fuzz targets: correct packets with the fuzzer's changes.
 
 #[allow(dead_code, clippy::pedantic)]
 #[path = "../../esp-core/tests/it/build.rs"]
@@ -12,7 +12,7 @@ use esp_core::wire::VnetHdr;
 /// Changes of single bytes, at places modulo the length.
 pub type Changes = Vec<(u16, u8)>;
 
-/// Apply changes; true where any byte became another.
+/// Applies changes; true if a byte differs.
 pub fn change(bytes: &mut [u8], changes: &Changes) -> bool {
     let before = bytes.to_vec();
     for &(at, value) in changes {
@@ -24,7 +24,7 @@ pub fn change(bytes: &mut [u8], changes: &Changes) -> bool {
     before != bytes
 }
 
-/// What a TCP or UDP packet is made of.
+/// Parameters of a TCP or UDP packet.
 #[derive(Arbitrary, Clone, Debug)]
 pub struct Recipe {
     v6: bool,
@@ -71,8 +71,8 @@ impl Recipe {
     }
 }
 
-/// Split as the engine does: the trailer overwrites what lies behind each segment, and the segment
-/// itself is not needed any more. None where the segmenter refuses.
+/// Splits like the engine: the trailer overwrites the bytes behind each segment, and the segment
+/// itself is not needed any more. None if the segmenter refuses.
 #[must_use]
 pub fn split(vnet: &VnetHdr, packet: &[u8]) -> Option<Vec<Vec<u8>>> {
     let mut buf = [packet, &[0; 8]].concat();

@@ -1,5 +1,5 @@
-//! The two ways of a packet as a worker of the native engine goes them, with buffers in place of the
-//! TUN and the socket.
+//! Both directions of a worker of the native engine, with buffers in place of the TUN and the
+//! socket.
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
@@ -32,7 +32,7 @@ pub struct Shared {
     outbound: Arc<OutboundSa>,
     inbound: Arc<InboundSa>,
     spd: Arc<Spd>,
-    /// The numbers that the peer's packets have.
+    /// Sequence numbers of the peer's packets.
     arrived: Arc<AtomicU64>,
 }
 
@@ -103,7 +103,7 @@ impl Way {
         }
     }
 
-    /// Carry what one send or one received buffer has; the number of ESP packets.
+    /// Carries one send or one received buffer; returns the number of ESP packets.
     pub fn batch(&mut self) -> u32 {
         match self {
             Self::Encap(outbound) => outbound.batch(),
@@ -153,7 +153,7 @@ impl Outbound {
     fn batch(&mut self) -> u32 {
         let (mut at, mut packets) = (0, 0);
         for _ in 0..self.reads {
-            // As a TUN read would, only shorter: the headers are all that must be whole.
+            // Stands for a TUN read; only the headers must be restored.
             self.input[..HEAD].copy_from_slice(&self.head);
             packets += self.forward(&mut at);
         }
@@ -248,7 +248,7 @@ impl Inbound {
             let slot = 0;
             assert!(self.sa.comes_by(Encapsulation::Udp, true));
             let text_len = self.opener.text_len(esp.len()).unwrap();
-            // A thread that the kernel held up has numbers that are old by now.
+            // The numbers of a preempted thread may have left the window.
             if self.sa.window.check(number).is_err() {
                 continue;
             }

@@ -145,7 +145,8 @@ impl fmt::Display for ProviderError {
 
 impl std::error::Error for ProviderError {}
 
-/// Maker of the AEADs of SAs: a choice among the libraries, or a factory that also has accelerators.
+/// Maker of the AEADs of SAs: a choice among the libraries, or a factory that also has
+/// accelerators.
 pub trait MakeAead {
     /// Makes the AEAD of a suite with this key, for one worker.
     ///

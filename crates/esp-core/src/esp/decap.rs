@@ -11,7 +11,7 @@ use crate::wire::u32_at;
 const KEEPALIVE: u8 = 0xFF;
 const NON_ESP_MARKER: u32 = 0;
 
-/// The kinds of datagrams that come from outside.
+/// The kinds of received datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Datagram {
     /// ESP, with its SPI.
@@ -20,7 +20,7 @@ pub enum Datagram {
     Keepalive,
 }
 
-/// Tells what a datagram is; for protocol 50, `esp` begins behind the outer IP header.
+/// Demultiplexes a datagram; for protocol 50, `esp` begins behind the outer IP header.
 ///
 /// # Errors
 /// `TooShort`, `IkeDatagram` (in UDP only).
@@ -82,7 +82,7 @@ impl<A: ?Sized> Opener<A> {
     /// Bytes of the text, payload and trailer, of an ESP packet of `esp_len` bytes.
     ///
     /// # Errors
-    /// `TooShort` where that is no ESP packet's length.
+    /// `TooShort` if no ESP packet has this length.
     pub const fn text_len(&self, esp_len: usize) -> Result<usize, DropReason> {
         if esp_len < self.suite.esp_len(0) || esp_len % 4 != 0 {
             return Err(DropReason::TooShort);
@@ -90,7 +90,7 @@ impl<A: ?Sized> Opener<A> {
         Ok(esp_len - self.suite.overhead())
     }
 
-    /// Finds a packet's sequence number and sees whether it can be accepted, before it is opened.
+    /// Infers a packet's sequence number and checks it against the window, before it is opened.
     ///
     /// # Errors
     /// `TooShort`, `ReplayOld`, `ReplayDuplicate`.
@@ -115,8 +115,8 @@ impl<A: ?Sized> Opener<A> {
 }
 
 impl Opener {
-    /// Opens a packet, SPI to ICV, whose number `check` has found. `text` has `text_len` bytes; on an
-    /// error it is all zeros. RFC 4106 3 to 5, RFC 7634 2.
+    /// Opens a packet, SPI to ICV, whose number `check` has found. `text` has `text_len` bytes; on
+    /// an error it is all zeros. RFC 4106 3 to 5, RFC 7634 2.
     ///
     /// # Errors
     /// `TooShort`, `AuthFailed`.
@@ -130,10 +130,10 @@ impl Opener {
             .map_err(|_| DropReason::AuthFailed)
     }
 
-    /// Check, open, commit and read the trailer of one packet, in the order of RFC 4303 3.4; its
-    /// payload is at the beginning of `text`, which has `text_len` bytes.
+    /// Checks, opens, commits and reads the trailer of one packet, in the order of RFC 4303 3.4;
+    /// its payload is at the beginning of `text`, which has `text_len` bytes.
     ///
-    /// With the payload comes whether the packet's number is the highest so far.
+    /// Returns the payload, and true if the packet's number is the highest so far.
     ///
     /// # Errors
     /// `TooShort`, `ReplayOld`, `ReplayDuplicate`, `AuthFailed`, and for an authenticated packet
@@ -152,8 +152,8 @@ impl Opener {
 }
 
 impl BatchOpener {
-    /// Announces a packet that is likely to be opened soon. Nothing is decided about it: `check` and
-    /// `complete` do that, in its turn.
+    /// Announces a packet that is likely to be opened soon. Nothing is decided about it: `check`
+    /// and `complete` do that, in its turn.
     pub fn submit(&mut self, window: &ReplayWindow, esp: &[u8]) {
         if let (Ok(seq), Some((head, sealed))) = (self.check(window, esp), esp.split_first_chunk())
         {

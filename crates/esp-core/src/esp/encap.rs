@@ -33,8 +33,8 @@ pub(crate) fn nonce(salt: [u8; SALT_LEN], iv: [u8; 8]) -> [u8; NONCE_LEN] {
     nonce
 }
 
-/// Seals the packets of one outbound SA for one worker: `Sealer` by a library, [`BatchSealer`] by an
-/// AEAD that works in batches.
+/// Seals the packets of one outbound SA for one worker: `Sealer` by a library, [`BatchSealer`] by
+/// an AEAD that works in batches.
 pub struct Sealer<A: ?Sized = dyn Aead> {
     aead: Box<A>,
     suite: &'static Suite,
@@ -111,7 +111,8 @@ impl<A: ?Sized> Sealer<A> {
 }
 
 impl Sealer {
-    /// Seals the first `payload_len` bytes of `buf` as one ESP packet into `out`; returns its length.
+    /// Seals the first `payload_len` bytes of `buf` as one ESP packet into `out`; returns its
+    /// length.
     ///
     /// The trailer, 2 to 5 bytes, is written into `buf` behind the payload; `out` has `esp_len`
     /// bytes or more. `seq` comes from the SA's `SeqCounter` and is used for this packet alone: it

@@ -1,5 +1,5 @@
-//! ESP itself (RFC 4303): suites and AEADs, sequence numbers, the anti-replay window, SAs, one packet
-//! sealed and one opened.
+//! ESP itself (RFC 4303): suites and AEADs, sequence numbers, the anti-replay window, SAs, one
+//! packet sealed and one opened.
 
 pub mod aead;
 pub mod decap;

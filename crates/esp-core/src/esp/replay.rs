@@ -10,23 +10,24 @@ const BLOCK: u64 = 16;
 const BITS: u64 = 0xFFFF;
 const ID_BITS: u32 = 48;
 
-/// Which of the last `size` sequence numbers were seen (RFC 4303 3.4.3).
+/// Anti-replay window: the last `size` sequence numbers that were seen (RFC 4303 3.4.3).
 ///
-/// As in RFC 6479 the window is a ring of blocks indexed by the number, one block longer than the
-/// window, so that nothing is shifted when it moves. Each block carries its own number above its 16
-/// bits, so that nothing is cleared either, and one compare-and-swap settles who accepts a number:
-/// of any two packets with one number, at most one is accepted, whoever opens them.
+/// The window is, like that of RFC 6479, a ring of blocks indexed by the number, one block longer
+/// than the window, so that nothing is shifted when it moves. Each block carries its own number
+/// above its 16 bits, so that nothing is cleared either, and one compare-and-swap settles who
+/// accepts a number: of any two packets with one number, at most one is accepted, whoever opens
+/// them.
 ///
-/// A block's number is kept modulo 2^48; it is told right while the peer's numbers jump by less
+/// A block's number is kept modulo 2^48; it is unambiguous while the peer's numbers jump by less
 /// than 2^51, and `infer` finds none further than 2^32 away.
 ///
-/// The ring is made for the first packet: of thousands of SAs many may never see one.
+/// The ring is allocated with the first packet: of thousands of SAs many may never see one.
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct ReplayWindow {
     highest: AtomicU64,
     size: u64,
-    /// The highest number that counted as seen at the beginning.
+    /// The replay floor that the window began with.
     start: u64,
     ring: OnceLock<Box<[AtomicU64]>>,
 }
@@ -42,7 +43,7 @@ impl ReplayWindow {
             start: highest,
             ring: OnceLock::new(),
         };
-        // The model checker doesn't see what a OnceLock orders; it gets the ring made before.
+        // The model checker doesn't model the ordering of a OnceLock, so the ring is made here.
         #[cfg(loom)]
         window.ring.get_or_init(|| window.make_ring());
         window
@@ -82,7 +83,7 @@ impl ReplayWindow {
         u64::try_from(left_edge + ahead).unwrap_or(0)
     }
 
-    /// Says whether a packet with this number can be accepted (RFC 4303 3.4.3).
+    /// Checks that a packet with this number can be accepted (RFC 4303 3.4.3).
     ///
     /// # Errors
     /// `ReplayOld`, `ReplayDuplicate`.
@@ -97,10 +98,10 @@ impl ReplayWindow {
         }
     }
 
-    /// Notes the number of an authenticated packet; true if it is the highest so far.
+    /// Marks the number of an authenticated packet as seen; true if it is the highest so far.
     ///
     /// # Errors
-    /// `ReplayOld`, `ReplayDuplicate` where that became so since `check`: drop the packet.
+    /// `ReplayOld`, `ReplayDuplicate` if another packet made it so since `check`: drop the packet.
     pub fn commit(&self, seq: u64) -> Result<bool, DropReason> {
         self.check_age(seq)?;
         let block = seq / BLOCK;
@@ -147,7 +148,7 @@ const fn bit(seq: u64) -> u64 {
     1 << (seq % BLOCK)
 }
 
-/// How far a block is ahead of the one held, negative for behind, modulo 2^48.
+/// Distance of a block ahead of the one held, modulo 2^48; negative if it is behind.
 #[allow(clippy::cast_possible_wrap)] // the sign is wanted
 const fn ahead(block: u64, held: u64) -> i64 {
     (block.wrapping_sub(held >> BLOCK) << (64 - ID_BITS)) as i64

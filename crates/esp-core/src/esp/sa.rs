@@ -1,4 +1,4 @@
-//! Security associations: what they are, and what all workers share of one (RFC 4301 4.4.2.1).
+//! Security associations and the state of one that all workers share (RFC 4301 4.4.2.1).
 
 use std::fmt;
 use std::net::IpAddr;
@@ -24,16 +24,16 @@ pub enum Mode {
     Transport,
 }
 
-/// How ESP travels.
+/// Encapsulation of ESP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Encapsulation {
     /// In UDP (RFC 3948).
     Udp,
-    /// As IP protocol 50.
+    /// IP protocol 50.
     None,
 }
 
-/// The secret of one SA: never shown, zeroed when it is dropped, as is every copy.
+/// Key material of one SA: never shown, zeroed on drop, as is every copy.
 #[derive(Clone)]
 pub struct KeyMaterial {
     key: Zeroizing<Vec<u8>>,
@@ -41,7 +41,8 @@ pub struct KeyMaterial {
 }
 
 impl KeyMaterial {
-    /// Splits `key || salt`, the order of RFC 4106 8.1; None where it isn't of the suite's size.
+    /// Splits `key || salt`, the order of RFC 4106 8.1; None if it has another size than the
+    /// suite's.
     #[must_use]
     pub fn new(suite: &Suite, keymat: &[u8]) -> Option<Self> {
         let (key, salt) = keymat.split_at_checked(suite.key_len)?;
@@ -70,7 +71,7 @@ impl fmt::Debug for KeyMaterial {
     }
 }
 
-/// One SA as it is wanted; what changes while it runs is in `OutboundSa` and `InboundSa`.
+/// Specification of one SA; state that changes is in `OutboundSa` and `InboundSa`.
 #[derive(Clone, Debug)]
 pub struct SaSpec {
     /// The SA's name.
@@ -91,7 +92,7 @@ pub struct SaSpec {
     pub remote: IpAddr,
     /// The peer's UDP port.
     pub remote_port: u16,
-    /// Which inner packets the SA may carry: any of these.
+    /// Selectors of the inner packets that the SA may carry; one must match.
     pub selectors: Vec<Selector>,
     /// True if sequence numbers have 64 bits (RFC 4303 2.2.1).
     pub esn: bool,
@@ -99,7 +100,7 @@ pub struct SaSpec {
     pub replay_window: u16,
     /// The SA of the other direction.
     pub pair: Option<Arc<str>>,
-    /// The tunnel whose SAs have one peer, wherever it moves.
+    /// The tunnel whose SAs share one peer address.
     pub tunnel: Option<Arc<str>>,
 }
 
@@ -118,7 +119,7 @@ impl SaSpec {
 /// An outbound SA.
 #[derive(Debug)]
 pub struct OutboundSa {
-    /// The SA as it is wanted.
+    /// The SA's specification.
     pub spec: SaSpec,
     /// Its sequence numbers.
     pub seq: SeqCounter,
@@ -134,7 +135,7 @@ impl OutboundSa {
         Ok(Self { spec, seq })
     }
 
-    /// Tells whether the SA may carry a packet that leaves here.
+    /// True if the SA may carry an outbound packet.
     #[must_use]
     pub fn carries(&self, inner: &Inner) -> bool {
         self.spec
@@ -162,7 +163,7 @@ impl OutboundSa {
 /// An inbound SA.
 #[derive(Debug)]
 pub struct InboundSa {
-    /// The SA as it is wanted.
+    /// The SA's specification.
     pub spec: SaSpec,
     /// Its anti-replay window.
     pub window: ReplayWindow,
@@ -176,7 +177,7 @@ impl InboundSa {
         Self { spec, window }
     }
 
-    /// Tells whether the SA may carry a packet that came out of it (RFC 4301 5.2).
+    /// True if the SA may carry a packet that was opened with it (RFC 4301 5.2).
     #[must_use]
     pub fn carries(&self, inner: &Inner) -> bool {
         self.spec
@@ -185,7 +186,7 @@ impl InboundSa {
             .any(|selector| selector.matches_inbound(inner))
     }
 
-    /// Tells whether the SA's packets come this way: in UDP or not, over IPv4 or not.
+    /// True if this encapsulation and outer IP version are the SA's.
     #[must_use]
     pub fn comes_by(&self, encapsulation: Encapsulation, ipv4: bool) -> bool {
         self.spec.encapsulation == encapsulation && self.spec.local.is_ipv4() == ipv4

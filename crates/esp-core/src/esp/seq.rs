@@ -6,7 +6,7 @@ use std::fmt;
 use crate::DropReason;
 use crate::esp::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, lock};
 
-/// A mark that is told already.
+/// Sentinel: threshold already reported.
 const NEVER: u64 = u64::MAX;
 
 /// Sequence numbers `first` to `last`, both included and on disk as used; none where `last` is
@@ -19,12 +19,12 @@ pub struct Lease {
     pub last: u64,
 }
 
-/// Numbers that one worker may use, and nobody else: `count` from `first` on.
+/// Numbers reserved for one worker: `count` from `first` on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SeqRange {
     /// The lowest number.
     pub first: u64,
-    /// How many there are, at least one.
+    /// Number of sequence numbers, at least one.
     pub count: u32,
 }
 
@@ -36,12 +36,12 @@ impl SeqRange {
     }
 }
 
-/// A lease that begins at 0, overlaps those before it, or goes back.
+/// A lease that begins at 0, overlaps an earlier one, or goes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseError {
     /// The refused lease.
     pub lease: Lease,
-    /// The highest number that was leased before.
+    /// The highest number leased so far.
     pub leased: u64,
 }
 
@@ -68,12 +68,12 @@ pub struct SeqCounter {
     used: AtomicU64,
     /// The highest number that may be given out now.
     limit: AtomicU64,
-    /// Once `used` reaches it, half of what there was at the last extension is used.
+    /// Threshold of `used`: half of the numbers that were left at the last extension.
     low: AtomicU64,
     soft: AtomicU64,
     expired: AtomicBool,
     last_seq: u64,
-    /// Leases behind a gap: what is above the first, up to the second.
+    /// Leases behind a gap, each the numbers above the first value up to the second.
     later: Mutex<VecDeque<(u64, u64)>>,
 }
 
@@ -88,7 +88,7 @@ impl SeqCounter {
             .checked_sub(1)
             .ok_or(LeaseError { lease, leased: 0 })?;
         let used = before.min(last_seq);
-        // An eighth of the numbers is left: without ESN that is hours at a gigabit, time to act.
+        // Soft lifetime with an eighth of the numbers left: without ESN, hours at a gigabit.
         let soft = (last_seq - last_seq / 8).saturating_sub(1);
         let counter = Self {
             used: AtomicU64::new(used),
@@ -103,11 +103,11 @@ impl SeqCounter {
         Ok(counter)
     }
 
-    /// Adds the numbers of a lease that begins where the last one ends, or later; those behind the
-    /// SA's last one are left out.
+    /// Adds the numbers of a lease that begins where the last one ends, or later; numbers beyond
+    /// the SA's last one are left out.
     ///
     /// # Errors
-    /// `LeaseError` for a lease that overlaps those before it or goes back.
+    /// `LeaseError` for a lease that overlaps an earlier one or goes back.
     pub fn extend(&self, lease: Lease) -> Result<(), LeaseError> {
         let mut later = lock(&self.later);
         let limit = self.limit.load(Ordering::Acquire);
@@ -128,14 +128,14 @@ impl SeqCounter {
         Ok(())
     }
 
-    /// Takes up to `n` numbers, in one piece; may give fewer, never none.
+    /// Reserves up to `n` consecutive numbers; may return fewer, never none.
     ///
     /// # Errors
     /// `LeaseExhausted`, `SeqExhausted`.
     pub fn reserve(&self, n: u32) -> Result<SeqRange, DropReason> {
         let mut used = self.used.load(Ordering::Acquire);
         loop {
-            // Read after `used`: where a new lease is seen here, the swap below fails.
+            // Read after `used`: if a new lease is seen here, the swap below fails.
             let limit = self.limit.load(Ordering::Acquire);
             if used >= limit {
                 self.next_lease()?;
@@ -160,7 +160,7 @@ impl SeqCounter {
         }
     }
 
-    /// Goes on to the next lease, unless another worker did.
+    /// Moves to the next lease, unless another worker has.
     fn next_lease(&self) -> Result<(), DropReason> {
         let mut later = lock(&self.later);
         loop {
@@ -172,7 +172,7 @@ impl SeqCounter {
                 return Err(DropReason::SeqExhausted);
             }
             let (before, last) = later.pop_front().ok_or(DropReason::LeaseExhausted)?;
-            // First `used`, then `limit`: between the two, nobody finds a number.
+            // First `used`, then `limit`: between the two stores no number can be reserved.
             self.used.store(before, Ordering::Release);
             self.limit.store(last, Ordering::Release);
         }
@@ -199,25 +199,25 @@ impl SeqCounter {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// The highest number that may be given out before a gap or the end of what is leased.
+    /// The highest number that may be given out before a gap or the end of the leases.
     #[must_use]
     pub fn limit(&self) -> u64 {
         self.limit.load(Ordering::Relaxed)
     }
 
-    /// Tells whether half of the numbers are used since the last extension; true once for each.
+    /// True if half of the numbers are used since the last extension; once for each extension.
     #[must_use]
     pub fn passed_low(&self) -> bool {
         self.passed(&self.low)
     }
 
-    /// Tells whether an eighth of all the SA's numbers, or less, is left; true once.
+    /// True if an eighth of the SA's numbers, or less, is left; once.
     #[must_use]
     pub fn passed_soft(&self) -> bool {
         self.passed(&self.soft)
     }
 
-    /// Notes that the last number is used; true once.
+    /// Records that the last number is used; true once.
     #[must_use]
     pub fn expire(&self) -> bool {
         !self.expired.swap(true, Ordering::Relaxed)

@@ -1,4 +1,4 @@
-//! The AEADs that ESP is sealed with, and the sizes they give its packets.
+//! Suites: AEADs of ESP with their sizes.
 
 use std::fmt;
 
@@ -29,7 +29,7 @@ pub enum Cipher {
 /// An AEAD with its sizes in bytes; salt 4 and IV 8 in all of them.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Suite {
-    /// As the configuration writes it.
+    /// Name in the configuration.
     pub name: &'static str,
     /// The algorithm.
     pub cipher: Cipher,
@@ -48,7 +48,7 @@ const fn aes(name: &'static str, cipher: Cipher, key_len: usize, icv_len: usize)
     }
 }
 
-/// Every suite there is.
+/// Every suite.
 pub static SUITES: [Suite; 11] = [
     aes("aes256gcm16", Cipher::AesGcm, 32, 16),
     aes("aes256gcm12", Cipher::AesGcm, 32, 12),

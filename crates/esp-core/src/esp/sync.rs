@@ -1,4 +1,4 @@
-//! The primitives that workers share, so that loom can stand in for them.
+//! Synchronization primitives, of std or of loom.
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{
@@ -11,7 +11,7 @@ pub(crate) use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-/// Lock; what is behind it is whole even where another holder panicked.
+/// Locks a mutex. A poisoned one is used: its data is consistent even after a holder's panic.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex
         .lock()

@@ -1,9 +1,9 @@
-//! Packets opened straight into place and merged with their neighbours, so that one write gives
-//! the TUN many (generic receive offload).
+//! GRO: packets are opened in place and merged with their neighbours into super-packets for one TUN
+//! write.
 //!
 //! A text is opened where its payload continues the payload before it; its headers then lie over
-//! the end of that payload, which is kept aside and put back. Where the packet turns out not to
-//! fit, it moves to the other of two buffers and begins a new super-packet there.
+//! the end of that payload, which is saved and restored. A packet that can't be merged moves to the
+//! other of two buffers and begins a new super-packet there.
 
 use crate::DropReason;
 use crate::offload::merge::{
@@ -14,7 +14,8 @@ use crate::wire::protocol::{TCP, UDP};
 
 /// Bytes of the largest super-packet.
 pub const MAX_LEN: usize = 65535;
-/// Room in front of a packet, for the `virtio_net_hdr`; a cache line, so that the packet begins one.
+/// Room in front of a packet, for the `virtio_net_hdr`; a cache line, so that the packet begins
+/// one.
 const HEADROOM: usize = 64;
 /// Beyond the largest packet: a rebuilt header, a trailer.
 const TAILROOM: usize = 512;
@@ -42,24 +43,24 @@ pub struct Ready<'a> {
     pub packets: u16,
     /// Their bytes.
     pub bytes: u64,
-    /// Whose they are: as given to `accept`.
+    /// The owner that was given to `accept`.
     pub owner: u64,
 }
 
-/// A super-packet that grows, from `HEADROOM` on in its buffer.
+/// The open super-packet, from `HEADROOM` on in its buffer.
 #[derive(Clone, Copy, Debug)]
 struct Super {
     owner: u64,
     length: usize,
     packets: u16,
     bytes: u64,
-    /// None: nothing is merged with it.
+    /// None if no packet can be merged with it.
     shape: Option<Shape>,
     gso_size: usize,
     push: bool,
     window: u16,
     fixed_id: Option<bool>,
-    /// True if the first packet's checksums were found right; looked at when a second comes.
+    /// True if the first packet's checksums hold; verified when a second one arrives.
     verified: bool,
 }
 
@@ -101,7 +102,7 @@ impl Coalescer {
         }
     }
 
-    /// Merges something else from the next packet on; what was merged should be flushed before.
+    /// Changes the limits from the next packet on; the super-packet should be flushed before.
     pub fn set_merging(&mut self, merging: Merging) {
         self.merging = Merging {
             vnet_len: merging.vnet_len.min(HEADROOM),
@@ -109,9 +110,9 @@ impl Coalescer {
         };
     }
 
-    /// Gives `length` bytes to open a packet into, where it would continue the super-packet. In
-    /// transport mode they include the rebuilt IP header, in front of the text. A place that was
-    /// given before and not accepted is taken back.
+    /// Returns the `length` bytes to open a packet into, at the place that continues the
+    /// super-packet. In transport mode they include the rebuilt IP header in front of the text. An
+    /// earlier place that was not accepted is released.
     ///
     /// # Errors
     /// `MalformedInner` for more bytes than any packet has.
@@ -149,13 +150,12 @@ impl Coalescer {
         place.ok_or(DropReason::MalformedInner)
     }
 
-    /// The place at which a packet continues the super-packet, and the bytes of headers that it is
-    /// to have.
+    /// The place at which a packet continues the super-packet, and the length of its headers.
     fn continuation(&self, building: &Super, length: usize) -> Option<(usize, usize)> {
         let shape = building.shape.as_ref()?;
         let open = !building.push
             && building.packets < self.merging.max_segments
-            // A packet shorter than the first was the last.
+            // A packet shorter than the first ends the super-packet.
             && building.bytes
                 == (building.gso_size + shape.headers_len) as u64 * u64::from(building.packets)
             && length > shape.headers_len
@@ -168,7 +168,7 @@ impl Coalescer {
         })
     }
 
-    /// The place that was given last, empty where there is none.
+    /// The current place, empty if there is none.
     pub fn placed(&mut self) -> &mut [u8] {
         let Some(Placed {
             at,
@@ -186,7 +186,7 @@ impl Coalescer {
         buffer.get_mut(at..at + length).unwrap_or_default()
     }
 
-    /// Takes the place back: the packet was dropped.
+    /// Releases the place of a dropped packet.
     pub fn cancel(&mut self) {
         if let Some(Placed {
             at,
@@ -209,9 +209,9 @@ impl Coalescer {
         }
     }
 
-    /// Takes the packet that lies in the first `length` bytes of the place; it is merged or begins
-    /// anew, and what it can't be merged with is returned, to be written before anything else is
-    /// placed. Packets of different owners (SAs) are not merged.
+    /// Accepts the packet in the first `length` bytes of the place: it is merged or begins a new
+    /// super-packet. A super-packet that it can't join is returned, and must be written before the
+    /// next `place`. Packets of different owners (SAs) are not merged.
     pub fn accept(&mut self, length: usize, owner: u64) -> Option<Ready<'_>> {
         let placed = self.placed.take()?;
         let length = length.min(placed.length);
@@ -284,7 +284,7 @@ impl Coalescer {
         }
     }
 
-    /// Gives what was merged so far, to be written before anything else is placed.
+    /// Returns the open super-packet, which must be written before the next `place`.
     pub fn flush(&mut self) -> Option<Ready<'_>> {
         self.cancel();
         let building = self.building.take()?;
@@ -293,7 +293,7 @@ impl Coalescer {
 }
 
 impl Super {
-    /// Counts a packet in, if its headers and checksums allow it; the payload is behind `whole`.
+    /// Adds a packet if its headers and checksums allow it; the payload is behind `whole`.
     fn takes(&mut self, shape: &Shape, whole: &[u8], headers: &[u8], payload: &[u8]) -> bool {
         let (first, merged) = whole.split_at(shape.headers_len);
         let is_tcp = shape.protocol == TCP;

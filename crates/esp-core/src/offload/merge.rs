@@ -14,13 +14,13 @@ const PSH: u8 = 0x08;
 const DF: u16 = 0x4000;
 const MORE_OR_OFFSET: u16 = 0x3FFF;
 
-/// The sizes of a packet that others may be merged with, in bytes.
+/// Sizes in bytes of a packet that can be merged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
     pub(crate) protocol: u8,
     pub(crate) ip_len: usize,
     pub(crate) headers_len: usize,
-    /// TCP: data is to be handed on at once, nothing may follow.
+    /// TCP PSH: no packet may follow in the super-packet.
     pub(crate) push: bool,
 }
 
@@ -52,7 +52,7 @@ impl Shape {
                 }
                 (length, flags & PSH != 0)
             }
-            // A checksum of 0 says that there is none: it would get one when it is split again.
+            // UDP without a checksum (0) would get one when it is split again.
             UDP if usize::from(u16_at(upper, 4)?) == upper.len() && u16_at(upper, 6)? != 0 => {
                 (UDP_HEADER_LEN, false)
             }
@@ -71,7 +71,7 @@ impl Shape {
     }
 }
 
-/// Tells whether the checksums of a packet hold, its headers and its payload apart.
+/// True if the checksums of a packet hold; headers and payload are separate slices.
 pub(crate) fn checksums_hold(shape: &Shape, headers: &[u8], payload: &[u8]) -> bool {
     let (ip, upper) = headers.split_at(shape.ip_len);
     let length = u32::try_from(upper.len() + payload.len()).unwrap_or(u32::MAX);
@@ -82,7 +82,7 @@ pub(crate) fn checksums_hold(shape: &Shape, headers: &[u8], payload: &[u8]) -> b
     ip_holds && sum.folded() == 0xFFFF
 }
 
-/// Tells whether two headers of one shape differ only where those of neighbours may.
+/// True if two headers of one shape differ only in fields in which neighbours may.
 pub(crate) fn same_flow(shape: &Shape, first: &[u8], next: &[u8]) -> bool {
     let same = |range: std::ops::Range<usize>| match (first.get(range.clone()), next.get(range)) {
         (Some(a), Some(b)) => a == b,
@@ -104,8 +104,8 @@ pub(crate) fn same_flow(shape: &Shape, first: &[u8], next: &[u8]) -> bool {
     same_ip && same_upper
 }
 
-/// Tells whether the IPv4 id of the packet that comes `distance` behind the first fits: it counts
-/// up or, where nothing may be fragmented, stays. `fixed` is which of the two it was so far.
+/// True if the IPv4 id of the packet `distance` behind the first continues the sequence: it counts
+/// up or, with DF, stays. `fixed` is the kind seen so far.
 pub(crate) fn id_fits(first: &[u8], next: &[u8], distance: u16, fixed: &mut Option<bool>) -> bool {
     if version(first) == 6 {
         return true;
@@ -134,7 +134,7 @@ pub(crate) fn tcp_window(shape: &Shape, headers: &[u8]) -> u16 {
     u16_at(headers, shape.ip_len + 14).unwrap_or_default()
 }
 
-/// Makes the first packet's headers those of the whole and says in `vnet` how to split it.
+/// Turns the first packet's headers into those of the super-packet and returns its `VnetHdr`.
 ///
 /// The checksum field gets the pseudo-header's sum, not inverted, for the kernel or the network
 /// card to complete.
@@ -146,7 +146,7 @@ pub(crate) fn finish(
     window: u16,
 ) -> VnetHdr {
     let is_ipv4 = version(packet) == 4;
-    // 65535 at most: the merging ends there.
+    // At most 65535, the limit of merging.
     let length = u16::try_from(packet.len()).unwrap_or(u16::MAX);
     let ip_len = u16::try_from(shape.ip_len).unwrap_or_default();
     let upper_len = length.saturating_sub(ip_len);

@@ -1,4 +1,4 @@
-//! Super-packets: those of the TUN segmented, and neighbours of one flow merged.
+//! Super-packets: segmentation (GSO) of TUN reads, merging (GRO) for TUN writes.
 
 pub mod coalesce;
 mod merge;

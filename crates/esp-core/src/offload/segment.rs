@@ -1,8 +1,8 @@
-//! A super-packet split where it lies, one segment at a time (generic segmentation offload).
+//! In-place segmentation of a super-packet, one segment at a time (GSO).
 //!
 //! Nothing is copied: the headers of a segment are written directly in front of its payload, over
-//! bytes of the segment before it, which is sealed by then. What the ESP trailer overwrites of the
-//! next segment is put back before that one's turn.
+//! bytes of the segment before it, which is sealed by then. The bytes of the next segment that the
+//! ESP trailer overwrites are restored before its turn.
 
 use std::ops::Range;
 
@@ -28,8 +28,7 @@ enum Kind {
     Udp,
 }
 
-/// Gives the segments of what one TUN read returned; a packet that is not a super-packet is its own
-/// only segment.
+/// Iterator over the segments of one TUN read; a packet that is not a super-packet is one segment.
 #[derive(Debug)]
 pub struct Segmenter {
     kind: Kind,
@@ -46,11 +45,11 @@ pub struct Segmenter {
 }
 
 impl Segmenter {
-    /// Looks at a packet of `length` bytes at the beginning of `buf`; where it is no super-packet,
-    /// its checksum is completed if it needs that.
+    /// Parses a packet of `length` bytes at the beginning of `buf`. A partial checksum of a packet
+    /// that is no super-packet is completed.
     ///
     /// # Errors
-    /// `MalformedInner` where `vnet` and the packet's headers don't agree.
+    /// `MalformedInner` if `vnet` and the packet's headers don't agree.
     pub fn new(vnet: &VnetHdr, buf: &mut [u8], length: usize) -> Result<Self, DropReason> {
         let packet = buf.get_mut(..length).ok_or(DropReason::MalformedInner)?;
         if packet_length(packet)? != length {
@@ -112,7 +111,7 @@ impl Segmenter {
         }
     }
 
-    /// How many segments there are in all.
+    /// Number of segments.
     #[must_use]
     pub const fn count(&self) -> usize {
         self.count
@@ -134,8 +133,8 @@ impl Segmenter {
         }
     }
 
-    /// Puts the next segment together in `buf`, which is the one that `new` was given; returns where
-    /// it lies, None when all were given.
+    /// Builds the next segment in `buf`, the buffer that `new` was given; returns its place, None
+    /// after the last one.
     ///
     /// Until the next call the segment is a whole IP packet, its checksums right, with 8 bytes
     /// behind it that may be overwritten (as far as `buf` goes).
@@ -199,7 +198,7 @@ impl Segmenter {
         }
         put_u16(upper, checksum_at, 0);
         let checksum = pseudo.bytes(upper).checksum();
-        // To UDP, 0 means that there is none (RFC 768).
+        // In UDP, 0 means no checksum (RFC 768).
         let none = self.kind == Kind::Udp && checksum == 0;
         put_u16(upper, checksum_at, if none { 0xFFFF } else { checksum });
     }

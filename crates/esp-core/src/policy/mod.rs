@@ -1,4 +1,4 @@
-//! Which packets an SA carries, and which need one (RFC 4301 4.4.1).
+//! Selectors and the SPD (RFC 4301 4.4.1).
 
 pub mod selector;
 pub mod spd;

@@ -41,7 +41,7 @@ impl Prefix {
         self.bits
     }
 
-    /// Tells whether an address of the same version is in the network.
+    /// True if an address of the same version is in the network.
     #[must_use]
     pub const fn contains(&self, address: u128) -> bool {
         address & mask(self.version, self.bits) == self.network
@@ -78,18 +78,18 @@ pub struct Selector {
     pub protocol: Option<u8>,
     /// None for any, ports or none; a range matches only packets that carry ports.
     pub local_port: Option<RangeInclusive<u16>>,
-    /// Likewise.
+    /// The same for the port on the peer's side.
     pub remote_port: Option<RangeInclusive<u16>>,
 }
 
 impl Selector {
-    /// Tells whether only packets with certain ports match.
+    /// True if only packets with certain ports match.
     #[must_use]
     pub const fn names_ports(&self) -> bool {
         self.local_port.is_some() || self.remote_port.is_some()
     }
 
-    /// Tells whether a fragment that leaves here is the selector's but for the ports, which the whole
+    /// True if an outbound fragment matches the selector but for the ports, which the whole
     /// packet may have.
     #[must_use]
     pub fn may_match_whole(&self, fragment: &Inner) -> bool {
@@ -98,7 +98,7 @@ impl Selector {
             && self.matches_but_ports(fragment)
     }
 
-    /// Tells whether a packet that leaves here is the selector's: its source is local.
+    /// True if an outbound packet matches: its source is local.
     #[must_use]
     pub fn matches_outbound(&self, inner: &Inner) -> bool {
         self.local.contains(inner.src)
@@ -106,7 +106,7 @@ impl Selector {
             && self.matches(inner, inner.src_port, inner.dst_port)
     }
 
-    /// Tells whether a packet that came out of an SA is the selector's: its destination is local.
+    /// True if an inbound inner packet matches: its destination is local.
     #[must_use]
     pub fn matches_inbound(&self, inner: &Inner) -> bool {
         self.local.contains(inner.dst)

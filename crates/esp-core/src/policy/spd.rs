@@ -24,14 +24,14 @@ pub struct Policy {
     pub name: Arc<str>,
     /// The fate of the packets that match.
     pub action: PolicyAction,
-    /// Which packets it is about: any of these.
+    /// Selectors; one must match.
     pub selectors: Vec<Selector>,
     /// The outbound SAs of a protect policy; each flow has one of them.
     pub sas: Vec<Arc<str>>,
 }
 
 impl Policy {
-    /// The SA of a flow, by what `FlowKey::spread` says of it; None where the policy has no SA.
+    /// The SA of a flow by its `FlowKey::spread`; None if the policy has no SA.
     #[must_use]
     pub fn sa_of(&self, spread: u64) -> Option<&Arc<str>> {
         let index = spread.checked_rem(self.sas.len() as u64)?;
@@ -39,7 +39,7 @@ impl Policy {
     }
 }
 
-/// The policies in their order: the first that matches a packet is the packet's.
+/// The policies in their order: the first match decides.
 ///
 /// The selectors are found by their two prefixes, so that 10,000 policies with networks of their
 /// own cost one look-up for each pair of prefix lengths in use.
@@ -83,7 +83,7 @@ impl Spd {
         &self.policies
     }
 
-    /// The first policy that matches a packet that leaves here.
+    /// The first policy that matches an outbound packet.
     #[must_use]
     pub fn lookup(&self, inner: &Inner) -> Option<&Policy> {
         self.near(inner)

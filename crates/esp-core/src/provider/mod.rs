@@ -13,7 +13,7 @@ use crate::esp::suite::Suite;
 
 pub use processor::aes_path;
 
-/// A library that has the suites.
+/// A cryptographic library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Provider {
     /// OpenSSL's libcrypto: every suite.
@@ -82,7 +82,7 @@ impl Provider {
     /// Makes the AEAD of a suite with this key, for one worker.
     ///
     /// # Errors
-    /// `ProviderError` where the provider doesn't have the suite or the key is not of its size.
+    /// `ProviderError` if the provider lacks the suite or the key has another size.
     pub fn aead(self, suite: &Suite, key: &[u8]) -> Result<Box<dyn Aead>, ProviderError> {
         if key.len() != suite.key_len {
             return Err(ProviderError(format!(
@@ -106,7 +106,7 @@ impl Provider {
 pub enum Choice {
     /// The faster one of those that have the suite: AWS-LC, then OpenSSL.
     Auto,
-    /// One for every suite.
+    /// One provider for every suite.
     Only(Provider),
 }
 

@@ -1,4 +1,4 @@
-//! No cipher: what a packet costs beside it. For benchmarks, in no ordinary build.
+//! Null cipher, to measure the cost of a packet without one. For benchmarks, in no ordinary build.
 
 use super::layout::{split_out, split_sealed};
 use crate::esp::aead::{Aead, AuthError, NONCE_LEN, SealError};
@@ -14,7 +14,7 @@ pub(super) fn aead(suite: &Suite) -> Box<dyn Aead> {
     })
 }
 
-/// The text is copied, the ICV is zeros, and every packet is taken for authentic.
+/// Copies the text, writes zeros as the ICV, and accepts every packet as authentic.
 struct Null {
     icv_len: usize,
 }

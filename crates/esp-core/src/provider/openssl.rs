@@ -1,4 +1,4 @@
-//! OpenSSL's EVP: one context an SA and worker, keyed once, an init with the IV alone a packet.
+//! OpenSSL's EVP: one context for an SA and worker, keyed once; each packet sets the IV only.
 
 use openssl::cipher::Cipher as EvpCipher;
 use openssl::cipher_ctx::CipherCtx;
@@ -9,7 +9,7 @@ use crate::esp::aead::{Aead, AuthError, NONCE_LEN, ProviderError, SealError};
 use crate::esp::suite::{Cipher, SALT_LEN, Suite};
 
 pub(super) fn version() -> String {
-    // "OpenSSL 3.6.0 1 Oct 2025": without the date, as the other's.
+    // "OpenSSL 3.6.0 1 Oct 2025" without the date, like AWS-LC's.
     let words = openssl::version::version().split(' ').take(2);
     words.collect::<Vec<_>>().join(" ")
 }
@@ -112,7 +112,7 @@ impl Aead for Evp {
     }
 }
 
-/// AES-GMAC: the text is authenticated behind the IV, and stays as it is (RFC 4543 3).
+/// AES-GMAC: the text is authenticated behind the IV, and not encrypted (RFC 4543 3).
 struct Gmac(Evp);
 
 impl Aead for Gmac {

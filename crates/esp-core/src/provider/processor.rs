@@ -1,6 +1,6 @@
-//! The processor's instructions for AES-GCM; the libraries look for the same by themselves.
+//! The processor's instructions for AES-GCM; the libraries detect the same by themselves.
 
-/// The instructions that AES-GCM is computed with, for `status`; `none` where it is tables and
+/// The instructions that AES-GCM is computed with, for `status`; `none` if it uses tables and
 /// shifts.
 #[must_use]
 pub fn aes_path() -> &'static str {

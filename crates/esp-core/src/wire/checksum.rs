@@ -2,7 +2,7 @@
 
 use super::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
 
-/// A one's complement sum of 16-bit words that is being added up.
+/// Accumulator of a one's complement sum of 16-bit words.
 ///
 /// Wider words give the same sum (RFC 1071 2 (C)), and so does the machine's byte order but for a
 /// swap at the end (2 (B)).
@@ -45,7 +45,7 @@ impl Sum {
         Self(self.0 + double.to_be() as u64)
     }
 
-    /// The sum as it is: what seeds a checksum field that is yet to be completed, and 0xFFFF where
+    /// The folded sum: the seed of a partial checksum, and 0xFFFF where
     /// data with its checksum was summed and is right.
     #[must_use]
     pub const fn folded(self) -> u16 {

@@ -1,4 +1,4 @@
-//! Sizes of headers, and numbers read and written at a place.
+//! Header sizes, and big-endian numbers at an offset.
 
 /// Bytes of an IPv4 header without options.
 pub const IPV4_HEADER_LEN: usize = 20;
@@ -19,7 +19,7 @@ pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
         .map(|word| u32::from_be_bytes(*word))
 }
 
-/// Writes two bytes; where they don't fit, nothing happens.
+/// Writes two bytes; does nothing if they don't fit.
 pub(crate) fn put_u16(bytes: &mut [u8], at: usize, value: u16) {
     if let Some(place) = bytes.get_mut(at..at + 2) {
         place.copy_from_slice(&value.to_be_bytes());

@@ -1,4 +1,4 @@
-//! The verdict of a flow, remembered, so that selectors are looked up once a flow.
+//! Flow cache: selectors are looked up once a flow.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -50,7 +50,7 @@ impl FlowKey {
 
     /// Reads the addresses alone, which all fragments of a packet have in common.
     ///
-    /// None only for what hasn't passed `packet_length`.
+    /// None only for a packet that hasn't passed `packet_length`.
     #[must_use]
     pub fn of_addresses(packet: &[u8]) -> Option<Self> {
         Self::new(packet, 0, 0)
@@ -76,9 +76,9 @@ impl FlowKey {
     /// A hash by which flows are spread over the SAs of a tunnel; the same in every process and in
     /// both engines, and no secret.
     ///
-    /// Both directions of a flow have the same: the kernel gives what leaves by a TUN device to the
-    /// queue by which the flow's other direction came, so that one worker alone seals for an SA.
-    /// Two would overtake each other, and leave the peer's replay window.
+    /// Both directions of a flow have the same hash: the kernel puts outbound packets of a TUN
+    /// device into the queue that wrote the flow's other direction, so that one worker seals for an
+    /// SA. With two, packets would overtake each other and fall out of the peer's replay window.
     #[must_use]
     pub fn spread(&self) -> u64 {
         let [kind, src_hi, src_lo, dst_hi, dst_lo] = self.0;
@@ -107,9 +107,9 @@ const WAYS: usize = 2;
 
 type Place<V> = [Option<(FlowKey, V)>; WAYS];
 
-/// A bounded memory of flows: a place that is taken by newer flows is forgotten, nothing grows.
+/// Bounded flow cache: newer flows evict older ones.
 ///
-/// The hash is seeded, so that nobody outside can choose flows that share a place.
+/// The hash is seeded, so that an outsider can't choose flows that collide.
 #[derive(Debug)]
 pub struct FlowCache<V> {
     seed: u64,
@@ -118,7 +118,7 @@ pub struct FlowCache<V> {
 }
 
 impl<V: Clone> FlowCache<V> {
-    /// Memory for about `flows` flows, rounded up to a power of 2.
+    /// A cache of about `flows` flows, rounded up to a power of 2.
     #[must_use]
     pub fn new(flows: usize) -> Self {
         let places = flows.div_ceil(WAYS).next_power_of_two();
@@ -131,7 +131,7 @@ impl<V: Clone> FlowCache<V> {
         }
     }
 
-    /// The value that is remembered for a flow.
+    /// The cached value of a flow.
     #[must_use]
     pub fn get(&self, key: &FlowKey) -> Option<&V> {
         self.places[self.index(key)]
@@ -140,7 +140,7 @@ impl<V: Clone> FlowCache<V> {
             .find_map(|(held, value)| (held == key).then_some(value))
     }
 
-    /// Remembers a flow; the older of the two in its place is forgotten.
+    /// Caches a flow; the older of the two in its place is evicted.
     pub fn insert(&mut self, key: FlowKey, value: V) {
         let place = &mut self.places[self.index(&key)];
         if let Some(Some((_, held))) = place
@@ -154,7 +154,7 @@ impl<V: Clone> FlowCache<V> {
         place[0] = Some((key, value));
     }
 
-    /// Forgets every flow.
+    /// Evicts every flow.
     pub fn clear(&mut self) {
         self.places.fill_with(Default::default);
     }

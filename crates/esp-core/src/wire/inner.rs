@@ -1,4 +1,4 @@
-//! The inner packet: what a mode protects of it, and how it comes back.
+//! The inner packet of tunnel and transport mode, outbound and inbound.
 
 use std::net::IpAddr;
 
@@ -38,8 +38,8 @@ pub fn transport_payload(packet: &[u8]) -> Result<(usize, u8), DropReason> {
     }
 }
 
-/// Checks the payload of a tunnel-mode packet and gives it the outer header's ECN; returns the inner
-/// packet's length. What follows it is traffic flow confidentiality padding (RFC 4303 2.7).
+/// Checks the payload of a tunnel-mode packet and gives it the outer header's ECN; returns the
+/// inner packet's length. The bytes behind it are TFC padding (RFC 4303 2.7).
 ///
 /// # Errors
 /// `BadNextHeader`, `MalformedInner`, `EcnNotEct`.
@@ -78,10 +78,10 @@ pub const fn transport_header_len(address: IpAddr) -> usize {
 /// beginning of `packet`, which ends where the payload ends.
 ///
 /// The addresses are the SA's, not the datagram's: a NAT on the way would break the checksums of
-/// what is inside (RFC 3948 3.1.2).
+/// the payload (RFC 3948 3.1.2).
 ///
 /// # Errors
-/// `MalformedInner` where the packet would be longer than 65535 bytes.
+/// `MalformedInner` if the packet would be longer than 65535 bytes.
 pub fn transport_header(
     packet: &mut [u8],
     remote: IpAddr,

@@ -6,10 +6,10 @@ use crate::wire::protocol::{
     DCCP, DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ROUTING, SCTP, TCP, UDP, UDPLITE,
 };
 
-/// More than any real packet has; a longer chain is called malformed rather than walked.
+/// Limit of the extension-header chain, beyond any real packet; a longer one is malformed.
 pub const MAX_EXTENSION_HEADERS: usize = 8;
 
-/// The fields that selectors are matched against; IPv4 addresses are in the low 32 bits.
+/// Selector fields of a packet; IPv4 addresses are in the low 32 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inner {
     /// 4 or 6.
@@ -20,9 +20,9 @@ pub struct Inner {
     pub dst: u128,
     /// The upper-layer protocol.
     pub protocol: u8,
-    /// The source port, where the packet carries one.
+    /// The source port, if the packet carries one.
     pub src_port: Option<u16>,
-    /// The destination port, where the packet carries one.
+    /// The destination port, if the packet carries one.
     pub dst_port: Option<u16>,
     /// The offset of what follows the IPv4 header with its options, or the fixed IPv6 header.
     pub payload: usize,
@@ -38,7 +38,7 @@ pub fn version(packet: &[u8]) -> u8 {
     packet.first().map_or(0, |first| first >> 4)
 }
 
-/// Tells whether a protocol's first four bytes are ports.
+/// True if a protocol's first four bytes are ports.
 #[must_use]
 pub const fn has_ports(protocol: u8) -> bool {
     matches!(protocol, TCP | UDP | DCCP | SCTP | UDPLITE)
@@ -51,10 +51,10 @@ pub(crate) const fn is_extension(protocol: u8) -> bool {
     )
 }
 
-/// The bytes of the IP packet that begins here, at most `available.len()`.
+/// Length of the IP packet at the beginning of `available`, at most `available.len()`.
 ///
 /// # Errors
-/// `MalformedInner` where the header doesn't fit or contradicts itself.
+/// `MalformedInner` if the header doesn't fit or contradicts itself.
 pub fn packet_length(available: &[u8]) -> Result<usize, DropReason> {
     length(available).ok_or(DropReason::MalformedInner)
 }
@@ -171,7 +171,7 @@ fn ports(packet: &[u8], upper: usize, protocol: u8, first: bool) -> Option<Ports
     ))
 }
 
-/// DSCP and ECN as one byte (RFC 2474, RFC 3168); 0 where there is no header.
+/// DSCP and ECN as one byte (RFC 2474, RFC 3168); 0 if there is no header.
 #[must_use]
 pub fn traffic_class(packet: &[u8]) -> u8 {
     match *packet {
@@ -198,7 +198,7 @@ pub fn set_ecn(packet: &mut [u8], ecn: u8) {
     }
 }
 
-/// Writes the header that a transport-mode payload had: DF set, TTL 64, no options.
+/// Writes an IPv4 header for a transport-mode payload: DF set, TTL 64, no options.
 ///
 /// `length` is of the whole packet, `out` has 20 bytes or more.
 pub fn write_ipv4_header(out: &mut [u8], src: u32, dst: u32, protocol: u8, length: u16, tos: u8) {
@@ -213,7 +213,7 @@ pub fn write_ipv4_header(out: &mut [u8], src: u32, dst: u32, protocol: u8, lengt
     put_u16(header, 10, checksum);
 }
 
-/// Writes the header that a transport-mode payload had: hop limit 64, no flow label.
+/// Writes an IPv6 header for a transport-mode payload: hop limit 64, no flow label.
 ///
 /// `payload_len` is of what follows, `out` has 40 bytes or more.
 pub fn write_ipv6_header(

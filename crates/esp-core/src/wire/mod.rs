@@ -1,4 +1,4 @@
-//! Checked views of IP packets: what selectors, transport mode, the TUN and its offloads need.
+//! Checked views of IP packets for selectors, transport mode, the TUN and its offloads.
 //!
 //! Every function takes the packet as a slice and reads nothing beyond it.
 

@@ -18,7 +18,7 @@ pub const ROUTING: u8 = 43;
 pub const FRAGMENT: u8 = 44;
 /// ESP.
 pub const ESP: u8 = 50;
-/// Says that nothing follows: a dummy packet of ESP (RFC 4303 2.6).
+/// No next header: a dummy packet of ESP (RFC 4303 2.6).
 pub const NO_NEXT_HEADER: u8 = 59;
 /// Destination options of IPv6.
 pub const DESTINATION_OPTIONS: u8 = 60;

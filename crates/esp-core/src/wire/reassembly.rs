@@ -1,4 +1,4 @@
-//! Fragments that the local kernel made, put together before transport mode seals the whole.
+//! Reassembly of the local kernel's fragments, before transport mode seals the whole datagram.
 //!
 //! RFC 4301 4.1 lets transport mode protect whole datagrams only, while the kernel fragments a
 //! large datagram before the TUN sees it. The fragments come from this host, in order or nearly so.
@@ -10,13 +10,13 @@ use crate::DropReason;
 use crate::wire::protocol::FRAGMENT;
 use crate::wire::{IPV6_HEADER_LEN, ihl, put_u16, u16_at, version};
 
-/// Datagrams that are put together at the same time.
+/// Datagrams in reassembly at a time.
 pub const MAX_DATAGRAMS: usize = 16;
 /// Fragments of one datagram: 64 KiB over an MTU of 300 bytes.
 pub const MAX_FRAGMENTS: usize = 256;
 /// Bytes of the largest datagram.
 pub const MAX_DATAGRAM_LEN: usize = 65535;
-/// After this an unfinished datagram is given up; a local kernel sends all at once.
+/// Deadline of an unfinished datagram; a local kernel sends all fragments at once.
 pub const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Collects fragments of at most 16 datagrams; the oldest makes room for a new one.
@@ -47,7 +47,7 @@ struct Fragment<'a> {
 }
 
 impl Reassembler {
-    /// Fragments that were taken and never became part of a whole packet.
+    /// Fragments that were accepted and never became part of a whole packet.
     #[must_use]
     pub const fn dropped(&self) -> u64 {
         self.dropped
@@ -59,7 +59,7 @@ impl Reassembler {
     /// An overlap or a size that contradicts another fragment forgets the datagram (RFC 5722).
     ///
     /// # Errors
-    /// `UnsupportedHeader` where the fragment header isn't the first one, `MalformedInner` where
+    /// `UnsupportedHeader` if the fragment header isn't the first one, `MalformedInner` where
     /// the packet is cut off.
     pub fn add(&mut self, packet: &[u8], now: Duration) -> Result<Option<Vec<u8>>, DropReason> {
         let fragment = match version(packet) {
@@ -123,7 +123,7 @@ impl Reassembler {
 }
 
 impl Datagram {
-    /// Tells whether a fragment agrees with those that are there.
+    /// True if a fragment is consistent with the fragments received so far.
     fn takes(&self, fragment: &Fragment<'_>) -> bool {
         let Fragment {
             part, offset, more, ..
@@ -157,8 +157,8 @@ impl Datagram {
         }
     }
 
-    /// Puts the parts together: they don't overlap and are as long as the whole, so none is missing.
-    /// None where the whole would be longer than an IPv4 packet can be.
+    /// Joins the parts: they don't overlap and are as long as the whole, so none is missing.
+    /// None if the whole would be longer than an IPv4 packet can be.
     fn join(&self) -> Option<Vec<u8>> {
         let mut whole = self.header.clone();
         whole.extend(self.parts.values().flatten());

@@ -3,7 +3,7 @@
 use super::{Sum, put_u16};
 use crate::DropReason;
 
-/// The checksum at `csum_start + csum_offset` is yet to be completed.
+/// Partial checksum at `csum_start + csum_offset`: holds the pseudo-header's sum only.
 pub const NEEDS_CSUM: u8 = 1;
 /// Not a super-packet.
 pub const GSO_NONE: u8 = 0;
@@ -13,7 +13,7 @@ pub const GSO_TCPV4: u8 = 1;
 pub const GSO_TCPV6: u8 = 4;
 /// A super-packet of UDP datagrams (USO).
 pub const GSO_UDP_L4: u8 = 5;
-/// A bit beside the others: the TCP header has CWR set.
+/// Flag beside the TCP types: CWR is set and belongs to the first segment only.
 pub const GSO_ECN: u8 = 0x80;
 
 /// Metadata of a packet to and from the kernel; all sizes and offsets in bytes.
@@ -78,11 +78,11 @@ impl VnetHdr {
     }
 }
 
-/// Completes the checksum of a packet that says `NEEDS_CSUM`: the field holds the pseudo-header's
-/// sum; a result of 0 becomes 0xFFFF, which UDP needs and others don't mind.
+/// Completes the partial checksum of a packet with `NEEDS_CSUM`. A result of 0 becomes 0xFFFF,
+/// which UDP requires and other protocols accept.
 ///
 /// # Errors
-/// `MalformedInner` where the field is not within the packet.
+/// `MalformedInner` if the field is not within the packet.
 pub fn complete_checksum(vnet: &VnetHdr, packet: &mut [u8]) -> Result<(), DropReason> {
     if vnet.flags & NEEDS_CSUM == 0 {
         return Ok(());

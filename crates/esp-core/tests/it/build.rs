@@ -1,4 +1,4 @@
-//! Packets built the long way, to compare with.
+//! Packets built field by field, as an oracle.
 
 use esp_core::wire::{GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VnetHdr};
 
@@ -166,7 +166,7 @@ impl Packet {
         }
     }
 
-    /// What the packet becomes when it is split: each segment built on its own.
+    /// The expected segments of the packet, each built on its own.
     pub fn segments(&self, gso_size: usize) -> Vec<Packet> {
         let chunks: Vec<&[u8]> = self.payload.chunks(gso_size).collect();
         let count = chunks.len();

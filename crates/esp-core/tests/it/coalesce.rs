@@ -22,7 +22,7 @@ struct Written {
     owner: u64,
 }
 
-/// Open packets one after the other, each with a trailer behind it, and write what comes out.
+/// Opens packets one after the other, each with a trailer behind it, and collects the writes.
 fn merge(merging: Merging, packets: &[(Vec<u8>, u64)]) -> Vec<Written> {
     let mut coalescer = Coalescer::new(merging);
     let mut written = Vec::new();
@@ -56,7 +56,7 @@ fn merge_all(packets: &[Packet]) -> Vec<Written> {
     merge(ALL, &packets)
 }
 
-/// How many packets each write has.
+/// Number of packets in each write.
 fn sizes(packets: &[Packet]) -> Vec<u16> {
     merge_all(packets)
         .iter()
@@ -142,7 +142,7 @@ fn neighbours_are_merged() {
     assert_eq!(pair(|_| ()), [2]);
     assert_eq!(pair(|next| next.flags = ACK | PSH), [2]);
     assert_eq!(pair(|next| next.payload.truncate(40)), [2]);
-    // A fixed id says nothing where nothing may be fragmented.
+    // A fixed id says nothing if nothing may be fragmented.
     assert_eq!(pair(|next| next.id -= 1), [2]);
 }
 

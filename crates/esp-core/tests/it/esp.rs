@@ -240,7 +240,7 @@ fn trailers_are_read_as_rfc_4303_writes_them() {
     ] {
         assert_eq!(read_trailer(bad), Err(DropReason::BadPadding), "{bad:?}");
     }
-    // The padding is looked at before the next header.
+    // The padding is checked before the next header.
     assert_eq!(read_trailer(&[1, 2, 2, 59]), Err(DropReason::Dummy));
 }
 

@@ -1,4 +1,4 @@
-//! Which SA of a tunnel a flow takes.
+//! Spreading of flows over a tunnel's SAs.
 
 use esp_core::policy::spd::{Policy, PolicyAction};
 use esp_core::wire::flow::FlowKey;

@@ -1,4 +1,4 @@
-//! What the crate promises, seen from outside.
+//! The crate's promises, tested through its public interface.
 #![cfg(not(loom))]
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 #![allow(clippy::cast_possible_truncation)]

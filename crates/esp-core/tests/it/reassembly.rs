@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 const NOW: Duration = Duration::from_secs(100);
 
-/// Split a payload as a host does; `size` is a multiple of 8.
+/// Splits a payload like a host; `size` is a multiple of 8.
 fn fragments(v6: bool, id: u8, payload: &[u8], size: usize) -> Vec<Vec<u8>> {
     let count = payload.len().div_ceil(size);
     payload

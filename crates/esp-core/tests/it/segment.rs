@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use crate::build::Packet;
 use crate::strategy::packet;
 
-/// Split as the engine does: the trailer overwrites what lies behind each segment.
+/// Splits like the engine: the trailer overwrites what lies behind each segment.
 pub fn split(vnet: &VnetHdr, packet: &[u8]) -> Result<Vec<Vec<u8>>, DropReason> {
     let mut buf = packet.to_vec();
     buf.extend([0; 8]);
@@ -40,7 +40,7 @@ proptest! {
         let vnet = VnetHdr { gso_type: GSO_NONE, gso_size: 0, ..whole.vnet(0) };
         let segments = split(&vnet, &whole.bytes_with(true)).unwrap();
         let mut expected = whole.bytes();
-        // As the kernel does, for every protocol.
+        // Like the kernel, for every protocol.
         let at = usize::from(vnet.csum_start + vnet.csum_offset);
         if expected[at..at + 2] == [0, 0] {
             expected[at..at + 2].fill(0xFF);

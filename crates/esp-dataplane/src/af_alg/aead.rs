@@ -1,4 +1,4 @@
-//! The AEAD of one SA and worker: the kernel's, with a library behind it.
+//! The batched AEAD of one SA and worker: the kernel's, with a library behind it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,31 +12,31 @@ use super::keys::AfAlgKeys;
 use super::request::{Answer, Head, KernelKey, WRONG, WRONG_ANSWER};
 use super::submitted::SubmittedOpens;
 
-/// Bytes of the largest packet that the kernel is given: with its AAD it has at most 16 pages.
+/// Bytes of the largest packet that is given to the kernel: with its AAD it has at most 16 pages.
 pub const MAX_SIZE: usize = 15 * 4096;
-/// Of as many packets of a key one is done by the library too, beginning with the first.
+/// Interval, in packets of a key, at which the library checks one; the first is checked.
 pub(super) const CHECKED: u32 = 256;
 
-/// A packet that the kernel has.
+/// A packet in flight in the kernel.
 struct Waiting {
-    /// Which one it is of those sealed since the last `complete_seals`.
+    /// Index among the packets submitted since the last `complete_seals`.
     at: usize,
     nonce: [u8; NONCE_LEN],
     head: Head,
-    /// The place of its text in `AfAlgAead::texts`.
+    /// Place of its text in `AfAlgAead::texts`.
     text: Range<usize>,
 }
 
 /// One worker's AEAD of one SA.
 pub(crate) struct AfAlgAead<K> {
-    /// None once it is given up; the key is gone from the kernel then.
+    /// None after a failure; the key is then removed from the kernel.
     key: Option<K>,
     library: Box<dyn Aead>,
     suite: &'static Suite,
     kernel: Arc<AfAlgKeys>,
-    /// Packets until one is done by the library too.
+    /// Packets until the next one that the library checks.
     unchecked: u32,
-    /// Packets sealed since the last `complete_seals`.
+    /// Packets submitted since the last `complete_seals`.
     sealed: usize,
     waiting: Vec<Waiting>,
     texts: Vec<u8>,
@@ -45,7 +45,7 @@ pub(crate) struct AfAlgAead<K> {
 }
 
 impl<K> AfAlgAead<K> {
-    /// Begins with a key that `kernel` has counted.
+    /// Wraps a key that `kernel` has counted.
     pub(crate) fn new(
         key: K,
         library: Box<dyn Aead>,
@@ -66,7 +66,7 @@ impl<K> AfAlgAead<K> {
         }
     }
 
-    /// The key, where the kernel is to be asked about a packet of this size.
+    /// The key, if the kernel takes a packet of this size.
     fn key(&mut self, size: usize) -> Option<&mut K> {
         if self.kernel.failure().is_some() {
             self.forget_key();
@@ -126,7 +126,8 @@ impl<K: KernelKey> AfAlgAead<K> {
         Ok(true)
     }
 
-    /// Has an answer to every packet that waits: the kernel's until one fails, then the library's.
+    /// Collects an answer for every packet in flight: the kernel's until one fails, then the
+    /// library's.
     fn collect(&mut self) -> Result<(), SealError> {
         let (icv_len, waiting, texts) = (self.suite.icv_len, &self.waiting, &self.texts);
         let (answers, unchecked) = (&mut self.answers, &mut self.unchecked);
@@ -172,7 +173,7 @@ impl<K: KernelKey> AfAlgAead<K> {
         sealed
     }
 
-    /// Has the kernel open a packet into `out`; None where the library is to.
+    /// Opens a packet by the kernel into `out`; None if the library has to.
     fn ask(
         &mut self,
         nonce: &[u8; NONCE_LEN],

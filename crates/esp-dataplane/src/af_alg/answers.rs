@@ -1,17 +1,17 @@
-//! Sealed packets between the kernel and the buffers that they belong in.
+//! Sealed packets between the kernel and their output buffers.
 
 use esp_core::esp::aead::SealError;
 
-/// Sealed packets that are not yet where they belong, one behind the other.
+/// Sealed packets that wait for `complete_seals`, one behind the other.
 #[derive(Default)]
 pub(super) struct Answers {
     bytes: Vec<u8>,
-    /// Which one of those sealed since the last `complete_seals`, and where its bytes end.
+    /// Index among the packets submitted since the last `complete_seals`, and the end of its bytes.
     ends: Vec<(usize, usize)>,
 }
 
 impl Answers {
-    /// Room for one more.
+    /// Adds a packet of `len` bytes; returns the place for it.
     pub(super) fn push(&mut self, at: usize, len: usize) -> &mut [u8] {
         let start = self.bytes.len();
         self.bytes.resize(start + len, 0);
@@ -19,14 +19,14 @@ impl Answers {
         &mut self.bytes[start..]
     }
 
-    /// Takes back the last one that was pushed.
+    /// Removes the packet that was added last.
     pub(super) fn pop(&mut self) {
         self.ends.pop();
         let end = self.ends.last().map_or(0, |(_, end)| *end);
         self.bytes.truncate(end);
     }
 
-    /// Puts each where it belongs.
+    /// Copies each packet to its output buffer.
     pub(super) fn place(
         &mut self,
         outs: &mut dyn Iterator<Item = &mut [u8]>,

@@ -1,4 +1,4 @@
-//! The keys that an engine has in the kernel: for which suites, how many, and until when.
+//! Accounting of an engine's keys in the kernel: suites, number, failure.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -8,11 +8,11 @@ use esp_linux::Error;
 
 use crate::events::{Event, Events};
 
-/// Keys in the kernel: each takes up to ten file descriptors, of 1024 that a process often has. All
-/// further ones are in the library alone.
+/// Most keys in the kernel: each takes up to ten file descriptors, of 1024 that a process often
+/// has. Further keys are the library's.
 pub(crate) const MAX_KEYS: usize = 64;
 
-/// `AF_ALG` as an engine uses it, until it fails.
+/// An engine's use of `AF_ALG`, until the first failure.
 #[derive(Debug)]
 pub struct AfAlgKeys {
     suites: Vec<&'static Suite>,
@@ -22,7 +22,7 @@ pub struct AfAlgKeys {
 }
 
 impl AfAlgKeys {
-    /// Uses it for these suites; the control plane is told when that ends.
+    /// Enables it for these suites; an event reports the failure to the control plane.
     #[must_use]
     pub fn new(suites: Vec<&'static Suite>, events: Arc<Events>) -> Self {
         Self {
@@ -33,42 +33,42 @@ impl AfAlgKeys {
         }
     }
 
-    /// Why it is not used any more, where it is not.
+    /// The error that ended its use, if any.
     #[must_use]
     pub fn failure(&self) -> Option<Error> {
         self.failure.get().copied()
     }
 
-    /// Uses it no more, for no key: what failed for one is not trusted with another.
+    /// Disables it for every key: after a failure with one it is not trusted with another.
     pub(crate) fn disable(&self, why: Error) {
         if self.failure.set(why).is_ok() {
             self.events.push(Event::AfAlgLost(why));
         }
     }
 
-    /// Tells whether there may be keys in the kernel at all.
+    /// True if any suite may use the kernel.
     pub(crate) fn is_wanted(&self) -> bool {
         !self.suites.is_empty()
     }
 
-    /// Tells whether the kernel may get another key.
+    /// True if the kernel may get another key.
     pub(crate) fn has_room(&self) -> bool {
         self.keys.load(Ordering::Relaxed) < MAX_KEYS
     }
 
-    /// Counts a key in the kernel; false where there are enough.
+    /// Counts a key in the kernel; false at the limit.
     pub(crate) fn count_key(&self) -> bool {
         let count = |keys| (keys < MAX_KEYS).then_some(keys + 1);
         let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
         self.keys.fetch_update(set, get, count).is_ok()
     }
 
-    /// Counts a key that is not in the kernel any more.
+    /// Uncounts a key that was removed from the kernel.
     pub(crate) fn forget_key(&self) {
         self.keys.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Tells whether a suite's packets are the kernel's.
+    /// True if the kernel is used for a suite.
     pub(crate) fn has(&self, suite: &Suite) -> bool {
         self.failure().is_none() && self.suites.contains(&suite)
     }

@@ -13,8 +13,8 @@ pub(super) const WRONG: Failure = Failure::Lost(WRONG_ANSWER);
 /// The kernel's answer to a request: its head, then the sealed or opened input.
 pub(super) type Answer<'a> = Result<&'a [u8], Failure>;
 
-/// A key in the kernel: `AlgKey`, or what tests have in its place. There is an answer to everything
-/// that was sent, in its order.
+/// A key in the kernel: `AlgKey`, or a fake in tests. Every request that was sent has an answer, in
+/// the same order.
 pub(crate) trait KernelKey: Send {
     fn has_room(&mut self) -> bool;
     fn send(&mut self, request: &Request<'_>) -> Result<(), Failure>;
@@ -68,7 +68,7 @@ impl Head {
         &self.bytes[..self.len]
     }
 
-    /// With AES-GMAC the text, too, is authenticated alone (RFC 4543 3.3).
+    /// With AES-GMAC the text is part of the AAD (RFC 4543 3.3).
     pub(super) fn request<'a>(
         &'a self,
         suite: &Suite,
@@ -90,7 +90,7 @@ impl Head {
         }
     }
 
-    /// The answer behind its head, where that and the length are as they must be.
+    /// The answer behind its head, if head and length are as expected.
     pub(super) fn behind<'a>(&self, answer: Answer<'a>, length: usize) -> Answer<'a> {
         let bytes = answer?.strip_prefix(self.bytes());
         bytes.filter(|bytes| bytes.len() == length).ok_or(WRONG)

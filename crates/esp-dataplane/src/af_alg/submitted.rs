@@ -1,4 +1,4 @@
-//! Packets that the kernel opens before their turn comes.
+//! Announced packets, which the kernel opens ahead of their turn.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -8,18 +8,18 @@ use esp_linux::alg::{Failure, Request};
 
 use super::request::{Answer, Head, KernelKey};
 
-/// One packet, and what has come of it.
+/// An announced packet and its result.
 struct Packet {
     nonce: [u8; NONCE_LEN],
     head: Head,
     sealed: Range<usize>,
     text_len: usize,
-    /// None as long as the kernel has it.
+    /// None while the kernel has it.
     text: Option<Result<Range<usize>, Failure>>,
 }
 
-/// The packets that were submitted, in the order in which they are to be opened. Each answer is for
-/// the very bytes that it was made of: which packet's turn it is in the end, `answer` looks at.
+/// The announced packets, in their order. `answer` compares nonce, head and sealed bytes, so that a
+/// result counts only for the very bytes that it was computed from.
 #[derive(Default)]
 pub(super) struct SubmittedOpens {
     packets: VecDeque<Packet>,
@@ -37,7 +37,7 @@ impl SubmittedOpens {
         text_len: usize,
     ) -> Result<(), Failure> {
         if self.packets.back().is_none_or(|last| last.text.is_some()) {
-            // What is left of those before has not been asked for.
+            // The rest of the batch before was never opened.
             self.packets.clear();
             self.bytes.clear();
         }
@@ -57,7 +57,7 @@ impl SubmittedOpens {
         Ok(())
     }
 
-    /// The kernel's answer to a packet; None where that was not submitted.
+    /// The kernel's answer to a packet; None if it was not announced.
     pub(super) fn answer<K: KernelKey>(
         &mut self,
         key: &mut K,

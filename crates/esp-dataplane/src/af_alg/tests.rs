@@ -28,11 +28,11 @@ enum Fault {
     OtherBytes,
     OtherAad,
     Short,
-    /// A forged packet is given as if it were authentic.
+    /// A forged packet is returned as authentic.
     Accepted,
 }
 
-/// A kernel that does right but where it is told otherwise, by the request's number.
+/// A kernel that works but for the faults given by request number.
 struct Fake {
     library: Box<dyn Aead>,
     faults: HashMap<usize, Fault>,
@@ -176,7 +176,7 @@ impl Rig {
         opened.map(|()| out)
     }
 
-    /// Has packets opened as one buffer of them is: they are announced, then opened.
+    /// Announces packets and opens them, like a received buffer of datagrams.
     fn open_run(&mut self, packets: &[(usize, Vec<u8>)]) -> Vec<Result<Vec<u8>, AuthError>> {
         for (number, sealed) in packets {
             self.aead.submit_open(&nonce(*number), &AAD, sealed);
@@ -381,7 +381,7 @@ fn sealed_run(numbers: std::ops::Range<usize>) -> Vec<(usize, Vec<u8>)> {
 fn packets_that_were_heard_of_are_opened_at_once_and_each_only_once() {
     let mut rig = rig([]);
     let mut first = 0;
-    // More than the kernel has room for are opened in their turn.
+    // Packets beyond the kernel's room are opened in their turn.
     for length in [1, ROOM, ROOM + 2, 2] {
         let packets = sealed_run(first..first + length);
         let opened = rig.open_run(&packets);

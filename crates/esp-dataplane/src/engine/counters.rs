@@ -1,4 +1,4 @@
-//! The counters of the SAs, and the replay floors: how far the replay windows have come.
+//! The counters of the SAs, and their replay floors.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use crate::tables::{InboundEntry, OutboundEntry};
 pub struct SaCounters {
     /// Packets, bytes, drops.
     pub counters: Counters,
-    /// The next number of an outbound SA, which is behind the last one when that is used; the
-    /// highest accepted one of an inbound SA.
+    /// The next number of an outbound SA, one beyond the last if all are used; the highest accepted
+    /// one of an inbound SA.
     pub seq: u128,
     /// The first number behind the lease; 0 for an inbound SA.
     pub lease_end: u128,
@@ -29,7 +29,7 @@ impl Engine {
     /// The packets that an outbound SA has sent.
     ///
     /// # Errors
-    /// `Argument` where there is no such SA.
+    /// `Argument` if there is no such SA.
     pub fn sent(&self, name: &str) -> Result<u64> {
         let tables = self.shared.tables.load();
         let entry = tables.outbound.get(name);
@@ -49,15 +49,15 @@ impl Engine {
         outbound.chain(inbound).collect()
     }
 
-    /// The counters of packets that belong to no SA: outbound and inbound; their packets are
+    /// The counters of packets that belong to no SA, outbound and inbound; the carried packets are
     /// keepalives.
     #[must_use]
     pub fn rest(&self) -> (Counters, Counters) {
         (self.shared.outbound.sum(), self.shared.inbound.sum())
     }
 
-    /// The replay floors that have advanced since this was last asked, by inbound SA: the highest
-    /// numbers that they accepted. A look costs two loads an SA: there may be thousands at rest.
+    /// The replay floors that have advanced since the last call, by inbound SA: their highest
+    /// accepted numbers. The cost is two loads for an idle SA: there may be thousands.
     #[must_use]
     pub fn advanced_replay_floors(&self) -> Vec<(Arc<str>, u64)> {
         let tables = self.shared.tables.load();

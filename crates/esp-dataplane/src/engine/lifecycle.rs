@@ -1,4 +1,4 @@
-//! The engine's threads and sockets: started with it, and gone with it.
+//! The engine's threads and sockets, which live as long as the engine.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -24,7 +24,7 @@ use crate::tables::{OuterSocket, Tables};
 use crate::tallies::Tallies;
 use crate::worker::{Command, Mailbox, Worker, run_supervised};
 
-/// Bytes asked of the kernel for each outer socket, each way.
+/// Buffer bytes requested for each outer socket and direction.
 const SOCKET_BUFFER: usize = 4 << 20;
 
 /// The data plane: workers, and the tables that they read.
@@ -33,9 +33,9 @@ pub struct Engine {
     pub(super) shared: Arc<Shared>,
     pub(super) mailboxes: Vec<Arc<Mailbox>>,
     threads: Vec<JoinHandle<()>>,
-    /// The open sockets, with the UDP features that the kernel gave.
+    /// The open sockets, with the UDP features in use.
     pub(super) sockets: HashMap<OuterSocket, UdpFeatures>,
-    /// The TUN's offloads: those that the kernel has, those that are on.
+    /// The TUN's offloads: supported, enabled.
     pub(super) tun: (TunFeatures, TunFeatures),
 }
 
@@ -43,7 +43,7 @@ impl Engine {
     /// Creates the TUN device with a queue for each worker, and starts the workers.
     ///
     /// # Errors
-    /// The kernel's; the device is gone again then.
+    /// The kernel's; the device is removed again.
     pub fn start(settings: Settings) -> Result<Self> {
         let processors = cpu::allowed()?;
         let count = settings.workers.unwrap_or(processors.len());
@@ -89,7 +89,7 @@ impl Engine {
                 .name(format!("esp-worker-{index}"))
                 .spawn(move || {
                     if let Some(processor) = processor {
-                        // A worker that can't be pinned works all the same.
+                        // Pinning is an optimization; its failure is ignored.
                         let _ = cpu::pin_current_thread(processor);
                     }
                     let mailbox = worker.mailbox();
@@ -101,22 +101,22 @@ impl Engine {
         Ok(engine)
     }
 
-    /// How many workers there are.
+    /// Number of workers.
     #[must_use]
     pub fn workers(&self) -> usize {
         self.mailboxes.len()
     }
 
-    /// The events, to be waited for and taken.
+    /// The queue of events.
     #[must_use]
     pub fn events(&self) -> &Events {
         &self.shared.events
     }
 
-    /// Has these outer sockets open and no others.
+    /// Opens and closes outer sockets until exactly these are open.
     ///
     /// # Errors
-    /// The kernel's: those that were open stay so.
+    /// The kernel's; sockets that were open stay open.
     pub fn set_sockets(&mut self, wanted: &[OuterSocket]) -> Result<()> {
         for &outer in wanted {
             if !self.sockets.contains_key(&outer) {

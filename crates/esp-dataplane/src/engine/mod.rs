@@ -1,4 +1,5 @@
-//! The engine: makes the workers, and is what the control plane commands. Packets never come here.
+//! The engine: starts the workers and carries out the control plane's commands. No packet passes
+//! here.
 
 mod counters;
 mod lifecycle;

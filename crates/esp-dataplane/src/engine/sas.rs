@@ -18,12 +18,12 @@ use crate::tables::{InboundEntry, OutboundEntry, OuterSocket};
 use crate::tallies::Tallies;
 use crate::worker::Command;
 
-/// An SA that can't be installed, and why.
+/// An SA that can't be installed, with the reason.
 #[derive(Debug)]
 pub struct Refused {
     /// The SA's name.
     pub sa: Arc<str>,
-    /// Why.
+    /// The reason.
     pub why: Error,
 }
 
@@ -36,11 +36,11 @@ impl fmt::Display for Refused {
 impl std::error::Error for Refused {}
 
 impl Engine {
-    /// Adds SAs in one step, all or none: an outbound one begins at its lease's first number, the
-    /// window of an inbound one treats every number up to the given one as seen.
+    /// Adds SAs in one step, all or none. An outbound SA begins at its lease's first number; the
+    /// window of an inbound SA treats every number up to the given one as seen.
     ///
     /// # Errors
-    /// `Refused` with the SA whose lease or SPI can't be, or whose suite the provider lacks.
+    /// `Refused` with the SA whose lease or SPI is unusable, or whose suite the provider lacks.
     pub fn install(
         &self,
         outbound: Vec<(SaSpec, Lease)>,
@@ -119,11 +119,11 @@ impl Engine {
         self.shared.aeads.check(spec.suite, spec.keymat.key())
     }
 
-    /// Forgets SAs: when this returns no worker seals or opens with them any more. For each, whether
-    /// it was outbound, and its last counters.
+    /// Removes SAs: on return no worker seals or opens with them any more. Returns, for each, true
+    /// if it was outbound, and its final counters.
     ///
     /// # Errors
-    /// `Argument` where there is none of a name; all are there still then.
+    /// `Argument` if a name is unknown; nothing is removed then.
     pub fn remove(&self, names: &[&str]) -> Result<Vec<(bool, SaCounters)>> {
         let tables = self.shared.tables.load_full();
         let by_name: HashMap<&str, &Arc<InboundEntry>> = tables
@@ -169,7 +169,7 @@ impl Engine {
     /// Gives an outbound SA more sequence numbers.
     ///
     /// # Errors
-    /// `Argument` where there is no such SA, or the lease goes back.
+    /// `Argument` if there is no such SA, or the lease goes back.
     pub fn extend_lease(&self, name: &str, lease: Lease) -> Result<()> {
         let tables = self.shared.tables.load();
         let entry = tables
@@ -186,7 +186,7 @@ impl Engine {
     /// Sends a NAT keepalive for an outbound SA.
     ///
     /// # Errors
-    /// The kernel's; `Argument` where there is no such SA.
+    /// The kernel's; `Argument` if there is no such SA.
     pub fn keepalive(&self, name: &str) -> Result<()> {
         let tables = self.shared.tables.load();
         let entry = tables
@@ -208,7 +208,7 @@ impl Engine {
     }
 }
 
-/// An SA that is to be forgotten.
+/// An SA to be removed.
 enum Removal<'a> {
     Outbound(&'a Arc<OutboundEntry>),
     Inbound(&'a Arc<InboundEntry>),

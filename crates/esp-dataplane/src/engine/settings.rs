@@ -1,4 +1,4 @@
-//! The settings of an engine, and the offloads that a person may switch.
+//! The settings of an engine, and the switches of its offloads.
 
 use std::time::Duration;
 
@@ -7,22 +7,22 @@ use esp_core::esp::suite::Suite;
 use esp_core::provider::Choice;
 use esp_linux::tun::TunFeatures;
 
-/// Workers at most; a TUN device has at most 256 queues.
+/// Most workers; a TUN device has at most 256 queues.
 pub const MAX_WORKERS: usize = 64;
 
 bitflags! {
-    /// The offloads, each used where it is wanted and the kernel has it.
+    /// The offloads, each used if it is wanted and the kernel has it.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Offloads: u8 {
         /// TCP super-packets from the TUN.
         const TSO = 1;
         /// UDP super-packets from the TUN.
         const USO = 1 << 1;
-        /// Runs of ESP packets in one send.
+        /// Batches of ESP packets in one send (UDP GSO).
         const UDP_GSO = 1 << 2;
-        /// Runs of ESP packets in one receive.
+        /// Batches of ESP packets in one receive (UDP GRO).
         const UDP_GRO = 1 << 3;
-        /// Neighbours merged before the TUN write.
+        /// Neighbours merged before the TUN write (GRO).
         const MERGE = 1 << 4;
     }
 }
@@ -44,8 +44,8 @@ impl Offloads {
         found.map(|(offload, _)| *offload)
     }
 
-    /// The features asked of the TUN: checksums are left to be computed only in super-packets'
-    /// company, so that without them what is read is as it would be on a wire.
+    /// The TUN's features. Partial checksums are requested only together with segmentation offload,
+    /// so that without it packets are read as they would be on a wire.
     #[must_use]
     pub fn tun_features(self) -> TunFeatures {
         let mut wanted = TunFeatures::empty();
@@ -68,16 +68,16 @@ pub struct Settings {
     pub port: u16,
     /// The mark of outer packets.
     pub fwmark: u32,
-    /// How many workers, at most [`MAX_WORKERS`]; None for the processors that the process may use.
+    /// Number of workers, at most [`MAX_WORKERS`]; None for one on each allowed processor.
     pub workers: Option<usize>,
     /// True if each worker stays on one processor.
     pub pin_workers: bool,
-    /// How long a worker that has carried something goes on looking before it sleeps.
+    /// Time that a worker busy-polls after its last packet.
     pub busy_poll: Duration,
     /// The libraries that seal and open.
     pub provider: Choice,
-    /// The suites with which the kernel does that before a library, by `AF_ALG`, as long as it can.
+    /// The suites that use `AF_ALG` before a library, until it fails.
     pub af_alg: Vec<&'static Suite>,
-    /// The work that may be left to the kernel and the network card.
+    /// The wanted offloads.
     pub offloads: Offloads,
 }

@@ -1,4 +1,4 @@
-//! The settings that are in use, and the reasons why others are not.
+//! The offloads and providers in use, with reasons for unused ones.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -9,18 +9,18 @@ use esp_linux::tun::TunFeatures;
 use super::lifecycle::Engine;
 use super::settings::Offloads;
 
-/// Peers that are named where GSO is refused.
+/// Most peers named in the reason for a refused GSO.
 const MAX_NAMED: usize = 4;
 const NOT_IN_KERNEL: &str = "the kernel lacks it";
 
-/// One offload: whether it is in use; why it is not, or not everywhere.
+/// State of one offload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OffloadStatus {
     /// Its name in the configuration.
     pub name: &'static str,
     /// True if it is in use.
     pub in_use: bool,
-    /// One line for a person; empty where it is in use everywhere.
+    /// Reason for the user why it is not in use, or not everywhere; else empty.
     pub why: String,
 }
 
@@ -39,7 +39,7 @@ impl Engine {
         Offloads::NAMES.map(status).into()
     }
 
-    /// Each suite of an SA with what seals and opens it.
+    /// Each suite in use, with its provider.
     #[must_use]
     pub fn providers(&self) -> BTreeMap<&'static str, String> {
         let tables = self.shared.tables.load();

@@ -18,11 +18,11 @@ pub(crate) struct Batch {
     pub(crate) tos: u8,
     pub(crate) segment: usize,
     pub(crate) len: usize,
-    /// Packets that it may have.
+    /// Most packets of the batch.
     pub(crate) max_packets: usize,
     /// Bytes that were sent or dropped already.
     pub(crate) done: usize,
-    /// The last one was shorter: nothing may follow it.
+    /// True if the last packet was shorter, so that none may follow.
     pub(crate) closed: bool,
     pub(crate) may_fragment: bool,
 }
@@ -34,22 +34,22 @@ impl Batch {
         !self.closed && size <= self.segment && packets < self.max_packets
     }
 
-    /// How many of its packets were sent or dropped already.
+    /// Number of its packets that were sent or dropped already.
     pub(crate) const fn packets_done(&self) -> usize {
         self.done.div_ceil(self.segment)
     }
 
-    /// The place of the next packet that was not sent.
+    /// Place of the next unsent packet.
     fn next_packet(&self) -> Range<usize> {
         self.done..self.len.min(self.done + self.segment)
     }
 }
 
-/// One packet of a batch, as it was before it was sealed.
+/// Bookkeeping of one packet of a batch: the inner packet.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Packet {
     pub(crate) bytes: u64,
-    /// It is an IPv6 packet that any link takes.
+    /// True for an IPv6 packet that any link takes.
     pub(crate) any_link: bool,
 }
 
@@ -58,9 +58,9 @@ pub(crate) struct Packet {
 pub(crate) enum BatchOutcome {
     /// Every packet was sent or dropped.
     All,
-    /// Likewise, some because they are larger than the path MTU.
+    /// Every packet was sent or dropped, some because they exceed the path MTU.
     TooBig,
-    /// The socket is full: what is left has to wait.
+    /// The socket is full: the rest has to wait.
     Blocked,
 }
 
@@ -77,7 +77,7 @@ pub(crate) fn max_packets(
         .unwrap_or(arena.capacity())
 }
 
-/// The way of one SA's batches to the socket, with the events and the tally that tell of it.
+/// Sends one SA's batches, and records the outcome in tally and events.
 pub(crate) struct BatchSender<'a> {
     pub(crate) socket: &'a Socket,
     pub(crate) arena: &'a mut SendArena,
@@ -87,23 +87,23 @@ pub(crate) struct BatchSender<'a> {
 }
 
 impl BatchSender<'_> {
-    /// Sends what is left of a batch that lies in `sealed`; each packet is counted as carried or
+    /// Sends the rest of a batch, which lies in `sealed`; each packet is counted as carried or
     /// dropped.
     ///
     /// # Errors
-    /// The kernel's, where the socket is unusable.
+    /// The kernel's, if the socket is unusable.
     pub(crate) fn flush(
         &mut self,
         batch: &mut Batch,
         packets: &[Packet],
         sealed: &[u8],
     ) -> Result<BatchOutcome> {
-        // Packets of this size or larger do not go out whole.
+        // Packets of this size or larger exceed the path MTU.
         let mut too_big = usize::MAX;
         while batch.done < batch.len {
             let (first, next) = (batch.packets_done(), batch.next_packet());
             let alone = next.len() >= too_big;
-            // No IPv6 link is smaller than what any link takes (RFC 8200 5): the outer packet is
+            // An IPv6 packet that any link takes (RFC 8200 5) is never refused: the outer packet is
             // fragmented.
             if alone && (batch.may_fragment || !packets[first].any_link) {
                 self.tally.dropped(DropReason::TooBig, 1);
@@ -136,8 +136,7 @@ impl BatchSender<'_> {
         })
     }
 
-    /// Sends what is left of a batch, or of its beginning: all of `sealed`, or until the kernel says
-    /// no.
+    /// Sends the rest of `sealed`, which is the batch or its beginning, until the kernel refuses.
     fn send(
         &mut self,
         batch: &mut Batch,
@@ -155,7 +154,7 @@ impl BatchSender<'_> {
                 segment_size: u16::try_from(batch.segment).unwrap_or(0),
                 tos: batch.tos,
             };
-            // What is to be fragmented the kernel takes only one by one.
+            // The kernel fragments single datagrams only.
             let sending = if may_fragment || self.entry.gso_refused.get().is_some() {
                 self.socket.send_each(self.arena, &message)?
             } else {

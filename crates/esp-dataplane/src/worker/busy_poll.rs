@@ -1,8 +1,8 @@
-//! How long an idle worker looks before it sleeps: the decision, without clock and poller.
+//! Busy polling: the decision when an idle worker sleeps, without clock and poller.
 
 use std::time::{Duration, Instant};
 
-/// Decides how long the next wait may be.
+/// Decides the timeout of the next wait.
 #[derive(Debug)]
 pub struct BusyPoll {
     busy: Duration,
@@ -10,14 +10,14 @@ pub struct BusyPoll {
 }
 
 impl BusyPoll {
-    /// Looks for so long after the last work; zero is to sleep at once.
+    /// Busy-polls for this time after the last work; zero means to sleep at once.
     #[must_use]
     pub const fn new(busy: Duration) -> Self {
         Self { busy, until: None }
     }
 
-    /// The next wait's timeout: zero while the worker keeps looking, None when it sleeps until
-    /// there is work. The clock is read only where the answer needs it.
+    /// The next wait's timeout: zero while the worker busy-polls, None to sleep until there is
+    /// work. The clock is read only if the answer needs it.
     pub fn timeout(&mut self, worked: bool, now: impl FnOnce() -> Instant) -> Option<Duration> {
         if self.busy.is_zero() || (!worked && self.until.is_none()) {
             return None;
@@ -46,12 +46,12 @@ mod tests {
         assert_eq!(busy_poll.timeout(true, || began), Some(Duration::ZERO));
         let soon = began + SHORT;
         assert_eq!(busy_poll.timeout(false, || soon), Some(Duration::ZERO));
-        // More work begins the time anew.
+        // More work restarts the time.
         assert_eq!(busy_poll.timeout(true, || soon), Some(Duration::ZERO));
         let later = soon + SHORT;
         assert_eq!(busy_poll.timeout(false, || later), Some(Duration::ZERO));
         assert_eq!(busy_poll.timeout(false, || soon + BUSY), None);
-        // Once it slept, only work makes it look again.
+        // After a sleep only work starts busy polling.
         assert_eq!(busy_poll.timeout(false, || began), None);
     }
 

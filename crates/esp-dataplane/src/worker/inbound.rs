@@ -1,11 +1,11 @@
-//! The way in, in the order in which it happens: socket, SPI, window, open, selectors, merge, TUN.
+//! The inbound path, in its order: socket, SPI, window, open, selectors, merge, TUN.
 //!
-//!   drain       receive merged datagrams, at most BUDGET buffers a call
-//!   submit      several at once, where the kernel opens them
-//!   receive     one ESP packet: its SA
-//!     accept      window, opened into place, who sent it
-//!     inner       the inner packet of tunnel mode; the header that transport mode's payload had
-//!     deliver     the SA's selectors (RFC 4301 5.2); merged with its neighbours
+//!   drain       receive merged datagrams, at most BUDGET calls
+//!   split       one buffer into its datagrams
+//!     submit      accelerators only: announce several datagrams
+//!     receive     one ESP packet: SPI and SA
+//!       accept      window, open into place, commit, peer, inner packet, selectors (RFC 4301 5.2)
+//!       deliver     merge with its neighbours
 //!   write       TUN
 
 use std::collections::HashMap;
@@ -35,32 +35,32 @@ use crate::tables::{InboundEntry, Tables};
 
 /// Buffers of one recvmmsg; with UDP GRO each holds up to 64 KiB of datagrams.
 const BUFFERS: usize = 16;
-/// Calls of recvmmsg a turn, then the other direction has its own.
+/// Calls of recvmmsg in one turn, before the other direction's.
 const BUDGET: usize = 4;
 const BUFFER_LEN: usize = 65535;
-/// Flows whose SA is remembered.
+/// Size of the flow cache.
 const FLOWS: usize = 8192;
-/// Packets in one super-packet at most.
+/// Most packets of a super-packet.
 const MAX_SEGMENTS: u16 = 64;
 
 /// An SA that this worker uses.
 struct Slot<A: ?Sized> {
     entry: Arc<InboundEntry>,
     opener: Opener<A>,
-    /// Bytes in front of the text for the header that transport mode's payload had.
+    /// Bytes in front of the text for the IP header of transport mode.
     header_len: usize,
     /// Index of the SA in `InboundPath::entries`.
     owner: usize,
 }
 
 /// The SAs of one kind of AEAD.
-struct Lane<A: ?Sized> {
+struct SaGroup<A: ?Sized> {
     slots: Vec<Slot<A>>,
     /// The slot of the packet before; packets come in trains.
     recent: usize,
 }
 
-impl<A: ?Sized> Lane<A> {
+impl<A: ?Sized> SaGroup<A> {
     const fn new() -> Self {
         Self {
             slots: Vec::new(),
@@ -91,31 +91,31 @@ impl<A: ?Sized> Lane<A> {
     }
 }
 
-/// The lane and the slot of an SA.
+/// The kind and the slot of an SA.
 #[derive(Clone, Copy)]
 enum Place {
     Plain(usize),
     Batched(usize),
 }
 
-/// One worker's way in.
+/// One worker's inbound path.
 pub struct InboundPath {
     worker: usize,
     tables: Arc<Tables>,
     buffers: Slots,
     /// SAs opened by a library.
-    plain: Lane<dyn Aead>,
+    plain: SaGroup<dyn Aead>,
     /// SAs opened by an accelerator.
-    batched: Lane<dyn BatchAead>,
+    batched: SaGroup<dyn BatchAead>,
     by_spi: HashMap<u32, Place>,
-    /// The SAs of both lanes, in the order of their first packets.
+    /// The SAs of both groups, in the order of their first packets.
     entries: Vec<Arc<InboundEntry>>,
     delivery: Delivery,
     /// True if there may be accelerators, to which packets are announced.
     submits: bool,
 }
 
-/// The way of an opened packet, whatever has opened it.
+/// The part of the path that both kinds of AEAD share.
 struct Delivery {
     shared: Arc<Shared>,
     /// The SA, as an index of `InboundPath::entries`, that was last allowed to carry a flow.
@@ -140,8 +140,8 @@ impl InboundPath {
             worker,
             tables: shared.tables.load_full(),
             buffers: Slots::new(BUFFERS, BUFFER_LEN)?,
-            plain: Lane::new(),
-            batched: Lane::new(),
+            plain: SaGroup::new(),
+            batched: SaGroup::new(),
             by_spi: HashMap::new(),
             entries: Vec::new(),
             submits: shared.aeads.works_in_batches(),
@@ -158,7 +158,7 @@ impl InboundPath {
         })
     }
 
-    /// Uses new tables from the next packet on; what was merged has been written.
+    /// Uses new tables from the next packet on; merged packets have been written.
     pub fn use_tables(&mut self, tables: Arc<Tables>) {
         self.tables = tables;
         self.plain.slots.clear();
@@ -168,14 +168,14 @@ impl InboundPath {
         self.delivery.flows.clear();
     }
 
-    /// Takes what the socket has, at most `BUDGET` calls' worth; the poller tells of the rest.
+    /// Receives at most `BUDGET` times; the poller reports what is left.
     ///
     /// # Errors
-    /// The kernel's, where the socket or the TUN is unusable.
+    /// The kernel's, if the socket or the TUN is unusable.
     pub fn drain(&mut self, socket: &Socket, arena: &mut RecvArena, tun: &TunQueue) -> Result<()> {
         for _ in 0..BUDGET {
             let received = socket.receive(arena, self.buffers.iter_mut())?.len();
-            // The buffers lie in one region, so that each is looked at by its index.
+            // By index: the buffers lie in one region, which `split` borrows.
             for index in 0..received {
                 let Some(meta) = arena.meta(index) else { break };
                 self.split(index, &meta, socket, tun)?;
@@ -187,7 +187,7 @@ impl InboundPath {
         self.flush(tun)
     }
 
-    /// Takes a received buffer apart into its datagrams.
+    /// Splits a received buffer into its datagrams.
     fn split(
         &mut self,
         index: usize,
@@ -259,7 +259,7 @@ impl InboundPath {
         }
     }
 
-    /// Finds the SA of a datagram; an error where it has none.
+    /// Finds the SA of a datagram, opens and delivers it; an error if it has none.
     fn receive(
         &mut self,
         index: usize,
@@ -356,7 +356,7 @@ impl InboundPath {
         Some(place)
     }
 
-    /// Merges the packet in place with those before it, or writes those.
+    /// Merges the packet in place with the open super-packet, or writes that.
     fn deliver(&mut self, owner: usize, length: usize, tun: &TunQueue) -> Result<()> {
         match self.delivery.coalescer.accept(length, owner as u64) {
             Some(ready) => write(&ready, &self.entries, self.worker, tun),
@@ -432,7 +432,7 @@ impl Delivery {
     }
 }
 
-/// A part of a received buffer; empty where there is no such part.
+/// A part of a received buffer; empty if it is out of bounds.
 fn part<'a>(buffers: &'a Slots, index: usize, range: &Range<usize>) -> &'a [u8] {
     let buffer = buffers.get(index).unwrap_or_default();
     buffer.get(range.clone()).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! How a worker is reached: commands, and the wait until it uses new tables.
+//! Mailbox of a worker: commands, and the wait until it uses new tables.
 
 use std::net::SocketAddr;
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -12,25 +12,25 @@ use crate::tables::OuterSocket;
 
 /// A request of the control plane to a worker.
 pub enum Command {
-    /// Serve one more outer socket.
+    /// Serve another outer socket.
     Open(OuterSocket, Socket),
-    /// Close one.
+    /// Close an outer socket.
     Close(OuterSocket),
     /// Send a keepalive through the socket of this outer address.
     Keepalive(OuterSocket, SocketAddr),
 }
 
-/// The commands that wait for a worker, and the generation of its tables.
+/// The queued commands of a worker, and the generation of its tables.
 pub struct Mailbox {
     commands: Mutex<Vec<Command>>,
     pub(super) waker: Waker,
-    /// The generation of the tables that the worker uses; all of them once it has ended.
+    /// The generation of the tables in use; the highest value after the worker has ended.
     pub(super) generation_in_use: Mutex<u64>,
     generation_changed: Condvar,
 }
 
 impl Mailbox {
-    /// Makes an empty one.
+    /// Makes an empty mailbox.
     ///
     /// # Errors
     /// The kernel's.
@@ -43,7 +43,7 @@ impl Mailbox {
         })
     }
 
-    /// Gives the worker a command.
+    /// Queues a command and wakes the worker.
     ///
     /// # Errors
     /// The kernel's.
@@ -52,7 +52,7 @@ impl Mailbox {
         self.waker.wake()
     }
 
-    /// Wakes the worker, to see that the tables changed or that it is to end.
+    /// Wakes the worker to check for new tables and for the stop flag.
     ///
     /// # Errors
     /// The kernel's.
@@ -71,7 +71,7 @@ impl Mailbox {
         }
     }
 
-    /// Says that the worker has ended: it uses no tables any more.
+    /// Announces that the worker has ended: it uses no tables any more.
     pub fn announce_end(&self) {
         self.announce(u64::MAX);
     }

@@ -1,12 +1,11 @@
-//! The way out, in the order in which it happens: TUN, selectors, numbers, segments, seal, socket.
+//! The outbound path, in its order: TUN, selectors, numbers, segments, seal, socket.
 //!
 //!   drain        read super-packets from the TUN, at most BUDGET a call
-//!   forward      what happens to one of them
-//!     reassemble   transport mode's fragments
+//!   forward      one super-packet
+//!     reassemble   fragments of transport mode
 //!     targets      selectors, once a flow: targets.rs
 //!     protect      numbers; each segment sealed behind the one before it
-//!   flush        send the batch of equal-sized ESP packets, whatever flows they are of, when each is
-//!                whole
+//!   flush        complete and send the batch of equal-sized ESP packets of one SA
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -34,34 +33,34 @@ use crate::shared::Shared;
 use crate::socket::Socket;
 use crate::tables::{OuterSocket, Tables};
 
-/// Super-packets a call: up to 4 MiB, then the other direction has its turn.
+/// Super-packets of one call, up to 4 MiB, before the other direction's turn.
 const BUDGET: usize = 64;
-/// Bytes of sealed packets that one batch may have, and room for one more packet.
+/// Bytes of a batch's sealed packets, with room for one more packet.
 const OUT_LEN: usize = 2 * (MAX_PACKET + 512);
 /// Packets of one sendmmsg.
 const SEND_BATCH: usize = 64;
-/// Packets that a batch may have, and at least what one send takes.
+/// Most packets of a batch; at least the capacity of one send.
 const MAX_BATCH: usize = 128;
 /// RFC 8200 5: no IPv6 link takes less.
 const MIN_IPV6_MTU: usize = 1280;
 
-/// Between two questions for the path MTU of an SA, however many packets were too big.
+/// Least interval between two path MTU queries of an SA, however many packets were too big.
 const MTU_QUESTION_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Why the queue is not drained further.
+/// Reason that draining has stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
     /// The TUN has no more.
     Empty,
     /// There may be more.
     Budget,
-    /// The outer socket takes no more now.
+    /// The outer socket is full.
     Blocked,
     /// The device was deleted.
     Gone,
 }
 
-/// One worker's way out.
+/// One worker's outbound path.
 pub struct OutboundPath {
     worker: usize,
     shared: Arc<Shared>,
@@ -70,7 +69,7 @@ pub struct OutboundPath {
     output: Region,
     arena: SendArena,
     batch: Option<Batch>,
-    /// The packets of the batch, as they were before they were sealed.
+    /// Per-packet bookkeeping of the current batch.
     packets: Vec<Packet>,
     /// The error that made a socket unusable, until `drain` ends the worker with it.
     failed: Option<Error>,
@@ -99,9 +98,9 @@ impl OutboundPath {
         })
     }
 
-    /// Uses new tables from the next packet on; what is sealed has been flushed.
+    /// Uses new tables from the next packet on; keeps an unsent batch.
     pub fn use_tables(&mut self, tables: Arc<Tables>) {
-        // What a full socket did not take goes on waiting, if its SA is still there.
+        // Keep the unsent batch if its SA survived the table change.
         let waiting = self.batch.take().and_then(|batch| {
             let entry = Arc::clone(&self.targets.get(batch.slot)?.entry);
             Some((batch, entry))
@@ -119,16 +118,16 @@ impl OutboundPath {
         }
     }
 
-    /// Forwards what the TUN has, at most `BUDGET` super-packets.
+    /// Forwards at most `BUDGET` super-packets of the TUN.
     ///
     /// # Errors
-    /// The kernel's, where the TUN or a socket is unusable.
+    /// The kernel's, if the TUN or a socket is unusable.
     pub fn drain(
         &mut self,
         tun: &TunQueue,
         sockets: &HashMap<OuterSocket, Socket>,
     ) -> Result<Drained> {
-        // What a full socket left behind goes first; until it is gone, nothing is read.
+        // Back-pressure: a batch that a full socket left behind is sent before the TUN is read.
         if !self.flush(sockets)? {
             return Ok(Drained::Blocked);
         }
@@ -160,8 +159,8 @@ impl OutboundPath {
         })
     }
 
-    /// Seals the segments of a packet that was read; an error where they, which are `packets`, have
-    /// no SA.
+    /// Seals the segments of one TUN read, sets `packets` to their number; an error if they have no
+    /// SA.
     fn forward(
         &mut self,
         vnet: &VnetHdr,
@@ -176,7 +175,8 @@ impl OutboundPath {
         let mut whole = false;
         if key.is_none() {
             if let Some(index) = self.targets.transport_candidate(&self.input[..length])? {
-                // Before the look-up: a fragment may have no ports to match, while the whole has.
+                // Before the look-up: a fragment may lack the ports that the whole packet is
+                // matched by.
                 let Some(joined) = self.reassemble(index, length) else {
                     return Ok(());
                 };
@@ -195,7 +195,7 @@ impl OutboundPath {
         Ok(())
     }
 
-    /// Joins a fragment with those before it; the length of the whole, now in the buffer.
+    /// Reassembles a fragment; returns the length of the whole packet, which is then in the buffer.
     fn reassemble(&mut self, index: usize, length: usize) -> Option<usize> {
         let before = self.reassembler.dropped();
         let joined = self
@@ -218,7 +218,7 @@ impl OutboundPath {
         }
     }
 
-    /// Seals what is `left` of a packet; an error for all that is left then.
+    /// Seals the segments of a packet; `left` counts the unsealed ones, which an error drops.
     fn protect(
         &mut self,
         index: usize,
@@ -294,7 +294,7 @@ impl OutboundPath {
         Ok(())
     }
 
-    /// Sequence numbers for as many of `left` segments as there are in one piece.
+    /// Reserves consecutive sequence numbers for at most `left` segments.
     fn numbers(&self, index: usize, left: usize) -> PacketResult<RangeInclusive<u64>> {
         let entry = &self.targets[index].entry;
         let seq = &entry.sa.seq;
@@ -335,7 +335,7 @@ impl OutboundPath {
         });
     }
 
-    /// Sends a NAT keepalive (RFC 3948 2.3), whatever becomes of it.
+    /// Sends a NAT keepalive (RFC 3948 2.3); a failure is ignored.
     pub fn keepalive(&mut self, socket: &Socket, peer: SocketAddr) {
         let message = Transmit {
             dst: peer,
@@ -349,10 +349,10 @@ impl OutboundPath {
         }
     }
 
-    /// Sends the batch; false where the socket is full and it has to wait.
+    /// Completes and sends the batch; false if the socket is full and the batch has to wait.
     ///
     /// # Errors
-    /// The kernel's, where the socket is unusable.
+    /// The kernel's, if the socket is unusable.
     pub fn flush(&mut self, sockets: &HashMap<OuterSocket, Socket>) -> Result<bool> {
         let Some(mut batch) = self.batch.take() else {
             return Ok(true);

@@ -1,4 +1,4 @@
-//! The end of a worker's thread, told to those who wait for it.
+//! Supervision of a worker's thread.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -7,8 +7,8 @@ use esp_linux::Result;
 use super::mailbox::Mailbox;
 use crate::events::{Event, Events};
 
-/// Does a worker's `work` on its thread. When that ends before it was to, the control plane is told
-/// why, in a line that begins with `name`.
+/// Runs `work` on the worker thread and reports an early exit or a panic to the control plane, in a
+/// line that begins with `name`.
 pub(crate) fn run_supervised(
     name: &str,
     mailbox: &Mailbox,
@@ -16,12 +16,12 @@ pub(crate) fn run_supervised(
     work: impl FnOnce() -> Result<()>,
 ) {
     let ended = catch_unwind(AssertUnwindSafe(work));
-    // It has no tables any more: who waits for that must not wait for ever.
+    // Release the control plane if it waits for this worker to use new tables.
     mailbox.announce_end();
     let reason = match ended {
         Ok(Ok(())) => return,
         Ok(Err(error)) => error.to_string(),
-        // Where, the panic hook has written to stderr.
+        // The panic hook has written the location to stderr.
         Err(panic) => {
             let text = panic.downcast_ref::<&str>().copied();
             let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));

@@ -1,4 +1,4 @@
-//! One worker's outbound SAs, found by their selectors, once a flow.
+//! One worker's outbound SAs, looked up by selectors once a flow.
 
 use std::collections::HashMap;
 use std::ops::{Index, IndexMut};
@@ -15,13 +15,13 @@ use esp_core::wire::{self, Inner};
 use crate::shared::Shared;
 use crate::tables::{OutboundEntry, OuterSocket, Tables};
 
-/// Flows whose SA is remembered.
+/// Size of the flow cache.
 const FLOWS: usize = 8192;
 
-/// Of one packet: what came of it, or why it goes no further.
+/// Result of a step of one packet; an error drops it.
 pub(crate) type PacketResult<T> = std::result::Result<T, DropReason>;
 
-/// An SA as this worker uses it.
+/// An SA that this worker uses.
 pub(crate) struct Slot {
     pub(crate) entry: Arc<OutboundEntry>,
     pub(crate) sealer: SaSealer,
@@ -50,7 +50,7 @@ impl Targets {
         }
     }
 
-    /// Uses new tables; no index of before is good any more.
+    /// Uses new tables; earlier indices become invalid.
     pub(crate) fn replace(&mut self, tables: Arc<Tables>) {
         self.tables = tables;
         self.slots.clear();
@@ -58,7 +58,7 @@ impl Targets {
         self.flows.clear();
     }
 
-    /// The index of an SA of former tables, where it is in these.
+    /// The index of an SA of the former tables, if it is still installed.
     pub(crate) fn again(&mut self, entry: &Arc<OutboundEntry>) -> Option<usize> {
         let now = self.tables.outbound.get(&entry.sa.spec.name)?;
         Arc::ptr_eq(now, entry).then(|| self.slot_of(entry))?
@@ -78,7 +78,8 @@ impl Targets {
             return target;
         }
         let inner = wire::parse(packet)?;
-        // Without ports at a fixed place, as in all but the first fragment, the addresses alone.
+        // Packets without ports at a fixed place, such as later fragments, spread by their
+        // addresses.
         let flow = key.or_else(|| FlowKey::of_addresses(packet));
         let target = self.look_up(&inner, flow.as_ref().map_or(0, FlowKey::spread));
         if let Some(key) = key {
@@ -99,8 +100,7 @@ impl Targets {
             .sa_of(spread)
             .and_then(|name| tables.outbound.get(name))
             .ok_or(DropReason::NoSa)?;
-        // While a reload replaces SAs, a policy of before may name an SA of after, which leads to
-        // another peer.
+        // While a reload replaces SAs, an old policy may name a new SA that leads to another peer.
         if !entry.sa.carries(inner) {
             return Err(DropReason::SelectorMismatch);
         }
@@ -127,7 +127,7 @@ impl Targets {
         Some(index)
     }
 
-    /// The transport-mode SA that may carry what a packet is a fragment of, if any.
+    /// The transport-mode SA that may carry the whole datagram of a fragment, if any.
     pub(crate) fn transport_candidate(&mut self, packet: &[u8]) -> PacketResult<Option<usize>> {
         let inner = wire::parse(packet)?;
         if !inner.fragment {

@@ -40,8 +40,8 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Makes a worker with its TUN queue and no outer sockets; `merge` is whether neighbours are
-    /// merged before the TUN write.
+    /// Makes a worker with its TUN queue and no outer sockets; with `merge`, neighbours are merged
+    /// before the TUN write.
     ///
     /// # Errors
     /// The kernel's.
@@ -78,16 +78,16 @@ impl Worker {
         })
     }
 
-    /// The mailbox that the worker is reached by.
+    /// The worker's mailbox.
     #[must_use]
     pub fn mailbox(&self) -> Arc<Mailbox> {
         Arc::clone(&self.mailbox)
     }
 
-    /// Carries packets until the workers are to end.
+    /// Carries packets until the stop flag is set.
     ///
     /// # Errors
-    /// The kernel's, where the TUN or a socket is unusable.
+    /// The kernel's, if the TUN or a socket is unusable.
     pub fn run(mut self) -> Result<()> {
         let mut ready = Events::new(MAX_READY);
         let mut worked = false;
@@ -131,7 +131,8 @@ impl Worker {
         Ok(())
     }
 
-    /// While a socket is full the TUN is not read: its packets wait in the kernel's queue.
+    /// Applies back-pressure: while a socket is full the TUN is not read, and packets wait in the
+    /// kernel's queue.
     fn set_blocked(&mut self, blocked: bool) -> Result<()> {
         if blocked == self.blocked {
             return Ok(());
@@ -179,7 +180,7 @@ impl Worker {
                 }
                 Command::Close(outer) => {
                     self.tokens.retain(|_, name| *name != outer);
-                    // Its file leaves the poller when it is closed.
+                    // Closing the file removes it from the poller.
                     self.sockets.remove(&outer);
                 }
                 Command::Keepalive(outer, peer) => {

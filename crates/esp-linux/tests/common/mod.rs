@@ -14,14 +14,14 @@ use esp_linux::udp::{UdpFeatures, UdpSocket};
 use esp_linux::{BatchSocket, RecvArena, RecvMeta, SocketOptions};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// How long a test waits for what must come.
+/// Deadline of a test for an expected event.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A network namespace that lives as long as this or anything in it.
 pub struct Netns(File);
 
 impl Netns {
-    /// Makes one, with the loopback interface up, and moves the calling thread into it.
+    /// Makes a namespace with the loopback interface up, and moves the calling thread into it.
     pub fn enter_new() -> Self {
         // A child makes it; the open file keeps it when the child is gone.
         let mut child = Command::new("unshare")
@@ -51,7 +51,7 @@ impl Netns {
         move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
     }
 
-    /// How `ip link set ... netns` names it.
+    /// Name of the namespace for `ip link set ... netns`.
     pub fn path(&self) -> String {
         use std::os::fd::AsRawFd;
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
@@ -67,7 +67,7 @@ pub fn ip(arguments: &str) {
     assert!(status.success(), "ip {arguments}");
 }
 
-/// What ip(8) prints in the calling thread's namespace.
+/// Output of ip(8) in the calling thread's namespace.
 pub fn ip_says(arguments: &str) -> String {
     let output = Command::new("ip")
         .args(arguments.split_whitespace())
@@ -103,7 +103,7 @@ pub fn address(socket: &UdpSocket) -> SocketAddr {
     socket.local().unwrap()
 }
 
-/// Waits until a file is readable; true if it is before patience ends.
+/// Waits until a file is readable; true if it is before the deadline.
 pub fn readable(fd: impl AsFd, patience: Duration) -> bool {
     let poller = Poller::new().unwrap();
     poller.add(fd, 0, Interest::READ).unwrap();
@@ -142,7 +142,7 @@ pub fn receive_udp(socket: &UdpSocket, count: usize) -> Vec<(RecvMeta, Vec<u8>)>
     })
 }
 
-/// Waits for what nothing tells of.
+/// Polls a condition that no event reports.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
