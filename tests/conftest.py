@@ -1,8 +1,13 @@
-"""Settings for all tests, and the option --evidence: results with other implementations."""
+"""Settings for all tests, and the options for results.
+
+--evidence: of tests with other implementations. --report: of all tests, for a run that is part of
+another one.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -20,13 +25,46 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FILE",
         help="append the results of tests that record a 'peer', as JSON lines",
     )
+    parser.addoption(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="append the collected tests, then the result of each phase, as JSON lines",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    file = config.getoption("evidence")
     # With several processes only the controller, which receives all reports, writes.
-    if file is not None and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Evidence(file))
+    if hasattr(config, "workerinput"):
+        return
+    for option, plugin in (("evidence", Evidence), ("report", Report)):
+        file = config.getoption(option)
+        if file is not None:
+            config.pluginmanager.register(plugin(file))
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Show the slowest tests inside virtual machines, which to --durations are one test a file."""
+    wanted = config.getoption("durations")
+    reports = [
+        report for name in ("passed", "failed") for report in terminalreporter.getreports(name)
+    ]
+    found = sorted(
+        (
+            tuple(test)
+            for report in reports
+            for test in dict(report.user_properties).get("inside", ())
+        ),
+        reverse=True,
+    )
+    if wanted is None or not found:
+        return
+    shown = found[: wanted or None]
+    terminalreporter.section(f"slowest {len(shown)} tests in virtual machines")
+    for seconds, test in shown:
+        terminalreporter.write_line(f"{seconds:.2f}s {test}")
 
 
 class Evidence:
@@ -43,3 +81,28 @@ class Evidence:
         record = {"file": path, "test": name.partition("[")[0], "passed": report.passed, **tried}
         with self._file.open("a") as file:
             file.write(json.dumps(record) + "\n")
+
+
+class Report:
+    """Writes the names of the collected tests, then each phase of each test as it ends."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def _write(self, record: Mapping[str, object]) -> None:
+        with self._file.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self._write({"collected": [item.nodeid for item in session.items]})
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._write(
+            {
+                "test": report.nodeid,
+                "when": report.when,
+                "outcome": report.outcome,
+                "seconds": report.duration,
+                "details": report.longreprtext,
+            }
+        )

@@ -14,8 +14,12 @@ from lab.vm.protocol import Kind
 
 LIMIT = 900.0
 """Seconds for one command in a machine: an emulator that may share two processors."""
+INSIDE_LIMIT = 3600.0
+"""Seconds for all tests inside: many times what they take, as each has a limit of its own."""
 INSIDE = "ESP_GW_INSIDE_VM"
 """The environment variable set for tests that run in a machine."""
+REPORT, EVIDENCE = "report.jsonl", "evidence.jsonl"
+"""Files in the folder /out with the results of the tests inside."""
 
 MakeSetup = Callable[..., Setup]
 
@@ -41,19 +45,35 @@ class Guest:
         self._machine = machine
         self._setup = setup
 
-    def run(self, *arguments: str, env: Mapping[str, str] | None = None) -> Result:
+    def run(
+        self,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        limit: float = LIMIT,
+        echo: bool = False,
+    ) -> Result:
+        """Run a command for up to `limit` seconds; if `echo`, print its output as it comes."""
         output = {Kind.STDOUT: b"", Kind.STDERR: b""}
 
         def collect(kind: Kind, data: bytes) -> None:
             output[kind] += data
+            if echo:
+                sys.stdout.write(data.decode(errors="replace"))
+                sys.stdout.flush()
 
         words = ("env", *(f"{name}={value}" for name, value in (env or {}).items()), *arguments)
         command = here(self._setup, words, CHECKOUT)
-        status = run(self._machine, command, collect, time.monotonic() + LIMIT)
+        status = run(self._machine, command, collect, time.monotonic() + limit)
         return Result(status, output[Kind.STDOUT].decode(), output[Kind.STDERR].decode())
 
-    def pytest(self, name: str) -> Result:
-        """Run tests/vm/inside/NAME.py in the machine; its evidence goes to /out/NAME.jsonl."""
-        program = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--timeout=600")
-        evidence = f"--evidence={OUT}/{name}.jsonl"
-        return self.run(*program, evidence, f"tests/vm/inside/{name}.py", env={INSIDE: "1"})
+    def pytest(self, *names: str, limit: float) -> Result:
+        """Run files of tests/vm/inside in the machine, in this order.
+
+        Their results go to REPORT in /out, their evidence to EVIDENCE. The output is printed as it
+        comes: if the machine hangs, it shows the test.
+        """
+        program = (sys.executable, "-u", "-m", "pytest", "-v", "-p", "no:cacheprovider")
+        program += ("--timeout=600",)
+        results = (f"--report={OUT}/{REPORT}", f"--evidence={OUT}/{EVIDENCE}")
+        files = (f"tests/vm/inside/{name}.py" for name in names)
+        return self.run(*program, *results, *files, env={INSIDE: "1"}, limit=limit, echo=True)

@@ -13,13 +13,11 @@ import pytest
 from lab.vm.__main__ import CHECKOUT
 from lab.vm.__main__ import make_setup as make_setup_of
 from lab.vm.machine import Machine
-from tests.support.engines import ENGINES
-from tests.support.guest import INSIDE, LIMIT, Guest, MakeSetup
+from tests.support.guest import INSIDE, INSIDE_LIMIT, LIMIT, REPORT, Guest, MakeSetup
+from tests.support.inside import FILES, InsideRun, read_report
 
 # The tests of inside/ run in the machine, started by the tests here.
 collect_ignore = [] if INSIDE in os.environ else ["inside"]
-if "native" not in ENGINES:
-    collect_ignore.append("test_af_alg_native.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,7 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             kind = "aarch64" if item.path.name == "test_aarch64.py" else "vm"
             item.add_marker(getattr(pytest.mark, kind))
             if not item.get_closest_marker("timeout"):
-                item.add_marker(pytest.mark.timeout(LIMIT + 60))
+                limit = INSIDE_LIMIT if "inside" in item.fixturenames else LIMIT
+                item.add_marker(pytest.mark.timeout(limit + 60))
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +52,17 @@ def guest(make_setup: MakeSetup, out: Path) -> Iterator[Guest]:
     setup = make_setup(out=out)
     with Machine(setup) as machine:
         yield Guest(machine, setup)
+
+
+@pytest.fixture(scope="session")
+def inside(request: pytest.FixtureRequest, guest: Guest, out: Path) -> InsideRun:
+    """Run the files of inside/ that selected tests ask for, all in one pytest in the machine."""
+    # All of these tests are in one file, so that one of several processes has them all.
+    asked = [
+        item.callspec.params["name"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.originalname == "test_inside"
+    ]
+    names = [name for name in FILES if name in asked] or FILES
+    result = guest.pytest(*names, limit=INSIDE_LIMIT)
+    return InsideRun(read_report(out / REPORT), result.status, result.tail)

@@ -48,9 +48,10 @@ def _parallel() -> None:
 
 @pytest.fixture(scope="module")
 def both() -> Iterator[twins.Twins]:
-    twins.PATIENCE = 20.0
-    with twins.twins(native_af_alg=AF_ALG_ON) as both:
-        yield both
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(twins, "PATIENCE", 20.0)
+        with twins.twins(native_af_alg=AF_ALG_ON) as both:
+            yield both
 
 
 @given(st.data())
