@@ -94,7 +94,9 @@ class Report:
             file.write(json.dumps(record) + "\n")
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        self._write({"collected": [item.nodeid for item in session.items]})
+        for item in session.items:
+            markers = [mark.name for mark in item.iter_markers()]
+            self._write({"collected": item.nodeid, "markers": markers})
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._write(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from lab.vm.__main__ import CHECKOUT, here
@@ -66,8 +66,8 @@ class Guest:
         status = run(self._machine, command, collect, time.monotonic() + limit)
         return Result(status, output[Kind.STDOUT].decode(), output[Kind.STDERR].decode())
 
-    def pytest(self, *names: str, limit: float) -> Result:
-        """Run files of tests/vm/inside in the machine, in this order.
+    def pytest(self, names: Iterable[str], markers: str, limit: float) -> Result:
+        """Run the tests with `markers`, as in -m, of files of tests/vm/inside in the machine.
 
         Their results go to REPORT in /out, their evidence to EVIDENCE. The output is printed as it
         comes: if the machine hangs, it shows the test.
@@ -76,4 +76,6 @@ class Guest:
         program += ("--timeout=600",)
         results = (f"--report={OUT}/{REPORT}", f"--evidence={OUT}/{EVIDENCE}")
         files = (f"tests/vm/inside/{name}.py" for name in names)
-        return self.run(*program, *results, *files, env={INSIDE: "1"}, limit=limit, echo=True)
+        return self.run(
+            *program, *results, "-m", markers, *files, env={INSIDE: "1"}, limit=limit, echo=True
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,8 @@ ALL_FILES = ("test_kernel_esp", "test_moving", "test_af_alg", "test_af_alg_nativ
 """The files in their order of running, without the suffix."""
 FILES = tuple(name for name in ALL_FILES if "native" in ENGINES or name != "test_af_alg_native")
 """Those that the installed engines can run."""
+FULL_FILES = FILES[:3]
+"""Those of FILES that have tests of the rest of the matrix."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Outcome:
     """The result of one test. `faults` holds a text for each phase that did not pass."""
 
     test: str
+    markers: frozenset[str]
     finished: bool
     seconds: float
     faults: tuple[str, ...]
@@ -35,27 +38,31 @@ class InsideRun:
     status: int
     tail: str
 
-    def of(self, name: str) -> list[Outcome]:
-        """Return the results of a file of FILES."""
-        return [outcome for outcome in self.outcomes if f"/{name}.py::" in outcome.test]
+    def of(self, name: str, marker: str) -> list[Outcome]:
+        """Return the results of the tests of a file of FILES that have a marker."""
+        return [
+            outcome
+            for outcome in self.outcomes
+            if f"/{name}.py::" in outcome.test and marker in outcome.markers
+        ]
 
 
 def read_report(path: Path) -> tuple[Outcome, ...]:
     """Return the result of each collected test from a file that `pytest --report` has written."""
     lines = path.read_text().splitlines() if path.exists() else []
     records = [json.loads(line) for line in lines]
-    collected = [test for record in records for test in record.get("collected", ())]
-    phases: dict[str, list[dict[str, object]]] = {test: [] for test in collected}
+    markers = {record["collected"]: record["markers"] for record in records if "markers" in record}
+    phases: dict[str, list[dict[str, object]]] = {test: [] for test in markers}
     for record in records:
         if "test" in record:
             phases[record["test"]].append(record)
-    return tuple(_outcome(test, found) for test, found in phases.items())
+    return tuple(_outcome(test, markers[test], found) for test, found in phases.items())
 
 
-def _outcome(test: str, phases: Iterable[dict[str, object]]) -> Outcome:
-    phases = list(phases)
+def _outcome(test: str, markers: Iterable[str], phases: Sequence[Mapping[str, object]]) -> Outcome:
     return Outcome(
         test,
+        frozenset(markers),
         finished=any(phase["when"] == "teardown" for phase in phases),
         seconds=sum(float(str(phase["seconds"])) for phase in phases),
         # A skipped test has not passed: what a machine lacks is a fault.

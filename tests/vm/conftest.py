@@ -15,19 +15,24 @@ from lab.vm.__main__ import make_setup as make_setup_of
 from lab.vm.machine import Machine
 from tests.support.guest import INSIDE, INSIDE_LIMIT, LIMIT, REPORT, Guest, MakeSetup
 from tests.support.inside import FILES, InsideRun, read_report
+from tests.support.matrix import mark_tiers
 
+HERE = Path(__file__).parent
 # The tests of inside/ run in the machine, started by the tests here.
 collect_ignore = [] if INSIDE in os.environ else ["inside"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if "tests/vm" in str(item.path) and INSIDE not in os.environ:
-            kind = "aarch64" if item.path.name == "test_aarch64.py" else "vm"
-            item.add_marker(getattr(pytest.mark, kind))
-            if not item.get_closest_marker("timeout"):
-                limit = INSIDE_LIMIT if "inside" in item.fixturenames else LIMIT
-                item.add_marker(pytest.mark.timeout(limit + 60))
+    ours = [item for item in items if item.path.is_relative_to(HERE)]
+    mark_tiers(item for item in ours if item.path.name != "test_aarch64.py")
+    if INSIDE in os.environ:
+        return
+    for item in ours:
+        if item.path.name == "test_aarch64.py":
+            item.add_marker(pytest.mark.aarch64)
+        if not item.get_closest_marker("timeout"):
+            limit = INSIDE_LIMIT if "inside" in item.fixturenames else LIMIT
+            item.add_marker(pytest.mark.timeout(limit + 60))
 
 
 @pytest.fixture(scope="session")
@@ -59,10 +64,11 @@ def inside(request: pytest.FixtureRequest, guest: Guest, out: Path) -> InsideRun
     """Run the files of inside/ that selected tests ask for, all in one pytest in the machine."""
     # All of these tests are in one file, so that one of several processes has them all.
     asked = [
-        item.callspec.params["name"]
+        item.callspec.params
         for item in request.session.items
         if isinstance(item, pytest.Function) and item.originalname == "test_inside"
     ]
-    names = [name for name in FILES if name in asked] or FILES
-    result = guest.pytest(*names, limit=INSIDE_LIMIT)
+    names = {params["name"] for params in asked}
+    markers = " or ".join(sorted({params["marker"] for params in asked}))
+    result = guest.pytest([name for name in FILES if name in names], markers, INSIDE_LIMIT)
     return InsideRun(read_report(out / REPORT), result.status, result.tail)

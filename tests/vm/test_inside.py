@@ -11,8 +11,10 @@ import pytest
 
 from tests.support.evidence import RecordProperty
 from tests.support.guest import Guest
-from tests.support.inside import ALL_FILES, FILES, InsideRun
+from tests.support.inside import ALL_FILES, FILES, FULL_FILES, InsideRun
+from tests.support.matrix import REST
 
+INSIDE = Path(__file__).parent / "inside"
 AF_ALG = """
 import socket
 with socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET) as sock:
@@ -54,9 +56,15 @@ def test_the_machine_is_not_connected_to_any_network(guest: Guest) -> None:
     assert guest.run("ls", "/sys/class/net").stdout.split() == ["lo"]
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_inside(inside: InsideRun, name: str, record_property: RecordProperty) -> None:
-    outcomes = inside.of(name)
+@pytest.mark.parametrize(
+    ("name", "marker"),
+    [
+        *((name, "vm") for name in FILES),
+        *(pytest.param(name, REST, marks=pytest.mark.vm_full) for name in FULL_FILES),
+    ],
+)
+def test_inside(inside: InsideRun, name: str, marker: str, record_property: RecordProperty) -> None:
+    outcomes = inside.of(name, marker)
     assert outcomes, inside.tail
     record_property("inside", [(outcome.seconds, outcome.test) for outcome in outcomes])
     faults = [f"{outcome.test}: {fault}" for outcome in outcomes for fault in outcome.faults]
@@ -64,14 +72,12 @@ def test_inside(inside: InsideRun, name: str, record_property: RecordProperty) -
         pytest.fail("\n\n".join(faults), pytrace=False)
     unfinished = [outcome.test for outcome in outcomes if not outcome.finished]
     assert not unfinished, f"{unfinished}\n{inside.tail}"
-
-
-def test_inside_nothing_else_failed(inside: InsideRun) -> None:
-    """Pytest's exit status is that of its tests: 0, or 1 if one of them failed."""
-    failed = any(outcome.faults for outcome in inside.outcomes)
-    assert inside.status == int(failed), inside.tail
+    # Other files may have failed, but nothing beside a test.
+    assert inside.status == int(any(outcome.faults for outcome in inside.outcomes)), inside.tail
 
 
 def test_every_file_inside_is_run() -> None:
-    found = {path.stem for path in (Path(__file__).parent / "inside").glob("test_*.py")}
-    assert found == set(ALL_FILES)
+    files = {path.stem: path.read_text() for path in INSIDE.glob("test_*.py")}
+    assert files.keys() == set(ALL_FILES)
+    full = {name for name, text in files.items() if "every_run" in text or REST in text}
+    assert full == set(FULL_FILES)

@@ -15,6 +15,7 @@ import pytest
 
 def test_passes(): pass
 
+@pytest.mark.root
 def test_fails(): assert False, "as it must"
 
 def test_skipped(): pytest.skip("no such machine")
@@ -55,6 +56,7 @@ def test_a_report_tells_how_each_collected_test_ended(tmp_path: Path) -> None:
         "that_never_starts": (False, []),
     }
     assert "as it must" in found["fails"].faults[0]
+    assert {name for name, outcome in found.items() if "root" in outcome.markers} == {"fails"}
 
 
 def _short(outcome: Outcome) -> tuple[bool, list[str]]:

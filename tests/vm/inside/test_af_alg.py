@@ -25,6 +25,7 @@ from tests.support.kernel_peer import (
     with_keys,
     write_configuration,
 )
+from tests.support.matrix import every_run
 
 SABOTAGE = Path(__file__).parent / "sabotage"
 LENGTHS = [*range(34), 63, 64, 65, 576, 1400, 1500, 4095, 4096, 4097, 9000, 65535]
@@ -41,6 +42,7 @@ LINKS = [
     )
     for number, suite in enumerate(SUITES.values(), 1)
 ]
+on_one_engine = every_run(lambda params: params["peers"] == ENGINES[-1])
 every_suite = pytest.mark.parametrize("suite", SUITES.values(), ids=str)
 
 
@@ -140,6 +142,7 @@ def keys_in_kernel() -> int:
     return int(references.read_text()) if references.exists() else 0
 
 
+@on_one_engine
 def test_a_gateway_on_af_alg_and_the_kernels_esp_interoperate(peers: Peers) -> None:
     exchange(peers)
     status = peers.gateway.call("GetStatus")
@@ -149,6 +152,7 @@ def test_a_gateway_on_af_alg_and_the_kernels_esp_interoperate(peers: Peers) -> N
     assert "AF_ALG: used for aes128gcm12 " in peers.gateway.cli("status").stdout
 
 
+@on_one_engine
 def test_no_key_stays_in_the_kernel_after_its_sa_is_removed(peers: Peers) -> None:
     status = peers.gateway.call("GetStatus")
     assert keys_in_kernel() >= 2 * len(LINKS)
@@ -160,6 +164,7 @@ def test_no_key_stays_in_the_kernel_after_its_sa_is_removed(peers: Peers) -> Non
     assert peers.gateway.call("Reload")["changes"]
 
 
+@on_one_engine
 def test_a_gateway_that_loses_af_alg_loses_no_packet(peers: Peers) -> None:
     os.kill(peers.gateway.pid, signal.SIGUSR1)
     exchange(peers)
