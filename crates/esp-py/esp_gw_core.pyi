@@ -32,7 +32,7 @@ __all__ = [
     "PortRange",
     "Sa",
     "SaCounters",
-    "SaRefused",
+    "SaRefusedError",
     "Selector",
     "Settings",
     "SoftExpired",
@@ -48,7 +48,7 @@ __version__: str
 aes_path: str
 """The processor's instructions for AES-GCM, "none" where it has none."""
 
-class SaRefused(ValueError):
+class SaRefusedError(ValueError):
     """An SA can't be installed: the arguments are the SA's name and the reason."""
 
     args: tuple[str, str]
@@ -367,7 +367,7 @@ class NativeEngine:
         """Open the outer sockets that are missing, then close those not named."""
 
     def install(self, outbound: Sequence[OutboundSa], inbound: Sequence[InboundSa]) -> None:
-        """Add SAs in one step, all or none. Raises SaRefused."""
+        """Add SAs in one step, all or none. Raises SaRefusedError."""
 
     def remove(self, names: Sequence[str]) -> list[SaCounters]:
         """Forget SAs in one step, all or none; the final counters are in the order of `names`."""

@@ -155,7 +155,7 @@ class NativeEngine:
         inbound = [wanted for _, wanted in waiting if isinstance(wanted, core.InboundSa)]
         try:
             self._core.install(outbound, inbound)
-        except core.SaRefused as error:
+        except core.SaRefusedError as error:
             name, reason = error.args
             raise EngineError(reason, where=name) from None
         for sa, _ in waiting:

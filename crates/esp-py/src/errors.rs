@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 
 create_exception!(
     esp_gw_core,
-    SaRefused,
+    SaRefusedError,
     PyValueError,
     "An SA that can't be installed: its arguments are the SA's name and the reason."
 );
@@ -29,7 +29,7 @@ pub(crate) fn os_error(error: &esp_linux::Error) -> PyErr {
     }
 }
 
-/// Makes an [`SaRefused`].
+/// Makes an [`SaRefusedError`].
 pub(crate) fn sa_refused(refused: Refused) -> PyErr {
-    SaRefused::new_err((refused.sa.to_string(), refused.why.to_string()))
+    SaRefusedError::new_err((refused.sa.to_string(), refused.why.to_string()))
 }

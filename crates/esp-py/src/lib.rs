@@ -23,7 +23,10 @@ fn esp_gw_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("aes_path", aes_path())?;
     module.add_function(wrap_pyfunction!(measure::measure_aead, module)?)?;
-    module.add("SaRefused", module.py().get_type::<errors::SaRefused>())?;
+    module.add(
+        "SaRefusedError",
+        module.py().get_type::<errors::SaRefusedError>(),
+    )?;
     module.add_class::<engine::NativeEngine>()?;
     module.add_class::<settings::Encapsulation>()?;
     module.add_class::<settings::Offloads>()?;
