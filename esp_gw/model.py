@@ -66,7 +66,7 @@ class Origin(enum.StrEnum):
 class DropReason(enum.StrEnum):
     """Reason for dropping a packet; each has a counter, for each SA and in total."""
 
-    # Outbound, in the order in which a packet may encounter them.
+    # Outbound, roughly in the order of the path.
     MALFORMED_INNER = "malformed-inner"
     NO_POLICY = "no-policy"
     POLICY_DISCARD = "policy-discard"
@@ -79,7 +79,7 @@ class DropReason(enum.StrEnum):
     TOO_BIG = "too-big"
     QUEUE_FULL = "queue-full"
     SEND_ERROR = "send-error"
-    # Inbound, in the order in which a packet may encounter them.
+    # Inbound, roughly in the order of the path.
     TOO_SHORT = "too-short"
     TRUNCATED = "truncated"
     IKE_DATAGRAM = "ike-datagram"

@@ -96,14 +96,14 @@ class NativeEngine:
         self._loop.add_reader(self._event_fd, self._take_events)
 
     def close(self) -> None:
-        """End the workers; the TUN device goes with them."""
+        """Stop the workers, which removes the TUN device."""
         for timer in self._timers.values():
             timer.cancel()
         self._loop.remove_reader(self._event_fd)
         del self._core
 
     def set_outer_sockets(self, wanted: Sequence[OuterSocket]) -> None:
-        """Open those that are missing, then close those not named. Raises EngineError."""
+        """Open the sockets that are missing, then close those not wanted. Raises EngineError."""
         for outer in [outer for outer in wanted if outer not in self._outers]:
             try:
                 self._set_sockets([*self._outers, outer])
@@ -144,7 +144,7 @@ class NativeEngine:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Collect what is installed inside; the workers get new tables once, at its end."""
+        """Collect the SAs installed inside; workers get new tables once, at the end."""
         waiting: list[tuple[Sa, _Wanted]] = []
         self._waiting = waiting
         try:
@@ -165,7 +165,7 @@ class NativeEngine:
                     self._arm_keepalives(sa.keepalive)
 
     def remove_sas(self, names: Sequence[str]) -> list[SaCounters]:
-        """Forget SAs and their keys; the counters are final: nothing more is sent or accepted."""
+        """Remove SAs and their keys; return their final counters, in the order of `names`."""
         try:
             found = self._core.remove(list(names))
         except ValueError as error:
@@ -176,7 +176,7 @@ class NativeEngine:
         return [self._fold(sa) for sa in found]
 
     def _fold(self, found: core.SaCounters) -> SaCounters:
-        """Keep in the totals what a removed SA has counted."""
+        """Add the final counters of a removed SA to the totals."""
         final = _sa_counters(found)
         totals = self._removed[_direction(found)]
         totals["packets"] += final.packets
@@ -185,7 +185,7 @@ class NativeEngine:
         return final
 
     def replace_policies(self, policies: Sequence[Policy]) -> None:
-        """Put a new SPD in place in one step, in the order given."""
+        """Replace the SPD in one step; `policies` are in order of precedence."""
         self._core.replace_policies([_policy(policy) for policy in policies])
 
     def extend_lease(self, name: str, lease: Lease) -> None:
@@ -223,11 +223,11 @@ class NativeEngine:
         )
 
     def advanced_replay_floors(self) -> dict[str, int]:
-        """Return how far the inbound SAs came whose windows advanced since the last call."""
+        """Return the highest sequence number of inbound SAs that advanced since the last call."""
         return self._core.advanced_replay_floors()
 
     def status(self) -> EngineStatus:
-        """How it works: what it uses of what there is, and why not more."""
+        """Return the resources and offloads in use, with the reason for each one that is not."""
         providers = self._core.providers()
         return EngineStatus(
             workers=self._core.workers(),
@@ -270,8 +270,8 @@ class NativeEngine:
         self._timers[period] = self._loop.call_later(period / 2, self._send_keepalives, period)
 
     def _send_keepalives(self, period: int) -> None:
-        # As in the python engine: half the period, and only where nothing else was sent in it. One
-        # timer does for all SAs with this period: there may be thousands.
+        # As in the python engine: after half a period without other traffic. One timer serves all
+        # SAs of a period; there may be thousands.
         sas = self._keepalives[period]
         for name, seen in sas.items():
             sent = self._core.sent(name)

@@ -14,9 +14,9 @@ from tests.support.engines import ENGINES
 ALL_FILES = ("test_kernel_esp", "test_moving", "test_af_alg", "test_af_alg_native")
 """The files in their order of running, without the suffix."""
 FILES = tuple(name for name in ALL_FILES if "native" in ENGINES or name != "test_af_alg_native")
-"""Those that the installed engines can run."""
+"""Files that the installed engines can run."""
 FULL_FILES = FILES[:3]
-"""Those of FILES that have tests of the rest of the matrix."""
+"""FILES with tests of the rest of the matrix."""
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ class Crate:
 
     @staticmethod
     def _is_used(source: Source, parts: Module, name: str, rest: str) -> bool:
-        """What a module only passes on from its own children it doesn't import."""
+        """False for a name that a module only re-exports from its own children."""
         passed_on = name in source.exports and parts[0] in source.children
         return not passed_on or re.search(rf"\b{name}\b", rest) is not None
 

@@ -78,7 +78,7 @@ def broken_links(page: Path) -> Iterator[str]:
 
 
 def section(page: Path, heading: str) -> str:
-    """What stands under a heading, up to the next one of any level."""
+    """The text under a heading, up to the next one of any level."""
     text = page.read_text()
     (found,) = re.finditer(rf"^#+ {re.escape(heading)}$", text, re.MULTILINE)
     return re.split(r"^#+ ", text[found.end() :], maxsplit=1, flags=re.MULTILINE)[0]

@@ -28,7 +28,7 @@ fn drops(counters: &counters::Counters) -> BTreeMap<&'static str, u64> {
         .collect()
 }
 
-/// Counters of packets that belong to no SA.
+/// Counters outside SAs: NAT keepalives as `packets`, and packets dropped before an SA was found.
 #[pyclass(module = "esp_gw_core", frozen)]
 pub(crate) struct Counters(pub(crate) counters::Counters);
 
@@ -112,7 +112,7 @@ impl SaCounters {
     }
 }
 
-/// State of one offload, with the reason if it is not in use, or not everywhere.
+/// State of one offload; `why` is the reason if it is unused, or used only in part.
 #[pyclass(module = "esp_gw_core", frozen, get_all)]
 pub(crate) struct OffloadStatus {
     in_use: bool,

@@ -1,3 +1,5 @@
+"""Key files: parsing, permissions, writing, and systemd credentials."""
+
 from __future__ import annotations
 
 import os

@@ -1,4 +1,4 @@
-//! Synchronization primitives, of std or of loom.
+//! Synchronization primitives of std, or of loom under `cfg(loom)`.
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{
@@ -11,7 +11,7 @@ pub(crate) use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-/// Locks a mutex. A poisoned one is used: its data is consistent even after a holder's panic.
+/// Locks a mutex, ignoring poisoning: its data is consistent even if a holder panicked.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex
         .lock()

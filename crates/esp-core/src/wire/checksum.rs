@@ -16,8 +16,8 @@ impl Sum {
         Self(0)
     }
 
-    /// Adds bytes that begin at an even place of the summed data; an odd last byte counts as if a
-    /// zero followed.
+    /// Adds bytes that start at an even offset of the checksummed data; an odd last byte is padded
+    /// with a zero.
     #[must_use]
     pub fn bytes(self, bytes: &[u8]) -> Self {
         // Wrapping, for no slice overflows the sum and a check at each addition keeps the loop from
@@ -33,13 +33,13 @@ impl Sum {
         Self(self.0 + halves(sum))
     }
 
-    /// Adds a word.
+    /// Adds a 16-bit word.
     #[must_use]
     pub const fn word(self, word: u16) -> Self {
         Self(self.0 + word.to_be() as u64)
     }
 
-    /// Adds a double word.
+    /// Adds a 32-bit word.
     #[must_use]
     pub const fn double(self, double: u32) -> Self {
         Self(self.0 + double.to_be() as u64)
@@ -52,19 +52,19 @@ impl Sum {
         u16::from_be(fold(self.0))
     }
 
-    /// The checksum: the sum inverted.
+    /// The checksum: the one's complement of the folded sum.
     #[must_use]
     pub const fn checksum(self) -> u16 {
         !self.folded()
     }
 }
 
-/// Both halves of a word, added up: the whole would overflow the sum.
+/// Adds the 32-bit halves of a word; summing whole 64-bit words would overflow.
 const fn halves(word: u64) -> u64 {
     (word & 0xFFFF_FFFF) + (word >> 32)
 }
 
-/// The sum of 7 bytes or fewer.
+/// The sum of the last 0 to 7 bytes, zero-padded.
 fn last_word(rest: &[u8]) -> u64 {
     let (four, rest) = match rest.split_first_chunk::<4>() {
         Some((four, rest)) => (u32::from_ne_bytes(*four), rest),
@@ -90,7 +90,7 @@ const fn fold(mut sum: u64) -> u16 {
 }
 
 /// The sum of the pseudo-header of a packet whose IP header is `header` (RFC 9293 3.1, RFC 8200
-/// 8.1); `length` is of the transport header and what follows it.
+/// 8.1); `length` is the upper-layer length: transport header and payload.
 #[must_use]
 pub fn pseudo_header(header: &[u8], protocol: u8, length: u32) -> Sum {
     let addresses = match header.first().map(|first| first >> 4) {
@@ -103,7 +103,7 @@ pub fn pseudo_header(header: &[u8], protocol: u8, length: u32) -> Sum {
         .double(length)
 }
 
-/// A checksum after one summed word was changed (RFC 1624 3, equation 3).
+/// Updates a checksum after one 16-bit word changed (RFC 1624 3, equation 3).
 #[must_use]
 pub const fn update_checksum(checksum: u16, before: u16, after: u16) -> u16 {
     Sum(0).word(!checksum).word(!before).word(after).checksum()

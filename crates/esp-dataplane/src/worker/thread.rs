@@ -16,13 +16,16 @@ use crate::shared::Shared;
 use crate::socket::Socket;
 use crate::tables::OuterSocket;
 
+// Poll tokens.
 const WAKER: u64 = 0;
 const TUN: u64 = 1;
 const FIRST_SOCKET: u64 = 2;
+
+/// Most events per poll.
 const MAX_READY: usize = 64;
 const RECV_BATCH: usize = 16;
 
-/// One worker's state; `run` is its thread.
+/// State of one worker, moved into its thread; `run` is the thread's body.
 pub struct Worker {
     shared: Arc<Shared>,
     mailbox: Arc<Mailbox>,
@@ -35,7 +38,9 @@ pub struct Worker {
     inbound: InboundPath,
     arena: RecvArena,
     busy_poll: BusyPoll,
+    /// Generation of the tables in use.
     generation: u64,
+    /// True while a socket is full and the TUN is not polled.
     blocked: bool,
 }
 
@@ -131,8 +136,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Applies back-pressure: while a socket is full the TUN is not read, and packets wait in the
-    /// kernel's queue.
+    /// Switches back-pressure on or off: while a socket of this worker is full, its TUN queue is
+    /// not polled, and packets wait in the kernel.
     fn set_blocked(&mut self, blocked: bool) -> Result<()> {
         if blocked == self.blocked {
             return Ok(());
