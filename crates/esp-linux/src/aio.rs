@@ -45,12 +45,12 @@ impl<const N: usize> Reads<N> {
         check(returned).map(|_| Self(context))
     }
 
-    /// Runs at most `N` reads and waits until all have ended, at most for `patience`; each buffer
+    /// Runs at most `N` reads and waits until all have ended, at most for `limit`; each buffer
     /// is filled from its beginning.
     ///
     /// A read without an answer by then has the result ETIME and an empty buffer, and no later read
     /// is begun.
-    pub(crate) fn run(&mut self, reads: &mut [Read], patience: Duration) {
+    pub(crate) fn run(&mut self, reads: &mut [Read], limit: Duration) {
         let count = reads.len().min(N);
         // SAFETY: iocb is plain C data: integers, for all of which zero is a value.
         let mut requests: [libc::iocb; N] = [const { unsafe { std::mem::zeroed() } }; N];
@@ -65,7 +65,7 @@ impl<const N: usize> Reads<N> {
             pointers[index] = request;
         }
         let submitted = self.submit(&mut pointers[..count], reads);
-        self.wait(submitted, reads, patience);
+        self.wait(submitted, reads, limit);
         for read in reads.iter_mut().take(submitted) {
             if read.result == Err(Errno::TIME) {
                 // The kernel may still write there, so it never becomes anything else; and to
@@ -102,12 +102,12 @@ impl<const N: usize> Reads<N> {
         submitted
     }
 
-    fn wait(&self, mut left: usize, reads: &mut [Read], patience: Duration) {
+    fn wait(&self, mut left: usize, reads: &mut [Read], limit: Duration) {
         let mut events = [Event::default(); N];
         while left > 0 {
             let mut timeout = libc::timespec {
-                tv_sec: patience.as_secs().try_into().unwrap_or(libc::time_t::MAX),
-                tv_nsec: patience.subsec_nanos().into(),
+                tv_sec: limit.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+                tv_nsec: limit.subsec_nanos().into(),
             };
             // SAFETY: there is room for `left` events, at most N, each of the kernel's layout;
             // `timeout` is read only.

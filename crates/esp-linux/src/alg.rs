@@ -13,7 +13,7 @@ use crate::message::empty_header;
 /// Most requests of one key in flight.
 pub const MAX_IN_FLIGHT: usize = 8;
 /// Deadline of the kernel's answers: a driver that takes longer has lost the request.
-const PATIENCE: Duration = Duration::from_secs(2);
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[allow(clippy::cast_possible_truncation)] // 38
 const AF_ALG: libc::sa_family_t = libc::AF_ALG as _;
@@ -160,7 +160,7 @@ impl AlgKey {
             self.reads = Reads::new().ok();
         }
         match &mut self.reads {
-            Some(reads) if waiting.len() > 1 => reads.run(waiting, PATIENCE),
+            Some(reads) if waiting.len() > 1 => reads.run(waiting, READ_TIMEOUT),
             // A single read, or no asynchronous I/O (left): one after the other.
             _ => waiting.iter_mut().for_each(receive),
         }

@@ -410,8 +410,7 @@ fn a_port_that_another_shares_is_refused() {
         assert_eq!(address(&theirs[1]), local.parse().unwrap());
         let ours = UdpSocket::bind_group(&options(local), NONE, 2).unwrap_err();
         assert_eq!(ours.errno(), Some(Errno::ADDRINUSE));
-        let sentence = "bind: Address already in use (os error 98)";
-        assert_eq!(ours.to_string(), sentence);
+        assert_eq!(ours.step(), Some("bind"));
     }
 }
 

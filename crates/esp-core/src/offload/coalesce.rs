@@ -102,14 +102,6 @@ impl Coalescer {
         }
     }
 
-    /// Changes the limits from the next packet on; the super-packet should be flushed before.
-    pub fn set_merging(&mut self, merging: Merging) {
-        self.merging = Merging {
-            vnet_len: merging.vnet_len.min(HEADROOM),
-            ..merging
-        };
-    }
-
     /// Returns the `length` bytes to open a packet into, at the place that continues the
     /// super-packet. In transport mode they include the rebuilt IP header in front of the text. An
     /// earlier place that was not accepted is released.

@@ -220,14 +220,8 @@ fn runs_of_any_length_are_sealed_by_the_kernel_as_by_the_library() {
 #[test]
 fn whatever_the_kernel_does_with_a_packet_the_run_is_whole_and_one_line_says_why() {
     let faults = [
-        (
-            Fault::NotTaken,
-            "AF_ALG recvmsg: No such device (os error 19)",
-        ),
-        (
-            Fault::Answer(UNPLUGGED),
-            "AF_ALG recvmsg: No such device (os error 19)",
-        ),
+        (Fault::NotTaken, "AF_ALG recvmsg: "),
+        (Fault::Answer(UNPLUGGED), "AF_ALG recvmsg: "),
         (Fault::Answer(Failure::Forged), "AF_ALG gave a wrong answer"),
         (Fault::OtherAad, "AF_ALG gave a wrong answer"),
         (Fault::Short, "AF_ALG gave a wrong answer"),
@@ -237,7 +231,8 @@ fn whatever_the_kernel_does_with_a_packet_the_run_is_whole_and_one_line_says_why
             let mut rig = rig([(at, fault)]);
             assert_eq!(rig.run(0..8).unwrap(), right(0..8), "fault at {at}");
             assert!(rig.key_is_gone());
-            assert_eq!(rig.told(), [why]);
+            let told = rig.told();
+            assert!(told.len() == 1 && told[0].starts_with(why), "{told:?}");
             assert_eq!(rig.run(8..10).unwrap(), right(8..10));
             assert!(rig.told().is_empty());
         }

@@ -37,13 +37,6 @@ impl Offloads {
         (Self::MERGE, "merge"),
     ];
 
-    /// Finds an offload by its name.
-    #[must_use]
-    pub fn by_name(name: &str) -> Option<Self> {
-        let found = Self::NAMES.iter().find(|(_, known)| *known == name);
-        found.map(|(offload, _)| *offload)
-    }
-
     /// The TUN's features. Partial checksums are requested only together with segmentation offload,
     /// so that without it packets are read as they would be on a wire.
     #[must_use]
