@@ -113,6 +113,23 @@ fn a_kernel_seals_as_the_library_does_or_it_is_said_once_why_it_is_not_asked() {
 }
 
 #[test]
+fn a_check_reports_a_missing_kernel_aead_as_making_one_does() {
+    for suite in &SUITES {
+        let reported = [true, false].map(|only_check| {
+            let events = Arc::new(Events::new(Waker::new().unwrap()));
+            let aeads = aeads(&events);
+            if only_check {
+                aeads.check(suite, &key(suite)).unwrap();
+            } else {
+                drop(aeads.make(suite, &key(suite)).unwrap());
+            }
+            events.take()
+        });
+        assert_eq!(reported[0], reported[1], "{suite}");
+    }
+}
+
+#[test]
 #[ignore = "needs a kernel with AF_ALG; run it in a virtual machine"]
 fn a_kernel_with_af_alg_has_every_suite() {
     assert_eq!(compare(&SUITES), []);
