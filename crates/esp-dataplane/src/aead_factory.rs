@@ -51,12 +51,6 @@ impl AeadFactory {
         Ok(())
     }
 
-    /// True if there may be AEADs that work in batches.
-    #[must_use]
-    pub fn works_in_batches(&self) -> bool {
-        self.kernel.is_wanted()
-    }
-
     /// The error that ended the use of `AF_ALG`, if any.
     #[must_use]
     pub fn af_alg_failure(&self) -> Option<Error> {

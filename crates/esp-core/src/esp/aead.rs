@@ -8,6 +8,9 @@ use super::suite::Suite;
 /// Bytes of the nonce: salt, then the explicit IV (RFC 4106 4).
 pub const NONCE_LEN: usize = 12;
 
+/// Most datagrams that are announced to a [`BatchAead`] before the first of them is opened.
+pub const MAX_ANNOUNCED: usize = 8;
+
 /// The ICV doesn't hold, or the input can't be a sealed text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AuthError;
@@ -64,9 +67,10 @@ pub trait Aead: Send {
 /// The seam for offload: an AEAD that works on the packets of a batch together, with its key set,
 /// owned by one worker for one SA.
 ///
-/// The kernel's `AF_ALG` implements it. A further accelerator (a crypto engine, a network card, a
-/// co-processor) is added in three steps: implement this trait, return it as
-/// [`SaAead::Batched`] from a [`MakeAead`], and choose it by a setting. The workers need no change.
+/// The kernel's `AF_ALG` implements it. To add an accelerator (a crypto engine, a network card, a
+/// co-processor): implement this trait; in `AeadFactory` of esp-dataplane return it from `make` as
+/// [`SaAead::Batched`], with a library's AEAD behind it, report it in `of`, and let `check` refuse
+/// what it can't do; choose it by a setting. The workers need no change.
 ///
 /// The caller promises:
 /// - A batch of seals is any number of `submit_seal`, then one `complete_seals` with their `out`
@@ -75,7 +79,10 @@ pub trait Aead: Send {
 /// - `text` is overwritten after `submit_seal` returns; an implementation copies what it needs.
 /// - `submit_open` is a hint: an announced packet may never be opened, and one that was not
 ///   announced may be. Packets are opened in the order of their announcement.
+/// - Only datagrams that came in one UDP buffer are announced, at most [`MAX_ANNOUNCED`] before the
+///   first of them is opened; packets of protocol 50 are opened without an announcement.
 /// - A nonce is used for one text only.
+/// - An AEAD may be dropped with packets submitted and not completed; they are never sent.
 ///
 /// The implementation promises:
 /// - Its bytes are those of the suite's RFC. On a failure it seals the same text with the same

@@ -57,9 +57,9 @@ fn seal(sealer: &mut Sealer, seq: u64, payload: &[u8], next_header: u8) -> Vec<u
     out
 }
 
-type Opened = Result<(Vec<u8>, u8, bool), DropReason>;
+type OpenResult = Result<(Vec<u8>, u8, bool), DropReason>;
 
-fn open(opener: &mut Opener, window: &ReplayWindow, esp: &[u8]) -> Opened {
+fn open(opener: &mut Opener, window: &ReplayWindow, esp: &[u8]) -> OpenResult {
     let mut text = vec![0xEE; opener.text_len(esp.len())?];
     let (
         Opened {

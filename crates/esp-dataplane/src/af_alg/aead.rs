@@ -41,6 +41,8 @@ pub(crate) struct AfAlgAead<K> {
     waiting: Vec<Waiting>,
     texts: Vec<u8>,
     answers: Answers,
+    /// True if a packet submitted since the last `complete_seals` could not be sealed.
+    failed: bool,
     submitted: SubmittedOpens,
 }
 
@@ -62,6 +64,7 @@ impl<K> AfAlgAead<K> {
             waiting: Vec::new(),
             texts: Vec::new(),
             answers: Answers::default(),
+            failed: false,
             submitted: SubmittedOpens::default(),
         }
     }
@@ -104,7 +107,8 @@ impl<K: KernelKey> AfAlgAead<K> {
         text: &[u8],
     ) -> Result<bool, SealError> {
         if self.key(text.len()).is_some_and(|key| !key.has_room()) {
-            self.collect()?;
+            // Reported by complete_seals, for the batch: it is not this packet's failure.
+            self.failed |= self.collect().is_err();
         }
         let (suite, head) = (self.suite, Head::new(self.suite, nonce, aad));
         let (Some(key), Some(head)) = (self.key(text.len()), head) else {
@@ -224,10 +228,13 @@ impl<K: KernelKey> BatchAead for AfAlgAead<K> {
         &mut self,
         outs: &mut dyn Iterator<Item = &mut [u8]>,
     ) -> Result<(), SealError> {
-        let collected = self.collect();
+        self.failed |= self.collect().is_err();
         self.sealed = 0;
         let placed = self.answers.place(outs);
-        collected.and(placed)
+        if std::mem::take(&mut self.failed) {
+            return Err(SealError);
+        }
+        placed
     }
 
     fn submit_open(&mut self, nonce: &[u8; NONCE_LEN], aad: &[u8], sealed: &[u8]) {

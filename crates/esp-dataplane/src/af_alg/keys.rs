@@ -46,11 +46,6 @@ impl AfAlgKeys {
         }
     }
 
-    /// True if any suite may use the kernel.
-    pub(crate) fn is_wanted(&self) -> bool {
-        !self.suites.is_empty()
-    }
-
     /// True if the kernel may get another key.
     pub(crate) fn has_room(&self) -> bool {
         self.keys.load(Ordering::Relaxed) < MAX_KEYS

@@ -25,6 +25,8 @@ pub(crate) struct Batch {
     /// True if the last packet was shorter, so that none may follow.
     pub(crate) closed: bool,
     pub(crate) may_fragment: bool,
+    /// True once a batched AEAD has completed every packet.
+    pub(crate) complete: bool,
 }
 
 impl Batch {

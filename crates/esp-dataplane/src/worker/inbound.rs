@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use esp_core::DropReason;
+use esp_core::esp::aead::MAX_ANNOUNCED;
 use esp_core::esp::aead::{Aead, BatchAead};
 use esp_core::esp::decap::{BatchOpener, Datagram, Opener, SaOpener, classify, read_trailer};
 use esp_core::esp::sa::{Encapsulation, Mode};
@@ -23,7 +24,6 @@ use esp_core::offload::coalesce::{Coalescer, Merging, Ready};
 use esp_core::wire;
 use esp_core::wire::flow::{FlowCache, FlowKey};
 use esp_core::wire::inner::{transport_header, transport_header_len, tunnel_packet};
-use esp_linux::alg::MAX_IN_FLIGHT;
 use esp_linux::mem::Slots;
 use esp_linux::tun::{TunFeatures, TunQueue, TunWrite};
 use esp_linux::{RecvArena, RecvMeta, Result};
@@ -111,8 +111,6 @@ pub struct InboundPath {
     /// The SAs of both groups, in the order of their first packets.
     entries: Vec<Arc<InboundEntry>>,
     delivery: Delivery,
-    /// True if there may be accelerators, to which packets are announced.
-    submits: bool,
 }
 
 /// The part of the path that both kinds of AEAD share.
@@ -144,7 +142,6 @@ impl InboundPath {
             batched: SaGroup::new(),
             by_spi: HashMap::new(),
             entries: Vec::new(),
-            submits: shared.aeads.works_in_batches(),
             delivery: Delivery {
                 shared,
                 flows: FlowCache::new(FLOWS),
@@ -197,8 +194,9 @@ impl InboundPath {
     ) -> Result<()> {
         let size = meta.segment_size.max(1);
         // Datagrams that are announced together before the first of them is opened.
-        let announced = if self.submits {
-            MAX_IN_FLIGHT * size
+        let submits = !self.batched.slots.is_empty();
+        let announced = if submits {
+            MAX_ANNOUNCED * size
         } else {
             meta.len
         };
@@ -208,7 +206,7 @@ impl InboundPath {
         }
         while at < meta.len {
             let end = meta.len.min(at + announced);
-            if self.submits {
+            if submits {
                 self.submit(index, at..end, size, meta, socket);
             }
             while at < end {
@@ -251,6 +249,9 @@ impl InboundPath {
             let Ok(Datagram::Esp(spi)) = classify(part(&self.buffers, index, &range), true) else {
                 continue;
             };
+            if self.plain.of_train(spi).is_some() {
+                continue;
+            }
             if let Some(Place::Batched(slot)) = self.look_up(spi) {
                 let Slot { entry, opener, .. } = &mut self.batched.slots[slot];
                 let esp = part(&self.buffers, index, &range);

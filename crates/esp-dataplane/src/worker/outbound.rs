@@ -259,7 +259,7 @@ impl OutboundPath {
                 next_header,
                 ipv6,
             };
-            // The one dispatch between libraries and accelerators: for a run, not for a packet.
+            // Dispatch once per run, not per packet; flush dispatches once more per batch.
             next = match &mut self.targets[index].sealer {
                 SaSealer::Plain(sealer) => run.seal(range, sealer, Sealer::seal)?,
                 SaSealer::Batched(sealer) => run.seal(range, sealer, BatchSealer::submit)?,
@@ -331,6 +331,7 @@ impl OutboundPath {
             max_packets: max_packets.min(OUT_LEN / size.max(1)).clamp(1, MAX_BATCH),
             done: 0,
             closed: false,
+            complete: false,
             may_fragment: whole,
         });
     }
@@ -362,10 +363,14 @@ impl OutboundPath {
         };
         let tally = slot.entry.tallies.of(self.worker);
         if let SaSealer::Batched(sealer) = &mut slot.sealer {
-            let sealed = self.output[..batch.len].chunks_mut(batch.segment.max(1));
-            if let Err(reason) = sealer.complete(sealed) {
-                tally.dropped(reason, self.packets.len() as u64);
-                return Ok(true);
+            // Once per batch: one that waited for a full socket is complete already.
+            if !batch.complete {
+                let sealed = self.output[..batch.len].chunks_mut(batch.segment.max(1));
+                if let Err(reason) = sealer.complete(sealed) {
+                    tally.dropped(reason, self.packets.len() as u64);
+                    return Ok(true);
+                }
+                batch.complete = true;
             }
         }
         let Some(socket) = sockets.get(&slot.outer) else {
