@@ -100,24 +100,19 @@ impl<K> Drop for AfAlgAead<K> {
 
 impl<K: KernelKey> AfAlgAead<K> {
     /// Gives the kernel a packet to seal; false if the library has to seal it.
-    fn try_kernel(
-        &mut self,
-        nonce: &[u8; NONCE_LEN],
-        aad: &[u8],
-        text: &[u8],
-    ) -> Result<bool, SealError> {
+    fn try_kernel(&mut self, nonce: &[u8; NONCE_LEN], aad: &[u8], text: &[u8]) -> bool {
         if self.key(text.len()).is_some_and(|key| !key.has_room()) {
             // Reported by complete_seals, for the batch: it is not this packet's failure.
             self.failed |= self.collect().is_err();
         }
         let (suite, head) = (self.suite, Head::new(self.suite, nonce, aad));
         let (Some(key), Some(head)) = (self.key(text.len()), head) else {
-            return Ok(false);
+            return false;
         };
         let request = head.request(suite, Operation::Seal, nonce, text);
         if let Err(failure) = key.send(&request) {
             self.give_up(failure);
-            return Ok(false);
+            return false;
         }
         let start = self.texts.len();
         self.texts.extend_from_slice(text);
@@ -127,7 +122,7 @@ impl<K: KernelKey> AfAlgAead<K> {
             head,
             text: start..self.texts.len(),
         });
-        Ok(true)
+        true
     }
 
     /// Collects an answer for every packet in flight: the kernel's until one fails, then the
@@ -217,7 +212,7 @@ impl<K: KernelKey> BatchAead for AfAlgAead<K> {
         if out.len() != text.len() + self.suite.icv_len {
             return Err(SealError);
         }
-        if !self.try_kernel(nonce, aad, text)? {
+        if !self.try_kernel(nonce, aad, text) {
             self.library.seal(nonce, aad, text, out)?;
         }
         self.sealed += 1;

@@ -449,3 +449,50 @@ fn whatever_the_kernel_does_with_packets_that_it_has_at_once_each_is_opened() {
         }
     }
 }
+
+/// A library that fails to seal one nonce.
+struct Failing(Box<dyn Aead>, [u8; NONCE_LEN]);
+
+impl Aead for Failing {
+    fn seal(
+        &mut self,
+        nonce: &[u8; NONCE_LEN],
+        aad: &[u8],
+        text: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), SealError> {
+        if *nonce == self.1 {
+            return Err(SealError);
+        }
+        self.0.seal(nonce, aad, text, out)
+    }
+
+    fn open(
+        &mut self,
+        nonce: &[u8; NONCE_LEN],
+        aad: &[u8],
+        sealed: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), AuthError> {
+        self.0.open(nonce, aad, sealed, out)
+    }
+}
+
+#[test]
+fn a_packet_that_nothing_seals_fails_its_batch_and_neither_a_later_packet_nor_the_next_batch() {
+    // The kernel fails at the second packet while room is made for the fourth.
+    let mut rig = rig([(1, Fault::Answer(UNPLUGGED))]);
+    rig.aead.library = Box::new(Failing(library(), nonce(1)));
+    let mut outs = vec![vec![0; 100 + ICV_LEN]; 5];
+    for (number, out) in outs.iter_mut().enumerate() {
+        let submitted = rig
+            .aead
+            .submit_seal(&nonce(number), &AAD, &text(number), out);
+        assert!(submitted.is_ok(), "packet {number}");
+    }
+    let completed = rig
+        .aead
+        .complete_seals(&mut outs.iter_mut().map(Vec::as_mut_slice));
+    assert!(completed.is_err());
+    assert_eq!(rig.run(5..8).unwrap(), right(5..8));
+}
