@@ -246,7 +246,10 @@ try:
 except PermissionError:
     print("no permission")
 else:
-    s.sendall(b'{"method": "io.esp_gw.ListSas"}\\n')
+    try:
+        s.sendall(b'{"method": "io.esp_gw.ListSas"}\\n')
+    except BrokenPipeError:
+        pass  # refused before the request was there
     print(s.makefile().readline())
 """
 

@@ -33,7 +33,7 @@ def test_no_memory_of_a_running_gateway_may_be_swapped_out(pair: GatewayPair) ->
 
 
 def test_under_a_small_limit_nothing_is_locked_and_allocation_still_works() -> None:
-    script = "from esp_gw import memory\nprint(memory.lock(), len(bytearray(64 << 20)))"
+    script = "from esp_gw.daemon import memory\nprint(memory.lock(), len(bytearray(64 << 20)))"
     limited = ("setpriv", "--bounding-set=-ipc_lock,-sys_resource", "prlimit", f"--memlock={SMALL}")
     run = subprocess.run(
         [*limited, sys.executable, "-c", script], capture_output=True, text=True, check=True

@@ -187,8 +187,8 @@ def test_settings_removed_by_another_program_are_restored_and_reported(
     during = network(host)
     host.ip(*command)
     until(lambda: network(host) == during, "the network is as before")
-    assert ping(host, "10.2.0.1", count=2).received == 2
-    assert ping(host, "fd00:2::1", count=2).received == 2
+    for target in ("10.2.0.1", "fd00:2::1"):
+        until(lambda target=target: ping(host, target, count=2).received == 2, "the tunnel carries")
     assert warned(pair.a, name)
     lines = pair.a.log.read_text().splitlines()
     (line,) = [line for line in lines if "another program removed" in line]
