@@ -30,7 +30,7 @@ ALLOWED = {
     "demo": {GROUND, "config", "ledger", "control"},
     "cli": {GROUND, "crypto", "config", "ledger", "network", "control", "engine", "xfrm"},
 }
-"""What a folder may import beside itself."""
+"""Folders that each folder may import beside itself."""
 SINGLE = {
     # The one module that chooses between the engines, and the commands that hand over.
     ("daemon.engines", "engine.python"),
