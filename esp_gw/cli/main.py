@@ -65,6 +65,9 @@ def main(args: Sequence[str] | None = None) -> int:
         result = cli.main(args, prog_name="esp-gw", standalone_mode=False)
     except click.Abort:
         return INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
     except click.ClickException as error:
         _complain(_usage(error))
         return error.exit_code
@@ -87,7 +90,8 @@ def _usage(error: click.ClickException) -> str:
     """Return a wrong command line as one line: command, fault, help."""
     context = error.ctx if isinstance(error, click.UsageError) else None
     command = context.command_path if context is not None else "esp-gw"
-    return f"{command}: error: {error.format_message()}; see '{command} --help'"
+    message = error.format_message().rstrip(".")
+    return f"{command}: error: {message}; see '{command} --help'"
 
 
 def _complain(text: str) -> None:

@@ -414,3 +414,19 @@ def test_version_and_usage(capsys: Capture) -> None:
         ("ledger", "show"),
     ):
         assert command in run(capsys, group, "--help")
+
+
+@pytest.mark.parametrize("words", [(), ("sa",), ("policy",)])
+def test_a_group_without_a_command_prints_its_help(capsys: Capture, words: tuple[str, ...]) -> None:
+    err = fail(capsys, *words, status=2)
+    assert err.startswith(f"Usage: {' '.join(('esp-gw', *words))} ")
+    assert len(err.splitlines()) > 5
+
+
+@pytest.mark.parametrize("words", [("wg",), ("sa", "wg"), ("sa", "show"), ("status", "--wg")])
+def test_a_wrong_command_line_is_one_line_that_names_the_help(
+    capsys: Capture, words: tuple[str, ...]
+) -> None:
+    (line,) = fail(capsys, *words, status=2).splitlines()
+    assert line.startswith("esp-gw")
+    assert line.endswith(" --help'")
