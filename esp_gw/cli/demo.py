@@ -50,10 +50,10 @@ def demo(
     engine: str, mode: str, encapsulation: str, suite: str, seconds: int, as_json: bool
 ) -> int:
     """Run a tunnel between two network namespaces on this machine and verify it. Needs root."""
-    from esp_gw.demo import run as lab_demo  # noqa: PLC0415 - imports the daemon's libraries
+    from esp_gw.demo import run as demo_run  # noqa: PLC0415 - imports the daemon's libraries
 
-    return lab_demo.run(
-        lab_demo.DemoOptions(
+    return demo_run.run(
+        demo_run.DemoOptions(
             engine=engine,
             mode=Mode(mode),
             encapsulation=Encapsulation(encapsulation),

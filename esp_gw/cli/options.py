@@ -47,14 +47,11 @@ class _Words(click.Choice[str]):
 
     def __init__(self, words: Iterable[str], parse: Callable[[object], object]) -> None:
         super().__init__(list(words))
-        self._parse = parse
+        self._convert = _type_of(parse)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the word; a usage error if it is none."""
-        try:
-            return str(self._parse(value))
-        except FieldError as error:
-            self.fail(str(error), param, ctx)
+        return str(self._convert(value))
 
 
 SPI = _type_of(values.parse_spi)

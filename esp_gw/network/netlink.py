@@ -37,7 +37,7 @@ from esp_gw.network.changes import (
     Step,
 )
 from esp_gw.network.plan import MAIN_TABLE, MAX_BYPASS_RULES, Network, Rule
-from esp_gw.network.routes import PROTOCOL, RouteSocket, refusal
+from esp_gw.network.routes import FAMILY, PROTOCOL, RouteSocket, refusal
 
 SETTLE_TIME = 0.1
 """Seconds between the kernel's first notification and a check: changes come in bursts."""
@@ -54,7 +54,6 @@ _FIB_RULE_FIND_SADDR = 0x00010000
 _IFA_F_NODAD = 2
 _IFF_UP = 1
 _IN6_ADDR_GEN_MODE_NONE = 1
-_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _GONE = (errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ENODEV)
 
 T = TypeVar("T")
@@ -207,7 +206,7 @@ class Netlink:
         )
 
     async def _our_rules(self) -> Any:
-        for version, family in _FAMILY.items():
+        for version, family in FAMILY.items():
             async for message in await self._ipr.rule("dump", family=family):
                 ours = (
                     message["family"] == family
@@ -280,7 +279,7 @@ class Netlink:
 
     async def _rule(self, command: str, rule: Rule) -> None:
         arguments: dict[str, Any] = {
-            "family": _FAMILY[rule.version],
+            "family": FAMILY[rule.version],
             "priority": rule.priority,
             "table": rule.table,
             "action": _FR_ACT_TO_TBL,

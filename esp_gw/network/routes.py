@@ -57,7 +57,8 @@ ADVICE = {
 }
 """Hint for each error number with which the kernel may refuse a request."""
 _GONE = (errno.ESRCH, errno.ENOENT, errno.ENODEV)
-_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+"""Address families by IP version."""
 
 
 class RouteSocket:
@@ -81,7 +82,7 @@ class RouteSocket:
 
     def routes(self, tables: Sequence[int]) -> Iterator[Route]:
         """Yield our routes in the given tables. Raises NetworkError."""
-        for version, family in _FAMILY.items():
+        for version, family in FAMILY.items():
             for table in tables:
                 request = _ROUTE.pack(family, 0, 0, 0, 0, PROTOCOL, 0, 0, 0)
                 request += _attribute(_RTA_TABLE, _NUMBER.pack(table))
@@ -179,7 +180,7 @@ def _head(route: Route, scope: int, index: int) -> bytes:
     destination = route.destination
     is_guard = route.kind is RouteKind.UNREACHABLE
     kind, metric = (_RTN_UNREACHABLE, GUARD_METRIC) if is_guard else (_RTN_UNICAST, TUN_METRIC)
-    family, bits = _FAMILY[destination.version], destination.prefixlen
+    family, bits = FAMILY[destination.version], destination.prefixlen
     body = _ROUTE.pack(family, bits, 0, 0, 0, PROTOCOL, scope, kind, 0)
     if bits:
         body += _attribute(_RTA_DST, destination.network_address.packed)
@@ -193,7 +194,7 @@ def _read(body: bytes, version: int, table: int, index: int) -> Route | None:
     family, bits, _, _, _, protocol, _, kind, _ = _ROUTE.unpack_from(body)
     attributes = dict(_attributes(body[_ROUTE.size :]))
     found = _number(attributes.get(_RTA_TABLE))
-    if (family, protocol, found) != (_FAMILY[version], PROTOCOL, table):
+    if (family, protocol, found) != (FAMILY[version], PROTOCOL, table):
         return None
     address, network = (IPv4Address, IPv4Network) if version == 4 else (IPv6Address, IPv6Network)
     number = int.from_bytes(attributes.get(_RTA_DST, b""), "big")

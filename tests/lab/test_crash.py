@@ -14,9 +14,7 @@ from esp_gw.demo.netns import Namespace, end
 from esp_gw.demo.pair import GatewayPair
 from esp_gw.demo.tap import Tap
 from esp_gw.demo.traffic import iperf_server
-from tests.support.labtools import Capture, esp_packets, network, ping, until
-
-MakePair = Callable[..., GatewayPair]
+from tests.support.labtools import Capture, MakePair, esp_packets, network, ping, until
 
 
 def test_no_iv_is_used_twice_when_the_sender_is_killed_under_load(

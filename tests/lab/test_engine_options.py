@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,8 @@ from esp_gw.demo.pair import GatewayPair
 from esp_gw.demo.traffic import iperf, iperf_server
 from esp_gw.model import Encapsulation
 from tests.support.borrow import borrow_sockets
-from tests.support.labtools import carry_tcp_both_ways, edit, ping, until
+from tests.support.labtools import MakePair, carry_tcp_both_ways, edit, ping, until
 
-MakePair = Callable[..., GatewayPair]
 ALL = ("tso", "uso", "udp_gso", "udp_gro", "merge")
 WIRE_FRAME = 1514
 

@@ -7,13 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from esp_gw.demo.netns import Namespace
-from esp_gw.demo.pair import GatewayPair
 from esp_gw.demo.tap import Tap
 from esp_gw.demo.traffic import iperf, iperf_server
 from esp_gw.model import SUITES, Encapsulation, Mode
-from tests.support.labtools import carry_tcp_both_ways, ping
+from tests.support.labtools import MakePair, carry_tcp_both_ways, ping
 
-MakePair = Callable[..., GatewayPair]
 StartTap = Callable[[Namespace], Tap]
 MODES = [Mode.TUNNEL, Mode.TRANSPORT]
 ENCAPSULATIONS = [Encapsulation.UDP, Encapsulation.NONE]

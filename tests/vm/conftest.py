@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def make_setup() -> MakeSetup:
     """Describe a machine with the host's files; fetches the kernel if it is missing."""
-    # What a machine compiles, slowly, is lost with it.
+    # Bytecode that a machine compiles, slowly, is lost with it.
     for folder in ("esp_gw", "lab", "tests"):
         compileall.compile_dir(CHECKOUT / folder, quiet=1)
     return partial(make_setup_of, "x86_64")
