@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from esp_gw import values
-from esp_gw.model import AF_ALG_AUTO, PROVIDER_AUTO, IPAddress, Policy, Sa, Tunnel
+from esp_gw.model import AF_ALG_AUTO, AUTO, PROVIDER_AUTO, IPAddress, Policy, Sa, Tunnel
 from esp_gw.protocol import UDP_ENCAP_PORT
+
+DEFAULT_TABLE = 4500
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,9 @@ class GatewaySettings(EngineSettings):
     """The settings of a gateway, apart from its tunnels.
 
     `addresses` are assigned to the TUN device. An `mtu` of None is computed from the path MTU.
-    `table` is the routing table that holds the routes into the TUN.
+    `table` is the routing table that holds the routes into the TUN. `firewall` is the packet filter
+    that drops cleartext of protected prefixes, `source_check` its part that drops packets with a
+    forged source on their way into the TUN.
     """
 
     addresses: tuple[IPAddress, ...] = _setting(
@@ -86,7 +90,9 @@ class GatewaySettings(EngineSettings):
     )
     engine: str = _setting("auto", values.parse_engine)
     mtu: int | None = _setting(None, values.parse_mtu, live=True)
-    table: int = _setting(4500, values.parse_table)
+    table: int = _setting(DEFAULT_TABLE, values.parse_table)
+    firewall: str = _setting(AUTO, values.parse_auto, live=True)
+    source_check: str = _setting(AUTO, values.parse_auto, live=True)
     state_dir: str = _setting("/var/lib/esp-gw", values.parse_absolute_path)
     control_socket: str = _setting("/run/esp-gw/control.sock", values.parse_socket_path)
     allow_inline_keys: bool = _setting(False, values.parse_flag, live=True)

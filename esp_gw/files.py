@@ -70,6 +70,22 @@ def write_new(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
+def give_to_owner_of_folder(descriptor: int, path: Path) -> None:
+    """Give a file at `path` that root created to the owner of its folder, the daemon's user.
+
+    Does nothing for other users. Raises OSError, also for a file with a second hard link, which may
+    be another user's file.
+    """
+    if os.geteuid() != 0:
+        return
+    owner, mine = path.parent.stat(), os.fstat(descriptor)
+    if (owner.st_uid, owner.st_gid) == (mine.st_uid, mine.st_gid):
+        return
+    if not stat.S_ISREG(mine.st_mode) or mine.st_nlink != 1:
+        raise OSError(errno.EMLINK, "has a second hard link: remove this one")
+    os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
 def replace(path: Path, content: bytes) -> None:
     """Replace a file atomically: after a crash it holds either the old or the new content.
 

@@ -267,6 +267,9 @@ PROVIDERS = (PROVIDER_AUTO, OPENSSL, AWS_LC)
 NO_AES = "none"
 """Reported instead of AES instructions for a processor without any."""
 
+AUTO, OFF = "auto", "off"
+"""Values of `gateway.firewall` and `gateway.source_check`."""
+
 AF_ALG_AUTO = "auto"
 AF_ALG_ON = "on"
 AF_ALG_OFF = "off"

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 UDP_ENCAP_PORT = 4500
 """The port of UDP-encapsulated ESP (RFC 3948)."""
+BOOTPS_PORT, BOOTPC_PORT = 67, 68
+"""The ports of a DHCP server and its client (RFC 2131 4.1)."""
+IKE_PORT = 500
+"""The port of IKE (RFC 7296 2)."""
 MIN_SPI = 256
 """The first SPI that is not reserved (RFC 4303 2.1)."""
 MAX_SPI = 2**32 - 1

@@ -14,11 +14,13 @@ from collections.abc import Callable
 from esp_gw.errors import printable
 from esp_gw.model import (
     AF_ALG_CHOICES,
+    AUTO,
     ENGINES,
     LAST_TABLE,
     MAX_REPLAY_WINDOW,
     MAX_SAS,
     MIN_REPLAY_WINDOW,
+    OFF,
     PROVIDERS,
     RESERVED_TABLES,
     SUITES,
@@ -279,8 +281,8 @@ def parse_window(value: object) -> int:
 
 def parse_table(value: object) -> int:
     """A routing table for exclusive use by the gateway."""
-    # With 1 a rule of the gateway would be next to the kernel's first rule, for local addresses.
-    table = parse_integer(value, 2, LAST_TABLE)
+    # The gateway's rules come before its table's number, and after the kernel's first rule, 0.
+    table = parse_integer(value, 3, LAST_TABLE)
     if table in RESERVED_TABLES:
         raise FieldError(f"is the system's table '{RESERVED_TABLES[table]}': choose another number")
     return table
@@ -326,3 +328,4 @@ parse_busy_poll = integer(0, 1000)
 parse_engine = one_of(*ENGINES)
 parse_provider = one_of(*PROVIDERS)
 parse_af_alg = one_of(*AF_ALG_CHOICES)
+parse_auto = one_of(AUTO, OFF)

@@ -26,11 +26,13 @@ from esp_gw.engine.refusals import TUN_DEVICE, tun_not_opened
 from esp_gw.errors import ConfigError, ControlError, EspGwError, LedgerError
 from esp_gw.ledger.identity import machine_identity
 from esp_gw.ledger.ledger import LEDGER_NAME, Ledger
-from esp_gw.model import AF_ALG_AUTO, AF_ALG_OFF, AF_ALG_ON, DEFAULT_SUITE, NO_AES
+from esp_gw.model import AF_ALG_AUTO, AF_ALG_OFF, AF_ALG_ON, DEFAULT_SUITE, NO_AES, OFF
+from esp_gw.network.nft import firewall_fault
 from esp_gw.network.sysctl import network_warnings
 
 UNIT_FOLDERS = (Path("/etc/systemd/system"), Path("/usr/lib/systemd/system"))
 UNIT = "esp-gw.service"
+GUARD_UNIT = "esp-gw-guard.service"
 PROC_STATUS = Path("/proc/self/status")
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
 # Socket options (udp(7)) with the first kernel that supports them.
@@ -78,8 +80,9 @@ def examine(config: Path, control_socket: Path) -> list[Finding]:
     ]
     if desired is not None:
         findings += _network(desired)
+        findings.append(_firewall(desired.settings))
         findings.append(_ledger(Path(desired.settings.state_dir) / LEDGER_NAME, running))
-    return [*findings, _unit(wanted, useful), daemon]
+    return [*findings, _unit(wanted, useful), _guard_unit(), daemon]
 
 
 def _kernel() -> Finding:
@@ -207,6 +210,16 @@ def _network(desired: Desired) -> Iterator[Finding]:
         yield Finding(State.WARNING, "network", found, todo)
 
 
+def _firewall(settings: GatewaySettings) -> Finding:
+    if settings.firewall == OFF:
+        return Finding(State.OK, "firewall", "switched off")
+    fault = firewall_fault()
+    if fault is None:
+        return Finding(State.OK, "firewall", "nftables")
+    found, _, todo = fault.partition("; ")
+    return Finding(State.WARNING, "firewall", f"routes alone are closed: {found}", todo)
+
+
 def _ledger(path: Path, running: bool) -> Finding:
     if running:
         return Finding(State.OK, "ledger", f"{path}, in use by the running gateway")
@@ -233,6 +246,17 @@ def _unit(wanted: str, useful: bool) -> Finding:
         return Finding(state, "systemd", found, f"copy systemd/af-alg.conf to {path}.d/")
     found = f"{path}, {'with' if allowed else 'without'} AF_ALG"
     return Finding(State.OK, "systemd", found)
+
+
+def _guard_unit() -> Finding:
+    """Return the finding on the unit that closes protected prefixes from the boot on."""
+    if not any((folder / GUARD_UNIT).exists() for folder in UNIT_FOLDERS):
+        found = "no unit is installed: from a boot to the gateway's start nothing is closed"
+        return Finding(State.WARNING, "guard", found, "run 'scripts/install'")
+    if not any(any(folder.glob(f"*.wants/{GUARD_UNIT}")) for folder in UNIT_FOLDERS):
+        found = "not enabled: from a boot to the gateway's start nothing is closed"
+        return Finding(State.WARNING, "guard", found, f"run 'systemctl enable {GUARD_UNIT}'")
+    return Finding(State.OK, "guard", f"{GUARD_UNIT} is enabled")
 
 
 def _daemon(control_socket: Path) -> tuple[bool, Finding]:

@@ -9,24 +9,23 @@ from typing import Any
 import click
 
 from esp_gw.cli import output
-from esp_gw.cli.options import Daemon, config_option, json_option
+from esp_gw.cli.options import Daemon, config_option, json_option, log_level_option
 from esp_gw.errors import ConfigError, printable
 from esp_gw.model import NO_AES
 
 
 @click.command()
 @config_option
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-)
-def run(config: Path, log_level: str) -> int:
-    """Run the gateway in the foreground, as systemd does."""
+@log_level_option
+@click.option("--release", is_flag=True, help="Open the protected prefixes when told to stop.")
+def run(config: Path, log_level: str, release: bool) -> int:
+    """Run the gateway in the foreground, as systemd does.
+
+    Protected prefixes stay closed when it ends; 'esp-gw guard down' opens them.
+    """
     from esp_gw.daemon import main as daemon  # noqa: PLC0415 - the daemon's libraries are slow to import
 
-    return daemon.run(config, log_level)
+    return (daemon.run_and_release if release else daemon.run)(config, log_level)
 
 
 @click.command()

@@ -13,6 +13,7 @@ from esp_gw.cli.bench import bench
 from esp_gw.cli.demo import demo
 from esp_gw.cli.doctor import doctor
 from esp_gw.cli.gateway import check, reload, run, stats, status
+from esp_gw.cli.guard import guard
 from esp_gw.cli.ledger import ledger
 from esp_gw.cli.options import Daemon
 from esp_gw.cli.output import counted
@@ -46,6 +47,7 @@ for command in (
     init,
     keygen,
     ledger,
+    guard,
     sa,
     policy,
     tunnel,

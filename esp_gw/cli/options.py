@@ -83,6 +83,12 @@ config_option = click.option(
     show_default=True,
     help="Configuration file, or a directory of *.yaml files.",
 )
+log_level_option = click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 

@@ -88,6 +88,24 @@ def read_document(path: Path) -> Document:
     return document
 
 
+def find_scalar(path: Path, key: str) -> str | None:
+    """Return the value of the first `key` in a file before a syntax error, or None."""
+    try:
+        with open_regular(path) as (fd, _):
+            text = read_bounded(fd, MAX_FILE_LEN).decode("utf-8-sig")
+        previous: str | None = None
+        if key not in text:
+            return None
+        for event in yaml.parse(text, _LOADER):
+            value = event.value if isinstance(event, yaml.ScalarEvent) else None
+            if previous == key and value is not None:
+                return str(value)
+            previous = value
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        pass
+    return None
+
+
 def _complain(document: Document, line: int, message: str) -> None:
     document.problems.append(Problem(document.name, line, "", message))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -9,7 +10,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from esp_gw.config.conflicts import find_conflicts
-from esp_gw.config.document import Document, read_document
+from esp_gw.config.document import Document, find_scalar, read_document
 from esp_gw.config.keyfile import generate
 from esp_gw.config.models import (
     SETTINGS_MODELS,
@@ -24,7 +25,7 @@ from esp_gw.desired import Desired, GatewaySettings
 from esp_gw.errors import ConfigError, KeyFileError, Problem, printable
 from esp_gw.model import AWS_LC, DEFAULT_SUITE, KeyMaterial, Policy, Sa, Suite, Tunnel
 from esp_gw.protocol import MIN_IPV6_MTU
-from esp_gw.values import FieldError, parse_name, parse_sa_count, parse_suite
+from esp_gw.values import FieldError, parse_absolute_path, parse_name, parse_sa_count, parse_suite
 
 MAX_SELECTORS = 32768
 """Largest number of prefix pairs in the whole configuration."""
@@ -42,6 +43,32 @@ def load_config(path: Path) -> Desired:
     """
     files, warnings = _files(path)
     return _Reader([read_document(file) for file in files], warnings).desired()
+
+
+def load_protection(path: Path) -> Desired:
+    """Read what a configuration protects: settings and policies, without a look at its keys.
+
+    The SAs have random keys. Raises ConfigError as `load_config` does, but for keys.
+    """
+    files, warnings = _files(path)
+    return _KeylessReader([read_document(file) for file in files], warnings).desired()
+
+
+def readable_state_dir(path: Path) -> Path:
+    """Return the state directory of a configuration, however broken its files are.
+
+    It is the default one if no file names another before a syntax error.
+    """
+    try:
+        files, _ = _files(path)
+    except ConfigError:
+        files = []
+    for file in files:
+        found = find_scalar(file, "state_dir")
+        if found is not None:
+            with contextlib.suppress(FieldError):
+                return Path(parse_absolute_path(found))
+    return Path(GatewaySettings().state_dir)
 
 
 def _files(path: Path) -> tuple[list[Path], list[str]]:
@@ -268,3 +295,12 @@ class _Reader:
             if lacking is not None:
                 document, place = self._places[tunnel.name]
                 self._complain(document, (*place, "suite"), lacking)
+
+
+class _KeylessReader(_Reader):
+    """Uses random keys instead of those that the documents name."""
+
+    def _keymat(
+        self, document: Document, place: Location, raw: object, suite: Suite, count: int
+    ) -> tuple[KeyMaterial, ...] | None:
+        return tuple(generate(suite) for _ in range(count))

@@ -37,9 +37,11 @@ from esp_gw.errors import EngineError, EspGwError, LedgerError
 from esp_gw.ledger.thread import LedgerThread
 from esp_gw.logs import log
 from esp_gw.model import Direction, IPAddress, KeyMaterial, Lease, Policy, Sa
-from esp_gw.network.changes import Change, NetworkChange, Step
-from esp_gw.network.netlink import Netlink
-from esp_gw.network.plan import Network, missing_from, plan_network
+from esp_gw.network.changes import Change, NetworkChange, ReplaceFirewall, Step
+from esp_gw.network.guard import GuardState, hold, release, without_guard
+from esp_gw.network.kernel import KernelNetwork
+from esp_gw.network.objects import Network, missing_from
+from esp_gw.network.plan import plan_network, shadowed
 from esp_gw.network.watch import CheckResult, Watch
 
 FLOOR_INTERVAL = 5.0
@@ -73,18 +75,25 @@ class _Ready:
 
 
 class Gateway:
-    """The running gateway: the only place where engine, ledger and network are changed."""
+    """The running gateway: the only place where engine, ledger and network are changed.
+
+    The engine is made by the start, which closes the protected prefixes before.
+    """
+
+    engine: Engine
 
     def __init__(
         self,
-        engine: Engine,
-        netlink: Netlink,
+        make_engine: Callable[[], Engine],
+        kernel: KernelNetwork,
         ledger: LedgerThread,
+        guard: GuardState,
         on_failure: Callable[[str], None],
     ) -> None:
-        self.engine = engine
-        self._netlink = netlink
+        self._make_engine = make_engine
+        self._kernel = kernel
         self._ledger = ledger
+        self._guard = guard
         self._on_failure = on_failure
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -95,26 +104,32 @@ class Gateway:
         self._without_gso: set[IPAddress] = set()
         self._path_mtus: dict[IPAddress, int] = {}
         self._network = Network(mtu=0)
-        self._watch = Watch(netlink.changed, self._check_network)
+        self._shadowed: list[str] = []
+        self._watch = Watch(kernel.changed, self._check_network)
         self._stopped = False
 
     async def start(self, desired: Desired) -> None:
-        """Open the data plane and bring it to `desired`. Raises EspGwError.
+        """Close what is protected, open the data plane and bring it to `desired`.
 
-        A failed start leaves the network as it was. If a killed run had left prefixes unreachable,
-        it leaves all protected prefixes unreachable instead.
+        After a failure the protected prefixes stay closed. Raises EspGwError.
         """
         settings = desired.settings
         self._desired = Desired(settings)
-        self.engine.open(settings, self._on_event)
-        guarded = True
+        await self._kernel.open()
         try:
-            await self._netlink.open()
-            guarded = bool((await self._netlink.observe()).routes)
+            await hold(self._kernel, desired)
+            await asyncio.to_thread(self._guard.remember, desired)
+            self.engine = self._make_engine()
+            self.engine.open(settings, self._on_event)
+        except EspGwError:
+            await self._kernel.close()
+            raise
+        try:
+            await self._kernel.attach(settings.interface)
             async with self._lock:
                 await self._apply(desired)
         except EspGwError:
-            await (self.abandon() if guarded else self.stop())
+            await self.abandon()
             raise
         self._spawn(self._keep_floors())
         self._spawn(self._watch.run())
@@ -136,13 +151,21 @@ class Gateway:
                 raise
 
     async def stop(self) -> None:
-        """Stop sending and accepting, return leases to the ledger, and undo network changes."""
+        """Stop sending and accepting, and return leases; protected prefixes stay closed."""
         await self._end()
         try:
-            there = await self._netlink.observe()
-            nothing = Network(mtu=there.mtu)
-            changes = reconcile(Desired(self._desired.settings), nothing, self._observed(there))
-            await self._netlink.apply([c for c in changes if isinstance(c, NetworkChange)])
+            if self._guard.is_opened:
+                await release(self._kernel)
+            else:
+                await hold(self._kernel, self._desired)
+        finally:
+            await self._close()
+
+    async def release(self) -> None:
+        """Stop as `stop` does, but remove everything from the kernel's network."""
+        await self._end()
+        try:
+            await release(self._kernel)
         finally:
             await self._close()
 
@@ -161,12 +184,16 @@ class Gateway:
 
     async def _close(self) -> None:
         self.engine.close()
-        await self._netlink.close()
+        await self._kernel.close()
         await self._ledger.close()
 
     def counters(self) -> Counters:
         """Return a snapshot of the engine's counters."""
         return self.engine.counters()
+
+    async def filter_drops(self) -> dict[str, int]:
+        """Return the packets that the packet filter dropped, by reason."""
+        return await self._kernel.filter_drops()
 
     @property
     def ledger_path(self) -> Path:
@@ -180,8 +207,16 @@ class Gateway:
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings about other programs' changes to the gateway's network."""
-        return self._watch.warnings
+        """Warnings about the gateway's network, and other programs' changes to it."""
+        warnings = [*self._watch.warnings, *self._shadowed]
+        if self._guard.is_opened:
+            warnings.append("the guard is open: a restart of the gateway closes it again")
+        elif self._kernel.filter_fault is not None:
+            warnings.append(
+                "not closed to sockets bound to a device, to cleartext from protected prefixes and "
+                f"to forged sources: {self._kernel.filter_fault}"
+            )
+        return warnings
 
     @property
     def sas(self) -> list[Sa]:
@@ -195,15 +230,16 @@ class Gateway:
 
     async def _apply(self, desired: Desired) -> list[str]:
         network = await self._plan(desired)
-        changes = reconcile(desired, network, self._observed(await self._netlink.observe()))
+        changes = reconcile(desired, network, self._observed(await self._kernel.observe()))
         await self._carry_out(changes)
-        self._desired, self._network = desired, network
+        self._desired, self._network = desired, self._in_place(network)
+        await asyncio.to_thread(self._guard.remember, desired)
         return [change.describe() for change in changes]
 
     async def _check_network(self) -> CheckResult:
         """Restore missing objects, and adapt to the current paths to the peers."""
         async with self._lock:
-            there = await self._netlink.observe()
+            there = await self._kernel.observe()
             network = await self._plan(self._desired)
             # Other programs may add addresses of their own to the TUN while we run.
             ours = there.addresses & (self._network.addresses | network.addresses)
@@ -222,9 +258,15 @@ class Gateway:
                 await self._carry_out(changes)
             except EspGwError as error:
                 return CheckResult(missing, done, str(error))
+            if self._kernel.filter_fault is not None:
+                done = tuple(c.describe() for c in changes if not isinstance(c, ReplaceFirewall))
             if there.is_up:
-                self._network = network
+                self._network = self._in_place(network)
             return CheckResult(missing, done, fault, waits=True)
+
+    def _in_place(self, network: Network) -> Network:
+        """Return a planned network without the packet filter that this machine can't have."""
+        return network if self._kernel.filter_fault is None else replace(network, firewall=None)
 
     async def _carry_out(self, changes: Sequence[Change]) -> None:
         """Apply changes in order, adjacent ones of one step, or of the network, as one batch."""
@@ -232,7 +274,7 @@ class Gateway:
         for step, group in groupby(changes, _step):
             run = list(group)
             if step is None:
-                await self._netlink.apply([c for c in run if isinstance(c, NetworkChange)])
+                await self._kernel.apply([c for c in run if isinstance(c, NetworkChange)])
                 continue
             match run[0]:
                 case SetSockets(sockets):
@@ -257,13 +299,16 @@ class Gateway:
     async def _plan(self, desired: Desired) -> Network:
         mtus: dict[IPAddress, int] = {}
         for remote in sorted({sa.remote for sa in desired.sas}, key=str):
-            mtu = await self._netlink.path_mtu(remote, desired.settings.fwmark)
+            mtu = await self._kernel.path_mtu(remote, desired.settings.fwmark)
             # While there is no route to the peer, keep its last path MTU.
             mtu = self._path_mtus.get(remote) if mtu is None else mtu
             if mtu is not None:
                 self._path_mtus[remote] = mtu
                 mtus[remote] = min(mtu, self._learned_mtus.get(remote, mtu))
-        return plan_network(desired, mtus, await self._netlink.host_addresses())
+        host = await self._kernel.host()
+        self._shadowed = shadowed(desired, host)
+        network = plan_network(desired, mtus, host)
+        return without_guard(network) if self._guard.is_opened else network
 
     def _observed(self, network: Network) -> Observed:
         sas = {name: entry.sa for name, entry in self._installed.items()}

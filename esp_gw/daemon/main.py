@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from esp_gw import logs
 from esp_gw.config.added import STORE_NAME, Store
-from esp_gw.config.load import load_config
+from esp_gw.config.load import load_config, readable_state_dir
 from esp_gw.control.server import Caller, ControlServer
 from esp_gw.crypto.advice import advice
 from esp_gw.daemon import memory
 from esp_gw.daemon.engines import make_engine
 from esp_gw.daemon.gateway import Gateway
+from esp_gw.daemon.guard import hold_before_start
 from esp_gw.daemon.service import Service
 from esp_gw.daemon.systemd import Notifier, watchdog_interval
 from esp_gw.desired import Desired
@@ -24,22 +26,43 @@ from esp_gw.errors import EngineError, EspGwError
 from esp_gw.ledger.ledger import LEDGER_NAME
 from esp_gw.ledger.thread import LedgerThread
 from esp_gw.logs import log
-from esp_gw.network.netlink import Netlink
+from esp_gw.network.guard import GuardState
+from esp_gw.network.kernel import KernelNetwork
 from esp_gw.network.owned_tables import TABLES_NAME, OwnedTables
+
+End = Callable[[Gateway], Awaitable[None]]
+"""The way in which a gateway ends that was asked to."""
 
 
 def run(config: Path, log_level: str) -> int:
-    """Run the gateway until SIGTERM or SIGINT; return the exit status.
+    """Run the gateway until SIGTERM or SIGINT; protected prefixes stay closed.
 
-    Raises EspGwError if it can't start or can't continue.
+    Returns the exit status. Raises EspGwError if it can't start or can't continue.
     """
+    return _run(config, log_level, Gateway.stop)
+
+
+def run_and_release(config: Path, log_level: str) -> int:
+    """Run the gateway as `run` does, but open the protected prefixes at SIGTERM or SIGINT."""
+    return _run(config, log_level, Gateway.release)
+
+
+def _run(config: Path, log_level: str, end: End) -> int:
     logs.configure(log_level)
     # Before a key is read into memory.
     memory.forbid_core_dumps()
     if not memory.lock():
         log.warning("keys may be swapped out: the limit of locked memory is too small")
+    guard = GuardState(readable_state_dir(config))
+    with guard.gateway():
+        # Before anything else that can fail.
+        hold_before_start(guard, config)
+        return _run_gateway(config, guard, end)
+
+
+def _run_gateway(config: Path, guard: GuardState, end: End) -> int:
     desired = load_config(config)
-    daemon = _Daemon(config, desired)
+    daemon = _Daemon(config, desired, guard, end)
     if is_native(desired.settings.engine):
         # The loop carries no packets, so uvloop would only cost 2 MB of memory.
         asyncio.run(daemon.main())
@@ -58,9 +81,11 @@ def _run_fast_loop(main: Coroutine[Any, Any, None]) -> None:
 
 
 class _Daemon:
-    def __init__(self, config: Path, desired: Desired) -> None:
+    def __init__(self, config: Path, desired: Desired, guard: GuardState, end: End) -> None:
         self._config = config
         self._desired = desired
+        self._guard = guard
+        self._end = end
         self._notifier = Notifier.from_environment()
         self._failure: str | None = None
 
@@ -76,29 +101,27 @@ class _Daemon:
         tables = OwnedTables(state_dir / TABLES_NAME)
         former = tables.read()
         gateway = Gateway(
-            make_engine(settings.engine),
-            Netlink(settings.interface, settings.table, former),
+            partial(make_engine, settings.engine),
+            KernelNetwork(settings.table, former),
             LedgerThread(state_dir / LEDGER_NAME),
+            self._guard,
             self._fail,
         )
         self._service = Service(
             gateway, self._config, self._desired, Store(state_dir / STORE_NAME), advice(settings)
         )
         control = ControlServer(Path(settings.control_socket), self._service.handlers())
-        # The socket comes first, so that a second daemon on the same configuration fails early.
-        await control.start()
+        tables.write(former | {settings.table})
+        await gateway.start(self._service.desired())
+        tables.write(frozenset({settings.table}))
         try:
-            tables.write(former | {settings.table})
-            await gateway.start(self._service.desired())
-            tables.write(frozenset({settings.table}))
-            try:
-                await self._service.advise()
-                await self._serve(gateway)
-            finally:
-                self._notifier.stopping()
-                log.info("stopping")
-                await (gateway.stop() if self._failure is None else gateway.abandon())
+            await control.start()
+            await self._service.advise()
+            await self._serve(gateway)
         finally:
+            self._notifier.stopping()
+            log.info("stopping")
+            await (self._end(gateway) if self._failure is None else gateway.abandon())
             await control.close()
         if self._failure is not None:
             raise EngineError(self._failure, hint="restart the gateway")

@@ -8,19 +8,8 @@ from dataclasses import dataclass
 from esp_gw.desired import Desired
 from esp_gw.engine.base import OuterSocket
 from esp_gw.model import Direction, Policy, Sa
-from esp_gw.network.changes import (
-    AddAddress,
-    AddGuardRoute,
-    AddRoute,
-    AddRule,
-    Change,
-    RemoveAddress,
-    RemoveRoute,
-    RemoveRule,
-    SetMtu,
-    Step,
-)
-from esp_gw.network.plan import Network, RouteKind, Rule
+from esp_gw.network.changes import Change, Step, network_changes
+from esp_gw.network.objects import Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,38 +115,13 @@ def reconcile(desired: Desired, network: Network, observed: Observed) -> list[Ch
     Anything equal on both sides appears in no change.
     """
     changes = [
-        *_network_changes(network, observed.network),
+        *network_changes(network, observed.network),
         *_socket_changes(outer_sockets(desired), observed.sockets),
         *_sa_changes(desired, observed),
     ]
     if desired.policies != observed.policies:
         changes.append(ReplacePolicies(desired.policies))
     return sorted(changes, key=lambda change: change.step)
-
-
-def _network_changes(network: Network, there: Network) -> list[Change]:
-    new_routes = sorted(network.routes - there.routes, key=str)
-    replaced = {(route.kind, route.destination, route.table) for route in new_routes}
-    changes: list[Change] = [
-        AddRoute(route) if route.kind is RouteKind.TUN else AddGuardRoute(route)
-        for route in new_routes
-    ]
-    changes += [
-        RemoveRoute(route)
-        for route in sorted(there.routes - network.routes, key=str)
-        if (route.kind, route.destination, route.table) not in replaced
-    ]
-    changes += [AddRule(rule) for rule in _by_priority(network.rules - there.rules)]
-    changes += [RemoveRule(rule) for rule in _by_priority(there.rules - network.rules)]
-    if network.mtu != there.mtu:
-        changes.append(SetMtu(network.mtu))
-    new_addresses, old_addresses = (
-        sorted(addresses, key=str)
-        for addresses in (network.addresses - there.addresses, there.addresses - network.addresses)
-    )
-    changes += [AddAddress(address) for address in new_addresses]
-    changes += [RemoveAddress(address) for address in old_addresses]
-    return changes
 
 
 def _socket_changes(wanted: frozenset[OuterSocket], there: frozenset[OuterSocket]) -> list[Change]:
@@ -191,7 +155,3 @@ def _sa_changes(desired: Desired, observed: Observed) -> list[Change]:
 def outer_sockets(desired: Desired) -> frozenset[OuterSocket]:
     """Return the sockets that the SAs need."""
     return frozenset(OuterSocket(sa.local, sa.encapsulation) for sa in desired.sas)
-
-
-def _by_priority(rules: frozenset[Rule]) -> list[Rule]:
-    return sorted(rules, key=lambda rule: (rule.priority, str(rule)))

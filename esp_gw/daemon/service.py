@@ -314,9 +314,11 @@ class Service:
         return {"tunnels": tunnels}
 
     async def get_stats(self, parameters: Parameters, caller: Caller) -> Parameters:
-        """Return every counter."""
+        """Return every counter; `drops` includes those of the packet filter."""
+        filter_drops = await self._gateway.filter_drops()
         counters = self._gateway.counters()
         values = asdict(counters)
+        values["drops"] = {**counters.drops, **filter_drops}
         for name, entry in counters.sas.items():
             values["sas"][name]["remote"] = str(entry.remote)
         return values

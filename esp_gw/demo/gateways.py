@@ -43,7 +43,10 @@ def usage(pid: int) -> Usage:
 
 
 class LabGateway:
-    """One esp-gw daemon; `folder` holds its state and control socket, `env` extends ours."""
+    """One esp-gw daemon; `folder` holds its state and control socket, `env` extends ours.
+
+    `command` is the daemon's command, `options` follow its configuration.
+    """
 
     def __init__(self, namespace: Namespace, config: Path, folder: Path) -> None:
         self.namespace = namespace
@@ -52,6 +55,8 @@ class LabGateway:
         self.log = folder / "log"
         self.socket = folder / "control.sock"
         self.env: dict[str, str] = {}
+        self.command: tuple[str, ...] = ("run",)
+        self.options: tuple[str, ...] = ()
         self.process: subprocess.Popen[str] | None = None
 
     @property
@@ -83,9 +88,10 @@ class LabGateway:
         with self.log.open("a") as log:
             self.process = self.namespace.start(
                 *_PROGRAM,
-                "run",
+                *self.command,
                 "--config",
                 str(self.config),
+                *self.options,
                 env={**self.env, "NOTIFY_SOCKET": str(path)},
                 stderr=log.fileno(),
             )

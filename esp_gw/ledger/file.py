@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from esp_gw import files
 from esp_gw.errors import LedgerDamagedError, LedgerError, LedgerMissingError
 from esp_gw.model import KeyMaterial
 
@@ -240,16 +241,16 @@ def _give_to_owner_of_directory(descriptor: int, path: Path) -> None:
 
     Raises LedgerError for a file with a second hard link, which may be another user's file.
     """
-    if os.geteuid() == 0:
-        owner, mine = path.parent.stat(), os.fstat(descriptor)
-        if (owner.st_uid, owner.st_gid) != (mine.st_uid, mine.st_gid):
-            if not stat.S_ISREG(mine.st_mode) or mine.st_nlink != 1:
-                raise LedgerError(
-                    "a file of the ledger has a second hard link",
-                    where=str(_beside(path, ".lock")),
-                    hint="remove this one: esp-gw creates a new one",
-                )
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    try:
+        files.give_to_owner_of_folder(descriptor, path)
+    except OSError as error:
+        if error.errno != errno.EMLINK:
+            raise
+        raise LedgerError(
+            "a file of the ledger has a second hard link",
+            where=str(_beside(path, ".lock")),
+            hint="remove this one: esp-gw creates a new one",
+        ) from None
 
 
 def connect(path: Path) -> sqlite3.Connection:

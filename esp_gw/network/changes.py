@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from esp_gw.model import IPAddress
-from esp_gw.network.plan import Route, Rule
+from esp_gw.network.firewall import Firewall
+from esp_gw.network.objects import Network, Route, Rule
 
 
 class Step(enum.IntEnum):
@@ -23,6 +24,7 @@ class Step(enum.IntEnum):
 
     GUARD_ROUTES = enum.auto()
     ADD_RULES = enum.auto()
+    REPLACE_FIREWALL = enum.auto()
     OPEN_SOCKETS = enum.auto()
     EVICT_SAS = enum.auto()
     INSTALL_INBOUND_SAS = enum.auto()
@@ -31,6 +33,7 @@ class Step(enum.IntEnum):
     SET_MTU = enum.auto()
     ADD_ADDRESSES = enum.auto()
     ADD_TUN_ROUTES = enum.auto()
+    REMOVE_FIREWALL = enum.auto()
     REMOVE_RULES = enum.auto()
     REMOVE_ROUTES = enum.auto()
     REMOVE_ADDRESSES = enum.auto()
@@ -105,6 +108,30 @@ class AddRule(NetworkChange):
 
 
 @dataclass(frozen=True, slots=True)
+class ReplaceFirewall(NetworkChange):
+    """Make the packet filter's table hold exactly this, in one transaction."""
+
+    step = Step.REPLACE_FIREWALL
+    is_guard = True
+    firewall: Firewall
+
+    def describe(self) -> str:
+        """Return the table's name."""
+        return f"nftables table {self.firewall.name} replaced"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveFirewall(NetworkChange):
+    """Delete the packet filter's table."""
+
+    step = Step.REMOVE_FIREWALL
+
+    def describe(self) -> str:
+        """Return the object removed."""
+        return "nftables table removed"
+
+
+@dataclass(frozen=True, slots=True)
 class RemoveRule(NetworkChange):
     """Remove one of our rules."""
 
@@ -150,3 +177,38 @@ class SetMtu(NetworkChange):
     def describe(self) -> str:
         """Return the MTU."""
         return f"mtu {self.mtu}"
+
+
+def network_changes(wanted: Network, there: Network) -> list[NetworkChange]:
+    """Return the changes that lead from one network to another, sorted by their steps."""
+    new_routes = sorted(wanted.routes - there.routes, key=str)
+    replaced = {(route.kind, route.destination, route.table) for route in new_routes}
+    changes: list[NetworkChange] = [
+        AddGuardRoute(route) if route.is_guard else AddRoute(route) for route in new_routes
+    ]
+    changes += [
+        RemoveRoute(route)
+        for route in sorted(there.routes - wanted.routes, key=str)
+        if (route.kind, route.destination, route.table) not in replaced
+    ]
+    changes += [AddRule(rule) for rule in sorted(wanted.rules - there.rules, key=_precedence)]
+    # The exceptions from a rule come before it, so the last rule goes first.
+    gone = sorted(there.rules - wanted.rules, key=_precedence, reverse=True)
+    changes += [RemoveRule(rule) for rule in gone]
+    if wanted.firewall != there.firewall:
+        changes.append(
+            RemoveFirewall() if wanted.firewall is None else ReplaceFirewall(wanted.firewall)
+        )
+    if wanted.mtu != there.mtu:
+        changes.append(SetMtu(wanted.mtu))
+    new_addresses, old_addresses = (
+        sorted(addresses, key=str)
+        for addresses in (wanted.addresses - there.addresses, there.addresses - wanted.addresses)
+    )
+    changes += [AddAddress(address) for address in new_addresses]
+    changes += [RemoveAddress(address) for address in old_addresses]
+    return sorted(changes, key=lambda change: change.step)
+
+
+def _precedence(rule: Rule) -> tuple[int, str]:
+    return rule.priority, str(rule)

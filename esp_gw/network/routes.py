@@ -20,7 +20,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from esp_gw.errors import NetworkError
 from esp_gw.model import IPAddress, IPNetwork
-from esp_gw.network.plan import Route, RouteKind
+from esp_gw.network.objects import Route, RouteKind
 
 PROTOCOL = 0xE5
 """The routing protocol number of esp_gw, as in /etc/iproute2/rt_protos."""

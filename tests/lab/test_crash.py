@@ -14,7 +14,7 @@ from esp_gw.demo.netns import Namespace, end
 from esp_gw.demo.pair import GatewayPair
 from esp_gw.demo.tap import Tap
 from esp_gw.demo.traffic import iperf_server
-from tests.support.labtools import Capture, MakePair, esp_packets, network, ping, until
+from tests.support.labtools import Capture, MakePair, esp_packets, guard, network, ping, until
 
 
 def test_no_iv_is_used_twice_when_the_sender_is_killed_under_load(
@@ -59,6 +59,7 @@ def test_after_a_kill_no_cleartext_leaves_and_a_restart_cleans_up(
     assert network(host) == during
     assert ping(host, target, count=2) == 2
     assert pair.a.stop() == 0
+    guard(pair.a, "down")
     assert network(host) == before
     pair.b.stop()
     report = wire.finish()

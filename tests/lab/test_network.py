@@ -19,6 +19,7 @@ from tests.support.labtools import (
     carry_tcp_both_ways,
     edit,
     forwarding,
+    guard,
     network,
     ping,
     running,
@@ -42,7 +43,9 @@ OF_A_USER = [
 ]
 
 
-def test_settings_of_others_stay_and_those_of_the_daemon_are_removed(make_pair: MakePair) -> None:
+def test_settings_of_others_stay_and_those_of_the_daemon_can_be_removed(
+    make_pair: MakePair,
+) -> None:
     pair = make_pair(inner_versions=(4, 6))
     host = pair.a.namespace
     empty = network(host)
@@ -63,6 +66,7 @@ def test_settings_of_others_stay_and_those_of_the_daemon_are_removed(make_pair: 
     assert network(host) == during
     assert ping(host, pair.plan.inner(1), count=2) == 2
     assert pair.a.stop() == 0
+    guard(pair.a, "down")
     assert network(host) == before
     assert before != empty
 
@@ -88,6 +92,7 @@ def test_an_existing_interface_is_left_alone(make_pair: MakePair, device: tuple[
     pair.a.namespace.ip(*device)
     before = network(pair.a.namespace)
     assert "esp0: can't make the TUN device" in _refused(pair)
+    guard(pair.a, "down")
     assert network(pair.a.namespace) == before
     assert not pair.a.socket.exists()
 
@@ -101,12 +106,13 @@ sys.stdin.read()
 """
 
 
-def test_a_port_in_use_is_reported_and_nothing_is_left_behind(make_pair: MakePair) -> None:
+def test_a_port_in_use_is_reported_and_only_the_guard_is_left_behind(make_pair: MakePair) -> None:
     pair = make_pair()
     host = pair.a.namespace
     before = network(host)
     with running(host, BIND):
         assert "192.0.2.1 port 4500/udp: can't open the outer socket" in _refused(pair)
+    guard(pair.a, "down")
     assert network(host) == before
     pair.start()
     pair.a.kill()
@@ -117,6 +123,7 @@ def test_a_port_in_use_is_reported_and_nothing_is_left_behind(make_pair: MakePai
     pair.a.start()
     assert ping(host, pair.plan.inner(1), count=2) == 2
     pair.a.stop()
+    guard(pair.a, "down")
     assert network(host) == before
 
 
@@ -274,6 +281,7 @@ def test_all_traffic_of_a_site_goes_through_the_other_one(
     pair.a.start()
     assert ping(host, SERVER[4], count=2) == 2
     pair.a.stop()
+    guard(pair.a, "down")
     assert network(a) == before
 
 

@@ -29,11 +29,15 @@ from esp_gw.network.changes import (
     AddRule,
     Change,
     RemoveAddress,
+    RemoveFirewall,
     RemoveRoute,
     RemoveRule,
+    ReplaceFirewall,
     SetMtu,
 )
-from esp_gw.network.plan import MAIN_TABLE, Network, Route, RouteKind, Rule, plan_network
+from esp_gw.network.firewall import Firewall
+from esp_gw.network.objects import MAIN_TABLE, Host, Network, Route, RouteKind, Rule
+from esp_gw.network.plan import plan_network
 from tests.support.builders import desired, make_sa, selector
 
 HOST = frozenset({ip_address("192.0.2.1"), ip_address("10.1.0.1")})
@@ -51,6 +55,7 @@ class World:
     addresses: set[IPAddress] = field(default_factory=set)
     routes: dict[RouteKey, Route] = field(default_factory=dict)
     rules: set[Rule] = field(default_factory=set)
+    firewall: Firewall | None = None
 
     def observed(self) -> Observed:
         network = Network(
@@ -58,6 +63,7 @@ class World:
             frozenset(self.addresses),
             frozenset(self.routes.values()),
             frozenset(self.rules),
+            self.firewall,
         )
         return Observed(dict(self.sas), self.policies, self.sockets, network)
 
@@ -73,6 +79,10 @@ class World:
                 self.rules.add(rule)
             case RemoveRule(rule):
                 self.rules.remove(rule)
+            case ReplaceFirewall(firewall):
+                self.firewall = firewall
+            case RemoveFirewall():
+                self.firewall = None
             case AddAddress(address):
                 assert address not in self.addresses
                 self.addresses.add(address)
@@ -173,7 +183,7 @@ def states(draw: st.DrawFn) -> Desired:
 
 
 def plan(wanted: Desired, path_mtu: int = 1500) -> Network:
-    return plan_network(wanted, {sa.remote: path_mtu for sa in wanted.sas}, HOST)
+    return plan_network(wanted, {sa.remote: path_mtu for sa in wanted.sas}, Host(HOST))
 
 
 def steps(world: World, wanted: Desired, path_mtu: int = 1500) -> list[Change]:
@@ -265,6 +275,10 @@ def test_unchanged_parts_appear_in_no_change(before: Desired, after: Desired) ->
                 assert rule not in same_rules
             case AddAddress(address) | RemoveAddress(address):
                 assert address not in same_addresses
+            case ReplaceFirewall(firewall):
+                assert firewall != old.network.firewall
+            case RemoveFirewall():
+                assert new.firewall != old.network.firewall
             case SetMtu(mtu):
                 assert mtu != old.network.mtu
             case ReplacePolicies(policies):
@@ -279,6 +293,6 @@ def test_prefixes_of_a_killed_run_are_guarded_until_routed_to_the_tun(wanted: De
     """The TUN's routes and addresses disappear with the process, as does the engine."""
     world = World()
     go(world, wanted)
-    left = World(rules=world.rules)
+    left = World(rules=world.rules, firewall=world.firewall)
     left.routes = {k: r for k, r in world.routes.items() if r.kind is RouteKind.UNREACHABLE}
     go(left, wanted)

@@ -16,7 +16,7 @@ from esp_gw.engine.base import Counters, EngineStatus, Event, OffloadStatus, Out
 from esp_gw.errors import EngineError, NetworkError
 from esp_gw.model import Direction, IPAddress, Lease, Policy, Sa
 from esp_gw.network import changes
-from esp_gw.network.plan import Network
+from esp_gw.network.objects import Host, Network
 
 MACHINE = "a machine of tests"
 
@@ -152,12 +152,14 @@ class FakeEngine:
         return SaCounters(used or 0, 0, seq, 0, sa.remote, sa.remote_port)
 
 
-class FakeNetlink:
+class FakeKernel:
     """The network of a kernel; `fail_at` makes it refuse the action of that number, once."""
 
     def __init__(self) -> None:
         self.network = Network(mtu=1500)
         self.actions = 0
+        self.there = Host()
+        self.filter_fault: str | None = None
         self.events = asyncio.Semaphore(0)
         self._failing: int | None = None
 
@@ -166,6 +168,10 @@ class FakeNetlink:
         self._failing = number
 
     async def open(self) -> None: ...
+
+    async def attach(self, interface: str) -> None: ...
+
+    def refuse_neighbours(self) -> None: ...
 
     async def close(self) -> None: ...
 
@@ -176,8 +182,11 @@ class FakeNetlink:
         await asyncio.sleep(0)
         return self.network
 
-    async def host_addresses(self) -> frozenset[IPAddress]:
-        return frozenset()
+    async def host(self) -> Host:
+        return self.there
+
+    async def filter_drops(self) -> dict[str, int]:
+        return {"cleartext-out": 3}
 
     async def path_mtu(self, remote: IPAddress, fwmark: int) -> int | None:
         return 1500
@@ -208,5 +217,9 @@ class FakeNetlink:
                 self.network = replace(old, addresses=old.addresses | {address})
             case changes.RemoveAddress(address):
                 self.network = replace(old, addresses=old.addresses - {address})
+            case changes.ReplaceFirewall(firewall):
+                self.network = replace(old, firewall=firewall)
+            case changes.RemoveFirewall():
+                self.network = replace(old, firewall=None)
             case changes.SetMtu(mtu):
                 self.network = replace(old, mtu=mtu)

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,8 +126,8 @@ def send_frames(namespace: Namespace, frames: list[bytes], device: str = "wan") 
     )
 
 
-def drops(gateway: LabGateway) -> dict[str, int]:
-    return dict(gateway.call("GetStats")["drops"])
+def drops(gateway: LabGateway) -> Counter[str]:
+    return Counter(gateway.call("GetStats")["drops"])
 
 
 def sas(gateway: LabGateway) -> dict[str, dict[str, Any]]:
@@ -196,7 +197,7 @@ def forwarding(*hosts: Namespace) -> None:
 
 
 def network(host: Namespace) -> dict[str, list[str]]:
-    """Return the rules, routes, links and addresses of a namespace, sorted for comparison."""
+    """Return rules, routes, links, addresses and packet filter of a namespace, for comparison."""
     commands = {
         "rules": ("rule",),
         "rules6": ("-6", "rule"),
@@ -205,7 +206,10 @@ def network(host: Namespace) -> dict[str, list[str]]:
         "links": ("-o", "-br", "link"),
         "addresses": ("-o", "-br", "address"),
     }
-    return {name: _stable(host.ip(*command)) for name, command in commands.items()}
+    found = {name: _stable(host.ip(*command)) for name, command in commands.items()}
+    # In order, and without counts.
+    found["filter"] = host.run("nft", "-s", "list", "ruleset").stdout.splitlines()
+    return found
 
 
 def _stable(text: str) -> list[str]:
@@ -273,3 +277,15 @@ def ping(
 ) -> int:
     """Send echo requests; return the number of answered ones."""
     return answers(start_pings(namespace, target, count, size, interval))
+
+
+def guard(gateway: LabGateway, *arguments: str, check: bool = True) -> str:
+    """Run a command of `esp-gw guard` on a gateway's configuration; return what it prints."""
+    done = gateway.cli("guard", *arguments, "--config", str(gateway.config), check=check)
+    return done.stdout + done.stderr
+
+
+def reboot(gateway: LabGateway) -> None:
+    """Remove what a reboot removes from the kernel of a stopped gateway, and nothing on disk."""
+    guard(gateway, "down")
+    (gateway.folder / "guard.opened").unlink()

@@ -8,16 +8,23 @@ from ipaddress import ip_address
 from typing import Any
 
 from esp_gw.desired import Desired
-from esp_gw.model import IPAddress, PortRange
-from esp_gw.network.plan import MAIN_TABLE, Network, RouteKind, Rule, plan_network
+from esp_gw.model import IPAddress, IPNetwork, PortRange
+from esp_gw.network.objects import MAIN_TABLE, Host, Network, RouteKind, Rule
+from esp_gw.network.plan import plan_network
 
 MARK = 0xE5B
 TABLE = 4500
-NOWHERE: frozenset[IPAddress] = frozenset()
+NOWHERE = Host()
 
 
-def plan(wanted: Desired, path_mtu: int = 1500, hosts: frozenset[IPAddress] = NOWHERE) -> Network:
-    return plan_network(wanted, {sa.remote: path_mtu for sa in wanted.sas}, hosts)
+def plan(
+    wanted: Desired,
+    path_mtu: int = 1500,
+    hosts: frozenset[IPAddress] = frozenset(),
+    connected: frozenset[IPNetwork] = frozenset(),
+) -> Network:
+    mtus = {sa.remote: path_mtu for sa in wanted.sas}
+    return plan_network(wanted, mtus, Host(hosts, connected))
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Probe:
     src_port: int = 1000
     dst_port: int = 2000
     mark: int = 0
+    forwarded: bool = False
 
 
 MAIN, TUN, UNREACHABLE = "main", RouteKind.TUN, RouteKind.UNREACHABLE
@@ -40,6 +48,7 @@ def rule_applies(rule: Rule, probe: Probe) -> bool:
         (rule.source is None or probe.src in rule.source)
         and (rule.destination is None or probe.dst in rule.destination)
         and (rule.fwmark is None or rule.fwmark == probe.mark)
+        and not (rule.own_output and probe.forwarded)
         and (rule.protocol is None or rule.protocol == probe.protocol)
         and (rule.source_port is None or in_range(rule.source_port, probe.src_port))
         and (rule.destination_port is None or in_range(rule.destination_port, probe.dst_port))

@@ -23,7 +23,8 @@ from esp_gw.ledger import thread as ledger_thread
 from esp_gw.ledger.ledger import Ledger
 from esp_gw.ledger.thread import LedgerThread
 from esp_gw.model import NO_AES, SUITES
-from tests.support.fakes import MACHINE, FakeEngine, FakeNetlink
+from esp_gw.network.guard import GuardState
+from tests.support.fakes import MACHINE, FakeEngine, FakeKernel
 
 ROOT = Caller(1, 0, 0)
 
@@ -33,12 +34,16 @@ class Rig:
         self.config = folder / "init" / "pi-a" / "gateway.yaml"
         self.store = Store(folder / "added.json")
         self.ledger = folder / "ledger.db"
-        self.engine, self.netlink = FakeEngine(), FakeNetlink()
+        self.engine, self.kernel = FakeEngine(), FakeKernel()
         # All suites have the same speed unless a test changes it.
         self.figures: dict[str, Figures] = {suite: dict.fromkeys(SIZES, 1000.0) for suite in SUITES}
         self.kernel_figures = dict(self.figures)
         self.gateway = Gateway(
-            self.engine, self.netlink, LedgerThread(self.ledger), self._on_failure
+            lambda: self.engine,
+            self.kernel,
+            LedgerThread(self.ledger),
+            GuardState(folder),
+            self._on_failure,
         )
 
     def _measure(self, suites: list[str], in_kernel: frozenset[str]) -> dict[str, Figures]:

@@ -35,6 +35,7 @@ SINGLE = {
     # The one module that chooses between the engines, and the commands that hand over.
     ("daemon.engines", "engine.python"),
     ("cli.gateway", "daemon"),
+    ("cli.guard", "daemon"),
     ("cli.demo", "demo"),
 }
 SANS_IO = {
@@ -45,9 +46,15 @@ SANS_IO = {
     "engine.python.replay",
     "engine.python.spd",
     "engine.python.wire",
+    "network.changes",
+    "network.firewall",
     "network.mtu",
+    "network.objects",
     "network.plan",
     "network.prefixes",
+    "network.ranges",
+    "network.rules",
+    "network.ruleset",
     "xfrm.lines",
     "xfrm.parser",
     "xfrm.records",

@@ -20,6 +20,7 @@ from esp_gw.control.protocol import PREFIX
 from esp_gw.daemon.service import Service
 from esp_gw.desired import GatewaySettings, settings_of
 from esp_gw.model import SUITES, DropReason
+from esp_gw.network.firewall import FirewallDrop
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -135,6 +136,27 @@ def test_every_place_that_a_page_names_is_there(page: Path) -> None:
     } == set()
 
 
+NAMED_TEST = re.compile(r"(tests/[\w/]+\.py)::(test_\w+)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_test_that_a_page_names_is_there(page: Path) -> None:
+    missing = [
+        f"{file}::{name}"
+        for file, name in NAMED_TEST.findall((ROOT / page).read_text())
+        if not (ROOT / file).exists() or f"def {name}(" not in (ROOT / file).read_text()
+    ]
+    assert missing == []
+
+
+def test_the_threat_model_names_a_test_or_says_that_an_attempt_is_not_defended() -> None:
+    text = (DOCS / "explanation" / "threat-model.md").read_text()
+    lines = [line for line in text.splitlines() if re.match(r"\| (?!attempt|mistake|---)", line)]
+    assert len(lines) > 20
+    bare = [line for line in lines if not NAMED_TEST.search(line)]
+    assert [line for line in bare if "not defended" not in line and "do not" not in line] == []
+
+
 def test_every_page_of_the_documents_can_be_reached_from_the_readme() -> None:
     seen, waiting = set(), [README]
     while waiting:
@@ -177,7 +199,7 @@ def test_the_picture_is_what_the_script_draws() -> None:
 def test_every_drop_reason_has_a_row_with_meaning_and_cause() -> None:
     text = (REFERENCE / "drop-reasons.md").read_text()
     found = rows(text)
-    assert list(found) == [reason.value for reason in DropReason]
+    assert list(found) == [reason.value for reason in (*DropReason, *FirewallDrop)]
     assert all(len(cells) == 3 and all(cells) for cells in found.values())
 
 

@@ -54,6 +54,10 @@ class Machine:
         Ledger.create(folder / "state/ledger.db", machine_identity())
         self.units.mkdir()
         (self.units / "esp-gw.service").write_text("RestrictAddressFamilies=AF_UNIX AF_INET\n")
+        (self.units / "esp-gw-guard.service").touch()
+        self.wanted = self.units / "sysinit.target.wants/esp-gw-guard.service"
+        self.wanted.parent.mkdir()
+        self.wanted.touch()
         self.tun.touch()
         self.status.write_text("Name:\tpython\nCapEff:\t0000000000003000\n")
         self.cpuinfo.write_text(HEALTHY_CPU)
@@ -61,12 +65,21 @@ class Machine:
         monkeypatch.setattr(doctor, "UNIT_FOLDERS", (self.units, folder / "other"))
         monkeypatch.setattr(doctor, "PROC_STATUS", self.status)
         monkeypatch.setattr(doctor, "network_warnings", lambda *_: [])
+        self.filter_fault: str | None = None
+        monkeypatch.setattr(doctor, "firewall_fault", lambda: self.filter_fault)
         monkeypatch.setattr(processor, "_CPUINFO", self.cpuinfo)
 
     def edit(self, **sections: object) -> None:
         """Set sections of the configuration."""
         path = self.config / "gateway.yaml"
         path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **sections}))
+
+    def gateway(self) -> dict[str, object]:
+        """Return the section `gateway` of the configuration."""
+        section: dict[str, object] = yaml.safe_load((self.config / "gateway.yaml").read_text())[
+            "gateway"
+        ]
+        return section
 
     def findings(self) -> dict[str, Finding]:
         return {f.what: f for f in examine(self.config, self.folder / "none")}
@@ -87,7 +100,7 @@ def test_a_healthy_machine_has_no_findings_but_ok(machine: Machine) -> None:
     assert {f.state for f in findings.values()} == {State.OK}, findings
     assert list(findings) == [
         *("kernel", "tun", "udp offload", "capabilities", "aes", "engine", "af_alg"),
-        *("config", "ledger", "systemd", "gateway"),
+        *("config", "firewall", "ledger", "systemd", "guard", "gateway"),
     ]
     assert findings["af_alg"].found.count("AF_ALG takes ") == 1
     assert "1 tunnel, 2 SAs" in findings["config"].found
@@ -101,6 +114,23 @@ def test_a_missing_tun_device_is_a_fault(machine: Machine) -> None:
     finding = machine.only()
     assert (finding.state, finding.what) == (State.FAULT, "tun")
     assert "modprobe tun" in finding.todo
+
+
+def test_a_machine_without_a_packet_filter_is_told_what_is_not_closed(machine: Machine) -> None:
+    machine.filter_fault = "gateway.firewall: the program nft is missing; install nftables"
+    finding = machine.only()
+    assert (finding.state, finding.what) == (State.WARNING, "firewall")
+    assert "routes alone" in finding.found
+    assert finding.todo == "install nftables"
+    machine.edit(gateway={**machine.gateway(), "firewall": "off"})
+    assert machine.findings()["firewall"].state is State.OK
+
+
+def test_a_guard_that_no_boot_starts_is_a_warning(machine: Machine) -> None:
+    machine.wanted.unlink()
+    assert "systemctl enable esp-gw-guard.service" in machine.only().todo
+    (machine.units / "esp-gw-guard.service").unlink()
+    assert "scripts/install" in machine.only().todo
 
 
 def test_missing_capabilities_are_named(machine: Machine) -> None:

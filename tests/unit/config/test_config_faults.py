@@ -10,6 +10,7 @@ from esp_gw.config.load import MAX_SELECTORS, load_config
 from esp_gw.desired import Desired, GatewaySettings
 from esp_gw.errors import ConfigError, NetworkError
 from esp_gw.model import LAST_TABLE
+from esp_gw.network.objects import Host
 from esp_gw.network.plan import plan_network
 from esp_gw.values import FieldError, parse_table
 from tests.support.builders import desired, make_sa, protect
@@ -236,7 +237,7 @@ def test_a_tunnels_settings_are_checked(folder: Path, line: str, words: str) -> 
         ("port: 65536", "port: expected a number from 1 to 65535"),
         ("engine: fast", "engine: expected auto or python or native"),
         ("mtu: 575", "mtu: expected a number from 576"),
-        ("table: 1", "table: expected a number from 2"),
+        ("table: 1", "table: expected a number from 3"),
         ("table: 254", "table: is the system's table 'main'"),
         ("fwmark: 0", "fwmark: expected a number from 1"),
         ("state_dir: var/lib", "state_dir: expected a path that begins with '/'"),
@@ -378,7 +379,7 @@ def test_the_number_of_selectors_is_bounded(folder: Path) -> None:
 def test_a_table_is_refused_exactly_when_no_network_can_be_planned_with_it(table: int) -> None:
     protected = desired((make_sa(),), (protect("t", "t/out", *make_sa().selectors),), table=table)
     try:
-        plan_network(protected, {}, frozenset())
+        plan_network(protected, {}, Host())
     except NetworkError:
         with pytest.raises(FieldError):
             parse_table(str(table))

@@ -26,6 +26,7 @@ from esp_gw.desired import Desired
 from esp_gw.engine.python.sad import OutboundState
 from esp_gw.engine.python.wire import flow_key, spread
 from esp_gw.model import DEFAULT_SUITE, Direction, DropReason, KeyMaterial
+from esp_gw.network.objects import Host
 from esp_gw.network.plan import plan_network
 from tests.support import config_files
 from tests.support.config_files import load, only_fault, replace_key_file, write_keys
@@ -192,10 +193,10 @@ def test_spis_are_drawn_again_if_the_two_directions_would_overlap(
 
 def changes(before: Desired, after: Desired) -> list[str]:
     sas = {sa.name: sa for sa in before.sas}
-    there = plan_network(before, {}, frozenset())
+    there = plan_network(before, {}, Host())
     observed = Observed(sas, before.policies, outer_sockets(before), there)
     found = []
-    for change in reconcile(after, plan_network(after, {}, frozenset()), observed):
+    for change in reconcile(after, plan_network(after, {}, Host()), observed):
         match change:
             case InstallSa(sa):
                 found.append(f"install {sa.name}")

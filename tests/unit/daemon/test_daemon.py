@@ -19,15 +19,17 @@ from esp_gw.config.provision import make_pair
 from esp_gw.daemon import main as daemon_module
 from esp_gw.daemon import memory
 from esp_gw.daemon import service as service_module
+from esp_gw.daemon.gateway import Gateway
 from esp_gw.engine.base import EngineFailed
 from esp_gw.errors import EngineError, EspGwError
 from esp_gw.ledger import thread as ledger_thread
 from esp_gw.ledger.ledger import Ledger
-from esp_gw.network.plan import Network
-from tests.support.fakes import MACHINE, FakeEngine, FakeNetlink, captured_logs, until
+from esp_gw.network.guard import GuardState
+from esp_gw.network.objects import Network
+from tests.support.fakes import MACHINE, FakeEngine, FakeKernel, captured_logs, until
 
 
-class StartingNetlink(FakeNetlink):
+class StartingKernel(FakeKernel):
     """Calls `when_observed` once, in the middle of the daemon's start."""
 
     def __init__(self, when_observed: Callable[[], None]) -> None:
@@ -46,6 +48,7 @@ class Rig:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         state = {"state_dir": str(folder), "control_socket": str(folder / "control.sock")}
+        self.folder = folder
         self.socket = folder / "control.sock"
         self.config = make_pair(
             folder / "init",
@@ -67,9 +70,11 @@ class Rig:
         self._monkeypatch = monkeypatch
 
     def launch(self, while_starting: Callable[[], None] = lambda: None) -> asyncio.Task[None]:
-        netlink = StartingNetlink(while_starting)
-        self._monkeypatch.setattr(daemon_module, "Netlink", lambda *_: netlink)
-        self.daemon = daemon_module._Daemon(self.config, load_config(self.config))
+        kernel = StartingKernel(while_starting)
+        self._monkeypatch.setattr(daemon_module, "KernelNetwork", lambda *_: kernel)
+        self.daemon = daemon_module._Daemon(
+            self.config, load_config(self.config), GuardState(self.folder), Gateway.stop
+        )
         return asyncio.create_task(self.daemon.main())
 
     def states(self) -> list[str]:
@@ -120,6 +125,7 @@ def test_memory_is_locked_before_any_key_is_read(
     monkeypatch.setattr(memory, "lock", lock)
     monkeypatch.setattr(logs, "configure", lambda _: None)
     monkeypatch.setattr(daemon_module, "load_config", load)
+    monkeypatch.setattr(daemon_module, "hold_before_start", lambda *_: None)
     with captured_logs() as lines, pytest.raises(EspGwError, match="no further"):
         daemon_module.run(tmp_path, "info")
     assert steps == [(resource.RLIMIT_CORE, (0, 0)), "memory is locked", "keys are read"]

@@ -22,13 +22,22 @@ from esp_gw.engine.base import (
     PathMtuChanged,
     PeerAddressChanged,
 )
-from esp_gw.errors import EngineError, KeyReuseError, LedgerError, NetworkError
+from esp_gw.errors import (
+    EngineError,
+    KeyReuseError,
+    LedgerError,
+    LedgerMissingError,
+    NetworkError,
+)
 from esp_gw.ledger import thread as ledger_thread
 from esp_gw.ledger.ledger import LEASE_ESN, Ledger
 from esp_gw.ledger.thread import LedgerThread
 from esp_gw.model import Direction, Lease, Sa
+from esp_gw.network.guard import GuardState
+from esp_gw.network.objects import RouteKind
+from esp_gw.network.plan import protection
 from tests.support.builders import desired, make_sa, protect, selector
-from tests.support.fakes import MACHINE, FakeEngine, FakeNetlink, captured_logs, until
+from tests.support.fakes import MACHINE, FakeEngine, FakeKernel, captured_logs, until
 
 OUT = make_sa("t/out", Direction.OUTBOUND, 0x1001, pair="t/in")
 IN = make_sa("t/in", Direction.INBOUND, 0x1002, pair="t/out")
@@ -44,10 +53,15 @@ class Rig:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "ledger.db"
         self.engine = FakeEngine()
-        self.netlink = FakeNetlink()
+        self.kernel = FakeKernel()
+        self.guard = GuardState(folder)
         self.failures: list[str] = []
         self.gateway = Gateway(
-            self.engine, self.netlink, LedgerThread(self.path), self.failures.append
+            lambda: self.engine,
+            self.kernel,
+            LedgerThread(self.path),
+            self.guard,
+            self.failures.append,
         )
 
     def seen(self) -> tuple[object, ...]:
@@ -56,7 +70,7 @@ class Rig:
             dict(self.engine.sas),
             self.engine.policies,
             self.engine.sockets,
-            self.netlink.network,
+            self.kernel.network,
             [sa.name for sa in self.gateway.sas],
         )
 
@@ -98,17 +112,52 @@ def _entries(rig: Rig) -> dict[str, int]:
         ledger.close()
 
 
-async def test_a_start_installs_all_and_a_stop_leaves_nothing(make_rig: MakeRig) -> None:
+async def test_a_start_installs_all_and_a_stop_leaves_only_what_keeps_it_closed(
+    make_rig: MakeRig,
+) -> None:
     rig = make_rig()
-    untouched = rig.netlink.network
     await rig.gateway.start(ONE)
     assert set(rig.engine.sas) == {"t/out", "t/in"}
     assert rig.engine.leases["t/out"].first == 1
-    assert rig.netlink.network.routes
+    running = rig.kernel.network
     await rig.gateway.stop()
-    assert replace(rig.netlink.network, mtu=untouched.mtu) == untouched
+    stopped = rig.kernel.network
+    assert {route for route in running.routes if route.is_guard} == stopped.routes != set()
+    assert (stopped.rules, stopped.firewall) == (running.rules, running.firewall)
+    assert stopped.firewall is not None
     assert rig.engine.sas == {}
     assert not rig.engine.is_open
+
+
+async def test_a_release_leaves_nothing(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    untouched = rig.kernel.network
+    await rig.gateway.start(ONE)
+    await rig.gateway.release()
+    assert replace(rig.kernel.network, mtu=untouched.mtu) == untouched
+    assert not rig.engine.is_open
+
+
+async def test_a_stop_of_an_opened_gateway_leaves_nothing(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    untouched = rig.kernel.network
+    await rig.gateway.start(ONE)
+    rig.guard.mark_opened()
+    await rig.gateway.apply(ONE)
+    assert {route.kind for route in rig.kernel.network.routes} == {RouteKind.TUN}
+    assert rig.kernel.network.firewall is None
+    await rig.gateway.stop()
+    assert replace(rig.kernel.network, mtu=untouched.mtu) == untouched
+
+
+async def test_the_plan_on_disk_is_that_of_the_last_applied_state(rig: Rig) -> None:
+    await rig.gateway.apply(TWO)
+    refused = make_sa("x/out", Direction.OUTBOUND, 0x1009, key=IN.spi)
+    with pytest.raises(KeyReuseError):
+        await rig.gateway.apply(desired((*TWO.sas, refused), TWO.policies[:1]))
+    stored = GuardState(rig.path.parent).plan.read()
+    assert stored is not None
+    assert stored.protection.policies == protection(TWO).policies
 
 
 async def test_a_key_that_the_ledger_refuses_changes_nothing(rig: Rig) -> None:
@@ -124,14 +173,14 @@ async def test_a_key_that_the_ledger_refuses_changes_nothing(rig: Rig) -> None:
 @pytest.mark.parametrize("failing", range(12))
 async def test_a_change_that_fails_half_way_is_rolled_back(rig: Rig, failing: int) -> None:
     before = rig.seen()
-    rig.netlink.fail_at(failing)
+    rig.kernel.fail_at(failing)
     try:
         await rig.gateway.apply(TWO)
     except NetworkError:
         assert rig.seen() == before
     else:
-        assert failing >= rig.netlink.actions
-    rig.netlink.fail_at(None)
+        assert failing >= rig.kernel.actions
+    rig.kernel.fail_at(None)
     await rig.gateway.apply(TWO)
     assert set(rig.engine.sas) == {"t/out", "t/in", "m/out"}
 
@@ -169,14 +218,25 @@ async def test_if_the_ledger_refuses_one_key_it_leases_no_number_of_the_others(
     assert rig.engine.leases["n/out"].first == 1
 
 
-async def test_a_failed_start_undoes_its_changes(make_rig: MakeRig) -> None:
+async def test_a_failed_start_leaves_everything_closed(make_rig: MakeRig) -> None:
     rig = make_rig()
-    untouched = rig.netlink.network
-    rig.netlink.fail_at(2)
+    rig.kernel.fail_at(5)
     with pytest.raises(NetworkError):
         await rig.gateway.start(ONE)
-    assert rig.netlink.network == untouched
+    closed = rig.kernel.network
+    assert [str(route.destination) for route in closed.routes if route.is_guard] == ["10.2.0.0/24"]
+    assert closed.rules
+    assert closed.firewall is not None
     assert not rig.engine.is_open
+
+
+async def test_a_start_that_the_ledger_refuses_leaves_everything_closed(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.path.unlink()
+    with pytest.raises(LedgerMissingError):
+        await rig.gateway.start(ONE)
+    assert [route.kind for route in rig.kernel.network.routes] == [RouteKind.UNREACHABLE]
+    assert rig.kernel.network.firewall is not None
 
 
 @pytest.mark.parametrize("failing", range(3))
@@ -186,14 +246,14 @@ async def test_a_failed_start_keeps_the_guards_of_a_killed_run(
     killed = make_rig()
     await killed.gateway.start(ONE)
     await killed.gateway.abandon()
-    guards = {route for route in killed.netlink.network.routes if route.kind == "unreachable"}
+    guards = {route for route in killed.kernel.network.routes if route.kind == "unreachable"}
     assert guards
     rig = make_rig()
-    rig.netlink.network = replace(killed.netlink.network, routes=frozenset(guards))
-    rig.netlink.fail_at(failing)
+    rig.kernel.network = replace(killed.kernel.network, routes=frozenset(guards))
+    rig.kernel.fail_at(failing)
     with pytest.raises(NetworkError):
         await rig.gateway.start(TWO)
-    assert guards <= rig.netlink.network.routes
+    assert guards <= rig.kernel.network.routes
 
 
 async def test_a_low_lease_is_extended_at_its_end(rig: Rig) -> None:
@@ -335,7 +395,7 @@ async def test_a_smaller_path_mtu_reaches_the_tunnel(rig: Rig) -> None:
     assert rig.gateway.mtu > 1200
     rig.engine.tell(PathMtuChanged(OUT.remote, 1200))
     await until(lambda: rig.gateway.mtu < 1200)
-    assert rig.gateway.mtu == rig.netlink.network.mtu
+    assert rig.gateway.mtu == rig.kernel.network.mtu
 
 
 async def test_a_failed_data_plane_is_reported_once_and_an_expired_sa_is_no_failure(
@@ -354,7 +414,7 @@ async def test_a_change_while_the_gateway_stops_is_refused(rig: Rig) -> None:
         await rig.gateway.apply(TWO)
     await stop
     assert rig.engine.sas == {}
-    assert not rig.netlink.network.routes
+    assert {str(route.destination) for route in rig.kernel.network.routes} == {"10.2.0.0/24"}
 
 
 async def test_concurrent_changes_are_serialized(rig: Rig) -> None:

@@ -28,11 +28,14 @@ from esp_gw.network.changes import (
     AddRule,
     Change,
     RemoveAddress,
+    RemoveFirewall,
     RemoveRoute,
     RemoveRule,
+    ReplaceFirewall,
     SetMtu,
 )
-from esp_gw.network.plan import Network, RouteKind, plan_network
+from esp_gw.network.objects import Host, Network, RouteKind
+from esp_gw.network.plan import plan_network
 from tests.support.builders import bypass, desired, make_sa, protect, selector
 
 NOTHING = Observed({}, (), frozenset(), Network(mtu=1500))
@@ -46,7 +49,7 @@ def tunnel(name: str = "t", net: int = 2, spi: int = 0x1000) -> tuple[tuple[Sa, 
 
 
 def plan(wanted: Desired) -> Network:
-    return plan_network(wanted, {}, frozenset())
+    return plan_network(wanted, {}, Host())
 
 
 def settled(wanted: Desired) -> Observed:
@@ -80,6 +83,8 @@ def test_a_start_adds_guards_before_routes_and_sas_before_policies() -> None:
     assert kinds(changes(wanted, NOTHING)) == [
         "AddGuardRoute unreachable",
         "AddRule",
+        "AddRule",
+        "ReplaceFirewall",
         "OpenSockets",
         "InstallInboundSa",
         "InstallOutboundSa",
@@ -104,6 +109,8 @@ def test_a_stop_removes_everything_in_the_reverse_order() -> None:
     found = kinds(reconcile(desired(), Network(mtu=observed.network.mtu), observed))
     assert found == [
         "ReplacePolicies",
+        "RemoveFirewall",
+        "RemoveRule",
         "RemoveRule",
         "RemoveRoute tun",
         "RemoveRoute unreachable",
@@ -124,7 +131,7 @@ def test_a_changed_sa_is_installed_again_and_the_other_is_not_touched() -> None:
 def test_a_new_path_mtu_replaces_the_route_and_never_removes_it() -> None:
     sas, policy = tunnel()
     wanted = desired(sas, (policy,))
-    network = plan_network(wanted, {sas[0].remote: 1400}, frozenset())
+    network = plan_network(wanted, {sas[0].remote: 1400}, Host())
     found = reconcile(wanted, network, settled(wanted))
     assert [type(change) for change in found] == [SetMtu, AddRoute]
     assert found[1] == AddRoute(
@@ -144,6 +151,7 @@ def test_a_second_tunnel_touches_nothing_of_the_first() -> None:
         AddRoute,
         InstallInboundSa,
         InstallOutboundSa,
+        ReplaceFirewall,
         ReplacePolicies,
     }
 
@@ -212,9 +220,9 @@ def test_a_new_bypass_policy_keeps_the_rule_of_the_protected_prefixes() -> None:
     sas, policy = tunnel()
     around = bypass("around", selector("10.1.0.0/24", "10.2.0.9/32"))
     found = changes(desired(sas, (around, policy)), settled(desired(sas, (policy,))))
-    assert [type(change) for change in found] == [AddRule, ReplacePolicies]
+    assert [type(change) for change in found] == [AddRule, ReplaceFirewall, ReplacePolicies]
     back = changes(desired(sas, (policy,)), settled(desired(sas, (around, policy))))
-    assert [type(change) for change in back] == [ReplacePolicies, RemoveRule]
+    assert [type(change) for change in back] == [ReplaceFirewall, ReplacePolicies, RemoveRule]
 
 
 def test_an_address_is_added_before_the_routes_that_name_it_and_removed_after() -> None:
@@ -244,4 +252,4 @@ def test_guards_of_prefixes_no_longer_wanted_are_removed() -> None:
     sas, policy = tunnel()
     left = dataclasses.replace(NOTHING, network=plan(desired(sas, (policy,))))
     found = reconcile(desired(), plan(desired()), left)
-    assert {type(change) for change in found} == {RemoveRoute, RemoveRule, SetMtu}
+    assert {type(change) for change in found} == {RemoveFirewall, RemoveRoute, RemoveRule, SetMtu}

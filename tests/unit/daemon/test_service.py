@@ -126,7 +126,7 @@ async def test_an_addition_that_can_not_be_stored_is_rolled_back(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await rig.call("AddSa", **sa(1))
-    before = (dict(rig.engine.sas), rig.netlink.network)
+    before = (dict(rig.engine.sas), rig.kernel.network)
 
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -135,7 +135,7 @@ async def test_an_addition_that_can_not_be_stored_is_rolled_back(
     for method, fields in (("AddSa", sa(2)), ("AddPolicy", policy(2)), ("DeleteSa", sa(1))):
         with pytest.raises(EspGwError, match="No space left"):
             await rig.call(method, **fields)
-        assert rig.netlink.network == before[1]
+        assert rig.kernel.network == before[1]
         assert rig.engine.sas == before[0]
     monkeypatch.undo()
     monkeypatch.setattr(ledger_thread, "machine_identity", lambda: MACHINE)
@@ -147,26 +147,26 @@ async def test_an_addition_that_the_kernel_refuses_is_neither_installed_nor_stor
     rig: Rig,
 ) -> None:
     await rig.call("AddSa", **sa(1))
-    kept, network = rig.store.path.read_bytes(), rig.netlink.network
-    rig.netlink.fail_at(1)
+    kept, network = rig.store.path.read_bytes(), rig.kernel.network
+    rig.kernel.fail_at(1)
     with pytest.raises(NetworkError):
         await rig.call(
             "AddPolicy", **policy(1, action="protect", sa="n1", local_ts=["10.1.0.0/24"])
         )
-    assert rig.netlink.network == network
+    assert rig.kernel.network == network
     assert rig.store.path.read_bytes() == kept
     assert [p.name for p in rig.engine.policies] == ["pi-b"]
 
 
 async def test_a_broken_configuration_changes_nothing(rig: Rig) -> None:
     await rig.call("AddSa", **sa(1))
-    before = (dict(rig.engine.sas), rig.netlink.network, rig.engine.policies)
+    before = (dict(rig.engine.sas), rig.kernel.network, rig.engine.policies)
     good = rig.config.read_text()
     for text in (good + "\ncolour: blue\n", "[", good.replace("192.0.2.2", "nowhere")):
         rig.config.write_text(text)
         with pytest.raises(ConfigError):
             await rig.call("Reload")
-        assert (rig.engine.sas, rig.netlink.network, rig.engine.policies) == before
+        assert (rig.engine.sas, rig.kernel.network, rig.engine.policies) == before
     rig.config.write_text(good)
     assert (await rig.call("Reload"))["changes"] == []
 
@@ -299,11 +299,11 @@ async def test_a_deletion_survives_a_restart_and_its_key_continues(rig: Rig) -> 
 async def test_an_impossible_request_is_refused_with_its_error_code(
     rig: Rig, method: str, fields: dict[str, object], code: str
 ) -> None:
-    before = (dict(rig.engine.sas), rig.netlink.network, rig.engine.policies)
+    before = (dict(rig.engine.sas), rig.kernel.network, rig.engine.policies)
     with pytest.raises(ControlError) as error:
         await rig.call(method, **fields)
     assert error.value.code == code
-    assert (rig.engine.sas, rig.netlink.network, rig.engine.policies) == before
+    assert (rig.engine.sas, rig.kernel.network, rig.engine.policies) == before
 
 
 PROTECT: dict[str, object] = {"action": "protect", "local_ts": ["10.1.0.0/24"]}
@@ -369,11 +369,11 @@ async def test_a_refusal_names_the_obstacle_and_the_remedy(
     await rig.call("AddSa", **sa(1))
     await rig.call("AddPolicy", **policy(1, **PROTECT, sa="n1"))
     await rig.call("AddPolicy", **policy(2, before="p1"))
-    before = (dict(rig.engine.sas), rig.netlink.network, rig.engine.policies)
+    before = (dict(rig.engine.sas), rig.kernel.network, rig.engine.policies)
     with pytest.raises(ControlError) as error:
         await rig.call(method, **fields)
     assert str(error.value) == says
-    assert (rig.engine.sas, rig.netlink.network, rig.engine.policies) == before
+    assert (rig.engine.sas, rig.kernel.network, rig.engine.policies) == before
 
 
 async def test_obstacles_can_be_deleted_in_the_order_that_the_hints_give(rig: Rig) -> None:

@@ -18,6 +18,7 @@ from esp_gw.desired import GatewaySettings
 
 UNITS = Path(__file__).parents[3] / "systemd"
 SERVICE = UNITS / "esp-gw.service"
+GUARD = UNITS / "esp-gw-guard.service"
 AF_ALG = UNITS / "af-alg.conf"
 
 
@@ -150,7 +151,8 @@ def settings_of(path: Path) -> dict[str, list[str]]:
 def verify(text: str, directory: Path) -> subprocess.CompletedProcess[str]:
     """Run `systemd-analyze verify` on a unit, with an existing program in ExecStart."""
     copy = directory / SERVICE.name
-    copy.write_text(text.replace("/opt/esp-gw/bin/esp-gw", "/bin/true"))
+    for path, content in ((copy, text), (directory / GUARD.name, GUARD.read_text())):
+        path.write_text(content.replace("/opt/esp-gw/bin/esp-gw", "/bin/true"))
     return analyze("verify", "--man=no", str(copy))
 
 
@@ -188,11 +190,28 @@ def test_af_alg_is_only_in_a_drop_in_that_systemd_reads_with_the_unit(
     assert len(lines) == faults, lines
 
 
-def test_the_exposure_of_the_service_is_low() -> None:
-    security = analyze("security", "--offline=yes", "--no-pager", str(SERVICE))
-    score = re.search(r"exposure level for esp-gw\.service: ([0-9.]+)", security.stdout)
+@pytest.mark.parametrize("unit", [SERVICE, GUARD], ids=lambda unit: unit.name)
+def test_the_exposure_of_the_service_is_low(unit: Path) -> None:
+    security = analyze("security", "--offline=yes", "--no-pager", str(unit))
+    score = re.search(rf"exposure level for {unit.name}: ([0-9.]+)", security.stdout)
     assert score is not None, security.stderr
     assert float(score[1]) <= 2.5
+
+
+def test_the_guard_is_up_before_the_network_and_its_failure_keeps_the_gateway_from_starting() -> (
+    None
+):
+    guard, gateway = settings_of(GUARD), settings_of(SERVICE)
+    assert guard["DefaultDependencies"] == ["no"]
+    assert "network-pre.target" in guard["Before"][0].split()
+    assert guard["Wants"] == ["network-pre.target"]
+    assert {"local-fs.target", "nftables.service"} <= set(guard["After"][0].split())
+    assert GatewaySettings().state_dir in guard["RequiresMountsFor"][0].split()
+    assert gateway["Requires"] == [GUARD.name]
+    assert GUARD.name in gateway["After"][0].split()
+    assert gateway["Also"] == [GUARD.name]
+    assert (guard["User"], guard["StateDirectory"]) == (gateway["User"], gateway["StateDirectory"])
+    assert guard["AmbientCapabilities"] == guard["CapabilityBoundingSet"] == ["CAP_NET_ADMIN"]
 
 
 def test_the_unit_keeps_keys_out_of_dumps_and_swap_and_has_two_capabilities() -> None:

@@ -9,12 +9,12 @@ import pytest
 
 from esp_gw.desired import Desired, GatewaySettings
 from esp_gw.network.changes import Change, NetworkChange, Step
-from esp_gw.network.netlink import Netlink
+from esp_gw.network.kernel import KernelNetwork
 from tests.support.service_rig import Rig
 
 
 @dataclass(frozen=True, slots=True)
-class UnknownToNetlink(NetworkChange):
+class UnknownToTheKernel(NetworkChange):
     step = Step.SET_MTU
 
 
@@ -23,9 +23,9 @@ class UnknownToTheGateway(Change):
     step = Step.REPLACE_POLICIES
 
 
-async def test_netlink_refuses_a_change_that_it_does_not_know() -> None:
-    with pytest.raises(TypeError, match="UnknownToNetlink"):
-        await Netlink("esp0", 4500)._apply([UnknownToNetlink()])
+async def test_the_kernel_side_refuses_a_change_that_it_does_not_know() -> None:
+    with pytest.raises(TypeError, match="UnknownToTheKernel"):
+        await KernelNetwork(4500)._apply([UnknownToTheKernel()])
 
 
 async def test_the_gateway_refuses_a_change_that_it_does_not_know(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from esp_gw.model import SUITES, Encapsulation, Mode, PortRange, Suite
 from esp_gw.network.mtu import inner_mtu
-from esp_gw.network.plan import Network, Route, RouteKind, plan_network
+from esp_gw.network.objects import Network, Route, RouteKind
+from esp_gw.network.plan import plan_network
 from tests.support.builders import OUTER, desired, discard, make_sa, protect, selector
 from tests.support.routing import NOWHERE, plan
 

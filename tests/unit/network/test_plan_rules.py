@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from esp_gw.errors import NetworkError
 from esp_gw.model import LAST_TABLE, Action, IPNetwork, Policy, PortRange, Sa, Selector
-from esp_gw.network.plan import MAX_BYPASS_RULES
+from esp_gw.network.objects import MAX_BYPASS_RULES, Host
+from esp_gw.network.plan import shadowed
 from tests.support.builders import bypass, desired, make_sa, protect, selector
 from tests.support.routing import (
     MAIN,
@@ -77,7 +78,10 @@ def test_a_packet_of_this_host_without_a_source_yet_is_not_sent_in_the_clear(
 
 def test_the_outer_address_as_the_only_local_one_is_protected_before_it_is_a_source() -> None:
     sa = make_sa()
-    network = plan(desired((sa,), (protect("t", sa.name, selector("192.0.2.1/32", "0.0.0.0/0")),)))
+    network = plan(
+        desired((sa,), (protect("t", sa.name, selector("192.0.2.1/32", "0.0.0.0/0")),)),
+        hosts=frozenset({sa.local}),
+    )
     assert routed(network, probe("0.0.0.0", "8.8.8.8")) == TUN
 
 
@@ -87,6 +91,56 @@ def test_a_tunnel_for_all_traffic_exempts_only_the_outer_packets() -> None:
     assert routed(network, probe("1.2.3.4", "8.8.8.8")) == TUN
     assert routed(network, probe("0.0.0.0", "8.8.8.8")) == TUN
     assert routed(network, probe("1.2.3.4", "8.8.8.8", mark=MARK)) == MAIN
+
+
+@pytest.mark.parametrize(
+    ("local", "remote"),
+    [("10.1.0.0/24", "192.168.0.0/16"), ("10.1.0.0/24", "0.0.0.0/0"), ("0.0.0.0/0", "0.0.0.0/0")],
+)
+def test_a_connected_network_inside_a_protected_prefix_stays_near(local: str, remote: str) -> None:
+    """An administrator on the uplink's network is not locked out."""
+    sa = make_sa()
+    wanted = desired((sa,), (protect("t", sa.name, selector(local, remote)),))
+    network = plan(wanted, connected=frozenset({ip_network("192.168.7.0/24")}))
+    assert routed(network, probe("10.1.0.5", "192.168.7.9")) == MAIN
+    assert routed(network, probe("192.168.7.1", "192.168.7.9")) == MAIN
+    assert routed(network, probe("10.1.0.5", "192.168.8.9")) == TUN
+    assert routed(network, probe("10.1.0.5", "192.168.8.9"), tun=False) == UNREACHABLE
+
+
+def test_a_connected_network_that_is_itself_protected_stays_near_and_is_told_of() -> None:
+    """Both homes have 192.168.1.0/24: nobody is locked out, and the operator is told."""
+    sa = make_sa()
+    both = (selector("10.1.0.0/24", "192.168.1.0/24"), selector("10.1.0.0/24", "10.2.0.0/24"))
+    wanted = desired((sa,), (protect("t", sa.name, *both),))
+    host = Host(connected=frozenset({ip_network("192.168.1.0/24")}))
+    network = plan(wanted, connected=host.connected)
+    assert routed(network, probe("10.1.0.5", "192.168.1.9")) == MAIN
+    assert routed(network, probe("10.1.0.5", "10.2.0.9")) == TUN
+    (warning,) = shadowed(wanted, host)
+    assert warning.startswith("192.168.1.0/24 is behind t and also a network of this host")
+    assert network.firewall is not None
+    assert [(str(each.first), str(each.last)) for each in network.firewall.remote] == [
+        ("10.2.0.0", "10.2.0.255")
+    ]
+    assert shadowed(wanted, Host()) == []
+
+
+@pytest.mark.parametrize("connected", ["192.0.2.0/24", "192.0.2.2/32"])
+def test_a_protected_peer_on_a_connected_network_stays_protected(connected: str) -> None:
+    sa = make_sa()
+    wanted = desired((sa,), (protect("t", sa.name, selector("192.0.2.1/32", "192.0.2.2/32")),))
+    network = plan(wanted, connected=frozenset({ip_network(connected)}))
+    assert routed(network, probe("192.0.2.1", "192.0.2.2")) == TUN
+
+
+def test_the_hosts_own_dhcp_is_near_and_forwarded_dhcp_is_not() -> None:
+    sa = make_sa()
+    network = plan(desired((sa,), (protect("t", sa.name, selector("10.1.0.0/24", "10.0.0.0/8")),)))
+    renewal = probe("10.9.0.7", "10.9.1.1", protocol=17, src_port=68, dst_port=67)
+    assert routed(network, renewal) == MAIN
+    assert routed(network, replace(renewal, forwarded=True)) == TUN
+    assert routed(network, replace(renewal, src_port=1068)) == TUN
 
 
 def test_ipv6_has_rules_of_its_own() -> None:
@@ -214,8 +268,8 @@ def test_bypass_rules_come_in_spd_order_before_all_others() -> None:
         "10.2.0.3/32",
         "10.2.0.5/32",
     ]
-    assert len({rule.priority for rule in rules}) == len(rules) == 4
-    assert rules[3].table == TABLE
+    assert len({rule.priority for rule in rules}) == len(rules) == 5
+    assert rules[4].table == TABLE
 
 
 def test_a_rule_omits_prefixes_of_length_zero() -> None:
@@ -259,12 +313,12 @@ def many(count: int) -> Policy:
     )
 
 
-@pytest.mark.parametrize(("table", "room"), [(TABLE, MAX_BYPASS_RULES - 1), (100, 98)])
+@pytest.mark.parametrize(("table", "room"), [(TABLE, MAX_BYPASS_RULES - 2), (100, 97)])
 def test_more_bypass_selectors_than_priorities_are_refused(table: int, room: int) -> None:
     sa, policy = site_to_site()
     full = plan(desired((sa,), (many(room), policy), table=table))
     priorities = sorted(rule.priority for rule in full.rules)
-    assert len(set(priorities)) == room + 1
+    assert len(set(priorities)) == room + 2
     assert priorities[0] >= max(1, table - MAX_BYPASS_RULES)
     with pytest.raises(NetworkError, match=rf"^many: .* {room + 1} pairs.* {room}; "):
         plan(desired((sa,), (many(room + 1), policy), table=table))
@@ -338,34 +392,42 @@ packets = st.builds(
 
 
 def strictly_inside(narrow: IPNetwork, wide: IPNetwork) -> bool:
-    return 0 < wide.prefixlen < narrow.prefixlen and narrow.subnet_of(wide)
+    return wide.prefixlen < narrow.prefixlen and narrow.subnet_of(wide)
 
 
-@given(policies(), packets, st.integers(0, 9))
+@given(policies(), packets, st.frozensets(prefixes, max_size=2), st.integers(0, 9))
 @settings(max_examples=300)
 def test_the_kernel_sends_a_packet_where_its_policy_says(
-    spd: tuple[Policy, ...], packet: Probe, seed: int
+    spd: tuple[Policy, ...], packet: Probe, connected: frozenset[IPNetwork], seed: int
 ) -> None:
-    network = plan(desired((make_sa(),), spd))
+    network = plan(desired((make_sa(),), spd), connected=connected)
     if packet.mark == MARK:
         assert routed(network, packet, seed=seed) == MAIN
         return
     found = next((p for p in spd if any(matches(s, packet) for s in p.selectors)), None)
     if found is None:
         return
-    guarded = [s for p in spd if p.action is not Action.BYPASS for s in p.selectors]
-    to_a_lan = any(
-        s.local.prefixlen and packet.dst in s.local for s in guarded if not s.remote.prefixlen
-    ) and not any(s.remote.prefixlen and packet.dst in s.remote for s in guarded)
-    ours = [s for p in spd if p.action is Action.PROTECT for s in p.selectors]
+    guarded = [(p.action, s) for p in spd if p.action is not Action.BYPASS for s in p.selectors]
+    remotes = {s.remote for _, s in guarded}
+    protected = {s.remote for action, s in guarded if action is Action.PROTECT}
+
+    def is_near(prefix: IPNetwork) -> bool:
+        """The narrowest prefix around it is a default route, or a protected one."""
+        around = [remote for remote in remotes if prefix.subnet_of(remote)]
+        widest_first = sorted(around, key=lambda remote: remote.prefixlen)
+        return bool(around) and (not widest_first[-1].prefixlen or widest_first[-1] in protected)
+
+    local = {s.local for _, s in guarded} - remotes
+    local |= {each for each in connected if each.num_addresses > 1 or each not in remotes}
     near = [
-        s.local
-        for s in ours
-        if packet.dst in s.local
-        and any(strictly_inside(s.local, wide.remote) for wide in ours)
-        and not any(packet.dst in p.remote and p.remote.subnet_of(s.local) for p in guarded)
+        prefix
+        for prefix in local
+        if packet.dst in prefix
+        and prefix.prefixlen
+        and is_near(prefix)
+        and not any(packet.dst in r and strictly_inside(r, prefix) for r in remotes)
     ]
-    if found.action is Action.BYPASS or to_a_lan or near:
+    if found.action is Action.BYPASS or near:
         assert routed(network, packet, seed=seed) == MAIN
     else:
         assert routed(network, packet, seed=seed) == TUN

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from esp_gw.model import IPNetwork
-from esp_gw.network.plan import Route, RouteKind
+from esp_gw.network.objects import Route, RouteKind
 from esp_gw.network.routes import GUARD_METRIC, PROTOCOL, TUN_METRIC, _encode, _encode_key, _read
 
 INDEX = 7

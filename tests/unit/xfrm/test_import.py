@@ -202,7 +202,7 @@ async def test_a_refusal_by_the_kernel_refuses_the_whole_import(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    rig.netlink.fail_at(2)
+    rig.kernel.fail_at(2)
     done = await command(capsys, "sa", "import", tmp_path / "dump")
     await assert_nothing_imported(rig, done, "the kernel refused it")
 

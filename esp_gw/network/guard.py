@@ -1,0 +1,178 @@
+"""The guard: keeps closed what the last applied plan protects while no gateway carries it.
+
+State directory: the plan (plan_file.py), a lock that a gateway holds while it runs, a lock of the
+watcher, and a file that says that an operator opened the guard. Opening lasts until the next start
+of the gateway or of the watcher.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from esp_gw import files
+from esp_gw.desired import Desired
+from esp_gw.errors import EngineError, NetworkError
+from esp_gw.logs import log
+from esp_gw.network.changes import network_changes
+from esp_gw.network.kernel import KernelNetwork
+from esp_gw.network.objects import Network
+from esp_gw.network.plan import plan_guard, protection
+from esp_gw.network.plan_file import PlanFile
+
+GATEWAY_LOCK = "gateway.lock"
+WATCHER_LOCK = "guard.lock"
+OPENED = "guard.opened"
+_RETRY = 0.02
+"""Seconds between attempts at a lock that a watcher holds during a check."""
+
+
+class GuardState:
+    """The guard's files in the state directory `folder`, which may be missing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.plan = PlanFile(folder)
+
+    @contextlib.contextmanager
+    def gateway(self) -> Iterator[None]:
+        """Be the one gateway of this state directory. Raises EngineError if there is another.
+
+        Waits for the end of a watcher's check. Without the directory there is nothing to lock.
+        """
+        if not self.is_there:
+            yield
+            return
+        with _opened(self.folder / GATEWAY_LOCK) as lock:
+            while not _acquired(lock, fcntl.LOCK_EX):
+                # A watcher shares the lock, a gateway doesn't.
+                if not _acquired(lock, fcntl.LOCK_SH):
+                    raise EngineError(
+                        "another gateway uses this state directory",
+                        where=str(self.folder),
+                        hint="stop it first, or set another gateway.state_dir",
+                    )
+                fcntl.flock(lock, fcntl.LOCK_UN)
+                time.sleep(_RETRY)
+            yield
+
+    @contextlib.contextmanager
+    def without_gateway(self) -> Iterator[bool]:
+        """Yield True and keep a gateway from starting, or yield False if one runs."""
+        with _opened(self.folder / GATEWAY_LOCK) as lock:
+            yield _acquired(lock, fcntl.LOCK_SH)
+
+    def wait_for_end(self) -> None:
+        """Block until no gateway runs."""
+        with _opened(self.folder / GATEWAY_LOCK) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+
+    @contextlib.contextmanager
+    def watcher(self) -> Iterator[bool]:
+        """Be the one watcher of this state directory; yields False if there is another."""
+        with _opened(self.folder / WATCHER_LOCK) as lock:
+            yield _acquired(lock, fcntl.LOCK_EX)
+
+    @property
+    def is_there(self) -> bool:
+        """True if the state directory exists. Raises NetworkError if that can't be known."""
+        try:
+            return stat.S_ISDIR(self.folder.stat().st_mode)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise _unusable(self.folder, error) from None
+
+    @property
+    def is_opened(self) -> bool:
+        """True if an operator opened the guard."""
+        return (self.folder / OPENED).exists()
+
+    def mark_opened(self) -> None:
+        """Record that the guard is to stay open. Raises NetworkError."""
+        try:
+            files.replace(self.folder / OPENED, b"")
+        except OSError as error:
+            raise _unusable(self.folder / OPENED, error) from None
+
+    def forget_opened(self) -> None:
+        """Record that the guard is to close again. Raises NetworkError."""
+        try:
+            (self.folder / OPENED).unlink(missing_ok=True)
+        except OSError as error:
+            raise _unusable(self.folder / OPENED, error) from None
+
+    def remember(self, desired: Desired) -> None:
+        """Write the plan of an applied state; only log a failure: a boot holds the former plan."""
+        try:
+            self.plan.write(protection(desired))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            log.error("can't write the guard's plan", path=str(self.folder), reason=reason)
+
+
+async def hold(kernel: KernelNetwork, desired: Desired) -> list[str]:
+    """Close what the desired state protects, without a way into the TUN; return the changes.
+
+    Raises NetworkError, also beside another gateway whose rules would mix with ours.
+    """
+    kernel.refuse_neighbours()
+    there = await kernel.observe()
+    wanted = replace(plan_guard(desired, await kernel.host()), mtu=there.mtu)
+    changes = network_changes(wanted, there)
+    await kernel.apply(changes)
+    return [change.describe() for change in changes]
+
+
+async def release(kernel: KernelNetwork) -> list[str]:
+    """Remove everything of ours from the kernel's network; return the changes in words.
+
+    Raises NetworkError.
+    """
+    there = await kernel.observe()
+    changes = network_changes(Network(mtu=there.mtu), there)
+    await kernel.apply(changes)
+    return [change.describe() for change in changes]
+
+
+def without_guard(network: Network) -> Network:
+    """Return a network that closes nothing while its TUN is absent, for an opened guard."""
+    routes = frozenset(route for route in network.routes if not route.is_guard)
+    return replace(network, routes=routes, firewall=None)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """Open a lock file, creating it for the owner of its directory. Raises NetworkError."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        raise _unusable(path, error) from None
+    try:
+        try:
+            files.give_to_owner_of_folder(descriptor, path)
+        except OSError as error:
+            raise _unusable(path, error) from None
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _unusable(path: Path, error: OSError) -> NetworkError:
+    hint = "use sudo" if isinstance(error, PermissionError) else None
+    return NetworkError(error.strerror or str(error), where=str(path), hint=hint)
+
+
+def _acquired(lock: int, kind: int) -> bool:
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,155 @@
+"""The TUN device as a network interface: its state, alias, MTU and addresses.
+
+The alias marks the gateway's routing table as taken for as long as the device lives.
+
+Source: rtnetlink(7).
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterable
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from pyroute2.netlink.exceptions import NetlinkError
+
+from esp_gw.errors import NetworkError
+from esp_gw.model import IPAddress, IPNetwork
+from esp_gw.network.objects import MAX_BYPASS_RULES, Host
+from esp_gw.network.routes import refusal
+
+TX_QUEUE_LEN = 1000
+"""Packets that the kernel queues for the TUN, as for an Ethernet card."""
+GONE = (errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ENODEV)
+"""Errors of a request to delete an object that doesn't exist."""
+_ALIAS = "esp_gw table {}"
+_ALIAS_PATTERN = re.compile(r"esp_gw table (\d{1,10})")
+_IFA_F_NODAD = 2
+_IFF_UP = 1
+_IN6_ADDR_GEN_MODE_NONE = 1
+_LOOPBACK_INDEX = 1
+"""The index of `lo` in every network namespace."""
+_RT_SCOPE_LINK = 253
+
+
+class TunLink:
+    """The interface `name` with this `index`; requests go through pyroute2's `ipr`."""
+
+    def __init__(self, ipr: Any, name: str, index: int) -> None:
+        self._ipr = ipr
+        self.name = name
+        self.index = index
+
+    async def claim(self, table: int) -> None:
+        """Mark the routing table as taken. Raises NetworkError."""
+        await self._set(ifalias=_ALIAS.format(table))
+
+    async def bring_up(self) -> None:
+        """Disable IPv6 autoconfiguration and bring the interface up. Raises NetworkError."""
+        mode = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _IN6_ADDR_GEN_MODE_NONE)]}
+        await self._set(
+            ignore=(errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL),
+            af_spec={"attrs": [("AF_INET6", mode)]},
+        )
+        await self._set(txqlen=TX_QUEUE_LEN, state="up")
+
+    async def set_mtu(self, mtu: int) -> None:
+        """Set the MTU, in bytes. Raises NetworkError."""
+        await self._set(mtu=mtu)
+
+    async def state(self) -> tuple[int, bool]:
+        """Return the MTU in bytes, and True if the interface is up."""
+        link = (await self._ipr.link("get", index=self.index))[0]
+        return int(link.get("mtu")), bool(link["flags"] & _IFF_UP)
+
+    async def addresses(self) -> frozenset[IPAddress]:
+        """Return the interface's addresses."""
+        return frozenset(
+            [
+                ip_address(message.get("address"))
+                async for message in await self._ipr.addr("dump", index=self.index)
+                if message["index"] == self.index
+            ]
+        )
+
+    async def address(self, command: str, address: IPAddress) -> None:
+        """Carry out `add` or `del`; a repeated one is no error. Raises NetworkError."""
+        arguments: dict[str, Any] = {
+            "index": self.index,
+            "address": str(address),
+            "prefixlen": address.max_prefixlen,
+        }
+        if address.version == 6:
+            arguments["flags"] = _IFA_F_NODAD
+        ignore = GONE if command == "del" else (errno.EEXIST,)
+        await request(f"address {address}", self._ipr.addr(command, **arguments), ignore)
+
+    async def _set(self, ignore: tuple[int, ...] = (), **values: Any) -> None:
+        what = f"link {self.name}"
+        await request(what, self._ipr.link("set", index=self.index, **values), ignore)
+
+
+async def find_link(ipr: Any, name: str) -> TunLink:
+    """Return the interface called `name`. Raises NetworkError."""
+    found = await ipr.link_lookup(ifname=name)
+    if not found:
+        raise NetworkError("the TUN device is gone", where=name)
+    return TunLink(ipr, name, found[0])
+
+
+async def neighbours(ipr: Any, index: int) -> dict[int, str]:
+    """Return the routing tables claimed by other gateways, with the names of their interfaces.
+
+    `index` is the own interface, 0 for none.
+    """
+    found: dict[int, str] = {}
+    async for link in await ipr.link("dump"):
+        claim = _ALIAS_PATTERN.fullmatch(link.get("ifalias") or "")
+        if claim is not None and link["index"] != index:
+            found[int(claim[1])] = link.get("ifname")
+    return found
+
+
+def refuse_close_tables(table: int, taken: Iterable[tuple[int, str]]) -> None:
+    """Raise NetworkError if a table is so close to another gateway's that rules would mix."""
+    for other, name in taken:
+        if abs(other - table) <= MAX_BYPASS_RULES + 1:
+            raise NetworkError(
+                f"the gateway of {name} uses routing table {other}, too close to "
+                f"{table}: the rules of both would mix",
+                where="gateway.table",
+                hint=f"choose a number at least {MAX_BYPASS_RULES + 2} away from {other}",
+            )
+
+
+async def read_host(ipr: Any, index: int) -> Host:
+    """Return addresses and connected networks of all interfaces but the one with this index."""
+    addresses: set[IPAddress] = set()
+    connected: set[IPNetwork] = set()
+    async for message in await ipr.addr("dump"):
+        if message["index"] == index:
+            continue
+        # On a point-to-point link IFA_ADDRESS is the peer's address.
+        peer = message.get("address")
+        own = ip_address(message.get("local") or peer)
+        addresses.add(own)
+        network = ip_network(f"{peer}/{message['prefixlen']}", strict=False)
+        if (
+            message["index"] != _LOOPBACK_INDEX
+            and message["scope"] < _RT_SCOPE_LINK
+            and network != ip_network(own)
+        ):
+            connected.add(network)
+    return Host(frozenset(addresses), frozenset(connected))
+
+
+async def request(what: str, awaitable: Any, ignore: tuple[int, ...] = ()) -> None:
+    """Await a pyroute2 request. Raises NetworkError, unless its error number is in `ignore`."""
+    try:
+        await awaitable
+    except NetlinkError as error:
+        if error.code in ignore:
+            return
+        raise refusal(error.code, what) from None

@@ -1,0 +1,170 @@
+"""The plan on disk: what the gateway protected when it last applied a state, without any key.
+
+Two copies, each with a checksum, written one after the other: a crash or a bad block damages one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from esp_gw import files
+from esp_gw.desired import Desired, GatewaySettings, settings_of
+from esp_gw.errors import NetworkError
+from esp_gw.model import Policy, PortRange, Selector
+from esp_gw.values import (
+    parse_action,
+    parse_integer,
+    parse_prefix,
+)
+
+NAMES = ("guard.json", "guard.backup.json")
+_SETTINGS = (
+    "interface",
+    "port",
+    "fwmark",
+    "addresses",
+    "table",
+    "firewall",
+    "source_check",
+)
+"""The settings that routes, rules and packet filter depend on."""
+_LIMIT = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPlan:
+    """A plan read from disk; `fault` says in one line which copy was unusable, or is None."""
+
+    protection: Desired
+    fault: str | None = None
+
+
+class PlanFile:
+    """The two copies in the state directory `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._paths = [folder / name for name in NAMES]
+
+    def read(self) -> StoredPlan | None:
+        """Return the newest readable copy, or None if there is no file.
+
+        Raises NetworkError if there are files, and none of them is readable.
+        """
+        faults: list[str] = []
+        for path in self._paths:
+            try:
+                plan = decode(_content(path))
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError) as error:
+                faults.append(f"{path}: {getattr(error, 'strerror', None) or error}")
+                continue
+            return StoredPlan(plan, "; ".join(faults) or None)
+        if faults:
+            raise NetworkError("; ".join(faults), where="the guard's plan can't be read")
+        return None
+
+    def write(self, protection: Desired) -> None:
+        """Write both copies, unless they hold this already. Raises OSError."""
+        content = encode(protection)
+        for path in self._paths:
+            try:
+                same = _content(path) == content
+            except OSError:
+                same = False
+            if not same:
+                files.replace(path, content)
+                with files.open_regular(path) as (fd, _):
+                    files.give_to_owner_of_folder(fd, path)
+
+
+def encode(protection: Desired) -> bytes:
+    """Return settings and policies as JSON with a checksum."""
+    settings = protection.settings
+    plan = {
+        "settings": {name: _plain(getattr(settings, name)) for name in _SETTINGS},
+        "policies": [
+            {
+                "name": policy.name,
+                "action": str(policy.action),
+                "selectors": [_plain_selector(selector) for selector in policy.selectors],
+            }
+            for policy in protection.policies
+        ],
+    }
+    body = json.dumps(plan)
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    return json.dumps({"sha256": digest, "plan": body}).encode()
+
+
+def decode(content: bytes) -> Desired:
+    """Return the settings and policies. Raises ValueError if the content is damaged."""
+    try:
+        whole = json.loads(content)
+        body = whole["plan"]
+        if hashlib.sha256(body.encode()).hexdigest() != whole["sha256"]:
+            raise ValueError
+        plan = json.loads(body)
+        parsers = settings_of(GatewaySettings)
+        values: dict[str, Any] = {}
+        for name in _SETTINGS:
+            setting, value = parsers[name], plan["settings"][name]
+            values[name] = (
+                tuple(map(setting.parse, value)) if setting.many else setting.parse(value)
+            )
+        policies = tuple(
+            Policy(
+                each["name"],
+                parse_action(each["action"]),
+                tuple(_selector(fields) for fields in each["selectors"]),
+            )
+            for each in plan["policies"]
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError("is damaged") from None
+    return Desired(GatewaySettings(**values), policies=policies)
+
+
+def _content(path: Path) -> bytes:
+    with files.open_regular(path) as (fd, _):
+        return files.read_bounded(fd, _LIMIT)
+
+
+def _plain(value: object) -> object:
+    return [str(each) for each in value] if isinstance(value, tuple) else value
+
+
+def _plain_selector(selector: Selector) -> dict[str, object]:
+    return {
+        "local": str(selector.local),
+        "remote": str(selector.remote),
+        "protocol": selector.protocol,
+        "local_port": _plain_ports(selector.local_port),
+        "remote_port": _plain_ports(selector.remote_port),
+    }
+
+
+def _plain_ports(ports: PortRange | None) -> list[int] | None:
+    return None if ports is None else [ports.first, ports.last]
+
+
+def _selector(fields: dict[str, Any]) -> Selector:
+    protocol = fields["protocol"]
+    return Selector(
+        parse_prefix(fields["local"]),
+        parse_prefix(fields["remote"]),
+        None if protocol is None else parse_integer(protocol, 0, 255),
+        _ports(fields["local_port"]),
+        _ports(fields["remote_port"]),
+    )
+
+
+def _ports(bounds: list[Any] | None) -> PortRange | None:
+    if bounds is None:
+        return None
+    first, last = (parse_integer(bound, 0, 65535) for bound in bounds)
+    return PortRange(first, last)

@@ -1,0 +1,241 @@
+"""The packet filter: no way around the tunnel, in or out, and everything else as before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from scapy.layers.inet import ICMP, IP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.packet import Packet, Raw
+
+from tests.support.engines import ENGINES
+from tests.support.labtools import drops, edit, ping, until
+from tests.support.two_sites import PLACES, PORT, Places, TwoSites, datagram, two_sites
+
+
+@pytest.fixture(params=ENGINES)
+def sites(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TwoSites]:
+    with two_sites(tmp_path, request.param) as sites:
+        yield sites
+
+
+@pytest.fixture(params=PLACES.values(), ids=lambda places: f"ipv{places.version}")
+def places(request: pytest.FixtureRequest) -> Places:
+    found: Places = request.param
+    return found
+
+
+def addressed(packets: list[Packet], source: str, destination: str = "") -> list[Packet]:
+    """Return the packets with these addresses, in any layer but those that an ICMP error quotes."""
+    found = []
+    for packet in packets:
+        layer = packet.getlayer(IP) or packet.getlayer(IPv6)
+        if layer is not None and layer.src == source and destination in ("", layer.dst):
+            found.append(packet)
+    return found
+
+
+def to_port(packets: list[Packet], port: int = PORT) -> list[Packet]:
+    return [packet for packet in packets if UDP in packet and packet[UDP].dport == port]
+
+
+@pytest.mark.parametrize("width", ["the far site", "a prefix around both sites"])
+def test_in_tunnel_mode_nothing_goes_around_the_tunnel(
+    sites: TwoSites, places: Places, width: str
+) -> None:
+    remote_ts = places.wide if "around" in width else places.remote_ts
+    sites.configure("tunnel", places.local_ts, remote_ts, places)
+    sites.start()
+    a, host, net, ns_b = sites.ns_a, sites.host, sites.net, sites.ns_b
+    # What has to pass.
+    assert ping(a, places.far, count=2) == 2
+    assert ping(host, places.far, count=2) == 2
+    assert ping(a, places.lan, count=1) == 1
+    assert ping(host, places.lan, count=1) == 1
+    assert ping(a, places.host, count=1) == 1
+    assert ping(a, places.net, count=1) == 1
+    assert ping(net, places.a, count=1) == 1
+    before = drops(sites.a)
+    # What must not.
+    assert not to_port(sites.seen(net, "br0", lambda: sites.send_bound(places.imposter)))
+    for target, where, device in ((places.lan, a, "esp0"), (places.host, host, "eth0")):
+        forged = sites.seen(where, device, lambda to=target: sites.forge(places.imposter, to))  # type: ignore[misc]
+        assert not addressed(forged, places.imposter, target)
+        assert not addressed(forged, target, places.imposter)
+    spoofed = sites.seen(ns_b, "esp0", lambda: sites.forge(places.host, places.far))
+    assert not addressed(spoofed, places.host)
+    after = drops(sites.a)
+    assert {
+        name: after[name] - before[name]
+        for name in ("cleartext-out", "cleartext-in", "spoofed-source")
+    } == {"cleartext-out": 3, "cleartext-in": 6, "spoofed-source": 3}
+
+
+def test_with_a_protected_default_route_only_local_traffic_is_protected(
+    sites: TwoSites, places: Places
+) -> None:
+    sites.configure("tunnel", places.local_ts, places.default, places)
+    sites.start()
+    a, host, net = sites.ns_a, sites.host, sites.net
+    host.start("ping", "-c2", "-i0.2", "-W1", places.stranger).wait()
+    until(lambda: sites.a.call("GetStats")["packets_out"] >= 1, "it leaves as ESP")
+    assert ping(host, places.lan, count=1) == 1
+    assert ping(a, places.host, count=1) == 1
+    # The uplink's network, and the administrator who comes from far away.
+    assert ping(host, places.net, count=1) == 1
+    assert ping(net, places.a, count=1) == 1
+    far = net.run("ping", "-c1", "-W2", "-I", places.stranger, places.a, check=False)
+    assert far.returncode == 0, far.stdout
+    before = drops(sites.a)
+    clear = sites.seen(host, "eth0", lambda: sites.forge(places.stranger, places.host))
+    assert not addressed(clear, places.stranger)
+    leaked = sites.seen(net, "br0", lambda: sites.send_bound(places.stranger, places.lan))
+    assert not to_port(leaked)
+    after = drops(sites.a)
+    assert after["cleartext-in"] - before["cleartext-in"] == 3
+    assert after["cleartext-out"] - before["cleartext-out"] == 3
+
+
+def test_in_transport_mode_the_peer_itself_is_protected(sites: TwoSites, places: Places) -> None:
+    sites.configure("transport", "", "", places)
+    sites.start()
+    a, ns_b, net = sites.ns_a, sites.ns_b, sites.net
+    for namespace in (a, ns_b):
+        namespace.ip(f"-{places.version}", "neigh", "flush", "dev", "wan")
+    # The neighbour is found anew, though its address is protected.
+    assert ping(a, places.b, count=2) == 2
+    assert ping(ns_b, places.a, count=2) == 2
+    assert ping(a, places.net, count=1) == 1
+    heard = sites.seen(a, "wan", lambda: sites.forge(places.b, places.a, datagram(500)))
+    assert to_port(heard, 500)
+    before = drops(sites.a)
+    answered = sites.seen(a, "wan", lambda: sites.forge(places.b, places.a))
+    assert not addressed(answered, places.a, places.b) or all(
+        UDP in packet for packet in addressed(answered, places.a, places.b)
+    )
+    assert not to_port(sites.seen(net, "br0", lambda: sites.send_bound(places.b)))
+    after = drops(sites.a)
+    assert after["cleartext-in"] - before["cleartext-in"] == 3
+    assert after["cleartext-out"] - before["cleartext-out"] == 3
+
+
+def test_what_a_bypass_policy_names_goes_around_in_both_directions(
+    sites: TwoSites, places: Places
+) -> None:
+    sites.configure("tunnel", places.local_ts, places.remote_ts, places)
+    edit(
+        sites.a,
+        lambda config: config.update(
+            policies=[
+                {
+                    "action": "bypass",
+                    "remote_ts": f"{places.imposter}",
+                    "protocol": "udp",
+                    "remote_port": str(PORT),
+                }
+            ]
+        ),
+    )
+    sites.start()
+    passed = sites.seen(sites.net, "br0", lambda: sites.send_bound(places.imposter))
+    assert len(to_port(passed)) == 3
+    blocked = sites.seen(sites.net, "br0", lambda: sites.send_bound(places.imposter, port=PORT + 1))
+    assert not to_port(blocked, PORT + 1)
+    reply = UDP(sport=PORT, dport=PORT) / Raw(b"reply")
+    sites.forge(places.imposter, places.a, reply)
+    assert drops(sites.a)["cleartext-in"] == 0
+    sites.forge(places.imposter, places.a, UDP(sport=PORT + 1, dport=PORT) / Raw(b"reply"))
+    assert drops(sites.a)["cleartext-in"] == 3
+
+
+def test_an_icmp_error_that_quotes_esp_reaches_the_gateway_and_another_does_not(
+    sites: TwoSites,
+) -> None:
+    places = PLACES[4]
+    sites.configure("transport", "", "", places)
+    sites.start()
+    outer = IP(src=places.a, dst=places.b)
+    for quoted, expected in (
+        (outer / UDP(sport=4500, dport=4500) / Raw(bytes(8)), 0),
+        (IP(src=places.a, dst=places.b, proto=50) / Raw(bytes(8)), 0),
+        (outer / ICMP() / Raw(bytes(8)), 3),
+    ):
+        before = drops(sites.a)["cleartext-in"]
+        sites.forge(places.b, places.a, ICMP(type=3, code=4) / Raw(bytes(quoted)))
+        assert drops(sites.a)["cleartext-in"] - before == expected
+
+
+def test_settings_switch_it_off_and_on_by_a_reload(sites: TwoSites) -> None:
+    places = PLACES[4]
+    sites.configure("tunnel", places.local_ts, places.remote_ts, places, source_check="off")
+    sites.start()
+    sites.forge(places.host, places.far)
+    assert drops(sites.a)["spoofed-source"] == 0
+    edit(sites.a, lambda config: config["gateway"].update(firewall="off"))
+    sites.a.cli("reload")
+    tables = sites.ns_a.run("nft", "list", "tables").stdout
+    assert "esp_gw" not in tables
+    edit(sites.a, lambda config: config["gateway"].update(firewall="auto", source_check="auto"))
+    sites.a.cli("reload")
+    sites.forge(places.host, places.far)
+    assert drops(sites.a)["spoofed-source"] == 3
+
+
+def test_a_flushed_or_changed_table_is_repaired_and_other_tables_are_left_alone(
+    sites: TwoSites,
+) -> None:
+    places = PLACES[4]
+    sites.configure("tunnel", places.local_ts, places.remote_ts, places)
+    sites.start()
+    a = sites.ns_a
+    a.run(
+        "nft", "add table inet users; add chain inet users c { type filter hook input priority 0; }"
+    )
+    users = a.run("nft", "list", "table", "inet", "users").stdout
+
+    def ours() -> str:
+        return a.run("nft", "-s", "list", "table", "inet", "esp_gw", check=False).stdout
+
+    whole = ours()
+    for spoil in (
+        "flush ruleset",
+        "flush chain inet esp_gw egress",
+        "delete element inet esp_gw remote4 { 10.2.0.0/24 }",
+        "add rule inet esp_gw scope accept",
+    ):
+        a.run(
+            "nft",
+            "add table inet users; add chain inet users c { type filter hook input priority 0; }",
+        )
+        a.run("nft", spoil)
+        until(
+            lambda: (
+                a.run("nft", "-s", "list", "table", "inet", "esp_gw", check=False).stdout == whole
+            ),
+            f"repaired after {spoil}",
+            90,
+        )
+    assert any("nftables table esp_gw" in text for text in sites.a.ask("status")["warnings"])
+    a.run(
+        "nft", "add table inet users; add chain inet users c { type filter hook input priority 0; }"
+    )
+    assert a.run("nft", "list", "table", "inet", "users").stdout == users
+
+
+def test_without_nft_status_says_what_is_not_closed_and_the_tunnel_carries(
+    sites: TwoSites, tmp_path: Path
+) -> None:
+    places = PLACES[4]
+    sites.configure("tunnel", places.local_ts, places.remote_ts, places)
+    broken = tmp_path / "bin"
+    broken.mkdir()
+    (broken / "nft").write_text("#!/bin/sh\necho 'Error: no nf_tables' >&2\nexit 1\n")
+    (broken / "nft").chmod(0o755)
+    sites.a.env["PATH"] = f"{broken}:/usr/sbin:/usr/bin:/sbin:/bin"
+    sites.start()
+    assert ping(sites.ns_a, places.far, count=2) == 2
+    (warning,) = [text for text in sites.a.ask("status")["warnings"] if "not closed" in text]
+    assert "no nf_tables" in warning
+    assert "forged sources" in warning
