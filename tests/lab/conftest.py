@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -44,11 +45,20 @@ def make_pair(
 ) -> MakePair:
     """Build a pair of gateways from PairPlan fields, not started, for each installed engine."""
 
-    def make(**fields: object) -> GatewayPair:
-        fields["settings"] = {"engine": request.param, **fields.get("settings", {})}  # type: ignore[dict-item]
-        return stack.enter_context(gateway_pair(tmp_path, PairPlan(**fields)))  # type: ignore[arg-type]
+    return partial(_make_pair, tmp_path, stack, request.param)
 
-    return make
+
+@pytest.fixture
+def make_pair_of_one_engine(tmp_path: Path, stack: contextlib.ExitStack) -> MakePair:
+    """Build a pair like `make_pair`, for tests of what no engine takes part in."""
+    return partial(_make_pair, tmp_path, stack, ENGINES[0])
+
+
+def _make_pair(
+    folder: Path, stack: contextlib.ExitStack, engine: str, **fields: object
+) -> GatewayPair:
+    fields["settings"] = {"engine": engine, **fields.get("settings", {})}  # type: ignore[dict-item]
+    return stack.enter_context(gateway_pair(folder, PairPlan(**fields)))  # type: ignore[arg-type]
 
 
 @pytest.fixture

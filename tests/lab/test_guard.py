@@ -39,9 +39,18 @@ sys.stdin.read()
 
 
 @pytest.fixture
-def routed(make_pair: MakePair) -> GatewayPair:
+def routed(make_pair_of_one_engine: MakePair) -> GatewayPair:
     """A pair whose side a has a default route, the way out that cleartext would take."""
-    pair = make_pair(inner_versions=(4, 6))
+    return with_default_route(make_pair_of_one_engine(inner_versions=(4, 6)))
+
+
+@pytest.fixture
+def routed_of_each_engine(make_pair: MakePair) -> GatewayPair:
+    """A pair like `routed`, of each engine."""
+    return with_default_route(make_pair(inner_versions=(4, 6)))
+
+
+def with_default_route(pair: GatewayPair) -> GatewayPair:
     host = pair.a.namespace
     host.ip("route", "add", "default", "via", "192.0.2.2")
     host.ip("-6", "route", "add", "default", "via", "2001:db8::2")
@@ -145,8 +154,9 @@ def test_a_first_start_that_the_ledger_refuses_leaves_it_closed(
 
 @pytest.mark.parametrize("before", ["never run", "stopped", "rebooted"])
 def test_a_port_that_an_ordinary_user_holds_leaves_it_closed(
-    routed: GatewayPair, tap: StartTap, before: str
+    routed_of_each_engine: GatewayPair, tap: StartTap, before: str
 ) -> None:
+    routed = routed_of_each_engine
     if before != "never run":
         routed.start()
         assert routed.a.stop() == 0
@@ -169,8 +179,8 @@ def test_after_the_fault_is_mended_the_tunnel_carries_again(routed: GatewayPair)
     assert ping(routed.a.namespace, "fd00:2::1", count=2) == 2
 
 
-def test_released_at_the_end_nothing_is_left(make_pair: MakePair) -> None:
-    pair = make_pair()
+def test_released_at_the_end_nothing_is_left(make_pair_of_one_engine: MakePair) -> None:
+    pair = make_pair_of_one_engine()
     before = network(pair.a.namespace)
     pair.a.options = ("--release",)
     pair.start()
@@ -251,8 +261,9 @@ def test_where_nothing_is_readable_the_guard_fails_and_says_so(routed: GatewayPa
 
 
 def test_the_guard_takes_over_from_a_killed_gateway_and_gives_way_to_the_next(
-    routed: GatewayPair, tap: StartTap
+    routed_of_each_engine: GatewayPair, tap: StartTap
 ) -> None:
+    routed = routed_of_each_engine
     host = routed.a.namespace
     with watched(routed.a):
         routed.start()
@@ -273,10 +284,10 @@ def test_the_guard_takes_over_from_a_killed_gateway_and_gives_way_to_the_next(
 
 @pytest.mark.parametrize("order", ["the network first", "the guard first"])
 def test_a_connected_network_inside_a_protected_prefix_stays_reachable(
-    make_pair: MakePair, tap: StartTap, order: str
+    make_pair_of_one_engine: MakePair, order: str
 ) -> None:
     """An administrator on such a network is not locked out, whenever its interface comes up."""
-    pair = make_pair()
+    pair = make_pair_of_one_engine()
     host, admin = pair.a.namespace, pair.b.namespace
     edit(
         pair.a, lambda config: next(iter(config["tunnels"].values())).update(remote_ts="10.0.0.0/8")
@@ -300,8 +311,9 @@ def test_a_connected_network_inside_a_protected_prefix_stays_reachable(
 
 
 def test_down_is_refused_while_the_gateway_runs_and_opens_it_when_forced(
-    routed: GatewayPair, tap: StartTap
+    routed_of_each_engine: GatewayPair, tap: StartTap
 ) -> None:
+    routed = routed_of_each_engine
     host = routed.a.namespace
     before = network(host)
     with watched(routed.a):
