@@ -72,7 +72,10 @@ class KernelNetwork:
 
     async def open(self) -> None:
         """Open the netlink sockets. Raises NetworkError."""
-        self._monitor = route_monitor()
+        try:
+            self._monitor = route_monitor()
+        except OSError as error:
+            raise refusal(error.errno or errno.EIO, "netlink") from None
         await self._call(self._open())
 
     def refuse_neighbours(self) -> None:
