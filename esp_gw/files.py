@@ -53,6 +53,15 @@ def privacy_fault(status: os.stat_result, forbidden: int = 0o077) -> str | None:
     return None
 
 
+def inode(path: Path) -> tuple[int, int] | None:
+    """Device and inode number of the file at `path`, or None if there is none. Raises OSError."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def write_new(path: Path, content: bytes) -> None:
     """Create a file with mode 0600 and sync it to disk; an existing file is never touched.
 

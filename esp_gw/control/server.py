@@ -21,6 +21,7 @@ from pathlib import Path
 
 from esp_gw.control.protocol import Request, RequestDecoder, encode_error, encode_reply
 from esp_gw.errors import ControlError, EspGwError
+from esp_gw.files import inode
 from esp_gw.logs import log
 
 MAX_CONNECTIONS = 32
@@ -88,15 +89,16 @@ class ControlServer:
                 where=str(self._path),
                 hint=_LISTEN_HINTS.get(error.errno or 0),
             ) from error
-        self._inode = _inode(self._path)
+        self._inode = inode(self._path)
         self._server = await asyncio.start_unix_server(self._on_connection, sock=sock)
 
     async def close(self) -> None:
         """Remove the socket file and drop every connection; running handlers are cancelled."""
         if self._server is None:
             return
-        if _inode(self._path) == self._inode:
-            self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if inode(self._path) == self._inode:
+                self._path.unlink(missing_ok=True)
         self._server.close()
         for task in self._connections:
             task.cancel()
@@ -231,11 +233,3 @@ def _listen(path: Path, group: str) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-def _inode(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.lstat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino

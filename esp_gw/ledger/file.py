@@ -165,15 +165,6 @@ def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def inode(path: Path) -> tuple[int, int] | None:
-    """Device and inode number of the file at `path`, or None if there is none. Raises OSError."""
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
-
-
 def _refuse_link(path: Path) -> None:
     """Raise LedgerError for a link: in another user's directory it may lead root anywhere."""
     if path.is_symlink():

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from esp_gw import files
 from esp_gw.errors import KeyReuseError, LedgerError, LedgerForeignError
 from esp_gw.ledger import file as ledger_file
 from esp_gw.ledger.file import NEW_KEYS, REPLACE, Contents, Role, Row
@@ -105,7 +106,7 @@ class Ledger:
         self._lock = lock
         self._connection = connection
         self._contents = contents
-        self._inode = ledger_file.inode(path)
+        self._inode = files.inode(path)
         # For each key, the first number leased by this process and not released since.
         self._first: dict[bytes, int] = {}
         self._mutex = threading.Lock()
@@ -337,7 +338,7 @@ class Ledger:
                 with contextlib.suppress(sqlite3.Error):
                     self._connection.rollback()
                 raise
-            if ledger_file.inode(self._path) != self._inode:
+            if files.inode(self._path) != self._inode:
                 raise LedgerError(
                     "the ledger was moved or deleted while in use",
                     where=str(self._path),
