@@ -156,13 +156,7 @@ class Service:
         async with self._changing:
             name = _name(parameters)
             if name not in [entry.name for entry in self._state.sas]:
-                if any(sa.name == name for sa in self._gateway.sas):
-                    raise ControlError(
-                        "Refused",
-                        f"the SA {name} comes from the configuration",
-                        hint=f"remove it from {self._config} and run 'esp-gw reload'",
-                    )
-                raise ControlError("NotFound", f"there is no SA {name}")
+                raise self._not_added("SA", name, [sa.name for sa in self._gateway.sas])
             for policy in self._placed():
                 if policy.sa == name:
                     raise ControlError(
@@ -261,13 +255,7 @@ class Service:
         async with self._changing:
             name = _name(parameters)
             if name not in [entry.name for entry in self._state.policies]:
-                if any(policy.name == name for policy in self._gateway.policies):
-                    raise ControlError(
-                        "Refused",
-                        f"the policy {name} comes from the configuration",
-                        hint=f"remove it from {self._config} and run 'esp-gw reload'",
-                    )
-                raise ControlError("NotFound", f"there is no policy {name}")
+                raise self._not_added("policy", name, [p.name for p in self._gateway.policies])
             self._refuse_displacing({name})
             await self._change(
                 StoredState(
@@ -377,6 +365,16 @@ class Service:
                 return sa
         raise ControlError(
             "NotFound", f"there is no SA {name}", hint="'esp-gw sa list' shows the existing ones"
+        )
+
+    def _not_added(self, kind: str, name: str, present: list[str]) -> ControlError:
+        """The error for the deletion of an entry that the CLI did not add."""
+        if name not in present:
+            return ControlError("NotFound", f"there is no {kind} {name}")
+        return ControlError(
+            "Refused",
+            f"the {kind} {name} comes from the configuration",
+            hint=f"remove it from {self._config} and run 'esp-gw reload'",
         )
 
     def _placed(self) -> list[PolicyEntry]:
