@@ -10,7 +10,6 @@ import contextlib
 import secrets
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from esp_gw.files import write_new
 from lab.bench.certificates import make_certificate
 from lab.bench.measures import answers
 from lab.bench.model import Link
+from lab.waiting import holds_within
 
 START_TIMEOUT = 20.0
 CHARON = Path("/usr/lib/ipsec/charon")
@@ -45,12 +45,9 @@ def veth(folder: Path) -> Iterator[Link]:
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = START_TIMEOUT) -> None:
-    """Poll `condition` every 50 ms. Raises LabError with the message `what` at the deadline."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise LabError(what)
-        time.sleep(0.05)
+    """Wait for a condition. Raises LabError with the message `what` if it doesn't hold in time."""
+    if not holds_within(seconds, condition):
+        raise LabError(what)
 
 
 def wait_for_traffic(link: Link) -> None:

@@ -31,6 +31,7 @@ from esp_gw.model import (
     Sa,
     Suite,
 )
+from tests.support.esp import encap
 from tests.support.evidence import RecordProperty, record_trial
 
 SPI = 0xDECAF123
@@ -161,12 +162,6 @@ def outer_packet(shape: Shape, esp: bytes) -> Packet:
         ip.setfieldval("proto" if shape.version == 4 else "nh", 50)
         wire = ip / Raw(esp)
     return type(ip)(bytes(wire))
-
-
-def encap(sender: OutboundEsp, payload: bytes, next_header: int) -> bytes:
-    out = memoryview(bytearray(len(payload) + 64))
-    buf = memoryview(bytearray(payload + bytes(8)))
-    return bytes(out[: sender.encap(buf, 0, len(payload), next_header, out)])
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from esp_gw.demo.netns import Namespace
 from esp_gw.demo.pair import GatewayPair, PairPlan, gateway_pair
 from esp_gw.demo.tap import Tap
 from tests.support.engines import ENGINES
-from tests.support.labtools import Capture, MakePair
+from tests.support.labtools import Capture, MakePair, StartCapture, StartTap
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -70,7 +70,7 @@ def pair(make_pair: MakePair) -> GatewayPair:
 
 
 @pytest.fixture
-def tap(stack: contextlib.ExitStack) -> Callable[[Namespace], Tap]:
+def tap(stack: contextlib.ExitStack) -> StartTap:
     """Tap the wire of a namespace for cleartext."""
 
     def start(namespace: Namespace, plaintext: bytes = b"") -> Tap:
@@ -80,7 +80,7 @@ def tap(stack: contextlib.ExitStack) -> Callable[[Namespace], Tap]:
 
 
 @pytest.fixture
-def capture(tmp_path: Path, stack: contextlib.ExitStack) -> Callable[..., Capture]:
+def capture(tmp_path: Path, stack: contextlib.ExitStack) -> StartCapture:
     """Capture the wire of a namespace into a file."""
     names = iter(range(100))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import struct
 import sys
-from collections.abc import Callable
 from ipaddress import ip_address
 
 import pytest
@@ -18,8 +17,8 @@ from esp_gw.demo.netns import add_address
 from esp_gw.demo.pair import GatewayPair
 from esp_gw.model import Encapsulation
 from tests.support.labtools import (
-    Capture,
     MakePair,
+    StartCapture,
     answers,
     configured_sa,
     drops,
@@ -36,7 +35,6 @@ from tests.support.labtools import (
     until,
 )
 
-StartCapture = Callable[..., Capture]
 A, B = (ip_address(address).packed for address in ("192.0.2.1", "192.0.2.2"))
 INNER = ("10.1.0.1", "10.2.0.1")
 FAR = 2**20 * 5

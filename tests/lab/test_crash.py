@@ -14,11 +14,19 @@ from esp_gw.demo.netns import Namespace, end
 from esp_gw.demo.pair import GatewayPair
 from esp_gw.demo.tap import Tap
 from esp_gw.demo.traffic import iperf_server
-from tests.support.labtools import Capture, MakePair, esp_packets, guard, network, ping, until
+from tests.support.labtools import (
+    MakePair,
+    StartCapture,
+    esp_packets,
+    guard,
+    network,
+    ping,
+    until,
+)
 
 
 def test_no_iv_is_used_twice_when_the_sender_is_killed_under_load(
-    make_pair: MakePair, capture: Callable[..., Capture]
+    make_pair: MakePair, capture: StartCapture
 ) -> None:
     pair = make_pair()
     pair.start()
@@ -148,7 +156,7 @@ def test_a_damaged_ledger_is_refused(make_pair: MakePair) -> None:
 
 
 def test_a_key_keeps_its_sequence_numbers_through_a_rename_and_a_new_spi(
-    make_pair: MakePair, capture: Callable[..., Capture]
+    make_pair: MakePair, capture: StartCapture
 ) -> None:
     pair = make_pair()
     pair.start()

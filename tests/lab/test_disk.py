@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,8 @@ from esp_gw.demo.pair import GatewayPair
 from esp_gw.demo.traffic import iperf_server
 from esp_gw.ledger.ledger import LEASE_NO_ESN
 from tests.support.labtools import (
-    Capture,
     MakePair,
+    StartCapture,
     drops,
     edit,
     esp_packets,
@@ -54,7 +53,7 @@ def _small_leases_on(pair: GatewayPair, disk: Path) -> None:
 
 
 def test_without_a_new_lease_nothing_is_sent_until_there_is_space(
-    make_pair: MakePair, capture: Callable[..., Capture], disk: Path
+    make_pair: MakePair, capture: StartCapture, disk: Path
 ) -> None:
     pair = make_pair()
     _small_leases_on(pair, disk)

@@ -14,10 +14,10 @@ import pytest
 from esp_gw.demo.gateways import LabGateway
 from esp_gw.demo.netns import Namespace, add_address, end
 from esp_gw.demo.pair import GatewayPair
-from esp_gw.demo.tap import Tap
 from esp_gw.ledger.ledger import Ledger
 from tests.support.labtools import (
     MakePair,
+    StartTap,
     edit,
     guard,
     network,
@@ -26,8 +26,6 @@ from tests.support.labtools import (
     running,
     until,
 )
-
-StartTap = Callable[..., Tap]
 
 HOLD_PORT = """
 import socket, sys

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 from esp_gw.demo.pair import GatewayPair
-from tests.support.labtools import Capture, MakePair, edit, esp_packets, ping, sas, write_key
+from tests.support.labtools import (
+    MakePair,
+    StartCapture,
+    edit,
+    esp_packets,
+    ping,
+    sas,
+    write_key,
+)
 
 TUNNELS = 150
 WATCHED = (0, TUNNELS // 2, TUNNELS - 1)
 
 
 def test_each_of_hundreds_of_sas_carries_its_own_traffic_and_is_in_the_ledger_after_a_kill(
-    make_pair: MakePair, capture: Callable[..., Capture]
+    make_pair: MakePair, capture: StartCapture
 ) -> None:
     pair = make_pair()
     _add_tunnels(pair)

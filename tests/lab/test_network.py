@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from esp_gw.demo.netns import Namespace, add_address, end, namespaces
 from esp_gw.demo.pair import GatewayPair
-from esp_gw.demo.tap import Tap
 from esp_gw.demo.traffic import iperf, iperf_server
 from esp_gw.model import Encapsulation, Mode
 from tests.support.labtools import (
     MakePair,
+    StartTap,
     carry_tcp_both_ways,
     edit,
     forwarding,
@@ -28,8 +28,6 @@ from tests.support.labtools import (
     until,
     write,
 )
-
-StartTap = Callable[..., Tap]
 
 # Settings of a user, some of them in our tables and at our priorities.
 OF_A_USER = [

@@ -82,7 +82,7 @@ def test_a_key_changed_on_one_side_stops_only_that_tunnel(lab: Hub, tmp_path: Pa
     lab.hub.cli("reload")
     assert not lab.reaches(1)
     assert lab.reaches(2)
-    # The new key starts with sequence numbers that the old one has used.
+    # The new key starts at sequence number 1, which the peer's window has seen under the old key.
     assert sum(drops(lab.sites[1]).values()) == 2
     assert set(drops(lab.sites[1])) <= {"auth-failed", "replay-duplicate"}
     edit(lab.sites[1], lambda config: config["tunnels"]["hub"]["inbound"]["key"].update(file=key))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -12,12 +11,19 @@ from esp_gw.config.provision import make_pair as make_configurations
 from esp_gw.demo.gateways import LabGateway
 from esp_gw.demo.netns import end, namespaces
 from esp_gw.demo.pair import GatewayPair
-from esp_gw.demo.tap import Tap
 from esp_gw.demo.traffic import ping
 from esp_gw.errors import LabError
-from tests.support.labtools import MakePair, edit, guard, network, running, site_host, tunnel, until
-
-StartTap = Callable[..., Tap]
+from tests.support.labtools import (
+    MakePair,
+    StartTap,
+    edit,
+    guard,
+    network,
+    running,
+    site_host,
+    tunnel,
+    until,
+)
 
 
 def test_a_spoke_that_protects_a_wide_prefix_reaches_its_own_network(

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
-from esp_gw.demo.netns import Namespace
-from esp_gw.demo.tap import Tap
 from esp_gw.demo.traffic import iperf, iperf_server
 from esp_gw.model import SUITES, Encapsulation, Mode
-from tests.support.labtools import MakePair, carry_tcp_both_ways, ping
+from tests.support.labtools import MakePair, StartTap, carry_tcp_both_ways, ping
 
-StartTap = Callable[[Namespace], Tap]
 MODES = [Mode.TUNNEL, Mode.TRANSPORT]
 ENCAPSULATIONS = [Encapsulation.UDP, Encapsulation.NONE]
-# Around the padding alignment, the MTU, and fragmentation by the kernel; a very large ping.
+# Ping payloads around the padding alignment and the MTU, and two that the kernel fragments.
 SIZES = [0, 1, 2, 3, 4, 15, 16, 17, 100, 1371, 1400, 1408, 1409, 1410, 1411, 1500, 4000, 30000]
 
 
@@ -69,7 +64,7 @@ def test_no_cleartext_is_on_the_wire_while_the_peer_is_absent(
     pair = make_pair(encapsulation=encapsulation, outer_version=outer_version)
     wire = tap(pair.b.namespace)
     pair.a.start()
-    # The other host rejects the ESP by ICMP, which quotes it.
+    # The peer's kernel answers ESP with an ICMP error, which quotes it: no cleartext either.
     assert ping(pair.a.namespace, pair.plan.inner(1), count=1) == 0
     report = wire.finish()
     assert report.cleartext == 0, report.examples
@@ -128,7 +123,7 @@ def test_a_path_mtu_that_shrinks_later_is_learned(make_pair: MakePair) -> None:
     pair.start()
     target = pair.plan.inner(1)
     assert ping(pair.a.namespace, target, count=1, size=1400) == 1
-    # A route with a smaller MTU stands for a router that said "fragmentation needed".
+    # In place of an ICMP "fragmentation needed" from a router: a route with a smaller MTU.
     pair.a.namespace.ip("route", "add", "192.0.2.2/32", "dev", "wan", "mtu", "1200")
     ping(pair.a.namespace, target, count=1, size=1400)
     with iperf_server(pair.b.namespace, target):

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 
 from esp_gw.demo.pair import GatewayPair, PairPlan, gateway_pair
 from esp_gw.model import Mode
+from tests.support.labtools import until
 
 TWO_PIS = (sys.executable, "-m", "lab.two_pis")
 SSH = """\
@@ -177,15 +177,15 @@ class TestErrors:
 
 def test_a_killed_run_leaves_nothing_running(pis: Pis) -> None:
     before = pis.processes()
+
+    def measuring() -> bool:
+        return any(_is_iperf(pid) for pid in pis.processes() - before)
+
     with pis.start("--seconds", "60", *pis.names) as process:
-        while not any(_is_iperf(pid) for pid in pis.processes() - before):
-            assert process.poll() is None
-            time.sleep(0.05)
+        until(lambda: process.poll() is not None or measuring(), "iperf3 runs", 60)
+        assert process.poll() is None
         process.kill()
-    deadline = time.monotonic() + 60
-    while any(_is_iperf(pid) for pid in pis.processes() - before):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: not measuring(), "iperf3 has ended", 60)
 
 
 def _is_iperf(pid: int) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from ipaddress import ip_address
 
 import pytest
 from hypothesis import given, settings
@@ -15,52 +14,20 @@ from esp_gw.engine.python.esp import InboundEsp, OutboundEsp
 from esp_gw.errors import EngineError
 from esp_gw.model import (
     SUITES,
-    Direction,
     DropReason,
-    Encapsulation,
-    KeyMaterial,
     Lease,
-    Mode,
     Sa,
     Suite,
 )
+from tests.support.esp import codec_sa, decap, encap
 
 suites = st.sampled_from(list(SUITES.values()))
 next_headers = st.integers(0, 255).filter(lambda number: number != 59)
 
 
-def make_sa(suite: Suite, *, esn: bool = True, window: int = 64) -> Sa:
-    return Sa(
-        name="test",
-        direction=Direction.INBOUND,
-        spi=0x1234,
-        suite=suite,
-        keymat=KeyMaterial(bytes(range(suite.key_len)), b"salt"),
-        mode=Mode.TUNNEL,
-        encapsulation=Encapsulation.NONE,
-        local=ip_address("2001:db8::1"),
-        remote=ip_address("2001:db8::2"),
-        selectors=(),
-        esn=esn,
-        replay_window=window,
-    )
-
-
 def pair(sa: Sa, lease: Lease) -> tuple[OutboundEsp, InboundEsp]:
     aead = make_aead(sa.suite, sa.keymat)
     return OutboundEsp(sa, lease, aead), InboundEsp(sa, lease.first - 1, aead)
-
-
-def encap(esp: OutboundEsp, payload: bytes, next_header: int = 4) -> bytes:
-    out = memoryview(bytearray(len(payload) + 64))
-    buf = memoryview(bytearray(payload + bytes(8)))
-    return bytes(out[: esp.encap(buf, 0, len(payload), next_header, out)])
-
-
-def decap(esp: InboundEsp, packet: bytes) -> tuple[bytes, int, bool]:
-    out = memoryview(bytearray(len(packet)))
-    length, next_header, advanced = esp.decap(memoryview(packet), out)
-    return bytes(out[:length]), next_header, advanced
 
 
 @given(
@@ -76,7 +43,7 @@ def test_a_payload_survives_encap_and_decap(
     suite: Suite, esn: bool, payload: bytes, next_header: int, first: int, seq_hi: int
 ) -> None:
     seq = first + (seq_hi << 32 if esn else 0)
-    sender, receiver = pair(make_sa(suite, esn=esn), Lease(seq, seq + 1))
+    sender, receiver = pair(codec_sa(suite, esn=esn), Lease(seq, seq + 1))
     packet = encap(sender, payload, next_header)
     assert len(packet) == suite.esp_len(len(payload))
     assert decap(receiver, packet) == (payload, next_header, True)
@@ -88,7 +55,7 @@ def test_a_payload_survives_encap_and_decap(
 def test_arbitrary_bytes_are_dropped_and_change_nothing(
     suite: Suite, esn: bool, packet: bytes
 ) -> None:
-    receiver = pair(make_sa(suite, esn=esn), Lease(1000, 2000))[1]
+    receiver = pair(codec_sa(suite, esn=esn), Lease(1000, 2000))[1]
     with pytest.raises(Drop) as caught:
         decap(receiver, packet)
     assert caught.value.reason in {
@@ -113,7 +80,7 @@ def test_each_packet_arrives_at_most_once_under_reordering_and_duplication(
     if not esn:
         start = min(start, 2**32 - 300)
     sender, receiver = pair(
-        make_sa(SUITES["aes128gcm16"], esn=esn, window=window), Lease(start, start + 300)
+        codec_sa(SUITES["aes128gcm16"], esn=esn, window=window), Lease(start, start + 300)
     )
     packets = [encap(sender, bytes([n % 256, n // 256])) for n in range(300)]
     arrived: Counter[int] = Counter()
@@ -144,7 +111,7 @@ def test_each_packet_arrives_at_most_once_under_reordering_and_duplication(
 def test_no_iv_is_used_twice_or_outside_the_leases(
     esn: bool, first: int, actions: list[int | tuple[int, int]]
 ) -> None:
-    sa = make_sa(SUITES["aes128gcm16"], esn=esn)
+    sa = codec_sa(SUITES["aes128gcm16"], esn=esn)
     sender = OutboundEsp(sa, Lease(first, first + 5), make_aead(sa.suite, sa.keymat))
     free = list(range(first, first + 5))
     leased_up_to = first + 5

@@ -1,12 +1,35 @@
-"""ESP packets for tests: from a payload through the codec, or from an arbitrary plaintext."""
+"""ESP packets for tests: through the codec, or from an arbitrary plaintext."""
 
 from __future__ import annotations
 
 import struct
+from ipaddress import ip_address
 
 from esp_gw.crypto.openssl import make_aead
-from esp_gw.engine.python.esp import OutboundEsp
-from esp_gw.model import Sa
+from esp_gw.engine.python.esp import InboundEsp, OutboundEsp
+from esp_gw.model import Direction, Encapsulation, KeyMaterial, Mode, Sa, Suite
+
+KEY = bytes(range(32))
+SALT = b"salt"
+SPI = 0xC0FFEE01
+
+
+def codec_sa(suite: Suite, *, esn: bool = True, window: int = 64, spi: int = SPI) -> Sa:
+    """Return an SA for either half of the codec, which uses no address or selector of it."""
+    return Sa(
+        name="test",
+        direction=Direction.OUTBOUND,
+        spi=spi,
+        suite=suite,
+        keymat=KeyMaterial(KEY[: suite.key_len], SALT),
+        mode=Mode.TUNNEL,
+        encapsulation=Encapsulation.UDP,
+        local=ip_address("192.0.2.1"),
+        remote=ip_address("192.0.2.2"),
+        selectors=(),
+        esn=esn,
+        replay_window=window,
+    )
 
 
 def encap(esp: OutboundEsp, payload: bytes, next_header: int = 4) -> bytes:
@@ -14,6 +37,13 @@ def encap(esp: OutboundEsp, payload: bytes, next_header: int = 4) -> bytes:
     buf = memoryview(bytearray(payload + bytes(8)))
     out = memoryview(bytearray(len(payload) + 128))
     return bytes(out[: esp.encap(buf, 0, len(payload), next_header, out)])
+
+
+def decap(esp: InboundEsp, packet: bytes) -> tuple[bytes, int, bool]:
+    """Return payload, next header, and whether the window advanced."""
+    out = memoryview(bytearray(len(packet)))
+    length, next_header, advanced = esp.decap(memoryview(packet), out)
+    return bytes(out[:length]), next_header, advanced
 
 
 def seal(sa: Sa, seq: int, text: bytes, iv: bytes | None = None) -> bytes:

@@ -10,7 +10,6 @@ import secrets
 import struct
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,10 +27,14 @@ from esp_gw.config.load import load_config
 from esp_gw.demo.gateways import LabGateway
 from esp_gw.demo.netns import NETNS_DIR, Namespace, add_address, end
 from esp_gw.demo.pair import GatewayPair
+from esp_gw.demo.tap import Tap
 from esp_gw.demo.traffic import iperf, iperf_server
 from esp_gw.model import CHACHA20_POLY1305, Sa
+from lab.waiting import holds_within
 
 MakePair = Callable[..., GatewayPair]
+StartTap = Callable[..., Tap]
+StartCapture = Callable[..., "Capture"]
 
 
 class Capture:
@@ -102,10 +105,7 @@ def carry_tcp_both_ways(client: Namespace, server: Namespace, target: str, *opti
 
 def until(condition: Callable[[], object], what: str, seconds: float = 10.0) -> None:
     """Wait for a condition; fail with `what` if it doesn't hold in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.02)
+    assert holds_within(seconds, condition), f"never happened: {what}"
 
 
 def send_frames(namespace: Namespace, frames: list[bytes], device: str = "wan") -> None:

@@ -7,7 +7,6 @@ import json
 import struct
 from collections.abc import Callable
 from functools import partial
-from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -19,16 +18,14 @@ from esp_gw.engine.python.esp import InboundEsp, OutboundEsp
 from esp_gw.errors import EngineError
 from esp_gw.model import (
     SUITES,
-    Direction,
     DropReason,
-    Encapsulation,
     KeyMaterial,
     Lease,
-    Mode,
     Sa,
     Suite,
 )
 from esp_gw.protocol import ESP_HEADER_LEN
+from tests.support.esp import SALT, SPI, codec_sa, decap
 from tests.support.esp import seal as seal_with_iv
 
 VECTORS = Path(__file__).parents[3] / "vectors"
@@ -37,32 +34,12 @@ CASES = [
     for name in ("esp_gcm.json", "esp_chacha20poly1305.json")
     for case in json.loads((VECTORS / name).read_text())["cases"]
 ]
-SPI = 0xC0FFEE01
-KEY = bytes(range(32))
-SALT = b"salt"
 IPV4 = 4
 seal = partial(seal_with_iv, iv=b"\xf0random\x0f")
 """Seals with an IV unrelated to the sequence number, as a peer may."""
 
 every_suite = pytest.mark.parametrize("suite", SUITES.values(), ids=str)
 esn_on_and_off = pytest.mark.parametrize("esn", [True, False], ids=["esn", "no-esn"])
-
-
-def make_sa(suite: Suite, *, esn: bool = True, window: int = 64, spi: int = SPI) -> Sa:
-    return Sa(
-        name="test",
-        direction=Direction.OUTBOUND,
-        spi=spi,
-        suite=suite,
-        keymat=KeyMaterial(KEY[: suite.key_len], SALT),
-        mode=Mode.TUNNEL,
-        encapsulation=Encapsulation.UDP,
-        local=ip_address("192.0.2.1"),
-        remote=ip_address("192.0.2.2"),
-        selectors=(),
-        esn=esn,
-        replay_window=window,
-    )
 
 
 def outbound(sa: Sa, first: int = 1, end: int = 2**31) -> OutboundEsp:
@@ -82,12 +59,6 @@ def encap(esp: OutboundEsp, payload: bytes = b"payload", next_header: int = IPV4
     return bytes(out[:length])
 
 
-def decap(esp: InboundEsp, packet: bytes) -> tuple[bytes, int, bool]:
-    out = memoryview(bytearray(len(packet)))
-    length, next_header, advanced = esp.decap(memoryview(packet), out)
-    return bytes(out[:length]), next_header, advanced
-
-
 def reason_of(action: Callable[[], object]) -> DropReason:
     with pytest.raises(Drop) as caught:
         action()
@@ -104,7 +75,7 @@ def test_published_packets_are_opened(case: dict[str, str]) -> None:
     )
     seq = int(case["seq"], 16)
     sa = dataclasses.replace(
-        make_sa(SUITES[case["suite"]], esn=len(case["seq"]) == 16, spi=int(case["spi"], 16)),
+        codec_sa(SUITES[case["suite"]], esn=len(case["seq"]) == 16, spi=int(case["spi"], 16)),
         keymat=KeyMaterial(key, salt),
     )
     pad_len, next_header = plaintext[-2:]
@@ -120,7 +91,7 @@ def test_published_packets_are_opened(case: dict[str, str]) -> None:
 @every_suite
 @esn_on_and_off
 def test_every_payload_length_arrives_with_its_next_header(suite: Suite, esn: bool) -> None:
-    sa = make_sa(suite, esn=esn)
+    sa = codec_sa(suite, esn=esn)
     sender, receiver = outbound(sa), inbound(sa)
     for length in (*range(70), 1399, 1400, 1401, 1402, 9000, 65535):
         payload = bytes(i * 31 & 0xFF for i in range(length))
@@ -133,7 +104,7 @@ def test_every_payload_length_arrives_with_its_next_header(suite: Suite, esn: bo
 @every_suite
 def test_a_packet_is_spi_seq_lo_and_the_whole_number_as_iv(suite: Suite) -> None:
     seq = 0x0123_4567_89AB_CDEF
-    packet = encap(outbound(make_sa(suite), seq, seq + 1))
+    packet = encap(outbound(codec_sa(suite), seq, seq + 1))
     assert packet[:16] == bytes.fromhex("c0ffee01 89abcdef 0123456789abcdef")
     assert ESP_HEADER_LEN == 8
 
@@ -143,7 +114,7 @@ def test_a_packet_is_spi_seq_lo_and_the_whole_number_as_iv(suite: Suite) -> None
 def test_the_padding_counts_from_one_and_is_the_shortest_that_aligns(
     suite: Suite, length: int
 ) -> None:
-    sa = make_sa(suite)
+    sa = codec_sa(suite)
     packet = memoryview(encap(outbound(sa), b"x" * length, 41))
     pad_len = -(length + 2) % 4
     text = bytearray(length + pad_len + 2)
@@ -155,15 +126,15 @@ def test_the_padding_counts_from_one_and_is_the_shortest_that_aligns(
 
 @every_suite
 def test_the_esn_bit_is_authenticated_though_it_is_not_sent(suite: Suite) -> None:
-    packet = encap(outbound(make_sa(suite, esn=True)))
-    receiver = inbound(make_sa(suite, esn=False))
+    packet = encap(outbound(codec_sa(suite, esn=True)))
+    receiver = inbound(codec_sa(suite, esn=False))
     assert reason_of(lambda: decap(receiver, packet)) is DropReason.AUTH_FAILED
 
 
 def test_only_the_payload_and_its_trailer_are_touched_in_the_input() -> None:
     buf = bytearray(b"\xee" * 5 + b"payload" + b"\xee" * 8)
     out = memoryview(bytearray(100))
-    outbound(make_sa(SUITES["aes256gcm16"])).encap(memoryview(buf), 5, 12, IPV4, out)
+    outbound(codec_sa(SUITES["aes256gcm16"])).encap(memoryview(buf), 5, 12, IPV4, out)
     assert buf == b"\xee" * 5 + b"payload" + b"\x01\x02\x03\x03\x04" + b"\xee" * 3
 
 
@@ -180,7 +151,7 @@ def test_max_payload_is_the_largest_that_fits(suite: Suite) -> None:
 @every_suite
 @esn_on_and_off
 def test_a_peer_may_use_any_iv(suite: Suite, esn: bool) -> None:
-    sa = make_sa(suite, esn=esn)
+    sa = codec_sa(suite, esn=esn)
     receiver = inbound(sa)
     for seq, iv in enumerate((bytes(8), b"\xff" * 8, b"whatever"), start=1):
         packet = seal(sa, seq, b"payload." + b"\x01\x02\x02\x04", iv=iv)
@@ -193,7 +164,7 @@ def test_a_peer_may_use_any_iv(suite: Suite, esn: bool) -> None:
 @every_suite
 @esn_on_and_off
 def test_a_changed_byte_anywhere_fails_and_leaves_no_plaintext(suite: Suite, esn: bool) -> None:
-    sa = make_sa(suite, esn=esn)
+    sa = codec_sa(suite, esn=esn)
     good = encap(outbound(sa, 5, 6), b"secret" * 5)
     receiver = inbound(sa)
     for place in range(len(good)):
@@ -210,7 +181,7 @@ def test_a_changed_byte_anywhere_fails_and_leaves_no_plaintext(suite: Suite, esn
 @every_suite
 @esn_on_and_off
 def test_a_packet_cut_anywhere_is_dropped(suite: Suite, esn: bool) -> None:
-    sa = make_sa(suite, esn=esn)
+    sa = codec_sa(suite, esn=esn)
     good = encap(outbound(sa), b"x" * 50)
     receiver = inbound(sa)
     for length in range(len(good)):
@@ -223,7 +194,7 @@ def test_a_packet_cut_anywhere_is_dropped(suite: Suite, esn: bool) -> None:
 
 @esn_on_and_off
 def test_replays_and_old_packets_are_distinguished_before_anything_is_opened(esn: bool) -> None:
-    sa = make_sa(SUITES["aes256gcm16"], esn=esn)
+    sa = codec_sa(SUITES["aes256gcm16"], esn=esn)
     packets = [encap(outbound(sa, seq, seq + 1)) for seq in range(1, 101)]
 
     def never_open(*_: object) -> None:
@@ -242,7 +213,7 @@ def test_replays_and_old_packets_are_distinguished_before_anything_is_opened(esn
 
 
 def test_an_old_packet_under_esn_fails_authentication_as_one_of_the_next_subspace() -> None:
-    sa = make_sa(SUITES["aes256gcm16"])
+    sa = codec_sa(SUITES["aes256gcm16"])
     receiver = inbound(sa, 100)
     packet = encap(outbound(sa, 36, 37))
     assert reason_of(lambda: decap(receiver, packet)) is DropReason.AUTH_FAILED
@@ -250,14 +221,14 @@ def test_an_old_packet_under_esn_fails_authentication_as_one_of_the_next_subspac
 
 
 def test_a_number_below_the_first_subspace_is_old() -> None:
-    sa = make_sa(SUITES["aes256gcm16"])
+    sa = codec_sa(SUITES["aes256gcm16"])
     packet = seal(sa, 2**32 - 1, b"\x01\x02\x02\x04")
     assert reason_of(lambda: decap(inbound(sa), packet)) is DropReason.REPLAY_OLD
 
 
 @esn_on_and_off
 def test_number_zero_is_dropped(esn: bool) -> None:
-    sa = make_sa(SUITES["aes256gcm16"], esn=esn)
+    sa = codec_sa(SUITES["aes256gcm16"], esn=esn)
     packet = seal(sa, 0, b"\x01\x02\x02\x04")
     assert reason_of(lambda: decap(inbound(sa), packet)) is DropReason.REPLAY_OLD
 
@@ -275,7 +246,7 @@ def test_number_zero_is_dropped(esn: bool) -> None:
 )
 def test_bad_padding_is_dropped_and_its_number_is_spent(text: bytes) -> None:
     text = bytes(-len(text) % 4) + text
-    sa = make_sa(SUITES["aes256gcm16"])
+    sa = codec_sa(SUITES["aes256gcm16"])
     receiver = inbound(sa)
     packet = seal(sa, 7, text)
     assert reason_of(lambda: decap(receiver, packet)) is DropReason.BAD_PADDING
@@ -285,19 +256,19 @@ def test_bad_padding_is_dropped_and_its_number_is_spent(text: bytes) -> None:
 
 @pytest.mark.parametrize("pad_len", [0, 4, 254, 255])
 def test_padding_of_any_length_up_to_255_is_taken_off(pad_len: int) -> None:
-    sa = make_sa(SUITES["aes256gcm16"])
+    sa = codec_sa(SUITES["aes256gcm16"])
     payload = b"p" * (40 + -(pad_len + 2) % 4)
     packet = seal(sa, 1, payload + bytes(range(1, pad_len + 1)) + bytes((pad_len, 41)))
     assert decap(inbound(sa), packet) == (payload, 41, True)
 
 
 def test_a_packet_of_nothing_but_padding_has_an_empty_payload() -> None:
-    sa = make_sa(SUITES["aes256gcm16"])
+    sa = codec_sa(SUITES["aes256gcm16"])
     assert decap(inbound(sa), seal(sa, 1, b"\x01\x02\x02\x04")) == (b"", 4, True)
 
 
 def test_a_dummy_packet_is_dropped_after_it_is_authenticated() -> None:
-    sa = make_sa(SUITES["aes256gcm16"])
+    sa = codec_sa(SUITES["aes256gcm16"])
     receiver = inbound(sa)
     packet = encap(outbound(sa), b"noise", next_header=59)
     assert reason_of(lambda: decap(receiver, packet)) is DropReason.DUMMY
@@ -316,8 +287,8 @@ def seqs_until_drop(esp: OutboundEsp) -> tuple[list[int], DropReason]:
     return seqs, caught.value.reason
 
 
-SA = make_sa(SUITES["aes256gcm16"])
-SA_32 = make_sa(SUITES["aes256gcm16"], esn=False)
+SA = codec_sa(SUITES["aes256gcm16"])
+SA_32 = codec_sa(SUITES["aes256gcm16"], esn=False)
 
 
 def test_a_lease_is_used_from_its_first_number_to_the_last_before_its_end() -> None:
@@ -443,7 +414,7 @@ def test_low_counts_from_the_next_number_at_the_time_of_the_extension() -> None:
 
 @every_suite
 def test_no_key_is_in_a_drop_an_error_or_the_repr_of_a_codec(suite: Suite) -> None:
-    sa = dataclasses.replace(make_sa(suite), keymat=KeyMaterial(b"K" * suite.key_len, b"SALT"))
+    sa = dataclasses.replace(codec_sa(suite), keymat=KeyMaterial(b"K" * suite.key_len, b"SALT"))
     texts = [repr(outbound(sa)), repr(inbound(sa))]
     with pytest.raises(Drop) as dropped:
         decap(inbound(sa), bytes(suite.esp_len(0)))
