@@ -79,18 +79,19 @@ fn opener(provider: Provider, name: &str) -> Opener {
     Opener::new(aead(provider, name).unwrap(), suite(name), [1; 4], true)
 }
 
+fn every_number() -> SeqCounter {
+    let lease = Lease {
+        first: 1,
+        last: u64::MAX,
+    };
+    SeqCounter::new(u64::MAX, lease).unwrap()
+}
+
 #[divan::bench(args = all())]
 fn encap(bencher: Bencher, case: &Case) {
     let Case(provider, name, size) = *case;
     let mut sealer = sealer(provider, name);
-    let seqs = SeqCounter::new(
-        u64::MAX,
-        Lease {
-            first: 1,
-            last: u64::MAX,
-        },
-    )
-    .unwrap();
+    let seqs = every_number();
     let mut buf = vec![7; size + TRAILER_ROOM];
     let mut out = vec![0; sealer.esp_len(size)];
     bencher.counter(BytesCount::new(size)).bench_local(|| {
@@ -150,14 +151,7 @@ fn super_packet_split_and_sealed(bencher: Bencher, name: &str) {
     let mut sealer = sealer(Provider::OpenSsl, name);
     let mut out = vec![0; 80_000];
     let mut buf = packet.clone();
-    let seqs = SeqCounter::new(
-        u64::MAX,
-        Lease {
-            first: 1,
-            last: u64::MAX,
-        },
-    )
-    .unwrap();
+    let seqs = every_number();
     bencher
         .counter(BytesCount::new(SUPER_LEN))
         .counter(ItemsCount::new(SEGMENTS))

@@ -13,6 +13,7 @@ pub mod offload;
 pub mod policy;
 #[cfg(not(loom))]
 pub mod provider;
+pub mod sync;
 pub mod wire;
 
 pub use drop::DropReason;

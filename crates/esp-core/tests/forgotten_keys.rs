@@ -6,16 +6,20 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::fs::{File, read_to_string};
-use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::FileExt;
 
 use esp_core::esp::decap::SaOpener;
 use esp_core::esp::encap::SaSealer;
-use esp_core::esp::sa::{Encapsulation, InboundSa, KeyMaterial, Mode, OutboundSa, SaSpec};
+use esp_core::esp::sa::{InboundSa, KeyMaterial, OutboundSa, SaSpec};
 use esp_core::esp::seq::Lease;
 use esp_core::esp::suite::{SUITES, Suite, TRAILER_ROOM};
 use esp_core::provider::{Choice, Provider};
 use zeroize::Zeroizing;
+
+use crate::spec::tunnel;
+
+#[path = "it/spec.rs"]
+mod spec;
 
 /// XOR mask of the test's own copies of keys, so that the search doesn't find them.
 const MASK: u8 = 0x5A;
@@ -28,23 +32,7 @@ fn spec(suite: &'static Suite, masked: &[u8]) -> SaSpec {
     for (byte, masked) in keymat.iter_mut().zip(masked) {
         *byte = masked ^ MASK;
     }
-    let address = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-    SaSpec {
-        name: "sa".into(),
-        spi: 0x1234_5678,
-        suite,
-        keymat: KeyMaterial::new(suite, &keymat).unwrap(),
-        mode: Mode::Tunnel,
-        encapsulation: Encapsulation::Udp,
-        local: address,
-        remote: address,
-        remote_port: 4500,
-        selectors: Vec::new(),
-        esn: true,
-        replay_window: 64,
-        pair: None,
-        tunnel: None,
-    }
+    tunnel(suite, KeyMaterial::new(suite, &keymat).unwrap())
 }
 
 /// Number of places in this process's writable memory that hold a masked key.
@@ -63,7 +51,7 @@ fn places(key: &[u8]) -> usize {
                 let here = &page[at..at + NEEDLE];
                 here.iter().zip(masked).all(|(byte, m)| byte ^ MASK == *m)
             };
-            // What begins on the next page is found there.
+            // Matches that begin on the next page are found there.
             let last = len.saturating_sub(NEEDLE - 1).min(4096);
             found += (0..last).filter(|&at| window(at)).count();
             page.fill(0);

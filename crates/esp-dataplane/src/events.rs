@@ -4,10 +4,9 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
+use esp_core::sync::lock;
 use esp_linux::Error;
 use esp_linux::poll::Waker;
-
-use crate::sync::lock;
 
 /// Queue limit of recurring events. A control plane that doesn't take them loses later ones; the
 /// next packets cause them again.

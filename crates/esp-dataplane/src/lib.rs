@@ -11,7 +11,6 @@ pub mod measure;
 pub mod peers;
 mod shared;
 mod socket;
-mod sync;
 pub mod tables;
 mod tallies;
 mod worker;

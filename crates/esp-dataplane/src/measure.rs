@@ -32,7 +32,7 @@ const AAD: [u8; 8] = [0, 0, 1, 0, 0, 0, 0, 1];
 ///
 /// # Errors
 /// `Argument` for a provider that this build or suite lacks, and for a number out of its bounds;
-/// the kernel's.
+/// the error of the system call.
 pub fn seal_time(provider: &str, suite: &'static Suite, size: usize, packets: u32) -> Result<f64> {
     if !(1..=MAX_SIZE).contains(&size) {
         return Err(Error::Argument("a packet has 1 to 65535 bytes"));
@@ -105,9 +105,9 @@ mod tests {
     use std::sync::Mutex;
 
     use esp_core::esp::aead::{Aead, AuthError};
+    use esp_core::sync::lock;
 
     use super::*;
-    use crate::sync::lock;
 
     fn suite() -> &'static Suite {
         Suite::by_name("aes128gcm16").unwrap()

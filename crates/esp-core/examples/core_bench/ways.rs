@@ -16,7 +16,7 @@ use esp_core::offload::segment::Segmenter;
 use esp_core::policy::selector::{Prefix, Selector};
 use esp_core::policy::spd::{Policy, PolicyAction, Spd};
 use esp_core::provider::{Choice, Provider};
-use esp_core::wire::flow::{FlowCache, FlowKey};
+use esp_core::wire::flow::{FlowCache, FlowKey, WORKER_FLOWS};
 use esp_core::wire::inner::{tunnel_next_header, tunnel_packet};
 use esp_core::wire::{self, VnetHdr, pseudo_header, write_ipv4_header};
 
@@ -143,7 +143,7 @@ impl Outbound {
             input,
             output: vec![0; 2 * (65535 + 512)],
             reads: if size == SUPER_LEN { 1 } else { BATCH },
-            flows: FlowCache::new(8192),
+            flows: FlowCache::new(WORKER_FLOWS),
             spd: Arc::clone(&shared.spd),
             sealer,
             sa: Arc::clone(&shared.outbound),
@@ -221,7 +221,7 @@ impl Inbound {
             received: outbound.output,
             esp_len,
             first_seq,
-            flows: FlowCache::new(8192),
+            flows: FlowCache::new(WORKER_FLOWS),
             sa: Arc::clone(&shared.inbound),
             opener,
             coalescer: Coalescer::new(Merging {

@@ -9,4 +9,3 @@ pub mod replay;
 pub mod sa;
 pub mod seq;
 pub mod suite;
-mod sync;

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use crate::DropReason;
-use crate::esp::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering};
 
 /// Numbers in one block of the ring.
 const BLOCK: u64 = 16;

@@ -103,6 +103,9 @@ const fn mix(a: u64, b: u64) -> u64 {
     (product as u64) ^ ((product >> 64) as u64) ^ a.rotate_left(32)
 }
 
+/// Size of a worker's flow cache for one direction.
+pub const WORKER_FLOWS: usize = 8192;
+
 const WAYS: usize = 2;
 
 type Place<V> = [Option<(FlowKey, V)>; WAYS];

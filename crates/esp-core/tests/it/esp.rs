@@ -1,34 +1,22 @@
-use std::net::{IpAddr, Ipv4Addr};
-
 use esp_core::DropReason;
 use esp_core::esp::aead::AuthError;
 use esp_core::esp::decap::{Datagram, Opened, Opener, SaOpener, classify, read_trailer};
 use esp_core::esp::encap::{SaSealer, Sealer};
 use esp_core::esp::replay::ReplayWindow;
-use esp_core::esp::sa::{Encapsulation, InboundSa, KeyMaterial, Mode, OutboundSa, SaSpec};
+use esp_core::esp::sa::{InboundSa, KeyMaterial, OutboundSa, SaSpec};
 use esp_core::esp::seq::Lease;
 use esp_core::esp::suite::{SUITES, Suite, TRAILER_ROOM};
 use esp_core::provider::{Choice, Provider};
 use proptest::prelude::*;
 
-pub fn spec(suite: &'static Suite, esn: bool) -> SaSpec {
+use crate::spec::tunnel;
+
+fn spec(suite: &'static Suite, esn: bool) -> SaSpec {
     let keymat: Vec<u8> = (0..suite.keymat_len()).map(|i| i as u8).collect();
-    let address = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+    let keymat = KeyMaterial::new(suite, &keymat).unwrap();
     SaSpec {
-        name: "sa".into(),
-        spi: 0x1234_5678,
-        suite,
-        keymat: KeyMaterial::new(suite, &keymat).unwrap(),
-        mode: Mode::Tunnel,
-        encapsulation: Encapsulation::Udp,
-        local: address,
-        remote: address,
-        remote_port: 4500,
-        selectors: Vec::new(),
         esn,
-        replay_window: 64,
-        pair: None,
-        tunnel: None,
+        ..tunnel(suite, keymat)
     }
 }
 

@@ -14,6 +14,7 @@ mod replay;
 mod segment;
 mod seq;
 mod spd;
+mod spec;
 mod strategy;
 mod vectors;
 mod wire;

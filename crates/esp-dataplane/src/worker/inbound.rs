@@ -22,7 +22,7 @@ use esp_core::esp::decap::{BatchOpener, Datagram, Opener, SaOpener, classify, re
 use esp_core::esp::sa::{Encapsulation, Mode};
 use esp_core::offload::coalesce::{Coalescer, Merging, Ready};
 use esp_core::wire;
-use esp_core::wire::flow::{FlowCache, FlowKey};
+use esp_core::wire::flow::{FlowCache, FlowKey, WORKER_FLOWS};
 use esp_core::wire::inner::{transport_header, transport_header_len, tunnel_packet};
 use esp_linux::mem::Slots;
 use esp_linux::tun::{TunFeatures, TunQueue, TunWrite};
@@ -38,8 +38,6 @@ const BUFFERS: usize = 16;
 /// Calls of recvmmsg in one turn, before the other direction's.
 const BUDGET: usize = 4;
 const BUFFER_LEN: usize = 65535;
-/// Size of the flow cache.
-const FLOWS: usize = 8192;
 /// Most packets of a super-packet.
 const MAX_SEGMENTS: u16 = 64;
 
@@ -102,6 +100,7 @@ enum Place {
 pub struct InboundPath {
     worker: usize,
     tables: Arc<Tables>,
+    arena: RecvArena,
     buffers: Slots,
     /// SAs opened by a library.
     plain: SaGroup<dyn Aead>,
@@ -132,11 +131,12 @@ impl InboundPath {
     /// Makes the buffers and the tables of a worker.
     ///
     /// # Errors
-    /// The kernel's, for memory.
+    /// The error of the system call, for memory.
     pub fn new(worker: usize, shared: Arc<Shared>, offloads: TunFeatures) -> Result<Self> {
         Ok(Self {
             worker,
             tables: shared.tables.load_full(),
+            arena: RecvArena::new(BUFFERS),
             buffers: Slots::new(BUFFERS, BUFFER_LEN)?,
             plain: SaGroup::new(),
             batched: SaGroup::new(),
@@ -144,7 +144,7 @@ impl InboundPath {
             entries: Vec::new(),
             delivery: Delivery {
                 shared,
-                flows: FlowCache::new(FLOWS),
+                flows: FlowCache::new(WORKER_FLOWS),
                 coalescer: Coalescer::new(Merging {
                     vnet_len: wire::VnetHdr::LEN,
                     tcp: offloads.contains(TunFeatures::CSUM),
@@ -168,13 +168,17 @@ impl InboundPath {
     /// Receives at most `BUDGET` times; the poller reports what is left.
     ///
     /// # Errors
-    /// The kernel's, if the socket or the TUN is unusable.
-    pub fn drain(&mut self, socket: &Socket, arena: &mut RecvArena, tun: &TunQueue) -> Result<()> {
+    /// The error of the system call, if the socket or the TUN is unusable.
+    pub fn drain(&mut self, socket: &Socket, tun: &TunQueue) -> Result<()> {
         for _ in 0..BUDGET {
-            let received = socket.receive(arena, self.buffers.iter_mut())?.len();
+            let received = socket
+                .receive(&mut self.arena, self.buffers.iter_mut())?
+                .len();
             // By index: the buffers lie in one region, which `split` borrows.
             for index in 0..received {
-                let Some(meta) = arena.meta(index) else { break };
+                let Some(meta) = self.arena.meta(index) else {
+                    break;
+                };
                 self.split(index, &meta, socket, tun)?;
             }
             if received < BUFFERS {
@@ -368,7 +372,7 @@ impl InboundPath {
     /// Writes the merged packets.
     ///
     /// # Errors
-    /// The kernel's, if the TUN is unusable.
+    /// The error of the system call, if the TUN is unusable.
     pub fn flush(&mut self, tun: &TunQueue) -> Result<()> {
         match self.delivery.coalescer.flush() {
             Some(ready) => write(&ready, &self.entries, self.worker, tun),

@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 use std::sync::{Condvar, Mutex, PoisonError};
 
+use esp_core::sync::lock;
 use esp_linux::Result;
 use esp_linux::poll::Waker;
 
 use crate::socket::Socket;
-use crate::sync::lock;
 use crate::tables::OuterSocket;
 
 /// A request of the control plane to a worker.
@@ -33,7 +33,7 @@ impl Mailbox {
     /// Makes an empty mailbox.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The error of the system call.
     pub fn new() -> Result<Self> {
         Ok(Self {
             commands: Mutex::default(),
@@ -46,7 +46,7 @@ impl Mailbox {
     /// Queues a command and wakes the worker.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The error of the system call.
     pub fn send(&self, command: Command) -> Result<()> {
         lock(&self.commands).push(command);
         self.waker.wake()
@@ -55,7 +55,7 @@ impl Mailbox {
     /// Wakes the worker to check for new tables and for the stop flag.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The error of the system call.
     pub fn wake(&self) -> Result<()> {
         self.waker.wake()
     }

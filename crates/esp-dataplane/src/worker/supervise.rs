@@ -34,11 +34,11 @@ pub(crate) fn run_supervised(
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use esp_core::sync::lock;
     use esp_linux::Error;
     use esp_linux::poll::Waker;
 
     use super::*;
-    use crate::sync::lock;
 
     fn told_of(work: impl FnOnce() -> Result<()>) -> Vec<Event> {
         let mailbox = Mailbox::new().unwrap();

@@ -9,14 +9,11 @@ use esp_core::DropReason;
 use esp_core::esp::encap::SaSealer;
 use esp_core::esp::sa::Mode;
 use esp_core::policy::spd::PolicyAction;
-use esp_core::wire::flow::{FlowCache, FlowKey};
+use esp_core::wire::flow::{FlowCache, FlowKey, WORKER_FLOWS};
 use esp_core::wire::{self, Inner};
 
 use crate::shared::Shared;
 use crate::tables::{OutboundEntry, OuterSocket, Tables};
-
-/// Size of the flow cache.
-const FLOWS: usize = 8192;
 
 /// Result of a step of one packet; an error drops it.
 pub(crate) type PacketResult<T> = std::result::Result<T, DropReason>;
@@ -46,7 +43,7 @@ impl Targets {
             shared,
             slots: Vec::new(),
             by_name: HashMap::new(),
-            flows: FlowCache::new(FLOWS),
+            flows: FlowCache::new(WORKER_FLOWS),
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use esp_linux::poll::{Events, Interest, Poller};
 use esp_linux::tun::{TunFeatures, TunQueue};
-use esp_linux::{Error, RecvArena, Result};
+use esp_linux::{Error, Result};
 
 use super::busy_poll::BusyPoll;
 use super::inbound::InboundPath;
@@ -23,7 +23,6 @@ const FIRST_SOCKET: u64 = 2;
 
 /// Most events per poll.
 const MAX_READY: usize = 64;
-const RECV_BATCH: usize = 16;
 
 /// State of one worker, moved into its thread; `run` is the thread's body.
 pub struct Worker {
@@ -36,7 +35,6 @@ pub struct Worker {
     next_token: u64,
     outbound: OutboundPath,
     inbound: InboundPath,
-    arena: RecvArena,
     busy_poll: BusyPoll,
     /// Generation of the tables in use.
     generation: u64,
@@ -49,7 +47,7 @@ impl Worker {
     /// before the TUN write.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The error of the system call.
     pub fn new(
         index: usize,
         merge: bool,
@@ -78,7 +76,6 @@ impl Worker {
             sockets: HashMap::new(),
             tokens: HashMap::new(),
             next_token: FIRST_SOCKET,
-            arena: RecvArena::new(RECV_BATCH),
             blocked: false,
         })
     }
@@ -92,7 +89,7 @@ impl Worker {
     /// Carries packets until the stop flag is set.
     ///
     /// # Errors
-    /// The kernel's, if the TUN or a socket is unusable.
+    /// The error of the system call, if the TUN or a socket is unusable.
     pub fn run(mut self) -> Result<()> {
         let mut ready = Events::new(MAX_READY);
         let mut worked = false;
@@ -131,7 +128,7 @@ impl Worker {
             .get(&token)
             .and_then(|outer| self.sockets.get(outer));
         if let Some(socket) = socket.filter(|_| readable) {
-            self.inbound.drain(socket, &mut self.arena, &self.tun)?;
+            self.inbound.drain(socket, &self.tun)?;
         }
         Ok(())
     }
