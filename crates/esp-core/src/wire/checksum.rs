@@ -79,11 +79,13 @@ fn last_word(rest: &[u8]) -> u64 {
     u64::from(four) + u64::from(u32::from_ne_bytes(behind))
 }
 
-#[allow(clippy::cast_possible_truncation)] // four folds leave 16 bits
+/// Folds a sum to 16 bits, where 0xFFFF stands for every multiple of it but 0.
+///
+/// The largest values after each line: 2^33 - 2, 2^32 - 1, 2^17 - 2, 2^16 - 1.
+#[allow(clippy::cast_possible_truncation)] // at most 2^16 - 1
 const fn fold(mut sum: u64) -> u16 {
     sum = (sum & 0xFFFF_FFFF) + (sum >> 32);
     sum = (sum & 0xFFFF_FFFF) + (sum >> 32);
-    sum = (sum & 0xFFFF) + (sum >> 16);
     sum = (sum & 0xFFFF) + (sum >> 16);
     sum = (sum & 0xFFFF) + (sum >> 16);
     sum as u16
@@ -107,4 +109,23 @@ pub fn pseudo_header(header: &[u8], protocol: u8, length: u32) -> Sum {
 #[must_use]
 pub const fn update_checksum(checksum: u16, before: u16, after: u16) -> u16 {
     Sum(0).word(!checksum).word(!before).word(after).checksum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_carry_of_a_sum_is_folded() {
+        let limbs = [0, 1, 0x7FFF, 0x8000, 0xFFFE, 0xFFFF];
+        for number in 0..limbs.len().pow(4) {
+            let limb = |place: u32| limbs[number / limbs.len().pow(place) % limbs.len()];
+            let sum = (0..4).fold(0_u64, |sum, place| sum << 16 | limb(place));
+            let remainder = match sum % 0xFFFF {
+                0 if sum > 0 => 0xFFFF,
+                remainder => remainder,
+            };
+            assert_eq!(u64::from(fold(sum)), remainder, "{sum:#x}");
+        }
+    }
 }
