@@ -70,7 +70,7 @@ class Mode:
 
 @final
 class Encapsulation:
-    """How ESP travels: in UDP, or as IP protocol 50."""
+    """Encapsulation of ESP: in UDP, or directly in IP as protocol 50."""
 
     UDP: ClassVar[Encapsulation]
     NONE: ClassVar[Encapsulation]
@@ -200,7 +200,7 @@ class InboundSa:
 
 @final
 class Counters:
-    """Counters of packets that belong to no SA; `packets` are keepalives."""
+    """Counters of packets without an SA; `packets` are keepalives."""
 
     @property
     def packets(self) -> int: ...
@@ -239,7 +239,7 @@ class SaCounters:
 
 @final
 class OffloadStatus:
-    """One offload: whether it is in use, and why it is not, or not everywhere."""
+    """State of one offload; `why` is the reason that it is unused or used in part."""
 
     @property
     def in_use(self) -> bool: ...
@@ -391,4 +391,4 @@ class NativeEngine:
         """Return the inbound SAs whose windows advanced since the last call, and how far."""
 
     def rest(self, direction: Direction) -> Counters:
-        """Return the counters of packets that belong to no SA."""
+        """Return the counters of packets without an SA."""

@@ -134,7 +134,7 @@ def _af_alg(statuses: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _faults(offload: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return a phrase per reason, with the offloads not in use, or not everywhere, for it."""
+    """Return a phrase for each reason, with the offloads that it keeps from being used in full."""
     reasons: dict[str, list[str]] = {}
     for name, entry in offload.items():
         if entry["why"]:

@@ -132,7 +132,7 @@ class OuterSocket:
 
 @dataclass(frozen=True, slots=True)
 class OffloadStatus:
-    """State of one offload; `why` says in one line why it is not in use everywhere, or is empty."""
+    """State of one offload; `why` is the reason that it is unused or used in part, or empty."""
 
     in_use: bool
     why: str = ""

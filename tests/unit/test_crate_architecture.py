@@ -152,7 +152,7 @@ class Crate:
         return not passed_on or re.search(rf"\b{name}\b", rest) is not None
 
     def folders(self) -> dict[str, set[str]]:
-        """Which of the crate's top modules use which others."""
+        """The top modules that each of the crate's top modules uses."""
         graph: dict[str, set[str]] = {}
         for module, imported in self.edges.items():
             if module:

@@ -21,9 +21,9 @@ pub struct Shared {
     pub aeads: AeadFactory,
     /// Set when the workers have to stop.
     pub stop: AtomicBool,
-    /// The tallies of packets that belong to no SA, outbound.
+    /// The tallies of packets without an SA, outbound.
     pub outbound: Tallies,
-    /// The tallies of packets that belong to no SA, inbound; the packets are keepalives.
+    /// The tallies of packets without an SA, inbound; the packets are keepalives.
     pub inbound: Tallies,
     /// The mark of outer packets.
     pub fwmark: u32,

@@ -52,7 +52,7 @@ impl Socket {
     /// by one if the kernel refuses that or there is no GSO.
     ///
     /// # Errors
-    /// The kernel's, if the socket is unusable.
+    /// The error of the system call, if the socket is unusable.
     pub fn send_gso(&self, arena: &mut SendArena, message: &Transmit<'_>) -> Result<Sending> {
         let udp = match self {
             Self::Udp(udp) if udp.max_segments() > 1 => udp,
@@ -83,7 +83,7 @@ impl Socket {
     /// Sends the packets of a batch, or as many of them as the arena has room for, one by one.
     ///
     /// # Errors
-    /// The kernel's, if the socket is unusable.
+    /// The error of the system call, if the socket is unusable.
     pub fn send_each(&self, arena: &mut SendArena, message: &Transmit<'_>) -> Result<Sending> {
         let size = if message.is_segmented() {
             message.segment_size.into()
@@ -113,7 +113,7 @@ impl Socket {
     /// Receives into as many buffers as there are.
     ///
     /// # Errors
-    /// The kernel's, if the socket is unusable.
+    /// The error of the system call, if the socket is unusable.
     pub fn receive<'r, 'b>(
         &self,
         arena: &'r mut RecvArena,
@@ -128,7 +128,7 @@ impl Socket {
     /// Lets the kernel fragment later packets, or not.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The error of the system call.
     pub fn set_may_fragment(&self, may: bool) -> Result<()> {
         match self {
             Self::Udp(udp) => udp.set_may_fragment(may),

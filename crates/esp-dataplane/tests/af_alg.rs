@@ -1,4 +1,4 @@
-//! The kernel's own AEADs against the libraries'.
+//! The AEADs of the running kernel against the libraries.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -33,7 +33,7 @@ fn aeads(events: &Arc<Events>) -> AeadFactory {
     AeadFactory::new(Choice::Auto, kernel)
 }
 
-/// Texts of the sizes that ESP has, and one of many pages.
+/// Texts of the sizes of ESP packets, and one of 60000 bytes.
 fn texts() -> Vec<Vec<u8>> {
     let sizes = [4, 8, 15, 16, 17, 64, 576, 1400, 1400, 1400, 9000, 60_000, 4];
     let text = |&size: &usize| (0..size).map(|at| u8::try_from(at * 7 % 251).unwrap());
@@ -72,7 +72,7 @@ fn open(
     }
 }
 
-/// Compares every suite's packets with the library's; returns the events.
+/// Compares each suite's packets with those of the library; returns the events.
 fn compare(suites: &'static [Suite]) -> Vec<Event> {
     let events = Arc::new(Events::new(Waker::new().unwrap()));
     let aeads = aeads(&events);
@@ -100,7 +100,7 @@ fn compare(suites: &'static [Suite]) -> Vec<Event> {
 }
 
 #[test]
-fn a_kernel_seals_as_the_library_does_or_it_is_said_once_why_it_is_not_asked() {
+fn the_kernel_seals_like_the_library_or_one_event_names_what_is_missing() {
     let told = compare(&SUITES);
     for event in &told {
         let Event::AfAlgLost(why) = event else {
@@ -113,7 +113,7 @@ fn a_kernel_seals_as_the_library_does_or_it_is_said_once_why_it_is_not_asked() {
 }
 
 #[test]
-fn a_check_reports_a_missing_kernel_aead_as_making_one_does() {
+fn a_check_reports_a_missing_kernel_aead_like_making_one() {
     for suite in &SUITES {
         let reported = [true, false].map(|only_check| {
             let events = Arc::new(Events::new(Waker::new().unwrap()));
@@ -146,9 +146,9 @@ const PARALLEL: &str = "pcrypt(gcm_base(ctr(aes-generic),ghash-generic))";
 
 #[test]
 #[ignore = "needs a kernel with AF_ALG and pcrypt; run it in a virtual machine"]
-fn a_driver_that_answers_later_answers_each_request_with_its_own() {
+fn each_answer_of_an_asynchronous_driver_belongs_to_its_request() {
     let suite = Suite::by_name("aes256gcm16").unwrap();
-    // The kernel makes the one only of the other.
+    // The kernel instantiates PARALLEL only over an instance of PLAIN.
     AlgKey::new(PLAIN, &key(suite), suite.icv_len).unwrap();
     let mut kernel = AlgKey::new(PARALLEL, &key(suite), suite.icv_len).unwrap();
     let expected = seal(&mut OPENSSL.make(suite, &key(suite)).unwrap(), AADS[0], 16);
@@ -181,7 +181,7 @@ fn a_driver_that_answers_later_answers_each_request_with_its_own() {
             assert!(answers == wanted.collect::<Vec<_>>());
         }
     }
-    // A forged packet among them is reported alone.
+    // Of several packets, only the forged one fails.
     for (number, (_, sealed)) in packets.iter().enumerate() {
         let mut sealed = sealed.clone();
         sealed[0] ^= u8::from(number == 3);

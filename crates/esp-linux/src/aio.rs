@@ -37,7 +37,7 @@ impl<const N: usize> Reads<N> {
     /// Makes a context.
     ///
     /// # Errors
-    /// The kernel's: EAGAIN over fs.aio-max-nr, ENOSYS, EPERM.
+    /// The error of the system call: EAGAIN over fs.aio-max-nr, ENOSYS, EPERM.
     pub(crate) fn new() -> Result<Self, Errno> {
         let mut context: libc::c_ulong = NONE;
         // SAFETY: io_setup writes one aio_context_t, which is an unsigned long, into `context`.

@@ -86,8 +86,8 @@ impl AlgKey {
     /// Gives the kernel a key for an AEAD of this name, such as `gcm(aes)`; its nonce has 12 bytes.
     ///
     /// # Errors
-    /// The kernel's: EAFNOSUPPORT if it has no `AF_ALG`, ENOENT if it has no such AEAD, EPERM
-    /// or EACCES if it may not be used, EINVAL for a key or an ICV of this length.
+    /// The error of the system call: EAFNOSUPPORT if it has no `AF_ALG`, ENOENT if it has no such
+    /// AEAD, EPERM or EACCES if it may not be used, EINVAL for a key or an ICV of this length.
     pub fn new(algorithm: &str, key: &[u8], icv_len: usize) -> Result<Self> {
         let bound = bound_socket(algorithm)?;
         set_key(&bound, key).step("AF_ALG ALG_SET_KEY")?;

@@ -22,7 +22,7 @@ pub trait BatchSocket: AsFd {
     /// each may be a GSO batch of its own.
     ///
     /// # Errors
-    /// The kernel's, if the socket is unusable.
+    /// The error of the system call, if the socket is unusable.
     fn send_batch<'a>(
         &self,
         arena: &mut SendArena,
@@ -43,7 +43,7 @@ pub trait BatchSocket: AsFd {
     /// have 65,535 bytes if GRO is on; without it, a buffer gets one packet.
     ///
     /// # Errors
-    /// The kernel's, if the socket is unusable.
+    /// The error of the system call, if the socket is unusable.
     fn recv_batch<'r, 'b>(
         &self,
         arena: &'r mut RecvArena,
@@ -55,7 +55,7 @@ pub trait BatchSocket: AsFd {
     /// Lets the kernel fragment later packets (transport mode's large datagrams), or not.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The error of the system call.
     fn set_may_fragment(&self, may: bool) -> Result<()> {
         options::set_may_fragment(self.as_fd(), self.is_ipv4(), may)
     }

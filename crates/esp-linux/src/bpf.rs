@@ -26,7 +26,7 @@ const RETURN_A: u32 = libc::BPF_RET | libc::BPF_A;
 /// its first ESP packet does, whatever SPIs the others have.
 ///
 /// # Errors
-/// The kernel's; `Argument` if `count` is 0.
+/// The error of the system call; `Argument` if `count` is 0.
 pub fn steer_by_spi(fd: impl AsFd, count: u32) -> Result<()> {
     let program = [
         instruction(LOAD_WORD, 0),
@@ -44,7 +44,7 @@ pub fn steer_by_spi(fd: impl AsFd, count: u32) -> Result<()> {
 /// packets from the ESP header on. A packet shorter than an SPI passes no filter.
 ///
 /// # Errors
-/// The kernel's; `Argument` if `index` isn't less than `count`.
+/// The error of the system call; `Argument` if `index` isn't less than `count`.
 pub fn accept_spi(fd: impl AsFd, ipv4: bool, index: u32, count: u32) -> Result<()> {
     if index >= count {
         return Err(Error::Argument(

@@ -7,7 +7,7 @@ use crate::error::{Error, Result, Step};
 /// The processors that the calling thread may use, in ascending order.
 ///
 /// # Errors
-/// The kernel's.
+/// The error of the system call.
 pub fn allowed() -> Result<Vec<usize>> {
     let set = sched_getaffinity(None).step("sched_getaffinity")?;
     Ok((0..CpuSet::MAX_CPU)
@@ -18,7 +18,7 @@ pub fn allowed() -> Result<Vec<usize>> {
 /// Lets the calling thread run on one processor only.
 ///
 /// # Errors
-/// The kernel's: EINVAL if there is no such processor or it isn't allowed.
+/// The error of the system call: EINVAL if there is no such processor or it isn't allowed.
 pub fn pin_current_thread(cpu: usize) -> Result<()> {
     if cpu >= CpuSet::MAX_CPU {
         return Err(Error::Argument("there is no processor of that number"));

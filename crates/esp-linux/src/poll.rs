@@ -62,7 +62,7 @@ impl Poller {
     /// Makes an empty set.
     ///
     /// # Errors
-    /// The kernel's (too many open files).
+    /// The error of the system call: EMFILE or ENFILE.
     pub fn new() -> Result<Self> {
         let fd = epoll::create(epoll::CreateFlags::CLOEXEC).step("epoll_create")?;
         Ok(Self(fd))
@@ -71,7 +71,7 @@ impl Poller {
     /// Adds a file; `token` comes back with its events. Remove a shared file before it is closed.
     ///
     /// # Errors
-    /// The kernel's: EEXIST if it is there.
+    /// The error of the system call: EEXIST if it is there.
     pub fn add(&self, fd: impl AsFd, token: u64, interest: Interest) -> Result<()> {
         epoll::add(&self.0, fd, data(token), flags(interest)).step("epoll_ctl add")
     }
@@ -79,7 +79,7 @@ impl Poller {
     /// Changes the interest in a file.
     ///
     /// # Errors
-    /// The kernel's: ENOENT if the file isn't there.
+    /// The error of the system call: ENOENT if the file isn't there.
     pub fn modify(&self, fd: impl AsFd, token: u64, interest: Interest) -> Result<()> {
         epoll::modify(&self.0, fd, data(token), flags(interest)).step("epoll_ctl mod")
     }
@@ -87,7 +87,7 @@ impl Poller {
     /// Removes a file.
     ///
     /// # Errors
-    /// The kernel's: ENOENT if the file isn't there.
+    /// The error of the system call: ENOENT if the file isn't there.
     pub fn remove(&self, fd: impl AsFd) -> Result<()> {
         epoll::delete(&self.0, fd).step("epoll_ctl del")
     }
@@ -96,7 +96,7 @@ impl Poller {
     /// with no events.
     ///
     /// # Errors
-    /// The kernel's; `Argument` if the timeout is beyond its clock.
+    /// The error of the system call; `Argument` if the timeout is beyond its clock.
     pub fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> Result<()> {
         let timeout = match timeout.map(Timespec::try_from) {
             None => None,
@@ -128,7 +128,7 @@ impl Waker {
     /// Makes a waker that is not set.
     ///
     /// # Errors
-    /// The kernel's (too many open files).
+    /// The error of the system call: EMFILE or ENFILE.
     pub fn new() -> Result<Self> {
         let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
         Ok(Self(eventfd(0, flags).step("eventfd")?))
@@ -137,7 +137,7 @@ impl Waker {
     /// Sets the waker; setting it again before `clear` has no effect.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The error of the system call.
     pub fn wake(&self) -> Result<()> {
         match rustix::io::write(&self.0, &1u64.to_ne_bytes()) {
             // A full counter is set already.
@@ -149,7 +149,7 @@ impl Waker {
     /// Clears the waker. Call it before reading the state that the waking thread left.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The error of the system call.
     pub fn clear(&self) -> Result<()> {
         match rustix::io::read(&self.0, &mut [0; 8]) {
             Ok(_) | Err(Errno::AGAIN) => Ok(()),

@@ -1,4 +1,4 @@
-//! Random bytes of the kernel's.
+//! Random bytes from the kernel.
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
@@ -7,7 +7,7 @@ use crate::error::{Result, Step};
 /// Fills at most 256 bytes, which the kernel gives whole.
 ///
 /// # Errors
-/// The kernel's.
+/// The error of the system call.
 pub fn fill(bytes: &mut [u8]) -> Result<()> {
     getrandom(bytes, GetRandomFlags::empty())
         .step("getrandom")

@@ -22,7 +22,7 @@ impl RawSocket {
     /// modulo `count` is i (see [`bpf::accept_spi`]).
     ///
     /// # Errors
-    /// The kernel's: EPERM without `CAP_NET_RAW`.
+    /// The error of the system call: EPERM without `CAP_NET_RAW`.
     pub fn bind_group(options: &SocketOptions, count: u32) -> Result<Vec<Self>> {
         let mut options = *options;
         options.local.set_port(0);

@@ -91,7 +91,7 @@ pub(crate) fn set_may_fragment(fd: BorrowedFd<'_>, ipv4: bool, may: bool) -> Res
 /// since it may choose the route.
 ///
 /// # Errors
-/// The kernel's: there is no route, or a mark without `CAP_NET_ADMIN`.
+/// The error of the system call: there is no route, or a mark without `CAP_NET_ADMIN`.
 pub fn path_mtu(dst: IpAddr, mark: u32) -> Result<u32> {
     let family = if dst.is_ipv4() {
         AddressFamily::INET

@@ -68,8 +68,8 @@ impl TunQueue {
     /// all queues should want the same.
     ///
     /// # Errors
-    /// The kernel's: EPERM without `CAP_NET_ADMIN`, ENOENT without /dev/net/tun, EBUSY if it is
-    /// not a multi-queue device, or another program's.
+    /// The error of the system call: EPERM without `CAP_NET_ADMIN`, ENOENT without /dev/net/tun,
+    /// EBUSY if it is not a multi-queue device, or another program's.
     pub fn open(name: &str, wanted: TunFeatures) -> Result<Self> {
         let mut request = InterfaceRequest {
             name: [0; libc::IFNAMSIZ],
@@ -136,7 +136,7 @@ impl TunQueue {
     /// truncates a longer packet silently.
     ///
     /// # Errors
-    /// The kernel's, for an error that is none of the outcomes.
+    /// The error of the system call, unless it is one of the outcomes.
     pub fn read(&self, buffer: &mut [u8]) -> Result<TunRead> {
         let mut header = [0; VnetHdr::LEN];
         loop {
@@ -158,7 +158,7 @@ impl TunQueue {
     /// Writes one packet or super-packet.
     ///
     /// # Errors
-    /// The kernel's, for an error that is none of the outcomes.
+    /// The error of the system call, unless it is one of the outcomes.
     pub fn write(&self, header: &VnetHdr, packet: &[u8]) -> Result<TunWrite> {
         let header = header.to_bytes();
         self.write_parts(&[IoSlice::new(&header), IoSlice::new(packet)])
@@ -168,7 +168,7 @@ impl TunQueue {
     /// [`VnetHdr::to_bytes`].
     ///
     /// # Errors
-    /// The kernel's, for an error that is none of the outcomes.
+    /// The error of the system call, unless it is one of the outcomes.
     pub fn write_parts(&self, parts: &[IoSlice<'_>]) -> Result<TunWrite> {
         loop {
             let outcome = match rustix::io::writev(&self.fd, parts) {
@@ -190,7 +190,7 @@ impl TunQueue {
     /// get its flows. Writes to it still pass.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The error of the system call.
     pub fn detach(&self) -> Result<()> {
         self.set_queue(libc::IFF_DETACH_QUEUE, "detach the TUN queue")
     }
@@ -198,7 +198,7 @@ impl TunQueue {
     /// Puts a detached queue back.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The error of the system call.
     pub fn attach(&self) -> Result<()> {
         self.set_queue(libc::IFF_ATTACH_QUEUE, "attach the TUN queue")
     }

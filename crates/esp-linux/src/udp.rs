@@ -51,7 +51,8 @@ impl UdpSocket {
     /// until the last is dropped.
     ///
     /// # Errors
-    /// The kernel's: EADDRINUSE also if another program shares the port by `SO_REUSEPORT`.
+    /// The error of the system call: EADDRINUSE also if another program shares the port by
+    /// `SO_REUSEPORT`.
     pub fn bind_group(
         options: &SocketOptions,
         wanted: UdpFeatures,
@@ -101,7 +102,7 @@ impl UdpSocket {
     /// The address and port that the socket is bound to.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The error of the system call.
     pub fn local(&self) -> Result<SocketAddr> {
         let address = rustix::net::getsockname(&self.fd).step("getsockname")?;
         SocketAddr::try_from(address).step("getsockname")
@@ -141,7 +142,8 @@ impl UdpSocket {
     /// [`MAX_GSO_PAYLOAD_V6`] bytes.
     ///
     /// # Errors
-    /// `Argument` if the batch is over the limits; the kernel's, if the socket is unusable.
+    /// `Argument` if the batch is over the limits; the error of the system call, if the socket is
+    /// unusable.
     pub fn send_gso(&self, message: &Transmit<'_>) -> Result<SendOutcome> {
         let (len, segment) = (message.payload.len(), usize::from(message.segment_size));
         if message.is_segmented()

@@ -255,7 +255,7 @@ fn a_packet_for_an_interface_that_is_down_is_lost_and_later_ones_pass() {
     let header = VnetHdr::default();
     ip("link set tun0 down");
     assert_eq!(queue.write(&header, &packet), Ok(TunWrite::Down));
-    // What waits already can still be read; after it there is nothing, and no error.
+    // Queued packets can still be read; behind them there is nothing, and no error.
     while let TunRead::Packet(..) = queue.read(&mut [0; 2000]).unwrap() {}
     assert_eq!(queue.read(&mut [0; 2000]), Ok(TunRead::WouldBlock));
     ip("link set tun0 up");

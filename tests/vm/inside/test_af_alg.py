@@ -106,7 +106,7 @@ def peers(
         gateway.env["PYTHONPATH"] = str(SABOTAGE)
         configure(gateway, request.param, LINKS)
 
-    # Nobody else's: the tests count those of the whole machine.
+    # The tests count the keys of the whole machine.
     assert keys_in_kernel() == 0
     with kernel_peers(tmp_path_factory.mktemp("gateway"), LINKS, prepare) as peers:
         yield peers

@@ -9,11 +9,11 @@ use crate::wire::Inner;
 /// The fate of a packet that a policy matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PolicyAction {
-    /// Send it through an SA.
+    /// Send through an SA.
     Protect,
-    /// Let it pass beside the tunnel.
+    /// Pass beside the tunnel.
     Bypass,
-    /// Drop it.
+    /// Drop.
     Discard,
 }
 

@@ -20,7 +20,7 @@ const UNPLUGGED: Failure = Failure::Lost(Error::System {
     errno: Errno::NODEV,
 });
 
-/// The faults of a kernel that was given a request.
+/// A fault of the kernel in one request.
 #[derive(Clone, Copy)]
 enum Fault {
     NotTaken,
@@ -32,13 +32,13 @@ enum Fault {
     Accepted,
 }
 
-/// A kernel that works but for the faults given by request number.
+/// A kernel with faults, by the number of the request.
 struct Fake {
     library: Box<dyn Aead>,
     faults: HashMap<usize, Fault>,
     requests: usize,
     answers: Vec<(usize, Result<Vec<u8>, Failure>)>,
-    /// Gone with the key.
+    /// Dropped with the key.
     _lives: Arc<()>,
 }
 
@@ -157,7 +157,7 @@ impl Rig {
         for (number, out) in numbers.zip(&mut outs) {
             let mut given = text(number);
             self.aead.submit_seal(&nonce(number), &AAD, &given, out)?;
-            // The segmenter writes the next packet over it.
+            // As the segmenter does, which writes the next packet over this one.
             given.fill(0xEE);
         }
         self.aead
@@ -176,7 +176,7 @@ impl Rig {
         opened.map(|()| out)
     }
 
-    /// Announces packets and opens them, like a received buffer of datagrams.
+    /// Submits packets and opens them, like a received buffer of datagrams.
     fn open_run(&mut self, packets: &[(usize, Vec<u8>)]) -> Vec<Result<Vec<u8>, AuthError>> {
         for (number, sealed) in packets {
             self.aead.submit_open(&nonce(*number), &AAD, sealed);
@@ -205,7 +205,7 @@ fn right(numbers: std::ops::Range<usize>) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn runs_of_any_length_are_sealed_by_the_kernel_as_by_the_library() {
+fn the_kernel_seals_batches_of_any_length_like_the_library() {
     let mut rig = rig([]);
     let mut first = 0;
     for length in [1, 2, ROOM, ROOM + 1, 0, 3 * ROOM + 2, 1] {
@@ -218,7 +218,7 @@ fn runs_of_any_length_are_sealed_by_the_kernel_as_by_the_library() {
 }
 
 #[test]
-fn whatever_the_kernel_does_with_a_packet_the_run_is_whole_and_one_line_says_why() {
+fn a_fault_at_any_packet_leaves_the_batch_complete_and_is_reported_once() {
     let faults = [
         (Fault::NotTaken, "AF_ALG recvmsg: "),
         (Fault::Answer(UNPLUGGED), "AF_ALG recvmsg: "),
@@ -240,7 +240,7 @@ fn whatever_the_kernel_does_with_a_packet_the_run_is_whole_and_one_line_says_why
 }
 
 #[test]
-fn a_key_s_first_packet_and_one_of_many_after_it_are_compared_before_they_are_sent() {
+fn the_first_packet_of_a_key_and_every_256th_are_compared_before_they_are_sent() {
     let checked = usize::try_from(CHECKED).unwrap();
     for at in [0, checked, 2 * checked] {
         let mut rig = rig([(at, Fault::OtherBytes)]);
@@ -252,7 +252,7 @@ fn a_key_s_first_packet_and_one_of_many_after_it_are_compared_before_they_are_se
 }
 
 #[test]
-fn opened_packets_are_compared_as_often() {
+fn the_first_opened_packet_and_every_256th_are_compared() {
     let checked = usize::try_from(CHECKED).unwrap();
     for fault in [Fault::OtherBytes, Fault::Accepted] {
         let mut rig = rig([(checked, fault)]);
@@ -279,7 +279,7 @@ fn a_forged_packet_is_refused_and_the_kernel_stays_in_use() {
 }
 
 #[test]
-fn a_packet_that_the_kernel_can_not_open_or_opens_wrong_is_opened_by_the_library() {
+fn a_packet_that_the_kernel_fails_to_open_is_opened_by_the_library() {
     let faults = [
         Fault::NotTaken,
         Fault::Answer(UNPLUGGED),
@@ -301,7 +301,7 @@ fn a_packet_that_the_kernel_can_not_open_or_opens_wrong_is_opened_by_the_library
 }
 
 #[test]
-fn a_kernel_that_takes_a_forged_packet_for_authentic_is_believed_nothing() {
+fn a_kernel_that_accepts_a_forged_packet_is_not_used_any_more() {
     let mut rig = rig([(0, Fault::Accepted)]);
     let mut forged = sealed(0);
     forged[20] ^= 1;
@@ -311,7 +311,7 @@ fn a_kernel_that_takes_a_forged_packet_for_authentic_is_believed_nothing() {
 }
 
 #[test]
-fn what_one_sa_loses_all_of_its_suite_have_lost() {
+fn a_failure_of_one_sa_ends_the_use_of_the_kernel_for_all() {
     let mut rig = rig([]);
     assert_eq!(rig.run(0..2).unwrap(), right(0..2));
     rig.aead.kernel.disable(WRONG_ANSWER);
@@ -322,7 +322,7 @@ fn what_one_sa_loses_all_of_its_suite_have_lost() {
 }
 
 #[test]
-fn a_packet_too_large_for_the_kernel_is_the_library_s() {
+fn a_packet_too_large_for_the_kernel_is_sealed_by_the_library() {
     let mut rig = rig([]);
     let text = vec![1; MAX_SIZE + 1];
     let (mut out, mut expected) = (vec![0; text.len() + ICV_LEN], vec![0; text.len() + ICV_LEN]);
@@ -355,7 +355,7 @@ fn sizes_that_do_not_fit_are_refused() {
 }
 
 #[test]
-fn packets_that_have_no_place_are_an_error_and_nothing_of_the_next_run() {
+fn packets_without_an_output_are_an_error_and_leave_the_next_batch_alone() {
     let mut rig = rig([]);
     let mut out = vec![0; 100 + ICV_LEN];
     rig.aead
@@ -373,10 +373,10 @@ fn sealed_run(numbers: std::ops::Range<usize>) -> Vec<(usize, Vec<u8>)> {
 }
 
 #[test]
-fn packets_that_were_heard_of_are_opened_at_once_and_each_only_once() {
+fn submitted_packets_are_opened_together_and_each_once() {
     let mut rig = rig([]);
     let mut first = 0;
-    // Packets beyond the kernel's room are opened in their turn.
+    // Packets beyond the kernel's queue are opened one by one.
     for length in [1, ROOM, ROOM + 2, 2] {
         let packets = sealed_run(first..first + length);
         let opened = rig.open_run(&packets);
@@ -389,12 +389,12 @@ fn packets_that_were_heard_of_are_opened_at_once_and_each_only_once() {
 }
 
 #[test]
-fn what_was_heard_of_and_is_not_opened_is_in_nobody_s_way() {
+fn submitted_packets_that_are_never_opened_hold_up_no_others() {
     let mut rig = rig([]);
     for number in 0..ROOM {
         rig.aead.submit_open(&nonce(number), &AAD, &sealed(number));
     }
-    // The window has refused the first two; another SA's nonce, then one that nobody heard of.
+    // Two that the window refused; a wrong nonce; a packet that was not submitted.
     assert_eq!(rig.open(&sealed(2), 2).unwrap(), text(2));
     assert_eq!(rig.open(&sealed(2), 3), Err(AuthError));
     assert_eq!(rig.open(&sealed(9), 9).unwrap(), text(9));
@@ -413,14 +413,14 @@ fn what_was_heard_of_and_is_not_opened_is_in_nobody_s_way() {
 }
 
 #[test]
-fn a_forged_packet_with_the_numbers_of_one_that_was_heard_of_is_refused() {
+fn a_forged_packet_with_the_nonce_of_a_submitted_one_is_refused() {
     let mut rig = rig([]);
     assert_eq!(rig.open(&sealed(0), 0).unwrap(), text(0));
     let mut forged = sealed(1);
     forged[99] ^= 1;
     rig.aead.submit_open(&nonce(1), &AAD, &sealed(1));
     assert_eq!(rig.open(&forged, 1), Err(AuthError));
-    // And the other way round, with its neighbours.
+    // The submitted packet is the forged one, among genuine ones.
     let mut packets = sealed_run(2..2 + ROOM);
     packets[1].1[99] ^= 1;
     let opened = rig.open_run(&packets);
@@ -431,7 +431,7 @@ fn a_forged_packet_with_the_numbers_of_one_that_was_heard_of_is_refused() {
 }
 
 #[test]
-fn whatever_the_kernel_does_with_packets_that_it_has_at_once_each_is_opened() {
+fn a_fault_at_any_of_several_submitted_packets_leaves_each_opened() {
     let faults = [
         Fault::NotTaken,
         Fault::Answer(UNPLUGGED),
@@ -450,7 +450,7 @@ fn whatever_the_kernel_does_with_packets_that_it_has_at_once_each_is_opened() {
     }
 }
 
-/// A library that fails to seal one nonce.
+/// A library that fails to seal with one nonce.
 struct Failing(Box<dyn Aead>, [u8; NONCE_LEN]);
 
 impl Aead for Failing {
@@ -479,8 +479,8 @@ impl Aead for Failing {
 }
 
 #[test]
-fn a_packet_that_nothing_seals_fails_its_batch_and_neither_a_later_packet_nor_the_next_batch() {
-    // The kernel fails at the second packet while room is made for the fourth.
+fn a_packet_that_neither_kernel_nor_library_seals_fails_its_batch_alone() {
+    // The kernel fails at the second packet, which shows when the fourth finds the queue full.
     let mut rig = rig([(1, Fault::Answer(UNPLUGGED))]);
     rig.aead.library = Box::new(Failing(library(), nonce(1)));
     let mut outs = vec![vec![0; 100 + ICV_LEN]; 5];

@@ -49,7 +49,7 @@ impl Engine {
         outbound.chain(inbound).collect()
     }
 
-    /// The counters of packets that belong to no SA, outbound and inbound; the carried packets are
+    /// The counters of packets without an SA, outbound and inbound; the carried packets are
     /// keepalives.
     #[must_use]
     pub fn rest(&self) -> (Counters, Counters) {

@@ -43,7 +43,7 @@ impl Engine {
     /// Creates the TUN device with a queue for each worker, and starts the workers.
     ///
     /// # Errors
-    /// The kernel's; the device is removed again.
+    /// The error of the system call; the device is removed again.
     pub fn start(settings: Settings) -> Result<Self> {
         let processors = cpu::allowed()?;
         let count = settings.workers.unwrap_or(processors.len());
@@ -116,7 +116,7 @@ impl Engine {
     /// Opens and closes outer sockets until exactly these are open.
     ///
     /// # Errors
-    /// The kernel's; sockets that were open stay open.
+    /// The error of the system call; sockets that were open stay open.
     pub fn set_sockets(&mut self, wanted: &[OuterSocket]) -> Result<()> {
         for &outer in wanted {
             if !self.sockets.contains_key(&outer) {
@@ -179,7 +179,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Publishes changed tables, and waits until every worker uses them.
+    /// Publishes changed tables, and waits until every worker uses them or has ended.
     pub(super) fn change(&self, change: impl FnOnce(&mut Tables)) -> Result<()> {
         let now = self.shared.tables.load_full();
         let mut next = Tables {

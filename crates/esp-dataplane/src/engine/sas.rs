@@ -123,7 +123,7 @@ impl Engine {
     /// if it was outbound, and its final counters.
     ///
     /// # Errors
-    /// `Argument` if a name is unknown; nothing is removed then.
+    /// `Argument` if a name is unknown; nothing is removed in that case.
     pub fn remove(&self, names: &[&str]) -> Result<Vec<(bool, SaCounters)>> {
         let tables = self.shared.tables.load_full();
         let by_name: HashMap<&str, &Arc<InboundEntry>> = tables
@@ -160,7 +160,7 @@ impl Engine {
     /// Puts a new SPD in place in one step.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The error of the system call.
     pub fn replace_policies(&self, policies: Vec<Policy>) -> Result<()> {
         let spd = Arc::new(Spd::new(policies));
         self.change(|tables| tables.spd = spd)
@@ -186,7 +186,7 @@ impl Engine {
     /// Sends a NAT keepalive for an outbound SA.
     ///
     /// # Errors
-    /// The kernel's; `Argument` if there is no such SA.
+    /// The error of the system call; `Argument` if there is no such SA.
     pub fn keepalive(&self, name: &str) -> Result<()> {
         let tables = self.shared.tables.load();
         let entry = tables

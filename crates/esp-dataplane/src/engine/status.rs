@@ -20,7 +20,7 @@ pub struct OffloadStatus {
     pub name: &'static str,
     /// True if it is in use.
     pub in_use: bool,
-    /// Reason for the user why it is not in use, or not everywhere; else empty.
+    /// Reason that it is unused or used in part; else empty.
     pub why: String,
 }
 

@@ -93,7 +93,7 @@ impl BatchSender<'_> {
     /// dropped.
     ///
     /// # Errors
-    /// The kernel's, if the socket is unusable.
+    /// The error of the system call, if the socket is unusable.
     pub(crate) fn flush(
         &mut self,
         batch: &mut Batch,

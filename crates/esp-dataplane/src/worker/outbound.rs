@@ -81,7 +81,7 @@ impl OutboundPath {
     /// Makes the buffers and the tables of a worker.
     ///
     /// # Errors
-    /// The kernel's, for memory.
+    /// The error of the system call, for memory.
     pub fn new(worker: usize, shared: Arc<Shared>) -> Result<Self> {
         Ok(Self {
             worker,
@@ -121,7 +121,7 @@ impl OutboundPath {
     /// Forwards at most `BUDGET` super-packets of the TUN.
     ///
     /// # Errors
-    /// The kernel's, if the TUN or a socket is unusable.
+    /// The error of the system call, if the TUN or a socket is unusable.
     pub fn drain(
         &mut self,
         tun: &TunQueue,
@@ -353,7 +353,7 @@ impl OutboundPath {
     /// Completes and sends the batch; false if the socket is full and the batch has to wait.
     ///
     /// # Errors
-    /// The kernel's, if the socket is unusable.
+    /// The error of the system call, if the socket is unusable.
     pub fn flush(&mut self, sockets: &HashMap<OuterSocket, Socket>) -> Result<bool> {
         let Some(mut batch) = self.batch.take() else {
             return Ok(true);
