@@ -224,12 +224,15 @@ def _ledger(path: Path, running: bool) -> Finding:
     if running:
         return Finding(State.OK, "ledger", f"{path}, in use by the running gateway")
     try:
-        ledger = Ledger.open(path, machine_identity())
+        machine = machine_identity(path.parent)
+        ledger = Ledger.open(path, machine)
         keys = len(ledger.entries())
         ledger.close()
     except LedgerError as error:
         return Finding(State.FAULT, "ledger", f"{path}: {error.what}", error.hint or "")
-    return Finding(State.OK, "ledger", f"{path}, {counted(keys, 'key')}")
+    known = f"{path}, {counted(keys, 'key')}; bound to the {' and '.join(machine.names())}"
+    hidden = ", but not to the product UUID, which the gateway may not read"
+    return Finding(State.OK, "ledger", known + hidden * machine.hides_uuid)
 
 
 def _unit(wanted: str, useful: bool) -> Finding:

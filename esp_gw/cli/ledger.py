@@ -52,7 +52,7 @@ def create(state_dir: Path, config: Path, replace: bool) -> None:
         from esp_gw.config.added import STORE_NAME  # noqa: PLC0415 - pydantic is slow to import
 
         configured, added = _keys_of_config(config), _keys_of_cli(state_dir / STORE_NAME)
-        retired = Ledger.replace(path, machine_identity(), [*configured, *added])
+        retired = Ledger.replace(path, machine_identity(state_dir), [*configured, *added])
         keys = output.counted(retired, "key")
         click.echo(f"made {path}; it refuses all keys that were found: {keys}")
         click.echo("make new keys with 'esp-gw keygen' on both ends: the old ones won't work")
@@ -65,7 +65,7 @@ def create(state_dir: Path, config: Path, replace: bool) -> None:
         raise EspGwError(
             f"can't be created: {error.strerror}", where=str(state_dir), hint="use sudo"
         ) from None
-    Ledger.create(path, machine_identity())
+    Ledger.create(path, machine_identity(state_dir))
     click.echo(f"made {path}")
 
 
@@ -105,7 +105,7 @@ def show(state_dir: Path, as_json: bool) -> None:
     from esp_gw.ledger.identity import machine_identity  # noqa: PLC0415
     from esp_gw.ledger.ledger import LEDGER_NAME, Ledger  # noqa: PLC0415 - imports sqlite3
 
-    opened = Ledger.open(state_dir / LEDGER_NAME, machine_identity())
+    opened = Ledger.open(state_dir / LEDGER_NAME, machine_identity(state_dir))
     try:
         entries = opened.entries()
     finally:

@@ -24,11 +24,12 @@ from typing import Any
 
 from esp_gw import files
 from esp_gw.errors import LedgerDamagedError, LedgerError, LedgerMissingError
+from esp_gw.ledger.identity import RECORD_FORMS
 from esp_gw.model import KeyMaterial
 
 SECRET_LEN = 32
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = {
     "settings": "CREATE TABLE settings (machine TEXT NOT NULL, secret BLOB NOT NULL)",
     "keys": (
@@ -89,7 +90,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """The complete contents of a ledger; `rows` is keyed by fingerprint, 32 bytes."""
+    """The complete contents of a ledger; `rows` is keyed by fingerprint, 32 bytes.
+
+    `machine` is the record of the machine's identity.
+    """
 
     machine: str
     secret: bytes = field(repr=False)
@@ -280,7 +284,6 @@ def _all(connection: sqlite3.Connection, statement: str) -> list[tuple[Any, ...]
 def store(connection: sqlite3.Connection, contents: Contents, changes: Mapping[bytes, Row]) -> None:
     """Write `changes`, and the seal over `contents`, to the main file.
 
-    The checkpoint makes the loss of a -wal file harmless: it is empty when a lease is granted.
     Raises sqlite3.Error, LedgerError.
     """
     connection.execute("BEGIN IMMEDIATE")
@@ -291,8 +294,23 @@ def store(connection: sqlite3.Connection, contents: Contents, changes: Mapping[b
             for name, row in changes.items()
         ],
     )
-    seal = (_SEAL, *_seal_values(contents))
-    connection.execute(_REPLACE_KEY, seal)
+    _commit(connection, contents)
+
+
+def store_machine(connection: sqlite3.Connection, contents: Contents) -> None:
+    """Write the machine's record, by the present schema, and the seal. Raises as `store`."""
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+    connection.execute("UPDATE settings SET machine = ?", (contents.machine,))
+    _commit(connection, contents)
+
+
+def _commit(connection: sqlite3.Connection, contents: Contents) -> None:
+    """Write the seal, and put all into the main file.
+
+    The checkpoint makes the loss of a -wal file harmless: it is empty when a lease is granted.
+    """
+    connection.execute(_REPLACE_KEY, (_SEAL, *_seal_values(contents)))
     connection.execute("COMMIT")
     ((busy, _, _),) = _all(connection, "PRAGMA wal_checkpoint(TRUNCATE)")
     if busy:
@@ -316,10 +334,14 @@ def read(path: Path, connection: sqlite3.Connection) -> Contents:
         raise _damaged(path, str(check[0][0]))
     version = _all(connection, "PRAGMA user_version")[0][0]
     tables = dict(_all(connection, "SELECT name, sql FROM sqlite_master"))
-    if version != _SCHEMA_VERSION or tables != _SCHEMA:
+    if version not in RECORD_FORMS or tables != _SCHEMA:
         raise _damaged(path, f"schema {version} is not the schema {_SCHEMA_VERSION} of this esp-gw")
     settings = _all(connection, _SELECT_SETTINGS)
-    if len(settings) != 1 or not _is_settings(*settings[0]):
+    if (
+        len(settings) != 1
+        or not _is_settings(*settings[0])
+        or not RECORD_FORMS[version].fullmatch(settings[0][0])
+    ):
         raise _damaged(path, "the settings were altered")
     rows: dict[bytes, Row] = {}
     contents = Contents(settings[0][0], settings[0][1], rows)

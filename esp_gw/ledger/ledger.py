@@ -17,15 +17,17 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from esp_gw import files
 from esp_gw.errors import KeyReuseError, LedgerError, LedgerForeignError
 from esp_gw.ledger import file as ledger_file
 from esp_gw.ledger.file import NEW_KEYS, REPLACE, Contents, Role, Row
+from esp_gw.ledger.identity import MachineIdentity
 from esp_gw.model import KeyMaterial, Lease
 
 __all__ = [
@@ -100,9 +102,15 @@ class Ledger:
     """
 
     def __init__(
-        self, path: Path, lock: int, connection: sqlite3.Connection, contents: Contents
+        self,
+        path: Path,
+        machine: MachineIdentity,
+        lock: int,
+        connection: sqlite3.Connection,
+        contents: Contents,
     ) -> None:
         self._path = path
+        self._machine = machine
         self._lock = lock
         self._connection = connection
         self._contents = contents
@@ -113,7 +121,7 @@ class Ledger:
         self._closed = False
 
     @staticmethod
-    def create(path: Path, machine: str) -> None:
+    def create(path: Path, machine: MachineIdentity) -> None:
         """Create an empty ledger of this machine, mode 0600. Raises LedgerError if one exists."""
         with ledger_file.errors(path), ledger_file.locked(path):
             if os.path.lexists(path):
@@ -122,13 +130,12 @@ class Ledger:
                     where=str(path),
                     hint="keep it; if it is unusable, see --replace",
                 )
-            fresh = ledger_file.build(
-                path, Contents(machine, secrets.token_bytes(ledger_file.SECRET_LEN), {})
-            )
+            secret = secrets.token_bytes(ledger_file.SECRET_LEN)
+            fresh = ledger_file.build(path, Contents(machine.record(), secret, {}))
             ledger_file.put_in_place(fresh, path)
 
     @staticmethod
-    def replace(path: Path, machine: str, retired: Sequence[KeyMaterial]) -> int:
+    def replace(path: Path, machine: MachineIdentity, retired: Sequence[KeyMaterial]) -> int:
         """Move an unusable ledger to NAME.old-N and create a new one.
 
         Every key known to the old ledger is retired in the new one, and refused for ever. Some keys
@@ -142,17 +149,18 @@ class Ledger:
             unknown = Row(Role.RETIRED, 0, int(time.time()))
             rows = {old.fingerprint(keymat): unknown for keymat in retired}
             rows |= {name: replace(row, role=Role.RETIRED) for name, row in old.rows.items()}
-            fresh = ledger_file.build(path, Contents(machine, old.secret, rows))
+            fresh = ledger_file.build(path, Contents(machine.record(), old.secret, rows))
             ledger_file.move_aside(path)
             ledger_file.put_in_place(fresh, path)
             return len(rows)
 
     @classmethod
-    def open(cls, path: Path, machine: str) -> Ledger:
+    def open(cls, path: Path, machine: MachineIdentity) -> Ledger:
         """Open the ledger of this machine and verify all of it.
 
         Raises LedgerMissingError, LedgerDamagedError, LedgerForeignError, and LedgerError if others
-        may read the file or another process has it open. The hint of each names the remedy.
+        may read the file, another process has it open, or the machine can't be told. The hint of
+        each names the remedy.
         """
         with ledger_file.errors(path), contextlib.ExitStack() as undo:
             ledger_file.check_file(path)
@@ -161,13 +169,31 @@ class Ledger:
             connection = ledger_file.connect(path)
             undo.callback(connection.close)
             contents = ledger_file.read(path, connection)
-            if contents.machine != machine:
+            mismatch = machine.mismatch(contents.machine)
+            if mismatch is not None:
                 raise LedgerForeignError(
-                    "this ledger was made on another machine", where=str(path), hint=REPLACE
+                    f"this ledger was made on another machine ({mismatch})",
+                    where=str(path),
+                    hint=REPLACE,
                 )
-            ledger = cls(path, lock, connection, contents)
+            ledger = cls(path, machine, lock, connection, contents)
             undo.pop_all()
             return ledger
+
+    def bind(self) -> None:
+        """Record the components of this machine that the ledger does not hold yet.
+
+        Raises LedgerError, and closes the ledger in this case.
+        """
+        try:
+            with self._mutex:
+                contents = replace(self._contents, machine=self._machine.record())
+                if contents.machine != self._contents.machine:
+                    self._store(contents, ledger_file.store_machine)
+        except BaseException:
+            # The file may be ahead of memory: the next write would seal the former record.
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the file and release its lock; nothing is lost without a close."""
@@ -321,19 +347,23 @@ class Ledger:
         return name, row
 
     def _write(self, changes: Mapping[bytes, Row]) -> None:
-        """Write rows to disk; the rows in memory change only after the write is certain.
+        if changes:
+            contents = replace(self._contents, rows={**self._contents.rows, **changes})
+            self._store(contents, partial(ledger_file.store, changes=changes))
+
+    def _store(
+        self, contents: Contents, write: Callable[[sqlite3.Connection, Contents], None]
+    ) -> None:
+        """Write to disk; the contents in memory change only after the write is certain.
 
         After an error the file may be ahead of memory, never behind it. The numbers of a failed
         lease were not handed out, so the next try may take them again.
         """
-        if not changes:
-            return
         if self._closed:
             raise LedgerError("the ledger is closed", where=str(self._path))
-        contents = replace(self._contents, rows={**self._contents.rows, **changes})
         with ledger_file.errors(self._path):
             try:
-                ledger_file.store(self._connection, contents, changes)
+                write(self._connection, contents)
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):
                     self._connection.rollback()

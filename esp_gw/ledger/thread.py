@@ -65,7 +65,9 @@ class LedgerThread:
 
     def _open(self) -> Ledger:
         if self._ledger is None:
-            self._ledger = Ledger.open(self.path, machine_identity())
+            ledger = Ledger.open(self.path, machine_identity())
+            ledger.bind()
+            self._ledger = ledger
         return self._ledger
 
     async def _run(self, work: Callable[[], T]) -> T:

@@ -14,8 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from esp_gw.errors import KeyReuseError
 from esp_gw.ledger.ledger import Ledger, Role
 from esp_gw.model import KeyMaterial, Lease
+from tests.support.ledgers import MACHINE
 
-MACHINE = "a" * 64
 KEYS = [KeyMaterial(bytes([number]) * 32, b"salt") for number in range(3)]
 
 keys = st.integers(0, len(KEYS) - 1)

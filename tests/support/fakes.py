@@ -18,8 +18,6 @@ from esp_gw.model import Direction, IPAddress, Lease, Policy, Sa
 from esp_gw.network import changes
 from esp_gw.network.objects import Host, Network
 
-MACHINE = "a machine of tests"
-
 
 class _Collector(logging.Handler):
     def __init__(self, entries: list[dict[str, Any]]) -> None:

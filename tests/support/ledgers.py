@@ -1,17 +1,27 @@
-"""Keys, and ways to reopen or damage a ledger, for the tests of the ledger."""
+"""Keys, machines, and ways to reopen, age or damage a ledger, for its tests."""
 
 from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
+from esp_gw.ledger import file as ledger_file
+from esp_gw.ledger.identity import MachineIdentity, machine_identity
 from esp_gw.ledger.ledger import Ledger
 from esp_gw.model import KeyMaterial
 
-MACHINE = "a" * 64
 ESN = 2**64 - 1
 NO_ESN = 2**32 - 1
+
+
+def machine(name: str) -> MachineIdentity:
+    """A machine without serial number and product UUID."""
+    return MachineIdentity(name * 64, joint=name * 64)
+
+
+MACHINE = machine("a")
 
 
 def key(number: int) -> KeyMaterial:
@@ -46,3 +56,36 @@ def make_other_database(path: Path) -> None:
 def make_rollback_journal(path: Path) -> None:
     with closing(sqlite3.connect(path)) as raw:
         raw.execute("PRAGMA journal_mode = DELETE")
+
+
+class FakeHost:
+    """The files below a root that tell a machine from others; none of them exists at first."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.machine_id = root / "etc/machine-id"
+        self.serial = root / "sys/firmware/devicetree/base/serial-number"
+        self.uuid = root / "sys/class/dmi/id/product_uuid"
+        for path in (self.machine_id, self.serial, self.uuid):
+            path.parent.mkdir(parents=True)
+
+    def become(self, machine_id: str = "", serial: str = "", uuid: str = "") -> MachineIdentity:
+        """Be a machine with these components, without those that are empty."""
+        values = {
+            self.machine_id: f"{machine_id}\n",
+            self.serial: f"{serial}\0",
+            self.uuid: f"{uuid}\n",
+        }
+        for path, value in values.items():
+            path.unlink(missing_ok=True)
+            if value.strip("\0\n"):
+                path.write_text(value)
+        return machine_identity(root=self.root)
+
+
+def make_schema_1(path: Path, record: str) -> None:
+    """Turn a ledger into one of schema 1, whose record is one hash of id and serial number."""
+    with closing(ledger_file.connect(path)) as connection:
+        contents = replace(ledger_file.read(path, connection), machine=record)
+        ledger_file.store_machine(connection, contents)
+        connection.execute("PRAGMA user_version = 1").close()

@@ -24,7 +24,8 @@ from esp_gw.ledger.ledger import Ledger
 from esp_gw.ledger.thread import LedgerThread
 from esp_gw.model import NO_AES, SUITES
 from esp_gw.network.guard import GuardState
-from tests.support.fakes import MACHINE, FakeEngine, FakeKernel
+from tests.support.fakes import FakeEngine, FakeKernel
+from tests.support.ledgers import MACHINE
 
 ROOT = Caller(1, 0, 0)
 

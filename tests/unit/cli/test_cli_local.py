@@ -25,6 +25,7 @@ from esp_gw.errors import ConfigError, EspGwError, KeyReuseError, Problem
 from esp_gw.ledger.ledger import Ledger
 from esp_gw.model import SUITES, Encapsulation, Mode
 from tests.support.commands import Capture, fail, run
+from tests.support.ledgers import MACHINE
 
 INIT = shlex.split(
     "init --local 203.0.113.1 --remote 198.51.100.1"
@@ -228,13 +229,13 @@ def test_keygen_writes_a_key_to_a_file_and_nowhere_else(tmp_path: Path, capsys: 
 def test_ledger_create_makes_one_once_and_show_lists_its_keys(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("esp_gw.ledger.identity.machine_identity", lambda: "ab" * 32)
+    monkeypatch.setattr("esp_gw.ledger.identity.machine_identity", lambda _: MACHINE)
     state = tmp_path / "state"
     assert "there is no ledger" in fail(capsys, "ledger", "show", "--state-dir", str(state))
     assert run(capsys, "ledger", "create", "--state-dir", str(state)).startswith("made ")
     assert "exists already" in fail(capsys, "ledger", "create", "--state-dir", str(state))
     keymat = generate(SUITES["aes256gcm16"])
-    ledger = Ledger.open(state / "ledger.db", "ab" * 32)
+    ledger = Ledger.open(state / "ledger.db", MACHINE)
     ledger.lease(keymat, 100, 2**64 - 1)
     ledger.close()
     (key,) = json.loads(run(capsys, "ledger", "show", "--json", "--state-dir", str(state)))["keys"]
@@ -247,7 +248,7 @@ def test_ledger_create_makes_one_once_and_show_lists_its_keys(
 @pytest.fixture
 def used(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Return a gateway whose keys were used: configuration, state directory, ledger, keys."""
-    monkeypatch.setattr("esp_gw.ledger.identity.machine_identity", lambda: "ab" * 32)
+    monkeypatch.setattr("esp_gw.ledger.identity.machine_identity", lambda _: MACHINE)
     run(capsys, *INIT, "--out", str(tmp_path))
     config, state = tmp_path / "pi-a", tmp_path / "state"
     run(capsys, "ledger", "create", "--state-dir", str(state))
@@ -274,7 +275,7 @@ def test_ledger_replace_refuses_every_key_of_the_configuration_and_the_cli(
     assert (
         "3 keys" in said and "keygen" in said and f"move {used.state / 'added.json'} away" in said
     )
-    with closing(Ledger.open(used.ledger, "ab" * 32)) as ledger:
+    with closing(Ledger.open(used.ledger, MACHINE)) as ledger:
         for keymat in used.keymats:
             with pytest.raises(KeyReuseError, match="make new keys with 'esp-gw keygen'"):
                 ledger.lease(keymat, 1, 2**64 - 1)

@@ -18,7 +18,7 @@ from esp_gw.config.provision import make_pair
 from esp_gw.crypto import processor
 from esp_gw.crypto.measure import Sealer
 from esp_gw.errors import ControlError
-from esp_gw.ledger.identity import machine_identity
+from esp_gw.ledger.identity import MachineIdentity, machine_identity
 from esp_gw.ledger.ledger import Ledger
 from tests.support.commands import Capture
 from tests.support.fake_af_alg import GCM, install
@@ -51,7 +51,7 @@ class Machine:
         )
         (folder / "init/pi-a").rename(self.config)
         (folder / "state").mkdir()
-        Ledger.create(folder / "state/ledger.db", machine_identity())
+        Ledger.create(folder / "state/ledger.db", machine_identity(folder / "state"))
         self.units.mkdir()
         (self.units / "esp-gw.service").write_text("RestrictAddressFamilies=AF_UNIX AF_INET\n")
         (self.units / "esp-gw-guard.service").touch()
@@ -223,6 +223,21 @@ def test_a_machine_that_is_not_configured_yet_is_no_fault(machine: Machine) -> N
     finding = machine.only()
     assert (finding.state, finding.what) == (State.WARNING, "config")
     assert "esp-gw init" in finding.todo
+
+
+@pytest.mark.parametrize("hides_uuid", [False, True])
+def test_the_finding_of_the_ledger_names_the_components_that_count(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, hides_uuid: bool
+) -> None:
+    path = machine.folder / "state/ledger.db"
+    path.unlink()
+    here = MachineIdentity("a" * 64, "b" * 64, None if hides_uuid else "c" * 64, "", hides_uuid)
+    monkeypatch.setattr(doctor, "machine_identity", lambda _: here)
+    Ledger.create(path, here)
+    found = machine.findings()["ledger"].found
+    assert "0 keys; bound to the machine id and serial number of the board" in found
+    assert ("the board and product UUID" in found) is not hides_uuid
+    assert ("but not to the product UUID, which the gateway may not read" in found) is hides_uuid
 
 
 def test_a_missing_ledger_is_a_fault_with_a_hint(machine: Machine) -> None:

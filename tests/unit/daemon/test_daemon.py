@@ -26,7 +26,8 @@ from esp_gw.ledger import thread as ledger_thread
 from esp_gw.ledger.ledger import Ledger
 from esp_gw.network.guard import GuardState
 from esp_gw.network.objects import Network
-from tests.support.fakes import MACHINE, FakeEngine, FakeKernel, captured_logs, until
+from tests.support.fakes import FakeEngine, FakeKernel, captured_logs, until
+from tests.support.ledgers import MACHINE
 
 
 class StartingKernel(FakeKernel):

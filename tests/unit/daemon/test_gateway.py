@@ -37,7 +37,8 @@ from esp_gw.network.guard import GuardState
 from esp_gw.network.objects import RouteKind
 from esp_gw.network.plan import protection
 from tests.support.builders import desired, make_sa, protect, selector
-from tests.support.fakes import MACHINE, FakeEngine, FakeKernel, captured_logs, until
+from tests.support.fakes import FakeEngine, FakeKernel, captured_logs, until
+from tests.support.ledgers import MACHINE
 
 OUT = make_sa("t/out", Direction.OUTBOUND, 0x1001, pair="t/in")
 IN = make_sa("t/in", Direction.INBOUND, 0x1002, pair="t/out")

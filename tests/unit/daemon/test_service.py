@@ -16,7 +16,7 @@ from esp_gw.crypto.aead import AfAlgStatus
 from esp_gw.crypto.recommend import SIZES
 from esp_gw.errors import ConfigError, ControlError, EspGwError, NetworkError
 from esp_gw.ledger import thread as ledger_thread
-from tests.support.fakes import MACHINE
+from tests.support.ledgers import MACHINE
 from tests.support.service_rig import Rig, restarted, start_rig
 
 OTHER = Caller(2, 1000, 1000)

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from esp_gw.errors import LedgerDamagedError, LedgerError
+from esp_gw.ledger.identity import MachineIdentity
 from esp_gw.ledger.ledger import Ledger
 from esp_gw.model import Lease
-from tests.support.ledgers import ESN, MACHINE, key, reopened
+from tests.support.ledgers import ESN, MACHINE, key, make_schema_1, reopened
 
 
 def test_every_commit_waits_for_the_disk(ledger: Ledger) -> None:
@@ -50,6 +51,26 @@ def test_no_lease_without_the_disk_and_the_next_try_succeeds(
     assert ledger.lease(key(1), 10, ESN) == Lease(11, 21)
     with closing(reopened(ledger, path)) as again:
         assert again.lease(key(1), 10, ESN).first == 21
+
+
+@pytest.mark.parametrize("size", [0, 40, 4100, 6000, 12000])
+def test_a_failed_binding_to_the_machine_closes_the_ledger_and_the_next_start_goes_on(
+    ledger: Ledger, path: Path, size: int
+) -> None:
+    for number in range(60):
+        ledger.lease(key(number), 10, ESN)
+    ledger.close()
+    make_schema_1(path, MACHINE.joint)
+    failing = Ledger.open(path, MACHINE)
+    with files_no_longer_than(size), pytest.raises(LedgerError) as refused:
+        failing.bind()
+    assert not isinstance(refused.value, LedgerDamagedError)
+    with pytest.raises(LedgerError, match="closed"):
+        failing.lease(key(1), 10, ESN)
+    with closing(Ledger.open(path, MACHINE)) as again:
+        again.bind()
+        assert again.lease(key(1), 10, ESN) == Lease(11, 21)
+    Ledger.open(path, MachineIdentity(MACHINE.machine_id, joint="other")).close()
 
 
 def test_a_failed_release_gives_nothing_back_twice(ledger: Ledger) -> None:

@@ -16,9 +16,8 @@ import pytest
 from esp_gw.errors import LedgerError
 from esp_gw.ledger.ledger import FloorRequest, LeaseRequest, Ledger
 from esp_gw.model import KeyMaterial, Lease
+from tests.support.ledgers import ESN, MACHINE, machine, make_schema_1
 
-MACHINE = "a" * 64
-ESN = 2**64 - 1
 KEY = KeyMaterial(b"k" * 32, b"salt")
 OTHER = KeyMaterial(b"o" * 32, b"salt")
 
@@ -26,10 +25,11 @@ OTHER = KeyMaterial(b"o" * 32, b"salt")
 CHILD = """
 import os, random, sys
 from pathlib import Path
+from esp_gw.ledger.identity import MachineIdentity
 from esp_gw.ledger.ledger import FloorRequest, LeaseRequest, Ledger
 from esp_gw.model import KeyMaterial
 dice = random.Random(int(sys.argv[2]))
-ledger = Ledger.open(Path(sys.argv[1]), "a" * 64)
+ledger = Ledger.open(Path(sys.argv[1]), MachineIdentity("a" * 64))
 print("open", flush=True)
 while True:
     name = dice.randrange(3)
@@ -139,6 +139,30 @@ def test_a_crash_within_a_release_starts_at_its_old_or_its_new_end(
     assert set(firsts) == {4, 11}
 
 
+@pytest.mark.parametrize("companions", ["kept", "lost"])
+def test_a_crash_while_the_ledger_is_bound_to_the_machine_leaves_the_old_or_the_new_record(
+    tmp_path: Path, companions: str
+) -> None:
+    path = tmp_path / "ledger.db"
+    Ledger.create(path, MACHINE)
+    with closing(Ledger.open(path, MACHINE)) as ledger:
+        ledger.lease(KEY, 10, ESN)
+    make_schema_1(path, MACHINE.joint)
+    with closing(Ledger.open(path, MACHINE)) as ledger:
+        copies = crash_points(ledger, path, ledger.bind, tmp_path)
+    records = []
+    for copy in copies:
+        if companions == "lost":
+            lose_companions(copy)
+        with closing(Ledger.open(copy, MACHINE)) as crashed:
+            records.append(crashed._contents.machine)
+            crashed.bind()
+            assert crashed.lease(KEY, 1, ESN).first == 11
+        Ledger.open(copy, MACHINE).close()
+    assert records[0] == MACHINE.joint and records[-1] == MACHINE.record()
+    assert set(records) == {MACHINE.joint, MACHINE.record()}
+
+
 def test_a_damaged_wal_never_makes_a_leased_number_available_again(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     Ledger.create(path, MACHINE)
@@ -173,8 +197,8 @@ def test_the_wal_of_a_deleted_ledger_does_not_get_into_a_new_one(tmp_path: Path)
         copies = crash_points(ledger, path, lambda: ledger.lease(KEY, 10, ESN), tmp_path)
     committed = next(copy for copy in copies if files(copy)[1].stat().st_size)
     committed.unlink()
-    Ledger.create(committed, "b" * 64)
-    with closing(Ledger.open(committed, "b" * 64)) as fresh:
+    Ledger.create(committed, machine("b"))
+    with closing(Ledger.open(committed, machine("b"))) as fresh:
         assert fresh.entries() == []
         assert fresh.lease(KEY, 10, ESN) == Lease(1, 11)
 
@@ -186,9 +210,9 @@ def test_replacing_takes_the_wal_of_a_crash_along(tmp_path: Path) -> None:
         copies = crash_points(ledger, path, lambda: ledger.lease(KEY, 10, ESN), tmp_path)
     committed = next(copy for copy in copies if files(copy)[1].stat().st_size)
     committed.chmod(0o600)
-    assert Ledger.replace(committed, "b" * 64, ()) == 1
+    assert Ledger.replace(committed, machine("b"), ()) == 1
     with (
-        closing(Ledger.open(committed, "b" * 64)) as fresh,
+        closing(Ledger.open(committed, machine("b"))) as fresh,
         pytest.raises(LedgerError, match="before the ledger was replaced"),
     ):
         fresh.lease(KEY, 1, ESN)

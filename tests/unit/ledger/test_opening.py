@@ -15,8 +15,9 @@ import pytest
 
 from esp_gw.errors import LedgerDamagedError, LedgerError, LedgerForeignError, LedgerMissingError
 from esp_gw.ledger import file as ledger_file
+from esp_gw.ledger.identity import MachineIdentity
 from esp_gw.ledger.ledger import Ledger
-from tests.support.ledgers import ESN, MACHINE, key
+from tests.support.ledgers import ESN, MACHINE, key, machine
 
 
 def test_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
@@ -38,8 +39,8 @@ def test_create_keeps_an_existing_ledger(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def replace_by_none(path: Path, machine: str) -> int:
-    return Ledger.replace(path, machine, ())
+def replace_by_none(path: Path, there: MachineIdentity) -> int:
+    return Ledger.replace(path, there, ())
 
 
 def test_a_missing_directory_is_an_error_with_a_hint(tmp_path: Path) -> None:
@@ -57,8 +58,8 @@ def test_a_missing_ledger_says_when_it_may_be_created(tmp_path: Path, name: str)
 
 
 def test_the_ledger_of_another_machine_is_foreign(path: Path) -> None:
-    with pytest.raises(LedgerForeignError, match=r"another machine; .*--replace.*keygen"):
-        Ledger.open(path, "b" * 64)
+    with pytest.raises(LedgerForeignError, match=r"another machine \(.*\); .*--replace.*keygen"):
+        Ledger.open(path, machine("b"))
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o644])
@@ -87,7 +88,7 @@ def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("attempt", [Ledger.open, Ledger.create, replace_by_none])
 def test_a_ledger_that_is_a_link_is_not_followed(
-    path: Path, tmp_path: Path, attempt: Callable[[Path, str], object]
+    path: Path, tmp_path: Path, attempt: Callable[[Path, MachineIdentity], object]
 ) -> None:
     (tmp_path / "mine").mkdir()
     link = tmp_path / "mine" / "ledger.db"
@@ -130,11 +131,12 @@ def test_root_gives_no_file_away_that_has_a_second_hard_link(
 def test_another_process_is_refused_until_the_ledger_is_closed(ledger: Ledger, path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from esp_gw.ledger.ledger import Ledger\n"
-        "try: Ledger.open(Path(sys.argv[1]), sys.argv[2])\n"
+        "from esp_gw.ledger.identity import MachineIdentity\n"
+        "try: Ledger.open(Path(sys.argv[1]), MachineIdentity(sys.argv[2]))\n"
         "except Exception as error: print(type(error).__name__, error)\n"
         "else: print('opened')"
     )
-    command = [sys.executable, "-c", script, str(path), MACHINE]
+    command = [sys.executable, "-c", script, str(path), MACHINE.machine_id]
     refused = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert refused.startswith("LedgerError") and "another esp-gw uses this ledger" in refused
     ledger.close()

@@ -11,7 +11,15 @@ import pytest
 
 from esp_gw.errors import KeyReuseError, LedgerDamagedError
 from esp_gw.ledger.ledger import Ledger, Role
-from tests.support.ledgers import ESN, MACHINE, key, make_directory, make_empty, make_garbage
+from tests.support.ledgers import (
+    ESN,
+    MACHINE,
+    key,
+    machine,
+    make_directory,
+    make_empty,
+    make_garbage,
+)
 
 
 def test_replacing_a_foreign_ledger_retires_every_key_for_both_directions(
@@ -20,10 +28,10 @@ def test_replacing_a_foreign_ledger_retires_every_key_for_both_directions(
     ledger.lease(key(1), 10, ESN)
     ledger.replay_floor(key(2))
     ledger.close()
-    assert Ledger.replace(path, "b" * 64, ()) == 2
-    assert Ledger.replace(path, "c" * 64, ()) == 2
+    assert Ledger.replace(path, machine("b"), ()) == 2
+    assert Ledger.replace(path, machine("c"), ()) == 2
     assert {"ledger.db.old-1", "ledger.db.old-2"} < {file.name for file in path.parent.iterdir()}
-    with closing(Ledger.open(path, "c" * 64)) as again:
+    with closing(Ledger.open(path, machine("c"))) as again:
         assert [entry.role for entry in again.entries()] == [Role.RETIRED] * 2
         for number in (1, 2):
             with pytest.raises(KeyReuseError, match="before the ledger was replaced"):
@@ -81,8 +89,8 @@ def test_a_key_known_to_both_old_ledger_and_configuration_keeps_its_numbers(
 ) -> None:
     ledger.lease(key(1), 10, ESN)
     ledger.close()
-    assert Ledger.replace(path, "b" * 64, [key(1), key(2)]) == 2
-    with closing(Ledger.open(path, "b" * 64)) as again:
+    assert Ledger.replace(path, machine("b"), [key(1), key(2)]) == 2
+    with closing(Ledger.open(path, machine("b"))) as again:
         assert sorted(entry.seq for entry in again.entries()) == [0, 10]
 
 

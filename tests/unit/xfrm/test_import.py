@@ -18,7 +18,8 @@ from esp_gw.engine.base import LeaseLow
 from esp_gw.ledger.ledger import LEASE_ESN, Ledger
 from esp_gw.model import KeyMaterial, Lease
 from esp_gw.xfrm.takeover import MARGIN
-from tests.support.fakes import MACHINE, until
+from tests.support.fakes import until
+from tests.support.ledgers import MACHINE
 from tests.support.service_rig import Rig, restarted, start_rig
 
 KEY_OUT, KEY_IN = "a1" * 20, "b2" * 20
