@@ -346,7 +346,13 @@ class NativeEngine:
     """
 
     def __new__(cls, settings: Settings) -> NativeEngine:
-        """Create the TUN device and start the workers."""
+        """Create the TUN device, with one queue."""
+
+    def start(self) -> None:
+        """Open a queue for each worker and start the workers; called once."""
+
+    def queues(self) -> int:
+        """Return the number of open queues of the TUN device."""
 
     def workers(self) -> int:
         """Return the number of workers."""

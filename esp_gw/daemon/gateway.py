@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from esp_gw.daemon.ownership import evict, open_alone
 from esp_gw.daemon.reconcile import (
     InstallSa,
     Observed,
@@ -115,12 +116,13 @@ class Gateway:
         """
         settings = desired.settings
         self._desired = Desired(settings)
+        self._interface = settings.interface
         await self._kernel.open()
         try:
             await hold(self._kernel, desired)
             await asyncio.to_thread(self._guard.remember, desired)
             self.engine = self._make_engine()
-            self.engine.open(settings, self._on_event)
+            await open_alone(self.engine, self._kernel, settings, self._on_event)
         except EspGwError:
             await self._kernel.close()
             raise
@@ -237,8 +239,13 @@ class Gateway:
         return [change.describe() for change in changes]
 
     async def _check_network(self) -> CheckResult:
-        """Restore missing objects, and adapt to the current paths to the peers."""
+        """Restore missing objects, and adapt to the current paths to the peers.
+
+        A TUN device that others have opened is a failure: it is deleted.
+        """
         async with self._lock:
+            if await evict(self.engine, self._kernel, self._interface, self._fail):
+                return CheckResult()
             there = await self._kernel.observe()
             network = await self._plan(self._desired)
             # Other programs may add addresses of their own to the TUN while we run.
@@ -267,6 +274,10 @@ class Gateway:
     def _in_place(self, network: Network) -> Network:
         """Return a planned network without the packet filter that this machine can't have."""
         return network if self._kernel.filter_fault is None else replace(network, firewall=None)
+
+    def _fail(self, reason: str) -> None:
+        log.error(reason)
+        self._on_failure(f"{self._interface}: {reason}")
 
     async def _carry_out(self, changes: Sequence[Change]) -> None:
         """Apply changes in order, adjacent ones of one step, or of the network, as one batch."""

@@ -161,8 +161,20 @@ class Engine(Protocol):
 
     name: str
 
+    @property
+    def queues(self) -> int:
+        """The number of queues of the TUN device that the engine has open."""
+
     def open(self, settings: EngineSettings, on_event: Callable[[Event], None]) -> None:
-        """Create the TUN device and start reading it. Raises EngineError."""
+        """Create the TUN device with one queue; nothing reads or writes it before `start`.
+
+        A device of this name must not exist. The new one belongs to user 0, so that no other user
+        opens a queue of it; who did before it had an owner is for the caller to find out. An
+        engine that is closed before its start can be opened again. Raises EngineError.
+        """
+
+    def start(self) -> None:
+        """Open the other queues and carry packets. Raises EngineError."""
 
     def close(self) -> None:
         """Stop and close every descriptor, which removes the TUN device."""

@@ -78,22 +78,27 @@ class NativeEngine:
         self._waiting: list[tuple[Sa, _Wanted]] | None = None
 
     def open(self, settings: EngineSettings, on_event: Callable[[Event], None]) -> None:
-        """Create the TUN device and start the workers. Raises EngineError."""
+        """Create the TUN device with one queue. Raises EngineError."""
         self._on_event = on_event
         sealer = Sealer(native=True, provider=settings.provider)
         self._af_alg = probe.choose(settings.af_alg, sealer)
         self._af_alg_required = settings.af_alg == AF_ALG_ON
-        try:
+        with _tun_refused(settings.interface):
             self._core = core.NativeEngine(_settings(settings, self._af_alg))
-        except OSError as error:
-            refused = tun_not_opened if error.filename == TUN_DEVICE else tun_not_created
-            raise refused(settings.interface, error) from None
-        except ValueError as error:
-            raise EngineError(f"the native engine: {error}") from None
         self._settings = settings
         self._outers: list[OuterSocket] = []
         self._event_fd = self._core.event_fd()
         self._loop.add_reader(self._event_fd, self._take_events)
+
+    @property
+    def queues(self) -> int:
+        """The number of open queues of the TUN device."""
+        return self._core.queues()
+
+    def start(self) -> None:
+        """Open a queue for each worker and start the workers. Raises EngineError."""
+        with _tun_refused(self._settings.interface):
+            self._core.start()
 
     def close(self) -> None:
         """Stop the workers, which removes the TUN device."""
@@ -280,6 +285,18 @@ class NativeEngine:
                 sent = -1
             sas[name] = sent
         self._arm_keepalives(period)
+
+
+@contextmanager
+def _tun_refused(interface: str) -> Iterator[None]:
+    """Turn the kernel's refusal of the TUN device into an EngineError with what to do."""
+    try:
+        yield
+    except OSError as error:
+        refused = tun_not_opened if error.filename == TUN_DEVICE else tun_not_created
+        raise refused(interface, error) from None
+    except ValueError as error:
+        raise EngineError(f"the native engine: {error}") from None
 
 
 @contextmanager

@@ -21,10 +21,9 @@ _OPEN_ADVICE = {
 }
 _CREATE_ADVICE = {
     errno.EPERM: "it needs CAP_NET_ADMIN: run it as root or as the systemd service",
-    errno.EBUSY: "another program holds this name: stop it, or choose another 'interface'",
-    errno.EEXIST: "another program holds this name: stop it, or choose another 'interface'",
-    errno.EINVAL: "a device that is not a TUN has this name: choose another 'interface'",
+    errno.EINVAL: "it belongs to user 0, whom this user namespace lacks: run it where there is one",
 }
+_TAKEN = (errno.EBUSY, errno.EEXIST)
 _SOCKET_ADVICE = {
     errno.EPERM: "raw ESP needs CAP_NET_RAW",
     errno.EADDRINUSE: (
@@ -40,6 +39,15 @@ def tun_not_opened(name: str, error: OSError) -> EngineError:
 
 def tun_not_created(name: str, error: OSError) -> EngineError:
     """Return the error that says why the kernel makes no such TUN device, and what to do."""
+    if error.errno in _TAKEN:
+        return EngineError(
+            "can't make the TUN device: a device of this name exists",
+            where=name,
+            hint=(
+                "stop the gateway or program that has it, remove a leftover with "
+                f"'ip link delete {name}', or choose another 'interface'"
+            ),
+        )
     return _failed(name, error, _CREATE_ADVICE)
 
 

@@ -59,7 +59,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class NetworkChange(Change):
-    """A change of the kernel's network, for Netlink.apply."""
+    """A change of the kernel's network, for KernelNetwork.apply."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ from esp_gw.network.nft import NftTable
 from esp_gw.network.objects import MAIN_TABLE, MAX_BYPASS_RULES, Host, Network, Rule
 from esp_gw.network.routes import FAMILY, PROTOCOL, RouteSocket, refusal
 from esp_gw.network.rule_messages import read_rule, rule_request
+from esp_gw.network.tun_queues import TunQueues, delete_link, read_tun_queues
 
 SETTLE_TIME = 0.1
 """Seconds between the kernel's first notification and a check: changes come in bursts."""
@@ -100,6 +101,14 @@ class KernelNetwork:
         await self._call(self._close())
         await asyncio.get_running_loop().run_in_executor(self._thread, self._runner.close)
         self._thread.shutdown()
+
+    async def tun_queues(self, interface: str) -> TunQueues:
+        """Return the queues of the TUN device, also before `attach`. Raises NetworkError."""
+        return await self._call(read_tun_queues(interface, self._index))
+
+    async def delete_link(self, index: int) -> None:
+        """Delete a device, whoever holds it. Raises NetworkError."""
+        await self._call(delete_link(index))
 
     async def changed(self) -> None:
         """Wait until links, addresses, routes, rules or packet filters have changed.

@@ -83,13 +83,18 @@ def _refused(pair: GatewayPair) -> str:
 
 
 @pytest.mark.parametrize(
-    "device", [("link", "add", "esp0", "type", "veth"), ("tuntap", "add", "esp0", "mode", "tun")]
+    "device",
+    [
+        ("link", "add", "esp0", "type", "veth"),
+        ("tuntap", "add", "esp0", "mode", "tun"),
+        ("tuntap", "add", "esp0", "mode", "tun", "multi_queue", "vnet_hdr"),
+    ],
 )
 def test_an_existing_interface_is_left_alone(make_pair: MakePair, device: tuple[str, ...]) -> None:
     pair = make_pair()
     pair.a.namespace.ip(*device)
     before = network(pair.a.namespace)
-    assert "esp0: can't make the TUN device" in _refused(pair)
+    assert "esp0: can't make the TUN device: a device of this name exists; " in _refused(pair)
     guard(pair.a, "down")
     assert network(pair.a.namespace) == before
     assert not pair.a.socket.exists()

@@ -17,6 +17,7 @@ from esp_gw.errors import EngineError, NetworkError
 from esp_gw.model import Direction, IPAddress, Lease, Policy, Sa
 from esp_gw.network import changes
 from esp_gw.network.objects import Host, Network
+from esp_gw.network.tun_queues import TunQueues
 
 
 class _Collector(logging.Handler):
@@ -57,9 +58,11 @@ class FakeEngine:
     """An engine that only records its calls; `used` is the last sequence number of each SA."""
 
     name = "fake"
+    queues = 2
 
     def __init__(self) -> None:
         self.is_open = False
+        self.is_started = False
         self.af_alg: dict[str, AfAlgStatus] = {}
         self.sas: dict[str, Sa] = {}
         self.leases: dict[str, Lease] = {}
@@ -72,12 +75,18 @@ class FakeEngine:
         self.refuses: str | None = None
 
     def open(self, settings: EngineSettings, on_event: Callable[[Event], None]) -> None:
+        assert not self.is_open
         self.is_open = True
         self.tell = on_event
 
+    def start(self) -> None:
+        assert self.is_open
+        assert not self.is_started
+        self.is_started = True
+
     def close(self) -> None:
         assert self.is_open
-        self.is_open = False
+        self.is_open = self.is_started = False
 
     def set_outer_sockets(self, wanted: Sequence[OuterSocket]) -> None:
         self.sockets = frozenset(wanted)
@@ -91,7 +100,7 @@ class FakeEngine:
         self.floors[sa.name] = highest_seq
 
     def _install(self, sa: Sa) -> None:
-        assert self.is_open
+        assert self.is_started
         assert sa.name not in self.sas
         assert OuterSocket(sa.local, sa.encapsulation) in self.sockets
         if sa.name == self.refuses:
@@ -151,10 +160,15 @@ class FakeEngine:
 
 
 class FakeKernel:
-    """The network of a kernel; `fail_at` makes it refuse the action of that number, once."""
+    """The network of a kernel; `fail_at` makes it refuse the action of that number, once.
+
+    `queues` are the answers to the next questions for the TUN's queues; the last one stays.
+    """
 
     def __init__(self) -> None:
         self.network = Network(mtu=1500)
+        self.queues = [TunQueues(7, FakeEngine.queues, 0, persistent=False)]
+        self.deleted: list[int] = []
         self.actions = 0
         self.there = Host()
         self.filter_fault: str | None = None
@@ -172,6 +186,12 @@ class FakeKernel:
     def refuse_neighbours(self) -> None: ...
 
     async def close(self) -> None: ...
+
+    async def tun_queues(self, interface: str) -> TunQueues:
+        return self.queues.pop(0) if len(self.queues) > 1 else self.queues[0]
+
+    async def delete_link(self, index: int) -> None:
+        self.deleted.append(index)
 
     async def changed(self) -> None:
         await self.events.acquire()

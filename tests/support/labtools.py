@@ -177,6 +177,11 @@ def mac(namespace: Namespace, device: str = "wan") -> str:
     return str(link["address"])
 
 
+def links(namespace: Namespace) -> set[str]:
+    """Return the names of a namespace's devices."""
+    return {link["ifname"] for link in json.loads(namespace.ip("-j", "link"))}
+
+
 def edit(gateway: LabGateway, change: Callable[[dict[str, Any]], object]) -> None:
     """Change a gateway's configuration file, without a reload."""
     document = yaml.safe_load(gateway.config.read_text())

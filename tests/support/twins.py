@@ -142,6 +142,7 @@ class Twin:
         self._stack = contextlib.ExitStack()
         engine.open(EngineSettings(DEVICE, PORT, 0xE5B, af_alg=af_alg), self._on_event)
         self._stack.callback(engine.close)
+        engine.start()
         # Only the test's packets: no router solicitations, and no replies of the kernel.
         for setting in (f"ipv6/conf/{DEVICE}/disable_ipv6", f"ipv4/conf/{DEVICE}/rp_filter"):
             gateway.run("sh", "-c", f"echo 1 > /proc/sys/net/{setting}")

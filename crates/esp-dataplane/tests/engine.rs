@@ -75,7 +75,8 @@ fn impossible() -> SaSpec {
 #[test]
 fn a_worker_whose_socket_fails_is_told_of_and_the_engine_goes_on_answering() {
     let _netns = Netns::enter_new();
-    let mut engine = Engine::start(settings()).unwrap();
+    let mut engine = Engine::open(settings()).unwrap();
+    engine.start().unwrap();
     ip("address add 10.0.1.1/24 dev esp0");
     ip("link set esp0 up");
     ip("route add 10.0.2.0/24 dev esp0");

@@ -34,6 +34,8 @@ mod sockaddr;
 mod sockopt;
 #[allow(unsafe_code)]
 pub mod tun;
+#[allow(unsafe_code)]
+pub mod tun_device;
 mod tun_features;
 pub mod udp;
 

@@ -6,10 +6,8 @@ use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use esp_core::wire::VnetHdr;
-use rustix::fs::{Mode, OFlags};
 
-use crate::error::{Errno, Error, Result, Step, check};
-use crate::tun_features::{downwards, sensible};
+use crate::error::{Errno, Result, Step, check};
 
 pub use crate::tun_features::TunFeatures;
 
@@ -45,13 +43,25 @@ pub enum TunWrite {
 
 /// `struct ifreq` of TUNSETIFF and TUNSETQUEUE.
 #[repr(C, align(8))]
-struct InterfaceRequest {
-    name: [u8; libc::IFNAMSIZ],
+pub(crate) struct InterfaceRequest {
+    pub(crate) name: [u8; libc::IFNAMSIZ],
     flags: u16,
     rest: [u8; 22],
 }
 
-/// One queue of a TUN device, nonblocking.
+impl InterfaceRequest {
+    /// A request without a name.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // 16 bits in struct ifreq
+    pub(crate) fn new(flags: libc::c_int) -> Self {
+        Self {
+            name: [0; libc::IFNAMSIZ],
+            flags: flags as u16,
+            rest: [0; 22],
+        }
+    }
+}
+
+/// One queue of a [`TunDevice`](crate::tun_device::TunDevice), nonblocking.
 #[derive(Debug)]
 pub struct TunQueue {
     fd: OwnedFd,
@@ -61,56 +71,19 @@ pub struct TunQueue {
 }
 
 impl TunQueue {
-    /// Opens a queue of the device `name`, which is created if it doesn't exist. Each further call
-    /// with the same name adds a queue; the device goes with its last queue.
-    ///
-    /// Of the `wanted` offloads those are set that the kernel has; they belong to the device, so
-    /// all queues should want the same.
-    ///
-    /// # Errors
-    /// The error of the system call: EPERM without `CAP_NET_ADMIN`, ENOENT without /dev/net/tun,
-    /// EBUSY if it is not a multi-queue device, or another program's.
-    pub fn open(name: &str, wanted: TunFeatures) -> Result<Self> {
-        let mut request = InterfaceRequest {
-            name: [0; libc::IFNAMSIZ],
-            flags: flags(
-                libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE,
-            ),
-            rest: [0; 22],
-        };
-        // One byte less, for the terminating zero.
-        let room = &mut request.name[..libc::IFNAMSIZ - 1];
-        match room.get_mut(..name.len()) {
-            Some(place) if !name.is_empty() => place.copy_from_slice(name.as_bytes()),
-            _ => {
-                return Err(Error::Argument("an interface name must have 1 to 15 bytes"));
-            }
-        }
-        let how = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fd = rustix::fs::open("/dev/net/tun", how, Mode::empty()).step("/dev/net/tun")?;
-        // SAFETY: TUNSETIFF reads and writes a struct ifreq, which InterfaceRequest is as large as.
-        check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })
-            .step("TUNSETIFF")?;
-        let header_len = libc::c_int::from(10u8);
-        const { assert!(VnetHdr::LEN == 10) };
-        // SAFETY: TUNSETVNETHDRSZ reads one int.
-        check(unsafe {
-            libc::ioctl(
-                fd.as_raw_fd(),
-                libc::TUNSETVNETHDRSZ as _,
-                &raw const header_len,
-            )
-        })
-        .step("TUNSETVNETHDRSZ")?;
-        let end = request.name.iter().position(|&byte| byte == 0);
-        let name = &request.name[..end.unwrap_or(libc::IFNAMSIZ)];
-        let supported = set_features(fd.as_fd(), TunFeatures::all())?;
-        Ok(Self {
-            supported,
-            features: set_features(fd.as_fd(), wanted & supported)?,
-            name: String::from_utf8_lossy(name).into_owned(),
+    /// A queue whose device has these offloads.
+    pub(crate) fn new(
+        fd: OwnedFd,
+        name: String,
+        supported: TunFeatures,
+        features: TunFeatures,
+    ) -> Self {
+        Self {
             fd,
-        })
+            name,
+            supported,
+            features,
+        }
     }
 
     /// The device's name, as the kernel has it.
@@ -204,11 +177,7 @@ impl TunQueue {
     }
 
     fn set_queue(&self, flag: libc::c_int, step: &'static str) -> Result<()> {
-        let request = InterfaceRequest {
-            name: [0; libc::IFNAMSIZ],
-            flags: flags(flag),
-            rest: [0; 22],
-        };
+        let request = InterfaceRequest::new(flag);
         let fd = self.fd.as_raw_fd();
         // SAFETY: TUNSETQUEUE reads a struct ifreq, which InterfaceRequest is as large as.
         check(unsafe { libc::ioctl(fd, libc::TUNSETQUEUE as _, &raw const request) })
@@ -221,31 +190,6 @@ impl AsFd for TunQueue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
-}
-
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // 16 bits in struct ifreq
-fn flags(flags: libc::c_int) -> u16 {
-    flags as u16
-}
-
-/// Enables the wanted offloads that the kernel has, by trying fewer and fewer; returns them.
-fn set_features(fd: BorrowedFd<'_>, wanted: TunFeatures) -> Result<TunFeatures> {
-    let mut last = Errno::INVAL;
-    for offloads in downwards(sensible(wanted)) {
-        // SAFETY: TUNSETOFFLOAD takes a number for its argument, no pointer.
-        let returned = unsafe {
-            libc::ioctl(
-                fd.as_raw_fd(),
-                libc::TUNSETOFFLOAD as _,
-                libc::c_ulong::from(offloads.bits()),
-            )
-        };
-        match check(returned) {
-            Ok(_) => return Ok(offloads),
-            Err(errno) => last = errno,
-        }
-    }
-    Err(last).step("TUNSETOFFLOAD")
 }
 
 #[cfg(test)]

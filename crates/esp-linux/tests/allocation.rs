@@ -11,12 +11,12 @@ mod common;
 use std::io::IoSlice;
 use std::time::Duration;
 
-use common::{ALL, Netns, address, ip, options, udp};
+use common::{ALL, Netns, address, ip, options, tun_queues, udp};
 use esp_core::wire::VnetHdr;
 use esp_linux::mem::Slots;
 use esp_linux::poll::{Events, Interest, Poller, Waker};
 use esp_linux::raw::RawSocket;
-use esp_linux::tun::{MAX_PACKET, TunFeatures, TunQueue, TunRead, TunWrite};
+use esp_linux::tun::{MAX_PACKET, TunFeatures, TunRead, TunWrite};
 use esp_linux::{BatchSocket, RecvArena, SendArena, SendOutcome, Transmit};
 
 #[test]
@@ -65,7 +65,7 @@ fn sockets_reuse_their_arenas_and_buffers() {
 #[test]
 fn queues_and_polling_reuse_their_buffers() {
     let _netns = Netns::enter_new();
-    let queue = TunQueue::open("tun0", TunFeatures::all()).unwrap();
+    let [queue] = tun_queues("tun0", TunFeatures::all());
     ip("address add 192.0.2.1/24 dev tun0");
     ip("link set tun0 up");
     let sender = udp("192.0.2.1:0", ALL);

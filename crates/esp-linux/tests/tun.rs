@@ -11,14 +11,16 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IoSlice, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::process::Command;
 
 use common::{
     ALL, NONE, Netns, PATIENCE, address, eventually, ip, ip_says, pattern, readable, receive_udp,
-    udp,
+    tun_queues, udp,
 };
 use esp_core::wire::{GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VnetHdr};
 use esp_linux::poll::{Events, Interest, Poller, Waker};
 use esp_linux::tun::{MAX_PACKET, TunFeatures, TunQueue, TunRead, TunWrite};
+use esp_linux::tun_device::TunDevice;
 use esp_linux::{BatchSocket, Errno, Error, SendArena, SendOutcome, Transmit};
 
 const MTU: usize = 1400;
@@ -26,9 +28,17 @@ const MTU: usize = 1400;
 /// A namespace with a TUN device of two addresses, the other end of which is `host ^ 3`.
 fn tun(host: u8, offloads: TunFeatures) -> (Netns, TunQueue) {
     let netns = Netns::enter_new();
-    let queue = TunQueue::open("tun0", offloads).unwrap();
+    let [queue] = tun_queues("tun0", offloads);
     up(host);
     (netns, queue)
+}
+
+/// The same with two queues.
+fn two_queues() -> (Netns, TunQueue, TunQueue) {
+    let netns = Netns::enter_new();
+    let [first, second] = tun_queues("tun0", TunFeatures::all());
+    up(1);
+    (netns, first, second)
 }
 
 fn up(host: u8) {
@@ -232,16 +242,14 @@ fn only_the_wanted_offloads_are_on() {
         ),
         ("d", TunFeatures::TSO, TunFeatures::empty()),
     ] {
-        let queue = TunQueue::open(name, wanted).unwrap();
+        let [queue] = tun_queues(name, wanted);
         assert_eq!((queue.name(), queue.features()), (name, on));
     }
 }
 
-#[test]
-fn a_packet_for_an_interface_that_is_down_is_lost_and_later_ones_pass() {
-    let (_netns, queue) = tun(1, TunFeatures::all());
-    let receiver = udp("192.0.2.1:7", NONE);
-    // Made by hand: the kernel checks the IPv4 header's sum, and takes a UDP checksum of zero.
+/// A datagram from 192.0.2.2 to 192.0.2.1, port 7, made by hand: the kernel checks the IPv4
+/// header's sum, and takes a UDP checksum of zero.
+fn ping_to_port_7() -> Vec<u8> {
     let mut packet = vec![0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0];
     packet.extend([192, 0, 2, 2, 192, 0, 2, 1]);
     packet.extend([0, 9, 0, 7, 0, 12, 0, 0]);
@@ -252,6 +260,14 @@ fn a_packet_for_an_interface_that_is_down_is_lost_and_later_ones_pass() {
         .sum();
     let sum = !((sum + (sum >> 16)) as u16);
     packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet
+}
+
+#[test]
+fn a_packet_for_an_interface_that_is_down_is_lost_and_later_ones_pass() {
+    let (_netns, queue) = tun(1, TunFeatures::all());
+    let receiver = udp("192.0.2.1:7", NONE);
+    let packet = ping_to_port_7();
     let header = VnetHdr::default();
     ip("link set tun0 down");
     assert_eq!(queue.write(&header, &packet), Ok(TunWrite::Down));
@@ -278,8 +294,7 @@ fn a_queue_of_a_deleted_device_is_gone() {
 
 #[test]
 fn a_detached_queue_gets_no_packets_until_it_is_attached() {
-    let (_netns, first) = tun(1, TunFeatures::all());
-    let second = TunQueue::open("tun0", TunFeatures::all()).unwrap();
+    let (_netns, first, second) = two_queues();
     let packets_of_32_flows = |queue: &TunQueue| {
         for sender in (0..32).map(|_| udp("192.0.2.1:0", NONE)) {
             let message = Transmit {
@@ -348,8 +363,7 @@ fn what_is_no_ip_packet_or_belies_its_header_is_rejected() {
 
 #[test]
 fn flows_spread_over_the_queues_and_each_stays_in_its_own() {
-    let (_netns, first) = tun(1, TunFeatures::all());
-    let second = TunQueue::open("tun0", TunFeatures::all()).unwrap();
+    let (_netns, first, second) = two_queues();
     let mut queues_of: BTreeMap<u16, BTreeSet<usize>> = BTreeMap::new();
     let senders: Vec<_> = (0..32).map(|_| udp("192.0.2.1:0", NONE)).collect();
     for round in 0..3 {
@@ -381,8 +395,7 @@ fn flows_spread_over_the_queues_and_each_stays_in_its_own() {
 
 #[test]
 fn the_device_goes_with_its_last_queue() {
-    let (_netns, first) = tun(1, TunFeatures::all());
-    let second = TunQueue::open("tun0", TunFeatures::all()).unwrap();
+    let (_netns, first, second) = two_queues();
     drop(first);
     assert!(ip_says("link show").contains("tun0"));
     drop(second);
@@ -391,19 +404,97 @@ fn the_device_goes_with_its_last_queue() {
 }
 
 #[test]
-fn a_device_that_cannot_have_queues_and_a_bad_name_are_refused() {
+fn a_name_that_is_taken_and_a_bad_name_are_refused() {
     let _netns = Netns::enter_new();
     ip("tuntap add single mode tun");
-    let refused = TunQueue::open("single", TunFeatures::all()).unwrap_err();
-    assert_eq!(refused.errno(), Some(Errno::INVAL));
-    assert_eq!(refused.step(), Some("TUNSETIFF"));
     ip("tuntap add many mode tun multi_queue");
-    TunQueue::open("many", TunFeatures::all()).unwrap();
+    ip("link add other type veth");
+    let _ours = TunDevice::create("ours").unwrap();
+    let before = ip_says("-d link show");
+    for name in ["single", "many", "other", "ours"] {
+        let refused = TunDevice::create(name).unwrap_err();
+        assert_eq!(refused.errno(), Some(Errno::BUSY), "{name}");
+        assert_eq!(refused.step(), Some("TUNSETIFF"));
+    }
+    assert_eq!(ip_says("-d link show"), before);
     for name in ["", "sixteen-letters-"] {
-        let refused = TunQueue::open(name, TunFeatures::all());
+        let refused = TunDevice::create(name);
         assert!(matches!(refused, Err(Error::Argument(_))));
     }
-    TunQueue::open("fifteen-letters", TunFeatures::all()).unwrap();
-    let slash = TunQueue::open("a/b", TunFeatures::all()).unwrap_err();
+    TunDevice::create("fifteen-letters").unwrap();
+    let slash = TunDevice::create("a/b").unwrap_err();
     assert_eq!(slash.errno(), Some(Errno::INVAL));
+}
+
+#[test]
+fn a_new_device_is_down_and_belongs_to_user_0() {
+    let _netns = Netns::enter_new();
+    let mut device = TunDevice::create("tun0").unwrap();
+    let made = ip_says("-d link show tun0");
+    assert!(made.contains("numqueues 1 numdisabled 0"), "{made}");
+    assert!(made.contains("user root"), "{made}");
+    assert!(made.contains("state DOWN"), "{made}");
+    device.add_queue().unwrap();
+    let [first, second]: [TunQueue; 2] = device
+        .set_up(TunFeatures::all())
+        .unwrap()
+        .try_into()
+        .unwrap();
+    second.detach().unwrap();
+    let detached = ip_says("-d link show tun0");
+    assert!(detached.contains("numqueues 1 numdisabled 1"), "{detached}");
+    drop(first);
+    drop(second);
+}
+
+/// Has a queue for a moment, and changes all that a queue's holder can: sizes, order of bytes, kind
+/// of link, carrier, offloads, and programs that drop every packet and choose a queue.
+const MEDDLER: &str = r#"
+import ctypes, fcntl, os, platform, struct
+queue = os.open("/dev/net/tun", os.O_RDWR)
+fcntl.ioctl(queue, 0x400454CA, struct.pack("16sH22x", b"tun0", 0x5101))
+code = struct.pack("=BBhi", 0xB7, 0, 0, 0) + struct.pack("=BBhi", 0x95, 0, 0, 0)
+text, licence = ctypes.create_string_buffer(code), ctypes.create_string_buffer(b"GPL")
+load = struct.pack("=IIQQ", 1, 2, ctypes.addressof(text), ctypes.addressof(licence))
+load = ctypes.create_string_buffer(load.ljust(128, bytes(1)))
+number = {"x86_64": 321, "aarch64": 280}[platform.machine()]
+program = ctypes.CDLL(None, use_errno=True).syscall(number, 5, load, 128)
+assert program >= 0, os.strerror(ctypes.get_errno())
+for option, value in (
+    (0x400454D4, 1), (0x400454D8, 20), (0x800454E0, program), (0x800454E1, program),
+    (0x400454E2, 0), (0x400454DC, 1),
+):
+    fcntl.ioctl(queue, option, struct.pack("i", value))
+fcntl.ioctl(queue, 0x400454CD, 1)
+fcntl.ioctl(queue, 0x400454D0, 0)
+"#;
+
+#[test]
+fn what_another_holder_of_a_queue_changed_is_put_back() {
+    let _netns = Netns::enter_new();
+    let device = TunDevice::create("tun0").unwrap();
+    let untouched = ip_says("-d link show tun0");
+    let meddled = Command::new("python3").args(["-c", MEDDLER]).status();
+    assert!(meddled.unwrap().success());
+    assert_ne!(ip_says("-d link show tun0"), untouched);
+    let queues = device.set_up(TunFeatures::all()).unwrap();
+    let queue = &queues[0];
+    assert_eq!(ip_says("-d link show tun0"), untouched);
+    up(1);
+    // Out: the whole header, and nothing dropped on the way.
+    let socket = udp("192.0.2.1:7", NONE);
+    let message = Transmit {
+        dst: "192.0.2.2:9".parse().unwrap(),
+        payload: b"out",
+        segment_size: 0,
+        tos: 0,
+    };
+    assert_eq!(socket.send_gso(&message), Ok(SendOutcome::Sent(1)));
+    let mut buffer = vec![0; MAX_PACKET];
+    let (_, len) = read(queue, &mut buffer);
+    assert_eq!(&buffer[len - 3..len], b"out");
+    // In.
+    let written = queue.write(&VnetHdr::default(), &ping_to_port_7());
+    assert_eq!(written, Ok(TunWrite::Written));
+    assert_eq!(receive_udp(&socket, 1)[0].1, b"ping");
 }

@@ -31,9 +31,18 @@ impl NativeEngine {
             ));
         }
         let settings = settings.0.clone();
-        py.detach(|| Engine::start(settings))
+        py.detach(|| Engine::open(settings))
             .map(Self)
             .map_err(|error| os_error(&error))
+    }
+
+    fn start(&mut self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.0.start())
+            .map_err(|error| os_error(&error))
+    }
+
+    fn queues(&self) -> usize {
+        self.0.queues()
     }
 
     fn workers(&self) -> usize {

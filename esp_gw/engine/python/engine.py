@@ -42,6 +42,7 @@ class PythonEngine:
     """An engine (see engine/base.py) on the running event loop."""
 
     name = "python"
+    queues = 1
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -53,7 +54,7 @@ class PythonEngine:
         self._keepalives_out = 0
 
     def open(self, settings: EngineSettings, on_event: Callable[[Event], None]) -> None:
-        """Create the TUN device and start reading it. Raises EngineError."""
+        """Create the TUN device. Raises EngineError."""
         if settings.provider == AWS_LC:
             raise EngineError(
                 "crypto.provider aws-lc needs the native engine, which does not run",
@@ -69,6 +70,9 @@ class PythonEngine:
         self._tun = open_tun(settings.interface)
         self._outbound = OutboundPath(self._tun, on_event)
         self._inbound = InboundPath(self._tun, on_event, self._loop)
+
+    def start(self) -> None:
+        """Start reading the TUN device."""
         self._loop.add_reader(self._tun, self._read_tun)
 
     def close(self) -> None:

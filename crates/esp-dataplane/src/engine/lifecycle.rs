@@ -10,7 +10,8 @@ use arc_swap::ArcSwap;
 use esp_core::esp::sa::Encapsulation;
 use esp_linux::poll::Waker;
 use esp_linux::raw::RawSocket;
-use esp_linux::tun::{TunFeatures, TunQueue};
+use esp_linux::tun::TunFeatures;
+use esp_linux::tun_device::TunDevice;
 use esp_linux::udp::{UdpFeatures, UdpSocket};
 use esp_linux::{Error, Result, SocketOptions, cpu};
 
@@ -31,6 +32,10 @@ const SOCKET_BUFFER: usize = 4 << 20;
 pub struct Engine {
     pub(super) settings: Settings,
     pub(super) shared: Arc<Shared>,
+    /// The TUN device, until each worker has its queue.
+    device: Option<TunDevice>,
+    /// Number of workers, once they are started.
+    count: usize,
     pub(super) mailboxes: Vec<Arc<Mailbox>>,
     threads: Vec<JoinHandle<()>>,
     /// The open sockets, with the UDP features in use.
@@ -40,13 +45,17 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Creates the TUN device with a queue for each worker, and starts the workers.
+    /// Creates the TUN device, with one queue.
+    ///
+    /// The caller looks at who else has a queue of it ([`TunDevice`]) before [`Self::start`].
     ///
     /// # Errors
     /// The error of the system call; the device is removed again.
-    pub fn start(settings: Settings) -> Result<Self> {
-        let processors = cpu::allowed()?;
-        let count = settings.workers.unwrap_or(processors.len());
+    pub fn open(settings: Settings) -> Result<Self> {
+        let count = match settings.workers {
+            Some(count) => count,
+            None => cpu::allowed()?.len(),
+        };
         let count = count.clamp(1, MAX_WORKERS);
         let events = Arc::new(Events::new(Waker::new()?));
         let kernel = AfAlgKeys::new(settings.af_alg.clone(), Arc::clone(&events));
@@ -59,32 +68,46 @@ impl Engine {
             inbound: Tallies::new(count),
             fwmark: settings.fwmark,
         });
-        let mut engine = Self {
+        Ok(Self {
             shared,
+            device: Some(TunDevice::create(&settings.interface)?),
+            count,
             mailboxes: Vec::new(),
             threads: Vec::new(),
             sockets: HashMap::new(),
             tun: (TunFeatures::empty(), TunFeatures::empty()),
             settings,
-        };
-        let merge = engine.settings.offloads.contains(Offloads::MERGE);
-        let busy_poll = engine.settings.busy_poll;
+        })
+    }
+
+    /// Opens a queue for each worker, and starts the workers.
+    ///
+    /// # Errors
+    /// The kernel's, or an engine that was started already; it carries nothing then.
+    pub fn start(&mut self) -> Result<()> {
+        let device = self.device.take();
+        let mut device = device.ok_or(Error::Argument("the engine was started already"))?;
+        while device.queues() < self.count {
+            device.add_queue()?;
+        }
+        let processors = cpu::allowed()?;
+        let merge = self.settings.offloads.contains(Offloads::MERGE);
+        let busy_poll = self.settings.busy_poll;
         let mut workers = Vec::new();
-        for index in 0..count {
-            let wanted = engine.settings.offloads.tun_features();
-            let tun = TunQueue::open(&engine.settings.interface, wanted)?;
-            engine.tun = (tun.supported(), tun.features());
+        let queues = device.set_up(self.settings.offloads.tun_features())?;
+        for (index, tun) in queues.into_iter().enumerate() {
+            self.tun = (tun.supported(), tun.features());
             let mailbox = Arc::new(Mailbox::new()?);
-            engine.mailboxes.push(Arc::clone(&mailbox));
-            let shared = Arc::clone(&engine.shared);
+            self.mailboxes.push(Arc::clone(&mailbox));
+            let shared = Arc::clone(&self.shared);
             let worker = Worker::new(index, merge, busy_poll, shared, mailbox, tun)?;
             workers.push(worker);
         }
         for (index, worker) in workers.into_iter().enumerate() {
-            let shared = Arc::clone(&engine.shared);
+            let shared = Arc::clone(&self.shared);
             let processor = processors.get(index % processors.len().max(1));
-            let processor = processor.filter(|_| engine.settings.pin_workers).copied();
-            let name = format!("{}: worker {index}", engine.settings.interface);
+            let processor = processor.filter(|_| self.settings.pin_workers).copied();
+            let name = format!("{}: worker {index}", self.settings.interface);
             let thread = std::thread::Builder::new()
                 .name(format!("esp-worker-{index}"))
                 .spawn(move || {
@@ -96,9 +119,16 @@ impl Engine {
                     run_supervised(&name, &mailbox, &shared.events, || worker.run());
                 })
                 .map_err(|_| Error::Argument("a worker thread can't be started"))?;
-            engine.threads.push(thread);
+            self.threads.push(thread);
         }
-        Ok(engine)
+        Ok(())
+    }
+
+    /// Number of open queues of the TUN device.
+    #[must_use]
+    pub fn queues(&self) -> usize {
+        let device = self.device.as_ref();
+        device.map_or(self.workers(), TunDevice::queues)
     }
 
     /// Number of workers.
@@ -120,7 +150,7 @@ impl Engine {
     pub fn set_sockets(&mut self, wanted: &[OuterSocket]) -> Result<()> {
         for &outer in wanted {
             if !self.sockets.contains_key(&outer) {
-                self.open(outer)?;
+                self.open_sockets(outer)?;
             }
         }
         let gone: Vec<OuterSocket> = self
@@ -136,7 +166,7 @@ impl Engine {
         Ok(())
     }
 
-    fn open(&mut self, outer: OuterSocket) -> Result<()> {
+    fn open_sockets(&mut self, outer: OuterSocket) -> Result<()> {
         let options = SocketOptions {
             local: SocketAddr::new(outer.address, self.settings.port),
             mark: self.settings.fwmark,

@@ -10,6 +10,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use esp_linux::poll::{Events, Interest, Poller};
+use esp_linux::tun::{TunFeatures, TunQueue};
+use esp_linux::tun_device::TunDevice;
 use esp_linux::udp::{UdpFeatures, UdpSocket};
 use esp_linux::{BatchSocket, RecvArena, RecvMeta, SocketOptions};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -74,6 +76,15 @@ pub fn ip_says(arguments: &str) -> String {
         .output()
         .expect("ip(8) of iproute2");
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// The queues of a new TUN device, which is down.
+pub fn tun_queues<const N: usize>(name: &str, wanted: TunFeatures) -> [TunQueue; N] {
+    let mut device = TunDevice::create(name).unwrap();
+    while device.queues() < N {
+        device.add_queue().unwrap();
+    }
+    device.set_up(wanted).unwrap().try_into().unwrap()
 }
 
 pub fn options(local: &str) -> SocketOptions {
