@@ -7,6 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+FAILED = 1
+"""Exit status of an error that may pass by itself, or that is none of the following kinds."""
+WRONG_STATE = 65
+"""Exit status of a ledger, or of other state, that is refused (sysexits.h, EX_DATAERR)."""
+WRONG_CONFIG = 78
+"""Exit status of a configuration that is there and wrong (sysexits.h, EX_CONFIG)."""
 INTERRUPTED = 130
 """Exit status of a command that SIGINT ended, as a shell reports it: 128 + 2."""
 
@@ -20,7 +26,9 @@ def printable(text: object) -> str:
 
 
 class EspGwError(Exception):
-    """An error for the operator of the gateway."""
+    """An error for the operator of the gateway; `exit_status` is that of a command it ends."""
+
+    exit_status = FAILED
 
     def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
         super().__init__(what)
@@ -32,15 +40,24 @@ class EspGwError(Exception):
         text = f"{self.where}: {self.what}" if self.where else self.what
         return f"{text}; {self.hint}" if self.hint else text
 
+    @property
+    def summary(self) -> str:
+        """The error on one line."""
+        return str(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One fault in a configuration file: `line` counts from 1, and is 0 if there is none."""
+    """One fault in a configuration file: `line` counts from 1, and is 0 if there is none.
+
+    An `absent` file, key file or credential isn't there, or can't be read now: a late mount, say.
+    """
 
     file: str
     line: int
     field: str
     message: str
+    absent: bool = False
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else self.file
@@ -55,10 +72,38 @@ class ConfigError(EspGwError):
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
         self.problems = problems
+        if not self.may_pass:
+            self.exit_status = WRONG_CONFIG
+
+    @property
+    def summary(self) -> str:
+        """The first problem, and how many more there are."""
+        first, *others = self.problems
+        return f"{first} (and {len(others)} more)" if others else str(first)
+
+    @property
+    def may_pass(self) -> bool:
+        """True if nothing is wrong but what isn't there yet.
+
+        The faults beside an absent file of the configuration may all follow from its absence.
+        """
+        return all(problem.absent for problem in self.problems) or any(
+            problem.absent and not problem.field for problem in self.problems
+        )
 
 
 class KeyFileError(EspGwError):
     """A key could not be read, has the wrong size, or is not kept secret."""
+
+
+class KeyAbsentError(KeyFileError):
+    """A key file or credential isn't there, or can't be read now."""
+
+
+class StoreDamagedError(EspGwError):
+    """The file of the CLI's SAs and policies exists but can't be trusted."""
+
+    exit_status = WRONG_STATE
 
 
 class LedgerError(EspGwError):
@@ -72,13 +117,19 @@ class LedgerMissingError(LedgerError):
 class LedgerDamagedError(LedgerError):
     """The ledger exists but can't be trusted."""
 
+    exit_status = WRONG_STATE
+
 
 class LedgerForeignError(LedgerError):
     """The ledger was made on another machine."""
 
+    exit_status = WRONG_STATE
+
 
 class KeyReuseError(LedgerError):
     """A use of a key and salt was refused because it would repeat an IV."""
+
+    exit_status = WRONG_STATE
 
 
 class EngineError(EspGwError):

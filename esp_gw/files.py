@@ -9,6 +9,21 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+_LASTING = frozenset(
+    (
+        *(errno.EACCES, errno.EPERM, errno.EINVAL, errno.EFBIG, errno.EISDIR),
+        *(errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO),
+    )
+)
+
+
+def is_absence(error: OSError) -> bool:
+    """True for a file that isn't there, or can't be read now: a late mount, or a failing disk.
+
+    False for one that a person has to correct: its name, its type, its size or its permissions.
+    """
+    return error.errno not in _LASTING
+
 
 @contextlib.contextmanager
 def open_regular(path: Path) -> Iterator[tuple[int, os.stat_result]]:

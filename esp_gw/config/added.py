@@ -16,11 +16,13 @@ from typing import TypeVar
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
 from esp_gw.config import types
+from esp_gw.config.conflicts import find_conflicts
 from esp_gw.config.keyfile import parse_keymat
 from esp_gw.config.models import PolicyFields, SaFields
 from esp_gw.config.types import Strict
+from esp_gw.crypto.providers import provider_fault
 from esp_gw.desired import Desired
-from esp_gw.errors import ControlError, EspGwError, KeyFileError, printable
+from esp_gw.errors import ControlError, EspGwError, KeyFileError, StoreDamagedError, printable
 from esp_gw.files import open_regular, privacy_fault, read_bounded, replace
 from esp_gw.model import Action, Origin, Policy, Sa
 from esp_gw.values import FieldError
@@ -126,13 +128,13 @@ class Store:
     def load(self) -> StoredState:
         """The state saved last; an empty one if there is no file yet.
 
-        Raises EspGwError if the file can't be read or trusted.
+        Raises StoreDamagedError if the file can't be trusted, EspGwError if it can't be read.
         """
         try:
             with open_regular(self.path) as (fd, status):
                 if text := privacy_fault(status):
                     path = shlex.quote(printable(self.path))
-                    raise EspGwError(
+                    raise StoreDamagedError(
                         text, where=printable(self.path), hint=f"run: chmod 600 {path}"
                     )
                 content = read_bounded(fd, MAX_STATE_LEN)
@@ -178,9 +180,9 @@ class Store:
                 raise self._damaged(f"{place}: {text}") from None
         return tuple(entries)
 
-    def _damaged(self, what: str) -> EspGwError:
+    def _damaged(self, what: str) -> StoreDamagedError:
         path = shlex.quote(printable(self.path))
-        return EspGwError(
+        return StoreDamagedError(
             f"the state of the CLI's SAs and policies is damaged: {what}",
             where=printable(self.path),
             hint="restore the file, or start without the CLI's additions: "
@@ -222,6 +224,37 @@ def merge(desired: Desired, state: StoredState) -> Desired:
         waiting = later
     sas = (*desired.sas, *(entry.to_sa() for entry in state.sas))
     return dataclasses.replace(desired, sas=sas, policies=tuple(policies))
+
+
+def without_conflicts(configured: Desired, state: StoredState) -> tuple[Desired, dict[str, str]]:
+    """Merge both, but for additions that conflict, which are returned by name with the reason."""
+    left_out: dict[str, str] = {}
+    while (fault := _first_fault(configured, state)) is not None:
+        name, message = fault
+        left_out[name] = message
+        state = StoredState(
+            sas=tuple(entry for entry in state.sas if entry.name != name),
+            policies=tuple(entry for entry in state.policies if entry.name != name),
+        )
+    return merge(configured, state), left_out
+
+
+def _first_fault(configured: Desired, state: StoredState) -> tuple[str, str] | None:
+    placed = {policy.name for policy in configured.policies}
+    for entry in state.policies:
+        if entry.before is not None and entry.before not in placed:
+            return entry.name, f"it is placed before {entry.before}, which doesn't exist"
+        placed.add(entry.name)
+    ours = {entry.name for entry in state.sas} | {entry.name for entry in state.policies}
+    for sa in state.sas:
+        if text := provider_fault(configured.settings.provider, sa.suite):
+            return sa.name, text
+    wanted = merge(configured, state)
+    for conflict in find_conflicts(wanted.sas, wanted.policies):
+        for name in reversed(conflict.names):
+            if name in ours:
+                return name, conflict.message
+    return None
 
 
 def parse_sa_entry(parameters: Mapping[str, object]) -> SaEntry:

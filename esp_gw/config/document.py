@@ -15,7 +15,7 @@ import yaml
 
 from esp_gw.config.types import Location, label
 from esp_gw.errors import Problem, printable
-from esp_gw.files import open_regular, read_bounded
+from esp_gw.files import is_absence, open_regular, read_bounded
 
 MAX_FILE_LEN = 8 << 20
 """Largest accepted file, in bytes: enough for 20,000 tunnels."""
@@ -43,7 +43,7 @@ class Document:
     def __post_init__(self) -> None:
         self.name = printable(self.path)
 
-    def problem(self, location: Location, message: str) -> Problem:
+    def problem(self, location: Location, message: str, *, absent: bool = False) -> Problem:
         """A fault at a place in the file, with the line of the nearest enclosing known place."""
         place = location
         while place and place not in self.lines:
@@ -52,7 +52,7 @@ class Document:
         shown = location
         while shown and isinstance(shown[-1], int) and shown not in self.lines:
             shown = shown[:-1]
-        return Problem(self.name, self.lines.get(place, 0), label(shown), message)
+        return Problem(self.name, self.lines.get(place, 0), label(shown), message, absent)
 
 
 def read_document(path: Path) -> Document:
@@ -62,7 +62,8 @@ def read_document(path: Path) -> Document:
         with open_regular(path) as (fd, _):
             content = read_bounded(fd, MAX_FILE_LEN)
     except OSError as error:
-        document.problems.append(document.problem((), error.strerror or "can't be read"))
+        text = error.strerror or "can't be read"
+        document.problems.append(document.problem((), text, absent=is_absence(error)))
         return document
     try:
         text = content.decode("utf-8-sig")

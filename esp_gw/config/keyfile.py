@@ -9,8 +9,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from esp_gw.errors import KeyFileError, printable
-from esp_gw.files import open_regular, privacy_fault, read_bounded, write_new
+from esp_gw.errors import KeyAbsentError, KeyFileError, printable
+from esp_gw.files import is_absence, open_regular, privacy_fault, read_bounded, write_new
 from esp_gw.model import KeyMaterial, Suite
 from esp_gw.protocol import SALT_LEN
 
@@ -60,7 +60,7 @@ def read_key_file(path: Path, suite: Suite, count: int = 1) -> tuple[KeyMaterial
     """Read the key material of `count` SAs from a text file: one line of hex each, `#` comments.
 
     It must be a regular file with mode 0600 or stricter, owned by root or the current user.
-    Raises KeyFileError with the path in `where`.
+    Raises KeyFileError with the path in `where`, KeyAbsentError if the file isn't there.
     """
     return _read(
         path,
@@ -74,7 +74,7 @@ def read_key_file(path: Path, suite: Suite, count: int = 1) -> tuple[KeyMaterial
 def read_credential(name: str, suite: Suite, count: int = 1) -> tuple[KeyMaterial, ...]:
     """Read the key material of `count` SAs from the systemd credential `name`, in key file format.
 
-    Raises KeyFileError. Source: systemd.exec(5), LoadCredential=.
+    Raises KeyFileError, KeyAbsentError. Source: systemd.exec(5), LoadCredential=.
     """
     if not _CREDENTIAL_NAME.fullmatch(name) or ".." in name:
         raise KeyFileError(
@@ -84,7 +84,7 @@ def read_credential(name: str, suite: Suite, count: int = 1) -> tuple[KeyMateria
         )
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     if not folder:
-        raise KeyFileError(
+        raise KeyAbsentError(
             "there are no credentials here (CREDENTIALS_DIRECTORY is not set)",
             where=f"credential {name}",
             hint="add LoadCredential= to the systemd unit, or use a key file",
@@ -175,4 +175,5 @@ def _unusable(path: Path, error: OSError | ValueError) -> KeyFileError:
         text = "the key file does not exist"
     elif isinstance(error, PermissionError):
         text = "the key file can't be opened: permission denied"
-    return KeyFileError(text, where=printable(path))
+    absent = isinstance(error, OSError) and is_absence(error)
+    return (KeyAbsentError if absent else KeyFileError)(text, where=printable(path))

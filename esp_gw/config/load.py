@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,10 +22,18 @@ from esp_gw.config.models import (
 from esp_gw.config.types import Location, Strict, describe, unknown_field
 from esp_gw.crypto.providers import provider_fault
 from esp_gw.desired import Desired, GatewaySettings
-from esp_gw.errors import ConfigError, KeyFileError, Problem, printable
+from esp_gw.errors import ConfigError, KeyAbsentError, KeyFileError, Problem, printable
+from esp_gw.files import is_absence
 from esp_gw.model import AWS_LC, DEFAULT_SUITE, KeyMaterial, Policy, Sa, Suite, Tunnel
 from esp_gw.protocol import MIN_IPV6_MTU
-from esp_gw.values import FieldError, parse_absolute_path, parse_name, parse_sa_count, parse_suite
+from esp_gw.values import (
+    FieldError,
+    parse_absolute_path,
+    parse_name,
+    parse_sa_count,
+    parse_socket_path,
+    parse_suite,
+)
 
 MAX_SELECTORS = 32768
 """Largest number of prefix pairs in the whole configuration."""
@@ -54,21 +62,41 @@ def load_protection(path: Path) -> Desired:
     return _KeylessReader([read_document(file) for file in files], warnings).desired()
 
 
+def load_state_dir(path: Path) -> Path:
+    """Read the state directory alone: no key is read, and other faults don't matter.
+
+    Raises ConfigError if it is faulty, or may be in what can't be read.
+    """
+    files, _ = _files(path)
+    return _Reader([read_document(file) for file in files], []).state_dir()
+
+
 def readable_state_dir(path: Path) -> Path:
     """Return the state directory of a configuration, however broken its files are.
 
     It is the default one if no file names another before a syntax error.
     """
+    found = _readable(path, "state_dir", parse_absolute_path)
+    return Path(found or GatewaySettings().state_dir)
+
+
+def readable_control_socket(path: Path) -> Path:
+    """Return the control socket of a configuration, as `readable_state_dir` does."""
+    found = _readable(path, "control_socket", parse_socket_path)
+    return Path(found or GatewaySettings().control_socket)
+
+
+def _readable(path: Path, name: str, parse: Callable[[object], str]) -> str | None:
     try:
         files, _ = _files(path)
     except ConfigError:
-        files = []
+        return None
     for file in files:
-        found = find_scalar(file, "state_dir")
+        found = find_scalar(file, name)
         if found is not None:
             with contextlib.suppress(FieldError):
-                return Path(parse_absolute_path(found))
-    return Path(GatewaySettings().state_dir)
+                return parse(found)
+    return None
 
 
 def _files(path: Path) -> tuple[list[Path], list[str]]:
@@ -78,10 +106,13 @@ def _files(path: Path) -> tuple[list[Path], list[str]]:
         names = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "is not a usable file name"
-        raise ConfigError([Problem(printable(path), 0, "", reason)]) from None
+        absent = isinstance(error, OSError) and is_absence(error)
+        raise ConfigError([Problem(printable(path), 0, "", reason, absent)]) from None
     files = [entry for entry in names if entry.suffix == ".yaml"]
     if not files:
-        raise ConfigError([Problem(printable(path), 0, "", "contains no *.yaml file")])
+        # The mount point of a late file system is such a folder.
+        text = "contains no *.yaml file"
+        raise ConfigError([Problem(printable(path), 0, "", text, absent=True)])
     warnings = [
         f"{printable(entry)}: is not read; its name must end in .yaml"
         for entry in names
@@ -119,9 +150,7 @@ class _Reader:
         for document, section in self._sections("tunnels"):
             self._read_tunnels(document, section)
         self._check_together()
-        if self._problems:
-            order = {document.name: index for index, document in enumerate(self._documents)}
-            raise ConfigError(sorted(self._problems, key=lambda p: (order[p.file], p.line)))
+        self._refuse_problems()
         return Desired(
             settings=self._settings,
             tunnels=tuple(self._tunnels),
@@ -130,6 +159,22 @@ class _Reader:
             warnings=tuple(self._warnings),
         )
 
+    def state_dir(self) -> Path:
+        """The state directory. Raises ConfigError."""
+        unread, self._problems = self._problems, []
+        self._read_settings()
+        places = ("gateway", "gateway.state_dir")
+        self._problems = [problem for problem in self._problems if problem.field in places]
+        if "gateway" not in self._homes:
+            self._problems += unread
+        self._refuse_problems()
+        return Path(self._settings.state_dir)
+
+    def _refuse_problems(self) -> None:
+        if self._problems:
+            order = {document.name: index for index, document in enumerate(self._documents)}
+            raise ConfigError(sorted(self._problems, key=lambda p: (order[p.file], p.line)))
+
     def _read_settings(self) -> None:
         sections: dict[str, Strict] = {name: model() for name, model in SETTINGS_MODELS.items()}
         for name, model in SETTINGS_MODELS.items():
@@ -137,8 +182,10 @@ class _Reader:
                 sections[name] = self._only(model, document, name, section) or sections[name]
         self._settings = gateway_settings(sections)
 
-    def _complain(self, document: Document, location: Location, message: str) -> None:
-        self._problems.append(document.problem(location, message))
+    def _complain(
+        self, document: Document, location: Location, message: str, *, absent: bool = False
+    ) -> None:
+        self._problems.append(document.problem(location, message, absent=absent))
 
     def _sections(self, name: str) -> Iterator[tuple[Document, object]]:
         for document in self._documents:
@@ -263,7 +310,8 @@ class _Reader:
         try:
             return source.read(suite, count, document.path.parent)
         except KeyFileError as error:
-            self._complain(document, (*place, "key", source.kind), str(error))
+            absent = isinstance(error, KeyAbsentError)
+            self._complain(document, (*place, "key", source.kind), str(error), absent=absent)
             return None
 
     def _check_together(self) -> None:

@@ -170,9 +170,9 @@ def _beside(path: Path, suffix: str) -> Path:
 
 
 def _refuse_link(path: Path) -> None:
-    """Raise LedgerError for a link: in another user's directory it may lead root anywhere."""
+    """Raise an error for a link: in another user's directory it may lead root anywhere."""
     if path.is_symlink():
-        raise LedgerError(
+        raise LedgerDamagedError(
             "the ledger is a symbolic link", where=str(path), hint="put the file itself there"
         )
 
@@ -180,8 +180,8 @@ def _refuse_link(path: Path) -> None:
 def check_file(path: Path) -> None:
     """Check the type and the mode of the file before SQLite opens it.
 
-    Raises LedgerMissingError, LedgerDamagedError, and LedgerError for a link or a file that others
-    may read.
+    Raises LedgerMissingError, and LedgerDamagedError, also for a link or a file that others may
+    read.
     """
     _refuse_link(path)
     try:
@@ -191,7 +191,7 @@ def check_file(path: Path) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise _damaged(path, "not a file")
     if status.st_mode & 0o077:
-        raise LedgerError(
+        raise LedgerDamagedError(
             "others may read or write the ledger", where=str(path), hint=f"run 'chmod 600 {path}'"
         )
     if status.st_size == 0:

@@ -158,9 +158,9 @@ class Ledger:
     def open(cls, path: Path, machine: MachineIdentity) -> Ledger:
         """Open the ledger of this machine and verify all of it.
 
-        Raises LedgerMissingError, LedgerDamagedError, LedgerForeignError, and LedgerError if others
-        may read the file, another process has it open, or the machine can't be told. The hint of
-        each names the remedy.
+        Raises LedgerMissingError, LedgerDamagedError, LedgerForeignError, and LedgerError if
+        another process has the file open, or the machine can't be told. The hint of each names the
+        remedy.
         """
         with ledger_file.errors(path), contextlib.ExitStack() as undo:
             ledger_file.check_file(path)

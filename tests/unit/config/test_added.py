@@ -11,7 +11,7 @@ import pytest
 from esp_gw import files
 from esp_gw.config.added import Store, StoredState, merge, parse_policy_entry, parse_sa_entry
 from esp_gw.desired import Desired, GatewaySettings
-from esp_gw.errors import ControlError, EspGwError
+from esp_gw.errors import WRONG_STATE, ControlError, EspGwError, StoreDamagedError
 from esp_gw.model import Action, Direction, Encapsulation, Mode, Origin, Policy, PortRange, Selector
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -235,7 +235,7 @@ def test_a_file_open_to_others_is_refused(tmp_path: Path) -> None:
     store = Store(tmp_path / "cli.json")
     store.save(STATE)
     store.path.chmod(0o644)
-    with pytest.raises(EspGwError, match="chmod 600"):
+    with pytest.raises(StoreDamagedError, match="chmod 600"):
         store.load()
 
 
@@ -248,8 +248,9 @@ def saved_text(tmp_path: Path) -> bytes:
 def assert_damaged(tmp_path: Path, content: bytes) -> None:
     store = Store(tmp_path / "cli.json")
     files.replace(store.path, content)
-    with pytest.raises(EspGwError) as caught:
+    with pytest.raises(StoreDamagedError) as caught:
         store.load()
+    assert caught.value.exit_status == WRONG_STATE
     text = str(caught.value)
     assert "damaged" in text
     assert "mv " in text

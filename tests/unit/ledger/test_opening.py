@@ -13,7 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from esp_gw.errors import LedgerDamagedError, LedgerError, LedgerForeignError, LedgerMissingError
+from esp_gw.errors import (
+    FAILED,
+    WRONG_STATE,
+    LedgerDamagedError,
+    LedgerError,
+    LedgerForeignError,
+    LedgerMissingError,
+)
 from esp_gw.ledger import file as ledger_file
 from esp_gw.ledger.identity import MachineIdentity
 from esp_gw.ledger.ledger import Ledger
@@ -159,3 +166,26 @@ def test_a_closed_ledger_leases_nothing_and_closes_again(ledger: Ledger) -> None
     ledger.close()
     with pytest.raises(LedgerError, match="closed"):
         ledger.lease(key(1), 1, ESN)
+
+
+def test_a_refusal_that_only_a_person_ends_is_told_from_one_that_passes(
+    ledger: Ledger, path: Path, tmp_path: Path
+) -> None:
+    def status(attempt: Callable[[], object]) -> int:
+        with pytest.raises(LedgerError) as refused:
+            attempt()
+        return refused.value.exit_status
+
+    # A late mount, another gateway that is about to end.
+    assert status(lambda: Ledger.open(tmp_path / "none", MACHINE)) == FAILED
+    assert status(lambda: Ledger.open(path, MACHINE)) == FAILED
+    ledger.lease(key(1), 1, ESN)
+    assert status(lambda: ledger.replay_floor(key(1))) == WRONG_STATE
+    assert status(lambda: ledger.lease(key(1), 1, 1)) == WRONG_STATE
+    ledger.close()
+    assert status(lambda: Ledger.open(path, "b" * 64)) == WRONG_STATE
+    path.chmod(0o640)
+    assert status(lambda: Ledger.open(path, MACHINE)) == WRONG_STATE
+    path.chmod(0o600)
+    path.write_bytes(b"garbage")
+    assert status(lambda: Ledger.open(path, MACHINE)) == WRONG_STATE
