@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TextIO
 
 from esp_gw.errors import EspGwError, printable
@@ -44,8 +46,13 @@ def configure(level: str) -> None:
     """
     if level not in LEVELS:
         raise EspGwError(f"unknown log level {level!r}", hint=f"use one of {', '.join(LEVELS)}")
-    line = _journal_line if _is_journal(sys.stderr) else _terminal_line
-    handler = _LineHandler(sys.stderr, line)
+    stream = sys.stderr
+    if isinstance(stream, _JournalStream):
+        handler = _LineHandler(stream.journal, _journal_line)
+    elif _is_journal(stream):
+        handler = _LineHandler(stream, _journal_line)
+    else:
+        handler = _LineHandler(stream, _terminal_line)
     handler.setLevel(LEVELS[level])
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger(_LOGGER).setLevel(LEVELS[level])
@@ -93,6 +100,53 @@ class _LineHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self._stream.write(self._line(record) + "\n")
         self._stream.flush()
+
+
+@contextlib.contextmanager
+def journal_levels() -> Iterator[None]:
+    """Give each line on stdout and stderr its level, where the journal reads it (sd-daemon(3)).
+
+    Lines of stderr are errors: of a command, a traceback, a library's warning. The log, with a
+    level in each of its lines, writes beside that. Elsewhere nothing changes.
+    """
+    with contextlib.ExitStack() as undo:
+        if _is_journal(sys.stdout):
+            out = _JournalStream(sys.stdout, "info")
+            undo.callback(out.flush)
+            undo.enter_context(contextlib.redirect_stdout(out))
+        if _is_journal(sys.stderr):
+            err = _JournalStream(sys.stderr, "error")
+            undo.callback(err.flush)
+            undo.enter_context(contextlib.redirect_stderr(err))
+        yield
+
+
+class _JournalStream(io.TextIOBase):
+    """A text stream to `journal` that puts a level before each line, a last one without end too."""
+
+    encoding = "utf-8"
+
+    def __init__(self, journal: TextIO, level: str) -> None:
+        super().__init__()
+        self.journal = journal
+        self._prefix = f"<{_PRIORITIES[level]}>"
+        self._line = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._line = (self._line + text).split("\n")
+        self.journal.write("".join(f"{self._prefix}{line}\n" for line in lines))
+        return len(text)
+
+    def flush(self) -> None:
+        if self._line:
+            self.write("\n")
+        self.journal.flush()
+
+    def fileno(self) -> int:
+        return self.journal.fileno()
+
+    def writable(self) -> bool:
+        return True
 
 
 def _is_journal(stream: TextIO) -> bool:

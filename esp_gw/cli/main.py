@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -22,21 +23,20 @@ from esp_gw.cli.provision import init, keygen
 from esp_gw.cli.sa import sa
 from esp_gw.cli.tunnel import tunnel
 from esp_gw.desired import GatewaySettings
-from esp_gw.errors import INTERRUPTED, ConfigError, EspGwError, printable
+from esp_gw.errors import FAILED, INTERRUPTED, ConfigError, EspGwError, printable
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--socket",
-    type=click.Path(path_type=Path),
-    default=Path(GatewaySettings().control_socket),
-    show_default=True,
+    type=click.Path(readable=False, path_type=Path),
+    show_default=GatewaySettings().control_socket,
     envvar="ESP_GW_SOCKET",
     help="Control socket of the daemon.",
 )
 @click.version_option(package_name="esp-gw", message="%(prog)s %(version)s")
 @click.pass_context
-def cli(context: click.Context, socket: Path) -> None:
+def cli(context: click.Context, socket: Path | None) -> None:
     """Userspace IPsec ESP gateway."""
     context.obj = Daemon(socket)
 
@@ -63,6 +63,19 @@ for command in (
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status. Errors go to stderr, without a traceback."""
+    with _journal_levels():
+        return _run(args)
+
+
+def _journal_levels() -> contextlib.AbstractContextManager[None]:
+    if "JOURNAL_STREAM" not in os.environ:
+        return contextlib.nullcontext()
+    from esp_gw.logs import journal_levels  # noqa: PLC0415 - a command has no use for logging
+
+    return journal_levels()
+
+
+def _run(args: Sequence[str] | None) -> int:
     try:
         result = cli.main(args, prog_name="esp-gw", standalone_mode=False)
     except click.Abort:
@@ -78,13 +91,13 @@ def main(args: Sequence[str] | None = None) -> int:
             _complain(str(problem))
         problems = counted(len(error.problems), "problem")
         _complain(f"esp-gw: error: {problems} in the configuration")
-        return 1
+        return error.exit_status
     except EspGwError as error:
         _complain(f"esp-gw: error: {error}")
-        return 1
+        return error.exit_status
     except Exception as error:
         _complain_internal(error)
-        return 1
+        return FAILED
     return result if isinstance(result, int) else 0
 
 

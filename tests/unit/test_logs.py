@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from esp_gw import logs
@@ -226,3 +227,69 @@ def test_other_libraries_are_logged_the_same_way(
     logging.getLogger("asyncio").error("slow %s", "loop\n")
     logging.getLogger("odd").log(35, "between")
     assert stderr.lines() == ["<3>slow loop\\n logger=asyncio", "<4>between logger=odd"]
+
+
+# Lines beside the log: of commands, of the interpreter, of other libraries
+
+
+def is_journal(stderr: Stderr) -> None:
+    """Have the journal read stderr, and nothing else."""
+    stderr.monkeypatch.setattr(sys, "stderr", stderr.stream)
+    stderr.monkeypatch.setenv("JOURNAL_STREAM", stderr.name)
+
+
+def test_every_line_on_stderr_is_an_error_for_the_journal(stderr: Stderr) -> None:
+    is_journal(stderr)
+    with logs.journal_levels():
+        click.echo("esp-gw: error: no TUN", err=True)
+        click.echo("one\ntwo", err=True)
+        sys.stderr.write("in ")
+        sys.stderr.write("parts\n\n")
+        try:
+            raise ValueError("<0>forged")
+        except ValueError:
+            sys.excepthook(*sys.exc_info())
+        sys.stderr.write("no end")
+    lines = stderr.lines()
+    assert lines[:5] == [
+        *("<3>esp-gw: error: no TUN", "<3>one", "<3>two", "<3>in parts", "<3>"),
+    ]
+    assert all(line.startswith("<3>") for line in lines)
+    assert "<3>ValueError: <0>forged" in lines
+    assert lines[-1] == "<3>no end"
+    assert sys.stderr is stderr.stream
+
+
+def test_the_log_keeps_its_own_levels_beside_them(stderr: Stderr) -> None:
+    is_journal(stderr)
+    with logs.journal_levels():
+        logs.configure("info")
+        logger().warning("hot")
+        click.echo("broken", err=True)
+        logger().info("cold")
+    assert stderr.lines() == ["<4>hot", "<3>broken", "<6>cold"]
+
+
+def test_stdout_has_the_level_of_information_where_the_journal_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "stdout").open("w") as stream:
+        status = os.fstat(stream.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+        monkeypatch.setattr(sys, "stdout", stream)
+        with logs.journal_levels():
+            click.echo("sa office/out added\nsa office/in added")
+            click.echo("not here", err=True)
+    assert (tmp_path / "stdout").read_text() == "<6>sa office/out added\n<6>sa office/in added\n"
+
+
+@pytest.mark.parametrize("named", [None, "", "8:1", "8", "a:b"])
+def test_elsewhere_lines_have_no_level(stderr: Stderr, named: str | None) -> None:
+    stderr.monkeypatch.setattr(sys, "stderr", stderr.stream)
+    if named is not None:
+        stderr.monkeypatch.setenv("JOURNAL_STREAM", named)
+    before = sys.stdout, sys.stderr
+    with logs.journal_levels():
+        assert (sys.stdout, sys.stderr) == before
+        click.echo("broken", err=True)
+    assert stderr.lines() == ["broken"]
