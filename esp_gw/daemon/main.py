@@ -12,13 +12,14 @@ from typing import Any
 from esp_gw import logs
 from esp_gw.config.added import STORE_NAME, Store
 from esp_gw.config.load import load_config, readable_state_dir
-from esp_gw.control.server import Caller, ControlServer
+from esp_gw.control.server import Caller, ControlServer, Handler
 from esp_gw.crypto.advice import advice
 from esp_gw.daemon import memory
 from esp_gw.daemon.engines import make_engine
 from esp_gw.daemon.gateway import Gateway
 from esp_gw.daemon.guard import hold_before_start
 from esp_gw.daemon.service import Service
+from esp_gw.daemon.starts import Starts, may_start
 from esp_gw.daemon.systemd import Notifier, watchdog_interval
 from esp_gw.desired import Desired
 from esp_gw.engine.choose import is_native
@@ -29,6 +30,9 @@ from esp_gw.logs import log
 from esp_gw.network.guard import GuardState
 from esp_gw.network.kernel import KernelNetwork
 from esp_gw.network.owned_tables import TABLES_NAME, OwnedTables
+
+STATUS_INTERVAL = 15.0
+"""Seconds between looks at what is wrong, where no watchdog sets the pace."""
 
 End = Callable[[Gateway], Awaitable[None]]
 """The way in which a gateway ends that was asked to."""
@@ -49,6 +53,20 @@ def run_and_release(config: Path, log_level: str) -> int:
 
 def _run(config: Path, log_level: str, end: End) -> int:
     logs.configure(log_level)
+    notifier, starts = Notifier.from_environment(), Starts.from_environment()
+    # Before the guard is told that a gateway runs: while this one waits, its watcher repairs.
+    if not may_start(starts, notifier):
+        return 0
+    try:
+        _start(config, end, notifier, starts)
+    except EspGwError as error:
+        starts.failed(error.summary)
+        notifier.status(error.summary)
+        raise
+    return 0
+
+
+def _start(config: Path, end: End, notifier: Notifier, starts: Starts) -> None:
     # Before a key is read into memory.
     memory.forbid_core_dumps()
     if not memory.lock():
@@ -57,18 +75,13 @@ def _run(config: Path, log_level: str, end: End) -> int:
     with guard.gateway():
         # Before anything else that can fail.
         hold_before_start(guard, config)
-        return _run_gateway(config, guard, end)
-
-
-def _run_gateway(config: Path, guard: GuardState, end: End) -> int:
-    desired = load_config(config)
-    daemon = _Daemon(config, desired, guard, end)
-    if is_native(desired.settings.engine):
-        # The loop carries no packets, so uvloop would only cost 2 MB of memory.
-        asyncio.run(daemon.main())
-    else:
-        _run_fast_loop(daemon.main())
-    return 0
+        desired = load_config(config)
+        daemon = _Daemon(config, desired, guard, end, notifier, starts)
+        if is_native(desired.settings.engine):
+            # The loop carries no packets, so uvloop would only cost 2 MB of memory.
+            asyncio.run(daemon.main())
+        else:
+            _run_fast_loop(daemon.main())
 
 
 def _run_fast_loop(main: Coroutine[Any, Any, None]) -> None:
@@ -81,12 +94,21 @@ def _run_fast_loop(main: Coroutine[Any, Any, None]) -> None:
 
 
 class _Daemon:
-    def __init__(self, config: Path, desired: Desired, guard: GuardState, end: End) -> None:
+    def __init__(
+        self,
+        config: Path,
+        desired: Desired,
+        guard: GuardState,
+        end: End,
+        notifier: Notifier,
+        starts: Starts,
+    ) -> None:
         self._config = config
         self._desired = desired
         self._guard = guard
         self._end = end
-        self._notifier = Notifier.from_environment()
+        self._notifier = notifier
+        self._starts = starts
         self._failure: str | None = None
 
     async def main(self) -> None:
@@ -110,7 +132,8 @@ class _Daemon:
         self._service = Service(
             gateway, self._config, self._desired, Store(state_dir / STORE_NAME), advice(settings)
         )
-        control = ControlServer(Path(settings.control_socket), self._service.handlers())
+        handlers = {name: self._told(each) for name, each in self._service.handlers().items()}
+        control = ControlServer(Path(settings.control_socket), handlers)
         tables.write(former | {settings.table})
         await gateway.start(self._service.desired())
         tables.write(frozenset({settings.table}))
@@ -134,18 +157,34 @@ class _Daemon:
             mtu=gateway.mtu,
             sas=len(gateway.sas),
         )
-        self._notifier.ready(f"{len(gateway.sas)} SAs, engine {gateway.engine.name}")
-        tasks = [asyncio.create_task(work) for work in (self._watchdog(), self._keep_reloading())]
+        self._starts.forget()
+        self._notifier.ready(self._service.status_text())
+        work = (self._keep_telling(), self._keep_reloading())
+        tasks = [asyncio.create_task(each) for each in work]
         await self._stopping.wait()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _watchdog(self) -> None:
+    async def _keep_telling(self) -> None:
+        """Feed the watchdog, and tell of what became wrong since."""
         interval = watchdog_interval()
-        while interval is not None:
-            self._notifier.watchdog()
-            await asyncio.sleep(interval)
+        while True:
+            if interval is not None:
+                self._notifier.watchdog()
+            self._notifier.status(self._service.status_text())
+            await asyncio.sleep(interval or STATUS_INTERVAL)
+
+    def _told(self, handler: Handler) -> Handler:
+        """Return a control method that tells the service manager what has changed by it."""
+
+        async def tell(parameters: dict[str, object], caller: Caller) -> dict[str, object]:
+            try:
+                return await handler(parameters, caller)
+            finally:
+                self._notifier.status(self._service.status_text())
+
+        return tell
 
     async def _keep_reloading(self) -> None:
         while True:
@@ -157,17 +196,15 @@ class _Daemon:
     async def _reload(self) -> None:
         self._notifier.reloading()
         try:
-            await self._service.reload({}, Caller(0, 0, 0))
-            self._notifier.ready("reloaded")
+            await self._service.reload_files()
         except EspGwError as error:
             # The running state is kept: a mistake in a file is no reason to lose a tunnel.
             for line in str(error).splitlines():
                 log.error("not reloaded", reason=line)
-            self._notifier.ready("not reloaded, see the log")
         except Exception:
-            # The service manager waits for READY=1, even after an unexpected error.
             log.exception("not reloaded")
-            self._notifier.ready("not reloaded, see the log")
+        # The service manager waits for READY=1, even after an unexpected error.
+        self._notifier.ready(self._service.status_text())
 
     def _fail(self, reason: str) -> None:
         # Keep the first reason: later failures follow from it.

@@ -16,22 +16,21 @@ from esp_gw.config.added import (
     PolicyEntry,
     Store,
     StoredState,
-    merge,
     parse_additions,
     parse_policy_entry,
     parse_sa_entry,
+    without_conflicts,
 )
-from esp_gw.config.conflicts import find_conflicts
 from esp_gw.config.keyfile import format_keymat
 from esp_gw.config.load import load_config
 from esp_gw.control.protocol import PREFIX
 from esp_gw.control.server import Caller, Handler
 from esp_gw.crypto.advice import Advice
-from esp_gw.crypto.providers import provider_fault
 from esp_gw.daemon.gateway import Gateway
+from esp_gw.daemon.status import status_text
 from esp_gw.daemon.views import policy_view, sa_view
 from esp_gw.desired import Desired, GatewaySettings, settings_of
-from esp_gw.errors import ControlError, EspGwError
+from esp_gw.errors import ConfigError, ControlError, EspGwError
 from esp_gw.logs import log
 from esp_gw.model import Sa
 from esp_gw.network.sysctl import network_warnings
@@ -53,6 +52,7 @@ class Service:
         self._store = store
         self._advice = advice
         self._hints: list[str] = []
+        self._not_reloaded: str | None = None
         self._state = store.load()
         self._left_out: dict[str, str] = {}
         self._changing = asyncio.Lock()
@@ -63,7 +63,7 @@ class Service:
 
         The configuration takes precedence: a conflicting addition is left out with a warning.
         """
-        wanted, self._left_out = _without_conflicts(self._configured, self._state)
+        wanted, self._left_out = without_conflicts(self._configured, self._state)
         self._warn()
         return wanted
 
@@ -114,12 +114,27 @@ class Service:
             "policies": len(self._gateway.policies),
             "ledger": str(self._gateway.ledger_path),
             "warnings": [
-                *self._warnings(),
-                *self._hints,
-                *self._gateway.warnings,
+                *self._faults(),
                 *network_warnings(self._configured, settings.interface),
             ],
         }
+
+    def status_text(self) -> str:
+        """Return on one line what runs, and what is wrong, as far as the gateway is told of it.
+
+        The kernel tells of no change of the settings behind `network_warnings`.
+        """
+        return status_text(len(self._gateway.sas), self._gateway.engine.name, self._faults())
+
+    def _faults(self) -> list[str]:
+        """Return what is wrong, the worst first."""
+        kept = self._not_reloaded
+        return [
+            *([] if kept is None else [f"the configuration was not reloaded: {kept}"]),
+            *self._gateway.warnings,
+            *self._warnings(),
+            *self._hints,
+        ]
 
     async def list_sas(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return every SA, without its key."""
@@ -188,7 +203,7 @@ class Service:
         """Raise the error that `import_sas` would raise; only the ledger isn't consulted."""
         async with self._changing:
             _, state = self._with_import(parameters)
-            self._refuse_left_out(_without_conflicts(self._configured, state)[1])
+            self._refuse_left_out(without_conflicts(self._configured, state)[1])
             return {}
 
     async def import_sas(self, parameters: Parameters, caller: Caller) -> Parameters:
@@ -313,19 +328,43 @@ class Service:
 
     async def reload(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Reload the configuration, changing only what differs; return the changes."""
+        self._refuse_other(parameters.get("config"))
+        try:
+            return {"changes": await self.reload_files()}
+        except ConfigError as error:
+            hint = f"nothing has changed; see 'esp-gw check {self._config}'"
+            raise ControlError("Refused", error.summary, hint=hint) from None
+
+    async def reload_files(self) -> list[str]:
+        """Reload the configuration, and return the changes.
+
+        Raises EspGwError; until a reload succeeds, it is among the warnings.
+        """
+        try:
+            changes = await self._reload_files()
+        except EspGwError as error:
+            self._not_reloaded = error.summary
+            raise
+        except Exception:
+            self._not_reloaded = "internal error, see the log"
+            raise
+        self._not_reloaded = None
+        return changes
+
+    async def _reload_files(self) -> list[str]:
         async with self._changing:
             configured = await asyncio.to_thread(load_config, self._config)
             # The parsed models have reference cycles, megabytes for thousands of tunnels: free
             # them before the next allocations.
             gc.collect()
             self._refuse_fixed(configured)
-            wanted, left_out = _without_conflicts(configured, self._state)
+            wanted, left_out = without_conflicts(configured, self._state)
             changes = await self._gateway.apply(wanted)
             self._configured, self._left_out = configured, left_out
         self._warn()
         await self.advise()
         log.info("reloaded", changes=len(changes))
-        return {"changes": changes}
+        return changes
 
     def _warn(self) -> None:
         for warning in self._warnings():
@@ -348,14 +387,14 @@ class Service:
 
         A refusal begins with `what`, or with the name of the conflicting addition.
         """
-        wanted, left_out = _without_conflicts(self._configured, state)
+        wanted, left_out = without_conflicts(self._configured, state)
         self._refuse_left_out(left_out, what)
         before = self._state
         await self._gateway.apply(wanted)
         try:
             await asyncio.to_thread(self._store.save, state)
         except EspGwError:
-            await self._gateway.apply(_without_conflicts(self._configured, before)[0])
+            await self._gateway.apply(without_conflicts(self._configured, before)[0])
             raise
         self._state, self._left_out = state, left_out
 
@@ -390,6 +429,15 @@ class Service:
                     hint=f"run 'esp-gw policy delete {entry.name}' first",
                 )
 
+    def _refuse_other(self, config: object) -> None:
+        """Refuse to reload for a caller that means another gateway's configuration."""
+        if config is not None and os.path.realpath(str(config)) != os.path.realpath(self._config):
+            raise ControlError(
+                "InvalidParameter",
+                f"the gateway at this socket reads {self._config}, not {config}",
+                hint="name its socket with --socket, or restart it with the other configuration",
+            )
+
     def _refuse_fixed(self, configured: Desired) -> None:
         """Refuse changes of settings that are fixed when the daemon starts."""
         old, new = self._configured.settings, configured.settings
@@ -409,37 +457,6 @@ def _refuse_existing(kind: str, name: str, names: list[str]) -> None:
             f"the {kind} {name} exists already",
             hint="choose another name, or delete it first",
         )
-
-
-def _without_conflicts(configured: Desired, state: StoredState) -> tuple[Desired, dict[str, str]]:
-    """Merge both; return the result, and the names of conflicting additions with the reason."""
-    left_out: dict[str, str] = {}
-    while (fault := _first_fault(configured, state)) is not None:
-        name, message = fault
-        left_out[name] = message
-        state = StoredState(
-            sas=tuple(entry for entry in state.sas if entry.name != name),
-            policies=tuple(entry for entry in state.policies if entry.name != name),
-        )
-    return merge(configured, state), left_out
-
-
-def _first_fault(configured: Desired, state: StoredState) -> tuple[str, str] | None:
-    placed = {policy.name for policy in configured.policies}
-    for entry in state.policies:
-        if entry.before is not None and entry.before not in placed:
-            return entry.name, f"it is placed before {entry.before}, which doesn't exist"
-        placed.add(entry.name)
-    ours = {entry.name for entry in state.sas} | {entry.name for entry in state.policies}
-    for sa in state.sas:
-        if text := provider_fault(configured.settings.provider, sa.suite):
-            return sa.name, text
-    wanted = merge(configured, state)
-    for conflict in find_conflicts(wanted.sas, wanted.policies):
-        for name in reversed(conflict.names):
-            if name in ours:
-                return name, conflict.message
-    return None
 
 
 def _name(parameters: Parameters) -> str:

@@ -1,4 +1,4 @@
-"""Notifications to the service manager: ready, reloading, stopping, watchdog (sd_notify(3))."""
+"""Notifications to the service manager: ready, status, reloading, watchdog (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+
+START_TIMEOUT = 90.0
+"""Seconds that systemd gives a start by default (systemd-system.conf(5))."""
 
 
 class Notifier:
@@ -17,6 +20,7 @@ class Notifier:
 
     def __init__(self, address: str | None) -> None:
         self._address = address
+        self._status = ""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Notifier:
@@ -31,7 +35,19 @@ class Notifier:
 
     def ready(self, status: str) -> None:
         """Report that starting or reloading is complete."""
-        self._send("READY=1", f"STATUS={_one_line(status)}")
+        self._status = _one_line(status)
+        self._send("READY=1", f"STATUS={self._status}")
+
+    def status(self, status: str) -> None:
+        """Report what runs and what is wrong, if that has changed."""
+        if (line := _one_line(status)) != self._status:
+            self._status = line
+            self._send(f"STATUS={line}")
+
+    def waiting(self, status: str, seconds: float) -> None:
+        """Report that the start goes on waiting, and ask for that much more time."""
+        usec = int((seconds + START_TIMEOUT) * 1e6)
+        self._send(f"STATUS={_one_line(status)}", f"EXTEND_TIMEOUT_USEC={usec}")
 
     def reloading(self) -> None:
         """Report that a reload has begun; `ready` ends it."""

@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -16,12 +17,16 @@ import pytest
 from esp_gw import logs
 from esp_gw.config.load import load_config
 from esp_gw.config.provision import make_pair
+from esp_gw.control.client import call
 from esp_gw.daemon import main as daemon_module
 from esp_gw.daemon import memory
 from esp_gw.daemon import service as service_module
 from esp_gw.daemon.gateway import Gateway
+from esp_gw.daemon.service import Service
+from esp_gw.daemon.starts import Starts
+from esp_gw.daemon.systemd import Notifier
 from esp_gw.engine.base import EngineFailed
-from esp_gw.errors import EngineError, EspGwError
+from esp_gw.errors import ConfigError, ControlError, EngineError, EspGwError
 from esp_gw.ledger import thread as ledger_thread
 from esp_gw.ledger.ledger import Ledger
 from esp_gw.network.guard import GuardState
@@ -64,6 +69,8 @@ class Rig:
         self.manager.bind(str(folder / "notify"))
         self.manager.setblocking(False)
         self.received: list[str] = []
+        self.status = ""
+        self.messages = 0
         self.engine = FakeEngine()
         monkeypatch.setenv("NOTIFY_SOCKET", str(folder / "notify"))
         monkeypatch.setattr(ledger_thread, "machine_identity", lambda: MACHINE)
@@ -71,18 +78,32 @@ class Rig:
         self._monkeypatch = monkeypatch
 
     def launch(self, while_starting: Callable[[], None] = lambda: None) -> asyncio.Task[None]:
-        kernel = StartingKernel(while_starting)
-        self._monkeypatch.setattr(daemon_module, "KernelNetwork", lambda *_: kernel)
+        self.kernel = StartingKernel(while_starting)
+        self._monkeypatch.setattr(daemon_module, "KernelNetwork", lambda *_: self.kernel)
         self.daemon = daemon_module._Daemon(
-            self.config, load_config(self.config), GuardState(self.folder), Gateway.stop
+            self.config,
+            load_config(self.config),
+            GuardState(self.folder),
+            Gateway.stop,
+            Notifier.from_environment(),
+            Starts(None),
         )
         return asyncio.create_task(self.daemon.main())
 
     def states(self) -> list[str]:
-        """Return the first assignment of every message to the service manager so far."""
+        """Return the first assignment of every message about a state so far.
+
+        `status` is the text of the last message with one.
+        """
         try:
             while True:
-                self.received.append(self.manager.recv(4096).decode().split("\n")[0])
+                lines = self.manager.recv(4096).decode().split("\n")
+                self.messages += 1
+                for line in lines:
+                    if line.startswith("STATUS="):
+                        self.status = line.removeprefix("STATUS=")
+                if lines != [f"STATUS={self.status}"]:
+                    self.received.append(lines[0])
         except BlockingIOError:
             return self.received
 
@@ -189,9 +210,79 @@ async def test_a_reload_that_fails_ends_and_the_next_one_works(
     monkeypatch.setattr(service_module, "load_config", broken)
     send(signal.SIGHUP)
     await rig.received_last("READY=1", "RELOADING=1", "READY=1")
+    assert rig.status.startswith("2 SAs, engine fake; the configuration was not reloaded: ")
+    assert ("a mistake" in rig.status) is isinstance(error, EspGwError)
     assert set(rig.engine.sas) == {"pi-b/out", "pi-b/in"}
     monkeypatch.setattr(service_module, "load_config", load_config)
     send(signal.SIGHUP)
     await rig.received_last("READY=1", "RELOADING=1", "READY=1", "RELOADING=1", "READY=1")
     send(signal.SIGTERM)
     await running
+
+
+async def test_the_status_tells_what_is_wrong_as_soon_as_it_is_and_only_then(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon_module, "STATUS_INTERVAL", 0.001)
+    running = rig.launch()
+    await rig.received_last("READY=1")
+    assert rig.status == "2 SAs, engine fake"
+    looks, before = 0, rig.messages
+    status_text = Service.status_text
+
+    def looking(service: Service) -> str:
+        nonlocal looks
+        looks += 1
+        return status_text(service)
+
+    monkeypatch.setattr(Service, "status_text", looking)
+    kernel = rig.kernel
+    kernel.network = replace(kernel.network, is_up=False)
+    kernel.events.release()
+    await until(lambda: rig.states() and "esp0 is down" in rig.status)
+    assert rig.status.startswith("2 SAs, engine fake; ")
+    looks = 0
+    await until(lambda: looks > 10)
+    rig.states()
+    assert rig.messages == before + 1
+    kernel.network = replace(kernel.network, is_up=True)
+    kernel.events.release()
+    await until(lambda: rig.states() and "esp0 is down" not in rig.status)
+    send(signal.SIGTERM)
+    await running
+
+
+async def test_a_change_by_the_command_line_is_in_the_status_at_once(rig: Rig) -> None:
+    running = rig.launch()
+    await rig.received_last("READY=1")
+    text = rig.config.read_text()
+    rig.config.write_text(text + "colour: blue\n")
+    with pytest.raises(ControlError, match="colour"):
+        await asyncio.to_thread(call, rig.socket, "Reload", {})
+    await until(lambda: rig.states() and "not reloaded" in rig.status)
+    rig.config.write_text(text[: text.index("tunnels:")])
+    await asyncio.to_thread(call, rig.socket, "Reload", {})
+    await until(lambda: rig.states() and rig.status == "0 SAs, engine fake")
+    # Nothing but a change of the status: the service manager waits for no end of this reload.
+    assert rig.received == ["READY=1"]
+    send(signal.SIGTERM)
+    await running
+
+
+@pytest.mark.parametrize("fault", ["colour: blue\n", None])
+def test_a_start_that_fails_leaves_its_reason_in_the_status(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, fault: str | None
+) -> None:
+    monkeypatch.setattr(memory, "lock", lambda: True)
+    monkeypatch.setattr(memory, "forbid_core_dumps", lambda: None)
+    monkeypatch.setattr(logs, "configure", lambda _: None)
+    if fault is None:
+        rig.config.unlink()
+    else:
+        rig.config.write_text(rig.config.read_text() + fault)
+    with pytest.raises(ConfigError) as refused:
+        daemon_module.run(rig.config, "info")
+    assert refused.value.exit_status == (1 if fault is None else 78)
+    rig.states()
+    assert rig.status == refused.value.summary
+    assert rig.received == []

@@ -14,7 +14,7 @@ from esp_gw.config.load import load_config
 from esp_gw.control.server import Caller
 from esp_gw.crypto.aead import AfAlgStatus
 from esp_gw.crypto.recommend import SIZES
-from esp_gw.errors import ConfigError, ControlError, EspGwError, NetworkError
+from esp_gw.errors import ControlError, EspGwError, NetworkError
 from esp_gw.ledger import thread as ledger_thread
 from tests.support.ledgers import MACHINE
 from tests.support.service_rig import Rig, restarted, start_rig
@@ -164,11 +164,38 @@ async def test_a_broken_configuration_changes_nothing(rig: Rig) -> None:
     good = rig.config.read_text()
     for text in (good + "\ncolour: blue\n", "[", good.replace("192.0.2.2", "nowhere")):
         rig.config.write_text(text)
-        with pytest.raises(ConfigError):
+        with pytest.raises(ControlError) as refused:
             await rig.call("Reload")
+        assert refused.value.code == "Refused"
+        assert refused.value.what.startswith(f"{rig.config}:")
         assert (rig.engine.sas, rig.kernel.network, rig.engine.policies) == before
     rig.config.write_text(good)
     assert (await rig.call("Reload"))["changes"] == []
+
+
+async def test_a_reload_that_failed_is_a_warning_until_one_succeeds(rig: Rig) -> None:
+    assert rig.service.status_text() == "2 SAs, engine fake"
+    good = rig.config.read_text()
+    rig.config.write_text(good + "\ncolour: blue\ntaste: sweet\n")
+    with pytest.raises(ControlError, match=r"colour: .* \(and 1 more\); nothing has changed"):
+        await rig.call("Reload")
+    warning, *_ = (await rig.call("GetStatus"))["warnings"]
+    assert warning.startswith(f"the configuration was not reloaded: {rig.config}:")
+    assert rig.service.status_text() == f"2 SAs, engine fake; {warning}"
+    rig.config.write_text(good)
+    await rig.call("Reload")
+    assert warning not in (await rig.call("GetStatus"))["warnings"]
+    assert rig.service.status_text() == "2 SAs, engine fake"
+
+
+async def test_a_reload_for_another_configuration_is_refused(rig: Rig, tmp_path: Path) -> None:
+    link = tmp_path / "link.yaml"
+    link.symlink_to(rig.config)
+    assert (await rig.call("Reload", config=str(link)))["changes"] == []
+    with pytest.raises(ControlError, match=r"reads .*gateway\.yaml, not /etc/other") as refused:
+        await rig.call("Reload", config="/etc/other")
+    assert refused.value.code == "InvalidParameter"
+    assert rig.service.status_text() == "2 SAs, engine fake"
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from esp_gw.daemon.systemd import Notifier, watchdog_interval
 from esp_gw.desired import GatewaySettings
+from esp_gw.errors import WRONG_CONFIG, WRONG_STATE
 
 UNITS = Path(__file__).parents[3] / "systemd"
 SERVICE = UNITS / "esp-gw.service"
@@ -44,6 +46,30 @@ def test_each_state_is_one_datagram(manager: tuple[socket.socket, str]) -> None:
         b"STOPPING=1",
         b"WATCHDOG=1",
     ]
+
+
+def test_a_status_is_sent_only_when_it_has_changed(manager: tuple[socket.socket, str]) -> None:
+    receiver, path = manager
+    notifier = Notifier.from_environment({"NOTIFY_SOCKET": path})
+    notifier.ready("2 SAs")
+    for text in ("2 SAs", "2 SAs; esp0\nis down", "2 SAs; esp0\nis down", "2 SAs"):
+        notifier.status(text)
+    notifier.stopping()
+    received = [receiver.recv(4096) for _ in range(4)]
+    assert received == [
+        b"READY=1\nSTATUS=2 SAs",
+        b"STATUS=2 SAs; esp0 is down",
+        b"STATUS=2 SAs",
+        b"STOPPING=1",
+    ]
+
+
+def test_a_start_that_waits_asks_for_its_time_and_the_usual_one(
+    manager: tuple[socket.socket, str],
+) -> None:
+    receiver, path = manager
+    Notifier.from_environment({"NOTIFY_SOCKET": path}).waiting("trying again\nwithin 8 s", 8)
+    assert receiver.recv(4096) == (b"STATUS=trying again within 8 s\nEXTEND_TIMEOUT_USEC=98000000")
 
 
 def test_reloading_carries_the_monotonic_time_in_microseconds(
@@ -164,6 +190,7 @@ def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_systemd_finds_no_fault_in_the_unit(tmp_path: Path) -> None:
     text = SERVICE.read_text()
     assert "ExecStart=/opt/esp-gw/bin/esp-gw run --config /etc/esp-gw\n" in text
+    assert "ExecReload=/opt/esp-gw/bin/esp-gw reload --config /etc/esp-gw\n" in text
     verdict = verify(text, tmp_path)
     # It also loads the units that this one needs, and may report faults of the host in them.
     assert [line for line in verdict.stderr.splitlines() if "esp-gw" in line] == []
@@ -223,6 +250,16 @@ def test_the_unit_keeps_keys_out_of_dumps_and_swap_and_has_two_capabilities() ->
         assert [set(value.split()) for value in settings[name]] == [
             {"CAP_NET_ADMIN", "CAP_NET_RAW"}
         ]
+
+
+def test_the_unit_gives_up_only_where_a_person_has_to_act() -> None:
+    settings = settings_of(SERVICE)
+    assert settings["Restart"] == ["on-failure"]
+    assert settings["StartLimitIntervalSec"] == ["0"]
+    usage = click.UsageError("").exit_code
+    assert settings["RestartPreventExitStatus"] == [f"{usage} {WRONG_STATE} {WRONG_CONFIG}"]
+    # The tries are counted in the runtime directory.
+    assert settings["RuntimeDirectoryPreserve"] == ["restart"]
 
 
 def test_the_units_directories_are_the_gateways_defaults() -> None:
