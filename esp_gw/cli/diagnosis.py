@@ -9,12 +9,14 @@ import enum
 import os
 import platform
 import socket
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from esp_gw.cli.output import counted
-from esp_gw.config.load import load_config
+from esp_gw.cli.unit import UNIT
+from esp_gw.cli.viewpoint import Viewpoint, viewpoint
+from esp_gw.config.load import load_config, readable_control_socket
 from esp_gw.control.client import call
 from esp_gw.crypto.aead import AfAlgStatus
 from esp_gw.crypto.measure import Sealer
@@ -31,7 +33,6 @@ from esp_gw.network.nft import firewall_fault
 from esp_gw.network.sysctl import network_warnings
 
 UNIT_FOLDERS = (Path("/etc/systemd/system"), Path("/usr/lib/systemd/system"))
-UNIT = "esp-gw.service"
 GUARD_UNIT = "esp-gw-guard.service"
 PROC_STATUS = Path("/proc/self/status")
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
@@ -60,29 +61,42 @@ class Finding:
 def examine(config: Path, control_socket: Path) -> list[Finding]:
     """Run all checks, whether a gateway is running or not.
 
-    `control_socket` is used if the configuration can't be read.
+    `control_socket` is used if there is no configuration. Configuration and ledger are looked at as
+    the service does.
     """
-    desired, configured = _configuration(config)
-    wanted = AF_ALG_AUTO if desired is None else desired.settings.af_alg
-    if desired is not None:
-        control_socket = Path(desired.settings.control_socket)
-    running, daemon = _daemon(control_socket)
-    useful, af_alg = _af_alg(wanted, desired)
-    findings = [
-        _kernel(),
-        _tun(),
-        _udp_offloads(),
-        _capabilities(),
-        _aes(),
-        _engine("auto" if desired is None else desired.settings.engine),
-        af_alg,
-        configured,
-    ]
-    if desired is not None:
-        findings += _network(desired)
-        findings.append(_firewall(desired.settings))
-        findings.append(_ledger(Path(desired.settings.state_dir) / LEDGER_NAME, running))
-    return [*findings, _unit(wanted, useful), _guard_unit(), daemon]
+    with viewpoint(config) as view:
+        desired, configured = _configuration(config)
+        if view.identity is not None:
+            configured = _seen(view, lambda: _configuration(config)[1])
+        wanted = AF_ALG_AUTO if desired is None else desired.settings.af_alg
+        if os.path.lexists(config):
+            control_socket = readable_control_socket(config)
+        running, daemon = _daemon(control_socket)
+        useful, af_alg = _af_alg(wanted, desired)
+        findings = [
+            _kernel(),
+            _tun(),
+            _udp_offloads(),
+            _capabilities(),
+            _aes(),
+            _engine("auto" if desired is None else desired.settings.engine),
+            af_alg,
+            Finding(State.OK, "looked", view.who),
+            *(Finding(State.FAULT, "unit", str(fault)) for fault in view.faults),
+            configured,
+        ]
+        if desired is not None:
+            findings += _network(desired)
+            findings.append(_firewall(desired.settings))
+            path = Path(desired.settings.state_dir) / LEDGER_NAME
+            findings.append(_seen(view, lambda: _ledger(path, running)))
+        return [*findings, _unit(wanted, useful), _guard_unit(), daemon]
+
+
+def _seen(view: Viewpoint, check: Callable[[], Finding]) -> Finding:
+    """Return a finding as the service would make it."""
+    found = view.look(lambda: asdict(check()))
+    return Finding(**{**found, "state": State(found["state"])})
 
 
 def _kernel() -> Finding:
@@ -193,9 +207,8 @@ def _configuration(config: Path) -> tuple[Desired | None, Finding]:
     try:
         desired = load_config(config)
     except ConfigError as error:
-        first, *others = error.problems
-        found = f"{first} (and {len(others)} more)" if others else str(first)
-        return None, Finding(State.FAULT, "config", found, f"run 'sudo esp-gw check {config}'")
+        todo = f"run 'sudo esp-gw check {config}'"
+        return None, Finding(State.FAULT, "config", error.summary, todo)
     tunnels = counted(len(desired.tunnels), "tunnel")
     found = f"{config}: {tunnels}, {counted(len(desired.sas), 'SA')}"
     if desired.warnings:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from esp_gw.cli import output
-from esp_gw.cli.options import Daemon, config_option, json_option, log_level_option
-from esp_gw.errors import ConfigError, printable
+from esp_gw.cli.options import CONFIG, Daemon, config_option, json_option, log_level_option
+from esp_gw.errors import Problem, printable
 from esp_gw.model import NO_AES
+
+RELOAD_TIMEOUT = 80.0
+"""Seconds for a reload of thousands of tunnels on a slow disk; systemd ends it after 90."""
 
 
 @click.command()
@@ -29,45 +33,35 @@ def run(config: Path, log_level: str, release: bool) -> int:
 
 
 @click.command()
-@click.argument(
-    "files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path)
-)
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=CONFIG)
 @json_option
 def check(files: tuple[Path, ...], as_json: bool) -> int:
-    """Check configuration files without touching anything."""
-    from esp_gw.config.load import load_config  # noqa: PLC0415 - pydantic is slow to import
-    from esp_gw.crypto.advice import advice  # noqa: PLC0415
+    """Check configuration files without touching anything.
 
-    results: list[dict[str, Any]] = []
-    for path in files:
-        result: dict[str, Any] = {"file": str(path), "ok": True, "problems": []}
-        try:
-            desired = load_config(path)
-        except ConfigError as error:
-            problems = [
-                {"file": p.file, "line": p.line, "field": p.field, "message": p.message}
-                for p in error.problems
-            ]
-            result |= {"ok": False, "problems": problems}
-            texts = [str(problem) for problem in error.problems]
-        else:
-            warnings = [*desired.warnings, *advice(desired.settings).hints(desired.tunnels)]
-            result |= {
-                "tunnels": len(desired.tunnels),
-                "sas": len(desired.sas),
-                "policies": len(desired.policies),
-                "warnings": warnings,
-            }
-            texts = [f"{path}: warning: {warning}" for warning in warnings]
-            tunnels = output.counted(len(desired.tunnels), "tunnel")
-            texts.append(f"{path}: ok, {tunnels}, {output.counted(len(desired.sas), 'SA')}")
-        results.append(result)
-        if not as_json:
-            for text in texts:
-                click.echo(printable(text), err=not result["ok"])
+    Root looks at the files of the service as its user, and with its credentials.
+    """
+    from esp_gw.cli.checks import check_file  # noqa: PLC0415 - imports pydantic, which is slow
+
+    results = [check_file(path) for path in files]
+    failed = not all(result["ok"] for result in results)
     if as_json:
         output.print_json({"files": results})
-    return 0 if all(result["ok"] for result in results) else 1
+        return int(failed)
+    for result in results:
+        for text in _described(result):
+            click.echo(printable(text), err=not result["ok"])
+    for who in dict.fromkeys(result["as"] for result in results):
+        click.echo(printable(f"looked {who}"), err=failed)
+    return int(failed)
+
+
+def _described(result: Mapping[str, Any]) -> list[str]:
+    if not result["ok"]:
+        return [str(Problem(**problem)) for problem in result["problems"]]
+    path = result["file"]
+    sizes = output.counted(result["tunnels"], "tunnel"), output.counted(result["sas"], "SA")
+    warnings = [f"{path}: warning: {warning}" for warning in result["warnings"]]
+    return [*warnings, f"{path}: ok, {', '.join(sizes)}"]
 
 
 @click.command()
@@ -166,11 +160,23 @@ def stats(daemon: Daemon, as_json: bool) -> None:
 
 
 @click.command()
+@click.option(
+    "--config",
+    type=CONFIG,
+    help="The configuration of the daemon; it names the control socket.",
+)
 @json_option
 @click.pass_obj
-def reload(daemon: Daemon, as_json: bool) -> None:
+def reload(daemon: Daemon, config: Path | None, as_json: bool) -> None:
     """Reload the configuration, applying only what has changed."""
-    reply = daemon.call("Reload")
+    daemon = replace(daemon, timeout=RELOAD_TIMEOUT)
+    if config is None:
+        reply = daemon.call("Reload")
+    else:
+        from esp_gw.config.load import readable_control_socket  # noqa: PLC0415 - pydantic is slow
+
+        daemon = daemon.of(readable_control_socket(config))
+        reply = daemon.call("Reload", config=str(config.absolute()))
     if as_json:
         output.print_json(reply)
         return

@@ -93,7 +93,7 @@ def export(daemon: Daemon, form: str, target: str, remote: str | None, config: P
             hint=f"choose it with --remote: {', '.join(peers) or 'there are no SAs'}",
         )
     sas = [sa for sa in wanted.sas if str(sa.remote) == remote]
-    seqs = _seqs(daemon)
+    seqs = _seqs(daemon.of(wanted.settings.control_socket))
     text = batch(sas, wanted.policies, seqs, wanted.settings.port)
     if any(sa.encapsulation is Encapsulation.UDP for sa in sas):
         _note("a program at the other end must hold the UDP port with UDP_ENCAP, like IKE daemons")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from esp_gw.cli import output
 from esp_gw.cli.options import DIRECTORY, config_option, json_option
@@ -15,10 +16,27 @@ from esp_gw.model import KeyMaterial
 state_dir_option = click.option(
     "--state-dir",
     type=DIRECTORY,
-    default=Path(GatewaySettings().state_dir),
-    show_default=True,
+    show_default="that of --config",
     help="State directory of the gateway.",
 )
+
+
+def _state_dir(given: Path | None, config: Path) -> Path:
+    """Return the directory that was given, or the configuration's.
+
+    Without any configuration, where none was named, it is the default. Raises ConfigError.
+    """
+    if given is not None:
+        return given
+    from esp_gw.config.load import load_state_dir  # noqa: PLC0415 - pydantic is slow to import
+
+    try:
+        return load_state_dir(config)
+    except ConfigError as error:
+        source = click.get_current_context().get_parameter_source("config")
+        if error.may_pass and source is ParameterSource.DEFAULT:
+            return Path(GatewaySettings().state_dir)
+        raise
 
 
 @click.group()
@@ -34,7 +52,7 @@ def ledger() -> None:
     is_flag=True,
     help="Replace an unusable ledger, and refuse every existing key.",
 )
-def create(state_dir: Path, config: Path, replace: bool) -> None:
+def create(state_dir: Path | None, config: Path, replace: bool) -> None:
     """Create an empty ledger, which states that no key of this machine was ever used.
 
     Using the sequence numbers of a key a second time reveals its traffic. The gateway therefore
@@ -47,6 +65,7 @@ def create(state_dir: Path, config: Path, replace: bool) -> None:
     from esp_gw.ledger.identity import machine_identity  # noqa: PLC0415
     from esp_gw.ledger.ledger import LEDGER_NAME, Ledger  # noqa: PLC0415 - imports sqlite3
 
+    state_dir = _state_dir(state_dir, config)
     path = state_dir / LEDGER_NAME
     if replace:
         from esp_gw.config.added import STORE_NAME  # noqa: PLC0415 - pydantic is slow to import
@@ -99,13 +118,15 @@ def _keys_of_cli(path: Path) -> list[KeyMaterial]:
 
 @ledger.command()
 @state_dir_option
+@config_option
 @json_option
-def show(state_dir: Path, as_json: bool) -> None:
+def show(state_dir: Path | None, config: Path, as_json: bool) -> None:
     """Show the sequence numbers used with each key; the daemon must not be running."""
     from esp_gw.ledger.identity import machine_identity  # noqa: PLC0415
     from esp_gw.ledger.ledger import LEDGER_NAME, Ledger  # noqa: PLC0415 - imports sqlite3
 
-    opened = Ledger.open(state_dir / LEDGER_NAME, machine_identity(state_dir))
+    folder = _state_dir(state_dir, config)
+    opened = Ledger.open(folder / LEDGER_NAME, machine_identity(folder))
     try:
         entries = opened.entries()
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +11,7 @@ import click
 
 from esp_gw import values
 from esp_gw.control.client import call
+from esp_gw.desired import GatewaySettings
 from esp_gw.model import ENGINES, SUITES, Action, Direction, Encapsulation, Mode
 from esp_gw.values import FieldError
 
@@ -19,14 +20,28 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """The running daemon, reached through its control socket."""
+    """The running daemon, reached through its control socket: `given` on the command line or not.
 
-    socket: Path
+    `timeout` is in seconds, for a whole call.
+    """
+
+    given: Path | None = None
+    configured: Path = Path(GatewaySettings().control_socket)
+    timeout: float = 10.0
+
+    @property
+    def socket(self) -> Path:
+        """The control socket."""
+        return self.given or self.configured
+
+    def of(self, control_socket: Path | str) -> Daemon:
+        """The daemon of a configuration, unless the command line names another socket."""
+        return replace(self, configured=Path(control_socket))
 
     def call(self, method: str, **parameters: object) -> dict[str, Any]:
         """Send a request and return the reply; parameters that are None or empty are left out."""
         given = {name: value for name, value in parameters.items() if value not in (None, (), [])}
-        return call(self.socket, method, given)
+        return call(self.socket, method, given, self.timeout)
 
 
 def _type_of(parse: Callable[[object], object]) -> Callable[[str], Any]:
@@ -75,10 +90,12 @@ ACTION = _Words(Action, values.parse_action)
 ENGINE = _Words(ENGINES, values.parse_engine)
 FILE = click.Path(dir_okay=False, path_type=Path)
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
+# That one can't be read is a fault of the configuration, not of the command line.
+CONFIG = click.Path(readable=False, path_type=Path)
 
 config_option = click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=CONFIG,
     default=Path("/etc/esp-gw"),
     show_default=True,
     help="Configuration file, or a directory of *.yaml files.",

@@ -153,6 +153,35 @@ def test_tunnel_list_status_and_stats_are_human_readable(gateway: Gateway, capsy
     assert run(capsys, "reload") == "added SA office/out\nremoved policy old\n"
 
 
+def test_reload_of_a_configuration_asks_at_its_socket(
+    gateway: Gateway, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ESP_GW_SOCKET")
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "gw.yaml"
+    config.write_text(f"gateway: {{control_socket: {gateway.path}}}\ntunnels: 5\n")
+    changes = "added SA office/out\nremoved policy old\n"
+    assert run(capsys, "reload", "--config", "gw.yaml") == changes
+    assert gateway.asked == [("Reload", {"config": str(config)})]
+    # The command line names another socket.
+    err = fail(capsys, "--socket", str(tmp_path / "none"), "reload", "--config", "gw.yaml")
+    assert f"no control socket at {tmp_path / 'none'}" in err
+
+
+def test_reload_of_a_broken_file_asks_at_the_socket_that_it_names(
+    gateway: Gateway, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ESP_GW_SOCKET")
+    config = tmp_path / "gw.yaml"
+    config.write_text(f"gateway: {{control_socket: {gateway.path}, port: [}}\n")
+    gateway.replies["Reload"] = ControlError(
+        "Refused", f"{config}:1: not valid YAML", hint="nothing has changed"
+    )
+    assert fail(capsys, "reload", "--config", str(config)) == (
+        f"esp-gw: error: {config}:1: not valid YAML; nothing has changed\n"
+    )
+
+
 def test_rows_are_never_cut(gateway: Gateway, capsys: Capture) -> None:
     long = "2001:db8:1111:2222:3333:4444:5555:6666"
     names = [f"{'n' * 60}{i}" for i in range(3)]

@@ -14,6 +14,7 @@ import pytest
 import esp_gw
 import esp_gw.daemon
 import esp_gw.demo
+from esp_gw.cli.ledger import ledger
 from esp_gw.cli.main import main
 from esp_gw.cli.output import counted, drops, endpoint, size, span
 from esp_gw.config.added import Store, StoredState, parse_sa_entry
@@ -21,6 +22,7 @@ from esp_gw.config.keyfile import generate, read_key_file
 from esp_gw.config.load import load_config
 from esp_gw.crypto import measure, probe, processor
 from esp_gw.crypto.measure import Sealer
+from esp_gw.desired import GatewaySettings
 from esp_gw.errors import ConfigError, EspGwError, KeyReuseError, Problem
 from esp_gw.ledger.ledger import Ledger
 from esp_gw.model import SUITES, Encapsulation, Mode
@@ -44,8 +46,9 @@ def test_init_writes_a_pair_that_check_accepts_and_prints_the_next_commands(
     folders = [tmp_path / "pi-a", tmp_path / "office"]
     for key in tmp_path.glob("*/keys/*.key"):
         assert key.read_text().splitlines()[-1] not in out
-    checked = run(capsys, "check", *map(str, folders))
-    assert checked == "".join(f"{folder}: ok, 1 tunnel, 2 SAs\n" for folder in folders)
+    *checked, whom = run(capsys, "check", *map(str, folders)).splitlines()
+    assert checked == [f"{folder}: ok, 1 tunnel, 2 SAs" for folder in folders]
+    assert whom.startswith("looked as ")
     here, there = (load_config(folder).tunnels[0] for folder in folders)
     assert (here.local, here.remote, here.local_ts) == (there.remote, there.local, there.remote_ts)
     assert here.suite is SUITES["aes128gcm8"]
@@ -84,7 +87,9 @@ def test_check_names_every_problem_with_its_line(tmp_path: Path, capsys: Capture
     assert main(["check", str(bad)]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert [line.split(": ")[0] for line in err.splitlines()] == [f"{bad}:2", f"{bad}:3"]
+    *found, whom = err.splitlines()
+    assert [line.split(": ")[0] for line in found] == [f"{bad}:2", f"{bad}:3"]
+    assert whom.startswith("looked as ")
     assert main(["check", "--json", str(bad), str(tmp_path / "none.yaml")]) == 1
     files = json.loads(capsys.readouterr().out)["files"]
     assert [(entry["file"], entry["ok"]) for entry in files] == [
@@ -97,9 +102,10 @@ def test_check_names_every_problem_with_its_line(tmp_path: Path, capsys: Capture
 def test_check_reports_its_findings_as_json(tmp_path: Path, capsys: Capture) -> None:
     run(capsys, *INIT, "--out", str(tmp_path))
     run(capsys, *INIT, "--sas", "4", "--out", str(tmp_path / "four"))
-    assert run(capsys, "check", str(tmp_path / "four" / "pi-b")).endswith("1 tunnel, 8 SAs\n")
+    assert "1 tunnel, 8 SAs\n" in run(capsys, "check", str(tmp_path / "four" / "pi-b"))
     (entry,) = json.loads(run(capsys, "check", "--json", str(tmp_path / "pi-a")))["files"]
     assert (entry["ok"], entry["tunnels"], entry["sas"], entry["problems"]) == (True, 1, 2, [])
+    assert entry["as"].startswith("as ")
 
 
 def lacking_aes(
@@ -157,13 +163,13 @@ def test_check_hints_at_a_faster_suite_and_finds_nothing_wrong(
     run(capsys, *INIT, "--out", str(tmp_path))
     file = str(tmp_path / "pi-a")
     lacking_aes(monkeypatch, chacha_ns=250)
-    hint, ok = run(capsys, "check", file).splitlines()
+    hint, ok, whom = run(capsys, "check", file).splitlines()
     assert hint.startswith(f"{file}: warning: tunnel pi-b: the suite aes256gcm16 takes 4.0 times")
     assert ok == f"{file}: ok, 1 tunnel, 2 SAs"
     (entry,) = json.loads(run(capsys, "check", "--json", file))["files"]
     assert (entry["ok"], len(entry["warnings"])) == (True, 1)
     lacking_aes(monkeypatch, chacha_ns=900)
-    assert run(capsys, "check", file) == f"{ok}\n"
+    assert run(capsys, "check", file) == f"{ok}\n{whom}\n"
 
 
 def test_bench_crypto_prints_a_table_missing_figures_and_a_recommendation(
@@ -245,6 +251,50 @@ def test_ledger_create_makes_one_once_and_show_lists_its_keys(
     )
 
 
+def test_the_ledger_is_that_of_the_configuration(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("esp_gw.ledger.identity.machine_identity", lambda: "ab" * 32)
+    config, state = tmp_path / "gw.yaml", tmp_path / "state"
+    # Neither keys nor the rest need be right for it.
+    config.write_text(f"gateway: {{state_dir: {state}, port: x}}\ntunnels: {{a: {{}}}}\n")
+    made = f"made {state / 'ledger.db'}\n"
+    assert run(capsys, "ledger", "create", "--config", str(config)) == made
+    assert run(capsys, "ledger", "show", "--config", str(config)) == "no key was used yet\n"
+    (state / "ledger.db").write_bytes(b"damaged")
+    config.write_text(f"gateway: {{state_dir: {state}}}\n")
+    assert run(capsys, "ledger", "create", "--replace", "--config", str(config)).startswith(
+        f"made {state / 'ledger.db'}; "
+    )
+    other = tmp_path / "other"
+    words = ("--state-dir", str(other), "--config", str(config))
+    assert run(capsys, "ledger", "create", *words) == f"made {other / 'ledger.db'}\n"
+
+
+def test_no_ledger_is_made_while_its_place_is_unknown(tmp_path: Path, capsys: Capture) -> None:
+    config = tmp_path / "gw.yaml"
+    assert "No such file" in fail(capsys, "ledger", "create", "--config", str(config))
+    config.write_text("gateway: {state_dir: here}\n")
+    for words in (("create",), ("create", "--replace"), ("show",)):
+        err = fail(capsys, "ledger", *words, "--config", str(config), status=78)
+        assert err.startswith(f"{config}:1: gateway.state_dir: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["gw.yaml"]
+
+
+@pytest.mark.parametrize("folder", ["none", "empty"])
+def test_without_any_configuration_the_ledger_is_in_the_usual_place(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    usual = GatewaySettings(state_dir=str(tmp_path / "usual"))
+    monkeypatch.setattr("esp_gw.cli.ledger.GatewaySettings", lambda: usual)
+    monkeypatch.setattr("esp_gw.ledger.identity.machine_identity", lambda: "ab" * 32)
+    (option,) = [p for p in ledger.commands["create"].params if p.name == "config"]
+    monkeypatch.setattr(option, "default", tmp_path / folder)
+    made = f"made {usual.state_dir}/ledger.db\n"
+    assert run(capsys, "ledger", "create") == made
+
+
 @pytest.fixture
 def used(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Return a gateway whose keys were used: configuration, state directory, ledger, keys."""
@@ -323,23 +373,28 @@ def test_run_starts_the_daemon_and_returns_its_status(
 
 
 @pytest.mark.parametrize(
-    ("raised", "lines"),
+    ("raised", "status", "lines"),
     [
-        (EspGwError("no TUN", hint="modprobe tun"), ["esp-gw: error: no TUN; modprobe tun"]),
+        (EspGwError("no TUN", hint="modprobe tun"), 1, ["esp-gw: error: no TUN; modprobe tun"]),
         (
-            ConfigError([Problem("a.yaml", 3, "x", "bad"), Problem("b.yaml", 0, "", "gone")]),
-            ["a.yaml:3: x: bad", "b.yaml: gone", "esp-gw: error: 2 problems in the configuration"],
+            ConfigError([Problem("a.yaml", 3, "x", "bad"), Problem("b.yaml", 0, "", "wrong")]),
+            78,
+            ["a.yaml:3: x: bad", "b.yaml: wrong", "esp-gw: error: 2 problems in the configuration"],
         ),
     ],
 )
 def test_errors_that_stop_the_daemon_are_printed_line_by_line(
-    capsys: Capture, monkeypatch: pytest.MonkeyPatch, raised: Exception, lines: list[str]
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: Exception,
+    status: int,
+    lines: list[str],
 ) -> None:
     def daemon_run(_config: Path, _log_level: str) -> int:
         raise raised
 
     fake(monkeypatch, esp_gw.daemon, "main", SimpleNamespace(run=daemon_run))
-    assert fail(capsys, "run").splitlines() == lines
+    assert fail(capsys, "run", status=status).splitlines() == lines
 
 
 def test_demo_passes_its_options_as_values(

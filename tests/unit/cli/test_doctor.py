@@ -100,7 +100,7 @@ def test_a_healthy_machine_has_no_findings_but_ok(machine: Machine) -> None:
     assert {f.state for f in findings.values()} == {State.OK}, findings
     assert list(findings) == [
         *("kernel", "tun", "udp offload", "capabilities", "aes", "engine", "af_alg"),
-        *("config", "firewall", "ledger", "systemd", "guard", "gateway"),
+        *("looked", "config", "firewall", "ledger", "systemd", "guard", "gateway"),
     ]
     assert findings["af_alg"].found.count("AF_ALG takes ") == 1
     assert "1 tunnel, 2 SAs" in findings["config"].found

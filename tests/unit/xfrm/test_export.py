@@ -30,14 +30,17 @@ KEY = "d4" * 36
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ESP_GW_SOCKET", str(tmp_path / "control.sock"))
+    monkeypatch.delenv("ESP_GW_SOCKET", raising=False)
     pair = make_pair(
         tmp_path / "init",
         local=ip_address("192.0.2.1"),
         remote=ip_address("192.0.2.2"),
         local_nets=[ip_network("10.1.0.0/24")],
         remote_nets=[ip_network("10.2.0.0/24")],
-        local_settings={"state_dir": str(tmp_path)},
+        local_settings={
+            "state_dir": str(tmp_path),
+            "control_socket": str(tmp_path / "control.sock"),
+        },
     )
     return pair.local
 
@@ -142,7 +145,7 @@ def test_one_of_several_peers_must_be_chosen(config: Path, tmp_path: Path, capsy
 def test_an_unreadable_key_is_reported(config: Path, tmp_path: Path, capsys: Capture) -> None:
     key = next((config.parent / "keys").iterdir())
     key.chmod(0o644)
-    assert export(config, tmp_path / "batch") == 1
+    assert export(config, tmp_path / "batch") == 78
     assert "open to other users" in capsys.readouterr().err
     assert not (tmp_path / "batch").exists()
 

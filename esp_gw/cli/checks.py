@@ -1,0 +1,46 @@
+"""The checks of `esp-gw check`: one configuration, looked at as the service does."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from esp_gw.cli.viewpoint import viewpoint
+from esp_gw.config.load import load_config
+from esp_gw.crypto.advice import advice
+from esp_gw.desired import Desired
+from esp_gw.errors import ConfigError, Problem
+
+
+def check_file(path: Path) -> dict[str, Any]:
+    """Return the outcome as a JSON object: `problems`, or sizes and warnings, and `as` whom.
+
+    Raises EspGwError if it can't be looked at as the service does.
+    """
+    with viewpoint(path) as view:
+        desired, problems = _loaded(path)
+        if view.identity is not None:
+            seen = view.look(lambda: [asdict(problem) for problem in _loaded(path)[1]])
+            problems = [Problem(**fields) for fields in seen] or problems
+    problems = [*view.faults, *problems]
+    outcome: dict[str, Any] = {"file": str(path), "as": view.who, "ok": not problems}
+    outcome["problems"] = [
+        {"file": each.file, "line": each.line, "field": each.field, "message": each.message}
+        for each in problems
+    ]
+    if desired is None or problems:
+        return outcome
+    return outcome | {
+        "tunnels": len(desired.tunnels),
+        "sas": len(desired.sas),
+        "policies": len(desired.policies),
+        "warnings": [*desired.warnings, *advice(desired.settings).hints(desired.tunnels)],
+    }
+
+
+def _loaded(path: Path) -> tuple[Desired | None, list[Problem]]:
+    try:
+        return load_config(path), []
+    except ConfigError as error:
+        return None, error.problems
