@@ -225,7 +225,10 @@ def _listen(path: Path, group: str) -> socket.socket:
         finally:
             os.umask(before)
         with contextlib.suppress(KeyError, PermissionError):
-            os.chown(path, -1, grp.getgrnam(group).gr_gid)
+            gid = grp.getgrnam(group).gr_gid
+            # As a service with this group the daemon may make no such call, and needs none.
+            if path.stat().st_gid != gid:
+                os.chown(path, -1, gid)
         path.chmod(0o660)
         sock.listen(MAX_CONNECTIONS)
         sock.setblocking(False)
