@@ -19,6 +19,7 @@ from esp_gw.config.models import HalfModel, KeySource, PolicyModel, TunnelModel
 from esp_gw.control.protocol import PREFIX
 from esp_gw.daemon.service import Service
 from esp_gw.desired import GatewaySettings, settings_of
+from esp_gw.errors import FAILED, INTERRUPTED, WRONG_CONFIG, WRONG_STATE
 from esp_gw.model import SUITES, DropReason
 from esp_gw.network.firewall import FirewallDrop
 
@@ -291,6 +292,13 @@ def test_every_command_is_in_the_reference_with_its_options(path: str) -> None:
 def test_the_reference_names_no_command_that_is_not_there() -> None:
     text = (REFERENCE / "command-line.md").read_text()
     assert set(re.findall(r"^### `(.*)`$", text, re.MULTILINE)) == set(COMMANDS)
+
+
+def test_every_exit_status_is_in_the_reference() -> None:
+    text = (REFERENCE / "command-line.md").read_text()
+    found = {int(status) for status in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
+    ours = {FAILED, WRONG_STATE, WRONG_CONFIG, INTERRUPTED}
+    assert found == {0, click.UsageError("").exit_code, *ours}
 
 
 def test_every_method_of_the_control_socket_is_in_the_reference() -> None:
