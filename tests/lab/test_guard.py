@@ -26,6 +26,7 @@ from tests.support.labtools import (
     running,
     until,
 )
+from tests.support.ledgers import machine
 
 HOLD_PORT = """
 import socket, sys
@@ -105,7 +106,7 @@ def delete_ledger(gateway: LabGateway) -> None:
 
 def foreign_ledger(gateway: LabGateway) -> None:
     delete_ledger(gateway)
-    Ledger.create(gateway.folder / "ledger.db", "f" * 64)
+    Ledger.create(gateway.folder / "ledger.db", machine("f"))
 
 
 def delete_key(gateway: LabGateway) -> None:

@@ -254,7 +254,7 @@ def test_ledger_create_makes_one_once_and_show_lists_its_keys(
 def test_the_ledger_is_that_of_the_configuration(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("esp_gw.ledger.identity.machine_identity", lambda: "ab" * 32)
+    monkeypatch.setattr("esp_gw.ledger.identity.machine_identity", lambda _: MACHINE)
     config, state = tmp_path / "gw.yaml", tmp_path / "state"
     # Neither keys nor the rest need be right for it.
     config.write_text(f"gateway: {{state_dir: {state}, port: x}}\ntunnels: {{a: {{}}}}\n")
@@ -288,7 +288,7 @@ def test_without_any_configuration_the_ledger_is_in_the_usual_place(
     (tmp_path / "empty").mkdir()
     usual = GatewaySettings(state_dir=str(tmp_path / "usual"))
     monkeypatch.setattr("esp_gw.cli.ledger.GatewaySettings", lambda: usual)
-    monkeypatch.setattr("esp_gw.ledger.identity.machine_identity", lambda: "ab" * 32)
+    monkeypatch.setattr("esp_gw.ledger.identity.machine_identity", lambda _: MACHINE)
     (option,) = [p for p in ledger.commands["create"].params if p.name == "config"]
     monkeypatch.setattr(option, "default", tmp_path / folder)
     made = f"made {usual.state_dir}/ledger.db\n"

@@ -183,7 +183,7 @@ def test_a_refusal_that_only_a_person_ends_is_told_from_one_that_passes(
     assert status(lambda: ledger.replay_floor(key(1))) == WRONG_STATE
     assert status(lambda: ledger.lease(key(1), 1, 1)) == WRONG_STATE
     ledger.close()
-    assert status(lambda: Ledger.open(path, "b" * 64)) == WRONG_STATE
+    assert status(lambda: Ledger.open(path, machine("b"))) == WRONG_STATE
     path.chmod(0o640)
     assert status(lambda: Ledger.open(path, MACHINE)) == WRONG_STATE
     path.chmod(0o600)
