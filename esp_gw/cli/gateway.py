@@ -11,7 +11,7 @@ import click
 
 from esp_gw.cli import output
 from esp_gw.cli.options import CONFIG, Daemon, config_option, json_option, log_level_option
-from esp_gw.errors import Problem, printable
+from esp_gw.errors import ControlError, EspGwError, Problem, printable
 from esp_gw.model import NO_AES
 
 RELOAD_TIMEOUT = 80.0
@@ -170,15 +170,27 @@ def stats(daemon: Daemon, as_json: bool) -> None:
 def reload(daemon: Daemon, config: Path | None, as_json: bool) -> None:
     """Reload the configuration, applying only what has changed."""
     daemon = replace(daemon, timeout=RELOAD_TIMEOUT)
-    if config is None:
-        reply = daemon.call("Reload")
-    else:
-        from esp_gw.config.load import readable_control_socket  # noqa: PLC0415 - pydantic is slow
-
-        daemon = daemon.of(readable_control_socket(config))
-        reply = daemon.call("Reload", config=str(config.absolute()))
+    reply = daemon.call("Reload") if config is None else _reload(daemon, config)
     if as_json:
         output.print_json(reply)
         return
     for change in reply["changes"] or ["nothing has changed"]:
         click.echo(printable(str(change)))
+
+
+def _reload(daemon: Daemon, config: Path) -> dict[str, Any]:
+    """Reload the gateway that runs `config`, and no other one."""
+    from esp_gw.config.load import (  # noqa: PLC0415 - pydantic is slow to import
+        load_state_dir,
+        readable_control_socket,
+    )
+
+    daemon = daemon.of(readable_control_socket(config))
+    try:
+        return daemon.call("Reload", config=str(config.absolute()))
+    except ControlError:
+        raise
+    except EspGwError:
+        # A file too broken to name its socket is the fault, not that nobody answers elsewhere.
+        load_state_dir(config)
+        raise

@@ -182,6 +182,18 @@ def test_reload_of_a_broken_file_asks_at_the_socket_that_it_names(
     )
 
 
+def test_reload_of_a_file_too_broken_to_name_its_socket_says_so(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "gw.yaml"
+    config.write_text("{")
+    monkeypatch.setenv("ESP_GW_SOCKET", str(tmp_path / "none"))
+    err = fail(capsys, "reload", "--config", str(config), status=78)
+    assert err.startswith(f"{config}:1: not valid YAML")
+    config.write_text("tunnels: {}\n")
+    assert "esp-gw is not running" in fail(capsys, "reload", "--config", str(config))
+
+
 def test_rows_are_never_cut(gateway: Gateway, capsys: Capture) -> None:
     long = "2001:db8:1111:2222:3333:4444:5555:6666"
     names = [f"{'n' * 60}{i}" for i in range(3)]
