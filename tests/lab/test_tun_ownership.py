@@ -21,7 +21,7 @@ from esp_gw.demo.pair import GatewayPair
 from esp_gw.errors import LabError
 from esp_gw.network.tun_queues import TunQueues, read_tun_queues
 from tests.support.kernel_peer import inside
-from tests.support.labtools import MakePair, links, network, ping, until
+from tests.support.labtools import MakePair, guard, links, network, ping, until
 
 NOBODY = 65534
 ROUNDS = 4
@@ -178,6 +178,7 @@ def test_a_start_among_intruders_is_clean_or_refused(make_pair: MakePair) -> Non
                     assert (found["numqueues"], found["numdisabled"]) == (workers, 0)
                 assert ping(host, target, count=10) == 10
                 assert pair.a.stop() == 0
+            guard(pair.a, "down")
             assert network(host) == before
         got = running.finish()
         assert (got["written"], got["read"]) == (0, 0)
@@ -230,6 +231,9 @@ def test_a_second_gateway_on_the_same_interface_is_refused_and_the_first_carries
     last = ended(second)
     assert last.startswith("esp0: can't make the TUN device: a device of this name exists; ")
     assert "ip link delete esp0" in last
+    assert ping(host, target, count=2) == 2
+    # It closed its own prefixes, as every start that fails.
+    guard(second, "down")
     assert network(host) == before
     assert host.ip("link", "show", "esp0") == alias
     assert ping(host, target, count=5) == 5
