@@ -227,8 +227,8 @@ def record(record_property: RecordProperty) -> Record:
     return record
 
 
-# The shapes that differ most: without and with ESN, in ESP and in UDP.
-@every_run(lambda params: params["shape"].number in (0, 3))
+# The others differ in encapsulation and ESN, which the kernel's own tests cover in every run.
+@every_run(lambda params: params["shape"].number == 0)
 # The scope keeps a gateway for all of its engine's moves.
 @pytest.mark.parametrize(("moved", "shape"), MOVES, ids=str, indirect=["moved"], scope="module")
 def test_a_gateway_of_the_kernel_moves_while_its_peer_stays(
@@ -290,7 +290,7 @@ def test_a_gateway_of_the_kernel_moves_while_its_peer_stays(
             b.ip("xfrm", what, "flush")
 
 
-@every_run(lambda params: params["mode"] is Mode.TUNNEL)
+@every_run(lambda params: False)
 @pytest.mark.parametrize(("engine", "mode"), EXPORTS)
 def test_a_kernel_takes_an_export_and_is_the_other_end(
     engine: str, mode: Mode, tmp_path: Path, record: Record
