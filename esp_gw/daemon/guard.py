@@ -51,13 +51,17 @@ def hold_before_start(guard: GuardState, config: Path) -> None:
 
 
 def _last_protection(guard: GuardState, config: Path) -> Desired:
-    """Return the last plan, or what the configuration protects. Raises NetworkError."""
+    """Return the last plan, or what the configuration protects. Raises NetworkError.
+
+    A damaged copy of the plan is replaced.
+    """
     why = "there is no plan of an earlier run"
     try:
         stored = guard.plan.read()
         if stored is not None:
             if stored.fault is not None:
-                log.warning("a copy of the guard's plan is unusable", reason=stored.fault)
+                log.warning("a copy of the guard's plan was damaged", reason=stored.fault)
+                guard.remember(stored.protection)
             return stored.protection
     except NetworkError as error:
         why = str(error)
@@ -65,10 +69,12 @@ def _last_protection(guard: GuardState, config: Path) -> Desired:
     try:
         return load_protection(config)
     except ConfigError as error:
-        raise NetworkError(
+        nothing = NetworkError(
             f"nothing is guarded: {why}, and {error.problems[0]}",
             hint="mend the configuration and start again",
-        ) from None
+        )
+        nothing.exit_status = error.exit_status
+        raise nothing from None
 
 
 async def _hold_once(guard: GuardState, protection: Desired) -> None:

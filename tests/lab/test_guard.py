@@ -14,6 +14,7 @@ import pytest
 from esp_gw.demo.gateways import LabGateway
 from esp_gw.demo.netns import Namespace, add_address, end
 from esp_gw.demo.pair import GatewayPair
+from esp_gw.errors import FAILED, WRONG_CONFIG
 from esp_gw.ledger.ledger import Ledger
 from tests.support.labtools import (
     MakePair,
@@ -234,9 +235,12 @@ def test_a_damaged_copy_of_the_plan_falls_back_to_the_other(
     break_syntax(routed.a)
     for name in damaged:
         path = routed.a.folder / name
-        path.write_bytes(path.read_bytes()[:-9])
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-9])
     with watched(routed.a):
         assert_closed(routed, tap)
+    if damaged == ("guard.json",):
+        assert path.read_bytes() == whole
 
 
 def test_without_a_readable_plan_the_configuration_is_held_even_without_its_keys(
@@ -254,9 +258,14 @@ def test_without_a_readable_plan_the_configuration_is_held_even_without_its_keys
 
 def test_where_nothing_is_readable_the_guard_fails_and_says_so(routed: GatewayPair) -> None:
     break_syntax(routed.a)
-    said = guard(routed.a, "run", check=False)
-    assert "nothing is guarded" in said.splitlines()[-1]
-    assert "Traceback" not in said
+    config = str(routed.a.config)
+    done = routed.a.cli("guard", "run", "--config", config, check=False)
+    assert "nothing is guarded" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    # The unit is failed, and not tried again.
+    assert done.returncode == WRONG_CONFIG
+    routed.a.config.unlink()
+    assert routed.a.cli("guard", "run", "--config", config, check=False).returncode == FAILED
 
 
 def test_the_guard_takes_over_from_a_killed_gateway_and_gives_way_to_the_next(
