@@ -448,12 +448,12 @@ fn a_new_device_is_down_and_belongs_to_user_0() {
 }
 
 /// Has a queue for a moment, and changes all that a queue's holder can: sizes, order of bytes, kind
-/// of link, carrier, offloads, and programs that drop every packet and choose a queue.
+/// of link, carrier, offloads, and a program that cuts each packet to 1 byte and chooses queue 1.
 const MEDDLER: &str = r#"
 import ctypes, fcntl, os, platform, struct
 queue = os.open("/dev/net/tun", os.O_RDWR)
 fcntl.ioctl(queue, 0x400454CA, struct.pack("16sH22x", b"tun0", 0x5101))
-code = struct.pack("=BBhi", 0xB7, 0, 0, 0) + struct.pack("=BBhi", 0x95, 0, 0, 0)
+code = struct.pack("=BBhi", 0xB7, 0, 0, 1) + struct.pack("=BBhi", 0x95, 0, 0, 0)
 text, licence = ctypes.create_string_buffer(code), ctypes.create_string_buffer(b"GPL")
 load = struct.pack("=IIQQ", 1, 2, ctypes.addressof(text), ctypes.addressof(licence))
 load = ctypes.create_string_buffer(load.ljust(128, bytes(1)))
@@ -472,29 +472,38 @@ fcntl.ioctl(queue, 0x400454D0, 0)
 #[test]
 fn what_another_holder_of_a_queue_changed_is_put_back() {
     let _netns = Netns::enter_new();
-    let device = TunDevice::create("tun0").unwrap();
+    let mut device = TunDevice::create("tun0").unwrap();
     let untouched = ip_says("-d link show tun0");
     let meddled = Command::new("python3").args(["-c", MEDDLER]).status();
     assert!(meddled.unwrap().success());
     assert_ne!(ip_says("-d link show tun0"), untouched);
+    device.add_queue().unwrap();
     let queues = device.set_up(TunFeatures::all()).unwrap();
-    let queue = &queues[0];
-    assert_eq!(ip_says("-d link show tun0"), untouched);
+    let after = ip_says("-d link show tun0");
+    assert_eq!(after.replace("numqueues 2", "numqueues 1"), untouched);
     up(1);
-    // Out: the whole header, and nothing dropped on the way.
-    let socket = udp("192.0.2.1:7", NONE);
-    let message = Transmit {
-        dst: "192.0.2.2:9".parse().unwrap(),
-        payload: b"out",
-        segment_size: 0,
-        tos: 0,
-    };
-    assert_eq!(socket.send_gso(&message), Ok(SendOutcome::Sent(1)));
+    let senders: Vec<_> = (0..32).map(|_| udp("192.0.2.1:0", NONE)).collect();
+    for sender in &senders {
+        let message = Transmit {
+            dst: "192.0.2.2:9".parse().unwrap(),
+            payload: b"flow",
+            segment_size: 0,
+            tos: 0,
+        };
+        assert_eq!(sender.send_gso(&message), Ok(SendOutcome::Sent(1)));
+    }
     let mut buffer = vec![0; MAX_PACKET];
-    let (_, len) = read(queue, &mut buffer);
-    assert_eq!(&buffer[len - 3..len], b"out");
-    // In.
-    let written = queue.write(&VnetHdr::default(), &ping_to_port_7());
+    let counts = [0, 1].map(|index: usize| {
+        let mut count = 0;
+        while let TunRead::Packet(_, len) = queues[index].read(&mut buffer).unwrap() {
+            count += usize::from(buffer[..len].ends_with(b"flow"));
+        }
+        count
+    });
+    assert_eq!(counts.iter().sum::<usize>(), 32);
+    assert!(counts.iter().all(|&count| count > 0), "{counts:?}");
+    let receiver = udp("192.0.2.1:7", NONE);
+    let written = queues[0].write(&VnetHdr::default(), &ping_to_port_7());
     assert_eq!(written, Ok(TunWrite::Written));
-    assert_eq!(receive_udp(&socket, 1)[0].1, b"ping");
+    assert_eq!(receive_udp(&receiver, 1)[0].1, b"ping");
 }
