@@ -288,4 +288,5 @@ def test_user_and_directories_are_the_same_in_all_files() -> None:
         ("d", "/etc/esp-gw", "0750", "root", "esp-gw"),
         ("d", "/etc/esp-gw/keys", "0750", "root", "esp-gw"),
         ("d", GatewaySettings().state_dir, "0700", "esp-gw", "esp-gw"),
+        ("z-", "/sys/devices/virtual/dmi/id/product_uuid", "0440", "root", "esp-gw", "-"),
     }
