@@ -124,9 +124,10 @@ class KernelNetwork:
         finally:
             for monitor in monitors:
                 loop.remove_reader(monitor.fileno())
-        await asyncio.sleep(SETTLE_TIME)
+        # A filter that another program flushed is repaired at once.
+        if not self._filter.drain():
+            await asyncio.sleep(SETTLE_TIME)
         drain(self._monitor)
-        self._filter.drain()
 
     async def observe(self) -> Network:
         """Return the TUN's MTU and addresses, and our routes, rules and packet filter."""

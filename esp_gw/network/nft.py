@@ -46,10 +46,15 @@ class NftTable:
         """The socket that becomes readable when any table changes; none without nf_tables."""
         return [] if self._monitor is None else [self._monitor]
 
-    def drain(self) -> None:
-        """Discard the notifications of changes; the next `observe` asks the kernel."""
-        if self._monitor is None or drain(self._monitor):
+    def drain(self) -> bool:
+        """Discard the notifications and return True if there was one.
+
+        The next `observe` asks the kernel. Without nf_tables there are none, and it always asks.
+        """
+        notified = self._monitor is not None and drain(self._monitor)
+        if notified or self._monitor is None:
             self._dirty = True
+        return notified
 
     def close(self) -> None:
         """Close the monitor."""
