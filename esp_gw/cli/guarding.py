@@ -9,6 +9,7 @@ from typing import Any
 
 from esp_gw.cli.output import counted, joined
 from esp_gw.config.load import readable_state_dir
+from esp_gw.daemon.protection import last_protection
 from esp_gw.desired import Desired, GatewaySettings
 from esp_gw.errors import EspGwError, NetworkError
 from esp_gw.network.changes import network_changes
@@ -62,12 +63,13 @@ def examine(config: Path) -> Examination:
     """Compare the kernel with the plan on disk. Raises EspGwError, also without permission."""
     guard = _state(config)
     with guard.without_gateway() as is_free, guard.watcher() as is_unwatched:
-        stored = guard.plan.read()
-        protection = Desired(GatewaySettings()) if stored is None else stored.protection
-        planned, there, filter_fault = asyncio.run(_compare(guard, protection, running=not is_free))
+        protection = last_protection(guard, config)
+        planned, there, filter_fault = asyncio.run(
+            _compare(guard, protection.desired, running=not is_free)
+        )
     missing = _missing(planned, there)
     prefixes = sorted({str(route.destination) for route in planned.routes})
-    warnings = [] if stored is None or stored.fault is None else [stored.fault]
+    warnings = [] if protection.fault is None else [protection.fault]
     if guard.is_opened:
         state = OPEN
         warnings.append("an operator opened the guard: a start of esp-gw or of the guard closes it")
@@ -98,7 +100,7 @@ def open_guard(config: Path) -> str:
                 hint="stop it first, or use --force",
             )
         guard.mark_opened()
-        return _told(asyncio.run(_release(guard, _settings(guard).table)))
+        return _told(asyncio.run(_release(guard, _settings(guard, config).table)))
 
 
 def force_open(config: Path) -> str:
@@ -109,7 +111,7 @@ def force_open(config: Path) -> str:
     guard = _state(config)
     with guard.without_gateway() as is_free:
         guard.mark_opened()
-        settings = _settings(guard)
+        settings = _settings(guard, config)
         if is_free:
             return _told(asyncio.run(_release(guard, settings.table)))
         return _told(asyncio.run(_open_beside(guard, settings)))
@@ -126,13 +128,12 @@ def _state(config: Path) -> GuardState:
     return guard
 
 
-def _settings(guard: GuardState) -> GatewaySettings:
-    """Return the settings of the last plan, defaults without a readable one."""
+def _settings(guard: GuardState, config: Path) -> GatewaySettings:
+    """Return the settings of what is protected, defaults if nothing of it is readable."""
     try:
-        stored = guard.plan.read()
+        return last_protection(guard, config).desired.settings
     except NetworkError:
-        stored = None
-    return GatewaySettings() if stored is None else stored.protection.settings
+        return GatewaySettings()
 
 
 def _kernel(guard: GuardState, table: int) -> KernelNetwork:
@@ -140,15 +141,15 @@ def _kernel(guard: GuardState, table: int) -> KernelNetwork:
 
 
 async def _compare(
-    guard: GuardState, protection: Desired, *, running: bool
+    guard: GuardState, desired: Desired, *, running: bool
 ) -> tuple[Network, Network, str | None]:
     """Return the planned guard, the network in place, and the packet filter's fault."""
-    kernel = _kernel(guard, protection.settings.table)
+    kernel = _kernel(guard, desired.settings.table)
     await kernel.open()
     try:
         if running:
-            await kernel.join(protection.settings.interface)
-        planned = plan_guard(protection, await kernel.host())
+            await kernel.join(desired.settings.interface)
+        planned = plan_guard(desired, await kernel.host())
         return planned, await kernel.observe(), firewall_fault()
     finally:
         await kernel.close()

@@ -8,14 +8,16 @@ import threading
 from pathlib import Path
 
 from esp_gw import logs
-from esp_gw.config.load import load_protection, readable_state_dir
+from esp_gw.config.load import readable_state_dir
+from esp_gw.daemon.protection import Protection, last_protection
 from esp_gw.daemon.systemd import Notifier
 from esp_gw.desired import Desired
-from esp_gw.errors import ConfigError, EngineError, EspGwError, NetworkError
+from esp_gw.errors import EngineError, EspGwError, NetworkError
 from esp_gw.logs import log
 from esp_gw.model import Action
 from esp_gw.network.guard import GuardState, hold
 from esp_gw.network.kernel import KernelNetwork
+from esp_gw.network.objects import Network
 from esp_gw.network.owned_tables import TABLES_NAME, OwnedTables
 from esp_gw.network.watch import CheckResult, Watch
 
@@ -43,52 +45,37 @@ def run(config: Path, log_level: str) -> int:
 
 def hold_before_start(guard: GuardState, config: Path) -> None:
     """Close what was protected last, before a gateway starts; only log a failure."""
+    guard.forget_opened()
     try:
-        guard.forget_opened()
-        asyncio.run(_hold_once(guard, _last_protection(guard, config)))
+        protection = last_protection(guard, config)
+        _tell(guard, protection)
+        asyncio.run(_hold_once(guard, protection.desired))
     except EspGwError as error:
         log.error("not closed before the start", reason=str(error))
 
 
-def _last_protection(guard: GuardState, config: Path) -> Desired:
-    """Return the last plan, or what the configuration protects. Raises NetworkError.
-
-    A damaged copy of the plan is replaced.
-    """
-    why = "there is no plan of an earlier run"
-    try:
-        stored = guard.plan.read()
-        if stored is not None:
-            if stored.fault is not None:
-                log.warning("a copy of the guard's plan was damaged", reason=stored.fault)
-                guard.remember(stored.protection)
-            return stored.protection
-    except NetworkError as error:
-        why = str(error)
-        log.error("no copy of the guard's plan is usable", reason=why)
-    try:
-        return load_protection(config)
-    except ConfigError as error:
-        nothing = NetworkError(
-            f"nothing is guarded: {why}, and {error.problems[0]}",
-            hint="mend the configuration and start again",
-        )
-        nothing.exit_status = error.exit_status
-        raise nothing from None
-
-
-async def _hold_once(guard: GuardState, protection: Desired) -> None:
-    kernel = _kernel(guard, protection)
+async def _hold_once(guard: GuardState, desired: Desired) -> None:
+    kernel = _kernel(guard, desired)
     await kernel.open()
     try:
-        await hold(kernel, protection)
+        await hold(kernel, desired)
     finally:
         await kernel.close()
 
 
-def _kernel(guard: GuardState, protection: Desired) -> KernelNetwork:
+def _kernel(guard: GuardState, desired: Desired) -> KernelNetwork:
+    """Return the network of the plan's table, which later runs find recorded."""
     tables = OwnedTables(guard.folder / TABLES_NAME)
-    return KernelNetwork(protection.settings.table, tables.read())
+    former = tables.read()
+    tables.write(former | {desired.settings.table})
+    return KernelNetwork(desired.settings.table, former)
+
+
+def _tell(guard: GuardState, protection: Protection) -> None:
+    """Log what of the plan is unusable, and write it anew."""
+    if protection.fault is not None:
+        log.warning("the guard's plan is not whole", reason=protection.fault)
+        guard.remember(protection.desired)
 
 
 class _Watcher:
@@ -99,6 +86,8 @@ class _Watcher:
         self._config = config
         self._notifier = Notifier.from_environment()
         self._kernel: KernelNetwork | None = None
+        self._held: Network | None = None
+        self._fault: str | None = None
         self._waiting = False
 
     async def main(self) -> None:
@@ -106,11 +95,12 @@ class _Watcher:
         stopping, self._ended = asyncio.Event(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, stopping.set)
-        protection = _last_protection(self._guard, self._config)
+        prefixes = _prefixes(last_protection(self._guard, self._config).desired)
         try:
             await self._check()
-            self._notifier.ready(_described(protection))
-            log.info("guarding", prefixes=len(_prefixes(protection)))
+            count = len(prefixes)
+            self._notifier.ready(f"{count} protected prefixes closed without the gateway")
+            log.info("guarding", prefixes=count)
             watch = asyncio.create_task(Watch(self._changed, self._check).run())
             await stopping.wait()
             watch.cancel()
@@ -134,19 +124,24 @@ class _Watcher:
                 await self._close()
                 self._wait_for_end()
                 return CheckResult()
-            protection = _last_protection(self._guard, self._config)
+            protection = last_protection(self._guard, self._config)
+            if protection.fault != self._fault:
+                self._fault = protection.fault
+                _tell(self._guard, protection)
             if self._kernel is None:
-                kernel = _kernel(self._guard, protection)
+                kernel = _kernel(self._guard, protection.desired)
                 await kernel.open()
                 self._kernel = kernel
             if self._guard.is_opened:
+                self._held = None
                 return CheckResult()
-            done = await hold(self._kernel, protection)
-            return CheckResult(done=tuple(done), fault=self._kernel.filter_fault, waits=True)
+            held = await hold(self._kernel, protection.desired, self._held)
+            self._held = held.network
+            return CheckResult(held.missing, held.done)
 
     async def _close(self) -> None:
         if self._kernel is not None:
-            kernel, self._kernel = self._kernel, None
+            kernel, self._kernel, self._held = self._kernel, None, None
             await kernel.close()
 
     def _wait_for_end(self) -> None:
@@ -167,14 +162,10 @@ class _Watcher:
         self._ended.set()
 
 
-def _prefixes(protection: Desired) -> set[str]:
+def _prefixes(desired: Desired) -> set[str]:
     return {
         str(selector.remote)
-        for policy in protection.policies
+        for policy in desired.policies
         if policy.action is not Action.BYPASS
         for selector in policy.selectors
     }
-
-
-def _described(protection: Desired) -> str:
-    return f"{len(_prefixes(protection))} protected prefixes closed without the gateway"

@@ -13,16 +13,16 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from esp_gw import files
 from esp_gw.desired import Desired
 from esp_gw.errors import EngineError, NetworkError
 from esp_gw.logs import log
-from esp_gw.network.changes import network_changes
+from esp_gw.network.changes import ReplaceFirewall, network_changes
 from esp_gw.network.kernel import KernelNetwork
-from esp_gw.network.objects import Network
+from esp_gw.network.objects import Network, missing_from
 from esp_gw.network.plan import plan_guard, protection
 from esp_gw.network.plan_file import PlanFile
 
@@ -39,6 +39,7 @@ class GuardState:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.plan = PlanFile(folder)
+        self._ignores_mark = False
 
     @contextlib.contextmanager
     def gateway(self) -> Iterator[None]:
@@ -58,7 +59,7 @@ class GuardState:
                         where=str(self.folder),
                         hint="stop it first, or set another gateway.state_dir",
                     )
-                fcntl.flock(lock, fcntl.LOCK_UN)
+                _release(lock)
                 time.sleep(_RETRY)
             yield
 
@@ -71,7 +72,8 @@ class GuardState:
     def wait_for_end(self) -> None:
         """Block until no gateway runs."""
         with _opened(self.folder / GATEWAY_LOCK) as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            if lock is not None:
+                fcntl.flock(lock, fcntl.LOCK_SH)
 
     @contextlib.contextmanager
     def watcher(self) -> Iterator[bool]:
@@ -92,7 +94,7 @@ class GuardState:
     @property
     def is_opened(self) -> bool:
         """True if an operator opened the guard."""
-        return (self.folder / OPENED).exists()
+        return not self._ignores_mark and (self.folder / OPENED).exists()
 
     def mark_opened(self) -> None:
         """Record that the guard is to stay open. Raises NetworkError."""
@@ -102,11 +104,13 @@ class GuardState:
             raise _unusable(self.folder / OPENED, error) from None
 
     def forget_opened(self) -> None:
-        """Record that the guard is to close again. Raises NetworkError."""
+        """Close the guard again, whatever becomes of the record that it was opened."""
         try:
             (self.folder / OPENED).unlink(missing_ok=True)
         except OSError as error:
-            raise _unusable(self.folder / OPENED, error) from None
+            self._ignores_mark = True
+            path, reason = str(self.folder / OPENED), error.strerror or str(error)
+            log.warning("can't remove the mark of an opened guard", path=path, reason=reason)
 
     def remember(self, desired: Desired) -> None:
         """Write the plan of an applied state; only log a failure: a boot holds the former plan."""
@@ -117,17 +121,31 @@ class GuardState:
             log.error("can't write the guard's plan", path=str(self.folder), reason=reason)
 
 
-async def hold(kernel: KernelNetwork, desired: Desired) -> list[str]:
-    """Close what the desired state protects, without a way into the TUN; return the changes.
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The guard in place; `missing` and `done` name what others removed and the changes made."""
 
-    Raises NetworkError, also beside another gateway whose rules would mix with ours.
+    network: Network
+    missing: tuple[str, ...]
+    done: tuple[str, ...]
+
+
+async def hold(kernel: KernelNetwork, desired: Desired, before: Network | None = None) -> Held:
+    """Close what the desired state protects, without a way into the TUN.
+
+    `before` is the network of the last call. Raises NetworkError, also beside another gateway whose
+    rules would mix with ours.
     """
-    kernel.refuse_neighbours()
     there = await kernel.observe()
+    kernel.refuse_neighbours()
     wanted = replace(plan_guard(desired, await kernel.host()), mtu=there.mtu)
     changes = network_changes(wanted, there)
     await kernel.apply(changes)
-    return [change.describe() for change in changes]
+    if kernel.filter_fault is not None:
+        wanted = replace(wanted, firewall=None)
+        changes = [change for change in changes if not isinstance(change, ReplaceFirewall)]
+    missing = () if before is None else missing_from(there, before, wanted)
+    return Held(wanted, missing, tuple(change.describe() for change in changes))
 
 
 async def release(kernel: KernelNetwork) -> list[str]:
@@ -148,21 +166,25 @@ def without_guard(network: Network) -> Network:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    """Open a lock file, creating it for the owner of its directory. Raises NetworkError."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+def _opened(path: Path) -> Iterator[int | None]:
+    """Open a lock file, creating it for the owner of its directory.
+
+    Yields None where that is impossible, as on a read-only disk: closing goes before locking.
+    """
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = None
+    for more in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, flags | more, 0o600)
+            break
     try:
-        descriptor = os.open(path, flags, 0o600)
-    except OSError as error:
-        raise _unusable(path, error) from None
-    try:
-        try:
-            files.give_to_owner_of_folder(descriptor, path)
-        except OSError as error:
-            raise _unusable(path, error) from None
+        if descriptor is not None:
+            with contextlib.suppress(OSError):
+                files.give_to_owner_of_folder(descriptor, path)
         yield descriptor
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _unusable(path: Path, error: OSError) -> NetworkError:
@@ -170,9 +192,16 @@ def _unusable(path: Path, error: OSError) -> NetworkError:
     return NetworkError(error.strerror or str(error), where=str(path), hint=hint)
 
 
-def _acquired(lock: int, kind: int) -> bool:
+def _acquired(lock: int | None, kind: int) -> bool:
+    if lock is None:
+        return True
     try:
         fcntl.flock(lock, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
+
+
+def _release(lock: int | None) -> None:
+    if lock is not None:
+        fcntl.flock(lock, fcntl.LOCK_UN)

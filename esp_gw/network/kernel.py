@@ -201,6 +201,9 @@ class KernelNetwork:
         return sorted(_pairs(self._owned) - _pairs(self._neighbours))
 
     async def _observe(self) -> Network:
+        if self._link is None:
+            # A gateway may have started since.
+            self._neighbours = await links.neighbours(self._ipr, 0)
         mtu, is_up = (0, True) if self._link is None else await self._link.state()
         return Network(
             mtu=mtu,
@@ -244,17 +247,30 @@ class KernelNetwork:
         return min(int(link.get("mtu")), 65535)
 
     async def _apply(self, changes: Sequence[NetworkChange]) -> None:
+        refused: list[NetworkError] = []
         for step, group in groupby(changes, lambda change: change.step):
             run = list(group)
+            # A refused part, as of a family that is off, leaves no other part open.
+            if refused and not run[0].is_guard:
+                break
             # Thousands of routes are changed together: they go in a few batches.
             routes = [change.route for change in run if isinstance(change, AddRoute | RemoveRoute)]
-            if not routes:
-                for change in run:
+            try:
+                if step is Step.REMOVE_ROUTES:
+                    self._routes.remove(routes)
+                elif routes:
+                    self._routes.replace(routes)
+            except NetworkError as error:
+                refused.append(error)
+            for change in [] if routes else run:
+                try:
                     await self._apply_one(change)
-            elif step is Step.REMOVE_ROUTES:
-                self._routes.remove(routes)
-            else:
-                self._routes.replace(routes)
+                except NetworkError as error:
+                    refused.append(error)
+                    if not change.is_guard:
+                        break
+        if refused:
+            raise refused[0]
 
     async def _apply_one(self, change: NetworkChange) -> None:
         match change:

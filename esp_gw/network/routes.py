@@ -93,7 +93,10 @@ class RouteSocket:
                         yield route
 
     def replace(self, routes: Sequence[Route]) -> None:
-        """Add routes, replacing those with the same key. Raises NetworkError."""
+        """Add routes, replacing those with the same key.
+
+        Raises NetworkError for the first that is refused; the others are in place.
+        """
         self._change(_RTM_NEWROUTE, _CREATE | _REPLACE, _encode, routes)
 
     def remove(self, routes: Sequence[Route]) -> None:
@@ -108,21 +111,21 @@ class RouteSocket:
         routes: Sequence[Route],
         ignored: tuple[int, ...] = (),
     ) -> None:
+        refused: list[tuple[int, Route]] = []
         for start in range(0, len(routes), _BATCH):
             batch = routes[start : start + _BATCH]
             first = self._sequence + 1
             messages = [self._message(kind, flags | _ACK, encode(r, self._index)) for r in batch]
             self._socket.send(b"".join(messages))
-            failed: list[tuple[int, Route]] = []
             answered = 0
             while answered < len(batch):
                 for sequence, _, body in self._receive():
                     answered += 1
                     code = -_ERROR.unpack_from(body)[0]
                     if code and code not in ignored:
-                        failed.append((code, batch[sequence - first]))
-            for code, route in failed:
-                raise refusal(code, f"route {route.destination} table {route.table}")
+                        refused.append((code, batch[sequence - first]))
+        for code, route in refused:
+            raise refusal(code, f"route {route.destination} table {route.table}")
 
     def _message(self, kind: int, flags: int, body: bytes) -> bytes:
         self._sequence += 1

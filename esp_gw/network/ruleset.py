@@ -145,7 +145,6 @@ def _scope() -> list[Sequence[Json]]:
     ]
     return [
         *[[*match, _ACCEPT] for match in link_scope],
-        [_match(_payload("ip6", "saddr"), _prefix("fe80::/10")), _ACCEPT],
         [
             _match(_payload("icmpv6", "type"), {"set": list(_NEIGHBOUR_DISCOVERY)}),
             _match(_payload("ip6", "hoplimit"), 255),

@@ -121,6 +121,23 @@ def test_in_transport_mode_the_peer_itself_is_protected(sites: TwoSites, places:
     assert after["cleartext-out"] - before["cleartext-out"] == 3
 
 
+@pytest.mark.parametrize("mode", ["tunnel", "transport"])
+def test_a_link_local_source_is_no_way_out_to_a_protected_address(
+    sites: TwoSites, mode: str
+) -> None:
+    places = PLACES[6]
+    sites.configure(mode, places.local_ts, places.remote_ts, places)
+    sites.start()
+    target = places.imposter if mode == "tunnel" else places.b
+    before = drops(sites.a)["cleartext-out"]
+    sent = sites.seen(sites.net, "br0", lambda: sites.send_from_link_local(target))
+    assert not to_port(sent)
+    assert drops(sites.a)["cleartext-out"] - before == 3
+    # What is not protected is reached from there.
+    sent = sites.seen(sites.net, "br0", lambda: sites.send_from_link_local(places.net))
+    assert len(to_port(sent)) == 3
+
+
 def test_what_a_bypass_policy_names_goes_around_in_both_directions(
     sites: TwoSites, places: Places
 ) -> None:

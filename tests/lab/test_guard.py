@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,7 @@ from tests.support.labtools import (
     ping,
     reboot,
     running,
+    tunnel,
     until,
 )
 from tests.support.ledgers import machine
@@ -359,3 +361,122 @@ def test_down_opens_a_stopped_gateway_and_status_tells(routed: GatewayPair) -> N
         assert network(host) == before
         assert "guard: open" in guard(routed.a, "status", check=False)
     assert guard(routed.a, "down") == "nothing was closed\n"
+
+
+# State directories in a bad state
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Make a folder a read-only filesystem, as the kernel does after an error of an SD card."""
+    subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def own_folder(gateway: LabGateway, folder: Path) -> None:
+    """Move a gateway's state to a folder of its own, apart from the rig's files."""
+    folder.mkdir(mode=0o700)
+    (gateway.folder / "ledger.db").rename(folder / "ledger.db")
+    edit(gateway, lambda config: config["gateway"].update(state_dir=str(folder)))
+
+
+@pytest.mark.parametrize("locks", ["made before", "never made"])
+def test_a_read_only_state_directory_is_held_closed_after_a_boot(
+    routed: GatewayPair, tap: StartTap, tmp_path: Path, locks: str
+) -> None:
+    state = tmp_path / "state"
+    own_folder(routed.a, state)
+    routed.start()
+    assert routed.a.stop() == 0
+    guard(routed.a, "down")
+    (state / "guard.opened").unlink()
+    if locks == "never made":
+        for lock in state.glob("*.lock"):
+            lock.unlink()
+    with read_only(state):
+        with watched(routed.a):
+            assert_closed(routed, tap)
+            assert "guard: closed" in guard(routed.a, "status")
+        release_kernel(routed.a)
+        fail_to_start(routed.a)
+        assert_closed(routed, tap)
+
+
+def release_kernel(gateway: LabGateway) -> None:
+    """Remove from the kernel what the guard put there, without a record of it."""
+    host = gateway.namespace
+    host.run("nft", "flush", "ruleset")
+    for family in ("-4", "-6"):
+        host.ip(family, "route", "flush", "table", "4500")
+        for priority in ("4498", "4499"):
+            host.run("ip", family, "rule", "del", "pref", priority, check=False)
+
+
+def test_a_mark_that_can_not_be_removed_opens_nothing(routed: GatewayPair, tap: StartTap) -> None:
+    routed.start()
+    assert routed.a.stop() == 0
+    reboot(routed.a)
+    (routed.a.folder / "guard.opened" / "in the way").mkdir(parents=True)
+    with watched(routed.a):
+        assert_closed(routed, tap)
+    release_kernel(routed.a)
+    misspell(routed.a)
+    fail_to_start(routed.a)
+    assert_closed(routed, tap)
+
+
+def test_a_guard_of_another_state_directory_leaves_a_running_gateway_alone(
+    routed: GatewayPair, tmp_path: Path
+) -> None:
+    host = routed.a.namespace
+    routed.start()
+    assert routed.a.stop() == 0
+    with watched(routed.a):
+        own_folder(routed.a, tmp_path / "other")
+        edit(routed.a, lambda config: tunnel(config)["remote_ts"].append("10.3.0.0/24"))
+        routed.a.start()
+        carrying = network(host)
+        # The watcher looks after each change.
+        for number in range(3):
+            host.ip("route", "add", f"203.0.113.{number}", "via", "192.0.2.2")
+            assert ping(host, "10.2.0.1", count=3) == 3
+            host.ip("route", "del", f"203.0.113.{number}")
+        assert network(host) == carrying
+        assert "another program" not in routed.a.log.read_text()
+        log = (routed.a.folder / "guard.log").read_text()
+        assert log.count("the gateway of esp0 uses routing table 4500") == 1
+
+
+def test_without_a_plan_configuration_and_additions_are_held_and_status_knows(
+    routed: GatewayPair, tap: StartTap
+) -> None:
+    status = json.loads(guard(routed.a, "status", "--json", check=False))
+    assert status["state"] == "not closed"
+    routed.start()
+    routed.a.cli("policy", "add", "x", "--action", "discard", "--remote-ts", "10.9.0.0/24")
+    assert routed.a.stop() == 0
+    reboot(routed.a)
+    for path in routed.a.folder.glob("guard*.json"):
+        path.write_bytes(b"{")
+    status = json.loads(guard(routed.a, "status", "--json", check=False))
+    assert (status["state"], len(status["warnings"])) == ("not closed", 1)
+    with watched(routed.a):
+        status = json.loads(guard(routed.a, "status", "--json"))
+        assert status["state"] == "closed"
+        assert status["protected"] == ["10.2.0.0/24", "10.9.0.0/24", "fd00:2::/64"]
+        assert_closed(routed, tap)
+    # What the guard closed it has also written anew.
+    assert status["warnings"] == []
+
+
+def test_what_others_remove_from_the_guard_is_a_warning_of_its_log(routed: GatewayPair) -> None:
+    host, log = routed.a.namespace, routed.a.folder / "guard.log"
+    with watched(routed.a):
+        host.run("nft", "flush", "ruleset")
+        until(lambda: "esp_gw" in host.run("nft", "list", "tables").stdout, "the table is back")
+        until(lambda: "another program removed" in log.read_text(), "the log tells of it")
+    assert "nftables table esp_gw" in log.read_text()

@@ -42,6 +42,22 @@ for _ in range(3):
 """
 
 
+_LINK_LOCAL = """
+import socket, sys
+(source,) = [
+    line.split()[0]
+    for line in open("/proc/net/if_inet6")
+    if line.startswith("fe80") and line.split()[-1] == "wan"
+]
+source = socket.inet_ntop(socket.AF_INET6, bytes.fromhex(source))
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+s.bind((source, 0, 0, socket.if_nametoindex("wan")))
+for _ in range(3):
+    try: s.sendto(b"cleartext", (sys.argv[1], int(sys.argv[2])))
+    except OSError: pass
+"""
+
+
 @dataclass(frozen=True)
 class Places:
     """Addresses of one IP version."""
@@ -142,6 +158,13 @@ class TwoSites:
         self.ns_a.run(
             *("setpriv", "--reuid", "65534", "--clear-groups", sys.executable, "-I", "-S"),
             *("-c", _BOUND, "wan", source, target, str(port)),
+        )
+
+    def send_from_link_local(self, target: str) -> None:
+        """Send three datagrams from a with the link-local source of its outer device."""
+        self.ns_a.run(
+            *("setpriv", "--reuid", "65534", "--clear-groups", sys.executable, "-I", "-S"),
+            *("-c", _LINK_LOCAL, target, str(PORT)),
         )
 
     def forge(self, source: str, target: str, payload: Packet | None = None) -> None:

@@ -36,6 +36,7 @@ SINGLE = {
     ("daemon.engines", "engine.python"),
     ("cli.gateway", "daemon"),
     ("cli.guard", "daemon"),
+    ("cli.guarding", "daemon"),
     ("cli.demo", "demo"),
 }
 SANS_IO = {

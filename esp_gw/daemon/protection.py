@@ -1,0 +1,51 @@
+"""What the guard has to close: the last plan, or else what configuration and CLI ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from esp_gw.config.added import STORE_NAME, Store, without_conflicts
+from esp_gw.config.load import load_protection
+from esp_gw.desired import Desired
+from esp_gw.errors import ConfigError, EspGwError, NetworkError
+from esp_gw.network.guard import GuardState
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """Settings and policies without keys; `fault` names in one line what could not be read."""
+
+    desired: Desired
+    fault: str | None = None
+
+
+def last_protection(guard: GuardState, config: Path) -> Protection:
+    """Return what was protected last.
+
+    Without a readable plan that is what the configuration and the additions of the CLI protect.
+    Raises NetworkError if nothing is readable; its exit status is that of the configuration's
+    error.
+    """
+    why = None
+    try:
+        stored = guard.plan.read()
+        if stored is not None:
+            return Protection(stored.protection, stored.fault)
+    except NetworkError as error:
+        why = str(error)
+    try:
+        configured = load_protection(config)
+    except ConfigError as error:
+        nothing = NetworkError(
+            f"nothing is guarded: {why or 'there is no plan of an earlier run'}, "
+            f"and {error.problems[0]}",
+            hint="mend the configuration and start again",
+        )
+        nothing.exit_status = error.exit_status
+        raise nothing from None
+    try:
+        additions = Store(guard.folder / STORE_NAME).load()
+    except EspGwError as error:
+        return Protection(configured, f"{why}; {error}" if why else str(error))
+    return Protection(without_conflicts(configured, additions)[0], why)
