@@ -1,4 +1,4 @@
-"""What the guard has to close: the last plan, or else what configuration and CLI ask for."""
+"""Protected prefixes as last known: those of the plan, or else of configuration and CLI."""
 
 from __future__ import annotations
 

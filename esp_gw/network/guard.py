@@ -43,7 +43,7 @@ class GuardState:
 
     @contextlib.contextmanager
     def gateway(self) -> Iterator[None]:
-        """Be the one gateway of this state directory. Raises EngineError if there is another.
+        """Hold the lock of the one gateway of this state directory. Raises EngineError if there is another.
 
         Waits for the end of a watcher's check. Without the directory there is nothing to lock.
         """
@@ -77,7 +77,7 @@ class GuardState:
 
     @contextlib.contextmanager
     def watcher(self) -> Iterator[bool]:
-        """Be the one watcher of this state directory; yields False if there is another."""
+        """Hold the lock of the one watcher; yields False if there is another."""
         with _opened(self.folder / WATCHER_LOCK) as lock:
             yield _acquired(lock, fcntl.LOCK_EX)
 

@@ -49,7 +49,7 @@ def test_in_tunnel_mode_nothing_goes_around_the_tunnel(
     sites.configure("tunnel", places.local_ts, remote_ts, places)
     sites.start()
     a, host, net, ns_b = sites.ns_a, sites.host, sites.net, sites.ns_b
-    # What has to pass.
+    # Passes.
     assert ping(a, places.far, count=2) == 2
     assert ping(host, places.far, count=2) == 2
     assert ping(a, places.lan, count=1) == 1
@@ -58,7 +58,7 @@ def test_in_tunnel_mode_nothing_goes_around_the_tunnel(
     assert ping(a, places.net, count=1) == 1
     assert ping(net, places.a, count=1) == 1
     before = drops(sites.a)
-    # What must not.
+    # Dropped.
     assert not to_port(sites.seen(net, "br0", lambda: sites.send_bound(places.imposter)))
     for target, where, device in ((places.lan, a, "esp0"), (places.host, host, "eth0")):
         forged = sites.seen(where, device, lambda to=target: sites.forge(places.imposter, to))  # type: ignore[misc]
@@ -133,7 +133,7 @@ def test_a_link_local_source_is_no_way_out_to_a_protected_address(
     sent = sites.seen(sites.net, "br0", lambda: sites.send_from_link_local(target))
     assert not to_port(sent)
     assert drops(sites.a)["cleartext-out"] - before == 3
-    # What is not protected is reached from there.
+    # An unprotected address is reached from there.
     sent = sites.seen(sites.net, "br0", lambda: sites.send_from_link_local(places.net))
     assert len(to_port(sent)) == 3
 

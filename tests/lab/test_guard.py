@@ -469,7 +469,7 @@ def test_without_a_plan_configuration_and_additions_are_held_and_status_knows(
         assert status["state"] == "closed"
         assert status["protected"] == ["10.2.0.0/24", "10.9.0.0/24", "fd00:2::/64"]
         assert_closed(routed, tap)
-    # What the guard closed it has also written anew.
+    # The guard has written a plan.
     assert status["warnings"] == []
 
 

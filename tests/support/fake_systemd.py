@@ -18,7 +18,7 @@ for file in '{unit}' '{unit}'.d/*.conf; do
 done
 exit 0
 """
-# What is encrypted for a name begins with the name; the rest is the text.
+# An encrypted credential begins with its name; the rest is the text.
 _CREDS = """\
 #!/bin/sh
 [ "$1 $3 $4" = "decrypt - -" ] || exit 99

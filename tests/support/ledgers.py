@@ -70,7 +70,7 @@ class FakeHost:
             path.parent.mkdir(parents=True)
 
     def become(self, machine_id: str = "", serial: str = "", uuid: str = "") -> MachineIdentity:
-        """Be a machine with these components, without those that are empty."""
+        """Set the components of the machine; an empty one is absent."""
         values = {
             self.machine_id: f"{machine_id}\n",
             self.serial: f"{serial}\0",

@@ -1,4 +1,4 @@
-"""What systemd is for one gateway: environment, notifications, and a journal, which is a file."""
+"""A service manager of one gateway: environment, notifications, and a file as the journal."""
 
 from __future__ import annotations
 

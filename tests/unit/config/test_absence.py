@@ -1,4 +1,4 @@
-"""What isn't there yet is told from what is wrong: a service manager tries again for the first."""
+"""Absence is told from a fault: a service manager tries again for the first."""
 
 from __future__ import annotations
 
