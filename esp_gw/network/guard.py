@@ -43,9 +43,10 @@ class GuardState:
 
     @contextlib.contextmanager
     def gateway(self) -> Iterator[None]:
-        """Hold the lock of the one gateway of this state directory. Raises EngineError if there is another.
+        """Hold the lock of the one gateway of this state directory.
 
         Waits for the end of a watcher's check. Without the directory there is nothing to lock.
+        Raises EngineError if there is another gateway.
         """
         if not self.is_there:
             yield
