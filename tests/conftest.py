@@ -16,6 +16,8 @@ from hypothesis import HealthCheck, settings
 # A slow or emulated machine must not fail a property test.
 settings.register_profile("esp-gw", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("esp-gw")
+# Tests that several files share, and the assertions of their rigs.
+pytest.register_assert_rewrite("tests.support", "tests.vm.debian")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

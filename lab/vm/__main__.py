@@ -18,8 +18,9 @@ import click
 from esp_gw.errors import LabError
 from lab.program import run_command_line
 from lab.vm.image import ARCHITECTURES, Architecture, kernel_image
-from lab.vm.machine import Machine, Setup, VmError, run, run_all
+from lab.vm.machine import Machine, VmError, run, run_all
 from lab.vm.protocol import Command, Kind
+from lab.vm.qemu import Setup
 from lab.vm.root import Root, foreign_root, native_engine
 
 FAILED = 125

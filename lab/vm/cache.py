@@ -13,7 +13,6 @@ from pathlib import Path
 from esp_gw.errors import LabError
 
 _MANIFEST = "manifest.json"
-_LOCK = "lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ def cached(cache: Path, recipe: Recipe, say: Callable[[str], None]) -> tuple[Pat
     folder = cache / recipe.name
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with (cache / _LOCK).open("w") as lock:
+        with (cache / f"{recipe.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if folder.exists():
                 try:

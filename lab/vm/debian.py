@@ -1,6 +1,7 @@
-"""Debian packages of any architecture, by apt with a private state folder.
+"""Debian packages of any architecture and release, by apt with a private state folder.
 
-Uses the host's sources and keys; needs no root and changes nothing on the host.
+Uses the host's keys, and its sources unless a release is named; needs no root and changes nothing
+on the host.
 """
 
 from __future__ import annotations
@@ -13,14 +14,28 @@ from esp_gw.demo.netns import run_command
 from esp_gw.errors import LabError
 
 FETCH_TIMEOUT = 900.0
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _HINT = "check the network and Debian's sources"
+
+
+def sources(release: str) -> str:
+    """Return the sources.list of a release such as "bookworm", with its updates."""
+    options = f"deb [signed-by={KEYRING}] http://deb.debian.org"
+    return "".join(
+        f"{options}/{archive} {suite} main\n"
+        for archive, suite in (
+            ("debian", release),
+            ("debian", f"{release}-updates"),
+            ("debian-security", f"{release}-security"),
+        )
+    )
 
 
 class Apt:
     """apt for one of Debian's architectures, with nothing installed. Methods raise LabError."""
 
-    def __init__(self, work: Path, architecture: str) -> None:
-        """Fetch the package lists into `work`."""
+    def __init__(self, work: Path, architecture: str, release: str | None = None) -> None:
+        """Fetch the package lists into `work`, those of the host's sources without a `release`."""
         for folder in ("lists/partial", "archives/partial"):
             (work / folder).mkdir(parents=True)
         status = work / "status"
@@ -36,6 +51,12 @@ class Apt:
             "Acquire::Retries": 1,
             "Debug::NoLocking": "true",
         }
+        if release is not None:
+            (work / "sources.list").write_text(sources(release))
+            settings |= {
+                "Dir::Etc::sourcelist": work / "sources.list",
+                "Dir::Etc::sourceparts": "-",
+            }
         self._options = [
             word for name, value in settings.items() for word in ("-o", f"{name}={value}")
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import platform
 import re
 import subprocess
 import tarfile
@@ -18,7 +19,8 @@ _BUSYBOX = "bin/busybox"
 # Only drivers for hardware that qemu emulates.
 _WANTED = re.compile(
     r"boot/vmlinuz-.*|bin/busybox|lib/modules/[^/]+/(modules\..*|kernel/(?!drivers/|sound/).*"
-    r"|kernel/drivers/(virtio|char|crypto)/.*|kernel/drivers/net/[^/]+)"
+    r"|kernel/drivers/(virtio|char|crypto)/.*|kernel/drivers/block/virtio_blk.*"
+    r"|kernel/drivers/net/[^/]+)"
 )
 
 
@@ -84,22 +86,36 @@ class Image:
         return (self.folder / _BUSYBOX).read_bytes()
 
 
-def kernel_image(cache: Path, architecture: Architecture, say: Callable[[str], None]) -> Image:
-    """Return the kernel in `cache`; fetch it if it is missing or damaged.
+def kernel_image(
+    cache: Path,
+    architecture: Architecture,
+    say: Callable[[str], None],
+    release: str | None = None,
+) -> Image:
+    """Return the kernel of a release, by default the host's; fetch it if missing or outdated.
 
     Raises LabError if the packages can't be fetched.
     """
+    name = architecture.name
+    if release not in (None, _host_release()):
+        name = f"{name}-{release}"
 
     def make(folder: Path, work: Path) -> dict[str, str]:
-        return _fetch(folder, work, architecture)
+        version = _fetch(folder, Apt(work, architecture.debian, release), architecture)
+        return {"version": version, **wanted}
 
-    what = f"Debian's kernel for {architecture.name}"
-    folder, facts = cached(cache, Recipe(architecture.name, what, make, ("version",)), say)
+    wanted = {"selection": _WANTED.pattern}
+    recipe = Recipe(name, f"Debian's kernel for {name}", make, ("version",), wanted)
+    folder, facts = cached(cache, recipe, say)
     return Image(folder, facts["version"])
 
 
-def _fetch(folder: Path, work: Path, architecture: Architecture) -> dict[str, str]:
-    apt = Apt(work, architecture.debian)
+def _host_release() -> str | None:
+    return platform.freedesktop_os_release().get("VERSION_CODENAME")
+
+
+def _fetch(folder: Path, apt: Apt, architecture: Architecture) -> str:
+    """Unpack the kernel into `folder`; return its version."""
     meta = f"linux-image-{architecture.debian}"
     found = re.search(r"^Depends:.*\blinux-image-(\d[^ ,]*)", apt.show(meta), re.MULTILINE)
     if found is None:
@@ -108,7 +124,7 @@ def _fetch(folder: Path, work: Path, architecture: Architecture) -> dict[str, st
     for package in apt.download(f"linux-image-{version}", "busybox-static"):
         _unpack(package, folder)
     run_program("depmod", "-b", str(folder), version, hint="check the kernel package")
-    return {"version": version}
+    return version
 
 
 def _unpack(package: Path, image: Path) -> None:

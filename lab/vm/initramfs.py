@@ -1,8 +1,10 @@
 """The initramfs of a machine: busybox, a few modules and one script, sans-IO.
 
-The script mounts the machine's root (the host's, or one for its architecture) and the other shared
-folders, each read-only (9p) below an overlay in memory. The machine can write anywhere without
-changing any file of the host. The script then starts the agent.
+Without a disk, the script mounts the machine's root (the host's, or one for its architecture) and
+the other shared folders, each read-only (9p) below an overlay in memory. The machine can write
+anywhere without changing any file of the host. The script then starts the agent.
+
+With a disk, that is the root, and its own init starts, with the agent as a unit of systemd.
 """
 
 from __future__ import annotations
@@ -16,6 +18,13 @@ from esp_gw.errors import LabError
 
 MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_console")
 """Modules needed for the host's files and the agent's port; modprobe finds the rest there."""
+DISK_MODULES = (
+    *("virtio_pci", "9pnet_virtio", "9p", "virtio_console", "virtio_blk", "ext4"),
+    # ext4 asks for crc32c by that name, for which an initramfs without modprobe has no answer.
+    "crc32c_generic",
+)
+"""Modules needed for a machine with a disk."""
+AGENT_UNIT = "esp-gw-vm-agent.service"
 PORT = "/dev/vport0p1"
 OUT = "/out"
 MODULES_INSIDE = "/lib/modules"
@@ -68,6 +77,45 @@ cd /
 {agent}
 echo o > /proc/sysrq-trigger
 sleep 60
+"""
+
+
+_DISK_INIT = """\
+#!/bin/busybox sh
+export PATH=/bin
+/bin/busybox --install /bin
+fail() { echo "esp-gw-vm: $*"; poweroff -f; exit; }
+mount -t devtmpfs dev /dev || fail "no /dev"
+for module in @LOAD@; do insmod "$module" || fail "can't load $module"; done
+mkdir -p /root
+mount -t ext4 -o noatime /dev/vda /root || fail "can't mount the disk"
+show() { # TAG FOLDER
+    mkdir -p "/root$2"
+    mount -t 9p -o "ro,cache=loose,trans=virtio,version=9p2000.L,msize=524288" "$1" "/root$2" ||
+        fail "can't mount the share $1"
+}
+show modules @MODULES@/@VERSION@
+show checkout @CHECKOUT@
+# As from an initrd: systemd keeps this /run, and so the disk has nothing of the test.
+mount -t tmpfs -o mode=755 run /root/run
+units=/root/run/systemd/system
+mkdir -p "$units/sysinit.target.wants"
+echo @AGENT@ > "$units/@UNIT@"
+ln -s "../@UNIT@" "$units/sysinit.target.wants/@UNIT@"
+exec switch_root /root /sbin/init
+"""
+
+_AGENT = """\
+[Unit]
+Description=Agent of the virtual machine
+# It runs from early in the start until the machine is off.
+DefaultDependencies=no
+[Service]
+WorkingDirectory={checkout}
+Environment=PYTHONPATH={checkout} PYTHONDONTWRITEBYTECODE=1
+ExecStart={agent}
+KillMode=process
+OOMScoreAdjust=-1000
 """
 
 
@@ -124,7 +172,7 @@ def init_script(
     show = f"show checkout {shlex.quote(f'/root{checkout}')}" if checkout is not None else ""
     write = (f"echo {shlex.quote(text)} > {shlex.quote(f'/root{p}')}" for p, text in files.items())
     values = {
-        "LOAD": " ".join(shlex.quote(f"{MODULES_INSIDE}/{module_name(path)}.ko") for path in load),
+        "LOAD": _insmod_list(load),
         "OUT": OUT,
         "MODULES": MODULES_INSIDE,
         "MOUNT_OUT": mount,
@@ -134,7 +182,36 @@ def init_script(
         "WRITE_FILES": "\n".join(write),
         "START": shlex.quote(_START.format(agent=shlex.join(agent))),
     }
-    script = _INIT
+    return _filled(_INIT, values)
+
+
+def disk_init_script(
+    load: Sequence[str], version: str, agent: Sequence[str], checkout: str
+) -> bytes:
+    """Return the script /init of a machine with a disk, whose systemd starts `agent`.
+
+    The shares `modules` and `checkout` are mounted read-only: the kernel's modules, and the folder
+    `checkout` at its own path. `load` and `version` are as for `init_script`.
+    """
+    unit = _AGENT.format(checkout=checkout, agent=shlex.join(agent))
+    return _filled(
+        _DISK_INIT,
+        {
+            "LOAD": _insmod_list(load),
+            "MODULES": MODULES_INSIDE,
+            "VERSION": shlex.quote(version),
+            "CHECKOUT": shlex.quote(checkout),
+            "AGENT": shlex.quote(unit),
+            "UNIT": AGENT_UNIT,
+        },
+    )
+
+
+def _insmod_list(load: Sequence[str]) -> str:
+    return " ".join(shlex.quote(f"{MODULES_INSIDE}/{module_name(path)}.ko") for path in load)
+
+
+def _filled(script: str, values: Mapping[str, str]) -> bytes:
     for name, value in values.items():
         script = script.replace(f"@{name}@", value)
     return script.encode()

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 import selectors
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from esp_gw.errors import LabError
-from lab.vm import initramfs
-from lab.vm.image import Architecture, Image
+from lab.vm.monitor import Monitor
 from lab.vm.protocol import Command, Frame, FrameReader, Kind
+from lab.vm.qemu import MEMORY_MB, Setup, command_line, make_initramfs
 
-MEMORY_MB = 1024
-PROCESSORS = 2
 _SPARE_MB = 256
 """Memory that qemu needs in addition to the machine's."""
 
@@ -32,29 +28,6 @@ class VmError(LabError):
     def __init__(self, what: str, console: str = "", *, hint: str | None = None) -> None:
         super().__init__(what, hint=hint)
         self.console = console
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """Parameters of a machine.
-
-    `root` is the folder of the host that serves as the machine's root, `python` the interpreter in
-    it that runs the agent. `checkout` is a folder mounted at its own path, for a root that isn't
-    the host's. `files` are written inside before anything runs. `out` is the folder of the host
-    mounted at /out. Modules in `blacklist` can't be loaded. `wire` is one end of a datagram socket
-    pair that serves as the machine's network card.
-    """
-
-    architecture: Architecture
-    image: Image
-    python: Path
-    cpu: str | None = None
-    root: Path = Path("/")
-    checkout: Path | None = None
-    files: Mapping[str, str] = field(default_factory=dict)
-    out: Path | None = None
-    blacklist: tuple[str, ...] = ()
-    wire: socket.socket | None = None
 
 
 Output = Callable[[Kind, bytes], object]
@@ -78,11 +51,14 @@ class Machine:
                 stack.enter_context(tempfile.TemporaryDirectory(prefix="esp-gw-vm-"))
             )
             self._console = self._folder / "console"
-            (self._folder / "initramfs").write_bytes(_initramfs(setup))
-            self._port, theirs = socket.socketpair()
+            (self._folder / "initramfs").write_bytes(make_initramfs(setup))
+            self._port, port = socket.socketpair()
             stack.callback(self._port.close)
-            with theirs, (self._folder / "qemu").open("wb") as log:
-                descriptors = [theirs.fileno()]
+            ours, theirs = socket.socketpair()
+            self.monitor = Monitor(ours)
+            stack.callback(self.monitor.close)
+            with port, theirs, (self._folder / "qemu").open("wb") as log:
+                descriptors = [port.fileno(), theirs.fileno()]
                 if setup.wire is not None:
                     descriptors.append(setup.wire.fileno())
                 self._process = subprocess.Popen(
@@ -110,6 +86,13 @@ class Machine:
     def close(self) -> None:
         """Kill the machine at once: its writes to /out were synced when its command ended."""
         self._stack.close()
+
+    def wait(self, deadline: float) -> None:
+        """Wait until the machine has powered itself off. Raises VmError at `deadline`."""
+        try:
+            self._process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise VmError("the machine did not power off in time", self.console()) from None
 
     def fileno(self) -> int:
         """The file descriptor that becomes readable on output of the machine."""
@@ -181,75 +164,6 @@ def _pass_on(machine: Machine, output: Output) -> int | None:
             return frame.status
         output(frame.kind, frame.payload)
     return None
-
-
-def command_line(setup: Setup, folder: Path, port: int, wire: int | None = None) -> list[str]:
-    """Return qemu's command line; `port` and `wire` are file descriptors that it inherits.
-
-    `folder` holds the initramfs and receives the console output.
-    """
-    architecture = setup.architecture
-    append = f"{architecture.boot} loglevel=6 panic=-1 random.trust_cpu=on"
-    shares = [("host", setup.root, ",readonly=on")]
-    if setup.checkout is not None:
-        shares.append(("checkout", setup.checkout, ",readonly=on"))
-    if setup.out is not None:
-        shares.append(("out", setup.out, ""))
-    arguments = [
-        # However we die, the kernel kills qemu with us.
-        *("setpriv", "--pdeathsig", "KILL"),
-        *architecture.qemu,
-        *("-nodefaults", "-display", "none", "-no-reboot", "-no-user-config"),
-        *("-accel", "tcg,thread=multi"),
-        *("-cpu", setup.cpu or architecture.cpu),
-        *("-smp", str(PROCESSORS)),
-        *("-m", str(MEMORY_MB)),
-        *("-kernel", str(setup.image.kernel)),
-        *("-initrd", str(folder / "initramfs")),
-        *("-append", append),
-        *("-chardev", f"file,id=console,path={_escaped(folder / 'console')}"),
-        *("-serial", "chardev:console"),
-        *("-chardev", f"socket,id=agent,fd={port}"),
-        *("-device", "virtio-serial-pci"),
-        *("-device", "virtserialport,chardev=agent,nr=1"),
-        *("-device", "virtio-rng-pci"),
-    ]
-    for name, path, mode in shares:
-        model = "security_model=none,multidevs=remap"
-        arguments += ["-fsdev", f"local,id={name},path={_escaped(path)},{model}{mode}"]
-        arguments += ["-device", f"virtio-9p-pci,fsdev={name},mount_tag={name}"]
-    if wire is not None:
-        arguments += ["-netdev", f"dgram,id=wire,local.type=fd,local.str={wire}"]
-        # Two machines on one wire must not share qemu's default MAC address.
-        mac = "52:54:00:" + secrets.token_bytes(3).hex(":")
-        arguments += ["-device", f"virtio-net-pci,netdev=wire,romfile=,mac={mac}"]
-    return arguments
-
-
-def _escaped(path: Path) -> str:
-    # A comma ends an option's value; a doubled comma stands for one.
-    return str(path).replace(",", ",,")
-
-
-def _initramfs(setup: Setup) -> bytes:
-    image = setup.image
-    dep, builtin = ((image.tree / f"modules.{name}").read_text() for name in ("dep", "builtin"))
-    load = initramfs.load_order(dep, builtin, initramfs.MODULES)
-    agent = (str(setup.python), "-m", "lab.vm.agent", initramfs.PORT)
-    written = {**setup.files, initramfs.BLACKLIST: initramfs.blacklist_file(setup.blacklist)}
-    script = initramfs.init_script(
-        load,
-        image.version,
-        str(image.tree),
-        agent,
-        written,
-        str(setup.checkout) if setup.checkout else None,
-        setup.out is not None,
-    )
-    files = {"/init": script, "/bin/busybox": image.busybox()}
-    for path in load:
-        files[f"{initramfs.MODULES_INSIDE}/{initramfs.module_name(path)}.ko"] = image.module(path)
-    return initramfs.archive(files)
 
 
 def _need_memory(megabytes: int) -> None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from lab.vm.__main__ import CHECKOUT, here
 from lab.vm.initramfs import OUT
-from lab.vm.machine import Machine, Setup, run
+from lab.vm.machine import Machine, run
 from lab.vm.protocol import Kind
+from lab.vm.qemu import Setup
 
 LIMIT = 900.0
 """Seconds for one command in a machine: an emulator that may share two processors."""

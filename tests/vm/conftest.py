@@ -14,6 +14,7 @@ import pytest
 from lab.vm.__main__ import CHECKOUT
 from lab.vm.__main__ import make_setup as make_setup_of
 from lab.vm.machine import Machine
+from tests.support.debian import Debian, debian
 from tests.support.guest import INSIDE, INSIDE_LIMIT, LIMIT, REPORT, Guest, MakeSetup
 from tests.support.inside import FILES, InsideRun, read_report
 from tests.support.matrix import mark_tiers
@@ -78,3 +79,25 @@ def inside(request: pytest.FixtureRequest, guest: Guest, out: Path) -> InsideRun
     markers = " or ".join(sorted({params["marker"] for params in asked}))
     result = guest.pytest([name for name in FILES if name in names], markers, INSIDE_LIMIT)
     return InsideRun(read_report(out / REPORT), result.status, result.tail)
+
+
+@pytest.fixture(scope="module")
+def machine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Debian]:
+    """The booted Debian machine of a file's RELEASE; the gateway is installed, not configured."""
+    folder = tmp_path_factory.mktemp("debian")
+    with debian(request.module.RELEASE, folder) as made:
+        made.boot()
+        yield made
+    # Hundreds of megabytes, which pytest would keep.
+    (folder / "disk.img").unlink()
+
+
+@pytest.fixture
+def running(machine: Debian) -> Debian:
+    """The machine with the gateway running by its good configuration, whatever was before."""
+    if not machine.is_reached():
+        machine.configure(machine.config)
+        machine.ok("systemctl", "restart", "esp-gw")
+    return machine

@@ -18,10 +18,11 @@ import pytest
 from esp_gw.errors import LabError
 from lab.vm import agent
 from lab.vm.__main__ import Printer
-from lab.vm.image import ARCHITECTURES, Image, kernel_image
+from lab.vm.image import _WANTED, ARCHITECTURES, Image, kernel_image
 from lab.vm.initramfs import BLACKLIST, archive, blacklist_file, init_script, load_order
-from lab.vm.machine import Machine, Setup, VmError, command_line
+from lab.vm.machine import Machine, VmError
 from lab.vm.protocol import PAYLOAD_MAX, Command, Frame, FrameReader, Kind, encode_frame
+from lab.vm.qemu import Setup, command_line
 
 X86 = ARCHITECTURES["x86_64"]
 
@@ -155,7 +156,7 @@ def test_an_archive_holds_the_folders_of_its_files_and_the_trailer() -> None:
 def test_commas_in_folders_are_escaped_for_qemu(tmp_path: Path) -> None:
     image = Image(tmp_path / "a,b", "6.1")
     setup = Setup(X86, image, Path(sys.executable), out=tmp_path / "c,d", cpu="cortex,x=off")
-    line = command_line(setup, tmp_path, 3)
+    line = command_line(setup, tmp_path, 3, 4)
     assert f"local,id=out,path={tmp_path}/c,,d,security_model=none,multidevs=remap" in line
     assert f"{tmp_path}/a,b/boot/vmlinuz-6.1" in line
     assert line[line.index("-cpu") + 1] == "cortex,x=off"
@@ -173,7 +174,7 @@ def test_a_missing_qemu_is_an_error_with_a_hint(
 
 def test_two_machines_on_one_wire_have_different_mac_addresses(tmp_path: Path) -> None:
     setup = Setup(X86, Image(tmp_path, "6.1"), Path(sys.executable))
-    macs = {command_line(setup, tmp_path, 3, 4)[-1].partition("mac=")[2] for _ in range(2)}
+    macs = {command_line(setup, tmp_path, 3, 4, 5)[-1].partition("mac=")[2] for _ in range(2)}
     assert len(macs) == 2
 
 
@@ -199,7 +200,8 @@ class TestCachedKernel:
             (folder / path).parent.mkdir(parents=True)
             (folder / path).write_bytes(data)
         digests = {path: hashlib.sha256(data).hexdigest() for path, data in files.items()}
-        (folder / "manifest.json").write_text(json.dumps({"version": "6.1", "files": digests}))
+        manifest = {"version": "6.1", "selection": _WANTED.pattern, "files": digests}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
         monkeypatch.setenv("PATH", str(tmp_path))  # no apt-get: nothing is fetched here
         return tmp_path
 

@@ -14,7 +14,7 @@ from lab.vm import root
 from lab.vm.__main__ import CHECKOUT, here
 from lab.vm.cache import Recipe, cached
 from lab.vm.image import ARCHITECTURES, Image
-from lab.vm.machine import Setup, command_line
+from lab.vm.qemu import Setup, command_line
 
 ARM = ARCHITECTURES["aarch64"]
 
@@ -40,7 +40,7 @@ class TestCache:
         messages: list[str] = []
         assert self.get(folder.parent, messages) == folder
         assert messages == []
-        assert {path.name for path in folder.parent.iterdir()} == {"lock", "thing"}
+        assert {path.name for path in folder.parent.iterdir()} == {"thing.lock", "thing"}
 
     @pytest.mark.parametrize(
         "damage",
@@ -136,7 +136,7 @@ def test_a_machine_of_another_architecture_has_its_own_programs_and_the_checkout
     tmp_path: Path,
 ) -> None:
     setup = Setup(ARM, Image(tmp_path, "6.1"), Path("/usr/bin/python3"), checkout=CHECKOUT)
-    line = command_line(setup, tmp_path, 3)
+    line = command_line(setup, tmp_path, 3, 4)
     share = f"local,id=checkout,path={CHECKOUT},security_model=none,multidevs=remap,readonly=on"
     assert share in line
     assert line[line.index("-cpu") + 1] == "cortex-a76"

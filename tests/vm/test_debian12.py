@@ -1,0 +1,87 @@
+"""Debian 12 under its own systemd: one machine, booted twice, and its tests in their order."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.engines import ENGINES
+from tests.vm.debian.boot import LateNetwork
+from tests.vm.debian.credentials import Confined, Credentials, Eyes
+from tests.vm.debian.failures import Refused, Restarted, Stopped, TriedAgain
+from tests.vm.debian.guard import Closed, GuardAlone, GuardBeside
+from tests.vm.debian.service import (
+    Installed,
+    InstalledAgain,
+    Reloaded,
+    Started,
+    StartedTooEarly,
+)
+
+RELEASE = "12"
+pytestmark = pytest.mark.vm_full
+
+
+@pytest.fixture(scope="module")
+def engine() -> str:
+    """The engine of the first half."""
+    return ENGINES[-1]
+
+
+@pytest.fixture(scope="module")
+def other_engine() -> str:
+    """The engine from the credentials on."""
+    return ENGINES[0]
+
+
+class TestInstalled(Installed): ...
+
+
+class TestStartedTooEarly(StartedTooEarly): ...
+
+
+class TestStarted(Started): ...
+
+
+class TestReloaded(Reloaded): ...
+
+
+@pytest.mark.vm_full
+class TestRestarted(Restarted): ...
+
+
+class TestRefused(Refused): ...
+
+
+@pytest.mark.vm_full
+class TestCredentials(Credentials): ...
+
+
+@pytest.mark.vm_full
+class TestEyes(Eyes): ...
+
+
+@pytest.mark.vm_full
+class TestTriedAgain(TriedAgain): ...
+
+
+@pytest.mark.vm_full
+class TestGuardBeside(GuardBeside): ...
+
+
+class TestInstalledAgain(InstalledAgain): ...
+
+
+class TestStopped(Stopped): ...
+
+
+class TestClosed(Closed): ...
+
+
+@pytest.mark.vm_full
+class TestGuardAlone(GuardAlone): ...
+
+
+class TestConfined(Confined): ...
+
+
+class TestLateNetwork(LateNetwork): ...

@@ -1,0 +1,83 @@
+"""Debian 13 under its own systemd: one machine, booted twice, and its tests in their order."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.engines import ENGINES
+from tests.vm.debian.boot import LateNetwork
+from tests.vm.debian.credentials import Confined, Credentials, Eyes
+from tests.vm.debian.failures import Refused, Restarted, Stopped, TriedAgain
+from tests.vm.debian.guard import Closed, GuardAlone, GuardBeside
+from tests.vm.debian.service import (
+    Installed,
+    InstalledAgain,
+    Reloaded,
+    Started,
+    StartedTooEarly,
+)
+
+RELEASE = "13"
+pytestmark = pytest.mark.vm_full
+
+
+@pytest.fixture(scope="module")
+def engine() -> str:
+    """The engine of the first half."""
+    return ENGINES[0]
+
+
+@pytest.fixture(scope="module")
+def other_engine() -> str:
+    """The engine from the credentials on."""
+    return ENGINES[-1]
+
+
+class TestInstalled(Installed): ...
+
+
+@pytest.mark.vm_full
+class TestStartedTooEarly(StartedTooEarly): ...
+
+
+class TestStarted(Started): ...
+
+
+class TestReloaded(Reloaded): ...
+
+
+class TestRestarted(Restarted): ...
+
+
+class TestRefused(Refused): ...
+
+
+class TestCredentials(Credentials): ...
+
+
+class TestEyes(Eyes): ...
+
+
+@pytest.mark.vm_full
+class TestTriedAgain(TriedAgain): ...
+
+
+class TestGuardBeside(GuardBeside): ...
+
+
+class TestInstalledAgain(InstalledAgain): ...
+
+
+class TestStopped(Stopped): ...
+
+
+class TestClosed(Closed): ...
+
+
+class TestGuardAlone(GuardAlone): ...
+
+
+class TestConfined(Confined): ...
+
+
+class TestLateNetwork(LateNetwork): ...
