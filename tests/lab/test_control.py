@@ -269,7 +269,8 @@ def test_a_stranger_is_refused_by_the_socket_file_and_by_the_daemon(pair: Gatewa
 def test_control_answers_while_traffic_runs_at_full_rate(pair: GatewayPair) -> None:
     target = pair.plan.inner(1)
     with iperf_server(pair.b.namespace, target):
-        client = pair.a.namespace.start("iperf3", "-c", target, "-t", "30", "-P", "4")
+        # Ended below, however long the answers take.
+        client = pair.a.namespace.start("iperf3", "-c", target, "-t", "300", "-P", "4")
         for command in READING * 2:
             for gateway in (pair.a, pair.b):
                 name = "pi-a/out" if gateway is pair.b else "pi-b/out"
