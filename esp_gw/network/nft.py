@@ -78,7 +78,8 @@ class NftTable:
 
     def apply(self, firewall: Firewall) -> None:
         """Replace the contents of the table in one transaction. Raises NetworkError."""
-        self._in_place = UNKNOWN
+        # After a refusal the kernel is asked what is there.
+        self._dirty, self._reference = True, None
         self._change(replacement(firewall, self._former))
         self._in_place, self._reference = firewall, self._listing()
 
@@ -99,7 +100,8 @@ class NftTable:
         return {str(reason): counts[reason] for reason in FirewallDrop if counts.get(reason)}
 
     def _change(self, transaction: Json) -> None:
-        _run("-j", "-f", "-", standard_input=json.dumps(transaction))
+        # Not '-', which nft takes for /dev/stdin: a minimal /dev has no such link.
+        _run("-j", "-f", "/proc/self/fd/0", standard_input=json.dumps(transaction))
 
     def _listing(self) -> Json | None:
         """Return the table as the kernel has it, without handles and counts; None if it's gone."""

@@ -248,7 +248,9 @@ def test_without_nft_status_says_what_is_not_closed_and_the_tunnel_carries(
     sites.configure("tunnel", places.local_ts, places.remote_ts, places)
     broken = tmp_path / "bin"
     broken.mkdir()
-    (broken / "nft").write_text("#!/bin/sh\necho 'Error: no nf_tables' >&2\nexit 1\n")
+    # A machine that lists tables and takes none is refused like one without nf_tables.
+    script = 'case $2 in list) exec /usr/sbin/nft "$@";; esac; echo Error: no nf_tables >&2; exit 1'
+    (broken / "nft").write_text(f"#!/bin/sh\n{script}\n")
     (broken / "nft").chmod(0o755)
     sites.a.env["PATH"] = f"{broken}:/usr/sbin:/usr/bin:/sbin:/bin"
     sites.start()
@@ -256,3 +258,7 @@ def test_without_nft_status_says_what_is_not_closed_and_the_tunnel_carries(
     (warning,) = [text for text in sites.a.ask("status")["warnings"] if "not closed" in text]
     assert "no nf_tables" in warning
     assert "forged sources" in warning
+    # There is nothing to remove either.
+    edit(sites.a, lambda config: config.update(tunnels={}))
+    sites.a.cli("reload")
+    assert "not closed" not in str(sites.a.ask("status")["warnings"])
