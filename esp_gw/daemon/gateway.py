@@ -106,6 +106,7 @@ class Gateway:
         self._path_mtus: dict[IPAddress, int] = {}
         self._network = Network(mtu=0)
         self._shadowed: list[str] = []
+        self._needs_filter = False
         self._watch = Watch(kernel.changed, self._check_network)
         self._stopped = False
 
@@ -213,7 +214,7 @@ class Gateway:
         warnings = [*self._watch.warnings, *self._shadowed]
         if self._guard.is_opened:
             warnings.append("the guard is open: a restart of the gateway closes it again")
-        elif self._kernel.filter_fault is not None:
+        elif self._needs_filter and self._kernel.filter_fault is not None:
             warnings.append(
                 "not closed to sockets bound to a device, to cleartext from protected prefixes and "
                 f"to forged sources: {self._kernel.filter_fault}"
@@ -319,6 +320,7 @@ class Gateway:
         host = await self._kernel.host()
         self._shadowed = shadowed(desired, host)
         network = plan_network(desired, mtus, host)
+        self._needs_filter = network.firewall is not None
         return without_guard(network) if self._guard.is_opened else network
 
     def _observed(self, network: Network) -> Observed:
