@@ -41,6 +41,13 @@ need_qemu() {
     need_packages "$qemu" depmod:kmod setpriv:util-linux
 }
 
+# need_debian: install the packages that make Debian's userlands for machines with systemd.
+need_debian() {
+    local apt_options=(--no-install-recommends)
+    need_packages mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs \
+        /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
+}
+
 # Print a python3 of version 3.11 or newer that can create virtual environments.
 find_python() {
     local candidate
