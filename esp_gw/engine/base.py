@@ -189,9 +189,30 @@ class Engine(Protocol):
         """Add an inbound SA whose window treats every number up to `highest_seq` as seen."""
 
     def at_once(self) -> AbstractContextManager[None]:
-        """Return a context at whose end all SAs installed inside it take effect in one step.
+        """Return a context: the SAs installed and replaced inside take effect in one step at its end.
 
-        If one of them can't be installed, none is, and the EngineError propagates.
+        If one of them can't be, nothing is changed, and the EngineError propagates. Only what is
+        there at the end counts: two SAs may exchange their names or SPIs. Other calls inside the
+        context find the SAs that were there before it, take effect when they are called, and are
+        not undone; `remove_sas` makes room for an SA that is installed inside.
+        """
+
+    def replace_sa(self, name: str, sa: Sa) -> None:
+        """Make the SA `name` into `sa`, which has the same key and direction.
+
+        Name, SPI, addresses, mode, selectors, encapsulation, window and the rest may be others.
+        Sequence counter, lease, replay window, counters and (where the configured remote address,
+        its port and the encapsulation are unchanged) the peer's current address move into it.
+        Inside `at_once` it takes effect together with the rest, in one publication: no moment
+        without the one or the other, no packet lost. `name` is its name before the `at_once`, in
+        which it is replaced once. Removed inside the `at_once`, it can't be replaced.
+
+        A key belongs to its suite. Sequence numbers go on counting where ESN is switched: an SA
+        that has used more than 2**32 - 1 of them has none left without ESN, and one that gets
+        more reports LeaseLow. A wider window counts the numbers left of the former one as seen.
+
+        Raises EngineError: no SA `name`; another key, suite or direction; a name or inbound SPI
+        that another SA holds.
         """
 
     def remove_sas(self, names: Sequence[str]) -> list[SaCounters]:

@@ -54,8 +54,15 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.002)
 
 
+_Wanted = tuple[str, Sa, Lease | int | None]
+"""An SA with its lease or floor; or with the name of the SA that it replaces, and None."""
+
+
 class FakeEngine:
-    """An engine that only records its calls; `used` is the last sequence number of each SA."""
+    """An engine that only records its calls; `used` is the last sequence number of each SA.
+
+    `replaced` has the former and the new name of each SA that `replace_sa` has changed.
+    """
 
     name = "fake"
     queues = 2
@@ -73,6 +80,8 @@ class FakeEngine:
         self.policies: tuple[Policy, ...] = ()
         self.sockets: frozenset[OuterSocket] = frozenset()
         self.refuses: str | None = None
+        self.replaced: list[tuple[str, str]] = []
+        self._waiting: list[_Wanted] | None = None
 
     def open(self, settings: EngineSettings, on_event: Callable[[Event], None]) -> None:
         assert not self.is_open
@@ -92,31 +101,68 @@ class FakeEngine:
         self.sockets = frozenset(wanted)
 
     def install_outbound(self, sa: Sa, lease: Lease) -> None:
-        self._install(sa)
-        self.leases[sa.name] = lease
+        self._collect("", sa, lease)
 
     def install_inbound(self, sa: Sa, highest_seq: int) -> None:
-        self._install(sa)
-        self.floors[sa.name] = highest_seq
+        self._collect("", sa, highest_seq)
 
-    def _install(self, sa: Sa) -> None:
+    def replace_sa(self, name: str, sa: Sa) -> None:
+        self._collect(name, sa, None)
+
+    def _collect(self, name: str, sa: Sa, begin: Lease | int | None) -> None:
         assert self.is_started
-        assert sa.name not in self.sas
         assert OuterSocket(sa.local, sa.encapsulation) in self.sockets
         if sa.name == self.refuses:
             self.refuses = None
             raise EngineError("refused", where=sa.name)
-        self.sas[sa.name] = sa
-        self.used.pop(sa.name, None)
+        if self._waiting is None:
+            self._change([(name, sa, begin)])
+        else:
+            self._waiting.append((name, sa, begin))
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        before = dict(self.sas)
+        assert self._waiting is None
+        waiting = self._waiting = []
         try:
             yield
-        except BaseException:
-            self.sas = before
-            raise
+        finally:
+            self._waiting = None
+        self._change(waiting)
+
+    def _change(self, wanted: Sequence[_Wanted]) -> None:
+        """Install and replace SAs together, or raise EngineError and change nothing."""
+        replaced = {name: sa for name, sa, begin in wanted if begin is None}
+        assert len(replaced) == sum(begin is None for _, _, begin in wanted)
+        for name, sa in replaced.items():
+            if name not in self.sas:
+                raise EngineError("no such SA", where=name)
+            same = [(each.keymat, each.suite, each.direction) for each in (self.sas[name], sa)]
+            if same[0] != same[1]:
+                raise EngineError("another key or direction", where=name)
+        after = [sa for name, sa in self.sas.items() if name not in replaced]
+        after += [sa for _, sa, _ in wanted]
+        for held in ([sa.name for sa in after], [sa.spi for sa in after if _is_inbound(sa)]):
+            if len(set(held)) != len(held):
+                raise EngineError("another SA has this name or SPI")
+        self.sas = {sa.name: sa for sa in after}
+        states: list[dict[str, Any]] = [self.leases, self.floors, self.used, self._reported]
+        moved = [
+            (state, sa.name, state.pop(name))
+            for name, sa in replaced.items()
+            for state in states
+            if name in state
+        ]
+        for state, name, value in moved:
+            state[name] = value
+        for _, sa, begin in wanted:
+            if begin is not None:
+                self.used.pop(sa.name, None)
+            if isinstance(begin, Lease):
+                self.leases[sa.name] = begin
+            elif begin is not None:
+                self.floors[sa.name] = begin
+        self.replaced += [(name, sa.name) for name, sa in replaced.items()]
 
     def remove_sas(self, names: Sequence[str]) -> list[SaCounters]:
         counters = self.counters().sas
@@ -157,6 +203,10 @@ class FakeEngine:
             return SaCounters(used or 0, 0, seq, lease.end, sa.remote, sa.remote_port)
         seq = self.floors[sa.name] if used is None else used
         return SaCounters(used or 0, 0, seq, 0, sa.remote, sa.remote_port)
+
+
+def _is_inbound(sa: Sa) -> bool:
+    return sa.direction is Direction.INBOUND
 
 
 class FakeKernel:

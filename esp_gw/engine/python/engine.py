@@ -10,10 +10,11 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 
 from esp_gw.crypto import probe
+from esp_gw.crypto.aead import Aead
 from esp_gw.crypto.factory import AeadFactory
 from esp_gw.crypto.measure import Sealer
 from esp_gw.crypto.processor import aes_path
@@ -24,14 +25,16 @@ from esp_gw.engine.base import (
     EngineFailed,
     EngineStatus,
     Event,
+    LeaseLow,
     OffloadStatus,
     OuterSocket,
     SaCounters,
 )
+from esp_gw.engine.python.changes import SadChange
 from esp_gw.engine.python.inbound import InboundPath
 from esp_gw.engine.python.outbound import OutboundPath
 from esp_gw.engine.python.outer import Outer
-from esp_gw.engine.python.peers import Peers
+from esp_gw.engine.python.peers import Peer, Peers
 from esp_gw.engine.python.sad import InboundState, OutboundState
 from esp_gw.engine.python.tun import open_tun
 from esp_gw.errors import EngineError
@@ -52,6 +55,7 @@ class PythonEngine:
         self._peers = Peers()
         self._removed = Counters(0, 0, 0, 0, 0, 0, {}, {})
         self._keepalives_out = 0
+        self._change: SadChange | None = None
 
     def open(self, settings: EngineSettings, on_event: Callable[[Event], None]) -> None:
         """Create the TUN device. Raises EngineError."""
@@ -100,35 +104,108 @@ class PythonEngine:
 
     def install_outbound(self, sa: Sa, lease: Lease) -> None:
         """Add an outbound SA that begins at the lease's first sequence number."""
-        outer = self._outer_of(sa)
-        aead = self._factory.make_aead(sa.suite, sa.keymat)
-        self._outbound.sas[sa.name] = OutboundState(sa, lease, aead, outer, self._peers.place(sa))
-        self._outbound.forget_flows()
-        if sa.keepalive and sa.encapsulation is Encapsulation.UDP:
-            self._arm_keepalive(sa.name, sa.keepalive, -1)
+        with self._collected() as change:
+            change.outbound.append((sa, lease))
 
     def install_inbound(self, sa: Sa, highest_seq: int) -> None:
         """Add an inbound SA whose window treats every number up to `highest_seq` as seen."""
-        if sa.spi in self._inbound.sas:
-            raise EngineError("another inbound SA has this SPI", where=sa.name)
-        self._outer_of(sa)
-        aead = self._factory.make_aead(sa.suite, sa.keymat)
-        self._inbound.sas[sa.spi] = InboundState(sa, highest_seq, aead, self._peers.place(sa))
-        self._inbound_spi[sa.name] = sa.spi
+        with self._collected() as change:
+            change.inbound.append((sa, highest_seq))
+
+    def replace_sa(self, name: str, sa: Sa) -> None:
+        """Make the SA `name` into `sa`, which has the same key and direction."""
+        with self._collected() as change:
+            change.replace(name, sa)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Remove the SAs installed inside if one of them fails.
-
-        Packets run on this thread, so installing several SAs is one step for them anyway.
-        """
-        before = {*self._inbound_spi, *self._outbound.sas}
+        """Collect the SAs installed and replaced inside; they take effect together, at the end."""
+        change = self._change = SadChange()
         try:
             yield
-        except BaseException:
-            new = {*self._inbound_spi, *self._outbound.sas} - before
-            self.remove_sas(sorted(new))
-            raise
+        finally:
+            self._change = None
+        self._carry_out(change)
+
+    @contextmanager
+    def _collected(self) -> Iterator[SadChange]:
+        """Yield the change of the current `at_once`, or one of its own that is then made."""
+        if self._change is not None:
+            yield self._change
+        else:
+            change = SadChange()
+            yield change
+            self._carry_out(change)
+
+    def _carry_out(self, change: SadChange) -> None:
+        outbound, inbound = self._outbound.sas, self._inbound.sas
+        change.check(self._sas())
+        peers = self._peers.copy()
+        with ExitStack() as undo:
+            replaced_out, replaced_in = [], []
+            for name, sa in change.replaced.items():
+                outer = self._outer_of(sa)
+                if sa.direction is Direction.OUTBOUND:
+                    out = outbound[name]
+                    replaced_out.append((out, sa, outer, peers.move(out.peer, out.sa, sa)))
+                else:
+                    into = inbound[self._inbound_spi[name]]
+                    replaced_in.append((into, sa, peers.move(into.peer, into.sa, sa)))
+            new_out, new_in = [], []
+            for sa, lease in change.outbound:
+                outer, aead = self._outer_of(sa), self._make_aead(sa, undo)
+                new_out.append(OutboundState(sa, lease, aead, outer, peers.place(sa)))
+            for sa, floor in change.inbound:
+                self._outer_of(sa)
+                aead = self._make_aead(sa, undo)
+                new_in.append(InboundState(sa, floor, aead, peers.place(sa)))
+            undo.pop_all()
+        self._peers = peers
+        self._replace_inbound(replaced_in)
+        self._replace_outbound(replaced_out)
+        for receiver in new_in:
+            inbound[receiver.sa.spi] = receiver
+            self._inbound_spi[receiver.sa.name] = receiver.sa.spi
+        for sender in new_out:
+            outbound[sender.sa.name] = sender
+            self._start_keepalives(sender)
+        self._outbound.forget_flows()
+
+    def _sas(self) -> dict[str, Sa]:
+        outbound = [state.sa for state in self._outbound.sas.values()]
+        inbound = [state.sa for state in self._inbound.sas.values()]
+        return {sa.name: sa for sa in (*outbound, *inbound)}
+
+    def _make_aead(self, sa: Sa, undo: ExitStack) -> Aead:
+        aead = self._factory.make_aead(sa.suite, sa.keymat)
+        undo.callback(aead.close)
+        return aead
+
+    def _replace_inbound(self, replaced: Sequence[tuple[InboundState, Sa, Peer]]) -> None:
+        for state, _, _ in replaced:
+            del self._inbound.sas[self._inbound_spi.pop(state.sa.name)]
+        for state, sa, peer in replaced:
+            state.become(sa, peer)
+            self._inbound.sas[sa.spi] = state
+            self._inbound_spi[sa.name] = sa.spi
+
+    def _replace_outbound(self, replaced: Sequence[tuple[OutboundState, Sa, Outer, Peer]]) -> None:
+        timers = [self._keepalives.pop(state.sa.name, None) for state, *_ in replaced]
+        for state, *_ in replaced:
+            del self._outbound.sas[state.sa.name]
+        for (state, sa, outer, peer), timer in zip(replaced, timers, strict=True):
+            before = state.sa
+            state.become(sa, outer, peer)
+            self._outbound.sas[sa.name] = state
+            if timer is not None and _keepalive(sa) == _keepalive(before):
+                self._keepalives[sa.name] = timer
+            else:
+                if timer is not None:
+                    timer.cancel()
+                self._start_keepalives(state)
+            if sa.last_seq > before.last_seq:
+                # The former SA may have used its last number, after which it asks for no more.
+                self._on_event(LeaseLow(sa.name))
 
     def remove_sas(self, names: Sequence[str]) -> list[SaCounters]:
         """Remove SAs and their keys; return their final counters, in the order of `names`."""
@@ -225,15 +302,18 @@ class PythonEngine:
             raise EngineError(f"there is no outer socket on {sa.local}", where=sa.name)
         return outer
 
-    def _arm_keepalive(self, name: str, period: float, seen: int) -> None:
+    def _start_keepalives(self, state: OutboundState) -> None:
+        if period := _keepalive(state.sa):
+            self._arm_keepalive(state, period, -1)
+
+    def _arm_keepalive(self, state: OutboundState, period: float, seen: int) -> None:
         # A keepalive is sent after half a period without other traffic, so that the mapping of a
         # NAT on the path is never idle for longer than the period.
-        state = self._outbound.sas[name]
         active = state.packets
         if active == seen:
             self._keepalives_out += state.outer.send_keepalive(state.peer.address)
-        self._keepalives[name] = self._loop.call_later(
-            period / 2, self._arm_keepalive, name, period, active
+        self._keepalives[state.sa.name] = self._loop.call_later(
+            period / 2, self._arm_keepalive, state, period, active
         )
 
     def _fold(self, direction: Direction, final: SaCounters) -> None:
@@ -250,3 +330,8 @@ class PythonEngine:
             drops=dict(Counter(before.drops) + Counter(final.drops)),
             sas={},
         )
+
+
+def _keepalive(sa: Sa) -> int:
+    """The interval of an SA's NAT keepalives in seconds, 0 for none."""
+    return sa.keepalive if sa.encapsulation is Encapsulation.UDP else 0

@@ -54,15 +54,34 @@ class OutboundEsp:
     def __init__(self, sa: Sa, lease: Lease, aead: Aead) -> None:
         if lease.first < 1:
             raise EngineError(f"{sa.name}: a lease can't begin at {lease.first}, the first is 1")
-        self._spi = sa.spi
         self._salt = sa.keymat.salt
         self._overhead = TEXT_OFFSET + sa.suite.icv_len
-        self._last_seq = sa.last_seq
-        self._pack_aad = _AAD_ESN.pack if sa.esn else _AAD.pack
         self._seal_into = aead.seal_into
+        self._set(sa)
         self._later: deque[Lease] = deque()
         self.next_seq = self.lease_end = min(lease.first, self._last_seq + 1)
         self.extend(lease)
+
+    def become(self, sa: Sa) -> None:
+        """Seal for an SA with the same key from the next packet on, and go on counting.
+
+        Leased numbers past its last one are given up. `lease_end` never falls below `next_seq`,
+        so that no later lease brings back a number that is used.
+        """
+        self._set(sa)
+        self.lease_end = min(self.lease_end, max(self._last_seq + 1, self.next_seq))
+        usable = [lease for lease in self._later if lease.first <= self._last_seq]
+        self._later = deque(self._up_to_last(lease) for lease in usable)
+        self.low = self._half_used()
+
+    def _set(self, sa: Sa) -> None:
+        self._spi = sa.spi
+        self._last_seq = sa.last_seq
+        self._pack_aad = _AAD_ESN.pack if sa.esn else _AAD.pack
+
+    def _up_to_last(self, lease: Lease) -> Lease:
+        bound = max(self._last_seq + 1, self.lease_end)
+        return Lease(min(lease.first, bound), min(lease.end, bound))
 
     def extend(self, lease: Lease) -> None:
         """Add the numbers of a lease that begins where the previous one ends, or later.
@@ -76,12 +95,11 @@ class OutboundEsp:
                 f"the lease of {lease.first} up to {lease.end} goes back: "
                 f"sequence numbers up to {leased_up_to} are leased already"
             )
-        first = min(lease.first, self._last_seq + 1)
-        end = min(lease.end, self._last_seq + 1)
-        if first == self.lease_end and not self._later:
-            self.lease_end = end
+        usable = self._up_to_last(lease)
+        if usable.first == self.lease_end and not self._later:
+            self.lease_end = usable.end
         else:
-            self._later.append(Lease(first, end))
+            self._later.append(usable)
         self.low = self._half_used()
 
     def encap(
@@ -149,11 +167,23 @@ class InboundEsp:
         self._salt = sa.keymat.salt
         self._overhead = TEXT_OFFSET + sa.suite.icv_len
         self._min_len = sa.suite.esp_len(0)
-        self._esn = sa.esn
-        self._pack_aad = _AAD_ESN.pack if sa.esn else _AAD.pack
+        self._set(sa)
         self._open_into = aead.open_into
         self._authentication_error = aead.authentication_error
         self.window = ReplayWindow(sa.replay_window, highest_seq)
+
+    def become(self, sa: Sa) -> None:
+        """Open for an SA with the same key from the next packet on; its window has seen the same.
+
+        Numbers are compared in 64 bits: a packet accepted with ESN isn't accepted without.
+        """
+        self._set(sa)
+        if sa.replay_window != self.window.size:
+            self.window = self.window.resized(sa.replay_window)
+
+    def _set(self, sa: Sa) -> None:
+        self._esn = sa.esn
+        self._pack_aad = _AAD_ESN.pack if sa.esn else _AAD.pack
 
     def decap(self, esp: memoryview, out: memoryview) -> tuple[int, int, bool]:
         """Decapsulate the ESP packet `esp`, SPI to ICV; write its payload to the start of `out`.

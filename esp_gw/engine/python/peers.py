@@ -67,6 +67,28 @@ class Peers:
     def __init__(self) -> None:
         self._known: WeakValueDictionary[_Key, Peer] = WeakValueDictionary()
 
+    def copy(self) -> Peers:
+        """Return a registry of the same peers, to place SAs that may yet be refused."""
+        copy = Peers()
+        copy._known = self._known.copy()
+        return copy
+
+    def move(self, peer: Peer, before: Sa, sa: Sa) -> Peer:
+        """Return the peer for an SA that replaces `before`, whose peer is `peer`.
+
+        It stays the same while the SA's configured end does, unless the SA comes to a tunnel or
+        pair that has a peer there.
+        """
+        if _end(before) != _end(sa):
+            return self.place(sa)
+        keys = _keys(sa)
+        if (before.tunnel, before.pair) != (sa.tunnel, sa.pair):
+            found = (self._known.get(key) for key in keys)
+            peer = next((other for other in found if other is not None), peer)
+        for key in keys:
+            self._known.setdefault(key, peer)
+        return peer
+
     def place(self, sa: Sa) -> Peer:
         """Return the peer for a new SA: the one of its tunnel or its pair, else a new one."""
         keys = _keys(sa)
@@ -75,6 +97,10 @@ class Peers:
         for key in keys:
             self._known.setdefault(key, peer)
         return peer
+
+
+def _end(sa: Sa) -> tuple[Encapsulation, IPAddress, int]:
+    return sa.encapsulation, sa.remote, sa.remote_port
 
 
 def _keys(sa: Sa) -> list[_Key]:

@@ -19,16 +19,29 @@ class ReplayWindow:
     of a bit, so nothing is cleared either.
     """
 
-    __slots__ = ("_below", "_ring", "_size", "highest")
+    __slots__ = ("_below", "_ring", "highest", "size")
 
     def __init__(self, size: int, highest: int = 0) -> None:
         self.highest = highest
-        self._size = size
+        self.size = size
         # The highest number left of the window; 0 is never a packet's number.
         self._below = max(highest - size, 0)
         self._ring = array("Q", bytes(8 * size))
         for seq in range(self._below + 1, highest + 1):
             self._ring[seq % size] = seq
+
+    def resized(self, size: int) -> ReplayWindow:
+        """Return a window of another size that has seen the same numbers.
+
+        Numbers left of this window count as seen: it has forgotten which of them were.
+        """
+        window = ReplayWindow(size)
+        window.highest = self.highest
+        window._below = max(self.highest - size, self._below)
+        for seq in range(window._below + 1, self.highest + 1):
+            if self._ring[seq % self.size] == seq:
+                window._ring[seq % size] = seq
+        return window
 
     def infer(self, seq_lo: int) -> int:
         """Return the 64-bit sequence number whose low half is `seq_lo` (RFC 4303 A2.2).
@@ -37,7 +50,7 @@ class ReplayWindow:
         covers both cases of the RFC. Returns 0, which `check` rejects, if the SA has no such
         number: below the first subspace or above the last.
         """
-        left_edge = self.highest - self._size + 1
+        left_edge = self.highest - self.size + 1
         seq = left_edge + ((seq_lo - left_edge) & _SEQ_LO_MASK)
         return seq if 0 < seq <= _LAST_SEQ else 0
 
@@ -45,15 +58,15 @@ class ReplayWindow:
         """Return the reason to drop a packet with this number, or None (RFC 4303 3.4.3)."""
         if seq <= self._below:
             return DropReason.REPLAY_OLD
-        if self._ring[seq % self._size] == seq:
+        if self._ring[seq % self.size] == seq:
             return DropReason.REPLAY_DUPLICATE
         return None
 
     def commit(self, seq: int) -> bool:
         """Record an authenticated number that passed `check`; True if it is the highest so far."""
-        self._ring[seq % self._size] = seq
+        self._ring[seq % self.size] = seq
         if seq <= self.highest:
             return False
         self.highest = seq
-        self._below = max(seq - self._size, 0)
+        self._below = max(seq - self.size, self._below)
         return True

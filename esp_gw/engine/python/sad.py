@@ -38,22 +38,44 @@ class OutboundState:
     )
 
     def __init__(self, sa: Sa, lease: Lease, aead: Aead, outer: Outer, peer: Peer) -> None:
-        self.sa = sa
         self.aead = aead
         self.esp = OutboundEsp(sa, lease, aead)
-        self.outer = outer
-        self.selectors = [CompiledSelector(selector) for selector in sa.selectors]
-        self.peer = peer
-        self.transport = sa.mode is Mode.TRANSPORT
         self.packets = 0
         self.bytes = 0
         self.drops: Counter[str] = Counter()
-        self.expired = False
         self.next_mtu_query = 0.0
+        self._set(sa, outer, peer)
+        self._live(sa)
+        self.watch()
+
+    def become(self, sa: Sa, outer: Outer, peer: Peer) -> None:
+        """Carry an SA with the same key instead, from the next packet on.
+
+        Queued packets leave by the former socket, to where the peer is when they do.
+        """
+        before, last_seq = self.outer, self.sa.last_seq
+        self._set(sa, outer, peer)
+        self.esp.become(sa)
+        if (outer.is_udp, outer.is_ipv4) != (before.is_udp, before.is_ipv4):
+            # The former socket can't reach the peer's new address.
+            before.discard(self)
+        if sa.last_seq != last_seq:
+            self._live(sa)
+        # Also where only the name changes: LeaseLow may have been reported with the former one.
+        self.watch()
+
+    def _set(self, sa: Sa, outer: Outer, peer: Peer) -> None:
+        self.sa = sa
+        self.outer = outer
+        self.peer = peer
+        self.selectors = [CompiledSelector(selector) for selector in sa.selectors]
+        self.transport = sa.mode is Mode.TRANSPORT
+
+    def _live(self, sa: Sa) -> None:
+        """Begin the lifetime of an SA with this last sequence number."""
+        self.expired = False
         # Reported with an eighth of the numbers left: without ESN, still hours at 1 Gbit/s.
         self.soft = sa.last_seq - sa.last_seq // 8
-        self.low = self.notice_at = NEVER
-        self.watch()
 
     def watch(self) -> None:
         """Set the sequence number of the next threshold to report, after the lease changed."""
@@ -99,19 +121,29 @@ class InboundState:
     )
 
     def __init__(self, sa: Sa, highest_seq: int, aead: Aead, peer: Peer) -> None:
-        self.sa = sa
         self.aead = aead
         self.esp = InboundEsp(sa, highest_seq, aead)
         self.reported_floor = highest_seq
-        self.selectors = [CompiledSelector(selector) for selector in sa.selectors]
-        self.flows: set[tuple[int, bytes]] = set()
-        self.transport = sa.mode is Mode.TRANSPORT
-        self.local, self.remote = int(sa.local), int(sa.remote)
-        self.peer = peer
         self.heard = NOT_HEARD
         self.packets = 0
         self.bytes = 0
         self.drops: Counter[str] = Counter()
+        self._set(sa, peer)
+
+    def become(self, sa: Sa, peer: Peer) -> None:
+        """Carry an SA with the same key instead, from the next packet on."""
+        if peer is not self.peer:
+            self.heard = NOT_HEARD
+        self.esp.become(sa)
+        self._set(sa, peer)
+
+    def _set(self, sa: Sa, peer: Peer) -> None:
+        self.sa = sa
+        self.peer = peer
+        self.selectors = [CompiledSelector(selector) for selector in sa.selectors]
+        self.flows: set[tuple[int, bytes]] = set()
+        self.transport = sa.mode is Mode.TRANSPORT
+        self.local, self.remote = int(sa.local), int(sa.remote)
 
     def counters(self) -> SaCounters:
         """Return a snapshot of the SA's counters."""
