@@ -189,7 +189,7 @@ class Engine(Protocol):
         """Add an inbound SA whose window treats every number up to `highest_seq` as seen."""
 
     def at_once(self) -> AbstractContextManager[None]:
-        """Return a context: the SAs installed and replaced inside take effect in one step at its end.
+        """Return a context at whose end the SAs installed and replaced inside take effect together.
 
         If one of them can't be, nothing is changed, and the EngineError propagates. Only what is
         there at the end counts: two SAs may exchange their names or SPIs. Other calls inside the

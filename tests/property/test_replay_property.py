@@ -126,3 +126,34 @@ def test_inference_agrees_with_the_rfc_and_with_trying_every_high_half(
         assert window.infer(seq_lo) == by_rfc
     else:
         assert window.check(window.infer(seq_lo)) is DropReason.REPLAY_OLD
+
+
+@given(
+    sizes=st.lists(sizes, min_size=2, max_size=4),
+    initial=highests,
+    rounds=st.lists(steps, min_size=3, max_size=3),
+)
+@settings(max_examples=100)
+def test_a_window_of_another_size_has_seen_what_the_former_one_has(
+    sizes: list[int], initial: int, rounds: list[list[int]]
+) -> None:
+    window, model = ReplayWindow(sizes[0], initial), Model(sizes[0], initial)
+    for size, numbers in zip(sizes[1:], rounds, strict=False):
+        for step in numbers:
+            seq = min(max(model.highest + step, 0), LAST)
+            if window.check(seq) is None:
+                window.commit(seq)
+                model.accept(seq)
+        window = window.resized(size)
+        # Left of the former window nobody knows what was seen.
+        model.initial = max(model.initial, model.highest - model.size)
+        model.size = size
+        assert window.highest == model.highest
+        for seq in range(max(model.highest - size - 40, 0), min(model.highest + 20, LAST)):
+            verdict = window.check(seq)
+            if model.accepts(seq):
+                assert verdict is None
+            elif model.is_in_window(seq):
+                assert verdict is DropReason.REPLAY_DUPLICATE
+            else:
+                assert verdict is DropReason.REPLAY_OLD

@@ -72,7 +72,6 @@ class OutboundEsp:
         self.lease_end = min(self.lease_end, max(self._last_seq + 1, self.next_seq))
         usable = [lease for lease in self._later if lease.first <= self._last_seq]
         self._later = deque(self._up_to_last(lease) for lease in usable)
-        self.low = self._half_used()
 
     def _set(self, sa: Sa) -> None:
         self._spi = sa.spi

@@ -37,9 +37,9 @@ class ReplayWindow:
         """
         window = ReplayWindow(size)
         window.highest = self.highest
-        window._below = max(self.highest - size, self._below)
+        window._below = max(self.highest - size, 0)
         for seq in range(window._below + 1, self.highest + 1):
-            if self._ring[seq % self.size] == seq:
+            if seq <= self._below or self._ring[seq % self.size] == seq:
                 window._ring[seq % size] = seq
         return window
 
@@ -68,5 +68,5 @@ class ReplayWindow:
         if seq <= self.highest:
             return False
         self.highest = seq
-        self._below = max(seq - self.size, self._below)
+        self._below = max(seq - self.size, 0)
         return True

@@ -53,16 +53,18 @@ class OutboundState:
 
         Queued packets leave by the former socket, to where the peer is when they do.
         """
-        before, last_seq = self.outer, self.sa.last_seq
+        former, before = self.sa, self.outer
         self._set(sa, outer, peer)
         self.esp.become(sa)
         if (outer.is_udp, outer.is_ipv4) != (before.is_udp, before.is_ipv4):
             # The former socket can't reach the peer's new address.
             before.discard(self)
-        if sa.last_seq != last_seq:
+        if sa.last_seq != former.last_seq:
             self._live(sa)
-        # Also where only the name changes: LeaseLow may have been reported with the former one.
-        self.watch()
+        if sa.name != former.name:
+            # LeaseLow may have been reported with the former name.
+            self.low = self.esp.low
+        self.notice_at = min(self.low, self.soft)
 
     def _set(self, sa: Sa, outer: Outer, peer: Peer) -> None:
         self.sa = sa
