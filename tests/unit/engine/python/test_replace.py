@@ -14,6 +14,7 @@ from esp_gw.engine.base import Event, HardExpired, LeaseLow, OuterSocket, SoftEx
 from esp_gw.engine.python import engine as python_module
 from esp_gw.engine.python import outer as outer_module
 from esp_gw.engine.python.engine import PythonEngine
+from esp_gw.errors import EngineError
 from esp_gw.model import Direction, DropReason, Encapsulation, Lease, Sa
 from tests.support.builders import make_sa, mirrored, protect, selector
 from tests.support.rig import FakeOuter, packet
@@ -150,6 +151,10 @@ async def test_the_peer_stays_where_it_is_until_its_configured_address_is_anothe
             loop.engine.replace_sa("in", replace(IN, tunnel=tunnel))
             loop.engine.replace_sa("out", replace(OUT, tunnel=tunnel, pair="in"))
         assert ends() == {ELSEWHERE}
+        extra = make_sa("extra", Direction.INBOUND, 0x2003)
+        loop.engine.install_inbound(replace(extra, tunnel=tunnel, pair="out"), 0)
+        assert ends() == {ELSEWHERE}
+        loop.engine.remove_sas(["extra"])
     with loop.engine.at_once():
         loop.engine.replace_sa("in", replace(IN, remote_port=4501))
         loop.engine.replace_sa("out", replace(OUT, remote_port=4501))
@@ -226,13 +231,30 @@ async def test_esn_switched_off_and_on_never_brings_a_number_back(loop: Loop) ->
     engine.replace_sa("out", OUT)
     assert loop.events[1:] == [LeaseLow("out")]
     assert loop.send() == []
+    assert engine.counters().sas["out"].seq == last + 2
+    with pytest.raises(EngineError, match="goes back"):
+        engine.extend_lease("out", Lease(last + 1, last + 3))
     engine.extend_lease("out", Lease(last + 400, last + 402))
     assert _numbers(loop.send(3)) == [last + 400, last + 401]
-    assert loop.drops() == {DropReason.SEQ_EXHAUSTED: 2, DropReason.LEASE_EXHAUSTED: 2}
+    engine.replace_sa("out", replace(OUT, esn=False))
+    assert loop.send() == []
+    assert loop.events.count(HardExpired("out")) == 2
+    assert loop.drops() == {DropReason.SEQ_EXHAUSTED: 3, DropReason.LEASE_EXHAUSTED: 2}
 
 
 def _numbers(esps: list[bytes]) -> list[int]:
     return [int.from_bytes(esp[8:16]) for esp in esps]
+
+
+async def test_a_narrower_window_refuses_what_is_left_of_it(loop: Loop) -> None:
+    esps = [*loop.send(60), *loop.send(60)]
+    assert loop.receive(esps[119], esps[20]) == 2
+    loop.engine.replace_sa("in", replace(IN, replay_window=64))
+    assert loop.receive(esps[55], esps[56]) == 1
+    loop.engine.replace_sa("in", IN)
+    assert loop.receive(esps[30], esps[57]) == 1
+    # With ESN, an older number is taken for one of the next 2**32 (RFC 4303 A2.2).
+    assert loop.drops() == {DropReason.AUTH_FAILED: 1, DropReason.REPLAY_DUPLICATE: 1}
 
 
 async def test_a_packet_that_was_accepted_with_esn_is_not_accepted_without(loop: Loop) -> None:
