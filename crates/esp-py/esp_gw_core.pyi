@@ -30,6 +30,7 @@ __all__ = [
     "Policy",
     "PolicyAction",
     "PortRange",
+    "ReplacedSa",
     "Sa",
     "SaCounters",
     "SaRefusedError",
@@ -49,7 +50,7 @@ aes_path: str
 """The processor's instructions for AES-GCM, "none" where it has none."""
 
 class SaRefusedError(ValueError):
-    """An SA can't be installed: the arguments are the SA's name and the reason."""
+    """An SA can't be installed or replaced: the arguments are the SA's name and the reason."""
 
     args: tuple[str, str]
 
@@ -197,6 +198,12 @@ class InboundSa:
     """An inbound SA whose window treats every number up to `highest_seq` as seen."""
 
     def __new__(cls, sa: Sa, highest_seq: int) -> InboundSa: ...
+
+@final
+class ReplacedSa:
+    """The present name and the direction of an SA, and the SA with the same key it becomes."""
+
+    def __new__(cls, name: str, direction: Direction, sa: Sa) -> ReplacedSa: ...
 
 @final
 class Counters:
@@ -372,8 +379,13 @@ class NativeEngine:
     def set_sockets(self, wanted: Sequence[OuterSocket]) -> None:
         """Open the outer sockets that are missing, then close those not named."""
 
-    def install(self, outbound: Sequence[OutboundSa], inbound: Sequence[InboundSa]) -> None:
-        """Add SAs in one step, all or none. Raises SaRefusedError."""
+    def change_sas(
+        self,
+        outbound: Sequence[OutboundSa],
+        inbound: Sequence[InboundSa],
+        replaced: Sequence[ReplacedSa],
+    ) -> None:
+        """Add and replace SAs in one step, all or none. Raises SaRefusedError."""
 
     def remove(self, names: Sequence[str]) -> list[SaCounters]:
         """Forget SAs in one step, all or none; the final counters are in the order of `names`."""

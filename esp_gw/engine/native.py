@@ -61,7 +61,11 @@ _ACTIONS = {
     Action.BYPASS: core.PolicyAction.BYPASS,
     Action.DISCARD: core.PolicyAction.DISCARD,
 }
-_Wanted = core.OutboundSa | core.InboundSa
+_Wanted = core.OutboundSa | core.InboundSa | core.ReplacedSa
+_DIRECTIONS = {
+    Direction.OUTBOUND: core.Direction.OUTBOUND,
+    Direction.INBOUND: core.Direction.INBOUND,
+}
 
 
 class NativeEngine:
@@ -75,7 +79,7 @@ class NativeEngine:
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._removed: dict[Direction, Counter[str]] = {way: Counter() for way in Direction}
         self._removed_drops: Counter[str] = Counter()
-        self._waiting: list[tuple[Sa, _Wanted]] | None = None
+        self._waiting: list[tuple[str, Sa, _Wanted]] | None = None
 
     def open(self, settings: EngineSettings, on_event: Callable[[Event], None]) -> None:
         """Create the TUN device with one queue. Raises EngineError."""
@@ -137,35 +141,59 @@ class NativeEngine:
             wanted = core.InboundSa(_sa(sa), highest_seq)
         self._install(sa, wanted)
 
+    def replace_sa(self, name: str, sa: Sa) -> None:
+        """Make the SA `name` into `sa`, which has the same key and direction."""
+        with _blamed_on(sa):
+            wanted = core.ReplacedSa(name, _DIRECTIONS[sa.direction], _sa(sa))
+        self._collect(name, sa, wanted)
+
     def _install(self, sa: Sa, wanted: _Wanted) -> None:
         status = self._af_alg[sa.suite.name]
         if self._af_alg_required and not status.in_use:
             raise probe.unavailable(status.why)
+        self._collect(sa.name, sa, wanted)
+
+    def _collect(self, name: str, sa: Sa, wanted: _Wanted) -> None:
         if self._waiting is not None:
-            self._waiting.append((sa, wanted))
+            self._waiting.append((name, sa, wanted))
         else:
             with self.at_once():
-                self._install(sa, wanted)
+                self._collect(name, sa, wanted)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Collect the SAs installed inside; workers get new tables once, at the end."""
-        waiting: list[tuple[Sa, _Wanted]] = []
+        """Collect the SAs installed and replaced inside; workers get new tables at the end."""
+        waiting: list[tuple[str, Sa, _Wanted]] = []
         self._waiting = waiting
         try:
             yield
         finally:
             self._waiting = None
-        outbound = [wanted for _, wanted in waiting if isinstance(wanted, core.OutboundSa)]
-        inbound = [wanted for _, wanted in waiting if isinstance(wanted, core.InboundSa)]
+        all_wanted = [wanted for _, _, wanted in waiting]
         try:
-            self._core.install(outbound, inbound)
+            self._core.change_sas(
+                [wanted for wanted in all_wanted if isinstance(wanted, core.OutboundSa)],
+                [wanted for wanted in all_wanted if isinstance(wanted, core.InboundSa)],
+                [wanted for wanted in all_wanted if isinstance(wanted, core.ReplacedSa)],
+            )
         except core.SaRefusedError as error:
             name, reason = error.args
             raise EngineError(reason, where=name) from None
-        for sa, _ in waiting:
+        self._keep_alive(waiting)
+
+    def _keep_alive(self, changed: Sequence[tuple[str, Sa, _Wanted]]) -> None:
+        """Send keepalives for SAs installed, or replaced by those of other names or intervals."""
+        replaced = {name for name, _, wanted in changed if isinstance(wanted, core.ReplacedSa)}
+        seen = {
+            name: sas.pop(name)
+            for sas in self._keepalives.values()
+            for name in replaced
+            if name in sas
+        }
+        for name, sa, wanted in changed:
             if sa.keepalive and sa.encapsulation is Encapsulation.UDP:
-                self._keepalives.setdefault(sa.keepalive, {})[sa.name] = 0
+                before = seen.get(name, 0) if isinstance(wanted, core.ReplacedSa) else 0
+                self._keepalives.setdefault(sa.keepalive, {})[sa.name] = before
                 if sa.keepalive not in self._timers:
                     self._arm_keepalives(sa.keepalive)
 

@@ -114,6 +114,50 @@ fn a_number_is_not_accepted_again_while_the_window_moves() {
 }
 
 #[test]
+fn an_sa_and_its_replacement_give_no_number_twice() {
+    loom::model(|| {
+        let counter = SeqCounter::new(u64::MAX, lease(1, 3)).unwrap();
+        let next = counter.continued(2);
+        let worker = thread::spawn(move || take(&counter, 2));
+        let mut taken = take(&next, 2);
+        assert!(taken.iter().all(|seq| *seq <= 2));
+        taken.extend(worker.join().unwrap());
+        assert_eq!(taken.len(), 3);
+        assert_each_once(taken, |seq| (1..=3).contains(&seq));
+    });
+}
+
+#[test]
+fn one_number_is_accepted_by_one_of_two_windows() {
+    loom::model(|| {
+        let former = ReplayWindow::new(64, 0);
+        let next = former.continued(128);
+        let worker = thread::spawn(move || former.commit(5));
+        let mine = next.commit(5);
+        assert!(worker.join().unwrap().is_ok() != mine.is_ok());
+        assert!(next.settled().commit(5).is_err());
+    });
+}
+
+#[test]
+fn a_window_takes_over_what_was_seen_while_others_use_both() {
+    loom::model(|| {
+        let former = ReplayWindow::new(64, 0);
+        assert_eq!(former.commit(5), Ok(true));
+        let next = Arc::new(former.continued(128));
+        drop(former);
+        let other = Arc::clone(&next);
+        let worker = thread::spawn(move || [other.commit(5), other.commit(6)]);
+        let settled = next.settled();
+        let mine = settled.commit(6);
+        let [again, theirs] = worker.join().unwrap();
+        assert_eq!(again, Err(DropReason::ReplayDuplicate));
+        assert!(mine.is_ok() != theirs.is_ok());
+        assert!(settled.commit(5).is_err() && settled.commit(6).is_err());
+    });
+}
+
+#[test]
 fn a_mark_is_told_once() {
     loom::model(|| {
         let counter = Arc::new(SeqCounter::new(u64::MAX, lease(1, 4)).unwrap());

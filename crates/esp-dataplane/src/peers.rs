@@ -130,6 +130,20 @@ impl Peers {
         peer
     }
 
+    /// The peer of an SA that replaces `before`, whose peer is `peer`: the same while its
+    /// configured end is, unless it comes to a tunnel or pair that has a peer there.
+    pub fn moved(&mut self, peer: &Arc<Peer>, before: &SaSpec, spec: &SaSpec) -> Arc<Peer> {
+        let end = |spec: &SaSpec| (spec.encapsulation, spec.remote, spec.remote_port);
+        if end(before) != end(spec) {
+            return self.place(spec);
+        }
+        let is_bound_anew = (&before.tunnel, &before.pair) != (&spec.tunnel, &spec.pair);
+        let found = keys(spec).find_map(|key| self.0.get(&key).filter(|_| is_bound_anew));
+        let peer = Arc::clone(found.unwrap_or(peer));
+        self.enter(spec, &peer);
+        peer
+    }
+
     fn enter(&mut self, spec: &SaSpec, peer: &Arc<Peer>) {
         for key in keys(spec) {
             self.0.entry(key).or_insert_with(|| Arc::clone(peer));

@@ -12,6 +12,9 @@ use crate::peers::{Heard, Peer};
 use crate::tallies::Tallies;
 
 /// An installed outbound SA with its peer and tallies.
+///
+/// What changes while it is installed is shared with the entry of an SA that replaces it, because
+/// workers use the former entry until they have the new tables.
 #[derive(Debug)]
 pub struct OutboundEntry {
     /// The SA.
@@ -20,12 +23,12 @@ pub struct OutboundEntry {
     pub peer: Arc<Peer>,
     /// Errno of a refused GSO send to the peer. Kept for each SA: the route decides the network
     /// card, and other peers may have one that can.
-    pub gso_refused: OnceLock<&'static str>,
+    pub gso_refused: Arc<OnceLock<&'static str>>,
     /// The packets that it has carried and dropped.
-    pub tallies: Tallies,
+    pub tallies: Arc<Tallies>,
 }
 
-/// An installed inbound SA with its peer and tallies.
+/// An installed inbound SA with its peer and tallies; like [`OutboundEntry`].
 #[derive(Debug)]
 pub struct InboundEntry {
     /// The SA.
@@ -33,11 +36,11 @@ pub struct InboundEntry {
     /// The peer's present address, shared with the tunnel's other SAs.
     pub peer: Arc<Peer>,
     /// The peer's move after which the SA was last heard at the present address.
-    pub heard: Heard,
+    pub heard: Arc<Heard>,
     /// The replay floor last reported; only the control plane reads and writes it.
     pub reported_floor: AtomicU64,
     /// The packets that it has carried and dropped.
-    pub tallies: Tallies,
+    pub tallies: Arc<Tallies>,
 }
 
 /// One outer socket of the gateway; each worker has a socket of its own for it.
@@ -63,6 +66,17 @@ pub struct Tables {
 }
 
 impl Tables {
+    /// The SA that an outbound SA of former tables has become, if sockets of the same kind reach
+    /// its peer.
+    pub fn successor_of(&self, former: &OutboundEntry) -> Option<&Arc<OutboundEntry>> {
+        let is_successor = |entry: &&Arc<OutboundEntry>| entry.sa.seq.continues(&former.sa.seq);
+        let of_its_name = self.outbound.get(&former.sa.spec.name);
+        let found = of_its_name.filter(is_successor);
+        let found = found.or_else(|| self.outbound.values().find(is_successor))?;
+        let kind = |spec: &SaSpec| (spec.encapsulation, spec.local.is_ipv4());
+        (kind(&found.sa.spec) == kind(&former.sa.spec)).then_some(found)
+    }
+
     /// Every SA with the peer that its tunnel shares.
     pub fn peers(&self) -> impl Iterator<Item = (&SaSpec, &Arc<Peer>)> {
         let inbound = self.inbound.values();

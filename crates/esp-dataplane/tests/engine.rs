@@ -20,7 +20,7 @@ use esp_core::esp::suite::SUITES;
 use esp_core::policy::selector::{Prefix, Selector};
 use esp_core::policy::spd::{Policy, PolicyAction};
 use esp_core::provider::Choice;
-use esp_dataplane::engine::{Engine, Offloads, Settings};
+use esp_dataplane::engine::{Engine, Offloads, SadChange, Settings};
 use esp_dataplane::events::Event;
 use esp_dataplane::tables::OuterSocket;
 
@@ -87,7 +87,10 @@ fn a_worker_whose_socket_fails_is_told_of_and_the_engine_goes_on_answering() {
     engine.set_sockets(&[outer]).unwrap();
     let lease = Lease { first: 1, last: 99 };
     engine
-        .install(vec![(impossible(), lease)], Vec::new())
+        .change_sas(SadChange {
+            outbound: vec![(impossible(), lease)],
+            ..SadChange::default()
+        })
         .unwrap();
     let protect = Policy {
         name: "p".into(),

@@ -176,3 +176,26 @@ fn an_sa_that_is_configured_for_another_place_or_without_udp_has_its_own_peer() 
         assert!(!Arc::ptr_eq(&first, &peers.place(&other)));
     }
 }
+
+#[test]
+fn an_sa_that_is_replaced_keeps_its_peer_while_its_configured_end_is_the_same() {
+    let mut peers = Peers::default();
+    let first = spec("t/in", Some("t"), None);
+    let peer = peers.place(&first);
+    let mut same = |now: &SaSpec| Arc::ptr_eq(&peers.moved(&peer, &first, now), &peer);
+    assert!(same(&spec("other/name", Some("t"), None)));
+    assert!(same(&spec("t/in", Some("u"), None)));
+    assert!(same(&spec("t/in", None, Some("t/out"))));
+    let mut elsewhere = first.clone();
+    elsewhere.remote_port += 1;
+    assert!(!same(&elsewhere));
+    let mut raw = first.clone();
+    raw.encapsulation = Encapsulation::None;
+    assert!(!same(&raw));
+    // The tunnel that it came to has its peer now.
+    let other = spec("u/out", Some("u"), None);
+    assert!(Arc::ptr_eq(&peers.place(&other), &peer));
+    let theirs = peers.place(&spec("w/in", Some("w"), None));
+    let now = peers.moved(&peer, &first, &spec("w/out", Some("w"), None));
+    assert!(Arc::ptr_eq(&now, &theirs));
+}

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, AsRawFd};
 
-use esp_dataplane::engine::Engine;
+use esp_dataplane::engine::{Engine, SadChange};
 use pyo3::prelude::*;
 
 use crate::counters::{Counters, Direction, OffloadStatus, SaCounters};
@@ -12,7 +12,7 @@ use crate::errors::value_error;
 use crate::errors::{os_error, sa_refused};
 use crate::events::Event;
 use crate::policy::Policy;
-use crate::sa::{InboundSa, Lease, OutboundSa};
+use crate::sa::{InboundSa, Lease, OutboundSa, ReplacedSa};
 use crate::settings::{OuterSocket, Settings};
 
 /// The data plane: worker threads between a TUN device and ESP.
@@ -75,16 +75,25 @@ impl NativeEngine {
             .map_err(|error| os_error(&error))
     }
 
-    fn install(
+    fn change_sas(
         &self,
         py: Python<'_>,
         outbound: Vec<Py<OutboundSa>>,
         inbound: Vec<Py<InboundSa>>,
+        replaced: Vec<Py<ReplacedSa>>,
     ) -> PyResult<()> {
         py.detach(|| {
-            let outbound = outbound.iter().map(|sa| sa.get().wanted()).collect();
-            let inbound = inbound.iter().map(|sa| sa.get().wanted()).collect();
-            self.0.install(outbound, inbound)
+            let of = |direction| {
+                let replaced = replaced.iter().map(Py::get);
+                let replaced = replaced.filter(move |sa| sa.direction == direction);
+                replaced.map(ReplacedSa::wanted).collect()
+            };
+            self.0.change_sas(SadChange {
+                outbound: outbound.iter().map(|sa| sa.get().wanted()).collect(),
+                inbound: inbound.iter().map(|sa| sa.get().wanted()).collect(),
+                replaced_outbound: of(Direction::Outbound),
+                replaced_inbound: of(Direction::Inbound),
+            })
         })
         .map_err(sa_refused)
     }

@@ -40,6 +40,7 @@ fn esp_gw_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<sa::Lease>()?;
     module.add_class::<sa::Mode>()?;
     module.add_class::<sa::OutboundSa>()?;
+    module.add_class::<sa::ReplacedSa>()?;
     module.add_class::<sa::Sa>()?;
     module.add_class::<counters::Counters>()?;
     module.add_class::<counters::Direction>()?;

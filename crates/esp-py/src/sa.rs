@@ -8,6 +8,7 @@ use esp_core::esp::seq;
 use esp_core::esp::suite::Suite;
 use pyo3::prelude::*;
 
+use crate::counters::Direction;
 use crate::errors::value_error;
 use crate::policy::{Selector, selectors};
 use crate::settings::Encapsulation;
@@ -138,5 +139,33 @@ impl InboundSa {
     /// Gives what the engine installs.
     pub(crate) fn wanted(&self) -> (SaSpec, u64) {
         (self.sa.get().0.clone(), self.highest_seq)
+    }
+}
+
+/// The present name of an SA, and the SA with the same key that replaces it.
+#[pyclass(module = "esp_gw_core", frozen)]
+pub(crate) struct ReplacedSa {
+    name: Arc<str>,
+    pub(crate) direction: Direction,
+    sa: Py<Sa>,
+}
+
+#[pymethods]
+impl ReplacedSa {
+    #[new]
+    fn new(name: &str, direction: Direction, sa: Py<Sa>) -> Self {
+        let name = Arc::from(name);
+        Self {
+            name,
+            direction,
+            sa,
+        }
+    }
+}
+
+impl ReplacedSa {
+    /// Gives what the engine replaces.
+    pub(crate) fn wanted(&self) -> (Arc<str>, SaSpec) {
+        (Arc::clone(&self.name), self.sa.get().0.clone())
     }
 }

@@ -64,7 +64,8 @@ def core_sa(keymat: bytes = KEYMAT) -> core.Sa:
 def test_an_sa_gives_nothing_back() -> None:
     sa = core_sa()
     outbound = core.OutboundSa(sa, core.Lease(1, 2))
-    for value in (sa, outbound, core.InboundSa(sa, 0)):
+    replaced = core.ReplacedSa("to-b", core.Direction.OUTBOUND, sa)
+    for value in (sa, outbound, core.InboundSa(sa, 0), replaced):
         assert {name for name in dir(value) if not name.startswith("__")} == set()
         assert repr(value) == object.__repr__(value)
         assert gc.get_referents(value) in ([], [type(value)])

@@ -111,6 +111,15 @@ impl SaSpec {
         if self.esn { u64::MAX } else { u32::MAX as u64 }
     }
 
+    /// True if the key is the same, and the suite that it is used with.
+    #[must_use]
+    pub fn has_key_of(&self, other: &Self) -> bool {
+        let (mine, others) = (&self.keymat, &other.keymat);
+        self.suite.name == other.suite.name
+            && mine.key() == others.key()
+            && mine.salt() == others.salt()
+    }
+
     fn aead(&self, maker: &impl MakeAead) -> Result<SaAead, ProviderError> {
         maker.make(self.suite, self.keymat.key())
     }
@@ -133,6 +142,13 @@ impl OutboundSa {
     pub fn new(spec: SaSpec, lease: Lease) -> Result<Self, LeaseError> {
         let seq = SeqCounter::new(spec.last_seq(), lease)?;
         Ok(Self { spec, seq })
+    }
+
+    /// An SA with the same key that replaces this one, and goes on counting.
+    #[must_use]
+    pub fn continued(&self, spec: SaSpec) -> Self {
+        let seq = self.seq.continued(spec.last_seq());
+        Self { spec, seq }
     }
 
     /// True if the SA may carry an outbound packet.
@@ -174,6 +190,14 @@ impl InboundSa {
     #[must_use]
     pub fn new(spec: SaSpec, highest_seq: u64) -> Self {
         let window = ReplayWindow::new(spec.replay_window, highest_seq);
+        Self { spec, window }
+    }
+
+    /// An SA with the same key that replaces this one, and has seen the same numbers. They are
+    /// compared in 64 bits: a packet that was accepted with ESN isn't accepted without.
+    #[must_use]
+    pub fn continued(&self, spec: SaSpec) -> Self {
+        let window = self.window.continued(spec.replay_window);
         Self { spec, window }
     }
 

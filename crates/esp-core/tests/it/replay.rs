@@ -60,22 +60,28 @@ fn begin() -> impl Strategy<Value = u64> {
     ]
 }
 
+fn size() -> impl Strategy<Value = u16> {
+    prop_oneof![Just(64_u16), Just(1024), 64..=8192_u16]
+}
+
+/// Distance of a number from the highest.
+fn step() -> impl Strategy<Value = i64> {
+    prop_oneof![
+        6 => -9000..20_i64,
+        6 => -70..70_i64,
+        2 => 1..20_000_i64,
+        1 => 1..1_i64 << 32,
+    ]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
     fn the_window_says_what_a_memory_of_every_number_says(
-        size in prop_oneof![Just(64_u16), Just(1024), 64..=8192_u16],
+        size in size(),
         begin in begin(),
-        steps in prop::collection::vec(
-            prop_oneof![
-                6 => -9000..20_i64,
-                6 => -70..70_i64,
-                2 => 1..20_000_i64,
-                1 => 1..1_i64 << 32,
-            ],
-            1..400,
-        ),
+        steps in prop::collection::vec(step(), 1..400),
     ) {
         let window = ReplayWindow::new(size, begin);
         let mut model =
@@ -85,6 +91,54 @@ proptest! {
             prop_assert_eq!(window.check(seq), model.check(seq), "{}", seq);
             prop_assert_eq!(window.commit(seq), model.commit(seq), "{}", seq);
             prop_assert_eq!(window.highest(), model.highest);
+        }
+    }
+
+    #[test]
+    fn a_window_of_another_size_has_seen_what_the_former_one_has(
+        sizes in prop::collection::vec(size(), 2..5),
+        begin in begin(),
+        before in prop::collection::vec(step(), 0..150),
+        between in prop::collection::vec((any::<bool>(), step()), 0..30),
+    ) {
+        let mut window = ReplayWindow::new(sizes[0], begin);
+        let mut model =
+            Model { size: sizes[0].into(), begin, highest: begin, seen: HashSet::new() };
+        for &size in &sizes[1..] {
+            for &step in &before {
+                let seq = model.highest.saturating_add_signed(step);
+                prop_assert_eq!(window.commit(seq), model.commit(seq), "{}", seq);
+            }
+            let next = window.continued(size);
+            prop_assert_eq!(next.is_settled(), u64::from(size) == model.size);
+            for &(by_former, step) in &between {
+                let seq = model.highest.saturating_add_signed(step);
+                let is_within = |highest: u64| seq > highest.saturating_sub(size.into());
+                let may = model.check(seq).is_ok();
+                let (checked, committed) = if by_former {
+                    (window.check(seq).is_ok(), window.commit(seq).is_ok())
+                } else {
+                    (next.check(seq).is_ok(), next.commit(seq).is_ok())
+                };
+                prop_assert_eq!(checked, committed);
+                prop_assert!(may || !committed, "accepted again: {}", seq);
+                prop_assert!(committed || !may || !by_former && !is_within(model.highest));
+                if committed {
+                    model.commit(seq).unwrap();
+                }
+            }
+            window = next.settled();
+            // Left of the former window nobody knows what was seen.
+            if u64::from(size) != model.size {
+                model.begin = model.begin.max(model.highest.saturating_sub(model.size));
+            }
+            model.size = size.into();
+            prop_assert!(window.is_settled());
+            prop_assert_eq!(window.highest(), model.highest);
+            let left = model.highest.saturating_sub(model.size + 40);
+            for seq in left..=model.highest.saturating_add(20) {
+                prop_assert_eq!(window.check(seq), model.check(seq), "{}", seq);
+            }
         }
     }
 
@@ -129,5 +183,32 @@ fn two_workers_do_not_both_accept_a_number() {
         for seq in 1..=3000 {
             assert!(window.commit(seq).is_err());
         }
+    }
+}
+
+#[test]
+fn workers_of_an_sa_and_of_its_replacement_do_not_both_accept_a_number() {
+    for sizes in [[64, 64], [64, 8192], [1024, 64]] {
+        let former = ReplayWindow::new(sizes[0], 0);
+        let next = former.continued(sizes[1]);
+        let work = |window: &ReplayWindow, last: u64| {
+            (1..=last).filter(|seq| window.commit(*seq).is_ok()).count()
+        };
+        let mut accepted: usize = std::thread::scope(|scope| {
+            let workers = [&former, &next, &former, &next]
+                .map(|window| scope.spawn(move || work(window, 3000)));
+            workers.into_iter().map(|worker| worker.join().unwrap()).sum()
+        });
+        // Some still use the window that isn't settled, some the one that is.
+        accepted += std::thread::scope(|scope| {
+            let worker = scope.spawn(|| work(&next, 6000));
+            let settled = next.settled();
+            let others = work(&settled, 6000);
+            worker.join().unwrap() + others
+        });
+        assert!(accepted <= 6000);
+        let settled = next.settled();
+        assert_eq!(settled.highest(), 6000);
+        assert_eq!(work(&settled, 6000), 0);
     }
 }

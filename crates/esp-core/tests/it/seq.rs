@@ -1,5 +1,5 @@
 use esp_core::DropReason;
-use esp_core::esp::seq::{Lease, SeqCounter};
+use esp_core::esp::seq::{Lease, SeqCounter, SeqRange};
 use proptest::prelude::*;
 
 const fn lease(first: u64, last: u64) -> Lease {
@@ -124,4 +124,70 @@ fn threads_share_numbers_without_one_twice() {
     });
     all.sort_unstable();
     assert_eq!(all, (1..=5000).chain(6001..=9000).collect::<Vec<_>>());
+}
+
+#[test]
+fn an_sa_and_its_replacement_draw_from_one_counter() {
+    let counter = SeqCounter::new(u64::MAX, lease(1, 5)).unwrap();
+    counter.extend(lease(9, 12)).unwrap();
+    let next = counter.continued(u64::MAX);
+    assert!(next.continues(&counter) && counter.continues(&next));
+    assert!(!next.continues(&SeqCounter::new(u64::MAX, lease(1, 5)).unwrap()));
+    assert_eq!(counter.reserve(2).unwrap().last(), 2);
+    assert_eq!(next.reserve(9).unwrap(), SeqRange { first: 3, count: 3 });
+    assert_eq!(counter.reserve(1).unwrap().first, 9);
+    next.extend(lease(13, 14)).unwrap();
+    assert_eq!(counter.reserve(9).unwrap(), SeqRange { first: 10, count: 5 });
+    assert_eq!(next.reserve(1), Err(DropReason::LeaseExhausted));
+    assert_eq!((next.used(), next.limit()), (counter.used(), counter.limit()));
+}
+
+#[test]
+fn numbers_beyond_32_bits_end_an_sa_that_loses_its_esn_and_are_never_given_out_again() {
+    let last = u64::from(u32::MAX);
+    let esn = SeqCounter::new(u64::MAX, lease(last - 1, last + 100)).unwrap();
+    let short = esn.continued(last);
+    assert_eq!(short.limit(), last);
+    assert_eq!(short.reserve(9).unwrap(), SeqRange { first: last - 1, count: 2 });
+    assert_eq!(short.reserve(9), Err(DropReason::SeqExhausted));
+    assert!(short.expire() && !short.expire());
+    // A worker that has the former SA goes on meanwhile.
+    assert_eq!(esn.reserve(3).unwrap(), SeqRange { first: last + 1, count: 3 });
+    assert_eq!(short.reserve(9), Err(DropReason::SeqExhausted));
+    assert_eq!((short.used(), short.limit()), (last + 3, last + 3));
+    short.extend(lease(last + 200, last + 300)).unwrap();
+    assert_eq!(short.reserve(9), Err(DropReason::SeqExhausted));
+    let again = short.continued(u64::MAX);
+    assert_eq!(again.reserve(999).unwrap(), SeqRange { first: last + 4, count: 97 });
+    assert_eq!(again.reserve(9), Err(DropReason::LeaseExhausted));
+    again.extend(lease(last + 301, last + 302)).unwrap();
+    assert_eq!(again.reserve(9).unwrap().first, last + 301);
+    assert!(again.expire());
+}
+
+#[test]
+fn an_sa_that_gains_esn_goes_on_counting_and_has_a_lifetime_of_its_own() {
+    let last = u64::from(u32::MAX);
+    let short = SeqCounter::new(last, lease(last - 1, last + 5)).unwrap();
+    short.reserve(9).unwrap();
+    assert!(short.passed_soft() && short.passed_low());
+    assert_eq!(short.reserve(9), Err(DropReason::SeqExhausted));
+    let esn = short.continued(u64::MAX);
+    assert_eq!(esn.reserve(9), Err(DropReason::LeaseExhausted));
+    assert!(!esn.passed_soft());
+    esn.extend(lease(last + 50, last + 51)).unwrap();
+    assert_eq!(esn.reserve(9).unwrap(), SeqRange { first: last + 50, count: 2 });
+}
+
+#[test]
+fn what_was_told_with_a_former_name_is_told_again() {
+    let counter = SeqCounter::new(u64::MAX, lease(1, 10)).unwrap();
+    counter.report_low_again();
+    counter.reserve(1).unwrap();
+    assert!(!counter.passed_low());
+    counter.reserve(6).unwrap();
+    assert!(counter.passed_low() && !counter.passed_low());
+    let next = counter.continued(u64::MAX);
+    next.report_low_again();
+    assert!(next.passed_low() && !next.passed_low());
 }

@@ -3,12 +3,13 @@
 
 mod counters;
 mod lifecycle;
+mod sad_change;
 mod sas;
 mod settings;
 mod status;
 
 pub use counters::SaCounters;
 pub use lifecycle::Engine;
-pub use sas::Refused;
+pub use sad_change::{Refused, SadChange};
 pub use settings::{MAX_WORKERS, Offloads, Settings};
 pub use status::OffloadStatus;

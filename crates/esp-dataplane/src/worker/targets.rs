@@ -55,10 +55,10 @@ impl Targets {
         self.flows.clear();
     }
 
-    /// The index of an SA of the former tables, if it is still installed.
-    pub(crate) fn again(&mut self, entry: &Arc<OutboundEntry>) -> Option<usize> {
-        let now = self.tables.outbound.get(&entry.sa.spec.name)?;
-        Arc::ptr_eq(now, entry).then(|| self.slot_of(entry))?
+    /// The index of an SA of the former tables, or of the one that it has become.
+    pub(crate) fn again(&mut self, entry: &OutboundEntry) -> Option<usize> {
+        let tables = Arc::clone(&self.tables);
+        self.slot_of(tables.successor_of(entry)?)
     }
 
     pub(crate) fn get(&self, index: usize) -> Option<&Slot> {

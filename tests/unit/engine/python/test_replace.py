@@ -152,7 +152,9 @@ async def test_the_peer_stays_where_it_is_until_its_configured_address_is_anothe
             loop.engine.replace_sa("out", replace(OUT, tunnel=tunnel, pair="in"))
         assert ends() == {ELSEWHERE}
         extra = make_sa("extra", Direction.INBOUND, 0x2003)
-        loop.engine.install_inbound(replace(extra, tunnel=tunnel, pair="out"), 0)
+        loop.engine.install_inbound(
+            replace(extra, tunnel=tunnel, pair=None if tunnel else "out"), 0
+        )
         assert ends() == {ELSEWHERE}
         loop.engine.remove_sas(["extra"])
     with loop.engine.at_once():
