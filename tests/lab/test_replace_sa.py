@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -14,7 +15,7 @@ import pytest_asyncio
 
 from esp_gw.engine.base import SaCounters
 from esp_gw.errors import EngineError
-from esp_gw.model import SUITES, Direction, KeyMaterial, Lease, Sa
+from esp_gw.model import SUITES, Direction, DropReason, KeyMaterial, Lease, Sa
 from tests.support.builders import OUTER, make_sa, mirrored, protect, selector
 from tests.support.engine_pair import (
     INNER,
@@ -176,6 +177,40 @@ async def test_no_packet_is_lost_or_numbered_twice_while_sas_are_replaced_under_
     repeated = [packet for packet, count in Counter(packets).items() if count > 1]
     assert repeated == []
     assert len(packets) == sum(sent for sent, _ in reports)
+
+
+@pytest.mark.parametrize("kind", [name for name in ENGINES if name == "native"])
+async def test_packets_that_wait_for_a_full_socket_are_sent_after_their_sa_is_replaced(
+    pair: tuple[Side, Side], kind: str
+) -> None:
+    # The python engine goes on reading while a socket is full; its queue has a unit test.
+    a, b = pair
+    one = way(a, b, 0)
+    way(b, a, 1)
+    limit = ("tc", "qdisc", "replace", "dev", "wan", "root", "tbf", "burst", "64kb")
+    a.namespace.run(*limit, "limit", "200mb", "rate", "100kbit")
+    flow = await Flow.start(a, b, RATES[kind])
+    try:
+        counts = [-1]
+        while counts[-5:] != [counts[-1]] * 5 or counts[-1] == 0:
+            assert len(counts) < 200, "the socket never became full"
+            await asyncio.sleep(0.05)
+            counts.append(one.carried())
+        for number in range(5):
+            port = OTHER_PORT if number % 2 else PORT
+            one.set(replace(one.out, remote_port=port, pair=f"{number}"), one.into)
+        a.engine.replace_sa("0", replace(one.out, name="0.renamed"))
+        a.engine.replace_policies([protect("p", "0.renamed", *one.out.selectors)])
+        a.namespace.run(*limit, "limit", "200mb", "rate", "100mbit")
+        sent, report = await flow.finish()
+    finally:
+        flow.kill()
+    # What the worker holds beyond a batch is lost while a socket is full; the batch is not.
+    drops = +Counter(a.engine.counters().drops)
+    assert DropReason.SEND_ERROR not in drops
+    assert +Counter(b.engine.counters().drops) == {}
+    assert report["received"] == a.carried("0.renamed") == sent - drops.total()
+    assert report["repeated"] == 0
 
 
 def _state(side: Side) -> dict[str, SaCounters]:

@@ -68,6 +68,7 @@ pub struct Tables {
 impl Tables {
     /// The SA that an outbound SA of former tables has become, if sockets of the same kind reach
     /// its peer.
+    #[must_use]
     pub fn successor_of(&self, former: &OutboundEntry) -> Option<&Arc<OutboundEntry>> {
         let is_successor = |entry: &&Arc<OutboundEntry>| entry.sa.seq.continues(&former.sa.seq);
         let of_its_name = self.outbound.get(&former.sa.spec.name);

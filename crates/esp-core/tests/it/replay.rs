@@ -197,7 +197,10 @@ fn workers_of_an_sa_and_of_its_replacement_do_not_both_accept_a_number() {
         let mut accepted: usize = std::thread::scope(|scope| {
             let workers = [&former, &next, &former, &next]
                 .map(|window| scope.spawn(move || work(window, 3000)));
-            workers.into_iter().map(|worker| worker.join().unwrap()).sum()
+            workers
+                .into_iter()
+                .map(|worker| worker.join().unwrap())
+                .sum()
         });
         // Some still use the window that isn't settled, some the one that is.
         accepted += std::thread::scope(|scope| {

@@ -137,9 +137,18 @@ fn an_sa_and_its_replacement_draw_from_one_counter() {
     assert_eq!(next.reserve(9).unwrap(), SeqRange { first: 3, count: 3 });
     assert_eq!(counter.reserve(1).unwrap().first, 9);
     next.extend(lease(13, 14)).unwrap();
-    assert_eq!(counter.reserve(9).unwrap(), SeqRange { first: 10, count: 5 });
+    assert_eq!(
+        counter.reserve(9).unwrap(),
+        SeqRange {
+            first: 10,
+            count: 5
+        }
+    );
     assert_eq!(next.reserve(1), Err(DropReason::LeaseExhausted));
-    assert_eq!((next.used(), next.limit()), (counter.used(), counter.limit()));
+    assert_eq!(
+        (next.used(), next.limit()),
+        (counter.used(), counter.limit())
+    );
 }
 
 #[test]
@@ -148,17 +157,35 @@ fn numbers_beyond_32_bits_end_an_sa_that_loses_its_esn_and_are_never_given_out_a
     let esn = SeqCounter::new(u64::MAX, lease(last - 1, last + 100)).unwrap();
     let short = esn.continued(last);
     assert_eq!(short.limit(), last);
-    assert_eq!(short.reserve(9).unwrap(), SeqRange { first: last - 1, count: 2 });
+    assert_eq!(
+        short.reserve(9).unwrap(),
+        SeqRange {
+            first: last - 1,
+            count: 2
+        }
+    );
     assert_eq!(short.reserve(9), Err(DropReason::SeqExhausted));
     assert!(short.expire() && !short.expire());
     // A worker that has the former SA goes on meanwhile.
-    assert_eq!(esn.reserve(3).unwrap(), SeqRange { first: last + 1, count: 3 });
+    assert_eq!(
+        esn.reserve(3).unwrap(),
+        SeqRange {
+            first: last + 1,
+            count: 3
+        }
+    );
     assert_eq!(short.reserve(9), Err(DropReason::SeqExhausted));
     assert_eq!((short.used(), short.limit()), (last + 3, last + 3));
     short.extend(lease(last + 200, last + 300)).unwrap();
     assert_eq!(short.reserve(9), Err(DropReason::SeqExhausted));
     let again = short.continued(u64::MAX);
-    assert_eq!(again.reserve(999).unwrap(), SeqRange { first: last + 4, count: 97 });
+    assert_eq!(
+        again.reserve(999).unwrap(),
+        SeqRange {
+            first: last + 4,
+            count: 97
+        }
+    );
     assert_eq!(again.reserve(9), Err(DropReason::LeaseExhausted));
     again.extend(lease(last + 301, last + 302)).unwrap();
     assert_eq!(again.reserve(9).unwrap().first, last + 301);
@@ -176,7 +203,13 @@ fn an_sa_that_gains_esn_goes_on_counting_and_has_a_lifetime_of_its_own() {
     assert_eq!(esn.reserve(9), Err(DropReason::LeaseExhausted));
     assert!(!esn.passed_soft());
     esn.extend(lease(last + 50, last + 51)).unwrap();
-    assert_eq!(esn.reserve(9).unwrap(), SeqRange { first: last + 50, count: 2 });
+    assert_eq!(
+        esn.reserve(9).unwrap(),
+        SeqRange {
+            first: last + 50,
+            count: 2
+        }
+    );
 }
 
 #[test]
