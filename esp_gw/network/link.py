@@ -19,16 +19,18 @@ from esp_gw.errors import NetworkError
 from esp_gw.model import IPAddress, IPNetwork
 from esp_gw.network.objects import MAX_BYPASS_RULES, Host
 from esp_gw.network.routes import refusal
+from esp_gw.protocol import MIN_IPV6_MTU
 
 TX_QUEUE_LEN = 1000
 """Packets that the kernel queues for the TUN, as for an Ethernet card."""
-GONE = (errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ENODEV)
-"""Errors of a request to delete an object that doesn't exist."""
+GONE = (errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENXIO)
+"""Errors of a request to delete an object that doesn't exist; ENXIO on a device without IPv6."""
 _ALIAS = "esp_gw table {}"
 _ALIAS_PATTERN = re.compile(r"esp_gw table (\d{1,10})")
 _IFA_F_NODAD = 2
 _IFF_UP = 1
 _IN6_ADDR_GEN_MODE_NONE = 1
+_LINK_LOCAL_LEN = 64
 _LOOPBACK_INDEX = 1
 """The index of `lo` in every network namespace."""
 _RT_SCOPE_LINK = 253
@@ -48,16 +50,29 @@ class TunLink:
 
     async def bring_up(self) -> None:
         """Disable IPv6 autoconfiguration and bring the interface up. Raises NetworkError."""
+        await self._disable_autoconfiguration()
+        await self._set(txqlen=TX_QUEUE_LEN, state="up")
+
+    async def set_mtu(self, mtu: int) -> None:
+        """Set the MTU, in bytes. Raises NetworkError.
+
+        The kernel removes IPv6 from a device below IPv6's minimum MTU, and brings it back with its
+        defaults.
+        """
+        former, _ = await self.state()
+        await self._set(mtu=mtu)
+        if former < MIN_IPV6_MTU <= mtu:
+            await self._disable_autoconfiguration()
+            for address in await self.addresses():
+                if address.is_link_local:
+                    await self.address("del", address, _LINK_LOCAL_LEN)
+
+    async def _disable_autoconfiguration(self) -> None:
         mode = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _IN6_ADDR_GEN_MODE_NONE)]}
         await self._set(
             ignore=(errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL),
             af_spec={"attrs": [("AF_INET6", mode)]},
         )
-        await self._set(txqlen=TX_QUEUE_LEN, state="up")
-
-    async def set_mtu(self, mtu: int) -> None:
-        """Set the MTU, in bytes. Raises NetworkError."""
-        await self._set(mtu=mtu)
 
     async def state(self) -> tuple[int, bool]:
         """Return the MTU in bytes, and True if the interface is up."""
@@ -74,12 +89,15 @@ class TunLink:
             ]
         )
 
-    async def address(self, command: str, address: IPAddress) -> None:
-        """Carry out `add` or `del`; a repeated one is no error. Raises NetworkError."""
+    async def address(self, command: str, address: IPAddress, length: int | None = None) -> None:
+        """Carry out `add` or `del`; a repeated one is no error. Raises NetworkError.
+
+        `length` is that of the prefix, all bits by default.
+        """
         arguments: dict[str, Any] = {
             "index": self.index,
             "address": str(address),
-            "prefixlen": address.max_prefixlen,
+            "prefixlen": address.max_prefixlen if length is None else length,
         }
         if address.version == 6:
             arguments["flags"] = _IFA_F_NODAD
