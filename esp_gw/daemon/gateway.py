@@ -1,16 +1,23 @@
-"""The gateway: applies the changes of reconcile to the engine, the ledger and the kernel."""
+"""The gateway: owner of the wanted state, which it brings to the engine, the ledger and the kernel.
+
+Requests and events go through one queue. A request carries a state; an event carries a fact, such
+as a path MTU, after which the network is looked at with the wanted state of that moment.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence, Set
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+from esp_gw.daemon.background import Background
 from esp_gw.daemon.ownership import evict, open_alone
+from esp_gw.daemon.paths import PathMtus
+from esp_gw.daemon.queue import ChangeQueue
 from esp_gw.daemon.reconcile import (
     InstallSa,
     Observed,
@@ -19,6 +26,7 @@ from esp_gw.daemon.reconcile import (
     SetSockets,
     reconcile,
 )
+from esp_gw.daemon.sas import InstalledSas, Totals
 from esp_gw.desired import Desired
 from esp_gw.engine.base import (
     AfAlgLost,
@@ -34,10 +42,10 @@ from esp_gw.engine.base import (
     PeerAddressChanged,
     SoftExpired,
 )
-from esp_gw.errors import EngineError, EspGwError, LedgerError
+from esp_gw.errors import EngineError, EspGwError
 from esp_gw.ledger.thread import LedgerThread
 from esp_gw.logs import log
-from esp_gw.model import Direction, IPAddress, KeyMaterial, Lease, Policy, Sa
+from esp_gw.model import IPAddress, Policy, Sa
 from esp_gw.network.changes import Change, NetworkChange, ReplaceFirewall, Step
 from esp_gw.network.guard import GuardState, hold, release, without_guard
 from esp_gw.network.kernel import KernelNetwork
@@ -47,32 +55,18 @@ from esp_gw.network.watch import CheckResult, Watch
 
 FLOOR_INTERVAL = 5.0
 """Seconds between writes of the replay floors, and so the replays that a crash lets in."""
-LEASE_RETRY = 1.0
-"""Seconds before a failed lease extension is retried."""
 ADDRESS_LOG_INTERVAL = 10.0
 """Minimum seconds between log lines on an SA's peer address, which some NATs change constantly."""
+
 _NAMED = 5
-"""SAs named in a log line about many."""
-PATH_MTU_LIFETIME = 660.0
-"""Seconds after which a learned path MTU is queried again; the kernel forgets it after 600."""
+"""Peers that are named in the log if many change at once."""
+
+C = TypeVar("C", bound=Change)
+Record = Callable[[], Awaitable[None]]
 
 
-@dataclass(slots=True)
-class _Installed:
-    """An SA in the engine; `lease` is the leased range whose unused part the ledger takes back."""
-
-    sa: Sa
-    lease: Lease | None = None
-    floor: int = 0
-    quiet_until: float = 0.0
-
-
-@dataclass(slots=True)
-class _Ready:
-    """SAs registered in the ledger and ready to install: by name, and the inbound ones by key."""
-
-    entries: dict[str, _Installed] = field(default_factory=dict)
-    inbound: dict[KeyMaterial, _Installed] = field(default_factory=dict)
+async def _no_record() -> None:
+    """The record of a request that is kept elsewhere already."""
 
 
 class Gateway:
@@ -96,18 +90,20 @@ class Gateway:
         self._ledger = ledger
         self._guard = guard
         self._on_failure = on_failure
-        self._lock = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._installed: dict[str, _Installed] = {}
-        self._policies: tuple[Policy, ...] = ()
-        self._sockets: frozenset[OuterSocket] = frozenset()
-        self._learned_mtus: dict[IPAddress, int] = {}
-        self._without_gso: set[IPAddress] = set()
+        self._changes = ChangeQueue()
+        self._background = Background(on_failure)
+        self._policies: tuple[Policy, ...] | None = ()
+        self._sockets: frozenset[OuterSocket] | None = frozenset()
+        self._paths = PathMtus()
+        self._remotes: frozenset[IPAddress] = frozenset()
         self._path_mtus: dict[IPAddress, int] = {}
+        self._peers_moved = False
+        self._quiet_until: dict[str, float] = {}
+        self._without_gso: set[IPAddress] = set()
         self._network = Network(mtu=0)
         self._shadowed: list[str] = []
         self._needs_filter = False
-        self._watch = Watch(kernel.changed, self._check_network)
+        self._watch = Watch(kernel.changed, self._look, self._next_deadline)
         self._stopped = False
 
     async def start(self, desired: Desired) -> None:
@@ -116,42 +112,38 @@ class Gateway:
         After a failure the protected prefixes stay closed. Raises EspGwError.
         """
         settings = desired.settings
-        self._desired = Desired(settings)
+        self._wanted = Desired(settings)
         self._interface = settings.interface
         await self._kernel.open()
         try:
             await hold(self._kernel, desired)
-            await asyncio.to_thread(self._guard.remember, desired)
+            with contextlib.suppress(EspGwError):
+                await asyncio.to_thread(self._guard.remember, desired)
             self.engine = self._make_engine()
+            self._sas = InstalledSas(self.engine, self._ledger)
             await open_alone(self.engine, self._kernel, settings, self._on_event)
         except EspGwError:
             await self._kernel.close()
             raise
         try:
             await self._kernel.attach(settings.interface)
-            async with self._lock:
-                await self._apply(desired)
+            await self._changes.run(lambda: self._bring_to(desired))
         except EspGwError:
             await self.abandon()
             raise
-        self._spawn(self._keep_floors())
-        self._spawn(self._watch.run())
+        self._wanted = desired
+        await self._remember()
+        self._background.repeat("the writing of replay floors", self._keep_floors)
+        self._background.repeat("the watch of the network", self._watch.step)
 
-    async def apply(self, desired: Desired) -> list[str]:
+    async def apply(self, desired: Desired, record: Record = _no_record) -> list[str]:
         """Bring the gateway to `desired`, changing only what differs; return the changes in words.
 
-        On failure the previous state is restored. Raises EspGwError.
+        `record` makes the request last, and is awaited once it is in place. If it or anything
+        before it fails, the state of the last request that succeeded is restored. Raises EspGwError
+        and the exceptions of `record`.
         """
-        async with self._lock:
-            if self._stopped:
-                raise EngineError("the gateway is stopping")
-            try:
-                changes = await self._apply(desired)
-                self._watch.forget()
-                return changes
-            except EspGwError:
-                await self._restore()
-                raise
+        return await self._changes.run(lambda: self._request(desired, record))
 
     async def stop(self) -> None:
         """Stop sending and accepting, and return leases; protected prefixes stay closed."""
@@ -160,7 +152,7 @@ class Gateway:
             if self._guard.is_opened:
                 await release(self._kernel)
             else:
-                await hold(self._kernel, self._desired)
+                await hold(self._kernel, self._wanted)
         finally:
             await self._close()
 
@@ -178,12 +170,12 @@ class Gateway:
         await self._close()
 
     async def _end(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        async with self._lock:
-            self._stopped = True
-            await self._remove_sas(list(self._installed), _Ready())
+        await self._background.stop()
+        await self._changes.run(self._stop_sas)
+
+    async def _stop_sas(self) -> None:
+        self._stopped = True
+        await self._sas.remove_all()
 
     async def _close(self) -> None:
         self.engine.close()
@@ -211,7 +203,7 @@ class Gateway:
     @property
     def warnings(self) -> list[str]:
         """Warnings about the gateway's network, and other programs' changes to it."""
-        warnings = [*self._watch.warnings, *self._shadowed]
+        warnings = [*self._watch.warnings, *self._background.warnings, *self._shadowed]
         if self._guard.is_opened:
             warnings.append("the guard is open: a restart of the gateway closes it again")
         elif self._needs_filter and self._kernel.filter_fault is not None:
@@ -223,54 +215,106 @@ class Gateway:
 
     @property
     def sas(self) -> list[Sa]:
-        """The installed SAs."""
-        return [entry.sa for entry in self._installed.values()]
+        """The installed SAs, without those that retire."""
+        retired = self._sas.retired
+        return [sa for name, sa in self._sas.sas.items() if name not in retired]
+
+    @property
+    def retired(self) -> list[tuple[Sa, float]]:
+        """The inbound SAs under a replaced key, with the seconds for which they go on."""
+        sas = self._sas.sas
+        return [(sas[name], max(end - _now(), 0)) for name, end in self._sas.retired.items()]
+
+    def totals(self) -> dict[str, Totals]:
+        """Return what all SAs of each name have counted, those under replaced keys included."""
+        return self._sas.totals(self.engine.counters().sas)
 
     @property
     def policies(self) -> tuple[Policy, ...]:
         """The SPD, in order."""
-        return self._policies
+        return self._wanted.policies
 
-    async def _apply(self, desired: Desired) -> list[str]:
+    async def _request(self, desired: Desired, record: Record) -> list[str]:
+        if self._stopped:
+            raise EngineError("the gateway is stopping")
+        retired = self._sas.retired.keys()
+        try:
+            changes = await self._bring_to(desired)
+            await record()
+        except Exception:
+            await self._restore(retired)
+            raise
+        self._wanted = desired
+        self._watch.forget()
+        if self._sas.retired:
+            # Its next deadline may be an earlier one now.
+            self._watch.wake()
+        await self._remember()
+        return [change.describe() for change in changes]
+
+    async def _remember(self) -> None:
+        """Write the guard's plan; a failure is no reason to fail, and is tried again."""
+        try:
+            await self._write_plan()
+        except Exception:
+            self._background.retry("the writing of the guard's plan", self._write_plan)
+
+    async def _write_plan(self) -> None:
+        await asyncio.to_thread(self._guard.remember, self._wanted)
+
+    async def _bring_to(self, desired: Desired) -> list[Change]:
         network = await self._plan(desired)
         changes = reconcile(desired, network, self._observed(await self._kernel.observe()))
         await self._carry_out(changes)
-        self._desired, self._network = desired, self._in_place(network)
-        await asyncio.to_thread(self._guard.remember, desired)
-        return [change.describe() for change in changes]
+        self._sas.forget_totals()
+        self._network = self._in_place(network)
+        return changes
 
-    async def _check_network(self) -> CheckResult:
-        """Restore missing objects, and adapt to the current paths to the peers.
+    async def _restore(self, retired: Set[str]) -> None:
+        """Bring the wanted state back; the SAs of the failed request have no grace time."""
+        try:
+            await self._bring_to(self._wanted)
+            if self._sas.end_grace(self._sas.retired.keys() - retired, _now()):
+                await self._bring_to(self._wanted)
+        except Exception as error:
+            log.error("can't restore the previous state: it is tried again", reason=str(error))
+            self._watch.wake()
+
+    async def _look(self) -> CheckResult:
+        return await self._changes.run(self._adapt)
+
+    async def _adapt(self) -> CheckResult:
+        """Restore what is missing, and adapt to the current paths to the peers.
 
         A TUN device that others have opened is a failure: it is deleted.
         """
-        async with self._lock:
-            if await evict(self.engine, self._kernel, self._interface, self._fail):
-                return CheckResult()
-            there = await self._kernel.observe()
-            network = await self._plan(self._desired)
-            # Other programs may add addresses of their own to the TUN while we run.
-            ours = there.addresses & (self._network.addresses | network.addresses)
-            changes = reconcile(
-                self._desired, network, self._observed(replace(there, addresses=ours))
-            )
-            missing, fault = missing_from(there, self._network, network), None
-            if not there.is_up:
-                # The kernel accepts no route into a device that is down; guards work regardless.
-                changes = [change for change in changes if change.is_guard]
-                missing = missing if changes else ()
-                name = self._desired.settings.interface
-                fault = f"{name} is down: no tunnel works; run 'ip link set {name} up'"
-            done = tuple(change.describe() for change in changes)
-            try:
-                await self._carry_out(changes)
-            except EspGwError as error:
-                return CheckResult(missing, done, str(error))
-            if self._kernel.filter_fault is not None:
-                done = tuple(c.describe() for c in changes if not isinstance(c, ReplaceFirewall))
-            if there.is_up:
-                self._network = self._in_place(network)
-            return CheckResult(missing, done, fault, waits=True)
+        if self._stopped:
+            return CheckResult()
+        self._paths.expire(_now())
+        if await evict(self.engine, self._kernel, self._interface, self._fail):
+            return CheckResult()
+        there = await self._kernel.observe()
+        network = await self._plan(self._wanted)
+        # Other programs may add addresses of their own to the TUN while we run.
+        ours = there.addresses & (self._network.addresses | network.addresses)
+        changes = reconcile(self._wanted, network, self._observed(replace(there, addresses=ours)))
+        missing, fault = missing_from(there, self._network, network), None
+        if not there.is_up:
+            # The kernel accepts no route into a device that is down; guards work regardless.
+            changes = [change for change in changes if change.is_guard]
+            missing = missing if changes else ()
+            name = self._interface
+            fault = f"{name} is down: no tunnel works; run 'ip link set {name} up'"
+        done = tuple(change.describe() for change in changes)
+        try:
+            await self._carry_out(changes)
+        except EspGwError as error:
+            return CheckResult(missing, done, str(error))
+        if self._kernel.filter_fault is not None:
+            done = tuple(c.describe() for c in changes if not isinstance(c, ReplaceFirewall))
+        if there.is_up:
+            self._network = self._in_place(network)
+        return CheckResult(missing, done, fault, waits=True)
 
     def _in_place(self, network: Network) -> Network:
         """Return a planned network without the packet filter that this machine can't have."""
@@ -282,129 +326,84 @@ class Gateway:
 
     async def _carry_out(self, changes: Sequence[Change]) -> None:
         """Apply changes in order, adjacent ones of one step, or of the network, as one batch."""
-        ready = await self._prepare(changes)
+        new = [c.sa for c in changes if isinstance(c, InstallSa) and c.moves is None]
+        ready = await self._sas.register(new)
         for step, group in groupby(changes, _step):
             run = list(group)
             if step is None:
-                await self._kernel.apply([c for c in run if isinstance(c, NetworkChange)])
+                await self._kernel.apply(_of(NetworkChange, run))
                 continue
             match run[0]:
                 case SetSockets(sockets):
+                    # Unknown if it fails.
+                    self._sockets = None
                     self.engine.set_outer_sockets(sorted(sockets, key=str))
                     self._sockets = sockets
                 case InstallSa():
-                    await self._install_sas([ready.entries[name] for name in _names(run)], ready)
+                    await self._sas.install(_of(InstallSa, run), ready, _now())
                 case RemoveSa():
-                    await self._remove_sas(_names(run), ready)
+                    await self._sas.remove([each.name for each in _of(RemoveSa, run)], ready)
                 case ReplacePolicies(policies):
+                    self._policies = None
                     self.engine.replace_policies(policies)
                     self._policies = policies
                 case unknown:
                     raise TypeError(f"no way to carry out {type(unknown).__name__}")
 
-    async def _restore(self) -> None:
-        try:
-            await self._apply(self._desired)
-        except EspGwError as error:
-            log.error("can't restore the previous state", reason=str(error))
-
     async def _plan(self, desired: Desired) -> Network:
+        desired = self._where_peers_are(desired)
+        self._remotes = frozenset(sa.remote for sa in desired.sas)
+        self._paths.keep(self._remotes)
         mtus: dict[IPAddress, int] = {}
-        for remote in sorted({sa.remote for sa in desired.sas}, key=str):
-            mtu = await self._kernel.path_mtu(remote, desired.settings.fwmark)
-            # While there is no route to the peer, keep its last path MTU.
-            mtu = self._path_mtus.get(remote) if mtu is None else mtu
+        for remote in sorted(self._remotes, key=str):
+            there = await self._kernel.path_mtu(remote, desired.settings.fwmark)
+            mtu = self._paths.look_up(remote, there)
             if mtu is not None:
-                self._path_mtus[remote] = mtu
-                mtus[remote] = min(mtu, self._learned_mtus.get(remote, mtu))
+                mtus[remote] = mtu
+        self._tell_path_mtus(mtus)
         host = await self._kernel.host()
         self._shadowed = shadowed(desired, host)
         network = plan_network(desired, mtus, host)
         self._needs_filter = network.firewall is not None
         return without_guard(network) if self._guard.is_opened else network
 
+    def _tell_path_mtus(self, mtus: dict[IPAddress, int]) -> None:
+        before, self._path_mtus = self._path_mtus, mtus
+        changed = {remote: mtu for remote, mtu in mtus.items() if before.get(remote, mtu) != mtu}
+        for remote, mtu in list(changed.items())[:_NAMED]:
+            log.info("the path MTU changed", remote=str(remote), mtu=mtu)
+
+    def _where_peers_are(self, desired: Desired) -> Desired:
+        """Return the desired state with the current addresses of peers that moved."""
+        if not self._peers_moved:
+            return desired
+        there = self.engine.counters().sas
+        sas = tuple(
+            replace(sa, remote=there[sa.name].remote) if sa.name in there else sa
+            for sa in desired.sas
+        )
+        return replace(desired, sas=sas)
+
     def _observed(self, network: Network) -> Observed:
-        sas = {name: entry.sa for name, entry in self._installed.items()}
-        return Observed(sas, self._policies, self._sockets, network)
+        retired = frozenset(name for name, end in self._sas.retired.items() if _now() < end)
+        return Observed(self._sas.sas, self._policies, self._sockets, network, retired)
 
-    async def _prepare(self, changes: Sequence[Change]) -> _Ready:
-        """Register every SA in the ledger first, so that it refuses before anything is changed."""
-        ready = _Ready()
-        sas = [change.sa for change in changes if isinstance(change, InstallSa)]
-        if sas:
-            outbound = [sa for sa in sas if sa.direction is Direction.OUTBOUND]
-            inbound = [sa for sa in sas if sa.direction is Direction.INBOUND]
-            leases, floors = await self._ledger.begin(outbound, inbound)
-            for sa, lease in zip(outbound, leases, strict=True):
-                ready.entries[sa.name] = _Installed(sa, lease=lease)
-            for sa, floor in zip(inbound, floors, strict=True):
-                entry = ready.entries[sa.name] = _Installed(sa, floor=floor)
-                ready.inbound[sa.keymat] = entry
-        return ready
-
-    async def _install_sas(self, entries: Sequence[_Installed], ready: _Ready) -> None:
-        replaced = [entry.sa.name for entry in entries if entry.sa.name in self._installed]
-        gone = self._forget(replaced, ready)
-        try:
-            with self.engine.at_once():
-                for entry in entries:
-                    if entry.lease is not None:
-                        self.engine.install_outbound(entry.sa, entry.lease)
-                    else:
-                        self.engine.install_inbound(entry.sa, entry.floor)
-            self._installed.update((entry.sa.name, entry) for entry in entries)
-        finally:
-            # Leases of replaced SAs aren't returned: the ledger has leased numbers after them.
-            await self._write([(entry, seq) for entry, seq in gone if entry.lease is None])
-
-    async def _remove_sas(self, names: Sequence[str], ready: _Ready) -> None:
-        await self._write(self._forget(names, ready))
-
-    def _forget(self, names: Sequence[str], ready: _Ready) -> list[tuple[_Installed, int]]:
-        """Remove SAs from the engine; return them with their last sequence numbers.
-
-        A packet accepted since the ledger was read must not be accepted again by a new SA with the
-        same key, whatever its name, so the floor of that SA is raised.
-        """
-        if not names:
-            return []
-        counters = self.engine.remove_sas(names)
-        gone = [(self._installed.pop(name), c.seq) for name, c in zip(names, counters, strict=True)]
-        for entry, seq in gone:
-            successor = ready.inbound.get(entry.sa.keymat) if entry.lease is None else None
-            if successor is not None:
-                successor.floor = max(successor.floor, seq)
-        return gone
-
-    async def _write(self, gone: Sequence[tuple[_Installed, int]]) -> None:
-        """Write the last sequence numbers of removed SAs to the ledger."""
-        if not gone:
-            return
-        try:
-            await self._ledger.end(
-                [(e.sa.keymat, e.lease, seq) for e, seq in gone if e.lease is not None],
-                [(e.sa.keymat, seq) for e, seq in gone if e.lease is None],
-            )
-        except LedgerError as error:
-            # IVs are safe: the rest of the lease counts as used. Replays since the last stored
-            # floor are not detected.
-            names = ", ".join(entry.sa.name for entry, _ in gone[:_NAMED])
-            more = f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else ""
-            log.error("can't write the ledger", sa=f"{names}{more}", reason=str(error))
+    def _next_deadline(self) -> float | None:
+        ends = [self._paths.next_expiry, *self._sas.retired.values()]
+        return min((end for end in ends if end is not None), default=None)
 
     def _on_event(self, event: Event) -> None:
         match event:
             case LeaseLow(name):
-                self._spawn(self._extend_lease(name))
+                self._background.retry(
+                    f"the lease of sequence numbers for {name}", lambda: self._extend_lease(name)
+                )
             case PathMtuChanged(remote, mtu):
-                if self._learned_mtus.get(remote) != mtu:
-                    self._learned_mtus[remote] = mtu
-                    self._spawn(self._follow_path_mtu(remote, mtu))
+                # A router's report quotes any destination.
+                if remote in self._remotes and self._paths.report(remote, mtu, _now()):
+                    self._watch.wake()
             case PeerAddressChanged(name, address, port):
-                entry, now = self._installed.get(name), time.monotonic()
-                if entry is not None and now >= entry.quiet_until:
-                    entry.quiet_until = now + ADDRESS_LOG_INTERVAL
-                    log.info("the peer has a new address", sa=name, address=str(address), port=port)
+                self._peer_moved(name, address, port)
             case GsoRefused(remote, error):
                 if remote not in self._without_gso:
                     self._without_gso.add(remote)
@@ -419,72 +418,25 @@ class Gateway:
             case EngineFailed(reason):
                 self._on_failure(reason)
 
-    async def _extend_lease(self, name: str) -> None:
-        failed = False
-        while (entry := self._installed.get(name)) is not None and entry.lease is not None:
-            if entry.lease.end > entry.sa.last_seq:
-                log.warning("an SA is using its last sequence numbers: give it a new key", sa=name)
-                return
-            try:
-                lease = await self._ledger.lease(entry.sa)
-            except LedgerError as error:
-                if not failed:
-                    log.error("no new sequence numbers", sa=name, reason=str(error))
-                failed = True
-                await asyncio.sleep(LEASE_RETRY)
-                continue
-            # An engine need not know the lower last_seq of an SA that another program began.
-            last = entry.sa.last_seq
-            if entry.sa.used_seq and lease.first <= last - last // 8 < lease.end:
-                self._on_event(SoftExpired(name))
-            # The SA may have been replaced or removed while the ledger wrote.
-            if self._installed.get(name) is entry:
-                self.engine.extend_lease(name, lease)
-                joined = lease.first == entry.lease.end
-                entry.lease = Lease(entry.lease.first, lease.end) if joined else lease
-            if failed:
-                log.info("sequence numbers are available again", sa=name)
-            return
+    def _peer_moved(self, name: str, address: IPAddress, port: int) -> None:
+        self._peers_moved = True
+        if address not in self._remotes:
+            self._watch.wake()
+        if name in self._sas and _now() >= self._quiet_until.get(name, 0.0):
+            self._quiet_until[name] = _now() + ADDRESS_LOG_INTERVAL
+            log.info("the peer has a new address", sa=name, address=str(address), port=port)
 
-    async def _follow_path_mtu(self, remote: IPAddress, mtu: int) -> None:
-        log.info("the path MTU changed", remote=str(remote), mtu=mtu)
-        await self.apply(self._desired)
-        await asyncio.sleep(PATH_MTU_LIFETIME)
-        if self._learned_mtus.get(remote) == mtu:
-            del self._learned_mtus[remote]
-            await self.apply(self._desired)
+    async def _extend_lease(self, name: str) -> None:
+        if await self._sas.extend_lease(name):
+            self._on_event(SoftExpired(name))
 
     async def _keep_floors(self) -> None:
-        """Write advancing replay floors periodically; an idle gateway writes nothing."""
-        floors: dict[KeyMaterial, int] = {}
-        failed = False
-        while True:
-            await asyncio.sleep(FLOOR_INTERVAL)
-            for name, seq in self.engine.advanced_replay_floors().items():
-                floors[self._installed[name].sa.keymat] = seq
-            if not floors:
-                continue
-            try:
-                await self._ledger.end([], list(floors.items()))
-            except LedgerError as error:
-                if not failed:
-                    log.error("can't write the replay floors", reason=str(error))
-                failed = True
-                continue
-            floors.clear()
-            if failed:
-                log.info("the replay floors are written again")
-            failed = False
+        await asyncio.sleep(FLOOR_INTERVAL)
+        await self._sas.write_floors()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a background task failed", reason=str(error))
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _step(change: Change) -> Step | None:
@@ -492,5 +444,5 @@ def _step(change: Change) -> Step | None:
     return None if isinstance(change, NetworkChange) else change.step
 
 
-def _names(changes: Sequence[Change]) -> list[str]:
-    return [change.name for change in changes if isinstance(change, InstallSa | RemoveSa)]
+def _of(kind: type[C], changes: Sequence[Change]) -> list[C]:
+    return [change for change in changes if isinstance(change, kind)]

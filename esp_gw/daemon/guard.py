@@ -9,6 +9,7 @@ from pathlib import Path
 
 from esp_gw import logs
 from esp_gw.config.load import readable_state_dir
+from esp_gw.daemon.background import Background
 from esp_gw.daemon.protection import Protection, last_protection
 from esp_gw.daemon.systemd import Notifier
 from esp_gw.desired import Desired
@@ -75,7 +76,10 @@ def _tell(guard: GuardState, protection: Protection) -> None:
     """Log what of the plan is unusable, and write it anew."""
     if protection.fault is not None:
         log.warning("the guard's plan is not whole", reason=protection.fault)
-        guard.remember(protection.desired)
+        try:
+            guard.remember(protection.desired)
+        except NetworkError as error:
+            log.error("can't write the guard's plan", reason=str(error))
 
 
 class _Watcher:
@@ -89,23 +93,26 @@ class _Watcher:
         self._held: Network | None = None
         self._fault: str | None = None
         self._waiting = False
+        self._failure: str | None = None
 
     async def main(self) -> None:
         self._loop = asyncio.get_running_loop()
-        stopping, self._ended = asyncio.Event(), asyncio.Event()
+        self._stopping, self._ended = asyncio.Event(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, stopping.set)
+            self._loop.add_signal_handler(number, self._stopping.set)
         prefixes = _prefixes(last_protection(self._guard, self._config).desired)
         try:
             await self._check()
             count = len(prefixes)
             self._notifier.ready(f"{count} protected prefixes closed without the gateway")
             log.info("guarding", prefixes=count)
-            watch = asyncio.create_task(Watch(self._changed, self._check).run())
-            await stopping.wait()
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
+            background = Background(self._fail)
+            background.repeat("the watch of the network", Watch(self._changed, self._check).step)
+            await self._stopping.wait()
+            await background.stop()
             self._notifier.stopping()
+            if self._failure is not None:
+                raise EngineError(self._failure, hint="what is closed stays closed; restart it")
             log.info("not watched any more: what is closed stays closed")
         finally:
             await self._close()
@@ -138,6 +145,10 @@ class _Watcher:
             held = await hold(self._kernel, protection.desired, self._held)
             self._held = held.network
             return CheckResult(held.missing, held.done)
+
+    def _fail(self, reason: str) -> None:
+        self._failure = reason
+        self._stopping.set()
 
     async def _close(self) -> None:
         if self._kernel is not None:

@@ -15,6 +15,7 @@ from esp_gw.config.load import load_config, readable_state_dir
 from esp_gw.control.server import Caller, ControlServer, Handler
 from esp_gw.crypto.advice import advice
 from esp_gw.daemon import memory
+from esp_gw.daemon.background import Background
 from esp_gw.daemon.engines import make_engine
 from esp_gw.daemon.gateway import Gateway
 from esp_gw.daemon.guard import hold_before_start
@@ -159,21 +160,19 @@ class _Daemon:
         )
         self._starts.forget()
         self._notifier.ready(self._service.status_text())
-        work = (self._keep_telling(), self._keep_reloading())
-        tasks = [asyncio.create_task(each) for each in work]
+        background = Background(self._fail)
+        background.repeat("the report to the service manager", self._report)
+        background.repeat("the reload at a signal", self._reload_when_asked)
         await self._stopping.wait()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await background.stop()
 
-    async def _keep_telling(self) -> None:
+    async def _report(self) -> None:
         """Feed the watchdog, and tell of what became wrong since."""
         interval = watchdog_interval()
-        while True:
-            if interval is not None:
-                self._notifier.watchdog()
-            self._notifier.status(self._service.status_text())
-            await asyncio.sleep(interval or STATUS_INTERVAL)
+        if interval is not None:
+            self._notifier.watchdog()
+        self._notifier.status(self._service.status_text())
+        await asyncio.sleep(interval or STATUS_INTERVAL)
 
     def _told(self, handler: Handler) -> Handler:
         """Return a control method that tells the service manager what has changed by it."""
@@ -186,12 +185,11 @@ class _Daemon:
 
         return tell
 
-    async def _keep_reloading(self) -> None:
-        while True:
-            await self._reload_asked.wait()
-            # Cleared before the reload: a request during it must read the files again.
-            self._reload_asked.clear()
-            await self._reload()
+    async def _reload_when_asked(self) -> None:
+        await self._reload_asked.wait()
+        # Cleared before the reload: a request during it must read the files again.
+        self._reload_asked.clear()
+        await self._reload()
 
     async def _reload(self) -> None:
         self._notifier.reloading()

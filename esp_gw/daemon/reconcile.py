@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from esp_gw.desired import Desired
 from esp_gw.engine.base import OuterSocket
-from esp_gw.model import Direction, Policy, Sa
+from esp_gw.model import Direction, KeyMaterial, Policy, Sa, Suite
 from esp_gw.network.changes import Change, Step, network_changes
 from esp_gw.network.objects import Network
+
+GRACE = 60.0
+"""Seconds for which packets under a replaced key are accepted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """The state in place: the engine's SAs, policies and sockets, and our part of the network."""
+    """The state in place: the engine's SAs, policies and sockets, and our part of the network.
+
+    `policies` and `sockets` are None if a failed change has left them unknown. `retired` names the
+    SAs whose packets are still accepted for a grace time.
+    """
 
     sas: Mapping[str, Sa]
-    policies: tuple[Policy, ...]
-    sockets: frozenset[OuterSocket]
+    policies: tuple[Policy, ...] | None
+    sockets: frozenset[OuterSocket] | None
     network: Network
+    retired: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +58,16 @@ class CloseSockets(SetSockets):
 
 @dataclass(frozen=True, slots=True)
 class InstallSa(Change):
-    """Install an SA, atomically replacing one of the same name."""
+    """Install an SA, in one step with the others of its direction.
+
+    `moves` names the SA with the same key, whose sequence numbers and replay window go on in the
+    new one. `retires` is the SA of the same name under another key: its packets are accepted for a
+    grace time, while the peer changes over.
+    """
 
     sa: Sa
+    moves: str | None = None
+    retires: Sa | None = None
 
     @property
     def name(self) -> str:
@@ -60,8 +75,16 @@ class InstallSa(Change):
         return self.sa.name
 
     def describe(self) -> str:
-        """Return the SA's name."""
-        return f"sa {self.name} installed"
+        """Return the SA's name, and what becomes of its predecessor."""
+        if self.retires is not None and self.sa.direction is Direction.INBOUND:
+            return (
+                f"sa {self.name} installed with a new key; SPI {self.retires.spi:#x} is accepted "
+                f"for {GRACE:.0f} s more"
+            )
+        if self.moves is None:
+            return f"sa {self.name} installed"
+        former = "" if self.moves == self.name else f", formerly {self.moves}"
+        return f"sa {self.name} changed{former}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +115,14 @@ class RemoveSa(Change):
 
 @dataclass(frozen=True, slots=True)
 class EvictSa(RemoveSa):
-    """Remove an inbound SA whose SPI a new SA takes."""
+    """Remove an SA whose SPI or name a new SA with another key takes."""
 
     step = Step.EVICT_SAS
+    spi: int
+
+    def describe(self) -> str:
+        """Return the SA's name, and the loss."""
+        return f"sa {self.name} removed: packets under its key to SPI {self.spi:#x} are lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +142,23 @@ def reconcile(desired: Desired, network: Network, observed: Observed) -> list[Ch
 
     Anything equal on both sides appears in no change.
     """
-    changes = [
+    sas = _sa_changes(desired, observed)
+    sockets = _sockets_wanted(desired, observed, sas)
+    changes: list[Change] = [
         *network_changes(network, observed.network),
-        *_socket_changes(outer_sockets(desired), observed.sockets),
-        *_sa_changes(desired, observed),
+        *_socket_changes(sockets, observed.sockets),
+        *sas,
     ]
     if desired.policies != observed.policies:
         changes.append(ReplacePolicies(desired.policies))
     return sorted(changes, key=lambda change: change.step)
 
 
-def _socket_changes(wanted: frozenset[OuterSocket], there: frozenset[OuterSocket]) -> list[Change]:
+def _socket_changes(
+    wanted: frozenset[OuterSocket], there: frozenset[OuterSocket] | None
+) -> list[Change]:
+    if there is None:
+        return [OpenSockets(wanted)]
     changes: list[Change] = []
     if not wanted <= there:
         changes.append(OpenSockets(there | wanted))
@@ -133,23 +167,54 @@ def _socket_changes(wanted: frozenset[OuterSocket], there: frozenset[OuterSocket
     return changes
 
 
-def _sa_changes(desired: Desired, observed: Observed) -> list[Change]:
+def _sa_changes(desired: Desired, observed: Observed) -> list[InstallSa | RemoveSa]:
+    there = observed.sas
     wanted = {sa.name for sa in desired.sas}
-    changed = [sa for sa in desired.sas if observed.sas.get(sa.name) != sa]
-    # An SPI may move to another name, or two names may swap SPIs: its old holder is removed first.
-    owners = {sa.spi: sa.name for sa in changed if sa.direction is Direction.INBOUND}
-    evicted = {
-        sa.name
-        for sa in observed.sas.values()
-        if sa.direction is Direction.INBOUND and owners.get(sa.spi, sa.name) != sa.name
+    changed = [sa for sa in desired.sas if there.get(sa.name) != sa]
+    directions = {sa.name: sa.direction for sa in changed}
+    # A name changes its direction only where a person gives it to another SA: no move is tried.
+    turned = {
+        name for name, sa in there.items() if directions.get(name, sa.direction) != sa.direction
     }
-    changes: list[Change] = [EvictSa(name) for name in observed.sas if name in evicted]
-    changes += [
-        InstallInboundSa(sa) if sa.direction is Direction.INBOUND else InstallOutboundSa(sa)
-        for sa in changed
+    by_key = {_key(sa): name for name, sa in there.items() if name not in turned}
+    moves = {sa.name: by_key[_key(sa)] for sa in changed if _key(sa) in by_key}
+    moved = frozenset(moves.values())
+    taken = {sa.spi for sa in changed if sa.direction is Direction.INBOUND}
+    evicted = {
+        name: sa.spi
+        for name, sa in there.items()
+        if name in turned
+        or (sa.direction is Direction.INBOUND and sa.spi in taken and name not in moved)
+    }
+    gone = moved | evicted.keys()
+    retired = {
+        sa.name: there[sa.name] for sa in changed if sa.name in there and sa.name not in gone
+    }
+    changes: list[InstallSa | RemoveSa] = [EvictSa(name, spi) for name, spi in evicted.items()]
+    for sa in changed:
+        kind = InstallInboundSa if sa.direction is Direction.INBOUND else InstallOutboundSa
+        changes.append(kind(sa, moves.get(sa.name), retired.get(sa.name)))
+    kept = wanted | gone | observed.retired
+    return changes + [RemoveSa(name) for name in there if name not in kept]
+
+
+def _key(sa: Sa) -> tuple[Direction, Suite, KeyMaterial]:
+    return sa.direction, sa.suite, sa.keymat
+
+
+def _sockets_wanted(
+    desired: Desired, observed: Observed, changes: Sequence[Change]
+) -> frozenset[OuterSocket]:
+    """Return the sockets of the wanted SAs, and of those that stay for their grace time."""
+    gone = {change.name for change in changes if isinstance(change, RemoveSa)}
+    gone |= {change.moves for change in changes if isinstance(change, InstallSa) and change.moves}
+    kept = [observed.sas[name] for name in observed.retired - gone]
+    kept += [
+        change.retires
+        for change in changes
+        if isinstance(change, InstallInboundSa) and change.retires is not None
     ]
-    changes += [RemoveSa(name) for name in observed.sas if name not in wanted | evicted]
-    return changes
+    return outer_sockets(desired) | {OuterSocket(sa.local, sa.encapsulation) for sa in kept}
 
 
 def outer_sockets(desired: Desired) -> frozenset[OuterSocket]:

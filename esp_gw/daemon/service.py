@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -27,8 +27,9 @@ from esp_gw.control.protocol import PREFIX
 from esp_gw.control.server import Caller, Handler
 from esp_gw.crypto.advice import Advice
 from esp_gw.daemon.gateway import Gateway
+from esp_gw.daemon.queue import ChangeQueue
 from esp_gw.daemon.status import status_text
-from esp_gw.daemon.views import policy_view, sa_view
+from esp_gw.daemon.views import policy_view, sa_view, tunnel_view
 from esp_gw.desired import Desired, GatewaySettings, settings_of
 from esp_gw.errors import ConfigError, ControlError, EspGwError
 from esp_gw.logs import log
@@ -36,8 +37,6 @@ from esp_gw.model import Sa
 from esp_gw.network.sysctl import network_warnings
 
 Parameters = dict[str, object]
-
-_SILENT = "no packet received yet"
 
 
 class Service:
@@ -55,7 +54,7 @@ class Service:
         self._not_reloaded: str | None = None
         self._state = store.load()
         self._left_out: dict[str, str] = {}
-        self._changing = asyncio.Lock()
+        self._changes = ChangeQueue()
         self._began = time.monotonic()
 
     def desired(self) -> Desired:
@@ -82,19 +81,27 @@ class Service:
             "GetStatus": self.get_status,
             "ListSas": self.list_sas,
             "GetSa": self.get_sa,
-            "AddSa": self.add_sa,
-            "DeleteSa": self.delete_sa,
-            "FlushSas": self.flush_sas,
-            "CheckImport": self.check_import,
-            "ImportSas": self.import_sas,
+            "AddSa": self._in_turn(self.add_sa),
+            "DeleteSa": self._in_turn(self.delete_sa),
+            "FlushSas": self._in_turn(self.flush_sas),
+            "CheckImport": self._in_turn(self.check_import),
+            "ImportSas": self._in_turn(self.import_sas),
             "ListPolicies": self.list_policies,
-            "AddPolicy": self.add_policy,
-            "DeletePolicy": self.delete_policy,
+            "AddPolicy": self._in_turn(self.add_policy),
+            "DeletePolicy": self._in_turn(self.delete_policy),
             "ListTunnels": self.list_tunnels,
             "GetStats": self.get_stats,
             "Reload": self.reload,
         }
         return {PREFIX + name: handler for name, handler in methods.items()}
+
+    def _in_turn(self, handler: Handler) -> Handler:
+        """Return a method that changes the state, and so waits for its turn."""
+
+        async def run(parameters: Parameters, caller: Caller) -> Parameters:
+            return await self._changes.run(lambda: handler(parameters, caller))
+
+        return run
 
     async def get_status(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return the state of the daemon and its engine, with warnings for the operator."""
@@ -137,9 +144,14 @@ class Service:
         ]
 
     async def list_sas(self, parameters: Parameters, caller: Caller) -> Parameters:
-        """Return every SA, without its key."""
+        """Return every SA, without its key; one under a replaced key with the rest of its grace."""
         counters = self._gateway.counters().sas
-        return {"sas": [sa_view(sa, counters[sa.name]) for sa in self._gateway.sas]}
+        sas = [sa_view(sa, counters[sa.name]) for sa in self._gateway.sas]
+        sas += [
+            {**sa_view(sa, counters[sa.name]), "grace_s": round(seconds, 1)}
+            for sa, seconds in self._gateway.retired
+        ]
+        return {"sas": sas}
 
     async def get_sa(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return one SA; its key is revealed only to root and is always logged as an event."""
@@ -154,68 +166,61 @@ class Service:
 
     async def add_sa(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Install an SA and store it."""
-        async with self._changing:
-            entry = parse_sa_entry(parameters)
-            names = [sa.name for sa in self._gateway.sas]
-            names += [old.name for old in self._state.sas]
-            _refuse_existing("SA", entry.name, names)
-            await self._change(
-                StoredState(sas=(*self._state.sas, entry), policies=self._state.policies),
-                f"SA {entry.name}",
-            )
-            sa = self._find_sa(entry.name)
-            return {"sa": sa_view(sa, self._gateway.counters().sas[sa.name])}
+        entry = parse_sa_entry(parameters)
+        names = [sa.name for sa in self._gateway.sas]
+        names += [old.name for old in self._state.sas]
+        _refuse_existing("SA", entry.name, names)
+        await self._change(
+            StoredState(sas=(*self._state.sas, entry), policies=self._state.policies),
+            f"SA {entry.name}",
+        )
+        sa = self._find_sa(entry.name)
+        return {"sa": sa_view(sa, self._gateway.counters().sas[sa.name])}
 
     async def delete_sa(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Remove an SA that the CLI added."""
-        async with self._changing:
-            name = _name(parameters)
-            if name not in [entry.name for entry in self._state.sas]:
-                raise self._not_added("SA", name, [sa.name for sa in self._gateway.sas])
-            for policy in self._placed():
-                if policy.sa == name:
-                    raise ControlError(
-                        "Refused",
-                        f"the policy {policy.name} needs the SA {name}",
-                        hint=f"run 'esp-gw policy delete {policy.name}' first",
-                    )
-            await self._change(
-                StoredState(
-                    sas=tuple(entry for entry in self._state.sas if entry.name != name),
-                    policies=self._state.policies,
-                ),
-                f"SA {name}",
-            )
-            return {}
+        name = _name(parameters)
+        if name not in [entry.name for entry in self._state.sas]:
+            raise self._not_added("SA", name, [sa.name for sa in self._gateway.sas])
+        for policy in self._placed():
+            if policy.sa == name:
+                raise ControlError(
+                    "Refused",
+                    f"the policy {policy.name} needs the SA {name}",
+                    hint=f"run 'esp-gw policy delete {policy.name}' first",
+                )
+        await self._change(
+            StoredState(
+                sas=tuple(entry for entry in self._state.sas if entry.name != name),
+                policies=self._state.policies,
+            ),
+            f"SA {name}",
+        )
+        return {}
 
     async def flush_sas(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Remove every SA that the CLI added, and the CLI's policies that need one of them."""
-        async with self._changing:
-            names = [entry.name for entry in self._state.sas]
-            kept = tuple(entry for entry in self._state.policies if entry.sa not in names)
-            self._refuse_displacing(
-                {entry.name for entry in self._state.policies if entry.sa in names}
-            )
-            await self._change(StoredState(sas=(), policies=kept), "flush")
-            return {"deleted": names}
+        names = [entry.name for entry in self._state.sas]
+        kept = tuple(entry for entry in self._state.policies if entry.sa not in names)
+        self._refuse_displacing({entry.name for entry in self._state.policies if entry.sa in names})
+        await self._change(StoredState(sas=(), policies=kept), "flush")
+        return {"deleted": names}
 
     async def check_import(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Raise the error that `import_sas` would raise; only the ledger isn't consulted."""
-        async with self._changing:
-            _, state = self._with_import(parameters)
-            self._refuse_left_out(without_conflicts(self._configured, state)[1])
-            return {}
+        _, state = self._with_import(parameters)
+        self._refuse_left_out(without_conflicts(self._configured, state)[1])
+        return {}
 
     async def import_sas(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Install and store SAs begun by another program, with policies: all or none."""
-        async with self._changing:
-            added, state = self._with_import(parameters)
-            await self._change(state)
-            log.info("imported", sas=len(added.sas), policies=len(added.policies))
-            return {
-                "sas": [entry.name for entry in added.sas],
-                "policies": [entry.name for entry in added.policies],
-            }
+        added, state = self._with_import(parameters)
+        await self._change(state)
+        log.info("imported", sas=len(added.sas), policies=len(added.policies))
+        return {
+            "sas": [entry.name for entry in added.sas],
+            "policies": [entry.name for entry in added.policies],
+        }
 
     def _with_import(self, parameters: Parameters) -> tuple[StoredState, StoredState]:
         """Return the parsed additions, and the CLI's state with them."""
@@ -245,76 +250,51 @@ class Service:
 
     async def add_policy(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Insert a policy into the SPD and store it."""
-        async with self._changing:
-            entry = parse_policy_entry(parameters)
-            names = [policy.name for policy in self._gateway.policies]
-            known = [*names, *(old.name for old in self._state.policies)]
-            _refuse_existing("policy", entry.name, known)
-            if entry.before is not None and entry.before not in names:
-                raise ControlError("NotFound", f"there is no policy {entry.before} to precede")
-            if entry.sa is not None and entry.sa not in [sa.name for sa in self._gateway.sas]:
-                raise ControlError(
-                    "Refused",
-                    f"there is no SA {entry.sa} for the policy {entry.name}",
-                    hint="add it first, or name one of 'esp-gw sa list'",
-                )
-            await self._change(
-                StoredState(sas=self._state.sas, policies=(*self._state.policies, entry)),
-                f"policy {entry.name}",
+        entry = parse_policy_entry(parameters)
+        names = [policy.name for policy in self._gateway.policies]
+        known = [*names, *(old.name for old in self._state.policies)]
+        _refuse_existing("policy", entry.name, known)
+        if entry.before is not None and entry.before not in names:
+            raise ControlError("NotFound", f"there is no policy {entry.before} to precede")
+        if entry.sa is not None and entry.sa not in [sa.name for sa in self._gateway.sas]:
+            raise ControlError(
+                "Refused",
+                f"there is no SA {entry.sa} for the policy {entry.name}",
+                hint="add it first, or name one of 'esp-gw sa list'",
             )
-            (policy,) = [p for p in self._gateway.policies if p.name == entry.name]
-            return {"policy": policy_view(policy)}
+        await self._change(
+            StoredState(sas=self._state.sas, policies=(*self._state.policies, entry)),
+            f"policy {entry.name}",
+        )
+        (policy,) = [p for p in self._gateway.policies if p.name == entry.name]
+        return {"policy": policy_view(policy)}
 
     async def delete_policy(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Remove a policy that the CLI added."""
-        async with self._changing:
-            name = _name(parameters)
-            if name not in [entry.name for entry in self._state.policies]:
-                raise self._not_added("policy", name, [p.name for p in self._gateway.policies])
-            self._refuse_displacing({name})
-            await self._change(
-                StoredState(
-                    sas=self._state.sas,
-                    policies=tuple(entry for entry in self._state.policies if entry.name != name),
-                ),
-                f"policy {name}",
-            )
-            return {}
+        name = _name(parameters)
+        if name not in [entry.name for entry in self._state.policies]:
+            raise self._not_added("policy", name, [p.name for p in self._gateway.policies])
+        self._refuse_displacing({name})
+        await self._change(
+            StoredState(
+                sas=self._state.sas,
+                policies=tuple(entry for entry in self._state.policies if entry.name != name),
+            ),
+            f"policy {name}",
+        )
+        return {}
 
     async def list_tunnels(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return the configuration's tunnels with the counters of their SAs."""
-        counters = self._gateway.counters().sas
-        tunnels = []
-        for tunnel in self._configured.tunnels:
-            # During a reload some SAs may be removed already.
-            if not counters.keys() >= set(tunnel.sas):
-                continue
-            sas = [counters[name] for name in tunnel.sas]
-            # The SAs of a tunnel alternate: outbound, inbound.
-            outbound, inbound = sas[::2], sas[1::2]
-            drops: Counter[str] = Counter()
-            for sa in sas:
-                drops.update(sa.drops)
-            tunnels.append(
-                {
-                    "name": tunnel.name,
-                    "mode": tunnel.mode,
-                    "encapsulation": tunnel.encapsulation,
-                    "suite": tunnel.suite.name,
-                    "local": str(tunnel.local),
-                    "remote": str(outbound[0].remote),
-                    "local_ts": [str(prefix) for prefix in tunnel.local_ts],
-                    "remote_ts": [str(prefix) for prefix in tunnel.remote_ts],
-                    "sas": list(tunnel.sas),
-                    "state": "up" if any(sa.packets for sa in inbound) else _SILENT,
-                    "packets_out": sum(sa.packets for sa in outbound),
-                    "bytes_out": sum(sa.bytes for sa in outbound),
-                    "packets_in": sum(sa.packets for sa in inbound),
-                    "bytes_in": sum(sa.bytes for sa in inbound),
-                    "drops": dict(drops),
-                }
-            )
-        return {"tunnels": tunnels}
+        counters, totals = self._gateway.counters().sas, self._gateway.totals()
+        return {
+            "tunnels": [
+                tunnel_view(tunnel, counters, totals)
+                for tunnel in self._configured.tunnels
+                # During a reload some SAs may be removed already.
+                if counters.keys() >= set(tunnel.sas)
+            ]
+        }
 
     async def get_stats(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return every counter; `drops` includes those of the packet filter."""
@@ -340,8 +320,19 @@ class Service:
 
         Raises EspGwError; until a reload succeeds, it is among the warnings.
         """
+        changes = await self._changes.run(self._reload_files)
+        self._warn()
         try:
-            changes = await self._reload_files()
+            await self.advise()
+        except Exception:
+            # The reload has succeeded.
+            log.exception("no advice on suites")
+        log.info("reloaded", changes=len(changes))
+        return changes
+
+    async def _reload_files(self) -> list[str]:
+        try:
+            changes = await self._follow_files()
         except EspGwError as error:
             self._not_reloaded = error.summary
             raise
@@ -351,19 +342,15 @@ class Service:
         self._not_reloaded = None
         return changes
 
-    async def _reload_files(self) -> list[str]:
-        async with self._changing:
-            configured = await asyncio.to_thread(load_config, self._config)
-            # The parsed models have reference cycles, megabytes for thousands of tunnels: free
-            # them before the next allocations.
-            gc.collect()
-            self._refuse_fixed(configured)
-            wanted, left_out = without_conflicts(configured, self._state)
-            changes = await self._gateway.apply(wanted)
-            self._configured, self._left_out = configured, left_out
-        self._warn()
-        await self.advise()
-        log.info("reloaded", changes=len(changes))
+    async def _follow_files(self) -> list[str]:
+        configured = await asyncio.to_thread(load_config, self._config)
+        # The parsed models have reference cycles, megabytes for thousands of tunnels: free
+        # them before the next allocations.
+        gc.collect()
+        self._refuse_fixed(configured)
+        wanted, left_out = without_conflicts(configured, self._state)
+        changes = await self._gateway.apply(wanted)
+        self._configured, self._left_out = configured, left_out
         return changes
 
     def _warn(self) -> None:
@@ -383,19 +370,24 @@ class Service:
                 raise ControlError("Refused", f"{what or name}: {message}")
 
     async def _change(self, state: StoredState, what: str | None = None) -> None:
-        """Apply the CLI's new state, then store it, so that stored state is known to work.
+        """Apply the CLI's new state, and store it once it works: both, or neither.
 
         A refusal begins with `what`, or with the name of the conflicting addition.
         """
         wanted, left_out = without_conflicts(self._configured, state)
         self._refuse_left_out(left_out, what)
         before = self._state
-        await self._gateway.apply(wanted)
-        try:
-            await asyncio.to_thread(self._store.save, state)
-        except EspGwError:
-            await self._gateway.apply(without_conflicts(self._configured, before)[0])
-            raise
+
+        async def record() -> None:
+            try:
+                await asyncio.to_thread(self._store.save, state)
+            except EspGwError:
+                # The new file may be there, if only its folder couldn't be synced.
+                with contextlib.suppress(EspGwError):
+                    await asyncio.to_thread(self._store.save, before)
+                raise
+
+        await self._gateway.apply(wanted, record)
         self._state, self._left_out = state, left_out
 
     def _find_sa(self, name: str) -> Sa:

@@ -1,9 +1,15 @@
-"""SAs and policies as the control interface shows them."""
+"""SAs, tunnels and policies as the control interface shows them."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+
+from esp_gw.daemon.sas import Totals
 from esp_gw.engine.base import SaCounters
-from esp_gw.model import Policy, Sa, Selector
+from esp_gw.model import Policy, Sa, Selector, Tunnel
+
+_SILENT = "no packet received yet"
 
 
 def sa_view(sa: Sa, counters: SaCounters) -> dict[str, object]:
@@ -31,6 +37,34 @@ def sa_view(sa: Sa, counters: SaCounters) -> dict[str, object]:
         "packets": counters.packets,
         "bytes": counters.bytes,
         "drops": dict(counters.drops),
+    }
+
+
+def tunnel_view(
+    tunnel: Tunnel, counters: Mapping[str, SaCounters], totals: Mapping[str, Totals]
+) -> dict[str, object]:
+    """Return a tunnel with the counters of its SAs, those under replaced keys included."""
+    # The SAs of a tunnel alternate: outbound, inbound.
+    outbound, inbound = ([totals[name] for name in tunnel.sas[first::2]] for first in (0, 1))
+    drops: Counter[str] = Counter()
+    for sa in (*outbound, *inbound):
+        drops.update(sa.drops)
+    return {
+        "name": tunnel.name,
+        "mode": tunnel.mode,
+        "encapsulation": tunnel.encapsulation,
+        "suite": tunnel.suite.name,
+        "local": str(tunnel.local),
+        "remote": str(counters[tunnel.sas[0]].remote),
+        "local_ts": [str(prefix) for prefix in tunnel.local_ts],
+        "remote_ts": [str(prefix) for prefix in tunnel.remote_ts],
+        "sas": list(tunnel.sas),
+        "state": "up" if any(sa.packets for sa in inbound) else _SILENT,
+        "packets_out": sum(sa.packets for sa in outbound),
+        "bytes_out": sum(sa.bytes for sa in outbound),
+        "packets_in": sum(sa.packets for sa in inbound),
+        "bytes_in": sum(sa.bytes for sa in inbound),
+        "drops": dict(drops),
     }
 
 

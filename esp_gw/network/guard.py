@@ -114,12 +114,14 @@ class GuardState:
             log.warning("can't remove the mark of an opened guard", path=path, reason=reason)
 
     def remember(self, desired: Desired) -> None:
-        """Write the plan of an applied state; only log a failure: a boot holds the former plan."""
+        """Write the plan of an applied state.
+
+        Raises NetworkError; a boot then holds the former plan.
+        """
         try:
             self.plan.write(protection(desired))
         except OSError as error:
-            reason = error.strerror or str(error)
-            log.error("can't write the guard's plan", path=str(self.folder), reason=reason)
+            raise _unusable(self.folder, error) from None
 
 
 @dataclass(frozen=True, slots=True)

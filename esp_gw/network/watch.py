@@ -1,15 +1,17 @@
 """Keeps the planned network in place while other programs change the kernel's network.
 
-The watch wakes only on a change notification of the kernel, or to retry a failed repair. It backs
-off from a program that keeps undoing its repairs.
+The watch wakes on a change notification of the kernel, when it is woken, at a deadline, or to retry
+a failed repair. It backs off from a program that keeps undoing its repairs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from esp_gw.errors import EspGwError
 from esp_gw.logs import log
@@ -36,14 +38,29 @@ class CheckResult:
     waits: bool = False
 
 
+def _never() -> float | None:
+    return None
+
+
 class Watch:
-    """Runs `check` after each `changed`, and keeps warnings for `esp-gw status`."""
+    """Runs `check` after each `changed`, and keeps warnings for `esp-gw status`.
+
+    `deadline` returns the loop's time at which a check is due without a change, or None.
+    """
 
     def __init__(
-        self, changed: Callable[[], Awaitable[None]], check: Callable[[], Awaitable[CheckResult]]
+        self,
+        changed: Callable[[], Coroutine[Any, Any, object]],
+        check: Callable[[], Coroutine[Any, Any, CheckResult]],
+        deadline: Callable[[], float | None] = _never,
     ) -> None:
         self._changed = changed
         self._check = check
+        self._deadline = deadline
+        self._woken = asyncio.Event()
+        self._again = False
+        self._pause = FIRST_PAUSE
+        self._rested = 0.0
         self._repairs = 0
         self._loss: str | None = None
         self._fault: str | None = None
@@ -57,27 +74,55 @@ class Watch:
         """Clear the warning about repaired losses: the operator has reloaded."""
         self._repairs, self._loss = 0, None
 
-    async def run(self) -> None:
-        """Watch until cancelled."""
-        pause, rested = FIRST_PAUSE, 0.0
-        again = False
-        while True:
-            if not again:
-                await self._changed()
-            began = time.monotonic()
-            try:
-                result = await self._check()
-            except EspGwError as error:
-                result = CheckResult(fault=str(error))
-            self._report(result)
-            again = result.fault is not None and not result.waits
-            if not again and not result.done:
-                await asyncio.sleep(_REST_FACTOR * (time.monotonic() - began))
-                continue
-            in_a_row = rested and began - rested < pause
-            pause = min(2 * pause, LONGEST_PAUSE) if in_a_row else FIRST_PAUSE
-            await asyncio.sleep(pause)
-            rested = time.monotonic()
+    def wake(self) -> None:
+        """Cause a check soon, also during a long pause."""
+        self._woken.set()
+
+    async def step(self) -> None:
+        """Wait for an occasion, check, and pause.
+
+        An EspGwError of the check is a fault to report; any other exception propagates, and the
+        next step checks without an occasion.
+        """
+        if not self._again:
+            await self._wait()
+        self._again = True
+        self._woken.clear()
+        began = _now()
+        try:
+            result = await self._check()
+        except EspGwError as error:
+            result = CheckResult(fault=str(error))
+        self._report(result)
+        self._again = result.fault is not None and not result.waits
+        if not self._again and not result.done:
+            await asyncio.sleep(_REST_FACTOR * (_now() - began))
+            return
+        in_a_row = self._rested and began - self._rested < self._pause
+        self._pause = min(2 * self._pause, LONGEST_PAUSE) if in_a_row else FIRST_PAUSE
+        await asyncio.sleep(FIRST_PAUSE)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._woken.wait(), self._pause - FIRST_PAUSE)
+        self._rested = _now()
+
+    async def _wait(self) -> None:
+        at = self._deadline()
+        occasions = [
+            asyncio.ensure_future(self._changed()),
+            asyncio.ensure_future(self._woken.wait()),
+        ]
+        try:
+            done, _ = await asyncio.wait(
+                occasions,
+                timeout=None if at is None else max(at - _now(), 0),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            for occasion in done:
+                occasion.result()
+        finally:
+            for occasion in occasions:
+                occasion.cancel()
+            await asyncio.gather(*occasions, return_exceptions=True)
 
     def _report(self, result: CheckResult) -> None:
         if result.missing:
@@ -99,3 +144,7 @@ class Watch:
             else:
                 log.warning("the gateway's network is not in place", reason=result.fault)
         self._fault = result.fault
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -5,8 +5,10 @@ The model refuses operations that the real ones refuse, and unsafe ones.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
+from itertools import groupby
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,6 +58,7 @@ class World:
     routes: dict[RouteKey, Route] = field(default_factory=dict)
     rules: set[Rule] = field(default_factory=set)
     firewall: Firewall | None = None
+    retired: set[str] = field(default_factory=set)
 
     def observed(self) -> Observed:
         network = Network(
@@ -65,9 +68,42 @@ class World:
             frozenset(self.rules),
             self.firewall,
         )
-        return Observed(dict(self.sas), self.policies, self.sockets, network)
+        return Observed(
+            dict(self.sas), self.policies, self.sockets, network, frozenset(self.retired)
+        )
 
-    def apply(self, step: Change) -> None:
+    def apply(self, run: Sequence[Change]) -> None:
+        """Apply changes of one step: SAs are installed together, anything else one by one."""
+        installs = [change for change in run if isinstance(change, InstallSa)]
+        if installs:
+            self._install(installs)
+            self.check()
+            return
+        for change in run:
+            self._apply_one(change)
+            self.check()
+
+    def _install(self, run: Sequence[InstallSa]) -> None:
+        after = dict(self.sas)
+        for change in run:
+            if change.moves is not None:
+                old = after.pop(change.moves)
+                assert (old.keymat, old.direction) == (change.sa.keymat, change.sa.direction)
+                self.retired.discard(change.moves)
+            if change.retires is not None:
+                old = after.pop(change.retires.name)
+                # Nothing is sent by an outbound one any more.
+                if old.direction is Direction.INBOUND:
+                    name = f"{old.name}~{old.spi:#x}"
+                    assert name not in after
+                    after[name] = replace(old, name=name)
+                    self.retired.add(name)
+        for change in run:
+            assert change.sa.name not in after
+            after[change.sa.name] = change.sa
+        self.sas = after
+
+    def _apply_one(self, step: Change) -> None:
         match step:
             case AddRoute(route):
                 assert route.source is None or route.source in HOST | self.addresses
@@ -96,14 +132,11 @@ class World:
                 self.mtu = mtu
             case SetSockets(sockets):
                 self.sockets = sockets
-            case InstallSa(sa):
-                self.sas.pop(sa.name, None)
-                self.sas[sa.name] = sa
             case RemoveSa(name):
                 del self.sas[name]
+                self.retired.discard(name)
             case ReplacePolicies(policies):
                 self.policies = policies
-        self.check()
 
     def check(self) -> None:
         """Check the invariants of every step."""
@@ -186,8 +219,11 @@ def plan(wanted: Desired, path_mtu: int = 1500) -> Network:
     return plan_network(wanted, {sa.remote: path_mtu for sa in wanted.sas}, Host(HOST))
 
 
-def steps(world: World, wanted: Desired, path_mtu: int = 1500) -> list[Change]:
-    return reconcile(wanted, plan(wanted, path_mtu), world.observed())
+def steps(world: World, wanted: Desired, path_mtu: int = 1500) -> list[list[Change]]:
+    """Return the changes, those of SAs that are installed together in one list."""
+    changes = reconcile(wanted, plan(wanted, path_mtu), world.observed())
+    groups = groupby(changes, lambda c: c.step if isinstance(c, InstallSa) else id(c))
+    return [list(group) for _, group in groups]
 
 
 def assert_reached(world: World, wanted: Desired, network: Network) -> None:
@@ -208,12 +244,13 @@ def go(world: World, wanted: Desired, path_mtu: int = 1500) -> None:
     served = world.served() & goal.served()
     routed = {route.destination for route in world.routes.values() if route.kind is RouteKind.TUN}
     routed &= {route.destination for route in network.routes}
-    for step in steps(world, wanted, path_mtu):
+    for run in steps(world, wanted, path_mtu):
+        step = run[0]
         if isinstance(step, AddRoute) and step.route.kind is RouteKind.TUN:
             assert is_guarded(world, step.route), "routed into the TUN with no guard behind it"
         if isinstance(step, ReplacePolicies):
             assert {name for p in step.policies for name in p.sas} <= world.sas.keys()
-        world.apply(step)
+        world.apply(run)
         assert guarded <= world.guarded(), "a wanted prefix was neither guarded nor in the TUN"
         assert served <= world.served(), "a policy in place lost its SA"
         assert routed <= {
@@ -221,6 +258,10 @@ def go(world: World, wanted: Desired, path_mtu: int = 1500) -> None:
         }, "a wanted prefix left the TUN"
         guarded |= world.guarded() & goal.guarded()
         served |= world.served() & goal.served()
+    # The grace times are over.
+    world.retired.clear()
+    for run in steps(world, wanted, path_mtu):
+        world.apply(run)
     assert_reached(world, wanted, network)
 
 
@@ -248,8 +289,8 @@ def test_an_interrupted_change_does_not_harm_the_next(
 ) -> None:
     world = World()
     go(world, before)
-    for step in steps(world, given_up)[:count]:
-        world.apply(step)
+    for run in steps(world, given_up)[:count]:
+        world.apply(run)
     go(world, after)
 
 
@@ -263,7 +304,7 @@ def test_unchanged_parts_appear_in_no_change(before: Desired, after: Desired) ->
     same_routes = old.network.routes & new.routes
     same_rules = old.network.rules & new.rules
     same_addresses = old.network.addresses & new.addresses
-    for step in steps(world, after):
+    for step in (step for run in steps(world, after) for step in run):
         match step:
             case InstallSa(sa):
                 assert sa.name not in same_sas

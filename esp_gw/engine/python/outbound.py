@@ -210,7 +210,7 @@ class OutboundPath:
         state.next_mtu_query = now + MTU_QUERY_INTERVAL
         mtu = path_mtu(state.outer, state.peer.address)
         if mtu is not None:
-            self._on_event(PathMtuChanged(state.sa.remote, mtu))
+            self._on_event(PathMtuChanged(state.peer.ends(state.sa)[0], mtu))
 
 
 def _tunneled(packet: memoryview) -> tuple[int, int]:

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+from esp_gw.daemon import background as background_module
 from esp_gw.daemon import gateway as gateway_module
+from esp_gw.daemon import sas as sas_module
 from esp_gw.daemon.gateway import Gateway
 from esp_gw.desired import Desired
 from esp_gw.engine.base import (
@@ -82,7 +83,7 @@ MakeRig = Callable[[], Rig]
 @pytest.fixture
 async def make_rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MakeRig]:
     monkeypatch.setattr(gateway_module, "FLOOR_INTERVAL", 0.01)
-    monkeypatch.setattr(gateway_module, "LEASE_RETRY", 0.01)
+    monkeypatch.setattr(background_module, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(ledger_thread, "machine_identity", lambda: MACHINE)
     Ledger.create(tmp_path / "ledger.db", MACHINE)
     rigs: list[Rig] = []
@@ -328,7 +329,7 @@ async def test_no_number_is_given_out_twice_however_an_sa_changes(rig: Rig) -> N
     spent: list[int] = []
 
     def spend(name: str) -> None:
-        first = rig.engine.leases[name].first
+        first = rig.engine.counters().sas[name].seq
         rig.engine.used[name] = first + 4
         spent.extend(range(first, first + 5))
 
@@ -365,18 +366,88 @@ async def test_a_replaced_inbound_sa_keeps_the_replay_floor_of_its_key(
 ) -> None:
     rig.engine.used["t/in"] = 99
     await rig.gateway.apply(desired((OUT, replace(IN, replay_window=64)), ONE.policies))
-    assert rig.engine.floors["t/in"] == 99
+    assert rig.engine.counters().sas["t/in"].seq == 99
     fresh = replace(IN, keymat=replace(IN.keymat, salt=b"othr"))
     await rig.gateway.apply(desired((OUT, fresh), ONE.policies))
-    assert rig.engine.floors["t/in"] == 0
+    assert rig.engine.counters().sas["t/in"].seq == 0
     await rig.gateway.apply(desired((OUT, IN), ONE.policies))
-    assert rig.engine.floors["t/in"] == 99
+    assert rig.engine.counters().sas["t/in"].seq == 99
 
 
 async def test_a_renamed_inbound_sa_keeps_the_replay_floor_of_its_key(rig: Rig) -> None:
     rig.engine.used["t/in"] = 99  # and the floor is not stored yet
     await rig.gateway.apply(desired((OUT, replace(IN, name="x/in")), ONE.policies))
-    assert rig.engine.floors["x/in"] == 99
+    assert rig.engine.counters().sas["x/in"].seq == 99
+
+
+async def test_a_changed_sa_goes_on_in_its_lease_and_window(rig: Rig) -> None:
+    rig.engine.used |= {"t/out": 5, "t/in": 99}
+    changed = desired((replace(OUT, keepalive=7), replace(IN, replay_window=64)), ONE.policies)
+    assert await rig.gateway.apply(changed) == ["sa t/in changed", "sa t/out changed"]
+    assert rig.engine.replaced == [("t/in", "t/in"), ("t/out", "t/out")]
+    assert rig.engine.counters().sas["t/out"].seq == 6
+    await rig.gateway.stop()
+    assert _entries(rig) == {"outbound": 6, "inbound": 99}
+
+
+async def test_a_lease_asked_for_before_a_renaming_reaches_the_renamed_sa(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = asyncio.Event()
+    lease = LedgerThread.lease
+
+    async def slow(thread: LedgerThread, sa: Sa) -> Lease:
+        result = await lease(thread, sa)
+        await written.wait()
+        return result
+
+    monkeypatch.setattr(LedgerThread, "lease", slow)
+    rig.engine.tell(LeaseLow("t/out"))
+    await asyncio.sleep(0)
+    renamed = replace(OUT, name="x/out")
+    await rig.gateway.apply(desired((renamed, IN), (protect("t", "x/out", *OUT.selectors),)))
+    written.set()
+    await until(lambda: rig.engine.extensions)
+    assert rig.engine.extensions[0][0] == "x/out"
+
+
+async def test_packets_under_a_replaced_key_are_accepted_for_the_grace_time_and_stay_counted(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sas_module, "GRACE", 0.2)
+    rig.engine.used |= {"t/out": 5, "t/in": 99}
+    new = (
+        replace(FRESH, spi=0x1101),
+        replace(IN, keymat=replace(IN.keymat, salt=b"othr"), spi=0x1102),
+    )
+    said = await rig.gateway.apply(desired(new, ONE.policies))
+    assert any("SPI 0x1002 is accepted" in line for line in said)
+    assert set(rig.engine.sas) == {"t/out", "t/in", "t/in~0x1002"}
+    assert {sa.name for sa in rig.gateway.sas} == {"t/out", "t/in"}
+    ((old, seconds),) = rig.gateway.retired
+    assert (old.spi, 0 < seconds <= 0.2) == (0x1002, True)
+    rig.engine.used["t/in"] = 7
+    assert rig.gateway.totals()["t/in"].packets == 106
+    await until(lambda: "t/in~0x1002" not in rig.engine.sas)
+    assert rig.gateway.totals()["t/in"].packets == 106
+    assert rig.gateway.totals()["t/out"].packets == 5
+    await rig.gateway.stop()
+
+
+async def test_a_failed_request_leaves_no_sa_under_its_key(rig: Rig) -> None:
+    new = (
+        replace(FRESH, spi=0x1101),
+        replace(IN, keymat=replace(IN.keymat, salt=b"othr"), spi=0x1102),
+    )
+
+    async def record() -> None:
+        raise LedgerError("no space")
+
+    before = rig.seen()
+    with pytest.raises(LedgerError):
+        await rig.gateway.apply(desired(new, ONE.policies), record)
+    assert rig.seen()[1:] == before[1:]
+    assert rig.engine.sas == {"t/out": OUT, "t/in": IN}
 
 
 async def test_an_unwritable_ledger_does_not_stop_a_removal(rig: Rig) -> None:
@@ -453,7 +524,7 @@ async def test_a_peer_whose_address_flaps_is_logged_once_per_interval(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(gateway_module, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(gateway_module, "_now", lambda: now)
     with captured_logs() as lines:
         for port in range(50):
             rig.engine.tell(PeerAddressChanged("t/in", IN.remote, 1000 + port))

@@ -125,7 +125,8 @@ def test_a_changed_sa_is_installed_again_and_the_other_is_not_touched() -> None:
     sas, policy = tunnel()
     before = settled(desired(sas, (policy,)))
     changed = dataclasses.replace(sas[0], keepalive=20)
-    assert changes(desired((changed, sas[1]), (policy,)), before) == [InstallOutboundSa(changed)]
+    found = changes(desired((changed, sas[1]), (policy,)), before)
+    assert found == [InstallOutboundSa(changed, moves=changed.name)]
 
 
 def test_a_new_path_mtu_replaces_the_route_and_never_removes_it() -> None:
@@ -160,11 +161,9 @@ def test_a_renamed_tunnel_gives_its_spi_to_the_new_name() -> None:
     (sas, policy), (renamed, new_policy) = tunnel(), tunnel("new")
     found = changes(desired(renamed, (new_policy,)), settled(desired(sas, (policy,))))
     assert found == [
-        EvictSa("t/in"),
-        InstallInboundSa(renamed[1]),
-        InstallOutboundSa(renamed[0]),
+        InstallInboundSa(renamed[1], moves="t/in"),
+        InstallOutboundSa(renamed[0], moves="t/out"),
         ReplacePolicies((new_policy,)),
-        RemoveSa("t/out"),
     ]
 
 
@@ -172,30 +171,86 @@ def inbound(name: str, spi: int, key: int) -> Sa:
     return make_sa(name, Direction.INBOUND, spi, key=key)
 
 
-def test_two_inbound_sas_that_swap_their_spis_are_both_evicted_first() -> None:
+def test_two_inbound_sas_that_swap_their_spis_move_in_one_step() -> None:
     before = (inbound("a", 300, 1), inbound("b", 301, 2))
     after = (inbound("a", 301, 1), inbound("b", 300, 2))
     found = changes(desired(after), settled(desired(before)))
     assert found == [
-        EvictSa("a"),
-        EvictSa("b"),
-        InstallInboundSa(after[0]),
-        InstallInboundSa(after[1]),
+        InstallInboundSa(after[0], moves="a"),
+        InstallInboundSa(after[1], moves="b"),
     ]
+
+
+def test_two_sas_that_swap_their_keys_move_to_each_others_name() -> None:
+    before = (inbound("a", 300, 1), inbound("b", 301, 2))
+    after = (inbound("a", 300, 2), inbound("b", 301, 1))
+    found = changes(desired(after), settled(desired(before)))
+    assert found == [
+        InstallInboundSa(after[0], moves="b"),
+        InstallInboundSa(after[1], moves="a"),
+    ]
+
+
+def test_an_sa_with_a_new_key_and_spi_leaves_the_old_one_for_a_grace_time() -> None:
+    before, after = inbound("a", 300, 1), inbound("a", 301, 2)
+    found = changes(desired((after,)), settled(desired((before,))))
+    assert found == [InstallInboundSa(after, retires=before)]
+    assert "SPI 0x12c is accepted for 60 s more" in found[0].describe()
+
+
+def test_an_sa_with_a_new_key_at_its_spi_says_that_packets_are_lost() -> None:
+    before, after = inbound("a", 300, 1), inbound("a", 300, 2)
+    found = changes(desired((after,)), settled(desired((before,))))
+    assert found == [EvictSa("a", 300), InstallInboundSa(after)]
+    assert "packets under its key to SPI 0x12c are lost" in found[0].describe()
+
+
+def retired(sas: tuple[Sa, ...], *old: Sa) -> Observed:
+    """Return a settled state in which the SAs `old` have their grace time."""
+    there = settled(desired(sas))
+    return dataclasses.replace(
+        there,
+        sas={**there.sas, **{sa.name: sa for sa in old}},
+        sockets=there.sockets | outer_sockets(desired(old)),
+        retired=frozenset(sa.name for sa in old),
+    )
+
+
+def test_a_retired_sa_keeps_its_socket_and_goes_with_it_after_its_time() -> None:
+    elsewhere = dataclasses.replace(inbound("a~0x12c", 300, 1), local=ip_address("192.0.2.7"))
+    now = (inbound("a", 301, 2),)
+    there = retired(now, elsewhere)
+    assert changes(desired(now), there) == []
+    over = dataclasses.replace(there, retired=frozenset())
+    assert changes(desired(now), over) == [
+        RemoveSa("a~0x12c"),
+        CloseSockets(outer_sockets(desired(now))),
+    ]
+
+
+def test_a_key_that_comes_back_in_its_grace_time_goes_on() -> None:
+    old, new = inbound("a", 300, 1), inbound("a", 301, 2)
+    there = retired((new,), dataclasses.replace(old, name="a~0x12c"))
+    found = changes(desired((old,)), there)
+    assert found == [InstallInboundSa(old, moves="a~0x12c", retires=new)]
 
 
 def test_an_inbound_sa_takes_an_spi_only_after_its_old_holder_is_evicted() -> None:
     before = (inbound("a", 300, 1), inbound("b", 301, 2))
-    after = (inbound("a", 301, 1), inbound("b", 302, 2))
+    after = (inbound("a", 301, 1), inbound("b", 302, 3))
     found = changes(desired(after), settled(desired(before)))
-    assert found == [EvictSa("b"), InstallInboundSa(after[0]), InstallInboundSa(after[1])]
+    assert found == [
+        EvictSa("b", 301),
+        InstallInboundSa(after[0], moves="a"),
+        InstallInboundSa(after[1]),
+    ]
 
 
 def test_an_inbound_sa_that_becomes_outbound_frees_its_spi_first() -> None:
     before = (inbound("a", 300, 1),)
     after = (inbound("b", 300, 2), make_sa("a", Direction.OUTBOUND, 301))
     found = changes(desired(after), settled(desired(before)))
-    assert found == [EvictSa("a"), InstallInboundSa(after[0]), InstallOutboundSa(after[1])]
+    assert found == [EvictSa("a", 300), InstallInboundSa(after[0]), InstallOutboundSa(after[1])]
 
 
 def test_an_outbound_sa_may_have_the_spi_of_an_inbound_one() -> None:

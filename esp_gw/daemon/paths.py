@@ -1,0 +1,61 @@
+"""Path MTUs to the peers: as looked up last, and as routers reported them (RFC 1191, RFC 8201)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from esp_gw.model import IPAddress
+
+LIFETIME = 660.0
+"""Seconds after which a reported path MTU is looked up again; the kernel forgets it after 600."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Reported:
+    mtu: int
+    until: float
+
+
+class PathMtus:
+    """Path MTUs by the peer's current address, in bytes, outer IP header included."""
+
+    def __init__(self) -> None:
+        self._looked_up: dict[IPAddress, int] = {}
+        self._reported: dict[IPAddress, _Reported] = {}
+
+    def report(self, remote: IPAddress, mtu: int, now: float) -> bool:
+        """Take a router's report; return True if it is new."""
+        former = self._reported.get(remote)
+        if former is not None and former.mtu == mtu:
+            return False
+        self._reported[remote] = _Reported(mtu, now + LIFETIME)
+        return True
+
+    def expire(self, now: float) -> None:
+        """Forget the reports that are too old."""
+        self._reported = {
+            remote: report for remote, report in self._reported.items() if now < report.until
+        }
+
+    @property
+    def next_expiry(self) -> float | None:
+        """The time at which the next report is too old, or None."""
+        return min((report.until for report in self._reported.values()), default=None)
+
+    def look_up(self, remote: IPAddress, mtu: int | None) -> int | None:
+        """Take the kernel's answer, None without a route; return the path MTU as far as known.
+
+        While there is no route to the peer, its last path MTU stays.
+        """
+        mtu = self._looked_up.get(remote) if mtu is None else mtu
+        if mtu is None:
+            return None
+        self._looked_up[remote] = mtu
+        report = self._reported.get(remote)
+        return mtu if report is None else min(mtu, report.mtu)
+
+    def keep(self, remotes: frozenset[IPAddress]) -> None:
+        """Forget what was looked up for other addresses: a peer may move without end."""
+        self._looked_up = {
+            remote: mtu for remote, mtu in self._looked_up.items() if remote in remotes
+        }

@@ -1,0 +1,236 @@
+"""The SAs in the engine, and their sequence numbers in the ledger."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+
+from esp_gw.daemon.reconcile import GRACE, InstallSa
+from esp_gw.engine.base import Engine, SaCounters
+from esp_gw.errors import LedgerError
+from esp_gw.ledger.thread import LedgerThread
+from esp_gw.logs import log
+from esp_gw.model import Direction, KeyMaterial, Lease, Sa
+
+_NAMED = 5
+"""SAs named in a log line about many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Inner packets and bytes, and drops by reason, of all SAs that had one name."""
+
+    packets: int = 0
+    bytes: int = 0
+    drops: Mapping[str, int] = field(default_factory=dict)
+
+    def plus(self, counters: SaCounters) -> Totals:
+        """Return the totals with another SA's counters."""
+        return Totals(
+            self.packets + counters.packets,
+            self.bytes + counters.bytes,
+            Counter(self.drops) + Counter(counters.drops),
+        )
+
+
+@dataclass(slots=True)
+class _Installed:
+    """An SA in the engine; `lease` is the leased range whose unused part the ledger takes back.
+
+    A retired SA is there `until` the end of its grace time, and was named `origin` before.
+    """
+
+    sa: Sa
+    lease: Lease | None = None
+    floor: int = 0
+    until: float | None = None
+    origin: str = ""
+
+
+Registered = Mapping[str, _Installed]
+"""SAs registered in the ledger and ready to install, by name."""
+_NONE: Registered = {}
+
+
+class InstalledSas:
+    """The SAs of a gateway; only its change queue installs and removes them."""
+
+    def __init__(self, engine: Engine, ledger: LedgerThread) -> None:
+        self._engine = engine
+        self._ledger = ledger
+        self._installed: dict[str, _Installed] = {}
+        self._floors: dict[KeyMaterial, int] = {}
+        self._former: dict[str, Totals] = {}
+
+    def __contains__(self, name: str) -> bool:
+        """True for an SA in the engine."""
+        return name in self._installed
+
+    @property
+    def sas(self) -> dict[str, Sa]:
+        """The SAs in the engine, by name."""
+        return {name: entry.sa for name, entry in self._installed.items()}
+
+    @property
+    def retired(self) -> dict[str, float]:
+        """The ends of the grace times of the retired SAs, by name, in the loop's time."""
+        return {
+            name: entry.until for name, entry in self._installed.items() if entry.until is not None
+        }
+
+    def totals(self, counters: Mapping[str, SaCounters]) -> dict[str, Totals]:
+        """Return what all SAs of each name have counted; `counters` are the engine's."""
+        totals = dict(self._former)
+        for name, entry in self._installed.items():
+            if name in counters:
+                origin = entry.origin or name
+                totals[origin] = totals.get(origin, Totals()).plus(counters[name])
+        return totals
+
+    async def register(self, sas: Sequence[Sa]) -> Registered:
+        """Register SAs in the ledger, which refuses before anything is changed.
+
+        Raises LedgerError.
+        """
+        if not sas:
+            return {}
+        outbound = [sa for sa in sas if sa.direction is Direction.OUTBOUND]
+        inbound = [sa for sa in sas if sa.direction is Direction.INBOUND]
+        leases, floors = await self._ledger.begin(outbound, inbound)
+        ready = {sa.name: _Installed(sa, lease) for sa, lease in zip(outbound, leases, strict=True)}
+        for sa, floor in zip(inbound, floors, strict=True):
+            ready[sa.name] = _Installed(sa, floor=max(floor, self._floors.get(sa.keymat, 0)))
+        return ready
+
+    async def install(self, changes: Sequence[InstallSa], ready: Registered, now: float) -> None:
+        """Install SAs in one step, registered ones and those that take over another's numbers.
+
+        Raises EngineError; nothing is changed in that case.
+        """
+        retiring = {
+            change.retires.name: replace(change.retires, name=_retired_name(change.retires))
+            for change in changes
+            if change.retires is not None
+        }
+        with self._engine.at_once():
+            for name, sa in retiring.items():
+                self._engine.replace_sa(name, sa)
+            for change in changes:
+                if change.moves is not None:
+                    self._engine.replace_sa(change.moves, change.sa)
+                    continue
+                entry = ready[change.name]
+                if entry.lease is not None:
+                    self._engine.install_outbound(entry.sa, entry.lease)
+                else:
+                    self._engine.install_inbound(entry.sa, entry.floor)
+        moved = {c.name: self._installed.pop(c.moves) for c in changes if c.moves is not None}
+        retired = {name: self._installed.pop(name) for name in retiring}
+        for name, entry in retired.items():
+            entry.sa, entry.until, entry.origin = retiring[name], now + GRACE, name
+            self._installed[entry.sa.name] = entry
+        for change in changes:
+            entry = moved.get(change.name) or ready[change.name]
+            entry.sa, entry.until, entry.origin = change.sa, None, ""
+            self._installed[change.name] = entry
+        # The engine sends nothing through it any more.
+        await self.remove([entry.sa.name for entry in retired.values() if entry.lease is not None])
+
+    async def remove(self, names: Sequence[str], ready: Registered = _NONE) -> None:
+        """Remove SAs; return the unused rest of their leases, and store their replay floors.
+
+        A packet accepted since the ledger was read must not be accepted again by an SA in `ready`
+        with the same key, whose floor is raised.
+        """
+        if not names:
+            return
+        counters = self._engine.remove_sas(names)
+        successors = {entry.sa.keymat: entry for entry in ready.values()}
+        gone = [(self._installed.pop(name), c) for name, c in zip(names, counters, strict=True)]
+        for entry, last in gone:
+            origin = entry.origin or entry.sa.name
+            self._former[origin] = self._former.get(origin, Totals()).plus(last)
+            if (successor := successors.get(entry.sa.keymat)) is not None:
+                successor.floor = max(successor.floor, last.seq)
+        # Where a key goes on, the ledger has leased numbers after these.
+        used = {entry.sa.keymat for entry in self._installed.values()} | successors.keys()
+        await self._write([(entry, last.seq) for entry, last in gone], used)
+
+    async def remove_all(self) -> None:
+        """Remove every SA as `remove` does."""
+        await self.remove(list(self._installed))
+
+    def end_grace(self, names: Set[str], now: float) -> bool:
+        """End the grace time of retired SAs, which may be removed then; return False for none."""
+        for name in names:
+            self._installed[name].until = now
+        return bool(names)
+
+    def forget_totals(self) -> None:
+        """Forget the counters of names that no SA has any more."""
+        names = {entry.origin or name for name, entry in self._installed.items()}
+        self._former = {name: totals for name, totals in self._former.items() if name in names}
+
+    async def extend_lease(self, name: str) -> bool:
+        """Lease more numbers for an outbound SA; return True if it nears the end of its numbers.
+
+        Does nothing for an SA that is gone meanwhile. Raises LedgerError.
+        """
+        entry = self._installed.get(name)
+        if entry is None or entry.lease is None:
+            return False
+        if entry.lease.end > entry.sa.last_seq:
+            log.warning("an SA is using its last sequence numbers: give it a new key", sa=name)
+            return False
+        lease = await self._ledger.lease(entry.sa)
+        # The SA may have been renamed or removed while the ledger wrote.
+        if self._installed.get(entry.sa.name) is entry:
+            self._engine.extend_lease(entry.sa.name, lease)
+            joined = lease.first == entry.lease.end
+            entry.lease = Lease(entry.lease.first, lease.end) if joined else lease
+        # An engine need not know the lower last_seq of an SA that another program began.
+        last = entry.sa.last_seq
+        return bool(entry.sa.used_seq) and lease.first <= last - last // 8 < lease.end
+
+    async def write_floors(self) -> None:
+        """Write the replay floors that advanced; an idle gateway writes nothing.
+
+        Raises LedgerError; the floors are then written by the next call.
+        """
+        for name, seq in self._engine.advanced_replay_floors().items():
+            self._floors[self._installed[name].sa.keymat] = seq
+        if not self._floors:
+            return
+        floors = dict(self._floors)
+        await self._ledger.end([], list(floors.items()))
+        self._drop_written(floors)
+
+    def _drop_written(self, floors: dict[KeyMaterial, int]) -> None:
+        for key, seq in floors.items():
+            if self._floors.get(key) == seq:
+                del self._floors[key]
+
+    async def _write(self, gone: Sequence[tuple[_Installed, int]], used: Set[KeyMaterial]) -> None:
+        """Write the last sequence numbers of removed SAs to the ledger; keys in `used` go on."""
+        floors = {entry.sa.keymat: seq for entry, seq in gone if entry.lease is None}
+        self._floors |= floors
+        leases = [
+            (entry.sa.keymat, entry.lease, seq)
+            for entry, seq in gone
+            if entry.lease is not None and entry.sa.keymat not in used
+        ]
+        try:
+            await self._ledger.end(leases, list(floors.items()))
+        except LedgerError as error:
+            # IVs are safe: the rest of the lease counts as used.
+            names = ", ".join(entry.sa.name for entry, _ in gone[:_NAMED])
+            more = f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else ""
+            log.error("can't write the ledger", sa=f"{names}{more}", reason=str(error))
+        else:
+            self._drop_written(floors)
+
+
+def _retired_name(sa: Sa) -> str:
+    """Return a name that no person can give to an SA."""
+    return f"{sa.name}~{sa.spi:#x}"
