@@ -92,18 +92,18 @@ _CPU = "Nehalem,+aes,+pclmulqdq"
 class Debian:
     """A Debian machine that boots, does as it is told, is powered off and boots again."""
 
-    def __init__(self, setup: Setup, folder: Path, peer: LabGateway) -> None:
+    def __init__(self, setup: Setup, capture: Path, folder: Path, peer: LabGateway) -> None:
         self.config: dict[str, Any] = yaml.safe_load((folder / "gateway.yaml").read_text())
         self.keys = {path.name: path.read_text() for path in (folder / "keys").iterdir()}
         self.peer = peer
         self._setup = setup
+        self._capture = capture
         self._stack = contextlib.ExitStack()
         self._is_set_up = False
 
     def boot(self) -> None:
         """Power the machine on; it may still be starting afterwards."""
-        assert self._setup.tap is not None
-        self._setup.tap.capture.unlink(missing_ok=True)
+        self._capture.unlink(missing_ok=True)
         self._machine = self._stack.enter_context(Machine(self._setup))
         self._guest = Guest(self._machine, self._setup)
 
@@ -153,7 +153,7 @@ class Debian:
         self._is_set_up = True
 
     def configure(self, config: dict[str, Any]) -> None:
-        """Write the gateway's configuration, of which it has only to be told."""
+        """Write the gateway's configuration, without telling it."""
         self.write(CONFIG, yaml.safe_dump(config), mode="600", owner="esp-gw")
 
     def misconfigure(self) -> None:
@@ -221,8 +221,7 @@ class Debian:
 
     def sent(self) -> list[Packet]:
         """Return the packets that the machine has sent since its power-on."""
-        assert self._setup.tap is not None
-        return list(packets_from(_MAC, self._setup.tap.capture))
+        return list(packets_from(_MAC, self._capture))
 
     def later(self, rounds: int = 4) -> list[Packet]:
         """Return what the machine sends while the talker speaks some rounds."""
@@ -266,18 +265,19 @@ def debian(number: str, folder: Path) -> Iterator[Debian]:
         peer = _start_peer(namespace, folder)
         try:
             make_disk(folder / "disk.img", CACHE, RELEASES[number], CHECKOUT, _CONTENTS, print)
-            machine = ARCHITECTURES["x86_64"]
+            x86, capture = ARCHITECTURES["x86_64"], folder / "wire.pcap"
             setup = Setup(
-                machine,
-                kernel_image(CACHE, machine, print, RELEASES[number].name),
+                x86,
+                kernel_image(CACHE, x86, print, RELEASES[number].name),
                 Path("/usr/bin/python3"),
                 cpu=_CPU,
                 checkout=CHECKOUT,
-                tap=Tap(namespace.name, "wan", _MAC, folder / "wire.pcap"),
+                tap=Tap(namespace.name, "wan", _MAC, capture),
                 disk=Disk(folder / "disk.img", _OPTIONS),
             )
-            with contextlib.closing(Debian(setup, folder / "init/machine", peer)) as made:
-                yield made
+            machine = Debian(setup, capture, folder / "init/machine", peer)
+            with contextlib.closing(machine):
+                yield machine
         finally:
             peer.stop()
 

@@ -34,6 +34,8 @@ class LateNetwork:
         assert machine.ok("systemctl", "--failed", "--plain", "--no-legend") == ""
         told = machine.ok("journalctl", "-b", "-q", "-o", "cat", "_PID=1")
         assert "ordering cycle" not in told
+        units = ("-u", "esp-gw", "-u", "esp-gw-guard")
+        assert machine.ok("journalctl", "-b", "-q", "-o", "cat", "-p", "err", *units) == ""
 
     def test_nothing_left_in_the_clear_from_power_on_to_power_off(self, machine: Debian) -> None:
         """But for bound sockets once the shutdown stops nftables.service, which flushes."""

@@ -48,7 +48,8 @@ class Refused:
         assert shown["NRestarts"] == "0"
         assert "esp-gw.service" in running.ok("systemctl", "--failed", "--plain", "--no-legend")
         first = running.journal("-p", "err", f"_PID={shown['ExecMainPID']}")[0]
-        assert CONFIG in first and MISTAKE in first
+        assert first.startswith(f"{CONFIG}:"), first
+        assert MISTAKE in first
         running.assert_closed()
 
 
