@@ -8,6 +8,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 _LASTING = frozenset(
     (
@@ -82,10 +83,17 @@ def write_new(path: Path, content: bytes) -> None:
 
     Raises OSError (FileExistsError if the name is taken); no new file is left behind in this case.
     """
+    with _created(path) as stream:
+        stream.write(content)
+
+
+@contextlib.contextmanager
+def _created(path: Path) -> Iterator[BinaryIO]:
+    """Create a file for the block to fill, and sync it. Raises OSError, with no file left."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "wb") as stream:
-            stream.write(content)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
     except BaseException:
@@ -113,12 +121,16 @@ def give_to_owner_of_folder(descriptor: int, path: Path) -> None:
 def replace(path: Path, content: bytes) -> None:
     """Replace a file atomically: after a crash it holds either the old or the new content.
 
-    The file has mode 0600. Raises OSError; the old file is unchanged in this case.
+    The file has mode 0600; one that root writes belongs to the owner of its folder, the daemon's
+    user. Raises OSError; the old file is unchanged in this case.
     """
     temporary = path.with_name(f".{path.name}.new")
     # Left behind by a crash; the fixed name keeps such files from accumulating.
     temporary.unlink(missing_ok=True)
-    write_new(temporary, content)
+    with _created(temporary) as stream:
+        stream.write(content)
+        # By its descriptor: the folder's owner may put another file in its place at any time.
+        give_to_owner_of_folder(stream.fileno(), temporary)
     try:
         temporary.replace(path)
     except BaseException:

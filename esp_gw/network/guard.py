@@ -94,8 +94,11 @@ class GuardState:
 
     @property
     def is_opened(self) -> bool:
-        """True if an operator opened the guard."""
-        return not self._ignores_mark and (self.folder / OPENED).exists()
+        """True if an operator opened the guard; a mark that can't be looked for opens nothing."""
+        try:
+            return not self._ignores_mark and (self.folder / OPENED).exists()
+        except OSError:
+            return False
 
     def mark_opened(self) -> None:
         """Record that the guard is to stay open. Raises NetworkError."""

@@ -38,4 +38,5 @@ class OwnedTables:
         try:
             files.replace(self._path, json.dumps(sorted(tables)).encode())
         except OSError as error:
-            log.warning("can't record the routing table", path=str(self._path), reason=str(error))
+            reason = error.strerror or str(error)
+            log.warning("can't record the routing table", path=str(self._path), reason=reason)

@@ -78,8 +78,6 @@ class PlanFile:
                 same = False
             if not same:
                 files.replace(path, content)
-                with files.open_regular(path) as (fd, _):
-                    files.give_to_owner_of_folder(fd, path)
 
 
 def encode(protection: Desired) -> bytes:

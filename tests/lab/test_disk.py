@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from esp_gw.demo.netns import end
 from esp_gw.demo.pair import GatewayPair
 from esp_gw.demo.traffic import iperf_server
 from esp_gw.ledger.ledger import LEASE_NO_ESN
+from tests.support.disks import BALLAST, fill, small_disk
 from tests.support.labtools import (
     MakePair,
     StartCapture,
@@ -29,19 +29,7 @@ OUT = "pi-b/out"
 
 @pytest.fixture
 def disk(tmp_path: Path, stack: contextlib.ExitStack) -> Path:
-    """A filesystem of 256 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ("mount", "-t", "tmpfs", "-o", "size=256k,mode=0700", "none", str(disk))
-    subprocess.run(mount, check=True)
-    stack.callback(subprocess.run, ("umount", "-l", str(disk)), check=True)
-    return disk
-
-
-def _fill(disk: Path) -> None:
-    with contextlib.suppress(OSError), (disk / "ballast").open("wb", buffering=0) as ballast:
-        while ballast.write(bytes(4096)) == 4096:
-            pass
+    return stack.enter_context(small_disk(tmp_path / "disk"))
 
 
 def _small_leases_on(pair: GatewayPair, disk: Path) -> None:
@@ -58,7 +46,7 @@ def test_without_a_new_lease_nothing_is_sent_until_there_is_space(
     pair = make_pair()
     _small_leases_on(pair, disk)
     pair.start()
-    _fill(disk)
+    fill(disk)
     a, target = pair.a.namespace, pair.plan.inner(1)
     with iperf_server(pair.b.namespace, target):
         client = a.start("iperf3", "-c", target, "-u", "-b", "0", "-l", "16", "-t", "60")
@@ -73,7 +61,7 @@ def test_without_a_new_lease_nothing_is_sent_until_there_is_space(
     assert [packet for packet in esp_packets(wire.stop()) if packet.spi == spi] == []
     assert pair.a.log.read_text().count("sequence numbers for") == 1
 
-    (disk / "ballast").unlink()
+    (disk / BALLAST).unlink()
     until(lambda: ping(a, target, count=1), "sequence numbers are available again")
     assert LEASE_NO_ESN + 1 < sas(pair.a)[OUT]["seq"] < LEASE_NO_ESN + 1000
     assert ping(a, target, count=5) == 5
@@ -85,7 +73,7 @@ def test_a_full_disk_refuses_new_keys_and_harms_nothing_that_runs(
     pair = make_pair()
     _small_leases_on(pair, disk)
     pair.start()
-    _fill(disk)
+    fill(disk)
     add = [
         *("sa", "add", "more", "--direction", "outbound", "--spi", "0x9001"),
         *("--local", "192.0.2.1", "--remote", "192.0.2.2", "--suite", "aes128gcm16"),
@@ -103,7 +91,7 @@ def test_a_full_disk_refuses_new_keys_and_harms_nothing_that_runs(
     assert [policy["name"] for policy in pair.a.ask("policy", "list")["policies"]] == ["pi-b"]
     assert "10.7.0.0/24" not in pair.a.namespace.ip("route", "show", "table", "all")
     assert ping(pair.a.namespace, pair.plan.inner(1), count=3) == 3
-    (disk / "ballast").unlink()
+    (disk / BALLAST).unlink()
     pair.a.cli(*add, str(key))
     pair.a.cli(*_policy())
     assert set(sas(pair.a)) == {OUT, "pi-b/in", "more"}

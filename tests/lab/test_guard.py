@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from ipaddress import ip_address
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from esp_gw.demo.gateways import LabGateway
-from esp_gw.demo.netns import Namespace, add_address, end
+from esp_gw.demo.netns import add_address
 from esp_gw.demo.pair import GatewayPair
 from esp_gw.errors import FAILED, WRONG_CONFIG
 from esp_gw.ledger.ledger import Ledger
+from tests.support.guarded import (
+    assert_closed,
+    fail_to_start,
+    misspell,
+    own_folder,
+    watched,
+    with_default_route,
+)
 from tests.support.labtools import (
     MakePair,
     StartTap,
@@ -50,52 +54,6 @@ def routed(make_pair_of_one_engine: MakePair) -> GatewayPair:
 def routed_of_each_engine(make_pair: MakePair) -> GatewayPair:
     """A pair like `routed`, of each engine."""
     return with_default_route(make_pair(inner_versions=(4, 6)))
-
-
-def with_default_route(pair: GatewayPair) -> GatewayPair:
-    host = pair.a.namespace
-    host.ip("route", "add", "default", "via", "192.0.2.2")
-    host.ip("-6", "route", "add", "default", "via", "2001:db8::2")
-    # The addresses of a LAN, which the TUN doesn't take with it.
-    add_address(host, "10.1.0.1/24", "lo")
-    add_address(host, "fd00:1::1/64", "lo")
-    return pair
-
-
-def try_all_ways(host: Namespace) -> None:
-    """Send to the protected prefixes by route, and by sockets bound to the outer device."""
-    for target, source in (("10.2.0.1", "10.1.0.1"), ("fd00:2::1", "fd00:1::1")):
-        for way in (source, "wan"):
-            host.run("ping", "-c1", "-W1", "-I", way, target, check=False)
-        host.run(sys.executable, "-c", BOUND, target, check=False)
-
-
-BOUND = """
-import socket, sys
-family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
-s = socket.socket(family, socket.SOCK_DGRAM)
-s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"wan")
-try: s.sendto(b"cleartext", (sys.argv[1], 9999))
-except OSError: pass
-"""
-
-
-def assert_closed(pair: GatewayPair, tap: StartTap) -> None:
-    wire = tap(pair.a.namespace, ip_address("10.2.0.1").packed)
-    try_all_ways(pair.a.namespace)
-    report = wire.finish()
-    assert (report.cleartext, report.leaked) == (0, 0), report.examples
-
-
-def fail_to_start(gateway: LabGateway) -> None:
-    gateway.launch()
-    process = gateway.process
-    assert process is not None
-    assert process.wait(30) != 0
-
-
-def misspell(gateway: LabGateway) -> None:
-    edit(gateway, lambda config: config.update(bogus=1))
 
 
 def break_syntax(gateway: LabGateway) -> None:
@@ -192,21 +150,6 @@ def test_released_at_the_end_nothing_is_left(make_pair_of_one_engine: MakePair) 
 
 
 # The watcher
-
-
-@contextlib.contextmanager
-def watched(gateway: LabGateway) -> Iterator[subprocess.Popen[str]]:
-    """Run `esp-gw guard run` until the block ends; it is ready at the start of the block."""
-    watcher = LabGateway(gateway.namespace, gateway.config, gateway.folder)
-    watcher.command = ("guard", "run")
-    watcher.log = gateway.folder / "guard.log"
-    watcher.start()
-    process = watcher.process
-    assert process is not None
-    try:
-        yield process
-    finally:
-        assert end(process) == 0, watcher.log.read_text()
 
 
 def test_the_guard_alone_holds_the_last_plan_after_a_boot(
@@ -361,72 +304,6 @@ def test_down_opens_a_stopped_gateway_and_status_tells(routed: GatewayPair) -> N
         assert network(host) == before
         assert "guard: open" in guard(routed.a, "status", check=False)
     assert guard(routed.a, "down") == "nothing was closed\n"
-
-
-# State directories in a bad state
-
-
-@contextlib.contextmanager
-def read_only(folder: Path) -> Iterator[None]:
-    """Make a folder a read-only filesystem, as the kernel does after an error of an SD card."""
-    subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
-    try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
-def own_folder(gateway: LabGateway, folder: Path) -> None:
-    """Move a gateway's state to a folder of its own, apart from the rig's files."""
-    folder.mkdir(mode=0o700)
-    (gateway.folder / "ledger.db").rename(folder / "ledger.db")
-    edit(gateway, lambda config: config["gateway"].update(state_dir=str(folder)))
-
-
-@pytest.mark.parametrize("locks", ["made before", "never made"])
-def test_a_read_only_state_directory_is_held_closed_after_a_boot(
-    routed: GatewayPair, tap: StartTap, tmp_path: Path, locks: str
-) -> None:
-    state = tmp_path / "state"
-    own_folder(routed.a, state)
-    routed.start()
-    assert routed.a.stop() == 0
-    guard(routed.a, "down")
-    (state / "guard.opened").unlink()
-    if locks == "never made":
-        for lock in state.glob("*.lock"):
-            lock.unlink()
-    with read_only(state):
-        with watched(routed.a):
-            assert_closed(routed, tap)
-            assert "guard: closed" in guard(routed.a, "status")
-        release_kernel(routed.a)
-        fail_to_start(routed.a)
-        assert_closed(routed, tap)
-
-
-def release_kernel(gateway: LabGateway) -> None:
-    """Remove from the kernel what the guard put there, without a record of it."""
-    host = gateway.namespace
-    host.run("nft", "flush", "ruleset")
-    for family in ("-4", "-6"):
-        host.ip(family, "route", "flush", "table", "4500")
-        for priority in ("4498", "4499"):
-            host.run("ip", family, "rule", "del", "pref", priority, check=False)
-
-
-def test_a_mark_that_can_not_be_removed_opens_nothing(routed: GatewayPair, tap: StartTap) -> None:
-    routed.start()
-    assert routed.a.stop() == 0
-    reboot(routed.a)
-    (routed.a.folder / "guard.opened" / "in the way").mkdir(parents=True)
-    with watched(routed.a):
-        assert_closed(routed, tap)
-    release_kernel(routed.a)
-    misspell(routed.a)
-    fail_to_start(routed.a)
-    assert_closed(routed, tap)
 
 
 def test_a_guard_of_another_state_directory_leaves_a_running_gateway_alone(
