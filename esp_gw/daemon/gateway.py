@@ -50,7 +50,7 @@ from esp_gw.network.changes import Change, NetworkChange, ReplaceFirewall, Step
 from esp_gw.network.guard import GuardState, hold, release, without_guard
 from esp_gw.network.kernel import KernelNetwork
 from esp_gw.network.objects import Network, missing_from
-from esp_gw.network.plan import plan_network, shadowed
+from esp_gw.network.plan import left_out, plan_network, shadowed
 from esp_gw.network.watch import CheckResult, Watch
 
 FLOOR_INTERVAL = 5.0
@@ -101,7 +101,7 @@ class Gateway:
         self._quiet_until: dict[str, float] = {}
         self._without_gso: set[IPAddress] = set()
         self._network = Network(mtu=0)
-        self._shadowed: list[str] = []
+        self._doubts: list[str] = []
         self._needs_filter = False
         self._watch = Watch(kernel.changed, self._look, self._next_deadline)
         self._stopped = False
@@ -203,7 +203,7 @@ class Gateway:
     @property
     def warnings(self) -> list[str]:
         """Warnings about the gateway's network, and other programs' changes to it."""
-        warnings = [*self._watch.warnings, *self._background.warnings, *self._shadowed]
+        warnings = [*self._watch.warnings, *self._background.warnings, *self._doubts]
         if self._guard.is_opened:
             warnings.append("the guard is open: a restart of the gateway closes it again")
         elif self._needs_filter and self._kernel.filter_fault is not None:
@@ -362,7 +362,7 @@ class Gateway:
                 mtus[remote] = mtu
         self._tell_path_mtus(mtus)
         host = await self._kernel.host()
-        self._shadowed = shadowed(desired, host)
+        self._doubts = [*shadowed(desired, host), *left_out(desired, host)]
         network = plan_network(desired, mtus, host)
         self._needs_filter = network.firewall is not None
         return without_guard(network) if self._guard.is_opened else network

@@ -11,6 +11,7 @@ import errno
 import re
 from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Any
 
 from pyroute2.netlink.exceptions import NetlinkError
@@ -34,6 +35,9 @@ _LINK_LOCAL_LEN = 64
 _LOOPBACK_INDEX = 1
 """The index of `lo` in every network namespace."""
 _RT_SCOPE_LINK = 253
+_PROC_NET = Path("/proc/self/net")
+_ADDRESSES_6 = _PROC_NET / "if_inet6"
+"""Missing in a kernel booted with ipv6.disable=1 (Documentation/networking/ipv6.rst)."""
 
 
 class TunLink:
@@ -160,7 +164,16 @@ async def read_host(ipr: Any, index: int) -> Host:
             and network != ip_network(own)
         ):
             connected.add(network)
-    return Host(frozenset(addresses), frozenset(connected))
+    return Host(frozenset(addresses), frozenset(connected), _versions())
+
+
+def _versions() -> frozenset[int]:
+    """Return the IP versions of the kernel: without IPv6 it refuses every object of that family.
+
+    There is no way out for IPv6 packets then. A socket would not tell it from a service that may
+    not use the family.
+    """
+    return frozenset({4} if _PROC_NET.is_dir() and not _ADDRESSES_6.exists() else {4, 6})
 
 
 async def request(what: str, awaitable: Any, ignore: tuple[int, ...] = ()) -> None:

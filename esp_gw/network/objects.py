@@ -80,10 +80,14 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Addresses of the host's other interfaces, and the networks that these connect it to."""
+    """Addresses of the host's other interfaces, and the networks that these connect it to.
+
+    `versions` are the IP versions that its kernel has.
+    """
 
     addresses: frozenset[IPAddress] = frozenset()
     connected: frozenset[IPNetwork] = frozenset()
+    versions: frozenset[int] = frozenset({4, 6})
 
 
 def missing_from(there: Network, before: Network, now: Network) -> tuple[str, ...]:

@@ -30,8 +30,8 @@ def plan_network(desired: Desired, path_mtus: Mapping[IPAddress, int], host: Hos
     """Return the network that the desired tunnels need on a host.
 
     `path_mtus` gives bytes for each peer address, 1500 for a missing one. An address that the host
-    has on another interface is not added to the TUN again. Raises NetworkError if rules can't
-    express the policies.
+    has on another interface is not added to the TUN again. Of an IP version that the kernel lacks
+    there is nothing. Raises NetworkError if rules can't express the policies.
     """
     settings = desired.settings
     sas = {sa.name: sa for sa in desired.sas}
@@ -57,11 +57,13 @@ def plan_network(desired: Desired, path_mtus: Mapping[IPAddress, int], host: Hos
         routes.add(Route(RouteKind.TUN, prefix, table, mtu, source))
         routes.add(Route(RouteKind.UNREACHABLE, prefix, table))
     near = _near(desired, frozenset(selectors), host)
+    rules = plan_rules(desired, frozenset(selectors), near, host.addresses)
+    there = host.versions
     return Network(
         mtu=max((route.mtu for route in routes), default=settings.mtu or DEFAULT_PATH_MTU),
-        addresses=addresses - host.addresses,
-        routes=frozenset(routes),
-        rules=frozenset(plan_rules(desired, frozenset(selectors), near, host.addresses)),
+        addresses=frozenset(each for each in addresses - host.addresses if each.version in there),
+        routes=frozenset(each for each in routes if each.destination.version in there),
+        rules=frozenset(each for each in rules if each.version in there),
         firewall=plan_firewall(settings, desired.policies, near.prefixes),
     )
 
@@ -75,6 +77,23 @@ def shadowed(desired: Desired, host: Host) -> list[str]:
         if policy.action is Action.PROTECT
         for selector in policy.selectors
         if selector.remote in host.connected and selector.remote.num_addresses > 1
+    ]
+
+
+def left_out(desired: Desired, host: Host) -> list[str]:
+    """Return a warning if there are prefixes of an IP version that the kernel lacks."""
+    prefixes = {
+        selector.remote
+        for policy in desired.policies
+        if policy.action is Action.PROTECT
+        for selector in policy.selectors
+        if selector.remote.version not in host.versions
+    }
+    if not prefixes:
+        return []
+    return [
+        f"this kernel has no IPv6: nothing reaches {min(map(str, prefixes))} or any other IPv6 "
+        "prefix of a tunnel; boot it without ipv6.disable=1"
     ]
 
 

@@ -32,18 +32,6 @@ class Tap:
 
 
 @dataclass(frozen=True, slots=True)
-class Disk:
-    """An ext4 image with systemd, which keeps what the machine writes.
-
-    `options` go to the kernel's command line; init has those of the form NAME=value that the kernel
-    doesn't know in its environment.
-    """
-
-    image: Path
-    options: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Setup:
     """Parameters of a machine.
 
@@ -51,9 +39,11 @@ class Setup:
     it that runs the agent. `checkout` is a folder mounted at its own path, for a root that isn't
     the host's. `files` are written inside before anything runs. `out` is the folder of the host
     mounted at /out. Modules in `blacklist` can't be loaded. `wire` is one end of a datagram socket
-    pair that serves as the machine's network card.
+    pair that serves as the machine's network card. `options` go to the kernel's command line; init
+    has those of the form NAME=value that the kernel doesn't know in its environment.
 
-    With `disk` the machine boots from it; `checkout` is then read-only, and `root`, `files`, `out`
+    `disk` is an ext4 image with systemd, which keeps what the machine writes. The machine then
+    boots from it; `checkout` is then read-only, and `root`, `files`, `out`
     and `blacklist` have no meaning.
     """
 
@@ -68,7 +58,8 @@ class Setup:
     blacklist: tuple[str, ...] = ()
     wire: socket.socket | None = None
     tap: Tap | None = None
-    disk: Disk | None = None
+    disk: Path | None = None
+    options: tuple[str, ...] = ()
 
 
 def command_line(
@@ -93,7 +84,7 @@ def command_line(
         *("-m", str(MEMORY_MB)),
         *("-kernel", str(setup.image.kernel)),
         *("-initrd", str(folder / "initramfs")),
-        *("-append", " ".join((*append, *(setup.disk.options if setup.disk else ())))),
+        *("-append", " ".join((*append, *setup.options))),
         *("-chardev", f"file,id=console,path={_escaped(folder / 'console')}"),
         *("-serial", "chardev:console"),
         *("-chardev", f"socket,id=agent,fd={port}"),
@@ -109,7 +100,7 @@ def command_line(
         arguments += ["-device", f"virtio-9p-pci,fsdev={name},mount_tag={name}"]
     if setup.disk is not None:
         # What the machine has synced must not be lost with it, but may be lost with the host.
-        drive = f"file={_escaped(setup.disk.image)},format=raw,if=virtio,cache=unsafe"
+        drive = f"file={_escaped(setup.disk)},format=raw,if=virtio,cache=unsafe"
         arguments += ["-drive", drive]
     return [*arguments, *_network_card(setup, wire)]
 

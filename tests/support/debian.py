@@ -25,7 +25,7 @@ from lab.vm.__main__ import CACHE, CHECKOUT
 from lab.vm.disk import Contents, make_disk
 from lab.vm.image import ARCHITECTURES, kernel_image
 from lab.vm.machine import Machine
-from lab.vm.qemu import NETDEV, Disk, Setup, Tap
+from lab.vm.qemu import NETDEV, Setup, Tap
 from lab.vm.userland import RELEASES
 from lab.waiting import holds_within
 from tests.support.engines import ENGINES
@@ -273,7 +273,8 @@ def debian(number: str, folder: Path) -> Iterator[Debian]:
                 cpu=_CPU,
                 checkout=CHECKOUT,
                 tap=Tap(namespace.name, "wan", _MAC, capture),
-                disk=Disk(folder / "disk.img", _OPTIONS),
+                disk=folder / "disk.img",
+                options=_OPTIONS,
             )
             machine = Debian(setup, capture, folder / "init/machine", peer)
             with contextlib.closing(machine):

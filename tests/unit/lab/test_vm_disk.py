@@ -21,7 +21,7 @@ from lab.vm.debian import sources
 from lab.vm.image import ARCHITECTURES, Image
 from lab.vm.initramfs import disk_init_script
 from lab.vm.monitor import Monitor
-from lab.vm.qemu import Disk, Setup, Tap, command_line
+from lab.vm.qemu import Setup, Tap, command_line
 
 X86 = ARCHITECTURES["x86_64"]
 
@@ -29,8 +29,14 @@ X86 = ARCHITECTURES["x86_64"]
 class TestCommandLine:
     @pytest.fixture
     def setup(self, tmp_path: Path) -> Setup:
-        image, made = Image(tmp_path, "6.1"), Disk(tmp_path / "a,b.img", ("quiet", "NAME=value"))
-        return Setup(X86, image, Path("/usr/bin/python3"), checkout=CHECKOUT, disk=made)
+        return Setup(
+            X86,
+            Image(tmp_path, "6.1"),
+            Path("/usr/bin/python3"),
+            checkout=CHECKOUT,
+            disk=tmp_path / "a,b.img",
+            options=("quiet", "NAME=value"),
+        )
 
     def test_boots_from_the_disk_and_shares_only_modules_and_checkout(
         self, setup: Setup, tmp_path: Path

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from esp_gw.errors import NetworkError
 from esp_gw.model import LAST_TABLE, Action, IPNetwork, Policy, PortRange, Sa, Selector
 from esp_gw.network.objects import MAX_BYPASS_RULES, Host
-from esp_gw.network.plan import shadowed
+from esp_gw.network.plan import left_out, plan_guard, plan_network, shadowed
 from tests.support.builders import bypass, desired, make_sa, protect, selector
 from tests.support.routing import (
     MAIN,
@@ -432,3 +432,20 @@ def test_the_kernel_sends_a_packet_where_its_policy_says(
     else:
         assert routed(network, packet, seed=seed) == TUN
         assert routed(network, packet, tun=False, seed=seed) == UNREACHABLE
+
+
+def test_for_a_kernel_without_ipv6_only_ipv4_is_planned_and_the_rest_is_told_of() -> None:
+    sa = make_sa()
+    both = (selector("10.1.0.0/24", "10.2.0.0/24"), selector("fd00:1::/64", "fd00:2::/64"))
+    addresses = {"addresses": (ip_address("10.1.0.1"), ip_address("fd00:1::1"))}
+    wanted = desired((sa,), (protect("t", sa.name, *both),), **addresses)
+    four = desired((sa,), (protect("t", sa.name, both[0]),), addresses=addresses["addresses"][:1])
+    host = Host(versions=frozenset({4}))
+    for plans in (lambda state, host: plan_network(state, {}, host), plan_guard):
+        there, only_four = plans(wanted, host), plans(four, Host())
+        assert (there.routes, there.rules) == (only_four.routes, only_four.rules)
+        assert there.addresses == only_four.addresses
+        assert there.firewall is not None
+    (warning,) = left_out(wanted, host)
+    assert "fd00:2::/64" in warning
+    assert left_out(wanted, Host()) == left_out(four, host) == []
