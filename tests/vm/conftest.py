@@ -91,7 +91,7 @@ def machine(
         made.boot()
         yield made
     # Hundreds of megabytes, which pytest would keep.
-    (folder / "disk.img").unlink()
+    (folder / "disk.img").unlink(missing_ok=True)
 
 
 @pytest.fixture

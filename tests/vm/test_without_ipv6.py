@@ -6,8 +6,12 @@ import json
 import sys
 from dataclasses import replace
 
+import pytest
+
 from lab.vm.machine import Machine
 from tests.support.guest import Guest, MakeSetup
+
+pytestmark = pytest.mark.vm_full
 
 
 def test_ipv4_is_guarded_and_carried_and_status_tells_of_ipv6(make_setup: MakeSetup) -> None:

@@ -6,13 +6,12 @@ import json
 import re
 from copy import deepcopy
 
-from tests.support.debian import ETC, Debian
+from tests.support.debian import ETC, PLAIN, SEALED, Debian
 
 # clone3, whose flags no filter can see, by RestrictNamespaces=: libc then takes clone. socket, by
 # RestrictAddressFamilies=: the gateway asks for AF_ALG, which only a drop-in allows.
 EXPECTED = ("435", "41")
 """Numbers of system calls that are denied in every run."""
-PLAIN, SEALED = "/etc/credstore/out.key", "/etc/credstore.encrypted/in.key"
 
 
 class Credentials:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from lab.vm.disk import CLONE
-from tests.support.debian import CONFIG, DROP_INS, MISTAKE, Debian
+from tests.support.debian import CONFIG, DROP_INS, MISTAKE, PLAIN, Debian
 
 
 class Restarted:
@@ -34,6 +34,7 @@ class Restarted:
         running.wait_active(than=pid)
         told = running.ok("journalctl", "-b", "-o", "cat", "_PID=1", "UNIT=esp-gw.service")
         assert "Watchdog timeout" in told
+        running.remove_drop_in("watchdog")
 
 
 class Refused:
@@ -69,6 +70,16 @@ class TriedAgain:
         machine.wait_active()
         # From then on a failure is the first one again.
         assert machine.run("test", "-e", "/run/esp-gw/starts").status == 1
+
+    def test_a_missing_credential_is_waited_for_and_closed(self, machine: Debian) -> None:
+        """systemd itself fails then, before there is a gateway."""
+        machine.ok("mv", PLAIN, f"{PLAIN}.away")
+        machine.ok("systemctl", "restart", "--no-block", "esp-gw")
+        machine.wait_for(lambda: int(machine.show()["NRestarts"]) >= 2, pause=2)
+        machine.assert_closed()
+        machine.ok("mv", f"{PLAIN}.away", PLAIN)
+        machine.wait_active()
+        machine.assert_carries()
 
 
 class Stopped:

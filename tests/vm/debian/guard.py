@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.support.debian import Debian, sent_to
 from tests.vm.inside.talker import BOUND, OPEN, ROUTED
 
@@ -21,6 +19,7 @@ class GuardBeside:
 
     def test_flushed_rules_come_back_while_the_gateway_runs(self, running: Debian) -> None:
         flushes_and_waits(running, "nft", "flush", "ruleset")
+        running.wait_for_journal("another program removed", "-p", "warning..warning")
 
 
 class Closed:
@@ -38,7 +37,6 @@ class GuardAlone:
         machine.ok("systemctl", "stop", "esp-gw")
         flushes_and_waits(machine, "systemctl", "restart", "nftables")
 
-    @pytest.mark.vm_full
     def test_a_killed_guard_opens_nothing_and_comes_back(self, machine: Debian) -> None:
         pid = machine.show(GUARD)["MainPID"]
         machine.ok("systemctl", "kill", "--signal=KILL", GUARD)

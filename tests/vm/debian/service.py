@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from lab.vm.disk import CLONE
-from tests.support.debian import CONFIG, ETC, MISTAKE, Debian
+from tests.support.debian import CONFIG, ETC, MISTAKE, STATE, Debian
 
 UNITS = ("esp-gw.service", "esp-gw-guard.service")
 
@@ -16,9 +14,9 @@ class Installed:
     """What scripts/install has left."""
 
     def test_its_user_owns_the_state_and_reads_the_configuration(self, machine: Debian) -> None:
-        found = machine.ok("stat", "-c", "%n %U:%G %a", "/var/lib/esp-gw", ETC, f"{ETC}/keys")
+        found = machine.ok("stat", "-c", "%n %U:%G %a", STATE, ETC, f"{ETC}/keys")
         assert found.splitlines() == [
-            "/var/lib/esp-gw esp-gw:esp-gw 700",
+            f"{STATE} esp-gw:esp-gw 700",
             f"{ETC} root:esp-gw 750",
             f"{ETC}/keys root:esp-gw 750",
         ]
@@ -97,7 +95,6 @@ class Reloaded:
 class InstalledAgain:
     """Last of all: it takes minutes in an emulator."""
 
-    @pytest.mark.vm_full
     def test_over_a_running_gateway_which_goes_on(self, running: Debian) -> None:
         pid = running.show()["MainPID"]
         running.shell(
