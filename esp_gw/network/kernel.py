@@ -38,7 +38,7 @@ from esp_gw.network.changes import (
     Step,
 )
 from esp_gw.network.firewall import Firewall
-from esp_gw.network.link import GONE, TunLink
+from esp_gw.network.link import GET_LINK, GET_ROUTE, GONE, TunLink
 from esp_gw.network.monitor import drain, route_monitor
 from esp_gw.network.nft import NftTable
 from esp_gw.network.objects import MAIN_TABLE, MAX_BYPASS_RULES, Host, Network, Rule
@@ -104,11 +104,11 @@ class KernelNetwork:
 
     async def tun_queues(self, interface: str) -> TunQueues:
         """Return the queues of the TUN device, also before `attach`. Raises NetworkError."""
-        return await self._call(read_tun_queues(interface, self._index))
+        return await self._call(read_tun_queues(self._ipr, interface, self._index))
 
     async def delete_link(self, index: int) -> None:
         """Delete a device, whoever holds it. Raises NetworkError."""
-        await self._call(delete_link(index))
+        await self._call(delete_link(self._ipr, index))
 
     async def changed(self) -> None:
         """Wait until links, addresses, routes, rules or packet filters have changed.
@@ -235,14 +235,14 @@ class KernelNetwork:
 
     async def _path_mtu(self, remote: IPAddress, fwmark: int) -> int | None:
         try:
-            route = (await self._ipr.route("get", dst=str(remote), mark=fwmark))[0]
+            route = (await self._ipr.route(GET_ROUTE, dst=str(remote), mark=fwmark))[0]
         except NetlinkError:
             return None
         metrics = route.get("metrics")
         mtu = metrics.get("mtu") if metrics else None
         if mtu:
             return int(mtu)
-        link = (await self._ipr.link("get", index=route.get("oif")))[0]
+        link = (await self._ipr.link(GET_LINK, index=route.get("oif")))[0]
         # The loopback's MTU of 65536 exceeds the largest IP packet.
         return min(int(link.get("mtu")), 65535)
 

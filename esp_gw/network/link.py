@@ -14,7 +14,9 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
+from pyroute2.netlink import NLM_F_REQUEST
 from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl import RTM_GETLINK, RTM_GETROUTE
 
 from esp_gw.errors import NetworkError
 from esp_gw.model import IPAddress, IPNetwork
@@ -24,6 +26,14 @@ from esp_gw.protocol import MIN_IPV6_MTU
 
 TX_QUEUE_LEN = 1000
 """Packets that the kernel queues for the TUN, as for an Ethernet card."""
+GET_LINK = (RTM_GETLINK, NLM_F_REQUEST)
+"""A `get` of one link by pyroute2, without an ACK.
+
+Its own `get` asks for an ACK behind the answer, reads none, and keeps it for ever in the queue of
+messages that nobody asked for: upstream, a request's queue should live until its ACK has come.
+"""
+GET_ROUTE = (RTM_GETROUTE, NLM_F_REQUEST)
+"""A `get` of the route to an address, likewise."""
 GONE = (errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENXIO)
 """Errors of a request to delete an object that doesn't exist; ENXIO on a device without IPv6."""
 _ALIAS = "esp_gw table {}"
@@ -80,7 +90,7 @@ class TunLink:
 
     async def state(self) -> tuple[int, bool]:
         """Return the MTU in bytes, and True if the interface is up."""
-        link = (await self._ipr.link("get", index=self.index))[0]
+        link = (await self._ipr.link(GET_LINK, index=self.index))[0]
         return int(link.get("mtu")), bool(link["flags"] & _IFF_UP)
 
     async def addresses(self) -> frozenset[IPAddress]:
@@ -115,10 +125,11 @@ class TunLink:
 
 async def find_link(ipr: Any, name: str) -> TunLink:
     """Return the interface called `name`. Raises NetworkError."""
-    found = await ipr.link_lookup(ifname=name)
-    if not found:
-        raise NetworkError("the TUN device is gone", where=name)
-    return TunLink(ipr, name, found[0])
+    try:
+        found = await ipr.link(GET_LINK, ifname=name)
+    except NetlinkError:
+        raise NetworkError("the TUN device is gone", where=name) from None
+    return TunLink(ipr, name, found[0]["index"])
 
 
 async def neighbours(ipr: Any, index: int) -> dict[int, str]:

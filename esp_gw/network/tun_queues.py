@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pyroute2 import AsyncIPRoute
+from esp_gw.network.link import GET_LINK
 
 ROOT = 0
 """The user to whom the gateway's device belongs; the service's own processes need a capability."""
@@ -38,21 +38,18 @@ class TunQueues:
         return "it was made persistent" if self.persistent else None
 
 
-async def read_tun_queues(interface: str, index: int) -> TunQueues:
+async def read_tun_queues(ipr: Any, interface: str, index: int) -> TunQueues:
     """Return the queues of the TUN device `index`, or of `interface` if the index is 0.
 
     Raises NetlinkError.
     """
     which = {"index": index} if index else {"ifname": interface}
-    async with AsyncIPRoute() as netlink:
-        link = (await netlink.link("get", **which))[0]
-    return _read(link)
+    return _read((await ipr.link(GET_LINK, **which))[0])
 
 
-async def delete_link(index: int) -> None:
+async def delete_link(ipr: Any, index: int) -> None:
     """Delete a device, whoever holds it. Raises NetlinkError."""
-    async with AsyncIPRoute() as netlink:
-        await netlink.link("del", index=index)
+    await ipr.link("del", index=index)
 
 
 def _read(link: Any) -> TunQueues:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pyroute2 import AsyncIPRoute
 
 from esp_gw.demo.gateways import LabGateway
 from esp_gw.demo.netns import Namespace, end, namespaces
@@ -117,7 +118,8 @@ def test_the_queues_of_a_device_are_those_that_ip_counts(host: Namespace) -> Non
 
     def look() -> TunQueues:
         async def read() -> TunQueues:
-            return await read_tun_queues("esp0", 0)
+            async with AsyncIPRoute() as ipr:
+                return await read_tun_queues(ipr, "esp0", 0)
 
         with inside(host):
             return asyncio.run(read())
