@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,8 +27,7 @@ def call(
     deadline = time.monotonic() + timeout
     with socket.socket(socket.AF_UNIX) as sock:
         try:
-            sock.settimeout(timeout)
-            sock.connect(os.fspath(path))
+            _connect(sock, path, timeout)
             _send(sock, encode_request(method, parameters), deadline)
             line = _receive_line(sock, deadline)
         except FileNotFoundError:
@@ -48,6 +48,16 @@ def call(
         except OSError as error:
             raise EspGwError(error.strerror or str(error), where=str(path)) from None
     return decode_reply(line)
+
+
+def _connect(sock: socket.socket, path: Path, timeout: float) -> None:
+    # In a non-blocking connect, as settimeout() makes it, a full backlog is an error at once.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(timeout))
+    sock.connect(os.fspath(path))
+
+
+def _timeval(seconds: float) -> bytes:
+    return struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000))
 
 
 def _send(sock: socket.socket, data: bytes, deadline: float) -> None:

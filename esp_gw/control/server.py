@@ -1,7 +1,7 @@
 """The control socket of the daemon: access control, and dispatch of requests to handlers.
 
-A slow, silent or misbehaving client costs one of 32 connections for a bounded time, and never
-blocks another client or the loop.
+A slow, silent or misbehaving client costs one of its user's places for a bounded time (places.py),
+and never blocks another client or the loop.
 """
 
 from __future__ import annotations
@@ -16,15 +16,20 @@ import socket
 import stat
 import struct
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from esp_gw.control.places import Place, Places
 from esp_gw.control.protocol import Request, RequestDecoder, encode_error, encode_reply
 from esp_gw.errors import ControlError, EspGwError
 from esp_gw.files import inode
 from esp_gw.logs import log
 
-MAX_CONNECTIONS = 32
+BACKLOG = 128
+"""Connections that the kernel holds until they are accepted."""
+ACCEPT_PAUSE = 1.0
+"""Seconds until the next try where neither the kernel nor a client has a descriptor to give."""
 REQUEST_TIMEOUT = 30.0
 """Seconds a connection may take until its next request is complete."""
 REPLY_TIMEOUT = 10.0
@@ -35,6 +40,9 @@ _LISTEN_HINTS = {
     errno.ENOENT: "create its directory first, as the systemd unit does",
     errno.EACCES: "run this as root or as the systemd service",
 }
+_TAKEN_AWAY = ControlError(
+    "Refused", "too many connections: this one waited longest", hint="connect again"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +57,13 @@ class Caller:
 Handler = Callable[[dict[str, object], Caller], Awaitable[dict[str, object]]]
 
 
-def may_use(caller: Caller, group: str) -> bool:
-    """True if a caller may control the gateway: root, the daemon's user, a member of `group`."""
-    if caller.uid in (0, os.geteuid()):
-        return True
+def is_owner(caller: Caller) -> bool:
+    """True if the caller is root or the daemon's own user."""
+    return caller.uid in (0, os.geteuid())
+
+
+def is_member(caller: Caller, group: str) -> bool:
+    """True if the caller is a member of `group`; a directory server may be asked."""
     try:
         gid = grp.getgrnam(group).gr_gid
         if caller.gid == gid:
@@ -61,6 +72,15 @@ def may_use(caller: Caller, group: str) -> bool:
     except KeyError:
         return False
     return gid in os.getgrouplist(user.pw_name, user.pw_gid)
+
+
+@dataclass(eq=False, slots=True)
+class _Connection:
+    sock: socket.socket
+    caller: Caller
+    place: Place
+    task: asyncio.Task[None] | None = None
+    mid_reply: bool = False
 
 
 class ControlServer:
@@ -74,15 +94,18 @@ class ControlServer:
         self._path = path
         self._handlers = handlers
         self._group = group
-        self._server: asyncio.Server | None = None
+        self._accepting: asyncio.Task[None] | None = None
         self._inode: tuple[int, int] | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._places = Places()
+        self._connections: dict[Place, _Connection] = {}
+        # Of its own: a directory server that is slow delays nothing but its users.
+        self._lookups = ThreadPoolExecutor(2, thread_name_prefix="lookup")
 
     async def start(self) -> None:
         """Listen at the path. Raises EspGwError if that fails or another daemon listens there."""
         try:
             _remove_stale(self._path)
-            sock = _listen(self._path, self._group)
+            listener = _listen(self._path, self._group)
         except OSError as error:
             raise EspGwError(
                 f"the control socket can't be created: {error.strerror or error}",
@@ -90,47 +113,88 @@ class ControlServer:
                 hint=_LISTEN_HINTS.get(error.errno or 0),
             ) from error
         self._inode = inode(self._path)
-        self._server = await asyncio.start_unix_server(self._on_connection, sock=sock)
+        self._accepting = asyncio.create_task(self._accept(listener))
 
     async def close(self) -> None:
         """Remove the socket file and drop every connection; running handlers are cancelled."""
-        if self._server is None:
+        if self._accepting is None:
             return
         with contextlib.suppress(OSError):
             if inode(self._path) == self._inode:
                 self._path.unlink(missing_ok=True)
-        self._server.close()
-        for task in self._connections:
+        tasks = [self._accepting, *(each.task for each in self._connections.values() if each.task)]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
-        await self._server.wait_closed()
-        self._server = None
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._lookups.shutdown(wait=False, cancel_futures=True)
+        self._accepting = None
 
-    def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(self._run(reader, writer))
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+    async def _accept(self, listener: socket.socket) -> None:
+        loop, is_short = asyncio.get_running_loop(), False
+        with listener:
+            while True:
+                try:
+                    sock, _ = await loop.sock_accept(listener)
+                except OSError as error:
+                    if not is_short:
+                        log.warning("no control connection is accepted", reason=error.strerror)
+                    is_short = True
+                    if not self._give_up_longest():
+                        await asyncio.sleep(ACCEPT_PAUSE)
+                else:
+                    is_short = False
+                    self._admit(sock)
+                # A crowd at the door yields to the connections inside after each one.
+                await asyncio.sleep(0)
 
-    async def _run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # With a buffer limit of 0, drain() waits until the client has read the whole reply.
-        writer.transport.set_write_buffer_limits(high=0)
+    def _admit(self, sock: socket.socket) -> None:
+        caller = _caller_of(sock)
         try:
-            await self._serve(reader, writer)
+            place, former = self._places.take(caller.uid)
+        except ControlError as error:
+            _send_at_once(sock, error)
+            _close(sock)
+            return
+        if former is not None:
+            self._give_up(former)
+        connection = self._connections[place] = _Connection(sock, caller, place)
+        connection.task = asyncio.create_task(self._run(connection))
+        connection.task.add_done_callback(lambda task: self._ended(connection, task))
+
+    def _give_up_longest(self) -> bool:
+        former = self._places.take_longest()
+        if former is not None:
+            self._give_up(former)
+        return former is not None
+
+    def _give_up(self, place: Place) -> None:
+        """End the connection whose place was taken away."""
+        connection = self._connections[place]
+        if not connection.mid_reply:
+            _send_at_once(connection.sock, _TAKEN_AWAY)
+        if connection.task is not None:
+            connection.task.cancel()
+
+    def _ended(self, connection: _Connection, task: asyncio.Task[None]) -> None:
+        self._places.free(connection.place)
+        del self._connections[connection.place]
+        _close(connection.sock)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a control connection failed", reason=str(error))
+
+    async def _run(self, connection: _Connection) -> None:
+        try:
+            await self._serve(connection)
         except ControlError as error:
             with contextlib.suppress(TimeoutError, OSError):
-                await _send(writer, encode_error(error))
+                await _send(connection, encode_error(error))
         except (TimeoutError, OSError) as error:
             log.debug("control connection ended", error=str(error) or type(error).__name__)
-        finally:
-            writer.transport.abort()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, connection: _Connection) -> None:
         """Answer requests until the client closes; raises ControlError as the final reply."""
-        if len(self._connections) > MAX_CONNECTIONS:
-            raise ControlError("Refused", "too many connections", hint="try again later")
-        caller = _caller_of(writer)
-        # The lookup may query a directory server, so it runs outside the loop.
-        if not await asyncio.to_thread(may_use, caller, self._group):
+        caller = connection.caller
+        if not is_owner(caller) and not await self._is_member(caller):
             log.warning("control connection refused", uid=caller.uid, pid=caller.pid)
             raise ControlError(
                 "PermissionDenied",
@@ -138,10 +202,17 @@ class ControlServer:
                 hint=f"add yourself to the group {self._group}, or use sudo",
             )
         decoder = RequestDecoder()
-        while (request := await _next_request(reader, decoder)) is not None:
-            await _send(writer, await self._answer(request, caller))
+        while (request := await _next_request(connection.sock, decoder)) is not None:
+            self._places.begin(connection.place)
+            reply = await self._answer(request, caller)
+            self._places.wait(connection.place)
+            await _send(connection, reply)
             # A client that pipelines requests yields to the others after each one.
             await asyncio.sleep(0)
+
+    async def _is_member(self, caller: Caller) -> bool:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._lookups, is_member, caller, self._group)
 
     async def _answer(self, request: Request, caller: Caller) -> bytes:
         try:
@@ -168,25 +239,38 @@ class ControlServer:
         return handler
 
 
-async def _next_request(reader: asyncio.StreamReader, decoder: RequestDecoder) -> Request | None:
+async def _next_request(sock: socket.socket, decoder: RequestDecoder) -> Request | None:
+    loop = asyncio.get_running_loop()
     async with asyncio.timeout(REQUEST_TIMEOUT):
         while (request := decoder.next_request()) is None:
-            data = await reader.read(READ_SIZE)
+            data = await loop.sock_recv(sock, READ_SIZE)
             if not data:
                 return None
             decoder.receive_data(data)
     return request
 
 
-async def _send(writer: asyncio.StreamWriter, data: bytes) -> None:
+async def _send(connection: _Connection, data: bytes) -> None:
+    connection.mid_reply = True
     async with asyncio.timeout(REPLY_TIMEOUT):
-        writer.write(data)
-        await writer.drain()
+        await asyncio.get_running_loop().sock_sendall(connection.sock, data)
+    connection.mid_reply = False
 
 
-def _caller_of(writer: asyncio.StreamWriter) -> Caller:
+def _send_at_once(sock: socket.socket, error: ControlError) -> None:
+    with contextlib.suppress(OSError):
+        sock.send(encode_error(error))
+
+
+def _close(sock: socket.socket) -> None:
+    # Closed with a request unread, the socket would be reset, and some clients lose the last reply.
+    with contextlib.suppress(OSError):
+        sock.recv(READ_SIZE)
+    sock.close()
+
+
+def _caller_of(sock: socket.socket) -> Caller:
     credentials = struct.Struct("3i")
-    sock = writer.get_extra_info("socket")
     data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
     return Caller(*credentials.unpack(data))
 
@@ -230,7 +314,7 @@ def _listen(path: Path, group: str) -> socket.socket:
             if path.stat().st_gid != gid:
                 os.chown(path, -1, gid)
         path.chmod(0o660)
-        sock.listen(MAX_CONNECTIONS)
+        sock.listen(BACKLOG)
         sock.setblocking(False)
     except BaseException:
         sock.close()

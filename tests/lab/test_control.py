@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import grp
 import json
 import stat
+import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from esp_gw.control.protocol import PREFIX
+from esp_gw.control.server import Caller, ControlServer
 from esp_gw.demo.gateways import LabGateway
 from esp_gw.demo.netns import add_address
 from esp_gw.demo.pair import GatewayPair
@@ -279,3 +287,79 @@ def test_control_answers_while_traffic_runs_at_full_rate(pair: GatewayPair) -> N
         assert client.poll() is None
         client.terminate()
         client.wait()
+
+
+CROWD = """
+import os, socket, sys
+path, uid, gid, half = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4].encode()
+os.setgroups([]); os.setgid(gid); os.setuid(uid)
+kept = []
+for _ in range(200):
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(path)
+    sock.send(half)
+    kept.append(sock)
+print("connected", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def crowd(path: Path, uid: int, gid: int, sent: str) -> Iterator[None]:
+    """Hold 200 connections of a user that have sent the same."""
+    command = (sys.executable, "-I", "-S", "-c", CROWD, str(path), str(uid), str(gid), sent)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as it:
+        try:
+            assert it.stdout is not None
+            assert it.stdout.readline() == "connected\n"
+            yield
+        finally:
+            it.kill()
+
+
+@pytest.mark.parametrize("sent", ["", '{"method":'], ids=["silent", "half a line"])
+def test_status_is_answered_while_root_holds_200_idle_connections(
+    pair: GatewayPair, sent: str
+) -> None:
+    with crowd(pair.a.socket, 0, 0, sent), crowd(pair.a.socket, 0, 0, sent):
+        assert pair.a.ask("status")["sas"] == 2
+        pair.a.cli("reload")
+    assert "Traceback" not in pair.a.log.read_text()
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder where other users may look for a socket."""
+    with tempfile.TemporaryDirectory(dir="/run") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def caller_of(path: Path, uid: int, gid: int) -> int:
+    """Ask as a user of a group, by the client of the command line; return who the server saw."""
+    script = "import sys; from esp_gw.control.client import call; from pathlib import Path;"
+    script += "print(call(Path(sys.argv[1]), 'Who', {})['uid'])"
+    user = ("setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups")
+    command = (*user, sys.executable, "-c", script, str(path))
+    run = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+    assert run.returncode == 0, run.stderr
+    return int(run.stdout)
+
+
+async def test_users_of_the_group_lock_out_neither_root_nor_each_other(open_folder: Path) -> None:
+    path, group = open_folder / "control.sock", grp.getgrall()[-1]
+
+    async def who(_parameters: dict[str, object], caller: Caller) -> dict[str, object]:
+        return {"uid": caller.uid}
+
+    def crowded() -> list[int]:
+        gid = group.gr_gid
+        with crowd(path, 65530, gid, ""), crowd(path, 65531, gid, "{"):
+            return [caller_of(path, uid, gid) for uid in (0, 65530, 65532)]
+
+    server = ControlServer(path, {PREFIX + "Who": who}, group.gr_name)
+    await server.start()
+    try:
+        assert await asyncio.to_thread(crowded) == [0, 65530, 65532]
+    finally:
+        await server.close()

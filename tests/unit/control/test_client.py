@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import threading
@@ -114,6 +115,31 @@ def test_a_silent_server_times_out(path: Path) -> None:
 
     with answering(path, behave), pytest.raises(EspGwError, match=r"did not answer within 0\.1 s"):
         call(path, "ListSas", {}, timeout=0.1)
+
+
+def test_a_connection_waits_while_the_servers_backlog_is_full(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as others:
+        listener.bind(str(path))
+        listener.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                other = others.enter_context(socket.socket(socket.AF_UNIX))
+                other.setblocking(False)
+                other.connect(str(path))
+        with pytest.raises(EspGwError, match=r"did not answer within 0\.3 s"):
+            call(path, "ListSas", {}, timeout=0.3)
+
+        def serve() -> None:
+            for number in itertools.count():
+                connection = others.enter_context(listener.accept()[0])
+                if number and connection.recv(65536):
+                    connection.sendall(b'{"parameters": {"n": 1}}\n')
+                    return
+
+        thread = threading.Timer(0.2, serve)
+        thread.start()
+        assert call(path, "ListSas", {}) == {"n": 1}
+        thread.join()
 
 
 def test_a_server_that_drips_bytes_gets_no_more_time(path: Path) -> None:

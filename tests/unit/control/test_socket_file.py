@@ -17,7 +17,7 @@ import pytest
 
 from esp_gw.control.client import call
 from esp_gw.control.protocol import PREFIX
-from esp_gw.control.server import Caller, ControlServer, Handler, may_use
+from esp_gw.control.server import Caller, ControlServer, Handler, is_member, is_owner
 from esp_gw.errors import EspGwError
 
 
@@ -78,7 +78,7 @@ def test_the_users_allowed_on_the_socket(
         pwd, "getpwuid", lambda uid: SimpleNamespace(pw_name=users[uid], pw_gid=100)
     )
     monkeypatch.setattr(os, "getgrouplist", lambda name, _gid: groups[name])
-    assert may_use(caller, "esp-gw") is allowed
+    assert (is_owner(caller) or is_member(caller, "esp-gw")) is allowed
 
 
 def test_without_the_group_only_root_and_the_daemons_user_are_allowed(
@@ -89,7 +89,9 @@ def test_without_the_group_only_root_and_the_daemons_user_are_allowed(
 
     monkeypatch.setattr(os, "geteuid", lambda: 777)
     monkeypatch.setattr(grp, "getgrnam", unknown)
-    assert [may_use(Caller(1, uid, 0), "esp-gw") for uid in (0, 777, 1000)] == [True, True, False]
+    callers = [Caller(1, uid, 0) for uid in (0, 777, 1000)]
+    assert [is_owner(caller) for caller in callers] == [True, True, False]
+    assert not any(is_member(caller, "esp-gw") for caller in callers)
 
 
 async def test_the_socket_is_never_open_to_the_world_and_belongs_to_the_group(
