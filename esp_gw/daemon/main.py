@@ -19,6 +19,7 @@ from esp_gw.daemon.background import Background
 from esp_gw.daemon.engines import make_engine
 from esp_gw.daemon.gateway import Gateway
 from esp_gw.daemon.guard import hold_before_start
+from esp_gw.daemon.priority import prefer_control
 from esp_gw.daemon.service import Service
 from esp_gw.daemon.starts import Starts, may_start
 from esp_gw.daemon.systemd import Notifier, watchdog_interval
@@ -138,6 +139,8 @@ class _Daemon:
         tables.write(former | {settings.table})
         await gateway.start(self._service.desired())
         tables.write(frozenset({settings.table}))
+        if is_native(settings.engine):
+            prefer_control()
         try:
             await control.start()
             await self._service.advise()

@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import pytest
 
+from esp_gw.daemon.priority import CONTROL_NICE
 from esp_gw.daemon.systemd import Notifier, watchdog_interval
 from esp_gw.desired import GatewaySettings
 from esp_gw.errors import WRONG_CONFIG, WRONG_STATE
@@ -251,6 +252,10 @@ def test_the_unit_keeps_keys_out_of_dumps_and_swap_and_has_two_capabilities() ->
         assert [set(value.split()) for value in settings[name]] == [
             {"CAP_NET_ADMIN", "CAP_NET_RAW"}
         ]
+
+
+def test_the_unit_lets_the_control_plane_run_before_the_workers() -> None:
+    assert settings_of(SERVICE)["LimitNICE"] == [str(CONTROL_NICE)]
 
 
 def test_the_unit_gives_up_only_where_a_person_has_to_act() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from esp_gw.daemon.priority import CONTROL_NICE
 from lab.vm.disk import CLONE
 from tests.support.debian import CONFIG, ETC, MISTAKE, STATE, Debian
 
@@ -47,6 +48,15 @@ class Started:
         machine.shell("systemctl start esp-gw && ping -c 1 -W 20 10.2.0.1")
         machine.assert_carries()
         assert machine.show()["StatusText"] == f"2 SAs, engine {engine}"
+
+    def test_the_control_plane_runs_before_the_workers(self, machine: Debian, engine: str) -> None:
+        tasks = machine.shell(f"cat /proc/{machine.show()['MainPID']}/task/*/stat").splitlines()
+        # proc_pid_stat(5): field 19 is the nice value, and field 2 the name in parentheses.
+        found: dict[bool, set[int]] = {True: set(), False: set()}
+        for stat in tasks:
+            found["(esp-worker" in stat].add(int(stat.rpartition(")")[2].split()[16]))
+        native = engine == "native"
+        assert found == {True: {0} if native else set(), False: {CONTROL_NICE if native else 0}}
 
     def test_enabling_it_has_enabled_the_guard(self, machine: Debian) -> None:
         for command, state in (("is-enabled", "enabled\n"), ("is-active", "active\n")):
