@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+_PIECE = 1 << 20
 _LASTING = frozenset(
     (
         *(errno.EACCES, errno.EPERM, errno.EINVAL, errno.EFBIG, errno.EISDIR),
@@ -48,11 +49,13 @@ def open_regular(path: Path) -> Iterator[tuple[int, os.stat_result]]:
 
 def read_bounded(fd: int, limit: int) -> bytes:
     """Read all of `fd`. Raises OSError if there are more than `limit` bytes."""
-    with os.fdopen(fd, "rb", closefd=False) as stream:
-        content = stream.read(limit + 1)
-    if len(content) > limit:
-        raise OSError(errno.EFBIG, f"is larger than {limit} bytes")
-    return content
+    # In pieces: a read of the limit would take that much memory, whatever the file has.
+    content = bytearray()
+    while piece := os.read(fd, min(_PIECE, limit + 1 - len(content))):
+        content += piece
+        if len(content) > limit:
+            raise OSError(errno.EFBIG, f"is larger than {limit} bytes")
+    return bytes(content)
 
 
 def privacy_fault(status: os.stat_result, forbidden: int = 0o077) -> str | None:

@@ -24,6 +24,7 @@ from esp_gw.cli.sa import sa
 from esp_gw.cli.tunnel import tunnel
 from esp_gw.desired import GatewaySettings
 from esp_gw.errors import FAILED, INTERRUPTED, ConfigError, EspGwError, printable
+from esp_gw.limits import named
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -92,13 +93,18 @@ def _run(args: Sequence[str] | None) -> int:
         problems = counted(len(error.problems), "problem")
         _complain(f"esp-gw: error: {problems} in the configuration")
         return error.exit_status
-    except EspGwError as error:
-        _complain(f"esp-gw: error: {error}")
-        return error.exit_status
     except Exception as error:
-        _complain_internal(error)
-        return FAILED
+        return _failed(error)
     return result if isinstance(result, int) else 0
+
+
+def _failed(error: Exception) -> int:
+    told = named(error) or error
+    if isinstance(told, EspGwError):
+        _complain(f"esp-gw: error: {told}")
+        return told.exit_status
+    _complain_internal(error)
+    return FAILED
 
 
 def _usage(error: click.ClickException) -> str:

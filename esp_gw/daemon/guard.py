@@ -7,8 +7,9 @@ import signal
 import threading
 from pathlib import Path
 
-from esp_gw import logs
+from esp_gw import limits, logs
 from esp_gw.config.load import readable_state_dir
+from esp_gw.daemon import memory
 from esp_gw.daemon.background import Background
 from esp_gw.daemon.protection import Protection, last_protection
 from esp_gw.daemon.systemd import Notifier
@@ -22,6 +23,12 @@ from esp_gw.network.objects import Network
 from esp_gw.network.owned_tables import TABLES_NAME, OwnedTables
 from esp_gw.network.watch import CheckResult, Watch
 
+GUARD_FILES = 16
+"""Open files that it takes to close prefixes by routes and rules; the packet filter needs more."""
+
+GUARD_SPACE = 80
+"""MiB of address space that it takes."""
+
 
 def run(config: Path, log_level: str) -> int:
     """Keep the last plan closed until SIGTERM or SIGINT, whenever no gateway runs.
@@ -29,6 +36,10 @@ def run(config: Path, log_level: str) -> int:
     Returns the exit status. Raises EspGwError if nothing is guarded.
     """
     logs.configure(log_level)
+    memory.bound_arenas()
+    limits.raise_open_files()
+    limits.require_open_files(GUARD_FILES)
+    limits.require_address_space(GUARD_SPACE)
     guard = GuardState(readable_state_dir(config))
     if not guard.is_there:
         raise NetworkError(

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from esp_gw import logs
+from esp_gw import limits, logs
 from esp_gw.config.added import STORE_NAME, Store
 from esp_gw.config.load import load_config, readable_state_dir
 from esp_gw.control.server import Caller, ControlServer, Handler
@@ -18,7 +18,7 @@ from esp_gw.daemon import memory
 from esp_gw.daemon.background import Background
 from esp_gw.daemon.engines import make_engine
 from esp_gw.daemon.gateway import Gateway
-from esp_gw.daemon.guard import hold_before_start
+from esp_gw.daemon.guard import GUARD_FILES, GUARD_SPACE, hold_before_start
 from esp_gw.daemon.priority import prefer_control
 from esp_gw.daemon.service import Service
 from esp_gw.daemon.starts import Starts, may_start
@@ -33,6 +33,10 @@ from esp_gw.network.guard import GuardState
 from esp_gw.network.kernel import KernelNetwork
 from esp_gw.network.owned_tables import TABLES_NAME, OwnedTables
 
+GATEWAY_FILES = 32
+"""Open files without which no gateway starts; further workers and outer addresses need more."""
+GATEWAY_SPACE = 128
+"""MiB of address space without which no gateway starts; further workers and SAs need more."""
 STATUS_INTERVAL = 15.0
 """Seconds between looks at what is wrong, where no watchdog sets the pace."""
 
@@ -61,14 +65,22 @@ def _run(config: Path, log_level: str, end: End) -> int:
         return 0
     try:
         _start(config, end, notifier, starts)
-    except EspGwError as error:
-        starts.failed(error.summary)
-        notifier.status(error.summary)
-        raise
+    except Exception as error:
+        told = limits.named(error) or error
+        if isinstance(told, EspGwError):
+            starts.failed(told.summary)
+            notifier.status(told.summary)
+        if told is error:
+            raise
+        raise told from error
     return 0
 
 
 def _start(config: Path, end: End, notifier: Notifier, starts: Starts) -> None:
+    memory.bound_arenas()
+    limits.raise_open_files()
+    limits.require_open_files(GUARD_FILES)
+    limits.require_address_space(GUARD_SPACE)
     # Before a key is read into memory.
     memory.forbid_core_dumps()
     if not memory.lock():
@@ -77,6 +89,8 @@ def _start(config: Path, end: End, notifier: Notifier, starts: Starts) -> None:
     with guard.gateway():
         # Before anything else that can fail.
         hold_before_start(guard, config)
+        limits.require_open_files(GATEWAY_FILES)
+        limits.require_address_space(GATEWAY_SPACE)
         desired = load_config(config)
         daemon = _Daemon(config, desired, guard, end, notifier, starts)
         if is_native(desired.settings.engine):

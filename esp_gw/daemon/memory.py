@@ -1,4 +1,4 @@
-"""Keeps keys in memory out of core dumps and, if RLIMIT_MEMLOCK allows it, out of swap."""
+"""Keeps keys out of core dumps and swap, and the heap within a limited address space."""
 
 from __future__ import annotations
 
@@ -7,12 +7,23 @@ import ctypes
 import mmap
 import resource
 
+_M_ARENA_MAX = -8
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 
 
 def forbid_core_dumps() -> None:
     """Disable core dumps of this process (RLIMIT_CORE, core(5))."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def bound_arenas() -> None:
+    """Let all threads share one heap if the address space is limited (RLIMIT_AS, mallopt(3)).
+
+    The heaps that they take by turns otherwise reserve 64 MiB each, so that a start succeeds or
+    fails by chance.
+    """
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def lock() -> bool:

@@ -144,6 +144,12 @@ def _primary_code(error: sqlite3.Error) -> int:
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
 
 
+def _open_as_sqlite(path: Path) -> None:
+    """Raise LedgerError if the system has a reason not to open the file: SQLite gives none."""
+    with errors(path):
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+
+
 @contextlib.contextmanager
 def errors(path: Path) -> Iterator[None]:
     """Convert errors of the system and of SQLite to ledger errors, with a hint at the remedy.
@@ -153,6 +159,8 @@ def errors(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
+        if _primary_code(error) == sqlite3.SQLITE_CANTOPEN:
+            _open_as_sqlite(path)
         hint = _DISK_HINTS.get(_primary_code(error))
         if hint is None:
             raise _damaged(path, str(error)) from error

@@ -163,6 +163,10 @@ class KernelNetwork:
         where = None if self._link is None else self._link.name
         try:
             return await loop.run_in_executor(self._thread, self._runner.run, work)
+        except RuntimeError:
+            # It was never begun where no thread can be started.
+            work.close()
+            raise
         except NetlinkError as error:
             raise NetworkError(f"the kernel refused it: {error.args[-1]}", where=where) from None
         except OSError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from esp_gw import logs
+from esp_gw import limits, logs
 from esp_gw.config.load import load_config
 from esp_gw.config.provision import make_pair
 from esp_gw.control.client import call
@@ -143,6 +143,7 @@ def test_memory_is_locked_before_any_key_is_read(
         steps.append("memory is locked")
         return locked
 
+    monkeypatch.setattr(limits, "raise_open_files", lambda: None)
     monkeypatch.setattr(resource, "setrlimit", lambda *limit: steps.append(limit))
     monkeypatch.setattr(memory, "lock", lock)
     monkeypatch.setattr(logs, "configure", lambda _: None)
@@ -275,6 +276,7 @@ def test_a_start_that_fails_leaves_its_reason_in_the_status(
 ) -> None:
     monkeypatch.setattr(memory, "lock", lambda: True)
     monkeypatch.setattr(memory, "forbid_core_dumps", lambda: None)
+    monkeypatch.setattr(limits, "raise_open_files", lambda: None)
     monkeypatch.setattr(logs, "configure", lambda _: None)
     if fault is None:
         rig.config.unlink()
