@@ -7,7 +7,7 @@ import pytest
 from tests.support.engines import ENGINES
 from tests.vm.debian.boot import LateNetwork
 from tests.vm.debian.credentials import Confined, Credentials, Eyes
-from tests.vm.debian.failures import Refused, Restarted, Stopped, TriedAgain
+from tests.vm.debian.failures import GivenAway, Refused, Restarted, Stopped, TriedAgain
 from tests.vm.debian.guard import Closed, GuardAlone, GuardBeside
 from tests.vm.debian.service import (
     Installed,
@@ -58,6 +58,9 @@ class TestEyes(Eyes): ...
 
 
 class TestTriedAgain(TriedAgain): ...
+
+
+class TestGivenAway(GivenAway): ...
 
 
 class TestGuardBeside(GuardBeside): ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from lab.vm.disk import CLONE
-from tests.support.debian import CONFIG, DROP_INS, MISTAKE, PLAIN, Debian
+from tests.support.debian import CONFIG, DROP_INS, MISTAKE, PLAIN, STATE, Debian
 
 
 class Restarted:
@@ -80,6 +80,20 @@ class TriedAgain:
         machine.ok("mv", f"{PLAIN}.away", PLAIN)
         machine.wait_active()
         machine.assert_carries()
+
+
+class GivenAway:
+    def test_a_state_directory_of_another_user_is_taken_back_at_the_start(
+        self, running: Debian
+    ) -> None:
+        running.ok("systemctl", "stop", "esp-gw")
+        # Not nobody, whose files systemd 257 leaves as they are and maps to the unit's user.
+        running.ok("chown", "-R", "daemon:daemon", STATE)
+        running.assert_closed()
+        running.ok("systemctl", "start", "esp-gw")
+        running.assert_carries()
+        owners = set(running.shell(f"stat -c %U:%G {STATE} {STATE}/*").split())
+        assert owners == {"esp-gw:esp-gw"}
 
 
 class Stopped:
