@@ -191,7 +191,8 @@ class NativeEngine:
             if name in sas
         }
         for name, sa, wanted in changed:
-            if sa.keepalive and sa.encapsulation is Encapsulation.UDP:
+            udp_out = sa.direction is Direction.OUTBOUND and sa.encapsulation is Encapsulation.UDP
+            if sa.keepalive and udp_out:
                 before = seen.get(name, 0) if isinstance(wanted, core.ReplacedSa) else 0
                 self._keepalives.setdefault(sa.keepalive, {})[sa.name] = before
                 if sa.keepalive not in self._timers:

@@ -202,6 +202,8 @@ async def test_packets_that_wait_for_a_full_socket_are_sent_after_their_sa_is_re
         a.engine.replace_sa("0", replace(one.out, name="0.renamed"))
         a.engine.replace_policies([protect("p", "0.renamed", *one.out.selectors)])
         a.namespace.run(*limit, "limit", "200mb", "rate", "100mbit")
+        waiting = a.carried("0.renamed")
+        await until(lambda: b.carried("0") > waiting, "the packets that waited")
         sent, report = await flow.finish()
     finally:
         flow.kill()
