@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from esp_gw.engine.base import SaCounters
 from esp_gw.errors import EngineError
-from esp_gw.model import SUITES, Direction, DropReason, KeyMaterial, Lease, Sa
+from esp_gw.model import SUITES, Direction, DropReason, Encapsulation, KeyMaterial, Lease, Sa
 from tests.support.builders import OUTER, make_sa, mirrored, protect, selector
 from tests.support.engine_pair import (
     INNER,
@@ -95,12 +95,14 @@ def _key(number: int) -> KeyMaterial:
     return KeyMaterial(number.to_bytes(SUITE.key_len), b"salt")
 
 
-def way(sender: Side, receiver: Side, number: int) -> Way:
+def way(
+    sender: Side, receiver: Side, number: int, encapsulation: Encapsulation = Encapsulation.UDP
+) -> Way:
     """Install one direction's SAs."""
     selectors = (ALL,) if number == 0 else mirrored((ALL,))
     local, remote = OUTER[4] if number == 0 else reversed(OUTER[4])
     out = make_sa(f"{number}", Direction.OUTBOUND, 0x1000 + number, *selectors, suite=SUITE)
-    out = replace(out, **_ends(local, remote), tunnel="t", keepalive=20)
+    out = replace(out, **_ends(local, remote), encapsulation=encapsulation, tunnel="t")
     into = replace(out, direction=Direction.INBOUND, selectors=mirrored(selectors))
     into = replace(into, **_ends(remote, local))
     sender.engine.install_outbound(out, NUMBERS)
@@ -114,11 +116,12 @@ def _ends(local: str, remote: str) -> dict[str, object]:
     return {"local": sample.local, "remote": sample.remote}
 
 
+@pytest.mark.parametrize("encapsulation", Encapsulation)
 async def test_no_packet_is_lost_or_numbered_twice_while_sas_are_replaced_under_traffic(
-    pair: tuple[Side, Side], kind: str, tmp_path: Path
+    pair: tuple[Side, Side], kind: str, encapsulation: Encapsulation, tmp_path: Path
 ) -> None:
     a, b = pair
-    ways = [way(a, b, 0), way(b, a, 1)]
+    ways = [way(a, b, 0, encapsulation), way(b, a, 1, encapsulation)]
     windows = cycle([512, 8192, 4096, 1000])
 
     def narrow_or_widen(way: Way, odd: int) -> None:
@@ -277,3 +280,18 @@ async def test_what_is_there_at_the_end_of_a_step_counts(pair: tuple[Side, Side]
     sas = engine.counters().sas
     assert {name: sa.seq for name, sa in sas.items()} == {"two": 7, "one~old": 8, "one": 3}
     assert engine.advanced_replay_floors() == {}
+
+
+async def test_keepalives_go_on_under_the_new_name_and_end_with_the_setting(
+    pair: tuple[Side, Side],
+) -> None:
+    engine = pair[0].engine
+    out = replace(make_sa("out", Direction.OUTBOUND, 0x1001), keepalive=1)
+    engine.install_outbound(out, NUMBERS)
+    engine.replace_sa("out", replace(out, name="new"))
+    await until(lambda: engine.counters().keepalives_out > 0, "a keepalive")
+    engine.replace_sa("new", replace(out, keepalive=0))
+    before = engine.counters().keepalives_out
+    engine.install_outbound(replace(out, name="other", spi=0x1002), NUMBERS)
+    await until(lambda: engine.counters().keepalives_out > before, "a keepalive of another SA")
+    engine.remove_sas(["out", "other"])
