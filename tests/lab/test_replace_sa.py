@@ -282,16 +282,10 @@ async def test_what_is_there_at_the_end_of_a_step_counts(pair: tuple[Side, Side]
     assert engine.advanced_replay_floors() == {}
 
 
-async def test_keepalives_go_on_under_the_new_name_and_end_with_the_setting(
-    pair: tuple[Side, Side],
-) -> None:
+async def test_keepalives_go_on_under_the_new_name(pair: tuple[Side, Side]) -> None:
     engine = pair[0].engine
     out = replace(make_sa("out", Direction.OUTBOUND, 0x1001), keepalive=1)
     engine.install_outbound(out, NUMBERS)
     engine.replace_sa("out", replace(out, name="new"))
     await until(lambda: engine.counters().keepalives_out > 0, "a keepalive")
-    engine.replace_sa("new", replace(out, keepalive=0))
-    before = engine.counters().keepalives_out
-    engine.install_outbound(replace(out, name="other", spi=0x1002), NUMBERS)
-    await until(lambda: engine.counters().keepalives_out > before, "a keepalive of another SA")
-    engine.remove_sas(["out", "other"])
+    engine.remove_sas(["new"])
