@@ -72,8 +72,7 @@ def _exhausted(error: BaseException) -> tuple[str, str] | None:
         case MemoryError() | OSError(errno=errno.ENOMEM):
             return "out of memory", _more_memory()
         case RuntimeError() | ValueError() if str(error) in _TOO_FEW_THREADS:
-            more_threads = "raise TasksMax= and LimitNPROC= of the unit, or 'ulimit -u'"
-            return "no thread can be started", _more_memory() if _is_short() else more_threads
+            return "no thread can be started", _more_threads()
         # Libraries that can't be loaded, or fail while they are, don't say why.
         case ImportError() | SystemError() if _is_short():
             return "out of memory", _more_memory()
@@ -91,6 +90,15 @@ def _more_memory() -> str:
         return "free some, or raise MemoryMax= of the unit"
     limit = f"{soft // _MIB} MiB of address space"
     return f"raise the limit of {limit}: LimitAS= of the unit, or 'ulimit -v'"
+
+
+def _more_threads() -> str:
+    if _is_short():
+        return _more_memory()
+    threads = "raise TasksMax= and LimitNPROC= of the unit, or 'ulimit -u'"
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    # Those that were started first may have given their memory back since.
+    return threads if soft == resource.RLIM_INFINITY else f"{_more_memory()}; or {threads}"
 
 
 def _is_short() -> bool:

@@ -12,6 +12,7 @@ import errno
 import grp
 import os
 import pwd
+import select
 import socket
 import stat
 import struct
@@ -130,22 +131,34 @@ class ControlServer:
         self._accepting = None
 
     async def _accept(self, listener: socket.socket) -> None:
-        loop, is_short = asyncio.get_running_loop(), False
+        loop, knock = asyncio.get_running_loop(), asyncio.Event()
+        is_short = False
         with listener:
-            while True:
-                try:
-                    sock, _ = await loop.sock_accept(listener)
-                except OSError as error:
-                    if not is_short:
-                        log.warning("no control connection is accepted", reason=error.strerror)
-                    is_short = True
-                    if not self._give_up_longest():
-                        await asyncio.sleep(ACCEPT_PAUSE)
-                else:
-                    is_short = False
-                    self._admit(sock)
-                # A crowd at the door yields to the connections inside after each one.
-                await asyncio.sleep(0)
+            try:
+                # One for each turn of the loop: a crowd at the door yields to the clients inside.
+                loop.add_reader(listener, knock.set)
+                while await knock.wait():
+                    knock.clear()
+                    try:
+                        sock = _next_client(listener)
+                    except BlockingIOError:
+                        continue
+                    except OSError as error:
+                        # Without a descriptor the kernel refuses before it looks for a client.
+                        if not _someone_waits(listener):
+                            continue
+                        if not is_short:
+                            log.warning("no control connection is accepted", reason=error.strerror)
+                        is_short = True
+                        if not self._give_up_longest():
+                            loop.remove_reader(listener)
+                            await asyncio.sleep(ACCEPT_PAUSE)
+                            loop.add_reader(listener, knock.set)
+                    else:
+                        is_short = False
+                        self._admit(sock)
+            finally:
+                loop.remove_reader(listener)
 
     def _admit(self, sock: socket.socket) -> None:
         caller = _caller_of(sock)
@@ -237,6 +250,18 @@ class ControlServer:
                 hint="restart the daemon if esp-gw was upgraded",
             )
         return handler
+
+
+def _someone_waits(listener: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _next_client(listener: socket.socket) -> socket.socket:
+    sock, _ = listener.accept()
+    sock.setblocking(False)
+    return sock
 
 
 async def _next_request(sock: socket.socket, decoder: RequestDecoder) -> Request | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
@@ -36,7 +37,9 @@ from esp_gw.network.owned_tables import TABLES_NAME, OwnedTables
 GATEWAY_FILES = 32
 """Open files without which no gateway starts; further workers and outer addresses need more."""
 GATEWAY_SPACE = 128
-"""MiB of address space without which no gateway starts; further workers and SAs need more."""
+"""MiB of address space without which no gateway starts; thousands of SAs need more."""
+WORKER_SPACE = 4
+"""MiB of address space for each worker of the native engine."""
 STATUS_INTERVAL = 15.0
 """Seconds between looks at what is wrong, where no watchdog sets the pace."""
 
@@ -94,6 +97,8 @@ def _start(config: Path, end: End, notifier: Notifier, starts: Starts) -> None:
         desired = load_config(config)
         daemon = _Daemon(config, desired, guard, end, notifier, starts)
         if is_native(desired.settings.engine):
+            workers = desired.settings.workers or len(os.sched_getaffinity(0))
+            limits.require_address_space(GATEWAY_SPACE + WORKER_SPACE * workers)
             # The loop carries no packets, so uvloop would only cost 2 MB of memory.
             asyncio.run(daemon.main())
         else:

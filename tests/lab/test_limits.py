@@ -66,7 +66,7 @@ def assert_ends_with_one_line(found: Outcome, line: str) -> None:
 @pytest.fixture
 def closed(make_pair: MakePair) -> GatewayPair:
     """A gateway that has run, and has left its prefixes closed."""
-    pair = make_pair()
+    pair = make_pair(settings={"workers": 2})
     pair.a.start()
     pair.a.stop()
     assert "unreachable" in pair.a.namespace.ip("route", "show", "table", "all")

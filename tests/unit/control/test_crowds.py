@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import errno
 import json
+import os
+import resource
 import socket
 import threading
 from collections.abc import AsyncIterator
@@ -29,7 +31,7 @@ class Door:
 
     def __init__(self, path: Path, server: ControlServer, stack: contextlib.ExitStack) -> None:
         self.server = server
-        self._path = path
+        self.path = path
         self._stack = stack
         self.users: list[int] = []
 
@@ -38,7 +40,7 @@ class Door:
         self.users.append(uid)
         sock = self._stack.enter_context(socket.socket(socket.AF_UNIX))
         sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, str(self._path))
+        await asyncio.get_running_loop().sock_connect(sock, str(self.path))
         sock.send(sent)
         await until(lambda: not self.users)
         return sock
@@ -172,18 +174,19 @@ async def test_the_limit_of_all_connections_holds(door: Door) -> None:
 async def test_without_a_descriptor_an_idle_connection_makes_room(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    idle = await door.connect(ANN)
-    # The one that waits for the next connection now will not fail.
-    first = await door.connect(BOB)
-    loop = asyncio.get_running_loop()
-    accept, failures = loop.sock_accept, [OSError(errno.EMFILE, "Too many open files")] * 2
+    idle, first = await door.connect(ANN), await door.connect(BOB)
+    accept, failures = (
+        server_module._next_client,
+        [OSError(errno.EMFILE, "Too many open files")] * 2,
+    )
 
-    async def fail(sock: socket.socket) -> tuple[socket.socket, object]:
+    def fail(listener: socket.socket) -> socket.socket:
         if failures:
             raise failures.pop()
-        return await accept(sock)
+        return accept(listener)
 
-    monkeypatch.setattr(loop, "sock_accept", fail)
+    monkeypatch.setattr(server_module, "_next_client", fail)
+    monkeypatch.setattr(server_module, "_someone_waits", lambda _listener: True)
     monkeypatch.setattr(server_module, "ACCEPT_PAUSE", 0.01)
     with captured_logs() as logged:
         await door.connect(ROOT)
@@ -195,6 +198,23 @@ async def test_without_a_descriptor_an_idle_connection_makes_room(
     assert [(entry["event"], entry["reason"]) for entry in told] == [
         ("no control connection is accepted", "Too many open files")
     ]
+
+
+async def test_a_connection_that_took_the_last_descriptor_is_served(door: Door) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    door.users.append(ROOT)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.setblocking(False)
+        # This process is both ends: the server's end takes the lowest number that is free.
+        last = os.open("/", os.O_RDONLY)
+        os.close(last)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (last + 1, hard))
+        try:
+            await asyncio.get_running_loop().sock_connect(client, str(door.path))
+            for n in range(3):
+                assert await ask(client, n=n) == {"parameters": {"n": n}}
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_a_slow_lookup_of_one_user_delays_neither_root_nor_the_default_threads(
