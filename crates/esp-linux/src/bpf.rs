@@ -12,9 +12,13 @@ use crate::sockopt;
 
 const LOAD_WORD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
 const LOAD_WORD_AFTER_X: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_IND;
+const LOAD_LEN: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_LEN;
 const LOAD_IP_HEADER_LEN_TO_X: u32 = libc::BPF_LDX | libc::BPF_B | libc::BPF_MSH;
+const LOAD_TO_X: u32 = libc::BPF_LDX | libc::BPF_W | libc::BPF_IMM;
+const SUBTRACT_X: u32 = libc::BPF_ALU | libc::BPF_SUB | libc::BPF_X;
 const MODULO: u32 = libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K;
 const JUMP_IF_EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+const JUMP_IF_AT_LEAST: u32 = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
 const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
 const RETURN_A: u32 = libc::BPF_RET | libc::BPF_A;
 
@@ -41,7 +45,8 @@ pub fn steer_by_spi(fd: impl AsFd, count: u32) -> Result<()> {
 ///
 /// Raw sockets form no group: the kernel gives every one of them a clone of every packet. The
 /// filter discards the clone before it is queued. IPv4 packets are seen from the IP header on, IPv6
-/// packets from the ESP header on. A packet shorter than an SPI passes no filter.
+/// packets from the ESP header on. A payload of less than 4 bytes, which has no SPI, passes the
+/// filter of index 0: a load beyond its end would discard every clone, and nobody would count it.
 ///
 /// # Errors
 /// The error of the system call; `Argument` if `index` isn't less than `count`.
@@ -51,18 +56,19 @@ pub fn accept_spi(fd: impl AsFd, ipv4: bool, index: u32, count: u32) -> Result<(
             "the index of a steered socket must be less than their count",
         ));
     }
-    let load = if ipv4 {
-        [
-            instruction(LOAD_IP_HEADER_LEN_TO_X, 0),
-            instruction(LOAD_WORD_AFTER_X, 0),
-        ]
+    let header_len_to_x = if ipv4 {
+        instruction(LOAD_IP_HEADER_LEN_TO_X, 0)
     } else {
-        // The first instruction only keeps both programs in one shape.
-        [instruction(LOAD_WORD, 0), instruction(LOAD_WORD, 0)]
+        instruction(LOAD_TO_X, 0)
     };
+    let without_spi = if index == 0 { u32::MAX } else { 0 };
     let program = [
-        load[0],
-        load[1],
+        header_len_to_x,
+        instruction(LOAD_LEN, 0),
+        instruction(SUBTRACT_X, 0),
+        jump(JUMP_IF_AT_LEAST, 4, 1, 0),
+        instruction(RETURN, without_spi),
+        instruction(LOAD_WORD_AFTER_X, 0),
         instruction(MODULO, not_zero(count)?),
         jump(JUMP_IF_EQUAL, index, 0, 1),
         instruction(RETURN, u32::MAX),

@@ -147,6 +147,38 @@ fn raw_packets_go_to_the_socket_of_their_spi_only() {
 }
 
 #[test]
+fn raw_packets_without_a_whole_spi_go_to_the_first_socket() {
+    let _netns = Netns::enter_new();
+    for (local, offset) in [("127.0.0.1:0", 20), ("[::1]:0", 0)] {
+        let group = RawSocket::bind_group(&options(local), COUNT).unwrap();
+        let sender = RawSocket::bind_group(&options(local), 1).unwrap().remove(0);
+        let mut arena = SendArena::new(8);
+        let short: [&[u8]; 4] = [&[1, 2, 3], &[], &[0xff], &[0, 0]];
+        let messages = short.iter().map(|payload| Transmit {
+            dst: local.parse().unwrap(),
+            payload,
+            segment_size: 0,
+            tos: 0,
+        });
+        assert_eq!(
+            sender.send_batch(&mut arena, messages),
+            Ok(SendOutcome::Sent(4))
+        );
+        let [first, others @ ..] = &group[..] else {
+            panic!("no group")
+        };
+        let got = receive(first, short.len(), |arena, buffers| {
+            let buffers = buffers.iter_mut().map(Vec::as_mut_slice);
+            first.recv_batch(arena, buffers).unwrap().to_vec()
+        });
+        assert!(got.iter().map(|(_, bytes)| &bytes[offset..]).eq(short));
+        for other in others {
+            assert!(!readable(other, Duration::ZERO));
+        }
+    }
+}
+
+#[test]
 fn raw_packets_come_with_their_ip_header_over_ipv4_and_without_over_ipv6() {
     let _netns = Netns::enter_new();
     for (local, header_len) in [("127.0.0.1:0", 20), ("[::1]:0", 0)] {
