@@ -157,3 +157,16 @@ def test_a_window_of_another_size_has_seen_what_the_former_one_has(
                 assert verdict is DropReason.REPLAY_DUPLICATE
             else:
                 assert verdict is DropReason.REPLAY_OLD
+
+
+@given(size=sizes, highest=highests, behind=st.integers(0, 2**31))
+def test_the_number_of_a_packet_that_the_window_has_passed_is_found(
+    size: int, highest: int, behind: int
+) -> None:
+    window, seq = ReplayWindow(size, highest), highest - size - behind
+    if seq > 0:
+        inferred = window.infer(seq % SUBSPACE)
+        # Above the last number there is none to be inferred, and `check` refuses at once.
+        assert inferred == 0 or window.passed(inferred) == (seq if behind + size < 2**31 else None)
+    for ahead in (1, size, 2**31):
+        assert window.passed(highest + ahead) is None

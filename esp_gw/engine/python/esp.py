@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from contextlib import suppress
 
 from esp_gw.crypto.aead import Aead
 from esp_gw.engine.python.drop import Drop
@@ -207,9 +208,7 @@ class InboundEsp:
         try:
             self._open_into(self._salt + iv, esp[TEXT_OFFSET:], self._pack_aad(spi, seq), text)
         except self._authentication_error:
-            # The AEAD may have written unauthenticated plaintext: erase it.
-            text[:] = bytes(text_len)
-            raise Drop(DropReason.AUTH_FAILED) from None
+            raise Drop(self._refusal(esp, seq, text)) from None
         advanced = window.commit(seq)
         pad_len = text[-2]
         next_header = text[-1]
@@ -219,3 +218,20 @@ class InboundEsp:
         if next_header == NO_NEXT_HEADER:
             raise Drop(DropReason.DUMMY)
         return payload_len, next_header, advanced
+
+    def _refusal(self, esp: memoryview, seq: int, text: memoryview) -> DropReason:
+        """Return REPLAY_OLD for a genuine packet that the window has passed; erase `text`.
+
+        Only a packet left of the window, by its low half, is opened twice.
+        """
+        passed = self.window.passed(seq) if self._esn else None
+        reason = DropReason.AUTH_FAILED
+        if passed is not None:
+            spi, _, iv = _SPI_SEQ_LO_AND_IV.unpack_from(esp)
+            with suppress(self._authentication_error):
+                aad = self._pack_aad(spi, passed)
+                self._open_into(self._salt + iv, esp[TEXT_OFFSET:], aad, text)
+                reason = DropReason.REPLAY_OLD
+        # The AEAD may have written unauthenticated plaintext.
+        text[:] = bytes(len(text))
+        return reason

@@ -54,6 +54,15 @@ class ReplayWindow:
         seq = left_edge + ((seq_lo - left_edge) & _SEQ_LO_MASK)
         return seq if 0 < seq <= _LAST_SEQ else 0
 
+    def passed(self, seq: int) -> int | None:
+        """Return the other number that a packet inferred as `seq` may have had, if there is one.
+
+        A packet that the window has passed is taken for one of the next 2**32 numbers, and its ICV
+        does not hold. Its number is 2**32 lower, nearer to the window.
+        """
+        passed = seq - 2**32
+        return passed if seq - self.highest > 2**31 and passed > 0 else None
+
     def check(self, seq: int) -> DropReason | None:
         """Return the reason to drop a packet with this number, or None (RFC 4303 3.4.3)."""
         if seq <= self._below:

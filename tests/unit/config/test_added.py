@@ -85,7 +85,7 @@ def test_an_entry_becomes_an_sa_of_the_cli() -> None:
 
 def test_defaults_of_an_sa_are_those_of_a_tunnel() -> None:
     sa = parse_sa_entry(SA).to_sa()
-    assert (sa.suite.name, sa.esn, sa.replay_window) == ("aes256gcm16", True, 1024)
+    assert (sa.suite.name, sa.esn, sa.replay_window) == ("aes256gcm16", True, 4096)
     assert (sa.keepalive, sa.remote_port) == (20, 4500)
     assert parse_sa_entry({**SA, "direction": "inbound"}).to_sa().keepalive == 0
 

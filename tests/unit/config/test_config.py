@@ -52,7 +52,7 @@ def test_a_tunnel_becomes_two_sas_and_a_policy(folder: Path) -> None:
         assert format_keymat(sa.keymat) in (folder / "keys" / f"{key}.key").read_text()
         assert (sa.mode, sa.encapsulation) == (Mode.TUNNEL, Encapsulation.UDP)
         assert (sa.local, sa.remote) == (ip_address("192.0.2.1"), ip_address("192.0.2.2"))
-        assert (sa.suite, sa.esn, sa.replay_window) == (DEFAULT_SUITE, True, 1024)
+        assert (sa.suite, sa.esn, sa.replay_window) == (DEFAULT_SUITE, True, 4096)
         assert (sa.tunnel, sa.origin, sa.selectors) == ("b", Origin.CONFIG, selectors)
         assert sa.remote_port == 4500
     assert (out.keepalive, in_.keepalive) == (20, 0)

@@ -106,6 +106,27 @@ impl<A: ?Sized> Opener<A> {
         Ok(seq)
     }
 
+    /// The reason to drop a packet that `open` has refused: `ReplayOld` if it is genuine and the
+    /// window has passed it. `text` is all zeros afterwards.
+    ///
+    /// Only a packet left of the window, by its low half, is opened twice.
+    #[cold]
+    pub fn refusal(
+        &mut self,
+        window: &ReplayWindow,
+        seq: u64,
+        esp: &[u8],
+        text: &mut [u8],
+        open: impl FnOnce(&mut Self, u64, &[u8], &mut [u8]) -> Result<(), DropReason>,
+    ) -> DropReason {
+        let passed = self.esn.then(|| window.passed(seq)).flatten();
+        if passed.is_some_and(|passed| open(self, passed, esp, text).is_ok()) {
+            text.fill(0);
+            return DropReason::ReplayOld;
+        }
+        DropReason::AuthFailed
+    }
+
     #[inline]
     fn nonce_and_aad(&self, seq: u64, head: [u8; TEXT_OFFSET]) -> ([u8; NONCE_LEN], Aad) {
         let [s0, s1, s2, s3, _, _, _, _, iv @ ..] = head;
@@ -145,7 +166,9 @@ impl Opener {
         text: &mut [u8],
     ) -> Result<(Opened, bool), DropReason> {
         let seq = self.check(window, esp)?;
-        self.open(seq, esp, text)?;
+        if self.open(seq, esp, text).is_err() {
+            return Err(self.refusal(window, seq, esp, text, Self::open));
+        }
         let newest = window.commit(seq)?;
         Ok((read_trailer(text)?, newest))
     }

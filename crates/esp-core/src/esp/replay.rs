@@ -87,6 +87,20 @@ impl ReplayWindow {
         u64::try_from(left_edge + ahead).unwrap_or(0)
     }
 
+    /// Finds the other number that a packet inferred as `seq` may have had: 2^32 lower, left of the
+    /// window; None unless that is nearer to the window, and a number of the SA.
+    ///
+    /// A packet that the window has passed is taken for one of the next 2^32 numbers, and its ICV
+    /// does not hold.
+    #[must_use]
+    pub fn passed(&self, seq: u64) -> Option<u64> {
+        let ahead = seq.checked_sub(self.highest())?;
+        (ahead > 1 << 31)
+            .then(|| seq.checked_sub(1 << 32))
+            .flatten()
+            .filter(|&passed| passed != 0)
+    }
+
     /// Checks that a packet with this number can be accepted (RFC 4303 3.4.3).
     ///
     /// # Errors

@@ -131,6 +131,30 @@ fn the_provider_of_a_suite_has_it_and_is_the_one_that_was_chosen() {
 }
 
 #[test]
+fn a_genuine_packet_that_the_window_has_passed_is_old_and_a_forged_one_is_not_authentic() {
+    let (mut sealer, mut opener) = codecs(&SUITES[0], true, Provider::OpenSsl).unwrap();
+    for newest in [5000, (7 << 32) + 20, (7 << 32) + 5000] {
+        let window = ReplayWindow::new(64, newest);
+        for seq in [newest - 64, newest - 4000] {
+            let mut esp = seal(&mut sealer, seq, b"late", 4);
+            let mut text = vec![0xEE; opener.text_len(esp.len()).unwrap()];
+            let late = opener.decap(&window, &esp, &mut text);
+            assert_eq!(late, Err(DropReason::ReplayOld), "{seq} of {newest}");
+            assert!(text.iter().all(|byte| *byte == 0));
+            esp[30] ^= 1;
+            let forged = opener.decap(&window, &esp, &mut text);
+            assert_eq!(forged, Err(DropReason::AuthFailed), "{seq} of {newest}");
+            assert!(text.iter().all(|byte| *byte == 0));
+        }
+    }
+    // The next 2^32 numbers are still reached, over any number of lost ones.
+    let window = ReplayWindow::new(64, 5000);
+    let esp = seal(&mut sealer, (1 << 32) + 9, b"far", 4);
+    let opened = open(&mut opener, &window, &esp);
+    assert_eq!(opened, Ok((b"far".to_vec(), 4, true)));
+}
+
+#[test]
 fn a_number_is_accepted_once() {
     let (mut sealer, mut opener) = codecs(&SUITES[0], false, Provider::OpenSsl).unwrap();
     let window = ReplayWindow::new(64, 0);

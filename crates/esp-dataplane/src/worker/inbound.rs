@@ -404,7 +404,9 @@ impl Delivery {
         let text_len = opener.text_len(esp.len())?;
         let place = self.coalescer.place(slot.header_len + text_len)?;
         let text = &mut place[slot.header_len..];
-        open(opener, seq, esp, text)?;
+        if open(opener, seq, esp, text).is_err() {
+            return Err(opener.refusal(window, seq, esp, text, open));
+        }
         let newest = window.commit(seq)?;
         let opened = read_trailer(text)?;
         // Only the newest packet counts: an old one, delayed or resent, must not turn replies away.

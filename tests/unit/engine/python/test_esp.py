@@ -212,12 +212,27 @@ def test_replays_and_old_packets_are_distinguished_before_anything_is_opened(esn
     assert decap(receiver, packets[36])[2] is False
 
 
-def test_an_old_packet_under_esn_fails_authentication_as_one_of_the_next_subspace() -> None:
+@pytest.mark.parametrize("newest", [100, 7 * 2**32 + 10, 7 * 2**32 + 9000])
+def test_a_genuine_packet_left_of_the_window_is_old_under_esn_and_a_forged_one_not_authentic(
+    newest: int,
+) -> None:
     sa = codec_sa(SUITES["aes256gcm16"])
-    receiver = inbound(sa, 100)
-    packet = encap(outbound(sa, 36, 37))
-    assert reason_of(lambda: decap(receiver, packet)) is DropReason.AUTH_FAILED
-    assert receiver.window.highest == 100
+    receiver = inbound(sa, newest)
+    packet = bytearray(encap(outbound(sa, newest - 64, newest - 63), b"secret"))
+    out = bytearray(len(packet))
+    late = reason_of(lambda: receiver.decap(memoryview(packet), memoryview(out)))
+    assert late is DropReason.REPLAY_OLD
+    packet[-1] ^= 1
+    forged = reason_of(lambda: receiver.decap(memoryview(packet), memoryview(out)))
+    assert forged is DropReason.AUTH_FAILED
+    assert out == bytes(len(out))
+    assert receiver.window.highest == newest
+
+
+def test_a_packet_of_the_next_subspace_is_accepted_over_any_number_of_lost_ones() -> None:
+    sa = codec_sa(SUITES["aes256gcm16"])
+    packet = encap(outbound(sa, 2**32 + 9, 2**32 + 10), b"far")
+    assert decap(inbound(sa, 5000), packet)[0] == b"far"
 
 
 def test_a_number_below_the_first_subspace_is_old() -> None:
