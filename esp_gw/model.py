@@ -68,6 +68,7 @@ class DropReason(enum.StrEnum):
 
     # Outbound, roughly in the order of the path.
     MALFORMED_INNER = "malformed-inner"
+    TOO_MANY_SEGMENTS = "too-many-segments"
     NO_POLICY = "no-policy"
     POLICY_DISCARD = "policy-discard"
     POLICY_BYPASS = "policy-bypass"
@@ -78,6 +79,7 @@ class DropReason(enum.StrEnum):
     SEQ_EXHAUSTED = "seq-exhausted"
     TOO_BIG = "too-big"
     QUEUE_FULL = "queue-full"
+    QUEUE_TIMEOUT = "queue-timeout"
     SEND_ERROR = "send-error"
     # Inbound, roughly in the order of the path.
     TOO_SHORT = "too-short"

@@ -3,6 +3,8 @@
 site-1 [10.1.0.1] --- wan1 192.0.1.0/24 ---+
                                            hub [10.0.0.1]
 site-2 [10.2.0.1] --- wan2 192.0.2.0/24 ---+
+
+The IPv6 networks of the wires are 2001:db8:N::/64.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import yaml
 
 from esp_gw.demo.gateways import LabGateway
 from esp_gw.demo.netns import Namespace, add_address, namespaces, wire
+from esp_gw.model import Encapsulation
 from tests.support.labtools import edit, ping, write_key
 
 HUB = "10.0.0.1"
@@ -44,21 +47,34 @@ def inner(site: int) -> str:
     return f"10.{site}.0.1"
 
 
+def outer(site: int, end: int, version: int = 4) -> str:
+    """Return the address of an end of a site's wire: 1 is the hub's, 2 the site's."""
+    return f"192.0.{site}.{end}" if version == 4 else f"2001:db8:{site}::{end}"
+
+
 @contextlib.contextmanager
-def hub_lab(folder: Path) -> Iterator[Hub]:
-    """Create the namespaces and the configurations; no daemon is started."""
+def hub_lab(
+    folder: Path, version: int = 4, encapsulation: Encapsulation = Encapsulation.UDP
+) -> Iterator[Hub]:
+    """Create the namespaces and the configurations; no daemon is started.
+
+    `version` is that of the outer packets.
+    """
     with namespaces("hub", "site-1", "site-2") as (host, *site_hosts):
         for site, site_host in zip(SITES, site_hosts, strict=True):
             wire(host, site_host, name=f"wan{site}")
-            add_address(host, f"192.0.{site}.1/24", f"wan{site}")
-            add_address(site_host, f"192.0.{site}.2/24", f"wan{site}")
+            length = 24 if version == 4 else 64
+            for end, namespace in ((1, host), (2, site_host)):
+                add_address(namespace, f"{outer(site, end, version)}/{length}", f"wan{site}")
         hub = _gateway(host, folder / "hub", HUB)
         sites = {
             site: _gateway(site_host, folder / f"site-{site}", inner(site))
             for site, site_host in zip(SITES, site_hosts, strict=True)
         }
         for site, gateway in sites.items():
-            ours, theirs = tunnel_pair(site, folder)
+            ours, theirs = tunnel_pair(site, folder, version)
+            for tunnel in (ours, theirs):
+                tunnel["encapsulation"] = str(encapsulation)
             _add_tunnel(hub, f"site-{site}", ours)
             _add_tunnel(gateway, "hub", theirs)
         try:
@@ -69,15 +85,15 @@ def hub_lab(folder: Path) -> Iterator[Hub]:
                     gateway.stop()
 
 
-def tunnel_pair(site: int, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def tunnel_pair(site: int, folder: Path, version: int = 4) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the two ends of the tunnel to a site, the hub's and the site's, with fresh keys."""
     ways = []
     for way in ("to", "from"):
         key = write_key(folder / f"{way}-{site}-{secrets.token_hex(4)}.key")
         ways.append({"spi": 0x1000 + secrets.randbelow(2**31), "key": {"file": str(key)}})
     there, back = ways
-    hub_end = (f"192.0.{site}.1", "10.0.0.0/24")
-    site_end = (f"192.0.{site}.2", f"10.{site}.0.0/24")
+    hub_end = (outer(site, 1, version), "10.0.0.0/24")
+    site_end = (outer(site, 2, version), f"10.{site}.0.0/24")
     return _tunnel(hub_end, site_end, there, back), _tunnel(site_end, hub_end, back, there)
 
 

@@ -108,12 +108,36 @@ class FakeOuter:
         return sent
 
 
+class FakeTimer:
+    """A callback of FakeLoop at a time."""
+
+    def __init__(self, when: float, callback: Callable[[], None]) -> None:
+        self.when = when
+        self.callback = callback
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
 class FakeLoop:
-    """Fake event loop: writer callbacks and a clock."""
+    """Fake event loop: writer callbacks, timers and a clock."""
 
     def __init__(self) -> None:
         self.now = 1000.0
         self.writers: dict[int, Callable[[], None]] = {}
+        self.timers: list[FakeTimer] = []
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> FakeTimer:
+        self.timers.append(FakeTimer(when, callback))
+        return self.timers[-1]
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock, and call what is due."""
+        self.now += seconds
+        while due := [t for t in self.timers if not t.cancelled and t.when <= self.now]:
+            self.timers.remove(due[0])
+            due[0].callback()
 
     def add_writer(self, fd: int, callback: Callable[[], None]) -> None:
         self.writers[fd] = callback

@@ -30,6 +30,7 @@ macro_rules! reasons {
 
 reasons! {
     MalformedInner "malformed-inner" "The inner packet contradicts itself or is cut off."
+    TooManySegments "too-many-segments" "A super-packet of more segments than any sane sender makes."
     NoPolicy "no-policy" "No policy matches the packet."
     PolicyDiscard "policy-discard" "A discard policy matches it."
     PolicyBypass "policy-bypass" "A bypass policy matches it, but a TUN packet can't go around the tunnel."
@@ -39,7 +40,8 @@ reasons! {
     LeaseExhausted "lease-exhausted" "The SA's leased sequence numbers are used up."
     SeqExhausted "seq-exhausted" "The SA's last sequence number is used."
     TooBig "too-big" "The ESP packet is larger than the path MTU."
-    QueueFull "queue-full" "The socket takes no more at the moment."
+    QueueFull "queue-full" "The socket is full, and newer packets took its place in the queue."
+    QueueTimeout "queue-timeout" "It waited too long for a full socket."
     SendError "send-error" "The packet could not be sent."
     TooShort "too-short" "Too few bytes for an ESP packet."
     Truncated "truncated" "A datagram longer than any packet can be."

@@ -1,10 +1,16 @@
 //! One worker's outer socket: ESP in UDP or as protocol 50.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use esp_linux::raw::RawSocket;
 use esp_linux::udp::UdpSocket;
 use esp_linux::{BatchSocket, RecvArena, RecvMeta, Result, SendArena, SendOutcome, Transmit};
+
+use crate::tables::OuterSocket;
+
+/// The outer sockets of a worker.
+pub type Sockets = HashMap<OuterSocket, Socket>;
 
 /// One outer socket of one worker.
 #[derive(Debug)]

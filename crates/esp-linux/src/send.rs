@@ -26,7 +26,9 @@ pub enum SendOutcome {
 
 fn outcome(errno: Errno, step: &'static str) -> Result<SendOutcome> {
     match errno {
-        Errno::AGAIN => Ok(SendOutcome::WouldBlock),
+        // ENOBUFS: what a full raw socket says (ip_append_data). A qdisc's ENOBUFS comes to nobody
+        // without IP_RECVERR.
+        Errno::AGAIN | Errno::NOBUFS => Ok(SendOutcome::WouldBlock),
         Errno::IO => Ok(SendOutcome::NoOffload),
         Errno::INVAL => Ok(SendOutcome::Invalid),
         Errno::MSGSIZE => Ok(SendOutcome::TooBig),
@@ -131,7 +133,7 @@ mod tests {
             (Errno::INVAL, Ok(SendOutcome::Invalid)),
             (Errno::MSGSIZE, Ok(SendOutcome::TooBig)),
             (Errno::PERM, Ok(SendOutcome::Lost(Errno::PERM))),
-            (Errno::NOBUFS, Ok(SendOutcome::Lost(Errno::NOBUFS))),
+            (Errno::NOBUFS, Ok(SendOutcome::WouldBlock)),
             (
                 Errno::BADF,
                 Err(Error::System {

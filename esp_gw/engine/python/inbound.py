@@ -1,6 +1,6 @@
 """The inbound path, in order: socket, SPI, window, open, selectors, TUN.
 
-drain       receive datagrams, at most BATCH per call
+drain       one turn: receive datagrams, at most BATCH and TURN_BYTES
 _receive    classify the datagram and demultiplex it by SPI
   _accept     decap; track the peer's address
   _tunnel     the inner packet, its ECN (RFC 6040)
@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from esp_gw.engine.base import Event, PeerAddressChanged
 from esp_gw.engine.python.drop import Drop
-from esp_gw.engine.python.outbound import BATCH, MAX_FLOWS, MAX_PACKET, ROOM
+from esp_gw.engine.python.outbound import BATCH, MAX_FLOWS, MAX_PACKET, ROOM, TURN_BYTES
 from esp_gw.engine.python.outer import Outer
 from esp_gw.engine.python.peers import SocketAddress
 from esp_gw.engine.python.sad import InboundState
@@ -65,7 +65,8 @@ class InboundPath:
         self.keepalives = 0
 
     def drain(self, outer: Outer) -> None:
-        """Receive what the socket has, at most BATCH datagrams."""
+        """Receive one turn's datagrams: what the socket has, at most BATCH and TURN_BYTES."""
+        room = TURN_BYTES
         receive = outer.sock.recvmsg_into
         for _ in range(BATCH):
             try:
@@ -81,6 +82,9 @@ class InboundPath:
                 self._receive(outer, size, _tos(control), address)
             except Drop as drop:
                 self.drops[drop.reason] += 1
+            room -= size
+            if room <= 0:
+                return
 
     def discard(self, state: InboundState) -> None:
         """Drop the packets of one SA that are queued for the TUN, counted as tun-error."""

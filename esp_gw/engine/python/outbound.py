@@ -1,6 +1,6 @@
 """The outbound path, in order: TUN, selectors, sequence number, seal, socket.
 
-drain       read packets from the TUN, at most BATCH per call
+drain       one turn: read packets from the TUN, at most BATCH and TURN_BYTES
 _forward    carry one packet through the steps below
   _reassemble join fragments for transport mode
   _state      look up the SA by the selectors, once per flow
@@ -43,6 +43,8 @@ from esp_gw.protocol import (
 
 BATCH = 64
 """Packets per reader callback: about a millisecond before other callbacks get their turn."""
+TURN_BYTES = 256 * 1024
+"""Bytes per reader callback; the last packet may exceed it."""
 MAX_PACKET = 65535
 ROOM = 512
 """Bytes beyond the largest packet for the ESP header, IV, trailer and ICV."""
@@ -80,10 +82,11 @@ class OutboundPath:
         self._flows.clear()
 
     def drain(self) -> None:
-        """Forward what the TUN has, at most BATCH packets.
+        """Forward one turn's packets: what the TUN has, at most BATCH and TURN_BYTES.
 
         Raises OSError if the device is gone.
         """
+        room = TURN_BYTES
         for _ in range(BATCH):
             try:
                 length = os.readv(self._tun, self._read_into)
@@ -93,6 +96,9 @@ class OutboundPath:
                 self._forward(self._packet, length)
             except Drop as drop:
                 self.drops[drop.reason] += 1
+            room -= length
+            if room <= 0:
+                return
 
     def _forward(self, packet: memoryview, length: int) -> None:
         if packet_length(packet, length) != length:

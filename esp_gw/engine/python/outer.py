@@ -1,6 +1,6 @@
 """The outer sockets: ESP in UDP (RFC 3948) and ESP as IP protocol 50, over IPv4 and IPv6.
 
-Sockets are non-blocking. Packets that a full socket refuses wait in a bounded queue, in order.
+Sockets are non-blocking. Packets that a full socket refuses wait in a queue of its own, in order.
 """
 
 from __future__ import annotations
@@ -9,11 +9,16 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections import Counter, deque
-from typing import Protocol
 
 from esp_gw.engine.base import OuterSocket
-from esp_gw.engine.python.peers import Peer, SocketAddress
+from esp_gw.engine.python.peers import SocketAddress
+from esp_gw.engine.python.waiting import (
+    MAX_WAIT,
+    TRY_INTERVAL,
+    Sender,
+    WaitingPacket,
+    WaitingPackets,
+)
 from esp_gw.engine.refusals import socket_refused
 from esp_gw.model import DropReason, Encapsulation
 from esp_gw.protocol import IPPROTO_ESP
@@ -23,8 +28,6 @@ SOCKET_BUFFER = 4 << 20
 
 Without CAP_NET_ADMIN the kernel caps it at net.core.wmem_max and rmem_max.
 """
-MAX_QUEUED = 256
-"""Bound on packets queued for a full socket; further ones are dropped as queue-full."""
 
 _KEEPALIVE = b"\xff"
 # Constants missing from Python's socket module; values from the kernel's uapi headers.
@@ -42,18 +45,6 @@ _SO_RCVBUFFORCE = 33
 _SO_SNDBUFFORCE = 32
 
 
-class Sender(Protocol):
-    """An outbound SA as seen by its socket: the peer, and the counters of sent and lost packets."""
-
-    peer: Peer
-    packets: int
-    bytes: int
-    drops: Counter[str]
-
-
-Queued = tuple[Sender, bytes, int, int, bool]
-
-
 class Outer:
     """One outer socket and its send queue.
 
@@ -69,7 +60,9 @@ class Outer:
         self.has_ip_header = self.is_ipv4 and not self.is_udp
         self.sock = _open(wanted, port, fwmark)
         self._loop = loop
-        self._queue: deque[Queued] = deque()
+        self._waiting = WaitingPackets()
+        self._next_try = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._tos = 0
         self._may_fragment = False
 
@@ -82,16 +75,16 @@ class Outer:
         the outer DSCP and ECN. `may_fragment` lets the kernel fragment the outer packet when it
         exceeds the path MTU.
         """
-        if self._queue:
-            return self._enqueue(state, packet, inner_len, tos, may_fragment)
+        if self._waiting and self._loop.time() >= self._next_try:
+            self._send_waiting()
+        if self._waiting:
+            self._wait(state, packet, inner_len, tos, may_fragment)
+            return None
         try:
-            if tos != self._tos:
-                self._set_tos(tos)
-            if may_fragment is not self._may_fragment:
-                self._set_may_fragment(may_fragment)
-            self.sock.sendto(packet, state.peer.address)
+            self._send(state, packet, tos, may_fragment)
         except BlockingIOError:
-            return self._enqueue(state, packet, inner_len, tos, may_fragment)
+            self._wait(state, packet, inner_len, tos, may_fragment)
+            return None
         except OSError as error:
             return _drop_reason(error)
         state.packets += 1
@@ -103,7 +96,7 @@ class Outer:
 
         A keepalive is never queued.
         """
-        if self._queue:
+        if self._waiting:
             return False
         try:
             if self._tos:
@@ -115,46 +108,78 @@ class Outer:
 
     def discard(self, state: Sender) -> None:
         """Drop the queued packets of an SA, counted as send-error."""
-        kept = [item for item in self._queue if item[0] is not state]
-        if lost := len(self._queue) - len(kept):
-            state.drops[DropReason.SEND_ERROR] += lost
-            self._queue = deque(kept)
+        self._waiting.discard(state)
+        self._stop_waiting()
 
     def close(self) -> None:
         """Close the socket; queued packets are dropped and counted as send-error."""
         self._loop.remove_reader(self.sock)
-        self._loop.remove_writer(self.sock)
-        for state, *_ in self._queue:
-            state.drops[DropReason.SEND_ERROR] += 1
-        self._queue.clear()
+        self._waiting.discard()
+        self._stop_waiting()
         self.sock.close()
 
-    def _enqueue(
-        self, state: Sender, packet: memoryview, inner_len: int, tos: int, may_fragment: bool
-    ) -> DropReason | None:
-        if len(self._queue) >= MAX_QUEUED:
-            return DropReason.QUEUE_FULL
-        if not self._queue:
-            self._loop.add_writer(self.sock, self._drain)
-        self._queue.append((state, bytes(packet), inner_len, tos, may_fragment))
-        return None
+    def _send(
+        self, state: Sender, packet: memoryview | bytes, tos: int, may_fragment: bool
+    ) -> None:
+        if tos != self._tos:
+            self._set_tos(tos)
+        if may_fragment is not self._may_fragment:
+            self._set_may_fragment(may_fragment)
+        try:
+            self.sock.sendto(packet, state.peer.address)
+        except OSError as error:
+            if error.errno == errno.ENOBUFS:  # what a full raw socket says (ip_append_data)
+                raise BlockingIOError from error
+            raise
 
-    def _drain(self) -> None:
-        while self._queue:
-            state, packet, inner_len, tos, may_fragment = self._queue[0]
+    def _wait(
+        self, state: Sender, packet: memoryview, inner_len: int, tos: int, may_fragment: bool
+    ) -> None:
+        now = self._loop.time()
+        waiting = WaitingPacket(state, bytes(packet), inner_len, tos, may_fragment, now)
+        if not self._waiting:
+            self._next_try = now + TRY_INTERVAL
+            self._loop.add_writer(self.sock, self._writable)
+            self._timer = self._loop.call_at(now + MAX_WAIT, self._drop_late)
+        self._waiting.add(waiting)
+
+    def _writable(self) -> None:
+        first = self._waiting.first
+        self._send_waiting()
+        if self._waiting and self._waiting.first is first:
+            # The socket has room and refuses: waiting for more room would spin.
+            self._waiting.refused()
+            self._stop_waiting()
+
+    def _send_waiting(self) -> None:
+        while self._waiting:
+            waiting = self._waiting.first
+            state = waiting.state
             try:
-                self._set_tos(tos)
-                self._set_may_fragment(may_fragment)
-                self.sock.sendto(packet, state.peer.address)
+                self._send(state, waiting.packet, waiting.tos, waiting.may_fragment)
             except BlockingIOError:
+                self._next_try = self._loop.time() + TRY_INTERVAL
                 return
             except OSError as error:
                 state.drops[_drop_reason(error)] += 1
             else:
                 state.packets += 1
-                state.bytes += inner_len
-            self._queue.popleft()
-        self._loop.remove_writer(self.sock)
+                state.bytes += waiting.inner_len
+            self._waiting.taken()
+        self._stop_waiting()
+
+    def _drop_late(self) -> None:
+        self._waiting.drop_late(self._loop.time())
+        if self._waiting:
+            self._timer = self._loop.call_at(self._waiting.deadline, self._drop_late)
+        self._stop_waiting()
+
+    def _stop_waiting(self) -> None:
+        """Poll the socket for writing no longer, and stop the timer, once nothing waits."""
+        if not self._waiting:
+            self._loop.remove_writer(self.sock)
+            if self._timer is not None:
+                self._timer.cancel()
 
     def _set_tos(self, tos: int) -> None:
         if self.is_ipv4:

@@ -16,6 +16,12 @@ use crate::wire::{
 
 /// Bytes of all headers of a super-packet; more than any real one has.
 pub const MAX_HEADERS: usize = 256;
+/// Most segments of a super-packet: 64 KiB in segments of 64 bytes.
+///
+/// Linux's TCP sends no less than 76 bytes a segment to a peer of its own smallest MSS (88, less 12
+/// of timestamps), and UDP at most 128 datagrams a call. Only who writes a `virtio_net_hdr` of his
+/// own, such as a guest, makes more; a `gso_size` of 1 turns one read into 65,495 packets.
+pub const MAX_SEGMENTS: usize = 1024;
 const UDP_HEADER_LEN: usize = 8;
 const TCP_MIN_HEADER_LEN: usize = 20;
 const FIN_PSH: u8 = 0x01 | 0x08;
@@ -49,7 +55,8 @@ impl Segmenter {
     /// that is no super-packet is completed.
     ///
     /// # Errors
-    /// `MalformedInner` if `vnet` and the packet's headers don't agree.
+    /// `MalformedInner` if `vnet` and the packet's headers don't agree, `TooManySegments` for more
+    /// than [`MAX_SEGMENTS`].
     pub fn new(vnet: &VnetHdr, buf: &mut [u8], length: usize) -> Result<Self, DropReason> {
         let packet = buf.get_mut(..length).ok_or(DropReason::MalformedInner)?;
         if packet_length(packet)? != length {
@@ -73,6 +80,9 @@ impl Segmenter {
             segmenter
                 .split(vnet, packet)
                 .ok_or(DropReason::MalformedInner)?;
+            if segmenter.count > MAX_SEGMENTS {
+                return Err(DropReason::TooManySegments);
+            }
         }
         Ok(segmenter)
     }

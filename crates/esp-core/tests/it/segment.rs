@@ -1,5 +1,5 @@
 use esp_core::DropReason;
-use esp_core::offload::segment::Segmenter;
+use esp_core::offload::segment::{MAX_SEGMENTS, Segmenter};
 use esp_core::wire::{GSO_NONE, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VnetHdr};
 use proptest::prelude::*;
 
@@ -58,6 +58,24 @@ fn a_super_packet_of_64_kib_is_split_to_its_end() {
     let segments = split(&whole.vnet(1388), &whole.bytes_with(true)).unwrap();
     let expected: Vec<_> = whole.segments(1388).iter().map(Packet::bytes).collect();
     assert_eq!(segments, expected);
+}
+
+#[test]
+fn a_super_packet_of_more_segments_than_any_sender_makes_is_dropped() {
+    for tcp in [true, false] {
+        let whole = Packet {
+            tcp,
+            payload: vec![7; 10 * MAX_SEGMENTS],
+            ..Packet::default()
+        };
+        let bytes = whole.bytes_with(true);
+        let segments = split(&whole.vnet(10), &bytes).unwrap();
+        assert_eq!(segments.len(), MAX_SEGMENTS);
+        for gso_size in [9, 1] {
+            let dropped = split(&whole.vnet(gso_size), &bytes);
+            assert_eq!(dropped, Err(DropReason::TooManySegments));
+        }
+    }
 }
 
 #[test]

@@ -5,11 +5,17 @@ use std::ops::Range;
 
 use esp_core::DropReason;
 use esp_core::counters::Tally;
+use esp_linux::tun::MAX_PACKET;
 use esp_linux::{Result, SendArena, SendOutcome, Transmit};
 
 use crate::events::{Event, Events};
 use crate::socket::Socket;
 use crate::tables::OutboundEntry;
+
+/// Bytes of a batch's sealed packets, with room for one more packet.
+pub(crate) const OUT_LEN: usize = 2 * (MAX_PACKET + 512);
+/// Most packets of a batch; at least the capacity of one send.
+pub(crate) const MAX_BATCH: usize = 128;
 
 /// ESP packets of one SA and one size, sealed one behind the other, not yet sent.
 pub(crate) struct Batch {
@@ -25,8 +31,6 @@ pub(crate) struct Batch {
     /// True if the last packet was shorter, so that none may follow.
     pub(crate) closed: bool,
     pub(crate) may_fragment: bool,
-    /// True once a batched AEAD has completed every packet.
-    pub(crate) complete: bool,
 }
 
 impl Batch {

@@ -1,6 +1,6 @@
 //! The inbound path, in its order: socket, SPI, window, open, selectors, merge, TUN.
 //!
-//!   drain       receive merged datagrams, at most BUDGET calls
+//!   drain       one turn: receive merged datagrams
 //!   split       one buffer into its datagrams
 //!     submit      accelerators only: announce several datagrams
 //!     receive     one ESP packet: SPI and SA
@@ -28,6 +28,7 @@ use esp_linux::mem::Slots;
 use esp_linux::tun::{TunFeatures, TunQueue, TunWrite};
 use esp_linux::{RecvArena, RecvMeta, Result};
 
+use super::turn::Turn;
 use crate::events::Event;
 use crate::shared::Shared;
 use crate::socket::Socket;
@@ -35,8 +36,6 @@ use crate::tables::{InboundEntry, Tables};
 
 /// Buffers of one recvmmsg; with UDP GRO each holds up to 64 KiB of datagrams.
 const BUFFERS: usize = 16;
-/// Calls of recvmmsg in one turn, before the other direction's.
-const BUDGET: usize = 4;
 const BUFFER_LEN: usize = 65535;
 /// Most packets of a super-packet.
 const MAX_SEGMENTS: u16 = 64;
@@ -102,6 +101,8 @@ pub struct InboundPath {
     tables: Arc<Tables>,
     arena: RecvArena,
     buffers: Slots,
+    /// Bytes of the longest buffer of the call before: as many buffers are given as a turn has left.
+    longest: usize,
     /// SAs opened by a library.
     plain: SaGroup<dyn Aead>,
     /// SAs opened by an accelerator.
@@ -138,6 +139,7 @@ impl InboundPath {
             tables: shared.tables.load_full(),
             arena: RecvArena::new(BUFFERS),
             buffers: Slots::new(BUFFERS, BUFFER_LEN)?,
+            longest: BUFFER_LEN,
             plain: SaGroup::new(),
             batched: SaGroup::new(),
             by_spi: HashMap::new(),
@@ -165,23 +167,30 @@ impl InboundPath {
         self.delivery.flows.clear();
     }
 
-    /// Receives at most `BUDGET` times; the poller reports what is left.
+    /// Receives one turn's datagrams; the poller reports what is left.
     ///
     /// # Errors
     /// The error of the system call, if the socket or the TUN is unusable.
     pub fn drain(&mut self, socket: &Socket, tun: &TunQueue) -> Result<()> {
-        for _ in 0..BUDGET {
-            let received = socket
-                .receive(&mut self.arena, self.buffers.iter_mut())?
-                .len();
+        let mut turn = Turn::default();
+        while !turn.is_over() {
+            let wanted = turn.reads_left(self.longest).min(BUFFERS);
+            let buffers = self.buffers.iter_mut().take(wanted);
+            let metas = socket.receive(&mut self.arena, buffers)?;
+            let received = metas.len();
+            if let Some(longest) = metas.iter().map(|meta| meta.len).max() {
+                self.longest = longest;
+            }
             // By index: the buffers lie in one region, which `split` borrows.
             for index in 0..received {
                 let Some(meta) = self.arena.meta(index) else {
                     break;
                 };
+                let packets = meta.len.div_ceil(meta.segment_size.max(1));
+                turn.spend(meta.len, packets.max(1));
                 self.split(index, &meta, socket, tun)?;
             }
-            if received < BUFFERS {
+            if received < wanted {
                 break;
             }
         }

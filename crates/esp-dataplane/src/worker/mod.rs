@@ -1,13 +1,20 @@
 //! One worker: a thread that carries packets both ways.
 
+mod arriving;
 mod batch;
 mod busy_poll;
+mod full_sockets;
 mod inbound;
 mod mailbox;
 mod outbound;
+mod sealing;
+mod sender;
+mod sending;
 mod supervise;
 mod targets;
 mod thread;
+mod turn;
+mod waiting;
 
 pub(crate) use mailbox::{Command, Mailbox};
 pub(crate) use supervise::run_supervised;

@@ -61,8 +61,11 @@ impl Targets {
         self.slot_of(tables.successor_of(entry)?)
     }
 
-    pub(crate) fn get(&self, index: usize) -> Option<&Slot> {
-        self.slots.get(index)
+    /// Counts packets that had an SA of this name; without an SA if it is gone.
+    pub(crate) fn dropped(&self, sa: &str, worker: usize, reason: DropReason, packets: usize) {
+        let entry = self.tables.outbound.get(sa);
+        let tallies = entry.map_or(&self.shared.outbound, |entry| &entry.tallies);
+        tallies.of(worker).dropped(reason, packets as u64);
     }
 
     pub(crate) fn get_mut(&mut self, index: usize) -> Option<&mut Slot> {

@@ -1,19 +1,19 @@
 //! One worker's thread: a TUN queue, a socket for each outer address, and both directions.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use esp_linux::Result;
 use esp_linux::poll::{Events, Interest, Poller};
 use esp_linux::tun::{TunFeatures, TunQueue};
-use esp_linux::{Error, Result};
 
 use super::busy_poll::BusyPoll;
 use super::inbound::InboundPath;
 use super::mailbox::{Command, Mailbox};
-use super::outbound::{Drained, OutboundPath};
+use super::outbound::OutboundPath;
 use crate::shared::Shared;
-use crate::socket::Socket;
+use crate::socket::Sockets;
 use crate::tables::OuterSocket;
 
 // Poll tokens.
@@ -30,7 +30,7 @@ pub struct Worker {
     mailbox: Arc<Mailbox>,
     tun: TunQueue,
     poller: Poller,
-    sockets: HashMap<OuterSocket, Socket>,
+    sockets: Sockets,
     tokens: HashMap<u64, OuterSocket>,
     next_token: u64,
     outbound: OutboundPath,
@@ -38,8 +38,8 @@ pub struct Worker {
     busy_poll: BusyPoll,
     /// Generation of the tables in use.
     generation: u64,
-    /// True while a socket is full and the TUN is not polled.
-    blocked: bool,
+    /// The sockets that are polled for writing: those that are full.
+    polled_to_write: HashSet<OuterSocket>,
 }
 
 impl Worker {
@@ -76,7 +76,7 @@ impl Worker {
             sockets: HashMap::new(),
             tokens: HashMap::new(),
             next_token: FIRST_SOCKET,
-            blocked: false,
+            polled_to_write: HashSet::new(),
         })
     }
 
@@ -94,9 +94,10 @@ impl Worker {
         let mut ready = Events::new(MAX_READY);
         let mut worked = false;
         while !self.shared.stopping() {
-            let timeout = self.busy_poll.timeout(worked, Instant::now);
+            let timeout = self.timeout(worked);
             self.poller.wait(&mut ready, timeout)?;
             worked = false;
+            self.tend_full_sockets()?;
             for event in ready.iter() {
                 worked |= event.token != WAKER;
                 match event.token {
@@ -105,52 +106,67 @@ impl Worker {
                     token => self.serve(token, event.readable, event.writable)?,
                 }
             }
+            self.poll_full_sockets()?;
         }
         Ok(())
+    }
+
+    /// The next wait's timeout: None to sleep until there is work.
+    fn timeout(&mut self, worked: bool) -> Option<Duration> {
+        let busy = self.busy_poll.timeout(worked, Instant::now);
+        busy.or_else(|| {
+            let deadline = self.outbound.deadline()?;
+            Some(deadline.saturating_duration_since(Instant::now()))
+        })
     }
 
     fn drain_tun(&mut self) -> Result<()> {
         self.follow_tables();
-        match self.outbound.drain(&self.tun, &self.sockets)? {
-            Drained::Empty | Drained::Budget => self.set_blocked(false),
-            Drained::Blocked => self.set_blocked(true),
-            Drained::Gone => Err(Error::Argument("the TUN device is gone")),
-        }
+        self.outbound.drain(&self.tun, &self.sockets)
     }
 
     fn serve(&mut self, token: u64, readable: bool, writable: bool) -> Result<()> {
         self.follow_tables();
-        if writable && self.blocked {
-            self.drain_tun()?;
+        let Some(outer) = self.tokens.get(&token) else {
+            return Ok(());
+        };
+        if writable {
+            let now = Instant::now();
+            self.outbound.writable(outer, now, &self.sockets)?;
         }
-        let socket = self
-            .tokens
-            .get(&token)
-            .and_then(|outer| self.sockets.get(outer));
-        if let Some(socket) = socket.filter(|_| readable) {
-            self.inbound.drain(socket, &self.tun)?;
+        match self.sockets.get(outer) {
+            Some(socket) if readable => self.inbound.drain(socket, &self.tun),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
-    /// Switches back-pressure on or off: while a socket of this worker is full, its TUN queue is
-    /// not polled, and packets wait in the kernel.
-    fn set_blocked(&mut self, blocked: bool) -> Result<()> {
-        if blocked == self.blocked {
+    /// Lets the outbound path see to its full sockets, if there are any.
+    fn tend_full_sockets(&mut self) -> Result<()> {
+        if self.outbound.full_sockets().next().is_none() {
             return Ok(());
         }
-        self.blocked = blocked;
-        let (tun, outer) = if blocked {
-            (Interest::empty(), Interest::READ | Interest::WRITE)
-        } else {
-            (Interest::READ, Interest::READ)
-        };
-        self.poller.modify(&self.tun, TUN, tun)?;
-        for (token, name) in &self.tokens {
-            if let Some(socket) = self.sockets.get(name) {
-                self.poller.modify(socket, *token, outer)?;
+        self.follow_tables();
+        self.outbound.tend(Instant::now(), &self.sockets)
+    }
+
+    /// Polls each socket for writing while it is full, and only then.
+    fn poll_full_sockets(&mut self) -> Result<()> {
+        let mut full = self.outbound.full_sockets().peekable();
+        if full.peek().is_none() && self.polled_to_write.is_empty() {
+            return Ok(());
+        }
+        let full: HashSet<OuterSocket> = full.copied().collect();
+        for (token, outer) in &self.tokens {
+            let interest = match (full.contains(outer), self.polled_to_write.contains(outer)) {
+                (true, false) => Interest::READ | Interest::WRITE,
+                (false, true) => Interest::READ,
+                _ => continue,
+            };
+            if let Some(socket) = self.sockets.get(outer) {
+                self.poller.modify(socket, *token, interest)?;
             }
         }
+        self.polled_to_write = full;
         Ok(())
     }
 
@@ -170,18 +186,15 @@ impl Worker {
         for command in self.mailbox.take()? {
             match command {
                 Command::Open(outer, socket) => {
-                    let interest = if self.blocked {
-                        Interest::READ | Interest::WRITE
-                    } else {
-                        Interest::READ
-                    };
-                    self.poller.add(&socket, self.next_token, interest)?;
+                    self.poller.add(&socket, self.next_token, Interest::READ)?;
                     self.tokens.insert(self.next_token, outer);
                     self.sockets.insert(outer, socket);
                     self.next_token += 1;
                 }
                 Command::Close(outer) => {
                     self.tokens.retain(|_, name| *name != outer);
+                    self.outbound.close(&outer);
+                    self.polled_to_write.remove(&outer);
                     // Closing the file removes it from the poller.
                     self.sockets.remove(&outer);
                 }

@@ -18,15 +18,17 @@ from esp_gw.engine.base import OuterSocket
 from esp_gw.engine.python import engine as python_module
 from esp_gw.engine.python import outer as outer_module
 from esp_gw.engine.python.engine import PythonEngine
-from esp_gw.engine.python.outer import MAX_QUEUED, Outer
+from esp_gw.engine.python.outer import Outer
 from esp_gw.engine.python.peers import Peer
 from esp_gw.engine.python.sad import OutboundState
+from esp_gw.engine.python.waiting import MAX_BYTES, MAX_WAIT, OVERHEAD, TRY_INTERVAL
 from esp_gw.errors import EngineError
 from esp_gw.model import Direction, DropReason, Lease
 from tests.support.builders import make_sa
 from tests.support.rig import FakeLoop
 
 FULL = BlockingIOError()
+FULL_RAW = OSError(errno.ENOBUFS, "No buffer space available")
 BROKEN = OSError(errno.ENETUNREACH, "Network is unreachable")
 LONG = OSError(errno.EMSGSIZE, "Message too long")
 
@@ -89,8 +91,9 @@ def rig() -> Rig:
     return Rig()
 
 
-def test_a_packet_is_counted_when_the_socket_takes_it(rig: Rig) -> None:
-    rig.sock.faults.extend([FULL, FULL])
+@pytest.mark.parametrize("full", [FULL, FULL_RAW])
+def test_a_packet_is_counted_when_the_socket_takes_it(rig: Rig, full: OSError) -> None:
+    rig.sock.faults.extend([full, full])
     assert [rig.send(rig.one, b"%d" % n) for n in range(3)] == [None] * 3
     assert (rig.one.packets, rig.sock.taken) == (0, [])
     rig.run_writers()
@@ -159,8 +162,8 @@ def test_a_keepalive_is_never_queued(rig: Rig) -> None:
 
 
 @given(
-    st.lists(st.sampled_from(["one", "two", "write", "discard"]), max_size=60),
-    st.lists(st.sampled_from([None, FULL, BROKEN, LONG]), max_size=60),
+    st.lists(st.sampled_from(["one", "two", "write", "discard", "time"]), max_size=60),
+    st.lists(st.sampled_from([None, FULL, FULL_RAW, BROKEN, LONG]), max_size=60),
 )
 def test_every_packet_is_sent_queued_or_counted_as_a_drop(
     turns: list[str], faults: list[OSError | None]
@@ -174,6 +177,8 @@ def test_every_packet_is_sent_queued_or_counted_as_a_drop(
                 rig.run_writers()
             case "discard":
                 rig.outer.discard(rig.two)
+            case "time":
+                rig.loop.advance(MAX_WAIT / 3)
             case name:
                 given_up += rig.send(rig.one if name == "one" else rig.two) is not None
     sent = rig.one.packets + rig.two.packets
@@ -183,10 +188,63 @@ def test_every_packet_is_sent_queued_or_counted_as_a_drop(
     assert turns.count("one") + turns.count("two") == sent + dropped
 
 
-def test_more_than_the_queue_holds_is_dropped(rig: Rig) -> None:
+def test_a_full_queue_drops_its_oldest_packets(rig: Rig) -> None:
     rig.sock.faults.append(FULL)
-    verdicts = [rig.send(rig.one) for _ in range(MAX_QUEUED + 2)]
-    assert verdicts == [None] * MAX_QUEUED + [DropReason.QUEUE_FULL] * 2
+    room = MAX_BYTES // (1000 + OVERHEAD)
+    for n in range(room + 2):
+        assert rig.send(rig.one if n else rig.two, n.to_bytes(4) + bytes(996)) is None
+    assert (dict(rig.one.drops), dict(rig.two.drops)) == (
+        {DropReason.QUEUE_FULL: 1},
+        {DropReason.QUEUE_FULL: 1},
+    )
+    rig.run_writers()
+    sent = [int.from_bytes(packet[:4]) for packet, _ in rig.sock.taken]
+    assert sent == list(range(2, room + 2))
+
+
+def test_a_packet_that_waits_too_long_is_dropped(rig: Rig) -> None:
+    rig.sock.faults.extend([FULL] * 9)
+    rig.send(rig.one)
+    rig.loop.advance(0.6 * MAX_WAIT)
+    rig.send(rig.two)
+    rig.loop.advance(0.6 * MAX_WAIT)
+    assert (dict(rig.one.drops), dict(rig.two.drops)) == ({DropReason.QUEUE_TIMEOUT: 1}, {})
+    assert len(rig.loop.writers) == 1
+    rig.loop.advance(0.6 * MAX_WAIT)
+    assert dict(rig.two.drops) == {DropReason.QUEUE_TIMEOUT: 1}
+    # Nothing waits: the socket is not polled, and the next packet tries it.
+    assert rig.loop.writers == {}
+    assert not [timer for timer in rig.loop.timers if not timer.cancelled]
+    rig.sock.faults.clear()
+    rig.send(rig.one)
+    assert len(rig.sock.taken) == 1
+
+
+def test_a_full_socket_is_tried_again_while_packets_come_but_not_for_each(rig: Rig) -> None:
+    rig.sock.faults.extend([FULL, FULL])
+    for _ in range(3):
+        rig.send(rig.one)
+    assert len(rig.sock.faults) == 1
+    rig.loop.advance(TRY_INTERVAL)
+    for _ in range(3):
+        rig.send(rig.one)
+    assert (len(rig.sock.faults), rig.one.packets) == (0, 0)
+    rig.loop.advance(TRY_INTERVAL)
+    rig.send(rig.one)
+    assert (rig.one.packets, rig.loop.writers) == (7, {})
+
+
+def test_a_writable_socket_that_refuses_is_not_polled_without_end(rig: Rig) -> None:
+    # A route that waits for another program's key answers EAGAIN, too.
+    rig.sock.faults.extend([FULL] * 20)
+    rig.send(rig.one)
+    rig.send(rig.two)
+    polls = 0
+    while rig.loop.writers:
+        rig.run_writers()
+        polls += 1
+    assert polls <= 4
+    assert rig.one.drops == rig.two.drops == {DropReason.SEND_ERROR: 1}
 
 
 @pytest.fixture

@@ -1,0 +1,101 @@
+//! Sends batches by a worker's sockets, and counts what becomes of them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use esp_core::DropReason;
+use esp_linux::udp::path_mtu;
+use esp_linux::{Result, SendArena, SendOutcome, Transmit};
+
+use super::batch::{Batch, BatchOutcome, BatchSender, Packet};
+use super::targets::Slot;
+use crate::events::Event;
+use crate::shared::Shared;
+use crate::socket::{Socket, Sockets};
+
+/// Packets of one sendmmsg.
+const SEND_BATCH: usize = 64;
+/// Least interval between two path MTU queries of an SA, however many packets were too big.
+const MTU_QUESTION_INTERVAL: Duration = Duration::from_millis(200);
+
+/// The sending half of a worker.
+pub(super) struct Sender {
+    worker: usize,
+    shared: Arc<Shared>,
+    arena: SendArena,
+    began: Instant,
+}
+
+impl Sender {
+    pub(super) fn new(worker: usize, shared: Arc<Shared>) -> Self {
+        Self {
+            worker,
+            shared,
+            arena: SendArena::new(SEND_BATCH),
+            began: Instant::now(),
+        }
+    }
+
+    pub(super) const fn arena(&self) -> &SendArena {
+        &self.arena
+    }
+
+    /// Sends the rest of an SA's batch, which lies in `sealed`.
+    ///
+    /// # Errors
+    /// The error of the system call, if the socket is unusable.
+    pub(super) fn send(
+        &mut self,
+        slot: &mut Slot,
+        batch: &mut Batch,
+        packets: &[Packet],
+        sealed: &[u8],
+        sockets: &Sockets,
+    ) -> Result<BatchOutcome> {
+        let tally = slot.entry.tallies.of(self.worker);
+        let Some(socket) = sockets.get(&slot.outer) else {
+            let left = packets.len() - batch.packets_done();
+            tally.dropped(DropReason::SendError, left as u64);
+            return Ok(BatchOutcome::All);
+        };
+        let mut sender = BatchSender {
+            socket,
+            arena: &mut self.arena,
+            entry: &slot.entry,
+            tally,
+            events: &self.shared.events,
+        };
+        let outcome = sender.flush(batch, packets, sealed)?;
+        if outcome == BatchOutcome::TooBig {
+            self.ask_path_mtu(slot, batch);
+        }
+        Ok(outcome)
+    }
+
+    fn ask_path_mtu(&self, slot: &mut Slot, batch: &Batch) {
+        let now = self.began.elapsed();
+        if now < slot.next_mtu_question {
+            return;
+        }
+        slot.next_mtu_question = now + MTU_QUESTION_INTERVAL;
+        let remote = batch.dst.ip();
+        if let Ok(mtu) = path_mtu(remote, self.shared.fwmark) {
+            self.shared.events.push(Event::PathMtuChanged(remote, mtu));
+        }
+    }
+
+    /// Sends a NAT keepalive (RFC 3948 2.3); a failure is ignored.
+    pub(super) fn keepalive(&mut self, socket: &Socket, peer: SocketAddr) {
+        let message = Transmit {
+            dst: peer,
+            payload: &[0xFF],
+            segment_size: 0,
+            tos: 0,
+        };
+        let sending = socket.send_gso(&mut self.arena, &message);
+        if sending.is_ok_and(|sending| matches!(sending.outcome, SendOutcome::Sent(_))) {
+            self.shared.outbound.of(self.worker).carried(1, 0);
+        }
+    }
+}
