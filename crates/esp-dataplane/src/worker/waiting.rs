@@ -181,7 +181,6 @@ fn is_late(since: Instant, now: Instant) -> bool {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-    use std::sync::OnceLock;
 
     use esp_core::esp::sa::{Encapsulation, KeyMaterial, Mode, OutboundSa, SaSpec};
     use esp_core::esp::seq::Lease;
@@ -221,8 +220,8 @@ mod tests {
         Arc::new(OutboundEntry {
             sa: OutboundSa::new(spec, lease).unwrap(),
             peer: Arc::new(Peer::new(SocketAddr::new(local, 4500))),
-            gso_refused: OnceLock::new(),
-            tallies: Tallies::new(1),
+            gso_refused: Arc::default(),
+            tallies: Arc::new(Tallies::new(1)),
         })
     }
 
