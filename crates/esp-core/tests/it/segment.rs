@@ -27,7 +27,7 @@ proptest! {
 
     #[test]
     fn every_segment_is_the_packet_that_would_have_been_sent_alone(
-        whole in packet(3000), gso_size in 1..2000_u16,
+        whole in packet(3000), gso_size in 3..2000_u16,
     ) {
         let expected: Vec<_> =
             whole.segments(gso_size.into()).iter().map(Packet::bytes).collect();
