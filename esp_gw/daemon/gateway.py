@@ -76,6 +76,8 @@ class Gateway:
     """
 
     engine: Engine
+    peers_moved: bool
+    """True if a peer has been at another address than the configured one."""
 
     def __init__(
         self,
@@ -97,7 +99,7 @@ class Gateway:
         self._paths = PathMtus()
         self._remotes: frozenset[IPAddress] = frozenset()
         self._path_mtus: dict[IPAddress, int] = {}
-        self._peers_moved = False
+        self.peers_moved = False
         self._quiet_until: dict[str, float] = {}
         self._without_gso: set[IPAddress] = set()
         self._network = Network(mtu=0)
@@ -375,7 +377,7 @@ class Gateway:
 
     def _where_peers_are(self, desired: Desired) -> Desired:
         """Return the desired state with the current addresses of peers that moved."""
-        if not self._peers_moved:
+        if not self.peers_moved:
             return desired
         there = self.engine.counters().sas
         sas = tuple(
@@ -393,6 +395,13 @@ class Gateway:
         return min((end for end in ends if end is not None), default=None)
 
     def _on_event(self, event: Event) -> None:
+        try:
+            self._take_event(event)
+        except Exception:
+            # The events behind it must not be lost with it.
+            log.exception("an event of the engine could not be handled")
+
+    def _take_event(self, event: Event) -> None:
         match event:
             case LeaseLow(name):
                 self._background.retry(
@@ -419,7 +428,7 @@ class Gateway:
                 self._on_failure(reason)
 
     def _peer_moved(self, name: str, address: IPAddress, port: int) -> None:
-        self._peers_moved = True
+        self.peers_moved = True
         if address not in self._remotes:
             self._watch.wake()
         if name in self._sas and _now() >= self._quiet_until.get(name, 0.0):

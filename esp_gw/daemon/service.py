@@ -8,7 +8,7 @@ import gc
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from esp_gw import __version__
@@ -122,9 +122,22 @@ class Service:
             "ledger": str(self._gateway.ledger_path),
             "warnings": [
                 *self._faults(),
-                *network_warnings(self._configured, settings.interface),
+                *network_warnings(self._where_peers_are(), settings.interface),
             ],
         }
+
+    def _where_peers_are(self) -> Desired:
+        """Return the configuration with the current addresses of peers that moved."""
+        if not self._gateway.peers_moved:
+            return self._configured
+        counters = self._gateway.counters().sas
+        tunnels = tuple(
+            replace(tunnel, remote=counters[tunnel.sas[0]].remote)
+            if tunnel.sas[0] in counters
+            else tunnel
+            for tunnel in self._configured.tunnels
+        )
+        return replace(self._configured, tunnels=tunnels)
 
     def status_text(self) -> str:
         """Return on one line what runs, and what is wrong, as far as the gateway is told of it.

@@ -307,13 +307,14 @@ class NativeEngine:
         # As in the python engine: after half a period without other traffic. One timer serves all
         # SAs of a period; there may be thousands.
         sas = self._keepalives[period]
+        # First, so that a failure ends this round alone.
+        self._arm_keepalives(period)
         for name, seen in sas.items():
             sent = self._core.sent(name)
             if sent == seen:
                 self._core.keepalive(name)
                 sent = -1
             sas[name] = sent
-        self._arm_keepalives(period)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use esp_core::esp::sa::{Encapsulation, SaSpec};
 
 /// Time after a move in which only SAs heard at the present address can move the peer again.
@@ -93,6 +93,30 @@ impl Peer {
         }
         heard.0.store(moves, Ordering::Relaxed);
         true
+    }
+}
+
+/// A refusal of GSO on the way to a peer; where the peer is now, another network card may send.
+#[derive(Debug, Default)]
+pub struct GsoRefusal(ArcSwapOption<(IpAddr, &'static str)>);
+
+impl GsoRefusal {
+    /// Errno of the refused GSO send to this address, if there was one since the peer's last move.
+    #[must_use]
+    pub fn at(&self, peer: IpAddr) -> Option<&'static str> {
+        let refused = self.0.load();
+        let (address, errno) = refused.as_deref()?;
+        (*address == peer).then_some(*errno)
+    }
+
+    /// Records a refused send; true if none to this address was known.
+    #[must_use]
+    pub fn record(&self, peer: IpAddr, errno: &'static str) -> bool {
+        let is_new = self.at(peer).is_none();
+        if is_new {
+            self.0.store(Some(Arc::new((peer, errno))));
+        }
+        is_new
     }
 }
 

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
 
 use esp_core::esp::sa::{Encapsulation, InboundSa, OutboundSa, SaSpec};
 use esp_core::policy::spd::Spd;
 
-use crate::peers::{Heard, Peer};
+use crate::peers::{GsoRefusal, Heard, Peer};
 use crate::tallies::Tallies;
 
 /// An installed outbound SA with its peer and tallies.
@@ -21,9 +21,9 @@ pub struct OutboundEntry {
     pub sa: OutboundSa,
     /// The peer's present address, shared with the tunnel's other SAs.
     pub peer: Arc<Peer>,
-    /// Errno of a refused GSO send to the peer. Kept for each SA: the route decides the network
-    /// card, and other peers may have one that can.
-    pub gso_refused: Arc<OnceLock<&'static str>>,
+    /// A refused GSO send to the peer. Kept for each SA: the route decides the network card, and
+    /// other peers may have one that can.
+    pub gso_refused: Arc<GsoRefusal>,
     /// The packets that it has carried and dropped.
     pub tallies: Arc<Tallies>,
 }

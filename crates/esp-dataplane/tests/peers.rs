@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use esp_core::esp::sa::{Encapsulation, KeyMaterial, Mode, SaSpec};
 use esp_core::esp::suite::SUITES;
-use esp_dataplane::peers::{Heard, Peer, Peers, SETTLE};
+use esp_dataplane::peers::{GsoRefusal, Heard, Peer, Peers, SETTLE};
 
 const NOT_YET: Duration = SETTLE.saturating_sub(Duration::from_millis(1));
 
@@ -95,6 +95,22 @@ fn of_two_workers_that_hear_from_two_places_at_once_one_moves_the_peer() {
         assert_eq!(moved.iter().filter(|moved| **moved).count(), 1);
         assert_eq!(peer.address(), if moved[0] { at(2) } else { at(3) });
     }
+}
+
+#[test]
+fn a_refused_gso_send_counts_for_the_address_to_which_it_was_sent() {
+    let (here, there) = (at(1).ip(), "192.0.2.77".parse().unwrap());
+    let refusal = GsoRefusal::default();
+    assert_eq!(refusal.at(here), None);
+    assert!(refusal.record(here, "EIO"));
+    assert!(!refusal.record(here, "EIO"));
+    assert_eq!((refusal.at(here), refusal.at(there)), (Some("EIO"), None));
+    // A peer that moved is tried, and tried again where it comes back.
+    assert!(refusal.record(there, "EINVAL"));
+    assert_eq!(
+        (refusal.at(here), refusal.at(there)),
+        (None, Some("EINVAL"))
+    );
 }
 
 fn spec(name: &str, tunnel: Option<&str>, pair: Option<&str>) -> SaSpec {

@@ -310,11 +310,12 @@ class PythonEngine:
         # A keepalive is sent after half a period without other traffic, so that the mapping of a
         # NAT on the path is never idle for longer than the period.
         active = state.packets
-        if active == seen:
-            self._keepalives_out += state.outer.send_keepalive(state.peer.address)
+        # First, so that a failure ends this round alone.
         self._keepalives[state.sa.name] = self._loop.call_later(
             period / 2, self._arm_keepalive, state, period, active
         )
+        if active == seen:
+            self._keepalives_out += state.outer.send_keepalive(state.peer.address)
 
     def _fold(self, direction: Direction, final: SaCounters) -> None:
         """Add the final counters of a removed SA to the totals."""

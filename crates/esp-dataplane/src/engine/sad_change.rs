@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use esp_core::esp::sa::{InboundSa, OutboundSa, SaSpec};
 use esp_core::esp::seq::Lease;
@@ -184,7 +184,7 @@ fn continued_outbound(
         gso_refused: if same_way {
             Arc::clone(&former.gso_refused)
         } else {
-            Arc::new(OnceLock::new())
+            Arc::default()
         },
         peer,
         sa: former.sa.continued(spec),

@@ -81,9 +81,10 @@ impl Engine {
         let mut taken = false;
         let all = tables.outbound.values();
         for entry in all.filter(|entry| entry.sa.spec.encapsulation == Encapsulation::Udp) {
-            match entry.gso_refused.get() {
+            let peer = entry.peer.address().ip();
+            match entry.gso_refused.at(peer) {
                 Some(errno) => {
-                    refused.insert(entry.peer.address().ip(), errno);
+                    refused.insert(peer, errno);
                 }
                 None => taken = true,
             }

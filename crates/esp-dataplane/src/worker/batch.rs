@@ -77,7 +77,7 @@ pub(crate) fn max_packets(
     size: usize,
     arena: &SendArena,
 ) -> usize {
-    let gso = entry.gso_refused.get().is_none();
+    let gso = entry.gso_refused.at(entry.peer.address().ip()).is_none();
     gso.then(|| socket.gso_capacity(size))
         .flatten()
         .unwrap_or(arena.capacity())
@@ -161,14 +161,14 @@ impl BatchSender<'_> {
                 tos: batch.tos,
             };
             // The kernel fragments single datagrams only.
-            let sending = if may_fragment || self.entry.gso_refused.get().is_some() {
+            let remote = batch.dst.ip();
+            let sending = if may_fragment || self.entry.gso_refused.at(remote).is_some() {
                 self.socket.send_each(self.arena, &message)?
             } else {
                 self.socket.send_gso(self.arena, &message)?
             };
             if let Some(errno) = sending.gso_refused {
-                if self.entry.gso_refused.set(errno).is_ok() {
-                    let remote = batch.dst.ip();
+                if self.entry.gso_refused.record(remote, errno) {
                     self.events.push(Event::GsoRefused(remote, errno));
                 }
             }
