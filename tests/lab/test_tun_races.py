@@ -69,7 +69,6 @@ class Raced(KernelNetwork):
     def end(self) -> None:
         for queue in self._kept:
             os.close(queue)
-        self._thread.shutdown()
 
 
 @pytest.fixture
@@ -102,11 +101,13 @@ async def test_what_others_had_is_deleted_and_the_gateway_runs_on_a_device_of_it
     host: Namespace, raced: Callable[[Deed, int], Raced], deed: Deed
 ) -> None:
     engine, kernel = NativeEngine(), raced(deed, TRIES - 1)
+    await kernel.open()
     with captured_logs() as logs:
         await open_alone(engine, kernel, SETTINGS, told)
     with contextlib.closing(engine):
         found = await kernel.tun_queues("esp0")
         assert (found.count, engine.queues, found.owner, found.persistent) == (3, 3, 0, False)
+    await kernel.close()
     assert len(logs) == TRIES - 1
     assert "esp0" not in links(host)
 
@@ -116,6 +117,8 @@ async def test_a_start_that_is_always_raced_is_refused_and_leaves_no_device(
     host: Namespace, raced: Callable[[Deed, int], Raced], deed: Deed
 ) -> None:
     engine, kernel = NativeEngine(), raced(deed, TRIES)
+    await kernel.open()
     with pytest.raises(EngineError, match=f"each of the {TRIES} times that it was made"):
         await open_alone(engine, kernel, SETTINGS, told)
+    await kernel.close()
     assert "esp0" not in links(host)

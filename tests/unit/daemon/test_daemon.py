@@ -75,6 +75,8 @@ class Rig:
         monkeypatch.setenv("NOTIFY_SOCKET", str(folder / "notify"))
         monkeypatch.setattr(ledger_thread, "machine_identity", lambda: MACHINE)
         monkeypatch.setattr(daemon_module, "make_engine", lambda _: self.engine)
+        # The process is that of the tests, and starts the programs of later ones.
+        monkeypatch.setattr(daemon_module, "prefer_control", lambda: None)
         self._monkeypatch = monkeypatch
 
     def launch(self, while_starting: Callable[[], None] = lambda: None) -> asyncio.Task[None]:
