@@ -23,6 +23,8 @@ from esp_gw.demo.pair import GatewayPair
 from esp_gw.demo.traffic import iperf, iperf_server
 from tests.support.labtools import configured_sa, drops, ping, sas, write_key
 
+pytestmark = pytest.mark.either_engine
+
 A_INNER, B_INNER = "10.1.8.1", "10.2.8.1"
 
 

@@ -14,6 +14,8 @@ from tests.support.engines import ENGINES
 from tests.support.labtools import drops, edit, ping, until
 from tests.support.two_sites import PLACES, PORT, Places, TwoSites, datagram, two_sites
 
+pytestmark = pytest.mark.either_engine
+
 
 @pytest.fixture(params=ENGINES)
 def sites(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TwoSites]:

@@ -14,6 +14,8 @@ from esp_gw.demo.netns import end
 from esp_gw.demo.pair import GatewayPair
 from tests.support.labtools import MakePair, network, ping
 
+pytestmark = pytest.mark.either_engine
+
 MIB = 1 << 20
 START_TIMEOUT = 60.0
 FILES = r"LimitNOFILE= of the unit, or 'ulimit -n'$"

@@ -25,6 +25,8 @@ from tests.support.labtools import (
     until,
 )
 
+pytestmark = pytest.mark.either_engine
+
 
 def test_a_spoke_that_protects_a_wide_prefix_reaches_its_own_network(
     make_pair: MakePair, tap: StartTap

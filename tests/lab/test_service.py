@@ -20,6 +20,8 @@ from tests.support.labtools import MakePair, edit, ping, running, tunnel, until,
 from tests.support.ledgers import machine
 from tests.support.manager import Manager, managed
 
+pytestmark = pytest.mark.either_engine
+
 BIND = """
 import socket, sys
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
