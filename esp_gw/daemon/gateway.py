@@ -19,12 +19,15 @@ from esp_gw.daemon.ownership import evict, open_alone
 from esp_gw.daemon.paths import PathMtus
 from esp_gw.daemon.queue import ChangeQueue
 from esp_gw.daemon.reconcile import (
+    GRACE,
     InstallSa,
     Observed,
     RemoveSa,
     ReplacePolicies,
+    RetireSa,
     SetSockets,
     reconcile,
+    sockets_left,
 )
 from esp_gw.daemon.sas import InstalledSas, Totals
 from esp_gw.desired import Desired
@@ -42,7 +45,7 @@ from esp_gw.engine.base import (
     PeerAddressChanged,
     SoftExpired,
 )
-from esp_gw.errors import EngineError, EspGwError
+from esp_gw.errors import EngineError, EspGwError, NetworkError
 from esp_gw.ledger.thread import LedgerThread
 from esp_gw.logs import log
 from esp_gw.model import IPAddress, Policy, Sa
@@ -106,6 +109,8 @@ class Gateway:
         self._doubts: list[str] = []
         self._needs_filter = False
         self._watch = Watch(kernel.changed, self._look, self._next_deadline)
+        self._was_down = False
+        self._lingering: dict[OuterSocket, float] = {}
         self._stopped = False
 
     async def start(self, desired: Desired) -> None:
@@ -240,6 +245,8 @@ class Gateway:
         if self._stopped:
             raise EngineError("the gateway is stopping")
         retired = self._sas.retired.keys()
+        for left in sockets_left(desired, self._sas.sas):
+            self._lingering[left] = _now() + GRACE
         try:
             changes = await self._bring_to(desired)
             await record()
@@ -248,7 +255,7 @@ class Gateway:
             raise
         self._wanted = desired
         self._watch.forget()
-        if self._sas.retired:
+        if self._sas.retired or self._lingering:
             # Its next deadline may be an earlier one now.
             self._watch.wake()
         await self._remember()
@@ -266,7 +273,14 @@ class Gateway:
 
     async def _bring_to(self, desired: Desired) -> list[Change]:
         network = await self._plan(desired)
-        changes = reconcile(desired, network, self._observed(await self._kernel.observe()))
+        there = await self._kernel.observe()
+        changes = reconcile(desired, network, self._observed(there))
+        if changes and not there.is_up:
+            raise NetworkError(
+                "the TUN device is down, and nothing has changed",
+                where=self._interface,
+                hint=f"run 'ip link set {self._interface} up' first",
+            )
         await self._carry_out(changes)
         self._sas.forget_totals()
         self._network = self._in_place(network)
@@ -276,10 +290,12 @@ class Gateway:
         """Bring the wanted state back; the SAs of the failed request have no grace time."""
         try:
             await self._bring_to(self._wanted)
-            if self._sas.end_grace(self._sas.retired.keys() - retired, _now()):
-                await self._bring_to(self._wanted)
         except Exception as error:
             log.error("can't restore the previous state: it is tried again", reason=str(error))
+            self._watch.wake()
+        if self._sas.end_grace(self._sas.retired.keys() - retired, _now()):
+            with contextlib.suppress(Exception):
+                await self._bring_to(self._wanted)
             self._watch.wake()
 
     async def _look(self) -> CheckResult:
@@ -302,11 +318,15 @@ class Gateway:
         changes = reconcile(self._wanted, network, self._observed(replace(there, addresses=ours)))
         missing, fault = missing_from(there, self._network, network), None
         if not there.is_up:
-            # The kernel accepts no route into a device that is down; guards work regardless.
-            changes = [change for change in changes if change.is_guard]
+            # The kernel accepts no route into a device that is down; the rest works regardless.
+            changes = [c for c in changes if c.is_guard or not isinstance(c, NetworkChange)]
             missing = missing if changes else ()
             name = self._interface
             fault = f"{name} is down: no tunnel works; run 'ip link set {name} up'"
+        elif self._was_down:
+            # The kernel has removed the routes into the device.
+            missing = ()
+        self._was_down = not there.is_up
         done = tuple(change.describe() for change in changes)
         try:
             await self._carry_out(changes)
@@ -345,6 +365,8 @@ class Gateway:
                     await self._sas.install(_of(InstallSa, run), ready, _now())
                 case RemoveSa():
                     await self._sas.remove([each.name for each in _of(RemoveSa, run)], ready)
+                case RetireSa():
+                    self._sas.retire(_of(RetireSa, run), _now())
                 case ReplacePolicies(policies):
                     self._policies = None
                     self.engine.replace_policies(policies)
@@ -387,11 +409,14 @@ class Gateway:
         return replace(desired, sas=sas)
 
     def _observed(self, network: Network) -> Observed:
-        retired = frozenset(name for name, end in self._sas.retired.items() if _now() < end)
-        return Observed(self._sas.sas, self._policies, self._sockets, network, retired)
+        now = _now()
+        self._lingering = {each: end for each, end in self._lingering.items() if now < end}
+        lingering = frozenset(self._lingering)
+        retired = self._sas.in_grace(now)
+        return Observed(self._sas.sas, self._policies, self._sockets, network, retired, lingering)
 
     def _next_deadline(self) -> float | None:
-        ends = [self._paths.next_expiry, *self._sas.retired.values()]
+        ends = [self._paths.next_expiry, *self._sas.retired.values(), *self._lingering.values()]
         return min((end for end in ends if end is not None), default=None)
 
     def _on_event(self, event: Event) -> None:

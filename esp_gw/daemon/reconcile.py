@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 
 from esp_gw.desired import Desired
 from esp_gw.engine.base import OuterSocket
@@ -12,22 +12,31 @@ from esp_gw.network.changes import Change, Step, network_changes
 from esp_gw.network.objects import Network
 
 GRACE = 60.0
-"""Seconds for which packets under a replaced key are accepted."""
+"""Seconds for which packets under a replaced key or SPI are accepted."""
+RETIRED_MARK = "~"
+"""Mark in the name of a retired SA, which no person can give to an SA."""
+
+
+def retired_name(sa: Sa) -> str:
+    """Return the name of an SA for its grace time."""
+    return f"{sa.name}{RETIRED_MARK}{sa.spi:#x}"
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
     """The state in place: the engine's SAs, policies and sockets, and our part of the network.
 
-    `policies` and `sockets` are None if a failed change has left them unknown. `retired` names the
-    SAs whose packets are still accepted for a grace time.
+    `policies` and `sockets` are None if a failed change has left them unknown. `retired` has the
+    SAs whose packets are still accepted for a grace time, with the SA after which they go, and
+    `lingering` the sockets that stay as long.
     """
 
     sas: Mapping[str, Sa]
     policies: tuple[Policy, ...] | None
     sockets: frozenset[OuterSocket] | None
     network: Network
-    retired: frozenset[str] = frozenset()
+    retired: Mapping[str, str] = field(default_factory=dict)
+    lingering: frozenset[OuterSocket] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +70,8 @@ class InstallSa(Change):
     """Install an SA, in one step with the others of its direction.
 
     `moves` names the SA with the same key, whose sequence numbers and replay window go on in the
-    new one. `retires` is the SA of the same name under another key: its packets are accepted for a
-    grace time, while the peer changes over.
+    new one. `retires` is the SA of the same name under another key or SPI: its packets are accepted
+    for a grace time, while the peer changes over.
     """
 
     sa: Sa
@@ -77,8 +86,9 @@ class InstallSa(Change):
     def describe(self) -> str:
         """Return the SA's name, and what becomes of its predecessor."""
         if self.retires is not None and self.sa.direction is Direction.INBOUND:
+            new = "SPI" if self.sa.keymat == self.retires.keymat else "key"
             return (
-                f"sa {self.name} installed with a new key; SPI {self.retires.spi:#x} is accepted "
+                f"sa {self.name} installed with a new {new}; SPI {self.retires.spi:#x} is accepted "
                 f"for {GRACE:.0f} s more"
             )
         if self.moves is None:
@@ -126,6 +136,19 @@ class EvictSa(RemoveSa):
 
 
 @dataclass(frozen=True, slots=True)
+class RetireSa(Change):
+    """Accept packets of an inbound SA of a tunnel for a grace time, as long as `heir` is there."""
+
+    step = Step.RETIRE_SAS
+    sa: Sa
+    heir: str
+
+    def describe(self) -> str:
+        """Return the SA's name and the grace time."""
+        return f"sa {self.sa.name} removed; SPI {self.sa.spi:#x} is accepted for {GRACE:.0f} s more"
+
+
+@dataclass(frozen=True, slots=True)
 class ReplacePolicies(Change):
     """Replace the SPD."""
 
@@ -167,19 +190,29 @@ def _socket_changes(
     return changes
 
 
-def _sa_changes(desired: Desired, observed: Observed) -> list[InstallSa | RemoveSa]:
+def _sa_changes(desired: Desired, observed: Observed) -> list[Change]:
     there = observed.sas
-    wanted = {sa.name for sa in desired.sas}
+    wanted = {sa.name: sa for sa in desired.sas}
     changed = [sa for sa in desired.sas if there.get(sa.name) != sa]
-    directions = {sa.name: sa.direction for sa in changed}
+    taken = {sa.spi for sa in changed if sa.direction is Direction.INBOUND}
     # A name changes its direction only where a person gives it to another SA: no move is tried.
     turned = {
-        name for name, sa in there.items() if directions.get(name, sa.direction) != sa.direction
+        sa.name
+        for sa in changed
+        if sa.name in there and there[sa.name].direction is not sa.direction
     }
-    by_key = {_key(sa): name for name, sa in there.items() if name not in turned}
-    moves = {sa.name: by_key[_key(sa)] for sa in changed if _key(sa) in by_key}
+    by_key = {_key(there[name]): name for name in observed.retired}
+    by_key |= {
+        _key(sa): name
+        for name, sa in there.items()
+        if name not in turned and name not in observed.retired
+    }
+    moves = {
+        sa.name: by_key[_key(sa)]
+        for sa in changed
+        if _key(sa) in by_key and not _has_new_spi(sa, there.get(sa.name), taken)
+    }
     moved = frozenset(moves.values())
-    taken = {sa.spi for sa in changed if sa.direction is Direction.INBOUND}
     evicted = {
         name: sa.spi
         for name, sa in there.items()
@@ -187,15 +220,59 @@ def _sa_changes(desired: Desired, observed: Observed) -> list[InstallSa | Remove
         or (sa.direction is Direction.INBOUND and sa.spi in taken and name not in moved)
     }
     gone = moved | evicted.keys()
-    retired = {
+    replaced = {
         sa.name: there[sa.name] for sa in changed if sa.name in there and sa.name not in gone
     }
-    changes: list[InstallSa | RemoveSa] = [EvictSa(name, spi) for name, spi in evicted.items()]
+    changes: list[Change] = [EvictSa(name, spi) for name, spi in evicted.items()]
     for sa in changed:
         kind = InstallInboundSa if sa.direction is Direction.INBOUND else InstallOutboundSa
-        changes.append(kind(sa, moves.get(sa.name), retired.get(sa.name)))
-    kept = wanted | gone | observed.retired
-    return changes + [RemoveSa(name) for name in there if name not in kept]
+        changes.append(kind(sa, moves.get(sa.name), replaced.get(sa.name)))
+    changes += _retired_changes(wanted, observed, gone)
+    others = there.keys() - wanted.keys() - gone - observed.retired.keys()
+    return changes + _removals(desired, observed, sorted(others))
+
+
+def _has_new_spi(sa: Sa, former: Sa | None, taken: Set[int]) -> bool:
+    """Return True for an inbound SA with its key under another SPI; both SPIs go on for a while.
+
+    The SPI is authenticated: no packet under one is accepted under the other.
+    """
+    return (
+        former is not None
+        and sa.direction is Direction.INBOUND
+        and _key(sa) == _key(former)
+        and sa.spi != former.spi
+        and former.spi not in taken
+    )
+
+
+def _retired_changes(wanted: Mapping[str, Sa], observed: Observed, gone: Set[str]) -> list[Change]:
+    """Return the changes of retired SAs: they go with their successor, and follow its selectors."""
+    changes: list[Change] = []
+    for name, origin in observed.retired.items():
+        successor = wanted.get(origin)
+        if name in gone:
+            continue
+        if successor is None:
+            changes.append(RemoveSa(name))
+        elif observed.sas[name].selectors != successor.selectors:
+            sa = replace(observed.sas[name], selectors=successor.selectors)
+            changes.append(InstallInboundSa(sa, moves=name))
+    return changes
+
+
+def _removals(desired: Desired, observed: Observed, names: Sequence[str]) -> list[Change]:
+    """Return the end of SAs that nobody wants; those of a tunnel with fewer SAs now retire."""
+    heirs = {sa.tunnel: sa.name for sa in desired.sas if sa.direction is Direction.INBOUND}
+    changes: list[Change] = []
+    for name in names:
+        sa = observed.sas[name]
+        has_heir = sa.tunnel is not None and sa.tunnel in heirs
+        if has_heir and sa.direction is Direction.INBOUND and RETIRED_MARK not in name:
+            changes.append(RetireSa(sa, heirs[sa.tunnel]))
+        else:
+            changes.append(RemoveSa(name))
+    return changes
 
 
 def _key(sa: Sa) -> tuple[Direction, Suite, KeyMaterial]:
@@ -205,18 +282,31 @@ def _key(sa: Sa) -> tuple[Direction, Suite, KeyMaterial]:
 def _sockets_wanted(
     desired: Desired, observed: Observed, changes: Sequence[Change]
 ) -> frozenset[OuterSocket]:
-    """Return the sockets of the wanted SAs, and of those that stay for their grace time."""
+    """Return the sockets of the wanted SAs, and of what stays for its grace time."""
     gone = {change.name for change in changes if isinstance(change, RemoveSa)}
-    gone |= {change.moves for change in changes if isinstance(change, InstallSa) and change.moves}
-    kept = [observed.sas[name] for name in observed.retired - gone]
-    kept += [
-        change.retires
-        for change in changes
-        if isinstance(change, InstallInboundSa) and change.retires is not None
-    ]
-    return outer_sockets(desired) | {OuterSocket(sa.local, sa.encapsulation) for sa in kept}
+    kept = [observed.sas[name] for name in observed.retired.keys() - gone]
+    for change in changes:
+        if isinstance(change, InstallInboundSa) and change.retires is not None:
+            kept.append(change.retires)
+        elif isinstance(change, RetireSa):
+            kept.append(change.sa)
+    return outer_sockets(desired) | observed.lingering | {_socket_of(sa) for sa in kept}
 
 
 def outer_sockets(desired: Desired) -> frozenset[OuterSocket]:
     """Return the sockets that the SAs need."""
-    return frozenset(OuterSocket(sa.local, sa.encapsulation) for sa in desired.sas)
+    return frozenset(_socket_of(sa) for sa in desired.sas)
+
+
+def sockets_left(desired: Desired, there: Mapping[str, Sa]) -> set[OuterSocket]:
+    """Return the sockets that SAs leave which keep their keys.
+
+    The peer may learn of the new address only from our next packet.
+    """
+    now = {_key(sa): _socket_of(sa) for sa in desired.sas if sa.direction is Direction.INBOUND}
+    before = {_key(sa): _socket_of(sa) for sa in there.values()}
+    return {socket for key, socket in before.items() if now.get(key, socket) != socket}
+
+
+def _socket_of(sa: Sa) -> OuterSocket:
+    return OuterSocket(sa.local, sa.encapsulation)

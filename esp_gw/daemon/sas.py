@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
-from esp_gw.daemon.reconcile import GRACE, InstallSa
+from esp_gw.daemon.reconcile import GRACE, RETIRED_MARK, InstallSa, RetireSa, retired_name
 from esp_gw.engine.base import Engine, SaCounters
 from esp_gw.errors import LedgerError
 from esp_gw.ledger.thread import LedgerThread
@@ -79,6 +79,14 @@ class InstalledSas:
             name: entry.until for name, entry in self._installed.items() if entry.until is not None
         }
 
+    def in_grace(self, now: float) -> dict[str, str]:
+        """Return the retired SAs whose time is not over, with the SAs after which they go."""
+        return {
+            name: entry.origin
+            for name, entry in self._installed.items()
+            if entry.until is not None and now < entry.until
+        }
+
     def totals(self, counters: Mapping[str, SaCounters]) -> dict[str, Totals]:
         """Return what all SAs of each name have counted; `counters` are the engine's."""
         totals = dict(self._former)
@@ -109,7 +117,9 @@ class InstalledSas:
         Raises EngineError; nothing is changed in that case.
         """
         retiring = {
-            change.retires.name: replace(change.retires, name=_retired_name(change.retires))
+            change.retires.name: replace(
+                change.retires, name=retired_name(change.retires), selectors=change.sa.selectors
+            )
             for change in changes
             if change.retires is not None
         }
@@ -124,18 +134,41 @@ class InstalledSas:
                 if entry.lease is not None:
                     self._engine.install_outbound(entry.sa, entry.lease)
                 else:
-                    self._engine.install_inbound(entry.sa, entry.floor)
+                    floor = max(entry.floor, self._highest(change))
+                    self._engine.install_inbound(entry.sa, floor)
         moved = {c.name: self._installed.pop(c.moves) for c in changes if c.moves is not None}
-        retired = {name: self._installed.pop(name) for name in retiring}
-        for name, entry in retired.items():
-            entry.sa, entry.until, entry.origin = retiring[name], now + GRACE, name
-            self._installed[entry.sa.name] = entry
+        retired = self._retire(retiring, {name: name for name in retiring}, now)
         for change in changes:
             entry = moved.get(change.name) or ready[change.name]
-            entry.sa, entry.until, entry.origin = change.sa, None, ""
+            entry.sa = change.sa
+            if RETIRED_MARK not in change.name:
+                entry.until, entry.origin = None, ""
             self._installed[change.name] = entry
         # The engine sends nothing through it any more.
-        await self.remove([entry.sa.name for entry in retired.values() if entry.lease is not None])
+        await self.remove([entry.sa.name for entry in retired if entry.lease is not None])
+
+    def retire(self, changes: Sequence[RetireSa], now: float) -> None:
+        """Begin the grace time of SAs that nobody wants any more. Raises EngineError."""
+        retiring = {c.sa.name: replace(c.sa, name=retired_name(c.sa)) for c in changes}
+        with self._engine.at_once():
+            for name, sa in retiring.items():
+                self._engine.replace_sa(name, sa)
+        self._retire(retiring, {change.sa.name: change.heir for change in changes}, now)
+
+    def _retire(
+        self, retiring: Mapping[str, Sa], origins: Mapping[str, str], now: float
+    ) -> list[_Installed]:
+        retired = [self._installed.pop(name) for name in retiring]
+        for (name, sa), entry in zip(retiring.items(), retired, strict=True):
+            entry.sa, entry.until, entry.origin = sa, now + GRACE, origins[name]
+            self._installed[sa.name] = entry
+        return retired
+
+    def _highest(self, change: InstallSa) -> int:
+        """Return the highest number of the same key under the SPI that retires, or 0."""
+        if change.retires is None or change.retires.keymat != change.sa.keymat:
+            return 0
+        return self._engine.counters().sas[change.retires.name].seq
 
     async def remove(self, names: Sequence[str], ready: Registered = _NONE) -> None:
         """Remove SAs; return the unused rest of their leases, and store their replay floors.
@@ -199,7 +232,9 @@ class InstalledSas:
         Raises LedgerError; the floors are then written by the next call.
         """
         for name, seq in self._engine.advanced_replay_floors().items():
-            self._floors[self._installed[name].sa.keymat] = seq
+            # A key may be there under two SPIs.
+            key = self._installed[name].sa.keymat
+            self._floors[key] = max(seq, self._floors.get(key, 0))
         if not self._floors:
             return
         floors = dict(self._floors)
@@ -229,8 +264,3 @@ class InstalledSas:
             log.error("can't write the ledger", sa=f"{names}{more}", reason=str(error))
         else:
             self._drop_written(floors)
-
-
-def _retired_name(sa: Sa) -> str:
-    """Return a name that no person can give to an SA."""
-    return f"{sa.name}~{sa.spi:#x}"

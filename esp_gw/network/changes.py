@@ -37,6 +37,7 @@ class Step(enum.IntEnum):
     REMOVE_RULES = enum.auto()
     REMOVE_ROUTES = enum.auto()
     REMOVE_ADDRESSES = enum.auto()
+    RETIRE_SAS = enum.auto()
     REMOVE_SAS = enum.auto()
     CLOSE_SOCKETS = enum.auto()
 

@@ -167,6 +167,55 @@ def test_a_new_key_under_the_same_spi_says_what_is_lost(pair: GatewayPair) -> No
     assert ping(pair.a.namespace, pair.plan.inner(1), count=3) == 3
 
 
+def test_a_new_spi_or_address_with_the_same_key_leaves_the_old_one_for_a_grace_time(
+    pair: GatewayPair,
+) -> None:
+    a, b = pair.a.namespace, pair.b.namespace
+    assert ping(a, pair.plan.inner(1), count=3) == 3
+    old = sas(pair.a)["pi-b/in"]["spi"]
+    edit(pair.a, lambda config: tunnel(config)["inbound"].update(spi=old + 1))
+    assert f"SPI {old:#x} is accepted for 60 s more" in pair.a.cli("reload").stdout
+    a.ip("address", "add", "192.0.2.7/24", "dev", "wan")
+    edit(pair.a, lambda config: tunnel(config).update(local="192.0.2.7"))
+    pair.a.cli("reload")
+    before = _packets_in(pair)
+    b.run(sys.executable, "-c", SEND_DATAGRAMS, pair.plan.inner(0), "300")
+    until(lambda: _packets_in(pair) >= before + 300, "packets to the old address are accepted")
+    assert drops(pair.a) == {}
+    edit(pair.b, lambda config: tunnel(config)["outbound"].update(spi=old + 1))
+    pair.b.cli("reload")
+    assert ping(b, pair.plan.inner(0), count=3) == 3
+
+
+def test_a_removed_tunnel_ends_the_grace_time_of_its_former_key(pair: GatewayPair) -> None:
+    assert ping(pair.a.namespace, pair.plan.inner(1), count=3) == 3
+    _rekey(pair)
+    pair.a.cli("reload")
+    assert len(sas(pair.a)) == 3
+    edit(pair.a, lambda config: config.update(tunnels={}))
+    pair.a.cli("reload")
+    assert sas(pair.a) == {}
+    assert ping(pair.b.namespace, pair.plan.inner(0), count=3) == 0
+
+
+def test_a_reload_while_the_device_is_down_is_refused_and_changes_nothing(
+    pair: GatewayPair,
+) -> None:
+    before = set(sas(pair.a))
+    pair.a.namespace.ip("link", "set", "esp0", "down")
+    text = pair.a.config.read_text()
+    _rekey(pair)
+    done = pair.a.cli("reload", check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "ip link set esp0 up" in line
+    assert set(sas(pair.a)) == before
+    pair.a.config.write_text(text)
+    pair.a.namespace.ip("link", "set", "esp0", "up")
+    until(lambda: ping(pair.a.namespace, pair.plan.inner(1), count=1), "the tunnel carries again")
+    assert "another program removed" not in pair.a.log.read_text()
+
+
 def test_a_removed_tunnel_has_no_grace_time(pair: GatewayPair) -> None:
     edit(pair.a, lambda config: config.update(tunnels={}))
     pair.a.cli("reload")

@@ -18,6 +18,7 @@ from esp_gw.daemon.reconcile import (
     Observed,
     RemoveSa,
     ReplacePolicies,
+    RetireSa,
     SetSockets,
     outer_sockets,
     reconcile,
@@ -58,7 +59,7 @@ class World:
     routes: dict[RouteKey, Route] = field(default_factory=dict)
     rules: set[Rule] = field(default_factory=set)
     firewall: Firewall | None = None
-    retired: set[str] = field(default_factory=set)
+    retired: dict[str, str] = field(default_factory=dict)
 
     def observed(self) -> Observed:
         network = Network(
@@ -68,9 +69,7 @@ class World:
             frozenset(self.rules),
             self.firewall,
         )
-        return Observed(
-            dict(self.sas), self.policies, self.sockets, network, frozenset(self.retired)
-        )
+        return Observed(dict(self.sas), self.policies, self.sockets, network, dict(self.retired))
 
     def apply(self, run: Sequence[Change]) -> None:
         """Apply changes of one step: SAs are installed together, anything else one by one."""
@@ -89,15 +88,16 @@ class World:
             if change.moves is not None:
                 old = after.pop(change.moves)
                 assert (old.keymat, old.direction) == (change.sa.keymat, change.sa.direction)
-                self.retired.discard(change.moves)
+                if change.sa.name != change.moves:
+                    self.retired.pop(change.moves, None)
             if change.retires is not None:
                 old = after.pop(change.retires.name)
                 # Nothing is sent by an outbound one any more.
                 if old.direction is Direction.INBOUND:
                     name = f"{old.name}~{old.spi:#x}"
                     assert name not in after
-                    after[name] = replace(old, name=name)
-                    self.retired.add(name)
+                    after[name] = replace(old, name=name, selectors=change.sa.selectors)
+                    self.retired[name] = change.sa.name
         for change in run:
             assert change.sa.name not in after
             after[change.sa.name] = change.sa
@@ -134,7 +134,12 @@ class World:
                 self.sockets = sockets
             case RemoveSa(name):
                 del self.sas[name]
-                self.retired.discard(name)
+                self.retired.pop(name, None)
+            case RetireSa(sa, heir):
+                old = self.sas.pop(sa.name)
+                name = f"{old.name}~{old.spi:#x}"
+                self.sas[name] = replace(old, name=name)
+                self.retired[name] = heir
             case ReplacePolicies(policies):
                 self.policies = policies
 

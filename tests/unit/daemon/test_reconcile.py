@@ -15,6 +15,7 @@ from esp_gw.daemon.reconcile import (
     OpenSockets,
     RemoveSa,
     ReplacePolicies,
+    RetireSa,
     outer_sockets,
     reconcile,
 )
@@ -212,7 +213,7 @@ def retired(sas: tuple[Sa, ...], *old: Sa) -> Observed:
         there,
         sas={**there.sas, **{sa.name: sa for sa in old}},
         sockets=there.sockets | outer_sockets(desired(old)),
-        retired=frozenset(sa.name for sa in old),
+        retired={sa.name: sa.name.partition("~")[0] for sa in old},
     )
 
 
@@ -221,11 +222,45 @@ def test_a_retired_sa_keeps_its_socket_and_goes_with_it_after_its_time() -> None
     now = (inbound("a", 301, 2),)
     there = retired(now, elsewhere)
     assert changes(desired(now), there) == []
-    over = dataclasses.replace(there, retired=frozenset())
+    over = dataclasses.replace(there, retired={})
     assert changes(desired(now), over) == [
         RemoveSa("a~0x12c"),
         CloseSockets(outer_sockets(desired(now))),
     ]
+
+
+def test_a_retired_sa_goes_with_its_successor() -> None:
+    old, new = inbound("a~0x12c", 300, 1), inbound("a", 301, 2)
+    there = retired((new,), old)
+    found = changes(desired(), there)
+    assert [each for each in found if isinstance(each, RemoveSa)] == [
+        RemoveSa("a~0x12c"),
+        RemoveSa("a"),
+    ]
+
+
+def test_a_retired_sa_follows_the_selectors_of_its_successor() -> None:
+    old, new = inbound("a~0x12c", 300, 1), inbound("a", 301, 2)
+    narrow = dataclasses.replace(new, selectors=(selector("10.1.0.0/25", "10.2.0.0/25"),))
+    found = changes(desired((narrow,)), retired((new,), old))
+    assert found == [
+        InstallInboundSa(narrow, moves="a"),
+        InstallInboundSa(dataclasses.replace(old, selectors=narrow.selectors), moves=old.name),
+    ]
+
+
+def test_an_sa_with_its_key_under_a_new_spi_leaves_the_old_spi_for_a_grace_time() -> None:
+    before, after = inbound("a", 300, 1), inbound("a", 301, 1)
+    found = changes(desired((after,)), settled(desired((before,))))
+    assert found == [InstallInboundSa(after, retires=before)]
+    assert "a new SPI; SPI 0x12c is accepted for 60 s more" in found[0].describe()
+
+
+def test_sas_that_a_tunnel_has_no_more_retire() -> None:
+    one, two = (dataclasses.replace(inbound(n, s, s), tunnel="t") for n, s in (("a", 7), ("b", 8)))
+    found = changes(desired((one,)), settled(desired((one, two))))
+    assert found == [RetireSa(two, "a")]
+    assert "SPI 0x8 is accepted for 60 s more" in found[0].describe()
 
 
 def test_a_key_that_comes_back_in_its_grace_time_goes_on() -> None:
@@ -241,7 +276,7 @@ def test_an_inbound_sa_takes_an_spi_only_after_its_old_holder_is_evicted() -> No
     found = changes(desired(after), settled(desired(before)))
     assert found == [
         EvictSa("b", 301),
-        InstallInboundSa(after[0], moves="a"),
+        InstallInboundSa(after[0], retires=before[0]),
         InstallInboundSa(after[1]),
     ]
 
