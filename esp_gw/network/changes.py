@@ -6,33 +6,38 @@ Changes of the kernel's network are here; those of the engine are in daemon/reco
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import ClassVar
 
-from esp_gw.model import IPAddress
+from esp_gw.model import IPAddress, IPNetwork
 from esp_gw.network.firewall import Firewall
 from esp_gw.network.objects import Network, Route, Rule
+from esp_gw.network.prefixes import PrefixIndex
 
 
 class Step(enum.IntEnum):
     """The order in which changes are applied; safety depends on it.
 
-    Prefixes become unreachable before they are routed into the TUN. SAs are installed before the
-    policies that need them, and removed after them. Inbound SAs come first: packets of a peer that
+    Prefixes become unreachable before they are routed into the TUN, but for those inside a prefix
+    that is routed there already, which nothing may interrupt. What the kernel may refuse comes
+    before SAs where it can. SAs are installed before the policies that need them, and removed after
+    them. Inbound SAs come first: packets of a peer that
     already uses the new key must be accepted before the gateway replies with it.
     """
 
     GUARD_ROUTES = enum.auto()
     ADD_RULES = enum.auto()
     REPLACE_FIREWALL = enum.auto()
+    SET_MTU = enum.auto()
+    ADD_ADDRESSES = enum.auto()
     OPEN_SOCKETS = enum.auto()
     EVICT_SAS = enum.auto()
     INSTALL_INBOUND_SAS = enum.auto()
     INSTALL_OUTBOUND_SAS = enum.auto()
     REPLACE_POLICIES = enum.auto()
-    SET_MTU = enum.auto()
-    ADD_ADDRESSES = enum.auto()
     ADD_TUN_ROUTES = enum.auto()
+    COVERED_GUARD_ROUTES = enum.auto()
     REMOVE_FIREWALL = enum.auto()
     REMOVE_RULES = enum.auto()
     REMOVE_ROUTES = enum.auto()
@@ -81,6 +86,16 @@ class AddGuardRoute(AddRoute):
 
     step = Step.GUARD_ROUTES
     is_guard = True
+
+
+@dataclass(frozen=True, slots=True)
+class AddCoveredGuardRoute(AddGuardRoute):
+    """Add an unreachable route inside a prefix that is guarded and routed into the TUN already.
+
+    It follows its own route into the TUN: before, it would stop the packets of the wider prefix.
+    """
+
+    step = Step.COVERED_GUARD_ROUTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,12 +199,12 @@ def network_changes(wanted: Network, there: Network) -> list[NetworkChange]:
     """Return the changes that lead from one network to another, sorted by their steps."""
     new_routes = sorted(wanted.routes - there.routes, key=str)
     replaced = {(route.kind, route.destination, route.table) for route in new_routes}
-    changes: list[NetworkChange] = [
-        AddGuardRoute(route) if route.is_guard else AddRoute(route) for route in new_routes
-    ]
+    covers = _covers(there.routes)
+    changes: list[NetworkChange] = [_addition(route, covers) for route in new_routes]
     changes += [
         RemoveRoute(route)
-        for route in sorted(there.routes - wanted.routes, key=str)
+        # Inside a prefix that stays routed, the unreachable route goes before the one into the TUN.
+        for route in sorted(there.routes - wanted.routes, key=lambda r: (not r.is_guard, str(r)))
         if (route.kind, route.destination, route.table) not in replaced
     ]
     changes += [AddRule(rule) for rule in sorted(wanted.rules - there.rules, key=_precedence)]
@@ -209,6 +224,25 @@ def network_changes(wanted: Network, there: Network) -> list[NetworkChange]:
     changes += [AddAddress(address) for address in new_addresses]
     changes += [RemoveAddress(address) for address in old_addresses]
     return sorted(changes, key=lambda change: change.step)
+
+
+def _covers(routes: Set[Route]) -> dict[int, PrefixIndex[bool]]:
+    """Return the prefixes that are guarded and routed into the TUN, by table."""
+    guarded = {(route.destination, route.table) for route in routes if route.is_guard}
+    covers: dict[int, dict[IPNetwork, bool]] = {}
+    for route in routes:
+        if not route.is_guard and (route.destination, route.table) in guarded:
+            covers.setdefault(route.table, {})[route.destination] = True
+    return {table: PrefixIndex(prefixes) for table, prefixes in covers.items()}
+
+
+def _addition(route: Route, covers: Mapping[int, PrefixIndex[bool]]) -> NetworkChange:
+    if not route.is_guard:
+        return AddRoute(route)
+    cover = covers.get(route.table)
+    if cover is not None and any(cover.around(route.destination, shorter=1)):
+        return AddCoveredGuardRoute(route)
+    return AddGuardRoute(route)
 
 
 def _precedence(rule: Rule) -> tuple[int, str]:

@@ -271,8 +271,15 @@ def go(world: World, wanted: Desired, path_mtu: int = 1500) -> None:
 
 
 def is_guarded(world: World, route: Route) -> bool:
-    guard = (RouteKind.UNREACHABLE, route.destination, route.table)
-    return guard in world.routes and any(rule.table == route.table for rule in world.rules)
+    guards = [
+        destination
+        for kind, destination, table in world.routes
+        if kind is RouteKind.UNREACHABLE
+        and table == route.table
+        and destination.version == route.destination.version
+        and destination.supernet_of(route.destination)  # type: ignore[arg-type]
+    ]
+    return bool(guards) and any(rule.table == route.table for rule in world.rules)
 
 
 @given(states(), states(), st.sampled_from([1400, 1500]))

@@ -86,12 +86,12 @@ def test_a_start_adds_guards_before_routes_and_sas_before_policies() -> None:
         "AddRule",
         "AddRule",
         "ReplaceFirewall",
+        "SetMtu",
+        "AddAddress",
         "OpenSockets",
         "InstallInboundSa",
         "InstallOutboundSa",
         "ReplacePolicies",
-        "SetMtu",
-        "AddAddress",
         "AddRoute tun",
     ]
 
@@ -113,8 +113,8 @@ def test_a_stop_removes_everything_in_the_reverse_order() -> None:
         "RemoveFirewall",
         "RemoveRule",
         "RemoveRule",
-        "RemoveRoute tun",
         "RemoveRoute unreachable",
+        "RemoveRoute tun",
         "RemoveAddress",
         "RemoveSa",
         "RemoveSa",
@@ -139,6 +139,26 @@ def test_a_new_path_mtu_replaces_the_route_and_never_removes_it() -> None:
     assert found[1] == AddRoute(
         next(route for route in network.routes if route.kind is RouteKind.TUN)
     )
+
+
+def test_a_prefix_that_is_split_stays_routed_all_the_time() -> None:
+    (one, two), policy = tunnel()
+    halves = tuple(selector("10.1.0.0/24", f"10.2.0.{half}/25") for half in (0, 128))
+    split = desired((one, two), (dataclasses.replace(policy, selectors=halves),))
+    whole = desired((one, two), (policy,))
+    there = [change for change in kinds(changes(split, settled(whole))) if "Route" in change]
+    assert there == [
+        *["AddRoute tun"] * 2,
+        *["AddCoveredGuardRoute unreachable"] * 2,
+        *("RemoveRoute unreachable", "RemoveRoute tun"),
+    ]
+    back = [change for change in kinds(changes(whole, settled(split))) if "Route" in change]
+    assert back == [
+        "AddGuardRoute unreachable",
+        "AddRoute tun",
+        *["RemoveRoute unreachable"] * 2,
+        *["RemoveRoute tun"] * 2,
+    ]
 
 
 def test_a_second_tunnel_touches_nothing_of_the_first() -> None:
