@@ -1,4 +1,4 @@
-"""The limits of this process (getrlimit(2)), and the errors that come of small ones."""
+"""The limits of this process (getrlimit(2)), and the errors that small limits cause."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SPARE = 64 << 20
 """Bytes: a process that can map no more of them lacks memory for a thread with its stack."""
 _MIB = 1 << 20
 _TOO_FEW_THREADS = ("can't start new thread", "a worker thread can't be started")
-"""The only signs of it: of Python (threading.Thread.start), and of the native engine."""
+"""Messages of a refused thread: of Python (threading.Thread.start) and of the native engine."""
 
 
 def raise_open_files() -> None:

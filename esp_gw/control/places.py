@@ -1,8 +1,6 @@
-"""The places of the control socket: who may have a connection, and which one gives way to another.
+"""Places of the control socket: a quota for each user, a reserve for root, and eviction.
 
-A user's connections leave places to other users, and those of all users leave some to root. Where
-there is no place, the connection ends that has waited for its client longest, of the user who has
-the most.
+Without a free place the longest idle connection of the user with the most connections ends.
 """
 
 from __future__ import annotations

@@ -69,13 +69,13 @@ Record = Callable[[], Awaitable[None]]
 
 
 async def _no_record() -> None:
-    """The record of a request that is kept elsewhere already."""
+    """Record of a request whose state is on disk already, such as a reload."""
 
 
 class Gateway:
     """The running gateway: the only place where engine, ledger and network are changed.
 
-    The engine is made by the start, which closes the protected prefixes before.
+    The start closes the protected prefixes, and makes the engine after that.
     """
 
     engine: Engine
@@ -262,7 +262,7 @@ class Gateway:
         return [change.describe() for change in changes]
 
     async def _remember(self) -> None:
-        """Write the guard's plan; a failure is no reason to fail, and is tried again."""
+        """Write the guard's plan, best effort; a failure is retried in the background."""
         try:
             await self._write_plan()
         except Exception:

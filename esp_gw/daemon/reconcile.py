@@ -27,7 +27,7 @@ class Observed:
     """The state in place: the engine's SAs, policies and sockets, and our part of the network.
 
     `policies` and `sockets` are None if a failed change has left them unknown. `retired` has the
-    SAs whose packets are still accepted for a grace time, with the SA after which they go, and
+    SAs whose packets are still accepted for a grace time, each with its successor's name, and
     `lingering` the sockets that stay as long.
     """
 
@@ -262,7 +262,7 @@ def _retired_changes(wanted: Mapping[str, Sa], observed: Observed, gone: Set[str
 
 
 def _removals(desired: Desired, observed: Observed, names: Sequence[str]) -> list[Change]:
-    """Return the end of SAs that nobody wants; those of a tunnel with fewer SAs now retire."""
+    """Remove unwanted SAs; inbound ones of a tunnel that stays retire."""
     heirs = {sa.tunnel: sa.name for sa in desired.sas if sa.direction is Direction.INBOUND}
     changes: list[Change] = []
     for name in names:

@@ -80,7 +80,7 @@ class InstalledSas:
         }
 
     def in_grace(self, now: float) -> dict[str, str]:
-        """Return the retired SAs whose time is not over, with the SAs after which they go."""
+        """Return the SAs in their grace time, each with its successor's name."""
         return {
             name: entry.origin
             for name, entry in self._installed.items()
@@ -195,7 +195,7 @@ class InstalledSas:
         await self.remove(list(self._installed))
 
     def end_grace(self, names: Set[str], now: float) -> bool:
-        """End the grace time of retired SAs, which may be removed then; return False for none."""
+        """End the grace time of these SAs; return True if there are any."""
         for name in names:
             self._installed[name].until = now
         return bool(names)

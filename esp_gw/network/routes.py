@@ -1,9 +1,9 @@
 """Bulk access to the kernel's routes: rtnetlink route messages over a plain netlink socket.
 
-This is a second netlink stack beside pyroute2 (netlink.py), for route messages only. It stays
-because pyroute2 takes a third of a millisecond per route, and a gateway of 5,000 tunnels has 10,000
-routes, all of which are read whenever another program changes one. Everything else is infrequent or
-small enough for pyroute2.
+This is a second netlink stack beside pyroute2 (kernel.py, link.py), for route messages only. It
+stays because pyroute2 takes a third of a millisecond per route, and a gateway of 5,000 tunnels has
+10,000 routes, all of which are read whenever another program changes one. Everything else is
+infrequent or small enough for pyroute2.
 
 Sources: netlink(7), rtnetlink(7), linux/rtnetlink.h.
 """

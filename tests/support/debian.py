@@ -41,7 +41,7 @@ PLAIN, SEALED = "/etc/credstore/out.key", "/etc/credstore.encrypted/in.key"
 MISTAKE = "tunels"
 DROP_INS = "/etc/systemd/system/esp-gw.service.d"
 LIMIT = 600.0
-"""Seconds for what takes some: an emulator that may share two processors."""
+"""Seconds for a boot or a command in an emulator that may share two processors."""
 JOURNAL = ("journalctl", "-b", "-q", "-o", "cat", "-u", "esp-gw")
 INNER = {4: "10.1.0.1", 6: "fd00:1::1"}
 """The machine's addresses in the tunnel."""
@@ -104,7 +104,7 @@ _CPU = "Nehalem,+aes,+pclmulqdq"
 
 
 class Debian:
-    """A Debian machine that boots, does as it is told, is powered off and boots again."""
+    """A Debian machine that is booted, given commands, and powered off, more than once."""
 
     def __init__(self, setup: Setup, capture: Path, folder: Path, peer: LabGateway) -> None:
         self.config: dict[str, Any] = yaml.safe_load((folder / "gateway.yaml").read_text())

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 import sys
-import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable
 from ipaddress import ip_address
@@ -20,6 +19,7 @@ from esp_gw.demo.netns import Namespace, add_address, namespaces, wire
 from esp_gw.desired import EngineSettings
 from esp_gw.engine.base import EngineFailed, Event, OuterSocket
 from esp_gw.model import Encapsulation
+from lab.waiting import comes_to_hold
 from tests.support.builders import OUTER
 from tests.support.kernel_peer import inside
 
@@ -113,10 +113,7 @@ async def _program(side: Side, *arguments: str) -> Process:
 
 async def until(condition: Callable[[], object], what: str) -> None:
     """Wait for a condition while the engines run."""
-    deadline = time.monotonic() + _PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        await asyncio.sleep(0.002)
+    assert await comes_to_hold(_PATIENCE, condition), f"never happened: {what}"
 
 
 @contextlib.asynccontextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +17,7 @@ from esp_gw.model import Direction, IPAddress, Lease, Policy, Sa
 from esp_gw.network import changes
 from esp_gw.network.objects import Host, Network
 from esp_gw.network.tun_queues import TunQueues
+from lab.waiting import comes_to_hold
 
 
 class _Collector(logging.Handler):
@@ -48,10 +48,7 @@ def captured_logs() -> Iterator[list[dict[str, Any]]]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.002)
+    assert await comes_to_hold(10, condition)
 
 
 _Wanted = tuple[str, Sa, Lease | int | None]

@@ -9,9 +9,8 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from esp_gw.model import IPAddress
+from tests.support.labtools import frames
 
-_FILE = struct.Struct("=IHHiIII")
-_RECORD = struct.Struct("=IIII")
 _IPV4, _IPV6 = 0x0800, 0x86DD
 
 
@@ -33,7 +32,7 @@ class Packet:
 def packets_from(mac: str, capture: Path) -> Iterator[Packet]:
     """The IP packets that a machine sent; a frame that is still being written is left out."""
     sender = bytes.fromhex(mac.replace(":", ""))
-    for index, frame in enumerate(_frames(capture.read_bytes())):
+    for index, frame in enumerate(frames(capture)):
         if frame[6:12] != sender:
             continue
         (kind,) = struct.unpack_from("!H", frame, 12)
@@ -47,14 +46,3 @@ def packets_from(mac: str, capture: Path) -> Iterator[Packet]:
             continue
         port = struct.unpack_from("!H", frame, upper + 2)[0] if protocol == 17 else None
         yield Packet(index, destination, protocol, port)
-
-
-def _frames(data: bytes) -> Iterator[bytes]:
-    at = _FILE.size
-    while at + _RECORD.size <= len(data):
-        _, _, length, _ = _RECORD.unpack_from(data, at)
-        at += _RECORD.size
-        if at + length > len(data):
-            return
-        yield data[at : at + length]
-        at += length

@@ -13,7 +13,7 @@ use crate::tallies::Tallies;
 
 /// An installed outbound SA with its peer and tallies.
 ///
-/// What changes while it is installed is shared with the entry of an SA that replaces it, because
+/// State that changes while it is installed is shared with the entry of an SA that replaces it, because
 /// workers use the former entry until they have the new tables.
 #[derive(Debug)]
 pub struct OutboundEntry {

@@ -1,4 +1,4 @@
-"""Absence is told from a fault: a service manager tries again for the first."""
+"""A missing file is retried by a service manager; a wrong one is not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What systemd does when the gateway dies, hangs, or can't start; in this order."""
+"""Reactions of systemd to a gateway that dies, hangs, or can't start; in this order."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ UNITS = ("esp-gw.service", "esp-gw-guard.service")
 
 
 class Installed:
-    """What scripts/install has left."""
+    """Files and units after scripts/install."""
 
     def test_its_user_owns_the_state_and_reads_the_configuration(self, machine: Debian) -> None:
         found = machine.ok("stat", "-c", "%n %U:%G %a", STATE, ETC, f"{ETC}/keys")

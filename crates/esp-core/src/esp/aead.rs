@@ -70,7 +70,8 @@ pub trait Aead: Send {
 /// The kernel's `AF_ALG` implements it. To add an accelerator (a crypto engine, a network card, a
 /// co-processor): implement this trait; in `AeadFactory` of esp-dataplane return it from `make` as
 /// [`SaAead::Batched`], with a library's AEAD behind it, report it in `of`, and let `check` refuse
-/// what it can't do; choose it by a setting. The workers need no change.
+/// what it can't do; choose it by a setting. A second accelerator also needs its keys in
+/// `AeadFactory::new`, which takes those of `AF_ALG`. The workers need no change.
 ///
 /// The caller promises:
 /// - A batch of seals is any number of `submit_seal`, then one `complete_seals` with their `out`

@@ -54,7 +54,7 @@ impl ReplayWindow {
         }
     }
 
-    /// True if the window decides alone.
+    /// True if the window has one ring.
     #[must_use]
     pub const fn is_settled(&self) -> bool {
         self.former.is_none()

@@ -83,7 +83,7 @@ impl Engine {
     /// Opens a queue for each worker, and starts the workers.
     ///
     /// # Errors
-    /// The kernel's, or an engine that was started already; it carries nothing then.
+    /// The kernel's, or an engine that was started already. After an error it carries nothing.
     pub fn start(&mut self) -> Result<()> {
         let device = self.device.take();
         let mut device = device.ok_or(Error::Argument("the engine was started already"))?;

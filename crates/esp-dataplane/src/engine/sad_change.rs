@@ -106,7 +106,7 @@ impl Engine {
         if unsettled.is_empty() {
             return Ok(());
         }
-        // Every worker uses the new tables, nobody the former windows alone.
+        // No worker has only the former ring of a window any more.
         self.change(|tables| {
             let settled = unsettled
                 .iter()
@@ -115,8 +115,8 @@ impl Engine {
         })
     }
 
-    /// Reports what a replaced SA has reported, if it was with a name that is no more; and asks for
-    /// numbers where there are more than before.
+    /// Reports a low lease again under an SA's new name, and where the SA has more numbers than
+    /// before.
     fn report_again<'a>(
         &self,
         replaced: impl Iterator<Item = (&'a Arc<OutboundEntry>, &'a Arc<str>)>,
@@ -207,7 +207,7 @@ fn continued_inbound(former: &Arc<InboundEntry>, spec: SaSpec, peers: &mut Peers
     }
 }
 
-/// The entry of an SA whose window decides alone.
+/// The entry of an SA whose window has one ring.
 fn settled(entry: &InboundEntry) -> Arc<InboundEntry> {
     Arc::new(InboundEntry {
         sa: InboundSa {

@@ -9,7 +9,7 @@
 //!     protect      numbers; each segment sealed behind the last   sealing.rs
 //!   flush        complete and send the batch of one SA            sending.rs, sender.rs, batch.rs
 //!
-//! What waits for a full socket goes on in `full_sockets.rs`. This file has what the stages share.
+//! Packets that wait for a full socket go on in `full_sockets.rs`. This file has the shared state.
 
 use std::collections::HashMap;
 use std::sync::Arc;

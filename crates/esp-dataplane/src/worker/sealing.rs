@@ -93,8 +93,8 @@ impl OutboundPath {
 
     /// Reserves consecutive sequence numbers for at most `count` packets.
     ///
-    /// No more than go into one batch: numbers that this worker holds and has not sent are behind
-    /// those that others send for the SA meanwhile, and the peer's window forgives so many.
+    /// No more than go into one batch: numbers that this worker holds and has not sent fall behind
+    /// those that others send for the SA, and the replay window tolerates no more reordering.
     fn numbers(&self, index: usize, count: usize) -> PacketResult<RangeInclusive<u64>> {
         let entry = &self.targets[index].entry;
         let seq = &entry.sa.seq;

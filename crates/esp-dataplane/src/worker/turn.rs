@@ -1,4 +1,4 @@
-//! A turn: what one direction may carry before the other direction and the mailbox have theirs.
+//! A turn: the budget of one direction in an iteration of the worker's loop.
 
 /// Bytes of a turn, a millisecond at 2 Gbit/s; the last read may exceed it.
 const BYTES: usize = 256 * 1024;

@@ -1,8 +1,9 @@
-//! What a full outer socket has not taken: its worker's queue, bounded in bytes and in time.
+//! Back-pressure queue of one full outer socket and worker, bounded in bytes and in time.
 //!
 //! Inner packets wait as they were read, and get their numbers when their turn comes, so that
 //! packets of the same SA that other workers send meanwhile can't leave them behind the peer's replay
-//! window. Only the rest of the super-packet at which the socket was found full is sealed already.
+//! window. Only the batch at which the socket was found full, and the rest of its last super-packet,
+//! are sealed already.
 //!
 //! A queue that is full drops its oldest packet: it is worth least to its receiver, its sender
 //! learns of the loss soonest, and what is sent at last is never older than the queue is long.
