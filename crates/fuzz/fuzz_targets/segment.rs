@@ -4,6 +4,7 @@
 
 use arbitrary::Arbitrary;
 use esp_core::offload::coalesce::{Coalescer, Merging};
+use esp_core::offload::segment::MAX_SEGMENTS;
 use esp_core::wire::{GSO_NONE, VnetHdr, packet_length};
 use esp_fuzz::build::{ACK, PSH, Packet};
 use esp_fuzz::{Changes, Recipe, change, split};
@@ -41,6 +42,10 @@ fn right(whole: &Packet, gso_size: u16) {
         .map(Packet::bytes)
         .collect();
     let segments = split(&whole.vnet(gso_size), &whole.bytes_with(true));
+    if expected.len() > MAX_SEGMENTS {
+        assert_eq!(segments, None);
+        return;
+    }
     assert_eq!(segments.as_ref(), Some(&expected));
 
     let plain = Packet {
