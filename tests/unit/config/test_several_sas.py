@@ -19,6 +19,7 @@ from esp_gw.daemon.reconcile import (
     Observed,
     RemoveSa,
     ReplacePolicies,
+    RetireSa,
     outer_sockets,
     reconcile,
 )
@@ -202,6 +203,8 @@ def changes(before: Desired, after: Desired) -> list[str]:
                 found.append(f"install {sa.name}")
             case RemoveSa(name):
                 found.append(f"remove {name}")
+            case RetireSa(sa):
+                found.append(f"retire {sa.name}")
             case ReplacePolicies():
                 found.append("policies")
             case _:
@@ -219,7 +222,8 @@ def test_another_number_of_sas_leaves_the_remaining_ones_untouched(tmp_path: Pat
     assert changes(one, three) == [*(f"install {name}" for name in further), "policies"]
     first, *rest = changes(three, one)
     assert first == "policies"
-    assert sorted(rest) == [f"remove {name}" for name in further]
+    gone = ["remove b/out.2", "remove b/out.3", "retire b/in.2", "retire b/in.3"]
+    assert sorted(rest) == gone
 
 
 @pytest.fixture
