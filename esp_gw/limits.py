@@ -97,7 +97,7 @@ def _more_threads() -> str:
         return _more_memory()
     threads = "raise TasksMax= and LimitNPROC= of the unit, or 'ulimit -u'"
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    # Those that were started first may have given their memory back since.
+    # Threads that were started first may have given their memory back since.
     return threads if soft == resource.RLIM_INFINITY else f"{_more_memory()}; or {threads}"
 
 

@@ -208,7 +208,7 @@ async def test_packets_that_wait_for_a_full_socket_are_sent_after_their_sa_is_re
         sent, report = await flow.finish()
     finally:
         flow.kill()
-    # What waits too long is lost; what is sealed already isn't.
+    # Packets that wait too long are lost; sealed ones aren't.
     drops = +Counter(a.engine.counters().drops)
     assert DropReason.SEND_ERROR not in drops
     assert +Counter(b.engine.counters().drops) == {}

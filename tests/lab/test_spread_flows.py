@@ -220,7 +220,7 @@ def test_a_reload_adds_and_removes_sas_of_a_tunnel(make_pair: MakePair) -> None:
     for gateway in (pair.a, pair.b):
         edit(gateway, lambda config: tunnel(config).pop("sas"))
         gateway.cli("reload")
-    # Those that are gone accept what is on its way.
+    # Retired SAs accept packets on their way.
     assert {name for name in sas(pair.a) if "~" not in name} == {"pi-b/out", "pi-b/in"}
     send_flows(pair, 10)
     assert sas(pair.a)["pi-b/out"]["seq"] > seq

@@ -40,6 +40,7 @@ from esp_gw.network.objects import MAIN_TABLE, Host, RouteKind
 from esp_gw.network.plan import plan_guard, plan_network
 from tests.support.builders import bypass, desired, make_sa, protect, selector
 from tests.support.chaos import Chaos, ChaosEngine, ChaosGuard, ChaosKernel, ChaosLedger, ChaosStore
+from tests.support.requests import policy, sa
 from tests.support.virtual_time import run_virtually
 
 ROOT = Caller(1, 0, 0)
@@ -69,28 +70,6 @@ CONFIGS = [
     desired((replace(OUT, local=ip_address("192.0.2.9")), IN, MORE), (ALSO, ONE)),
     desired(),
 ]
-
-
-def policy(number: int) -> dict[str, object]:
-    return {
-        "name": f"p{number}",
-        "action": "discard",
-        "remote_ts": [f"10.{100 + number}.0.0/16"],
-    }
-
-
-def added_sa(number: int) -> dict[str, object]:
-    return {
-        "name": f"n{number}",
-        "direction": "outbound",
-        "spi": 0x8000 + number,
-        "local": "192.0.2.1",
-        "remote": "192.0.2.2",
-        "local_ts": ["10.1.0.0/24"],
-        "remote_ts": [f"10.{100 + number}.0.0/16"],
-        "suite": "aes128gcm16",
-        "key": f"{number:040x}",
-    }
 
 
 @dataclass(frozen=True)
@@ -266,7 +245,7 @@ class Model:
     @property
     def stored(self) -> StoredState:
         return StoredState(
-            tuple(parse_sa_entry(added_sa(number)) for number in self.sas),
+            tuple(parse_sa_entry(sa(number)) for number in self.sas),
             tuple(parse_policy_entry(policy(number)) for number in self.policies),
         )
 
@@ -403,7 +382,7 @@ class World:
             case DeletePolicy(number):
                 work = self._call("DeletePolicy", name=f"p{number}")
             case AddSa(number):
-                work = self._call("AddSa", **added_sa(number))
+                work = self._call("AddSa", **sa(number))
             case DeleteSa(number):
                 work = self._call("DeleteSa", name=f"n{number}")
         self.asked.append((request, asyncio.ensure_future(work)))
