@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 FAILED = 1
 """Exit status of an error that may pass by itself, or that is none of the following kinds."""
+NOT_RUNNING = 3
+"""Exit status of a command that finds no gateway running (LSB, init script actions)."""
 WRONG_STATE = 65
 """Exit status of a ledger, or of other state, that is refused (sysexits.h, EX_DATAERR)."""
 WRONG_CONFIG = 78
@@ -138,6 +140,12 @@ class EngineError(EspGwError):
 
 class NetworkError(EspGwError):
     """An address, route, rule or link could not be set."""
+
+
+class NotRunningError(EspGwError):
+    """Nothing answers at the control socket."""
+
+    exit_status = NOT_RUNNING
 
 
 class ControlError(EspGwError):

@@ -63,6 +63,20 @@ class Origin(enum.StrEnum):
     CLI = "cli"
 
 
+class TunnelState(enum.StrEnum):
+    """State of a tunnel.
+
+    `up`: an authentic packet came within the liveness time. `quiet`: none did, and none had to.
+    `down`: the peer sends keepalives or should, and nothing authentic comes. `failing`: packets
+    come and all are refused, or none of ours can be sent.
+    """
+
+    UP = "up"
+    QUIET = "quiet"
+    DOWN = "down"
+    FAILING = "failing"
+
+
 class DropReason(enum.StrEnum):
     """Reason for dropping a packet; each has a counter, for each SA and in total."""
 
@@ -222,6 +236,7 @@ class Sa:
     esn: bool = True
     replay_window: int = DEFAULT_REPLAY_WINDOW
     keepalive: int = 0
+    liveness: int = 0
     tunnel: str | None = None
     pair: str | None = None
     origin: Origin = Origin.CONFIG

@@ -12,7 +12,7 @@ import click
 from esp_gw.cli import output
 from esp_gw.cli.options import CONFIG, Daemon, config_option, json_option, log_level_option
 from esp_gw.errors import ControlError, EspGwError, Problem, printable
-from esp_gw.model import NO_AES
+from esp_gw.model import NO_AES, TunnelState
 
 RELOAD_TIMEOUT = 80.0
 """Seconds for a reload of thousands of tunnels on a slow disk; systemd ends it after 90."""
@@ -67,12 +67,19 @@ def _described(result: Mapping[str, Any]) -> list[str]:
 @click.command()
 @json_option
 @click.pass_obj
-def status(daemon: Daemon, as_json: bool) -> None:
-    """Show the state of the running gateway, with warnings."""
+def status(daemon: Daemon, as_json: bool) -> int:
+    """Show the state of the running gateway, with warnings.
+
+    The exit status is 0 if all is well, 1 with a warning, 3 if no gateway runs.
+    """
     reply = daemon.call("GetStatus")
+    states = reply["states"]
+    is_well = (
+        not reply["warnings"] and not states[TunnelState.DOWN] and not states[TunnelState.FAILING]
+    )
     if as_json:
         output.print_json(reply)
-        return
+        return int(not is_well)
     output.print_block(
         "esp-gw",
         reply["version"],
@@ -89,12 +96,14 @@ def status(daemon: Daemon, as_json: bool) -> None:
             "config": str(reply["config"]),
             "ledger": str(reply["ledger"]),
             "tunnels": str(reply["tunnels"]),
+            "states": output.joined(f"{count} {name}" for name, count in states.items() if count),
             "sas": str(reply["sas"]),
             "policies": str(reply["policies"]),
         },
     )
     for warning in reply["warnings"]:
         click.echo(f"  warning: {printable(str(warning))}")
+    return int(not is_well)
 
 
 def _engine(reply: Mapping[str, Any]) -> str:

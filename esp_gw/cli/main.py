@@ -16,6 +16,7 @@ from esp_gw.cli.doctor import doctor
 from esp_gw.cli.gateway import check, reload, run, stats, status
 from esp_gw.cli.guard import guard
 from esp_gw.cli.ledger import ledger
+from esp_gw.cli.log import log
 from esp_gw.cli.options import Daemon
 from esp_gw.cli.output import counted
 from esp_gw.cli.policy import policy
@@ -54,6 +55,7 @@ for command in (
     tunnel,
     status,
     stats,
+    log,
     reload,
     doctor,
     demo,

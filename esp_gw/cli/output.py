@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from esp_gw.errors import printable
+from esp_gw.model import DropReason, Encapsulation
 
 
 def print_json(document: Mapping[str, object]) -> None:
@@ -83,6 +84,11 @@ def span(seconds: float) -> str:
     return " ".join(f"{number} {unit}" for number, unit in parts[:2])
 
 
+def age(seconds: float | None) -> str:
+    """Format the time since something happened, which may be never."""
+    return "never" if seconds is None else f"{span(seconds)} ago"
+
+
 def counted(number: int, noun: str) -> str:
     """Format a number with its noun: `1 tunnel`, `2 tunnels`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
@@ -95,10 +101,23 @@ def endpoint(address: str, port: int | None) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
+def remote(entry: Mapping[str, Any]) -> str:
+    """Format the peer of an SA or tunnel, with its port where ESP is in UDP."""
+    is_udp = entry["encapsulation"] == Encapsulation.UDP
+    return endpoint(entry["remote"], entry["remote_port"] if is_udp else None)
+
+
 def drops(counters: Mapping[str, int] | int | None) -> str:
-    """Format the non-zero drop counters, by reason if the reasons are known."""
+    """Format the non-zero drop counters, by reason if the reasons are known.
+
+    Keepalives of the peer are no loss.
+    """
     if isinstance(counters, Mapping):
-        return ", ".join(f"{reason} {count}" for reason, count in counters.items() if count)
+        return ", ".join(
+            f"{reason} {count}"
+            for reason, count in counters.items()
+            if count and reason != DropReason.DUMMY
+        )
     return str(counters) if counters else ""
 
 

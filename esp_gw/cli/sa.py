@@ -31,7 +31,6 @@ from esp_gw.model import (
     DEFAULT_SUITE,
     SUITES,
     Direction,
-    Encapsulation,
     Suite,
 )
 
@@ -53,15 +52,30 @@ def list_(daemon: Daemon, as_json: bool) -> None:
         output.print_json(reply)
         return
     output.print_table(
-        ("NAME", "DIR", "SPI", "SUITE", "LOCAL", "REMOTE", "SEQ", "PACKETS", "BYTES", "DROPS"),
+        (
+            "NAME",
+            "STATE",
+            "DIR",
+            "SPI",
+            "SUITE",
+            "LOCAL",
+            "REMOTE",
+            "LAST",
+            "SEQ",
+            "PACKETS",
+            "BYTES",
+            "DROPS",
+        ),
         [
             (
                 entry["name"],
+                entry["state"],
                 {"inbound": "in", "outbound": "out"}.get(entry["direction"], entry["direction"]),
                 output.spi(entry["spi"]),
                 entry["suite"],
                 entry["local"],
-                _remote(entry),
+                output.remote(entry),
+                output.age(_last(entry)),
                 str(entry["seq"]),
                 str(entry["packets"]),
                 output.size(entry["bytes"]),
@@ -174,9 +188,10 @@ def _read_key(source: str, suite: Suite) -> str:
     return keyfile.format_keymat(keymat)
 
 
-def _remote(entry: dict[str, Any]) -> str:
-    udp = entry["encapsulation"] == Encapsulation.UDP
-    return output.endpoint(entry["remote"], entry["remote_port"] if udp else None)
+def _last(entry: dict[str, Any]) -> float | None:
+    outbound = entry["direction"] == Direction.OUTBOUND
+    seconds: float | None = entry["last_out_s" if outbound else "last_in_s"]
+    return seconds
 
 
 def _print_sa(entry: dict[str, Any]) -> None:
@@ -192,7 +207,7 @@ def _print_sa(entry: dict[str, Any]) -> None:
             "suite": entry["suite"],
             "mode": f"{entry['mode']}, encapsulation {entry['encapsulation']}",
             "local": entry["local"],
-            "remote": _remote(entry),
+            "remote": output.remote(entry),
             "local ts": output.joined(entry["local_ts"]),
             "remote ts": output.joined(entry["remote_ts"]),
             "esn": "yes" if entry["esn"] else "no",
@@ -201,6 +216,9 @@ def _print_sa(entry: dict[str, Any]) -> None:
             "origin": entry["origin"],
             "tunnel": entry["tunnel"] or "",
             "pair": entry["pair"] or "",
+            "state": entry["state"],
+            "last packet": output.age(_last(entry)),
+            "likely cause": output.joined(entry["causes"][:1]),
             "seq": f"{entry['seq']}{lease}",
             "transferred": f"{entry['packets']} packets, {output.size(entry['bytes'])}",
             "drops": output.drops(entry["drops"]),

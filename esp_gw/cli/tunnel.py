@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from esp_gw.cli.options import Daemon, json_option
-from esp_gw.cli.output import drops, joined, print_json, print_table, size
+from esp_gw.cli.output import age, drops, joined, print_json, print_table, remote, size
 
 
 @click.group()
@@ -26,6 +26,8 @@ def list_(daemon: Daemon, as_json: bool) -> None:
         (
             "NAME",
             "STATE",
+            "HEARD",
+            "SENT",
             "MODE",
             "SUITE",
             "SAS",
@@ -40,11 +42,13 @@ def list_(daemon: Daemon, as_json: bool) -> None:
             (
                 entry["name"],
                 entry["state"],
+                age(entry["last_in_s"]),
+                age(entry["last_out_s"]),
                 f"{entry['mode']}/{entry['encapsulation']}",
                 entry["suite"],
                 str(len(entry["sas"])),
                 entry["local"],
-                entry["remote"],
+                remote(entry),
                 f"{joined(entry['local_ts'])} - {joined(entry['remote_ts'])}",
                 size(entry["bytes_out"]),
                 size(entry["bytes_in"]),

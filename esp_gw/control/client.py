@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from esp_gw.control.protocol import decode_reply, encode_request
-from esp_gw.errors import ControlError, EspGwError
+from esp_gw.errors import ControlError, EspGwError, NotRunningError
 
 MAX_REPLY = 64 * 1024 * 1024
 """Longest accepted reply in bytes; a peer that sends more is not esp-gw."""
@@ -95,8 +95,8 @@ def _remaining(deadline: float) -> float:
     return remaining
 
 
-def _not_running(why: str) -> EspGwError:
-    return EspGwError(
+def _not_running(why: str) -> NotRunningError:
+    return NotRunningError(
         f"esp-gw is not running ({why})",
         hint="start it with 'systemctl start esp-gw' or 'esp-gw run'",
     )

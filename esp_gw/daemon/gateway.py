@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence, Set
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -43,6 +43,7 @@ from esp_gw.engine.base import (
     OuterSocket,
     PathMtuChanged,
     PeerAddressChanged,
+    SaCounters,
     SoftExpired,
 )
 from esp_gw.errors import EngineError, EspGwError, NetworkError
@@ -52,7 +53,7 @@ from esp_gw.model import IPAddress, Policy, Sa
 from esp_gw.network.changes import Change, NetworkChange, ReplaceFirewall, Step
 from esp_gw.network.guard import GuardState, hold, release, without_guard
 from esp_gw.network.kernel import KernelNetwork
-from esp_gw.network.objects import Network, missing_from
+from esp_gw.network.objects import Host, Network, missing_from
 from esp_gw.network.plan import left_out, plan_network, shadowed
 from esp_gw.network.watch import CheckResult, Watch
 
@@ -60,9 +61,6 @@ FLOOR_INTERVAL = 5.0
 """Seconds between writes of the replay floors, and so the replays that a crash lets in."""
 ADDRESS_LOG_INTERVAL = 10.0
 """Minimum seconds between log lines on an SA's peer address, which some NATs change constantly."""
-
-_NAMED = 5
-"""Peers that are named in the log if many change at once."""
 
 C = TypeVar("C", bound=Change)
 Record = Callable[[], Awaitable[None]]
@@ -101,11 +99,11 @@ class Gateway:
         self._sockets: frozenset[OuterSocket] | None = frozenset()
         self._paths = PathMtus()
         self._remotes: frozenset[IPAddress] = frozenset()
-        self._path_mtus: dict[IPAddress, int] = {}
         self.peers_moved = False
         self._quiet_until: dict[str, float] = {}
         self._without_gso: set[IPAddress] = set()
         self._network = Network(mtu=0)
+        self._host = Host()
         self._doubts: list[str] = []
         self._needs_filter = False
         self._watch = Watch(kernel.changed, self._look, self._next_deadline)
@@ -202,6 +200,21 @@ class Gateway:
         """Path of the ledger, whether it exists or not."""
         return self._ledger.path
 
+    async def tun_overflow(self) -> int:
+        """Return the packets that the kernel dropped because the TUN's queues were full."""
+        return await self._kernel.tun_overflow()
+
+    @property
+    def wanted(self) -> Desired:
+        """The state of the last request that succeeded."""
+        return self._wanted
+
+    @property
+    def host_addresses(self) -> frozenset[IPAddress]:
+        """The addresses of this host and its TUN when its network was looked at last."""
+        known = self._host.addresses
+        return known | frozenset(self._wanted.settings.addresses) if known else known
+
     @property
     def mtu(self) -> int:
         """The TUN's MTU, in bytes."""
@@ -232,9 +245,12 @@ class Gateway:
         sas = self._sas.sas
         return [(sas[name], max(end - _now(), 0)) for name, end in self._sas.retired.items()]
 
-    def totals(self) -> dict[str, Totals]:
-        """Return what all SAs of each name have counted, those under replaced keys included."""
-        return self._sas.totals(self.engine.counters().sas)
+    def totals(self, counters: Mapping[str, SaCounters]) -> dict[str, Totals]:
+        """Return what all SAs of each name have counted, those under replaced keys included.
+
+        `counters` are the engine's.
+        """
+        return self._sas.totals(counters)
 
     @property
     def policies(self) -> tuple[Policy, ...]:
@@ -384,18 +400,12 @@ class Gateway:
             mtu = self._paths.look_up(remote, there)
             if mtu is not None:
                 mtus[remote] = mtu
-        self._tell_path_mtus(mtus)
-        host = await self._kernel.host()
+        self._paths.tell(mtus)
+        self._host = host = await self._kernel.host()
         self._doubts = [*shadowed(desired, host), *left_out(desired, host)]
         network = plan_network(desired, mtus, host)
         self._needs_filter = network.firewall is not None
         return without_guard(network) if self._guard.is_opened else network
-
-    def _tell_path_mtus(self, mtus: dict[IPAddress, int]) -> None:
-        before, self._path_mtus = self._path_mtus, mtus
-        changed = {remote: mtu for remote, mtu in mtus.items() if before.get(remote, mtu) != mtu}
-        for remote, mtu in list(changed.items())[:_NAMED]:
-            log.info("the path MTU changed", remote=str(remote), mtu=mtu)
 
     def _where_peers_are(self, desired: Desired) -> Desired:
         """Return the desired state with the current addresses of peers that moved."""

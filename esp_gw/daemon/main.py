@@ -20,6 +20,7 @@ from esp_gw.daemon.background import Background
 from esp_gw.daemon.engines import make_engine
 from esp_gw.daemon.gateway import Gateway
 from esp_gw.daemon.guard import GUARD_FILES, GUARD_SPACE, hold_before_start
+from esp_gw.daemon.health import Health
 from esp_gw.daemon.priority import prefer_control
 from esp_gw.daemon.service import Service
 from esp_gw.daemon.starts import Starts, may_start
@@ -31,6 +32,7 @@ from esp_gw.ledger.ledger import LEDGER_NAME
 from esp_gw.ledger.thread import LedgerThread
 from esp_gw.logs import log
 from esp_gw.network.guard import GuardState
+from esp_gw.network.icmp_errors import IcmpErrors
 from esp_gw.network.kernel import KernelNetwork
 from esp_gw.network.owned_tables import TABLES_NAME, OwnedTables
 
@@ -150,8 +152,15 @@ class _Daemon:
             self._guard,
             self._fail,
         )
+        errors = IcmpErrors()
+        self._health = Health(gateway, errors.drain)
         self._service = Service(
-            gateway, self._config, self._desired, Store(state_dir / STORE_NAME), advice(settings)
+            gateway,
+            self._health,
+            self._config,
+            self._desired,
+            Store(state_dir / STORE_NAME),
+            advice(settings),
         )
         handlers = {name: self._told(each) for name, each in self._service.handlers().items()}
         control = ControlServer(Path(settings.control_socket), handlers)
@@ -169,6 +178,7 @@ class _Daemon:
             log.info("stopping")
             await (self._end(gateway) if self._failure is None else gateway.abandon())
             await control.close()
+            errors.close()
         if self._failure is not None:
             raise EngineError(self._failure, hint="restart the gateway")
 
@@ -183,6 +193,7 @@ class _Daemon:
         self._starts.forget()
         self._notifier.ready(self._service.status_text())
         background = Background(self._fail)
+        background.repeat("the watch over the tunnels", self._health.step)
         background.repeat("the report to the service manager", self._report)
         background.repeat("the reload at a signal", self._reload_when_asked)
         await self._stopping.wait()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from esp_gw.logs import log
 from esp_gw.model import IPAddress
 
 LIFETIME = 660.0
 """Seconds after which a reported path MTU is looked up again; the kernel forgets it after 600."""
+
+_NAMED = 5
+"""Peers that are named in the log if many change at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,14 @@ class PathMtus:
     def __init__(self) -> None:
         self._looked_up: dict[IPAddress, int] = {}
         self._reported: dict[IPAddress, _Reported] = {}
+        self._told: dict[IPAddress, int] = {}
+
+    def tell(self, mtus: dict[IPAddress, int]) -> None:
+        """Log the path MTUs that changed; `mtus` are those of all peers."""
+        before, self._told = self._told, mtus
+        changed = {remote: mtu for remote, mtu in mtus.items() if before.get(remote, mtu) != mtu}
+        for remote, mtu in list(changed.items())[:_NAMED]:
+            log.info("the path MTU changed", remote=str(remote), mtu=mtu)
 
     def report(self, remote: IPAddress, mtu: int, now: float) -> bool:
         """Take a router's report; return True if it is new."""

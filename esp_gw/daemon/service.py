@@ -27,13 +27,16 @@ from esp_gw.control.protocol import PREFIX
 from esp_gw.control.server import Caller, Handler
 from esp_gw.crypto.advice import Advice
 from esp_gw.daemon.gateway import Gateway
+from esp_gw.daemon.health import Health
 from esp_gw.daemon.queue import ChangeQueue
 from esp_gw.daemon.status import status_text
 from esp_gw.daemon.views import policy_view, sa_view, tunnel_view
 from esp_gw.desired import Desired, GatewaySettings, settings_of
+from esp_gw.engine.base import SaCounters
 from esp_gw.errors import ConfigError, ControlError, EspGwError
 from esp_gw.logs import log
 from esp_gw.model import Sa
+from esp_gw.network.link import TUN_OVERFLOW
 from esp_gw.network.sysctl import network_warnings
 
 Parameters = dict[str, object]
@@ -43,9 +46,16 @@ class Service:
     """The methods of the control interface for one gateway."""
 
     def __init__(
-        self, gateway: Gateway, config: Path, desired: Desired, store: Store, advice: Advice
+        self,
+        gateway: Gateway,
+        health: Health,
+        config: Path,
+        desired: Desired,
+        store: Store,
+        advice: Advice,
     ) -> None:
         self._gateway = gateway
+        self._health = health
         self._config = config
         self._configured = desired
         self._store = store
@@ -91,6 +101,7 @@ class Service:
             "DeletePolicy": self._in_turn(self.delete_policy),
             "ListTunnels": self.list_tunnels,
             "GetStats": self.get_stats,
+            "ListEvents": self.list_events,
             "Reload": self.reload,
         }
         return {PREFIX + name: handler for name, handler in methods.items()}
@@ -117,12 +128,15 @@ class Service:
             "uptime_s": round(time.monotonic() - self._began, 1),
             "config": str(self._config),
             "tunnels": len(self._configured.tunnels),
+            "states": self._health.counts(),
             "sas": len(self._gateway.sas),
             "policies": len(self._gateway.policies),
             "ledger": str(self._gateway.ledger_path),
             "warnings": [
                 *self._faults(),
                 *network_warnings(self._where_peers_are(), settings.interface),
+                *self._health.guesses(),
+                *self._hints,
             ],
         }
 
@@ -151,17 +165,17 @@ class Service:
         kept = self._not_reloaded
         return [
             *([] if kept is None else [f"the configuration was not reloaded: {kept}"]),
+            *self._health.warnings(),
             *self._gateway.warnings,
             *self._warnings(),
-            *self._hints,
         ]
 
     async def list_sas(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return every SA, without its key; one under a replaced key with the rest of its grace."""
         counters = self._gateway.counters().sas
-        sas = [sa_view(sa, counters[sa.name]) for sa in self._gateway.sas]
+        sas = [self._sa_view(sa, counters) for sa in self._gateway.sas]
         sas += [
-            {**sa_view(sa, counters[sa.name]), "grace_s": round(seconds, 1)}
+            {**self._sa_view(sa, counters), "grace_s": round(seconds, 1)}
             for sa, seconds in self._gateway.retired
         ]
         return {"sas": sas}
@@ -169,7 +183,7 @@ class Service:
     async def get_sa(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return one SA; its key is revealed only to root and is always logged as an event."""
         sa = self._find_sa(_name(parameters))
-        info = sa_view(sa, self._gateway.counters().sas[sa.name])
+        info = self._sa_view(sa, self._gateway.counters().sas)
         if parameters.get("reveal_keys") is True:
             if caller.uid != 0:
                 raise ControlError("PermissionDenied", "only root may see keys", hint="use sudo")
@@ -188,7 +202,7 @@ class Service:
             f"SA {entry.name}",
         )
         sa = self._find_sa(entry.name)
-        return {"sa": sa_view(sa, self._gateway.counters().sas[sa.name])}
+        return {"sa": self._sa_view(sa, self._gateway.counters().sas)}
 
     async def delete_sa(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Remove an SA that the CLI added."""
@@ -299,10 +313,11 @@ class Service:
 
     async def list_tunnels(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return the configuration's tunnels with the counters of their SAs."""
-        counters, totals = self._gateway.counters().sas, self._gateway.totals()
+        counters = self._gateway.counters().sas
+        totals = self._gateway.totals(counters)
         return {
             "tunnels": [
-                tunnel_view(tunnel, counters, totals)
+                tunnel_view(tunnel, counters, totals, self._health.of_sa(tunnel.sas[0]))
                 for tunnel in self._configured.tunnels
                 # During a reload some SAs may be removed already.
                 if counters.keys() >= set(tunnel.sas)
@@ -310,14 +325,24 @@ class Service:
         }
 
     async def get_stats(self, parameters: Parameters, caller: Caller) -> Parameters:
-        """Return every counter; `drops` includes those of the packet filter."""
-        filter_drops = await self._gateway.filter_drops()
+        """Return every counter; `drops` includes those of the packet filter and the kernel."""
+        outside = await self._gateway.filter_drops()
+        if overflow := await self._gateway.tun_overflow():
+            outside[TUN_OVERFLOW] = overflow
         counters = self._gateway.counters()
         values = asdict(counters)
-        values["drops"] = {**counters.drops, **filter_drops}
+        values["drops"] = {**counters.drops, **outside}
         for name, entry in counters.sas.items():
             values["sas"][name]["remote"] = str(entry.remote)
         return values
+
+    async def list_events(self, parameters: Parameters, caller: Caller) -> Parameters:
+        """Return the last changes of the tunnels' states; `after` is the number of a known one."""
+        after = parameters.get("after", 0)
+        if not isinstance(after, int):
+            raise ControlError("InvalidParameter", "after: expected a number")
+        events = [asdict(event) for event in self._health.events if event.number > after]
+        return {"events": events}
 
     async def reload(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Reload the configuration, changing only what differs; return the changes."""
@@ -402,6 +427,9 @@ class Service:
 
         await self._gateway.apply(wanted, record)
         self._state, self._left_out = state, left_out
+
+    def _sa_view(self, sa: Sa, counters: Mapping[str, SaCounters]) -> Parameters:
+        return sa_view(sa, counters[sa.name], self._health.of_sa(sa.name))
 
     def _find_sa(self, name: str) -> Sa:
         for sa in self._gateway.sas:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 
+from esp_gw.daemon.health import Condition
 from esp_gw.daemon.sas import Totals
 from esp_gw.engine.base import SaCounters
 from esp_gw.model import Policy, Sa, Selector, Tunnel
 
-_SILENT = "no packet received yet"
 
-
-def sa_view(sa: Sa, counters: SaCounters) -> dict[str, object]:
-    """Return an SA with its counters, without its key."""
+def sa_view(sa: Sa, counters: SaCounters, condition: Condition) -> dict[str, object]:
+    """Return an SA with its counters and its tunnel's condition, without its key."""
     return {
         "name": sa.name,
         "direction": sa.direction,
@@ -32,6 +32,7 @@ def sa_view(sa: Sa, counters: SaCounters) -> dict[str, object]:
         "origin": sa.origin,
         "tunnel": sa.tunnel,
         "pair": sa.pair,
+        **asdict(condition),
         "seq": counters.seq,
         "lease_end": counters.lease_end,
         "packets": counters.packets,
@@ -41,7 +42,10 @@ def sa_view(sa: Sa, counters: SaCounters) -> dict[str, object]:
 
 
 def tunnel_view(
-    tunnel: Tunnel, counters: Mapping[str, SaCounters], totals: Mapping[str, Totals]
+    tunnel: Tunnel,
+    counters: Mapping[str, SaCounters],
+    totals: Mapping[str, Totals],
+    condition: Condition,
 ) -> dict[str, object]:
     """Return a tunnel with the counters of its SAs, those under replaced keys included."""
     # The SAs of a tunnel alternate: outbound, inbound.
@@ -56,10 +60,11 @@ def tunnel_view(
         "suite": tunnel.suite.name,
         "local": str(tunnel.local),
         "remote": str(counters[tunnel.sas[0]].remote),
+        "remote_port": counters[tunnel.sas[0]].remote_port,
         "local_ts": [str(prefix) for prefix in tunnel.local_ts],
         "remote_ts": [str(prefix) for prefix in tunnel.remote_ts],
         "sas": list(tunnel.sas),
-        "state": "up" if any(sa.packets for sa in inbound) else _SILENT,
+        **asdict(condition),
         "packets_out": sum(sa.packets for sa in outbound),
         "bytes_out": sum(sa.bytes for sa in outbound),
         "packets_in": sum(sa.packets for sa in inbound),

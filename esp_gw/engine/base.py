@@ -13,7 +13,7 @@ from typing import Protocol
 
 from esp_gw.crypto.aead import AfAlgStatus
 from esp_gw.desired import EngineSettings
-from esp_gw.model import Encapsulation, IPAddress, Lease, Policy, Sa
+from esp_gw.model import DropReason, Encapsulation, IPAddress, Lease, Policy, Sa
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +156,27 @@ class EngineStatus:
     af_alg: Mapping[str, AfAlgStatus] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    reason: DropReason
+    sa: str | None
+    source: IPAddress
+    source_port: int
+    destination: IPAddress | None
+    destination_port: int
+    protocol: int
+    spi: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    sa: str
+    source: IPAddress
+    destination: IPAddress
+    protocol: int
+    destination_port: int
+
+
 class Engine(Protocol):
     """A data plane: TUN on one side, ESP on real sockets on the other."""
 
@@ -230,6 +251,12 @@ class Engine(Protocol):
 
     def counters(self) -> Counters:
         """Return a snapshot of every counter."""
+
+    def refused(self) -> list[Refused]:
+        """stub"""
+
+    def openings(self) -> list[Opening]:
+        """stub"""
 
     def advanced_replay_floors(self) -> dict[str, int]:
         """Return the highest sequence number of each inbound SA that advanced since last call."""

@@ -153,6 +153,10 @@ class KernelNetwork:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self._filter.drops)
 
+    async def tun_overflow(self) -> int:
+        """Return the packets that the kernel dropped because the TUN's queues were full."""
+        return 0 if self._link is None else await self._call(self._link.overflow())
+
     @property
     def filter_fault(self) -> str | None:
         """The reason that the planned packet filter is not in place, or None."""

@@ -26,6 +26,8 @@ from esp_gw.protocol import MIN_IPV6_MTU
 
 TX_QUEUE_LEN = 1000
 """Packets that the kernel queues for the TUN, as for an Ethernet card."""
+TUN_OVERFLOW = "tun-overflow"
+"""Drop reason of a packet that found the queues of the TUN full; the kernel counts it."""
 GET_LINK = (RTM_GETLINK, NLM_F_REQUEST)
 """A `get` of one link by pyroute2, without an ACK.
 
@@ -92,6 +94,15 @@ class TunLink:
         """Return the MTU in bytes, and True if the interface is up."""
         link = (await self._ipr.link(GET_LINK, index=self.index))[0]
         return int(link.get("mtu")), bool(link["flags"] & _IFF_UP)
+
+    async def overflow(self) -> int:
+        """Return the packets that the kernel dropped on their way into the device.
+
+        Its queues were full: `tx_dropped` of ip-link(8).
+        """
+        link = (await self._ipr.link(GET_LINK, index=self.index))[0]
+        statistics = link.get("stats64") or link.get("stats")
+        return 0 if statistics is None else int(statistics["tx_dropped"])
 
     async def addresses(self) -> frozenset[IPAddress]:
         """Return the interface's addresses."""

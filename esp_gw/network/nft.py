@@ -112,6 +112,11 @@ class NftTable:
         return {"nftables": [_without_counts(entry) for entry in reply]}
 
 
+def list_ruleset() -> Sequence[Any]:
+    """Return the entries of all tables (libnftables-json(5)). Raises NetworkError."""
+    return _run("-j", "list", "ruleset")
+
+
 def firewall_fault() -> str | None:
     """Return the reason that this machine can have no packet filter, or None."""
     try:

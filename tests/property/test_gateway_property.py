@@ -29,6 +29,7 @@ from esp_gw.control.server import Caller
 from esp_gw.crypto.advice import Advice
 from esp_gw.daemon import service as service_module
 from esp_gw.daemon.gateway import Gateway
+from esp_gw.daemon.health import Health
 from esp_gw.daemon.reconcile import outer_sockets
 from esp_gw.daemon.service import Service
 from esp_gw.desired import Desired
@@ -278,6 +279,7 @@ class World:
         )
         self.service = Service(
             self.gateway,
+            Health(self.gateway, list),
             Path("gateway.yaml"),
             CONFIGS[0],
             cast(Store, self.store),

@@ -11,7 +11,16 @@ from typing import Any
 
 from esp_gw.crypto.aead import AfAlgStatus
 from esp_gw.desired import EngineSettings
-from esp_gw.engine.base import Counters, EngineStatus, Event, OffloadStatus, OuterSocket, SaCounters
+from esp_gw.engine.base import (
+    Counters,
+    EngineStatus,
+    Event,
+    OffloadStatus,
+    Opening,
+    OuterSocket,
+    Refused,
+    SaCounters,
+)
 from esp_gw.errors import EngineError, NetworkError
 from esp_gw.model import Direction, IPAddress, Lease, Policy, Sa
 from esp_gw.network import changes
@@ -93,6 +102,12 @@ class FakeEngine:
     def close(self) -> None:
         assert self.is_open
         self.is_open = self.is_started = False
+
+    def refused(self) -> list[Refused]:
+        return []
+
+    def openings(self) -> list[Opening]:
+        return []
 
     def set_outer_sockets(self, wanted: Sequence[OuterSocket]) -> None:
         self.sockets = frozenset(wanted)
@@ -242,6 +257,9 @@ class FakeKernel:
 
     async def changed(self) -> None:
         await self.events.acquire()
+
+    async def tun_overflow(self) -> int:
+        return 0
 
     async def observe(self) -> Network:
         await asyncio.sleep(0)

@@ -18,6 +18,7 @@ from esp_gw.control.server import Caller
 from esp_gw.crypto.advice import Advice
 from esp_gw.crypto.recommend import SIZES, Figures
 from esp_gw.daemon.gateway import Gateway
+from esp_gw.daemon.health import Health
 from esp_gw.daemon.service import Service
 from esp_gw.ledger import thread as ledger_thread
 from esp_gw.ledger.ledger import Ledger
@@ -56,7 +57,8 @@ class Rig:
     async def start(self) -> None:
         advice = Advice(NO_AES, self._measure)
         desired = load_config(self.config)
-        self.service = Service(self.gateway, self.config, desired, self.store, advice)
+        self.health = Health(self.gateway, list)
+        self.service = Service(self.gateway, self.health, self.config, desired, self.store, advice)
         await self.gateway.start(self.service.desired())
         await self.service.advise()
 

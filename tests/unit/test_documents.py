@@ -19,9 +19,10 @@ from esp_gw.config.models import HalfModel, KeySource, PolicyModel, TunnelModel
 from esp_gw.control.protocol import PREFIX
 from esp_gw.daemon.service import Service
 from esp_gw.desired import GatewaySettings, settings_of
-from esp_gw.errors import FAILED, INTERRUPTED, WRONG_CONFIG, WRONG_STATE
+from esp_gw.errors import FAILED, INTERRUPTED, NOT_RUNNING, WRONG_CONFIG, WRONG_STATE
 from esp_gw.model import SUITES, DropReason
 from esp_gw.network.firewall import FirewallDrop
+from esp_gw.network.link import TUN_OVERFLOW
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -200,7 +201,7 @@ def test_the_picture_is_what_the_script_draws() -> None:
 def test_every_drop_reason_has_a_row_with_meaning_and_cause() -> None:
     text = (REFERENCE / "drop-reasons.md").read_text()
     found = rows(text)
-    assert list(found) == [reason.value for reason in (*DropReason, *FirewallDrop)]
+    assert list(found) == [*DropReason, TUN_OVERFLOW, *FirewallDrop]
     assert all(len(cells) == 3 and all(cells) for cells in found.values())
 
 
@@ -297,7 +298,7 @@ def test_the_reference_names_no_command_that_is_not_there() -> None:
 def test_every_exit_status_is_in_the_reference() -> None:
     text = (REFERENCE / "command-line.md").read_text()
     found = {int(status) for status in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
-    ours = {FAILED, WRONG_STATE, WRONG_CONFIG, INTERRUPTED}
+    ours = {FAILED, NOT_RUNNING, WRONG_STATE, WRONG_CONFIG, INTERRUPTED}
     assert found == {0, click.UsageError("").exit_code, *ours}
 
 

@@ -61,16 +61,17 @@ READING = [
 def test_json_output_is_the_unchanged_reply_of_the_control_socket(
     gateway: Gateway, capsys: Capture, method: str, command: tuple[str, ...]
 ) -> None:
-    assert json.loads(run(capsys, *command, "--json")) == REPLIES[method]
+    status = 1 if method == "GetStatus" else 0
+    assert json.loads(run(capsys, *command, "--json", status=status)) == REPLIES[method]
     assert [name for name, _ in gateway.asked] == [method]
 
 
 def test_sa_list_is_a_row_for_each_sa(gateway: Gateway, capsys: Capture) -> None:
     assert table(run(capsys, "sa", "list")) == [
-        "NAME DIR SPI SUITE LOCAL REMOTE SEQ PACKETS BYTES DROPS",
-        "office/out out 0x00001001 aes256gcm16 192.0.2.1 198.51.100.7:4500 42 41 5.25 MiB "
-        "too-big 3",
-        "office/in in 0xc0ffee01 aes256gcm16 2001:db8::1 2001:db8::2 42 41 999 B",
+        "NAME STATE DIR SPI SUITE LOCAL REMOTE LAST SEQ PACKETS BYTES DROPS",
+        "office/out failing out 0x00001001 aes256gcm16 192.0.2.1 198.51.100.7:4500 3 s ago 42 41 "
+        "5.25 MiB too-big 3",
+        "office/in up in 0xc0ffee01 aes256gcm16 2001:db8::1 2001:db8::2 1 min 1 s ago 42 41 999 B",
     ]
 
 
@@ -102,12 +103,13 @@ def test_sa_show_prints_the_fields_of_its_direction(gateway: Gateway, capsys: Ca
     assert "  seq: 42, lease to 65536\n" in outbound
     assert "  keepalive: every 20 s\n" in outbound
     assert "  drops: too-big 3\n" in outbound
+    assert "  state: failing\n  last packet: 3 s ago\n  likely cause: another key\n" in outbound
     assert "replay window" not in outbound
     gateway.replies["GetSa"] = {"sa": SA_IN}
     inbound = run(capsys, "sa", "show", "office/in")
     assert "  replay window: 1024\n" in inbound
     assert "  seq: 42\n" in inbound
-    for absent in ("keepalive", "drops", "pair", "tunnel:", "key"):
+    for absent in ("keepalive", "drops", "pair", "tunnel:", "key", "cause"):
         assert absent not in inbound
 
 
@@ -129,8 +131,11 @@ def test_policy_list_keeps_the_order_and_has_a_row_for_each_selector(
 
 
 def test_tunnel_list_status_and_stats_are_human_readable(gateway: Gateway, capsys: Capture) -> None:
-    assert "10.1.0.0/24 - 10.2.0.0/24" in run(capsys, "tunnel", "list")
-    status = run(capsys, "status")
+    tunnels = table(run(capsys, "tunnel", "list"))[1]
+    assert tunnels.startswith("office up 2 s ago never tunnel/udp")
+    assert "198.51.100.7:4501 10.1.0.0/24 - 10.2.0.0/24" in tunnels
+    status = run(capsys, "status", status=1)
+    assert "  tunnels: 1\n  states: 2 up, 1 failing\n" in status
     assert "running: for 2 h 3 min, pid 7\n" in status
     assert "engine: python, 2 workers, pinned, busy poll 50 us\n" in status
     assert (
@@ -153,6 +158,50 @@ def test_tunnel_list_status_and_stats_are_human_readable(gateway: Gateway, capsy
     assert run(capsys, "reload") == "added SA office/out\nremoved policy old\n"
 
 
+WELL = {"up": 1, "quiet": 1, "down": 0, "failing": 0}
+
+
+@pytest.mark.parametrize(
+    ("states", "warnings", "exit_status"),
+    [
+        (WELL, [], 0),
+        (WELL, ["something"], 1),
+        (WELL | {"down": 1}, [], 1),
+        (WELL | {"failing": 1}, [], 1),
+    ],
+)
+def test_status_has_an_exit_status_for_scripts(
+    gateway: Gateway,
+    capsys: Capture,
+    states: dict[str, int],
+    warnings: list[str],
+    exit_status: int,
+) -> None:
+    gateway.replies["GetStatus"] = REPLIES["GetStatus"] | {"states": states, "warnings": warnings}
+    run(capsys, "status", status=exit_status)
+    run(capsys, "status", "--json", status=exit_status)
+
+
+def test_log_is_a_line_for_each_change(gateway: Gateway, capsys: Capture) -> None:
+    first, second = run(capsys, "log").splitlines()
+    assert first.endswith(" office quiet -> failing (auth-failed 3): another key")
+    assert second.endswith(" office failing -> up")
+    events = [json.loads(line) for line in run(capsys, "log", "--json").splitlines()]
+    assert events == REPLIES["ListEvents"]["events"]
+
+
+def test_log_asks_only_for_what_is_new(
+    gateway: Gateway, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pause(_seconds: float) -> None:
+        if len(gateway.asked) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("esp_gw.cli.log.time.sleep", pause)
+    assert main(["log", "--follow"]) == 130
+    assert [parameters for _, parameters in gateway.asked] == [{"after": 0}, {"after": 8}]
+
+
 def test_reload_of_a_configuration_asks_at_its_socket(
     gateway: Gateway, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,7 +213,9 @@ def test_reload_of_a_configuration_asks_at_its_socket(
     assert run(capsys, "reload", "--config", "gw.yaml") == changes
     assert gateway.asked == [("Reload", {"config": str(config)})]
     # The command line names another socket.
-    err = fail(capsys, "--socket", str(tmp_path / "none"), "reload", "--config", "gw.yaml")
+    err = fail(
+        capsys, "--socket", str(tmp_path / "none"), "reload", "--config", "gw.yaml", status=3
+    )
     assert f"no control socket at {tmp_path / 'none'}" in err
 
 
@@ -191,7 +242,7 @@ def test_reload_of_a_file_too_broken_to_name_its_socket_says_so(
     err = fail(capsys, "reload", "--config", str(config), status=78)
     assert err.startswith(f"{config}:1: not valid YAML")
     config.write_text("tunnels: {}\n")
-    assert "esp-gw is not running" in fail(capsys, "reload", "--config", str(config))
+    assert "esp-gw is not running" in fail(capsys, "reload", "--config", str(config), status=3)
 
 
 def test_rows_are_never_cut(gateway: Gateway, capsys: Capture) -> None:
@@ -366,7 +417,7 @@ def test_a_refusal_is_one_line_and_status_1(
 
 def test_without_a_daemon_every_command_says_so(tmp_path: Path, capsys: Capture) -> None:
     for _, command in READING:
-        err = fail(capsys, "--socket", str(tmp_path / "none"), *command)
+        err = fail(capsys, "--socket", str(tmp_path / "none"), *command, status=3)
         assert err.startswith(
             f"esp-gw: error: esp-gw is not running (no control socket at {tmp_path}"
         )

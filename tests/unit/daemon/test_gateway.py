@@ -427,10 +427,10 @@ async def test_packets_under_a_replaced_key_are_accepted_for_the_grace_time_and_
     ((old, seconds),) = rig.gateway.retired
     assert (old.spi, 0 < seconds <= 0.2) == (0x1002, True)
     rig.engine.used["t/in"] = 7
-    assert rig.gateway.totals()["t/in"].packets == 106
+    assert rig.gateway.totals(rig.engine.counters().sas)["t/in"].packets == 106
     await until(lambda: "t/in~0x1002" not in rig.engine.sas)
-    assert rig.gateway.totals()["t/in"].packets == 106
-    assert rig.gateway.totals()["t/out"].packets == 5
+    assert rig.gateway.totals(rig.engine.counters().sas)["t/in"].packets == 106
+    assert rig.gateway.totals(rig.engine.counters().sas)["t/out"].packets == 5
     await rig.gateway.stop()
 
 

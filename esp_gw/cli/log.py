@@ -1,0 +1,41 @@
+"""`esp-gw log`: the changes of the tunnels' states that the gateway remembers."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import click
+
+from esp_gw.cli.options import Daemon, json_option
+from esp_gw.errors import printable
+
+INTERVAL = 1.0
+"""Seconds between two questions of --follow."""
+
+
+@click.command()
+@click.option("--follow", "-f", is_flag=True, help="Go on with what comes.")
+@json_option
+@click.pass_obj
+def log(daemon: Daemon, follow: bool, as_json: bool) -> None:
+    """Show when tunnels changed their state, and the likely causes; with --json one a line.
+
+    The gateway keeps the last 256 changes; the journal has them for longer.
+    """
+    after = 0
+    while True:
+        for event in daemon.call("ListEvents", after=after)["events"]:
+            after = event["number"]
+            click.echo(json.dumps(event) if as_json else printable(_line(event)))
+        if not follow:
+            return
+        time.sleep(INTERVAL)
+
+
+def _line(event: dict[str, Any]) -> str:
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
+    text = f"{at} {event['tunnel']} {event['before']} -> {event['state']}"
+    drops = f" ({event['drops']})" if event["drops"] else ""
+    return f"{text}{drops}: {event['cause']}" if event["cause"] else f"{text}{drops}"

@@ -1,0 +1,297 @@
+"""Likely causes of what a tunnel loses: counters, times and observations in, causes out.
+
+A healthy tunnel has none. An observation from outside, such as an ICMP error, can be forged: it
+counts only for a tunnel in which nothing authentic comes.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+
+from esp_gw.health.tracker import Tracker
+from esp_gw.model import DropReason, Encapsulation, IPAddress, TunnelState
+
+_PRIVATE = [
+    ip_network(prefix)
+    for prefix in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
+]
+"""RFC 1918, RFC 6598, RFC 4193: addresses behind a NAT, if the peer is elsewhere."""
+_NAMED = 8
+
+
+class Kind(enum.StrEnum):
+    """Kind of a likely cause."""
+
+    LOCAL_ADDRESS_GONE = "local-address-gone"
+    UNREACHABLE = "unreachable"
+    SWAPPED_SPIS = "swapped-spis"
+    FOREIGN_SPI = "foreign-spi"
+    ENCAPSULATION = "encapsulation"
+    KEY = "key"
+    NEW_KEY = "new-key"
+    REPLAY = "replay"
+    MODE = "mode"
+    SELECTORS_IN = "selectors-in"
+    SELECTORS_OUT = "selectors-out"
+    SOURCE = "source"
+    MTU = "mtu"
+    SEQUENCE_NUMBERS = "sequence-numbers"
+    SENDING = "sending"
+    TUN = "tun"
+    BOTH_BEHIND_NAT = "both-behind-nat"
+    SILENT = "silent"
+    FORWARDING = "forwarding"
+    NO_WAY_BACK = "no-way-back"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """A likely cause of a loss, and a sentence with the evidence and what to do."""
+
+    kind: Kind
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """The outer ends of a tunnel, where the peer is now; `outbound` are the SPIs that we send."""
+
+    local: IPAddress
+    remote: IPAddress
+    remote_port: int
+    encapsulation: Encapsulation
+    outbound: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Observations:
+    """What was seen beside the counters, of one tunnel.
+
+    `foreign_spis` came from the peer's address. `refused` has the addresses of the last refused
+    inner packet by reason, `unreachable` the words of an ICMP error on our packets. `forward_chain`
+    drops what no rule accepts. `asked` is the inner host whose answer is missing.
+    """
+
+    foreign_spis: tuple[int, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
+    unreachable: str | None = None
+    local_is_gone: bool = False
+    forward_chain: str | None = None
+    asked: IPAddress | None = None
+    asked_is_here: bool = False
+
+
+Finder = Callable[[Tracker, Ends, Observations, float], Iterator[Cause]]
+
+
+def likely_causes(
+    tracker: Tracker, ends: Ends, observed: Observations, now: float
+) -> tuple[Cause, ...]:
+    """Return the likely causes of what a tunnel loses at `now`, the likeliest first."""
+    found: dict[Kind, Cause] = {}
+    for finder in _FINDERS:
+        for cause in finder(tracker, ends, observed, now):
+            found.setdefault(cause.kind, cause)
+    return tuple(found.values())
+
+
+def _no_address(
+    tracker: Tracker, ends: Ends, observed: Observations, now: float
+) -> Iterator[Cause]:
+    if observed.local_is_gone and tracker.state(now) is not TunnelState.UP:
+        yield Cause(
+            Kind.LOCAL_ADDRESS_GONE,
+            f"its local address {ends.local} is on no interface: give it back, or change 'local' "
+            "and run 'esp-gw reload'",
+        )
+
+
+def _refused(tracker: Tracker, ends: Ends, observed: Observations, now: float) -> Iterator[Cause]:
+    if not tracker.inbound_fails(now):
+        return
+    streak, peer = tracker.refused_in, ends.remote
+    match streak.worst:
+        case DropReason.UNKNOWN_SPI:
+            yield _spi(ends, observed)
+        case DropReason.WRONG_ENCAPSULATION:
+            yield _encapsulation(ends, f"ESP of {peer} arrives in the other form")
+        case DropReason.REPLAY_OLD | DropReason.REPLAY_DUPLICATE:
+            yield Cause(
+                Kind.REPLAY,
+                f"{peer} sends sequence numbers that were used: it restarted without keeping them, "
+                "or someone replays its packets; give both ends new keys",
+            )
+        case DropReason.AUTH_FAILED if tracker.heard:
+            yield Cause(
+                Kind.NEW_KEY,
+                f"packets of {peer} were authentic and are no longer: it has another key now, or "
+                "they are forged; compare the keys of both ends",
+            )
+        case DropReason.AUTH_FAILED:
+            yield Cause(
+                Kind.KEY,
+                f"no packet of {peer} is authentic: the key, the suite (with its ICV) or ESN "
+                "differ at the two ends; compare 'esp-gw sa show' of both",
+            )
+        case reason:
+            yield Cause(Kind.OTHER, f"packets of {peer} are dropped as {reason}")
+
+
+def _spi(ends: Ends, observed: Observations) -> Cause:
+    spis = ", ".join(f"0x{spi:08x}" for spi in observed.foreign_spis[:_NAMED])
+    if ends.outbound & set(observed.foreign_spis):
+        return Cause(
+            Kind.SWAPPED_SPIS,
+            f"{ends.remote} sends {spis}, which is the SPI of our outbound SA: the two SPIs are "
+            "swapped at one end",
+        )
+    return Cause(
+        Kind.FOREIGN_SPI,
+        f"{ends.remote} sends SPIs of no SA here ({spis}): compare the SPIs of both ends",
+    )
+
+
+def _encapsulation(ends: Ends, seen: str) -> Cause:
+    other = "none" if ends.encapsulation is Encapsulation.UDP else "udp"
+    return Cause(
+        Kind.ENCAPSULATION,
+        f"{seen}: 'encapsulation' is {ends.encapsulation} here and probably {other} at the peer; "
+        "make them equal",
+    )
+
+
+def _rejected(tracker: Tracker, ends: Ends, observed: Observations, now: float) -> Iterator[Cause]:
+    if not tracker.inner_fails(now):
+        return
+    reason = tracker.rejected_in.worst
+    inner = observed.refused.get(reason)
+    match reason:
+        case DropReason.SELECTOR_MISMATCH:
+            which = f" ({inner})" if inner else ""
+            yield Cause(
+                Kind.SELECTORS_IN,
+                f"{ends.remote} sends what this tunnel may not carry{which}: its local_ts and "
+                "remote_ts have to mirror those of this end",
+            )
+        case DropReason.BAD_NEXT_HEADER | DropReason.MALFORMED_INNER | DropReason.BAD_PADDING:
+            yield Cause(
+                Kind.MODE,
+                f"authentic packets of {ends.remote} hold no IP packet: one end uses transport "
+                "mode, the other tunnel mode",
+            )
+        case DropReason.TUN_QUEUE_FULL | DropReason.TUN_ERROR:
+            yield Cause(
+                Kind.TUN, f"the TUN device takes no packet ({reason}): it is down, or the host busy"
+            )
+        case _:
+            yield Cause(Kind.OTHER, f"packets of {ends.remote} are dropped as {reason}")
+
+
+def _unsent(tracker: Tracker, ends: Ends, observed: Observations, now: float) -> Iterator[Cause]:
+    if not tracker.outbound_fails(now):
+        return
+    reason = tracker.refused_out.worst
+    match reason:
+        case DropReason.SEND_ERROR:
+            yield Cause(
+                Kind.SENDING,
+                f"nothing can be sent to {ends.remote}: no route to it, or a firewall of this host "
+                f"refuses it; see 'ip route get {ends.remote} from {ends.local}'",
+            )
+        case DropReason.TOO_BIG:
+            yield Cause(
+                Kind.MTU,
+                f"packets are too big for the path to {ends.remote} and get no smaller: something "
+                "ignores ICMP 'too big'; lower 'mtu' or clamp the MSS",
+            )
+        case DropReason.LEASE_EXHAUSTED:
+            yield Cause(
+                Kind.SEQUENCE_NUMBERS,
+                "the ledger can't lease sequence numbers: the disk is full, or too slow",
+            )
+        case DropReason.SEQ_EXHAUSTED:
+            yield Cause(
+                Kind.SEQUENCE_NUMBERS, "all sequence numbers are used: give both ends new keys"
+            )
+        case DropReason.SELECTOR_MISMATCH:
+            inner = observed.refused.get(reason)
+            which = f" ({inner})" if inner else ""
+            yield Cause(Kind.SELECTORS_OUT, f"packets don't fit the SA of their policy{which}")
+        case _:
+            yield Cause(Kind.OTHER, f"packets to {ends.remote} are dropped as {reason}")
+
+
+def _unmatched(tracker: Tracker, ends: Ends, observed: Observations, now: float) -> Iterator[Cause]:
+    if tracker.unmatched.lasts(now):
+        inner = observed.refused.get(DropReason.NO_POLICY, "no addresses seen")
+        yield Cause(
+            Kind.SOURCE,
+            f"packets for the other side have a source outside of local_ts ({inner}): add their "
+            "network to local_ts here and to remote_ts there, or give them another source",
+        )
+
+
+def _unreachable(
+    tracker: Tracker, ends: Ends, observed: Observations, now: float
+) -> Iterator[Cause]:
+    loses = tracker.state(now) is not TunnelState.UP
+    if observed.unreachable is not None and loses:
+        yield Cause(Kind.UNREACHABLE, observed.unreachable)
+
+
+def _silent(tracker: Tracker, ends: Ends, observed: Observations, now: float) -> Iterator[Cause]:
+    if tracker.state(now) is not TunnelState.DOWN:
+        return
+    through = "ESP (protocol 50)"
+    if ends.encapsulation is Encapsulation.UDP:
+        through = f"UDP port {ends.remote_port}"
+    if not tracker.heard and _is_private(ends.local) and not _is_private(ends.remote):
+        yield Cause(
+            Kind.BOTH_BEHIND_NAT,
+            f"nothing ever came from {ends.remote}, and this end is behind a NAT: if the peer is, "
+            f"too, let one of the two routers forward {through} to its gateway",
+        )
+    yield Cause(
+        Kind.SILENT,
+        f"nothing comes from {ends.remote}: the peer is off, has another address or port, or "
+        f"something on the way drops {through}",
+    )
+
+
+def _is_private(address: IPAddress) -> bool:
+    return any(address.version == each.version and address in each for each in _PRIVATE)
+
+
+def _unanswered(
+    tracker: Tracker, ends: Ends, observed: Observations, now: float
+) -> Iterator[Cause]:
+    if not tracker.is_unanswered(now) or observed.asked is None:
+        return
+    if observed.forward_chain is not None and not observed.asked_is_here:
+        yield Cause(
+            Kind.FORWARDING,
+            f"packets for {observed.asked} get no answer, and {observed.forward_chain} drops what "
+            "it has no rule for: accept forwarding from and to the TUN device there",
+        )
+    if observed.asked_is_here:
+        hint = "a firewall of this host drops them"
+    else:
+        hint = "it is off, or has no route back by way of this gateway"
+    yield Cause(Kind.NO_WAY_BACK, f"packets for {observed.asked} get no answer: {hint}")
+
+
+_FINDERS: tuple[Finder, ...] = (
+    _no_address,
+    _refused,
+    _rejected,
+    _unsent,
+    _unreachable,
+    _unmatched,
+    _silent,
+    _unanswered,
+)
+"""From the most certain cause to the least."""

@@ -1,0 +1,236 @@
+"""The tunnels that are watched, and which sample or observation belongs to which of them.
+
+A tunnel here is one of the configuration, or an SA without one with the SA that is its pair.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from esp_gw.desired import Desired
+from esp_gw.engine.base import Opening, Refused, SaCounters
+from esp_gw.health.causes import Cause, Ends, Observations, likely_causes
+from esp_gw.health.tracker import Seen, Sums, Tracker
+from esp_gw.health.unreachable import quotes, words
+from esp_gw.model import Direction, DropReason, IPAddress, IPNetwork, Sa, TunnelState
+from esp_gw.network.icmp import Unreachable
+
+MEMORY = 30.0
+"""Seconds for which an observation from outside explains a loss."""
+MAX_SPIS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the data plane and the host say at one moment; `now` is in seconds of one clock.
+
+    `carried` has the packets and drops of each SA's name, those under replaced keys included.
+    """
+
+    now: float
+    counters: Mapping[str, SaCounters]
+    carried: Mapping[str, tuple[int, Mapping[str, int]]]
+    refused: Sequence[Refused] = ()
+    openings: Sequence[Opening] = ()
+    unreachable: Sequence[Unreachable] = ()
+    host: frozenset[IPAddress] = frozenset()
+
+
+@dataclass(slots=True)
+class Watched:
+    """One tunnel: its SAs and ends, its tracker, and what was seen of it lately."""
+
+    name: str
+    is_tunnel: bool
+    outbound: tuple[str, ...]
+    inbound: tuple[str, ...]
+    remote_ts: frozenset[IPNetwork]
+    ends: Ends
+    tracker: Tracker
+    spis: dict[int, float] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    unreachable: tuple[str, float] | None = None
+    asked: IPAddress | None = None
+    causes: tuple[Cause, ...] = ()
+    state: TunnelState = TunnelState.QUIET
+
+    @property
+    def title(self) -> str:
+        """The tunnel with its kind, as at the start of a sentence."""
+        return f"tunnel {self.name}" if self.is_tunnel else f"SA {self.name}"
+
+
+class Roster:
+    """The watched tunnels, by name."""
+
+    def __init__(self) -> None:
+        self.tunnels: dict[str, Watched] = {}
+        self._by_sa: dict[str, Watched] = {}
+        self._desired: Desired | None = None
+
+    def of_sa(self, name: str) -> Watched | None:
+        """Return the tunnel of an SA."""
+        return self._by_sa.get(name)
+
+    def follow(self, desired: Desired, now: float) -> None:
+        """Watch the tunnels of `desired`; one whose SAs have other names or keys begins anew."""
+        if desired is self._desired:
+            return
+        self._desired = desired
+        before, self.tunnels, self._by_sa = self.tunnels, {}, {}
+        for new in _watched(desired, now):
+            watched, known = new, before.get(new.name)
+            if known is not None and _is_same(known, new):
+                known.tracker.liveness = new.tracker.liveness
+                watched = replace(known, ends=new.ends, remote_ts=new.remote_ts)
+            self.tunnels[watched.name] = watched
+            for name in (*watched.outbound, *watched.inbound):
+                self._by_sa[name] = watched
+
+    def look(self, look: Look, chains: Mapping[int, str | None]) -> None:
+        """Bring every tunnel to this moment; `chains` are forward chains that drop, by version."""
+        for watched in self.tunnels.values():
+            _move(watched, look.counters)
+        seen = self._seen(look)
+        for name, watched in self.tunnels.items():
+            sums = _sums(watched, look)
+            watched.tracker.look(sums, seen.get(name, Seen()), look.now)
+            self._judge(watched, look, chains)
+
+    def _judge(self, watched: Watched, look: Look, chains: Mapping[int, str | None]) -> None:
+        now, ends = look.now, watched.ends
+        watched.spis = {spi: at for spi, at in watched.spis.items() if now - at < MEMORY}
+        if watched.unreachable is not None and now - watched.unreachable[1] >= MEMORY:
+            watched.unreachable = None
+        asked = watched.asked
+        observed = Observations(
+            foreign_spis=tuple(watched.spis),
+            refused=watched.refused,
+            unreachable=None if watched.unreachable is None else watched.unreachable[0],
+            local_is_gone=bool(look.host) and ends.local not in look.host,
+            forward_chain=None if asked is None else chains.get(asked.version),
+            asked=asked,
+            asked_is_here=asked in look.host,
+        )
+        watched.state = watched.tracker.state(now)
+        watched.causes = likely_causes(watched.tracker, ends, observed, now)
+
+    def _seen(self, look: Look) -> dict[str, Seen]:
+        seen: dict[str, Seen] = {}
+        for sample in look.refused:
+            for watched, change in self._of_refused(sample, look.now):
+                was = seen.get(watched.name, Seen())
+                seen[watched.name] = Seen(
+                    was.foreign + change.foreign, was.unmatched + change.unmatched, was.asked
+                )
+        for opening in look.openings:
+            asking = self._by_sa.get(opening.sa)
+            if asking is not None:
+                asking.asked = opening.destination
+                seen[asking.name] = replace(seen.get(asking.name, Seen()), asked=True)
+        for error in look.unreachable:
+            for watched in self.tunnels.values():
+                if quotes(error, watched.ends):
+                    watched.unreachable = (words(error, watched.ends), look.now)
+        return seen
+
+    def _of_refused(self, sample: Refused, now: float) -> Iterator[tuple[Watched, Seen]]:
+        if sample.spi is not None:
+            if sample.reason == DropReason.UNKNOWN_SPI:
+                for watched in self._peers_at(sample.source):
+                    if len(watched.spis) < MAX_SPIS or sample.spi in watched.spis:
+                        watched.spis[sample.spi] = now
+                    yield watched, Seen(foreign=1)
+            return
+        inner = f"{sample.source} to {sample.destination}"
+        if sample.reason == DropReason.NO_POLICY:
+            for watched in self.tunnels.values():
+                if any(_contains(prefix, sample.destination) for prefix in watched.remote_ts):
+                    watched.refused[sample.reason] = inner
+                    yield watched, Seen(unmatched=1)
+                    return
+        known = self._by_sa.get(sample.sa or "")
+        if known is not None:
+            known.refused[sample.reason] = inner
+
+    def _peers_at(self, address: IPAddress) -> list[Watched]:
+        """Return the tunnel that a packet from this address was probably meant for.
+
+        Of several with this peer it is one from which nothing authentic ever came.
+        """
+        there = [each for each in self.tunnels.values() if each.ends.remote == address]
+        if len(there) < 2:
+            return there
+        return [each for each in there if not each.tracker.heard]
+
+
+def _watched(desired: Desired, now: float) -> Iterator[Watched]:
+    sas = {sa.name: sa for sa in desired.sas}
+    for tunnel in desired.tunnels:
+        mine = [sas[name] for name in tunnel.sas if name in sas]
+        if mine:
+            yield _watch(tunnel.name, mine, now, is_tunnel=True)
+    done: set[str] = set()
+    for sa in desired.sas:
+        if sa.tunnel is not None or sa.name in done:
+            continue
+        pair = sas.get(sa.pair or "")
+        both = [sa] if pair is None or pair.tunnel is not None or pair.name in done else [sa, pair]
+        done.update(each.name for each in both)
+        yield _watch(sa.name, both, now, is_tunnel=False)
+
+
+def _watch(name: str, sas: Sequence[Sa], now: float, *, is_tunnel: bool) -> Watched:
+    first = sas[0]
+    outbound = [sa for sa in sas if sa.direction is Direction.OUTBOUND]
+    return Watched(
+        name=name,
+        is_tunnel=is_tunnel,
+        outbound=tuple(sa.name for sa in outbound),
+        inbound=tuple(sa.name for sa in sas if sa.direction is Direction.INBOUND),
+        remote_ts=frozenset(each.remote for sa in sas for each in sa.selectors),
+        ends=Ends(
+            first.local,
+            first.remote,
+            first.remote_port,
+            first.encapsulation,
+            frozenset(sa.spi for sa in outbound),
+        ),
+        tracker=Tracker(max((sa.liveness for sa in outbound), default=0), now),
+    )
+
+
+def _is_same(known: Watched, watched: Watched) -> bool:
+    return (known.outbound, known.inbound) == (watched.outbound, watched.inbound)
+
+
+def _move(watched: Watched, counters: Mapping[str, SaCounters]) -> None:
+    """Follow a peer that moved."""
+    there = next((counters[name] for name in watched.outbound if name in counters), None)
+    if there is not None:
+        watched.ends = replace(watched.ends, remote=there.remote, remote_port=there.remote_port)
+
+
+def _sums(watched: Watched, look: Look) -> Sums:
+    sent, drops_out = _added(watched.outbound, look.carried)
+    delivered, drops_in = _added(watched.inbound, look.carried)
+    numbers = sum(look.counters[name].seq for name in watched.outbound if name in look.counters)
+    return Sums(sent, numbers, drops_out, delivered, drops_in)
+
+
+def _added(
+    names: Iterable[str], carried: Mapping[str, tuple[int, Mapping[str, int]]]
+) -> tuple[int, Mapping[str, int]]:
+    packets, drops = 0, Counter[str]()
+    for name in names:
+        count, dropped = carried.get(name, (0, {}))
+        packets += count
+        if dropped:
+            drops.update(dropped)
+    return packets, drops
+
+
+def _contains(prefix: IPNetwork, address: IPAddress | None) -> bool:
+    return address is not None and prefix.version == address.version and address in prefix

@@ -1,0 +1,40 @@
+"""ICMP errors on a tunnel's packets, in words."""
+
+from __future__ import annotations
+
+from esp_gw.health.causes import Ends
+from esp_gw.model import Encapsulation
+from esp_gw.network.icmp import Unreachable, What
+
+_IPPROTO_UDP = 17
+
+
+def quotes(error: Unreachable, ends: Ends) -> bool:
+    """Return True if an ICMP error is on a packet from one end of a tunnel to the other."""
+    is_udp = ends.encapsulation is Encapsulation.UDP
+    return (
+        (error.local, error.remote) == (ends.local, ends.remote)
+        and (error.protocol == _IPPROTO_UDP) == is_udp
+        and (not is_udp or error.remote_port == ends.remote_port)
+    )
+
+
+def words(error: Unreachable, ends: Ends) -> str:
+    """Return a sentence on an ICMP error: who says what, and what may be behind it."""
+    peer, who = ends.remote, error.source
+    match error.what:
+        case What.PORT:
+            return (
+                f"{who} answers that nothing takes UDP port {ends.remote_port} (ICMP port "
+                f"unreachable): no gateway runs at {peer}, it has another port, its "
+                "'encapsulation' is none, or a firewall rejects it"
+            )
+        case What.PROTOCOL:
+            return (
+                f"{who} takes no ESP as IP protocol 50 (ICMP protocol unreachable): no gateway "
+                f"runs at {peer}, or its 'encapsulation' is udp"
+            )
+        case What.PROHIBITED:
+            return f"a firewall at {who} refuses our ESP packets (ICMP prohibited)"
+        case _:
+            return f"{who} has no way to {peer} (ICMP {error.what} unreachable)"

@@ -1,0 +1,266 @@
+"""Each common mistake shows as its own likely cause, and goes with it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from esp_gw.engine.base import Opening
+from esp_gw.health.causes import Kind
+from esp_gw.health.tracker import FADE, UNANSWERED
+from esp_gw.model import DropReason, Encapsulation
+from esp_gw.network.icmp import Unreachable, What
+from tests.support.tunnel_life import OUT, TunnelLife, inner, outer
+
+AWHILE = 8
+
+
+def icmp(what: What, protocol: int = 17, port: int = 4500, source: str = "") -> Unreachable:
+    where = ip_address(source) if source else OUT.remote
+    return Unreachable(where, what, OUT.local, OUT.remote, protocol, port)
+
+
+def test_packets_that_never_authenticate_have_another_key_suite_or_esn() -> None:
+    life = TunnelLife()
+    for _ in range(AWHILE):
+        life.second(sent=1, drops={DropReason.AUTH_FAILED: 1})
+    assert (life.state, life.kinds) == ("failing", [Kind.KEY])
+    assert "ESN" in life.text
+
+
+def test_packets_that_no_longer_authenticate_have_a_new_key() -> None:
+    life = TunnelLife()
+    life.second(delivered=5)
+    for _ in range(AWHILE):
+        life.second(drops={DropReason.AUTH_FAILED: 1})
+    assert (life.state, life.kinds) == ("failing", [Kind.NEW_KEY])
+
+
+def test_used_sequence_numbers_are_a_restart_or_a_replay() -> None:
+    life = TunnelLife()
+    life.second(delivered=5)
+    for _ in range(AWHILE):
+        life.second(drops={DropReason.REPLAY_OLD: 3, DropReason.REPLAY_DUPLICATE: 1})
+    assert (life.state, life.kinds) == ("failing", [Kind.REPLAY])
+
+
+def test_our_own_outbound_spi_from_the_peer_is_swapped() -> None:
+    life = TunnelLife()
+    for _ in range(AWHILE):
+        life.second(refused=[outer(DropReason.UNKNOWN_SPI, OUT.spi)])
+    assert (life.state, life.kinds) == ("failing", [Kind.SWAPPED_SPIS])
+    assert f"0x{OUT.spi:08x}" in life.text
+
+
+def test_foreign_spis_of_the_peer_are_named_up_to_eight() -> None:
+    life = TunnelLife()
+    for _ in range(AWHILE):
+        life.second(refused=[outer(DropReason.UNKNOWN_SPI, 0x9000 + spi) for spi in range(20)])
+    assert (life.state, life.kinds) == ("failing", [Kind.FOREIGN_SPI])
+    assert life.text.count("0x") == 8
+
+
+def test_foreign_spis_of_others_say_nothing_of_the_tunnel() -> None:
+    life = TunnelLife()
+    for _ in range(AWHILE):
+        elsewhere = ip_address("198.51.100.7")
+        life.second(refused=[outer(DropReason.UNKNOWN_SPI, 0x9000, elsewhere)])
+    assert (life.state, life.kinds) == ("quiet", [])
+
+
+def test_esp_in_the_other_form_is_the_encapsulation() -> None:
+    life = TunnelLife()
+    for _ in range(AWHILE):
+        life.second(drops={DropReason.WRONG_ENCAPSULATION: 1})
+    assert (life.state, life.kinds) == ("failing", [Kind.ENCAPSULATION])
+    assert "probably none" in life.text
+
+
+@pytest.mark.parametrize(
+    ("what", "encapsulation", "words"),
+    [
+        (What.PORT, Encapsulation.UDP, "UDP port 4500"),
+        (What.PROTOCOL, Encapsulation.NONE, "'encapsulation' is udp"),
+        (What.PROHIBITED, Encapsulation.UDP, "firewall"),
+        (What.HOST, Encapsulation.UDP, "host unreachable"),
+    ],
+)
+def test_an_icmp_error_on_our_packets_is_the_cause_while_nothing_comes(
+    what: What, encapsulation: Encapsulation, words: str
+) -> None:
+    life = TunnelLife(encapsulation=encapsulation)
+    udp = encapsulation is Encapsulation.UDP
+    error = icmp(what, 17 if udp else 50, 4500 if udp else 0)
+    life.second(sent=1, unreachable=[error])
+    assert life.kinds == [Kind.UNREACHABLE]
+    assert words in life.text
+
+
+def test_a_forged_icmp_error_says_nothing_of_a_tunnel_that_is_up() -> None:
+    life = TunnelLife()
+    life.second(delivered=1)
+    life.second(unreachable=[icmp(What.PORT)])
+    assert (life.state, life.kinds) == ("up", [])
+
+
+def test_an_icmp_error_on_other_packets_is_not_ours() -> None:
+    life = TunnelLife()
+    life.second(unreachable=[icmp(What.PORT, port=4501), icmp(What.PROTOCOL, protocol=50, port=0)])
+    life.second(unreachable=[replace(icmp(What.PORT), local=ip_address("198.51.100.1"))])
+    assert life.kinds == []
+
+
+def test_inner_packets_that_the_sa_may_not_carry_are_named() -> None:
+    life = TunnelLife()
+    for _ in range(AWHILE):
+        sample = inner(DropReason.SELECTOR_MISMATCH, "10.9.0.1", "10.1.0.1", "t/in")
+        life.second(drops={DropReason.SELECTOR_MISMATCH: 1}, refused=[sample])
+    assert (life.state, life.kinds) == ("failing", [Kind.SELECTORS_IN])
+    assert "10.9.0.1 to 10.1.0.1" in life.text
+
+
+def test_transport_mode_against_tunnel_mode_shows_as_the_mode() -> None:
+    life = TunnelLife()
+    for _ in range(AWHILE):
+        life.second(drops={DropReason.BAD_NEXT_HEADER: 1})
+    assert (life.state, life.kinds) == ("failing", [Kind.MODE])
+
+
+def test_a_source_outside_local_ts_is_named_beside_traffic_that_flows() -> None:
+    life = TunnelLife()
+    for _ in range(AWHILE):
+        sample = inner(DropReason.NO_POLICY, "172.17.0.2", "10.2.0.1")
+        life.second(sent=5, delivered=5, refused=[sample])
+    assert (life.state, life.kinds) == ("up", [Kind.SOURCE])
+    assert "172.17.0.2 to 10.2.0.1" in life.text
+    for _ in range(int(FADE) + 1):
+        life.second(sent=5, delivered=5)
+    assert life.kinds == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        (DropReason.SEND_ERROR, Kind.SENDING),
+        (DropReason.TOO_BIG, Kind.MTU),
+        (DropReason.LEASE_EXHAUSTED, Kind.SEQUENCE_NUMBERS),
+        (DropReason.SEQ_EXHAUSTED, Kind.SEQUENCE_NUMBERS),
+        (DropReason.SELECTOR_MISMATCH, Kind.SELECTORS_OUT),
+        (DropReason.QUEUE_TIMEOUT, Kind.OTHER),
+    ],
+)
+def test_a_tunnel_none_of_whose_packets_leave_is_failing(reason: DropReason, kind: Kind) -> None:
+    life = TunnelLife()
+    life.second(sent=1, delivered=1)
+    for _ in range(AWHILE):
+        life.second(out={reason: 2})
+    assert (life.state, life.kinds) == ("failing", [kind])
+
+
+def test_a_local_address_on_no_interface_is_the_first_cause() -> None:
+    life = TunnelLife()
+    life.host = frozenset({ip_address("198.51.100.1")})
+    for _ in range(AWHILE):
+        life.second(out={DropReason.SEND_ERROR: 1})
+    assert life.state == "failing"
+    assert life.kinds[0] == Kind.LOCAL_ADDRESS_GONE
+
+
+def test_a_peer_that_should_send_keepalives_and_does_not_is_down() -> None:
+    life = TunnelLife(liveness=10)
+    life.second(seconds=29)
+    assert life.state == "quiet"
+    life.second(seconds=2)
+    assert (life.state, life.kinds) == ("down", [Kind.SILENT])
+    life.second(drops={DropReason.DUMMY: 1})
+    assert (life.state, life.kinds) == ("up", [])
+
+
+def test_a_peer_heard_to_send_keepalives_is_down_without_them() -> None:
+    life = TunnelLife()
+    for _ in range(5):
+        life.second(drops={DropReason.DUMMY: 1}, seconds=10)
+    life.second(seconds=29)
+    assert life.state == "up"
+    life.second(seconds=2)
+    assert life.state == "down"
+
+
+def test_both_ends_behind_a_nat_are_suspected_if_nothing_ever_came() -> None:
+    local, remote = ip_address("192.168.1.2"), ip_address("203.0.113.9")
+    life = TunnelLife(liveness=10, local=local, remote=remote)
+    life.second(seconds=31)
+    assert life.kinds == [Kind.BOTH_BEHIND_NAT, Kind.SILENT]
+    life.second(drops={DropReason.DUMMY: 1})
+    life.second(seconds=31)
+    assert life.kinds == [Kind.SILENT]
+
+
+def unanswered(chain: str | None = None, *, here: bool = False) -> TunnelLife:
+    life = TunnelLife()
+    host = ip_address("10.1.0.7")
+    life.chains = {4: chain}
+    if here:
+        life.host |= {host}
+    life.second(delivered=1, openings=[Opening("t/in", ip_address("10.2.0.1"), host, 1, 0)])
+    for _ in range(int(UNANSWERED)):
+        life.second(delivered=1)
+    return life
+
+
+def test_requests_without_an_answer_have_no_way_back() -> None:
+    life = unanswered()
+    assert (life.state, life.kinds) == ("up", [Kind.NO_WAY_BACK])
+    assert "10.1.0.7" in life.text
+    life.second(sent=1, delivered=1)
+    assert life.kinds == []
+
+
+def test_a_forward_chain_that_drops_is_named_first() -> None:
+    life = unanswered("chain FORWARD of table ip filter")
+    assert life.kinds == [Kind.FORWARDING, Kind.NO_WAY_BACK]
+    assert "chain FORWARD" in life.text
+
+
+def test_requests_to_this_host_are_not_forwarded() -> None:
+    life = unanswered("chain FORWARD of table ip filter", here=True)
+    assert life.kinds == [Kind.NO_WAY_BACK]
+    assert "firewall of this host" in life.text
+
+
+def test_a_one_way_flow_is_no_fault() -> None:
+    life = TunnelLife()
+    for _ in range(60):
+        life.second(delivered=100)
+    assert (life.state, life.kinds) == ("up", [])
+
+
+def test_a_mended_tunnel_has_no_cause() -> None:
+    life = TunnelLife()
+    for _ in range(AWHILE):
+        life.second(drops={DropReason.AUTH_FAILED: 1})
+    assert life.state == "failing"
+    life.second(delivered=1)
+    assert (life.state, life.kinds) == ("up", [])
+
+
+def test_a_quiet_failure_fades() -> None:
+    life = TunnelLife()
+    for _ in range(AWHILE):
+        life.second(drops={DropReason.AUTH_FAILED: 1})
+    life.second(seconds=FADE + 1)
+    assert (life.state, life.kinds) == ("quiet", [])
+
+
+def test_of_two_tunnels_with_one_peer_foreign_spis_belong_to_the_one_that_never_worked() -> None:
+    life = TunnelLife()
+    other = replace(OUT, name="u/out", spi=0x2001, pair="u/in")
+    other_in = replace(life.inbound, name="u/in", spi=0x2002, pair="u/out")
+    life.desired = replace(life.desired, sas=(*life.desired.sas, other, other_in))
+    life.second(delivered=1)
+    for _ in range(AWHILE):
+        life.second(refused=[outer(DropReason.UNKNOWN_SPI, 0x9000)])
+    assert life.state == "up"
+    assert life.roster.tunnels["u/out"].state == "failing"
