@@ -217,9 +217,10 @@ class Sa:
 
     `local` and `remote` are the outer addresses, `remote_port` the peer's UDP port. `selectors`
     define the inner packets that the SA may carry. `keepalive` is the interval of NAT keepalives
-    (RFC 3948 4) of an outbound SA in seconds, 0 for none. `pair` names the SA of the opposite
-    direction. `used_seq` is the highest sequence number that another program may have used with the
-    key, 0 for none.
+    (RFC 3948 4) of an outbound SA in seconds, 0 for none; `liveness` is that of its authentic
+    keepalives, dummy packets (RFC 4303 2.6). `pair` names the SA of the opposite direction.
+    `used_seq` is the highest sequence number that another program may have used with the key, 0 for
+    none.
     """
 
     name: str

@@ -320,6 +320,7 @@ parse_mark = integer(1, 2**32 - 1)
 parse_mtu = integer(576, 65535)
 """Bytes of an inner packet; every IPv4 host accepts 576 (RFC 791 3.1)."""
 parse_keepalive = integer(0, 3600)
+parse_liveness = integer(0, 3600)
 """Seconds."""
 parse_sa_count = integer(1, MAX_SAS)
 parse_workers = integer(1, 64)

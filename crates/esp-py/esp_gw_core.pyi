@@ -207,7 +207,7 @@ class ReplacedSa:
 
 @final
 class Counters:
-    """Counters of packets without an SA; `packets` are keepalives."""
+    """Counters of packets without an SA; `packets` are keepalives, authentic ones included."""
 
     @property
     def packets(self) -> int: ...
@@ -401,6 +401,9 @@ class NativeEngine:
 
     def keepalive(self, name: str) -> None:
         """Send a NAT keepalive for an outbound SA."""
+
+    def dummy(self, name: str) -> None:
+        """Send a dummy packet by an outbound SA; nothing where there is no such SA."""
 
     def sas(self) -> list[SaCounters]:
         """Return the counters of every SA."""

@@ -14,6 +14,7 @@ from esp_gw.cli.options import (
     DIRECTION,
     ENCAPSULATION,
     KEEPALIVE,
+    LIVENESS,
     MODE,
     OUTER_ADDRESS,
     PORT,
@@ -125,6 +126,9 @@ def show(daemon: Daemon, name: str, reveal_keys: bool, as_json: bool) -> None:
 @click.option("--esn/--no-esn", default=None, help="64-bit sequence numbers (RFC 4303 2.2.1).")
 @click.option("--replay-window", type=REPLAY_WINDOW, metavar="N")
 @click.option("--keepalive", type=KEEPALIVE, metavar="S", help="Seconds; 0 sends none.")
+@click.option(
+    "--liveness", type=LIVENESS, metavar="S", help="Seconds between authentic keepalives; 0: none."
+)
 @click.option("--pair", type=SA_NAME, metavar="NAME", help="The SA of the other direction.")
 @json_option
 @click.pass_obj
@@ -196,7 +200,9 @@ def _last(entry: dict[str, Any]) -> float | None:
 
 def _print_sa(entry: dict[str, Any]) -> None:
     outbound = entry["direction"] == Direction.OUTBOUND
-    keepalive = f"every {entry['keepalive']} s" if entry["keepalive"] else "off"
+    keepalive, liveness = (
+        f"every {entry[name]} s" if entry[name] else "off" for name in ("keepalive", "liveness")
+    )
     lease = f", lease to {entry['lease_end']}" if outbound else ""
     output.print_block(
         "sa",
@@ -213,6 +219,7 @@ def _print_sa(entry: dict[str, Any]) -> None:
             "esn": "yes" if entry["esn"] else "no",
             "replay window": "" if outbound else str(entry["replay_window"]),
             "keepalive": keepalive if outbound else "",
+            "liveness": liveness if outbound else "",
             "origin": entry["origin"],
             "tunnel": entry["tunnel"] or "",
             "pair": entry["pair"] or "",

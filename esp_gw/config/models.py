@@ -155,6 +155,7 @@ class SaFields(Strict):
     esn: types.Flag = True
     replay_window: types.ReplayWindow = DEFAULT_REPLAY_WINDOW
     keepalive: types.Keepalive | None = None
+    liveness: types.Liveness = 0
 
     @field_validator("remote")
     @classmethod
@@ -237,9 +238,12 @@ class SaFields(Strict):
         used_seq: int = 0,
     ) -> Sa:
         """Build one SA from these fields; `selectors` is the result of `selectors()`."""
+        outbound = direction is Direction.OUTBOUND
         keepalive = 0
-        if direction is Direction.OUTBOUND and self.encapsulation is Encapsulation.UDP:
-            keepalive = DEFAULT_KEEPALIVE if self.keepalive is None else self.keepalive
+        if outbound and self.encapsulation is Encapsulation.UDP:
+            # Authentic keepalives also keep the mapping of a NAT.
+            default = 0 if self.liveness else DEFAULT_KEEPALIVE
+            keepalive = default if self.keepalive is None else self.keepalive
         return Sa(
             name=name,
             direction=direction,
@@ -255,6 +259,7 @@ class SaFields(Strict):
             esn=self.esn,
             replay_window=self.replay_window,
             keepalive=keepalive,
+            liveness=self.liveness if outbound else 0,
             tunnel=tunnel,
             pair=pair,
             origin=origin,
@@ -311,8 +316,10 @@ class TunnelModel(SaFields):
                 tunnel=name,
                 pair=names[0],
             )
-            # All SAs share one NAT mapping, which the keepalives of the first SA maintain.
-            sas += [replace(outbound, keepalive=0) if index else outbound, inbound]
+            if index:
+                # All SAs share one peer and one NAT mapping: the first SA's keepalives are enough.
+                outbound = replace(outbound, keepalive=0, liveness=0)
+            sas += [outbound, inbound]
         outbound_names = tuple(sa.name for sa in sas if sa.direction is Direction.OUTBOUND)
         policy = Policy(name, Action.PROTECT, selectors, sas=outbound_names, tunnel=name)
         tunnel = Tunnel(

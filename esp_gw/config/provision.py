@@ -28,6 +28,8 @@ from esp_gw.protocol import MAX_SPI, MIN_SPI
 from esp_gw.values import FieldError, parse_name
 
 DEFAULT_NAMES = ("pi-a", "pi-b")
+LIVENESS = 10
+"""Seconds between the authentic keepalives of a pair: both ends are esp_gw, which knows them."""
 _PLAIN_SCALAR = re.compile(r"[A-Za-z0-9][A-Za-z0-9./_-]*")
 
 
@@ -58,6 +60,7 @@ class _Terms:
     encapsulation: Encapsulation
     suite: Suite
     sas: int
+    liveness: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,7 @@ def make_pair(
     encapsulation: Encapsulation = Encapsulation.UDP,
     suite: Suite = DEFAULT_SUITE,
     sas: int = 1,
+    liveness: int = LIVENESS,
     local_address: IPAddress | None = None,
     remote_address: IPAddress | None = None,
     local_settings: Mapping[str, object] | None = None,
@@ -88,11 +92,12 @@ def make_pair(
 ) -> Pair:
     """Write OUTPUT/NAME/gateway.yaml and OUTPUT/NAME/keys/*.key for both sides of a tunnel.
 
-    `local` and `remote` are outer addresses; `sas` is the number of SAs in each direction. The
-    inner address of a gateway defaults to the first host of its first prefix in each family; a side
-    whose prefix is everything has none. The settings are further fields of the `gateway` section of
-    a side. Folders have mode 0700 and files 0600. Raises EspGwError, also if a target exists
-    already; everything created so far is then removed.
+    `local` and `remote` are outer addresses; `sas` is the number of SAs in each direction,
+    `liveness` the interval of authentic keepalives in seconds, 0 for none. The inner address of a
+    gateway defaults to the first host of its first prefix in each family; a side whose prefix is
+    everything has none. The settings are further fields of the `gateway` section of a side. Folders
+    have mode 0700 and files 0600. Raises EspGwError, also if a target exists already; everything
+    created so far is then removed.
     """
     if names[0] == names[1]:
         raise EspGwError(f"both sides have the name {printable(names[0])}", hint="choose two names")
@@ -103,7 +108,7 @@ def make_pair(
             raise EspGwError(str(error), where=f"name {printable(name)}") from None
     ours = _Side(names[0], local, tuple(local_nets), local_address, local_settings or {})
     theirs = _Side(names[1], remote, tuple(remote_nets), remote_address, remote_settings or {})
-    terms = _Terms(mode, encapsulation, suite, sas)
+    terms = _Terms(mode, encapsulation, suite, sas, liveness)
     spis = _random_spis(sas)
     there, back = (
         _Way(name, spi, tuple(generate(suite) for _ in range(sas)))
@@ -204,6 +209,11 @@ def _config_text(here: _Side, there: _Side, terms: _Terms, outbound: _Way, inbou
     lines += [
         f"    suite: {terms.suite}",
     ]
+    if terms.liveness:
+        lines += [
+            "    # Seconds in which an idle end tells the other that it lives.",
+            f"    liveness: {terms.liveness}",
+        ]
     if terms.sas > 1:
         lines += [
             "    # Flows are spread over as many SAs each way; each SPI is one more than the last.",

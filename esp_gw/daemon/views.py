@@ -29,6 +29,7 @@ def sa_view(sa: Sa, counters: SaCounters, condition: Condition) -> dict[str, obj
         "esn": sa.esn,
         "replay_window": sa.replay_window,
         "keepalive": sa.keepalive,
+        "liveness": sa.liveness,
         "origin": sa.origin,
         "tunnel": sa.tunnel,
         "pair": sa.pair,

@@ -30,12 +30,16 @@ NETS = {
 
 @dataclass(frozen=True, slots=True)
 class PairPlan:
-    """Common settings of the two gateways, with the outer and inner IP versions."""
+    """Common settings of the two gateways, with the outer and inner IP versions.
+
+    Without `liveness`, as here by default, an idle wire stays idle.
+    """
 
     mode: Mode = Mode.TUNNEL
     encapsulation: Encapsulation = Encapsulation.UDP
     suite: Suite = DEFAULT_SUITE
     sas: int = 1
+    liveness: int = 0
     outer_version: int = 4
     inner_versions: tuple[int, ...] = (4,)
     mtu: int = 1500
@@ -109,6 +113,7 @@ def gateway_pair(folder: Path, plan: PairPlan) -> Iterator[GatewayPair]:
             encapsulation=plan.encapsulation,
             suite=plan.suite,
             sas=plan.sas,
+            liveness=plan.liveness,
             local_settings={**gateways[0].settings, **_addresses(plan, 0), **plan.settings},
             remote_settings={**gateways[1].settings, **_addresses(plan, 1), **plan.settings},
         )

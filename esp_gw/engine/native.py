@@ -31,6 +31,7 @@ from esp_gw.engine.base import (
     SaCounters,
     SoftExpired,
 )
+from esp_gw.engine.keepalives import Rhythm, rhythm_of
 from esp_gw.engine.refusals import (
     TUN_DEVICE,
     socket_refused,
@@ -75,8 +76,8 @@ class NativeEngine:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._keepalives: dict[int, dict[str, int]] = {}
-        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._keepalives: dict[Rhythm, dict[str, int]] = {}
+        self._timers: dict[Rhythm, asyncio.TimerHandle] = {}
         self._removed: dict[Direction, Counter[str]] = {way: Counter() for way in Direction}
         self._removed_drops: Counter[str] = Counter()
         self._waiting: list[tuple[str, Sa, _Wanted]] | None = None
@@ -191,12 +192,11 @@ class NativeEngine:
             if name in sas
         }
         for name, sa, wanted in changed:
-            udp_out = sa.direction is Direction.OUTBOUND and sa.encapsulation is Encapsulation.UDP
-            if sa.keepalive and udp_out:
+            if rhythm := rhythm_of(sa):
                 before = seen.get(name, 0) if isinstance(wanted, core.ReplacedSa) else 0
-                self._keepalives.setdefault(sa.keepalive, {})[sa.name] = before
-                if sa.keepalive not in self._timers:
-                    self._arm_keepalives(sa.keepalive)
+                self._keepalives.setdefault(rhythm, {})[sa.name] = before
+                if rhythm not in self._timers:
+                    self._arm_keepalives(rhythm)
 
     def remove_sas(self, names: Sequence[str]) -> list[SaCounters]:
         """Remove SAs and their keys; return their final counters, in the order of `names`."""
@@ -300,20 +300,25 @@ class NativeEngine:
                 case _:
                     assert_never(event)
 
-    def _arm_keepalives(self, period: int) -> None:
-        self._timers[period] = self._loop.call_later(period / 2, self._send_keepalives, period)
+    def _arm_keepalives(self, rhythm: Rhythm) -> None:
+        self._timers[rhythm] = self._loop.call_later(
+            rhythm.interval / 2, self._send_keepalives, rhythm
+        )
 
-    def _send_keepalives(self, period: int) -> None:
-        # As in the python engine: after half a period without other traffic. One timer serves all
-        # SAs of a period; there may be thousands.
-        sas = self._keepalives[period]
+    def _send_keepalives(self, rhythm: Rhythm) -> None:
+        # As in the python engine: after half an interval without other traffic. One timer serves
+        # all SAs of a rhythm; there may be thousands.
+        sas = self._keepalives[rhythm]
         # First, so that a failure ends this round alone.
-        self._arm_keepalives(period)
+        self._arm_keepalives(rhythm)
         for name, seen in sas.items():
             sent = self._core.sent(name)
             if sent == seen:
-                self._core.keepalive(name)
-                sent = -1
+                if rhythm.authentic:
+                    self._core.dummy(name)
+                else:
+                    self._core.keepalive(name)
+                    sent = -1
             sas[name] = sent
 
 

@@ -133,7 +133,7 @@ SA: dict[str, Any] = {
     "local_ts": ["10.1.0.0/24"],
     "remote_ts": ["10.2.0.0/24"],
 }
-SA_FIELDS = [*SA, "mode", "encapsulation", "suite", "esn", "replay_window", "keepalive"]
+SA_FIELDS = [*SA, "mode", "encapsulation", "suite", "esn", "replay_window", "keepalive", "liveness"]
 SA_FIELDS += ["remote_port", "protocol", "local_ts_port", "remote_ts_port", "pair", "other"]
 POLICY: dict[str, Any] = {"name": "p", "action": "discard", "remote_ts": "10.2.0.0/24"}
 

@@ -14,15 +14,15 @@ SA_OUT: dict[str, Any] = {
     "name": "office/out", "direction": "outbound", "spi": 0x1001, "suite": "aes256gcm16",
     "mode": "tunnel", "encapsulation": "udp", "local": "192.0.2.1", "remote": "198.51.100.7",
     "remote_port": 4500, "local_ts": ["10.1.0.0/24"], "remote_ts": ["10.2.0.0/24", "10.3.0.0/24"],
-    "esn": True, "replay_window": 1024, "keepalive": 20, "origin": "config", "tunnel": "office",
-    "pair": "office/in", "seq": 42, "lease_end": 65536, "packets": 41, "bytes": 5_500_000,
-    "drops": {"too-big": 3, "queue-full": 0}, "state": "failing", "last_in_s": 3725.2,
-    "last_out_s": 3.9, "causes": ["another key", "silence"],
+    "esn": True, "replay_window": 1024, "keepalive": 20, "liveness": 0, "origin": "config",
+    "tunnel": "office", "pair": "office/in", "seq": 42, "lease_end": 65536, "packets": 41,
+    "bytes": 5_500_000, "drops": {"too-big": 3, "queue-full": 0}, "state": "failing",
+    "last_in_s": 3725.2, "last_out_s": 3.9, "causes": ["another key", "silence"],
 }  # fmt: skip
 SA_IN = SA_OUT | {
     "name": "office/in", "direction": "inbound", "spi": 0xC0FFEE01, "encapsulation": "none",
     "local": "2001:db8::1", "remote": "2001:db8::2", "pair": None, "tunnel": None, "keepalive": 0,
-    "lease_end": 0, "drops": {}, "bytes": 999, "origin": "cli",
+    "liveness": 0, "lease_end": 0, "drops": {}, "bytes": 999, "origin": "cli",
     "state": "up", "last_in_s": 61.0, "last_out_s": None, "causes": [],
 }  # fmt: skip
 ANY = {"protocol": None, "local_port": None, "remote_port": None}
@@ -69,7 +69,8 @@ REPLIES: dict[str, dict[str, object]] = {
         {"name": "office", "mode": "tunnel", "encapsulation": "udp", "suite": "aes256gcm16",
          "local": "192.0.2.1", "remote": "198.51.100.7", "remote_port": 4501,
          "local_ts": ["10.1.0.0/24"], "remote_ts": ["10.2.0.0/24"],
-         "sas": ["office/out", "office/in"], "state": "up", "last_in_s": 2.5, "last_out_s": None, "causes": [],
+         "sas": ["office/out", "office/in"],
+         "state": "up", "last_in_s": 2.5, "last_out_s": None, "causes": [],
          "packets_out": 1, "bytes_out": 2048, "packets_in": 2, "bytes_in": 100, "drops": {}}]},
     "GetStats": {"packets_out": 10, "bytes_out": 1536, "packets_in": 20, "bytes_in": 30,
                  "keepalives_out": 4, "keepalives_in": 5, "drops": {"no-sa": 6, "dummy": 0},

@@ -91,6 +91,13 @@ class FakeOuter:
         self.sock = FakeSocket()
         self.sent: list[Sent] = []
         self.verdicts: deque[DropReason | None] = deque()
+        self.is_full = False
+
+    def send_now(self, state: OutboundState, packet: memoryview) -> DropReason | None:
+        verdict = self.verdicts.popleft() if self.verdicts else None
+        if verdict is None:
+            self.sent.append(Sent(bytes(packet), state.peer.address, 0, False))
+        return verdict
 
     def send(
         self, state: OutboundState, packet: memoryview, inner_len: int, tos: int, may_fragment: bool

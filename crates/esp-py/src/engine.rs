@@ -132,6 +132,10 @@ impl NativeEngine {
         self.0.keepalive(name).map_err(|error| os_error(&error))
     }
 
+    fn dummy(&self, name: &str) -> PyResult<()> {
+        self.0.dummy(name).map_err(|error| os_error(&error))
+    }
+
     fn sas(&self) -> Vec<SaCounters> {
         let sas = self.0.sas().into_iter();
         sas.map(|(name, outbound, sa)| SaCounters::new(&name, outbound, sa))

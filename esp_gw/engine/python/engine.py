@@ -30,6 +30,7 @@ from esp_gw.engine.base import (
     OuterSocket,
     SaCounters,
 )
+from esp_gw.engine.keepalives import Rhythm, rhythm_of
 from esp_gw.engine.python.changes import SadChange
 from esp_gw.engine.python.inbound import InboundPath
 from esp_gw.engine.python.outbound import OutboundPath
@@ -38,7 +39,7 @@ from esp_gw.engine.python.peers import Peer, Peers
 from esp_gw.engine.python.sad import InboundState, OutboundState
 from esp_gw.engine.python.tun import open_tun
 from esp_gw.errors import EngineError
-from esp_gw.model import AF_ALG_ON, AWS_LC, Direction, Encapsulation, Lease, Policy, Sa
+from esp_gw.model import AF_ALG_ON, AWS_LC, Direction, Lease, Policy, Sa
 
 
 class PythonEngine:
@@ -197,7 +198,7 @@ class PythonEngine:
             before = state.sa
             state.become(sa, outer, peer)
             self._outbound.sas[sa.name] = state
-            if timer is not None and _keepalive(sa) == _keepalive(before):
+            if timer is not None and rhythm_of(sa) == rhythm_of(before):
                 self._keepalives[sa.name] = timer
             else:
                 if timer is not None:
@@ -303,18 +304,22 @@ class PythonEngine:
         return outer
 
     def _start_keepalives(self, state: OutboundState) -> None:
-        if period := _keepalive(state.sa):
-            self._arm_keepalive(state, period, -1)
+        if rhythm := rhythm_of(state.sa):
+            self._arm_keepalive(state, rhythm, -1)
 
-    def _arm_keepalive(self, state: OutboundState, period: float, seen: int) -> None:
-        # A keepalive is sent after half a period without other traffic, so that the mapping of a
-        # NAT on the path is never idle for longer than the period.
+    def _arm_keepalive(self, state: OutboundState, rhythm: Rhythm, seen: int) -> None:
+        # A keepalive is sent after half an interval without other traffic, so that neither a NAT
+        # on the path nor the peer sees an idle SA for longer than the interval.
         active = state.packets
         # First, so that a failure ends this round alone.
         self._keepalives[state.sa.name] = self._loop.call_later(
-            period / 2, self._arm_keepalive, state, period, active
+            rhythm.interval / 2, self._arm_keepalive, state, rhythm, active
         )
-        if active == seen:
+        if active != seen:
+            return
+        if rhythm.authentic:
+            self._keepalives_out += self._outbound.send_dummy(state)
+        else:
             self._keepalives_out += state.outer.send_keepalive(state.peer.address)
 
     def _fold(self, direction: Direction, final: SaCounters) -> None:
@@ -331,8 +336,3 @@ class PythonEngine:
             drops=dict(Counter(before.drops) + Counter(final.drops)),
             sas={},
         )
-
-
-def _keepalive(sa: Sa) -> int:
-    """The interval of an SA's NAT keepalives in seconds, 0 for none."""
-    return sa.keepalive if sa.encapsulation is Encapsulation.UDP else 0

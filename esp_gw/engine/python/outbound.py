@@ -6,6 +6,8 @@ _forward    carry one packet through the steps below
   _state      look up the SA by the selectors, once per flow
   _protect    encap the payload and send
   _notice     report lease and lifetime thresholds
+
+send_dummy  seal and send a packet without a payload of the TUN
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from esp_gw.protocol import (
     IPV4_HEADER_LEN,
     IPV6_HEADER_LEN,
     MIN_IPV6_MTU,
+    NO_NEXT_HEADER,
     ROUTING,
 )
 
@@ -50,6 +53,9 @@ ROOM = 512
 """Bytes beyond the largest packet for the ESP header, IV, trailer and ICV."""
 MAX_FLOWS = 4096
 """Bound on the flow cache; when a scan fills it, it is cleared."""
+
+DUMMY_LEN = 4
+"""Bytes of a dummy packet's payload (RFC 4303 2.6), all zero."""
 
 MTU_QUERY_INTERVAL = 0.2
 """Minimum seconds between two path MTU queries of an SA, however many packets were too big."""
@@ -115,10 +121,33 @@ class OutboundPath:
         try:
             self._protect(state, packet, length, whole)
         except Drop as drop:
-            state.drops[drop.reason] += 1
-            if drop.reason is DropReason.SEQ_EXHAUSTED and not state.expired:
-                state.expired = True
-                self._on_event(HardExpired(state.sa.name))
+            self._dropped(state, drop.reason)
+
+    def send_dummy(self, state: OutboundState) -> bool:
+        """Send a dummy packet (RFC 4303 2.6) as a keepalive; return True if the socket took it.
+
+        It is never queued: one that is not taken is a drop of its SA.
+        """
+        try:
+            if state.outer.is_full:
+                raise Drop(DropReason.QUEUE_FULL)
+            self._packet[:DUMMY_LEN] = bytes(DUMMY_LEN)
+            size = state.esp.encap(self._packet, 0, DUMMY_LEN, NO_NEXT_HEADER, self._out)
+            if state.esp.next_seq >= state.notice_at:
+                self._notice(state)
+            dropped = state.outer.send_now(state, self._out[:size])
+            if dropped is not None:
+                raise Drop(dropped)
+        except Drop as drop:
+            self._dropped(state, drop.reason)
+            return False
+        return True
+
+    def _dropped(self, state: OutboundState, reason: DropReason) -> None:
+        state.drops[reason] += 1
+        if reason is DropReason.SEQ_EXHAUSTED and not state.expired:
+            state.expired = True
+            self._on_event(HardExpired(state.sa.name))
 
     def _state(
         self, packet: memoryview, length: int, key: tuple[int, bytes] | None

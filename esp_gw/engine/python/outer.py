@@ -91,6 +91,21 @@ class Outer:
         state.bytes += inner_len
         return None
 
+    @property
+    def is_full(self) -> bool:
+        """True while packets wait for the socket."""
+        return bool(self._waiting)
+
+    def send_now(self, state: Sender, packet: memoryview) -> DropReason | None:
+        """Send one packet that is never queued nor counted; return the drop reason, if dropped."""
+        try:
+            self._send(state, packet, 0, False)
+        except BlockingIOError:
+            return DropReason.QUEUE_FULL
+        except OSError as error:
+            return _drop_reason(error)
+        return None
+
     def send_keepalive(self, address: SocketAddress) -> bool:
         """Send a NAT keepalive (RFC 3948 4); return True if the socket accepted it.
 

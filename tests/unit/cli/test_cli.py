@@ -102,6 +102,7 @@ def test_sa_show_prints_the_fields_of_its_direction(gateway: Gateway, capsys: Ca
     assert "  remote ts: 10.2.0.0/24, 10.3.0.0/24\n" in outbound
     assert "  seq: 42, lease to 65536\n" in outbound
     assert "  keepalive: every 20 s\n" in outbound
+    assert "  liveness: off\n" in outbound
     assert "  drops: too-big 3\n" in outbound
     assert "  state: failing\n  last packet: 3 s ago\n  likely cause: another key\n" in outbound
     assert "replay window" not in outbound
@@ -109,7 +110,7 @@ def test_sa_show_prints_the_fields_of_its_direction(gateway: Gateway, capsys: Ca
     inbound = run(capsys, "sa", "show", "office/in")
     assert "  replay window: 1024\n" in inbound
     assert "  seq: 42\n" in inbound
-    for absent in ("keepalive", "drops", "pair", "tunnel:", "key", "cause"):
+    for absent in ("keepalive", "liveness", "drops", "pair", "tunnel:", "key", "cause"):
         assert absent not in inbound
 
 
@@ -285,7 +286,8 @@ def test_sa_add_sends_all_options_under_their_names(
     options = shlex.split(
         "--remote-port 4501 --mode tunnel --encapsulation udp --suite aes128gcm8 --protocol tcp "
         "--local-ts 10.1.0.0/24 --local-ts 10.4.0.1 --remote-ts fd00::/64 --local-ts-port 80 "
-        "--remote-ts-port 1000-2000 --no-esn --replay-window 128 --keepalive 0 --pair b/in"
+        "--remote-ts-port 1000-2000 --no-esn --replay-window 128 --keepalive 0 --liveness 5 "
+        "--pair b/in"
     )
     run(capsys, *ADD, "--key-file", str(key), *options, "--json")
     (_, parameters), = gateway.asked  # fmt: skip
@@ -295,7 +297,7 @@ def test_sa_add_sends_all_options_under_their_names(
         "encapsulation": "udp", "suite": "aes128gcm8", "protocol": 6,
         "local_ts": ["10.1.0.0/24", "10.4.0.1/32"], "remote_ts": ["fd00::/64"],
         "local_ts_port": "80", "remote_ts_port": "1000-2000", "esn": False, "replay_window": 128,
-        "keepalive": 0, "pair": "b/in",
+        "keepalive": 0, "liveness": 5, "pair": "b/in",
     }  # fmt: skip
 
 

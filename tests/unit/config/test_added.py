@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from esp_gw import files
-from esp_gw.config.added import Store, StoredState, merge, parse_policy_entry, parse_sa_entry
+from esp_gw.config.added import (
+    STORE_NAME,
+    Store,
+    StoredState,
+    merge,
+    parse_policy_entry,
+    parse_sa_entry,
+)
 from esp_gw.desired import Desired, GatewaySettings
 from esp_gw.errors import WRONG_STATE, ControlError, EspGwError, StoreDamagedError
 from esp_gw.model import Action, Direction, Encapsulation, Mode, Origin, Policy, PortRange, Selector
@@ -87,7 +94,21 @@ def test_defaults_of_an_sa_are_those_of_a_tunnel() -> None:
     sa = parse_sa_entry(SA).to_sa()
     assert (sa.suite.name, sa.esn, sa.replay_window) == ("aes256gcm16", True, 4096)
     assert (sa.keepalive, sa.remote_port) == (20, 4500)
-    assert parse_sa_entry({**SA, "direction": "inbound"}).to_sa().keepalive == 0
+    assert sa.liveness == 0
+    inbound = parse_sa_entry({**SA, "direction": "inbound", "liveness": 5}).to_sa()
+    assert (inbound.keepalive, inbound.liveness) == (0, 0)
+
+
+def test_authentic_keepalives_are_kept_and_absent_in_older_files(tmp_path: Path) -> None:
+    path = tmp_path / STORE_NAME
+    Store(path).save(state_of({**SA, "liveness": 5}))
+    (entry,) = Store(path).load().sas
+    assert (entry.to_sa().liveness, entry.to_sa().keepalive) == (5, 0)
+    document = json.loads(path.read_text())
+    del document["sas"][0]["liveness"]
+    path.write_text(json.dumps(document))
+    (entry,) = Store(path).load().sas
+    assert (entry.to_sa().liveness, entry.to_sa().keepalive) == (0, 20)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +139,7 @@ def test_defaults_of_an_sa_are_those_of_a_tunnel() -> None:
         ({"replay_window": 100}, "replay_window"),
         ({"esn": 1}, "esn"),
         ({"keepalive": True}, "keepalive"),
+        ({"liveness": 3601}, "liveness"),
         ({"pair": "b/out"}, "pair"),
         ({KEY: 1}, "(a long name)"),
         ({"origin": "config"}, "origin"),

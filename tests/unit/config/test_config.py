@@ -194,6 +194,24 @@ def test_without_udp_there_is_no_keepalive(folder: Path) -> None:
     assert load(folder, TUNNEL + "    encapsulation: none\n").sas[0].keepalive == 0
 
 
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("", (20, 0)),
+        ("    liveness: 10\n", (0, 10)),
+        ("    liveness: 10\n    keepalive: 15\n", (15, 10)),
+        ("    liveness: 0\n", (20, 0)),
+        ("    liveness: 3600\n    encapsulation: none\n", (0, 3600)),
+    ],
+)
+def test_authentic_keepalives_stand_in_for_those_of_one_byte(
+    folder: Path, lines: str, expected: tuple[int, int]
+) -> None:
+    out, in_ = load(folder, TUNNEL + lines).sas
+    assert (out.keepalive, out.liveness) == expected
+    assert (in_.keepalive, in_.liveness) == (0, 0)
+
+
 def test_policies_of_the_file_come_first_and_in_order(folder: Path) -> None:
     text = """
 policies:

@@ -56,6 +56,15 @@ def test_the_two_sides_mirror_each_other(
     assert bool(a.warnings) == a.sas[0].suite.is_readable
 
 
+@pytest.mark.parametrize("encapsulation", list(Encapsulation))
+def test_both_sides_send_authentic_keepalives(tmp_path: Path, encapsulation: Encapsulation) -> None:
+    for side in make(tmp_path / "out", encapsulation=encapsulation):
+        by_way = {sa.direction: (sa.liveness, sa.keepalive) for sa in side.sas}
+        assert by_way == {Direction.OUTBOUND: (10, 0), Direction.INBOUND: (0, 0)}
+    (quiet, _) = make(tmp_path / "quiet", encapsulation=encapsulation, liveness=0)
+    assert {sa.liveness for sa in quiet.sas} == {0}
+
+
 def test_transport_mode_needs_no_networks(tmp_path: Path) -> None:
     a, b = make(tmp_path, mode=Mode.TRANSPORT, local_nets=(), remote_nets=())
     assert_mirrored(a, b)

@@ -60,10 +60,12 @@ def test_spis_keys_and_pairs_follow_one_another(tmp_path: Path) -> None:
     assert set(desired.tunnels[0].sas) == {sa.name for sa in desired.sas}
 
 
-def test_one_sa_keeps_the_one_nat_mapping_alive(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["keepalive", "liveness"])
+def test_one_sa_sends_the_keepalives_of_a_tunnel(tmp_path: Path, kind: str) -> None:
     keys(tmp_path)
-    desired = load(tmp_path, TUNNEL + "    keepalive: 7\n")
-    assert [sa.keepalive for sa in desired.sas if sa.direction is Direction.OUTBOUND] == [7, 0, 0]
+    desired = load(tmp_path, TUNNEL + f"    {kind}: 7\n")
+    outbound = [sa for sa in desired.sas if sa.direction is Direction.OUTBOUND]
+    assert [getattr(sa, kind) for sa in outbound] == [7, 0, 0]
 
 
 def test_a_credential_holds_the_keys_of_all_sas(

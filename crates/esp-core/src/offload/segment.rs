@@ -62,18 +62,7 @@ impl Segmenter {
         if packet_length(packet)? != length {
             return Err(DropReason::MalformedInner);
         }
-        let mut segmenter = Self {
-            kind: Kind::Whole,
-            headers: [0; MAX_HEADERS],
-            headers_len: 0,
-            upper: 0,
-            gso_size: length,
-            end: length,
-            next: 0,
-            count: 1,
-            saved: [0; TRAILER_ROOM],
-            saved_at: None,
-        };
+        let mut segmenter = Self::whole(length);
         if vnet.gso_type == GSO_NONE {
             complete_checksum(vnet, packet)?;
         } else {
@@ -85,6 +74,23 @@ impl Segmenter {
             }
         }
         Ok(segmenter)
+    }
+
+    /// One segment: the first `length` bytes of the buffer, whatever they are.
+    #[must_use]
+    pub const fn whole(length: usize) -> Self {
+        Self {
+            kind: Kind::Whole,
+            headers: [0; MAX_HEADERS],
+            headers_len: 0,
+            upper: 0,
+            gso_size: length,
+            end: length,
+            next: 0,
+            count: 1,
+            saved: [0; TRAILER_ROOM],
+            saved_at: None,
+        }
     }
 
     fn split(&mut self, vnet: &VnetHdr, packet: &[u8]) -> Option<()> {

@@ -92,13 +92,22 @@ impl Engine {
             address: spec.local,
             encapsulation: spec.encapsulation,
         };
-        let peer = entry.peer.address();
-        // One worker is enough: the sockets of all have the same address and port.
-        let first = self
-            .mailboxes
-            .first()
-            .ok_or(Error::Argument("there is no worker"))?;
-        first.send(Command::Keepalive(outer, peer))
+        self.tell_first(Command::Keepalive(outer, entry.peer.address()))
+    }
+
+    /// Sends a dummy packet (RFC 4303 2.6), an authentic keepalive, by an outbound SA.
+    ///
+    /// # Errors
+    /// The error of the system call.
+    pub fn dummy(&self, name: &str) -> Result<()> {
+        self.tell_first(Command::Dummy(Arc::from(name)))
+    }
+
+    /// One worker is enough for a keepalive: the sockets of all have the same address and port.
+    fn tell_first(&self, command: Command) -> Result<()> {
+        let first = self.mailboxes.first();
+        let first = first.ok_or(Error::Argument("there is no worker"))?;
+        first.send(command)
     }
 }
 

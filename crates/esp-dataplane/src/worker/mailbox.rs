@@ -1,7 +1,7 @@
 //! Mailbox of a worker: commands, and the wait until it uses new tables.
 
 use std::net::SocketAddr;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use esp_core::sync::lock;
 use esp_linux::Result;
@@ -18,6 +18,8 @@ pub enum Command {
     Close(OuterSocket),
     /// Send a keepalive through the socket of this outer address.
     Keepalive(OuterSocket, SocketAddr),
+    /// Send a dummy packet by the SA of this name.
+    Dummy(Arc<str>),
 }
 
 /// The queued commands of a worker, and the generation of its tables.

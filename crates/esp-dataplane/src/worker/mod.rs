@@ -5,6 +5,7 @@ mod batch;
 mod busy_poll;
 mod full_sockets;
 mod inbound;
+mod keepalives;
 mod mailbox;
 mod outbound;
 mod sealing;

@@ -34,8 +34,33 @@ impl OutboundPath {
         } else {
             (0, tunnel_next_header(&self.input))
         };
-        let tos = wire::traffic_class(&self.input);
-        let ipv6 = wire::version(&self.input) == 6;
+        let shape = Shape {
+            offset,
+            next_header,
+            tos: wire::traffic_class(&self.input),
+            ipv6: wire::version(&self.input) == 6,
+            whole,
+        };
+        self.seal(index, segments, left, shape, sockets)
+    }
+
+    /// Seals the segments in the input buffer as payloads of this shape.
+    #[inline]
+    pub(super) fn seal(
+        &mut self,
+        index: usize,
+        segments: &mut Segmenter,
+        left: &mut usize,
+        shape: Shape,
+        sockets: &Sockets,
+    ) -> PacketResult<()> {
+        let Shape {
+            offset,
+            next_header,
+            tos,
+            ipv6,
+            whole,
+        } = shape;
         // Empty: refilled before the first segment.
         let mut numbers = RangeInclusive::new(1, 0);
         let mut next = segments.next(&mut self.input);
@@ -134,6 +159,18 @@ impl OutboundPath {
             may_fragment: whole,
         });
     }
+}
+
+/// What the segments of a TUN read have in common.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    /// Bytes of a segment in front of its payload.
+    pub(super) offset: usize,
+    pub(super) next_header: u8,
+    pub(super) tos: u8,
+    pub(super) ipv6: bool,
+    /// True if the outer packet may be fragmented.
+    pub(super) whole: bool,
 }
 
 /// Segments of one super-packet that are sealed into one batch by one sealer.

@@ -85,17 +85,26 @@ impl Sender {
         }
     }
 
-    /// Sends a NAT keepalive (RFC 3948 2.3); a failure is ignored.
-    pub(super) fn keepalive(&mut self, socket: &Socket, peer: SocketAddr) {
+    /// Sends a keepalive, of one byte or a sealed dummy packet; it is counted if the kernel takes it.
+    ///
+    /// # Errors
+    /// The error of the system call, if the socket is unusable.
+    pub(super) fn keepalive(
+        &mut self,
+        socket: &Socket,
+        peer: SocketAddr,
+        payload: &[u8],
+    ) -> Result<SendOutcome> {
         let message = Transmit {
             dst: peer,
-            payload: &[0xFF],
+            payload,
             segment_size: 0,
             tos: 0,
         };
-        let sending = socket.send_gso(&mut self.arena, &message);
-        if sending.is_ok_and(|sending| matches!(sending.outcome, SendOutcome::Sent(_))) {
+        let outcome = socket.send_gso(&mut self.arena, &message)?.outcome;
+        if matches!(outcome, SendOutcome::Sent(_)) {
             self.shared.outbound.of(self.worker).carried(1, 0);
         }
+        Ok(outcome)
     }
 }

@@ -1,6 +1,5 @@
 //! Outbound, last stage: the batch is completed and sent, or waits for a full socket.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,7 +9,7 @@ use esp_linux::Result;
 use super::batch::BatchOutcome;
 use super::outbound::OutboundPath;
 use super::waiting::{Sealed, Waiting};
-use crate::socket::{Socket, Sockets};
+use crate::socket::Sockets;
 
 impl OutboundPath {
     /// Completes and sends the batch; what a full socket doesn't take waits for it.
@@ -53,10 +52,5 @@ impl OutboundPath {
             since: now,
         });
         Ok(())
-    }
-
-    /// Sends a NAT keepalive (RFC 3948 2.3); a failure is ignored.
-    pub fn keepalive(&mut self, socket: &Socket, peer: SocketAddr) {
-        self.sender.keepalive(socket, peer);
     }
 }

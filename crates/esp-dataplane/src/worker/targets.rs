@@ -72,6 +72,12 @@ impl Targets {
         self.slots.get_mut(index)
     }
 
+    /// The SA of this name.
+    pub(crate) fn named(&mut self, sa: &str) -> Option<usize> {
+        let tables = Arc::clone(&self.tables);
+        self.slot_of(tables.outbound.get(sa)?)
+    }
+
     /// The SA of a packet whose flow has this key.
     pub(crate) fn of(&mut self, packet: &[u8], key: Option<FlowKey>) -> PacketResult<usize> {
         if let Some(&target) = key.as_ref().and_then(|key| self.flows.get(key)) {

@@ -203,6 +203,11 @@ impl Worker {
                         self.outbound.keepalive(socket, peer);
                     }
                 }
+                Command::Dummy(sa) => {
+                    // It may have been installed or removed since.
+                    self.follow_tables();
+                    self.outbound.dummy(&sa, &self.sockets)?;
+                }
             }
         }
         self.follow_tables();

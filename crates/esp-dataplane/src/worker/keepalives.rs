@@ -1,0 +1,83 @@
+//! Outbound, beside the path: keepalives, which are never queued.
+
+use std::iter::once;
+use std::net::SocketAddr;
+
+use esp_core::DropReason;
+use esp_core::esp::encap::SaSealer;
+use esp_core::offload::segment::Segmenter;
+use esp_core::wire::protocol::NO_NEXT_HEADER;
+use esp_linux::{Result, SendOutcome};
+
+use super::outbound::OutboundPath;
+use super::sealing::Shape;
+use super::targets::PacketResult;
+use crate::socket::{Socket, Sockets};
+
+const NAT_KEEPALIVE: [u8; 1] = [0xFF];
+/// Bytes of a dummy packet's payload, all zero.
+const DUMMY_LEN: usize = 4;
+const DUMMY: Shape = Shape {
+    offset: 0,
+    next_header: NO_NEXT_HEADER,
+    tos: 0,
+    ipv6: false,
+    whole: false,
+};
+
+impl OutboundPath {
+    /// Sends a NAT keepalive (RFC 3948 2.3); a failure is ignored.
+    pub fn keepalive(&mut self, socket: &Socket, peer: SocketAddr) {
+        let _ = self.sender.keepalive(socket, peer, &NAT_KEEPALIVE);
+    }
+
+    /// Sends a dummy packet (RFC 4303 2.6) by an SA, between two turns. One that the socket does
+    /// not take is a drop of the SA.
+    ///
+    /// # Errors
+    /// The error of the system call, if the socket is unusable.
+    pub fn dummy(&mut self, sa: &str, sockets: &Sockets) -> Result<()> {
+        let Some(index) = self.targets.named(sa) else {
+            return Ok(());
+        };
+        if let Err(reason) = self.send_dummy(index, sockets)? {
+            let tally = self.targets[index].entry.tallies.of(self.worker);
+            tally.dropped(reason, 1);
+        }
+        Ok(())
+    }
+
+    fn send_dummy(&mut self, index: usize, sockets: &Sockets) -> Result<PacketResult<()>> {
+        // What waits for the socket has earlier numbers, or is to be sent before.
+        if self.is_full(&self.targets[index].outer) {
+            return Ok(Err(DropReason::QueueFull));
+        }
+        self.input[..DUMMY_LEN].fill(0);
+        let mut segments = Segmenter::whole(DUMMY_LEN);
+        let mut left = segments.count();
+        if let Err(reason) = self.seal(index, &mut segments, &mut left, DUMMY, sockets) {
+            return Ok(Err(reason));
+        }
+        let Some(batch) = self.batch.take() else {
+            return Ok(Err(DropReason::SendError));
+        };
+        let slot = &mut self.targets[index];
+        let sealed = &mut self.output[..batch.len];
+        if let SaSealer::Batched(sealer) = &mut slot.sealer {
+            if let Err(reason) = sealer.complete(once(&mut *sealed)) {
+                return Ok(Err(reason));
+            }
+        }
+        let Some(socket) = sockets.get(&slot.outer) else {
+            return Ok(Err(DropReason::SendError));
+        };
+        Ok(match self.sender.keepalive(socket, batch.dst, sealed)? {
+            SendOutcome::Sent(_) => Ok(()),
+            SendOutcome::WouldBlock => Err(DropReason::QueueFull),
+            SendOutcome::TooBig => Err(DropReason::TooBig),
+            SendOutcome::NoOffload | SendOutcome::Invalid | SendOutcome::Lost(_) => {
+                Err(DropReason::SendError)
+            }
+        })
+    }
+}
