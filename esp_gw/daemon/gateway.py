@@ -54,7 +54,7 @@ from esp_gw.network.changes import Change, NetworkChange, ReplaceFirewall, Step
 from esp_gw.network.guard import GuardState, hold, release, without_guard
 from esp_gw.network.kernel import KernelNetwork
 from esp_gw.network.objects import Host, Network, missing_from
-from esp_gw.network.plan import left_out, plan_network, shadowed
+from esp_gw.network.plan import left_out, plan_network, shadowed, uplinks_inside
 from esp_gw.network.watch import CheckResult, Watch
 
 FLOOR_INTERVAL = 5.0
@@ -402,7 +402,11 @@ class Gateway:
                 mtus[remote] = mtu
         self._paths.tell(mtus)
         self._host = host = await self._kernel.host()
-        self._doubts = [*shadowed(desired, host), *left_out(desired, host)]
+        self._doubts = [
+            *shadowed(desired, host),
+            *uplinks_inside(desired, host),
+            *left_out(desired, host),
+        ]
         network = plan_network(desired, mtus, host)
         self._needs_filter = network.firewall is not None
         return without_guard(network) if self._guard.is_opened else network

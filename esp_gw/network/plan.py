@@ -80,6 +80,29 @@ def shadowed(desired: Desired, host: Host) -> list[str]:
     ]
 
 
+def uplinks_inside(desired: Desired, host: Host) -> list[str]:
+    """Return a warning for each network of an outer address that lies inside a protected prefix."""
+    outer = {sa.local for sa in desired.sas}
+    uplinks = {
+        network: local
+        for network in host.connected
+        for local in outer
+        if network.version == local.version and local in network
+    }
+    return [
+        f"{network}, the network of {local}, lies inside {prefix} of {policy.name}: its hosts are "
+        "reached without the tunnel, from here and for the peer's side; narrow the prefix if "
+        "they are not yours"
+        for policy in desired.policies
+        if policy.action is Action.PROTECT
+        for prefix in dict.fromkeys(selector.remote for selector in policy.selectors)
+        for network, local in sorted(uplinks.items(), key=str)
+        if 0 < prefix.prefixlen < network.prefixlen
+        and prefix.version == network.version
+        and network.network_address in prefix
+    ]
+
+
 def left_out(desired: Desired, host: Host) -> list[str]:
     """Return a warning if there are prefixes of an IP version that the kernel lacks."""
     prefixes = {
