@@ -17,6 +17,7 @@ from typing import TypeVar
 from esp_gw.daemon.background import Background
 from esp_gw.daemon.ownership import evict, open_alone
 from esp_gw.daemon.paths import PathMtus
+from esp_gw.daemon.peer_log import PeerLog
 from esp_gw.daemon.queue import ChangeQueue
 from esp_gw.daemon.reconcile import (
     GRACE,
@@ -59,8 +60,6 @@ from esp_gw.network.watch import CheckResult, Watch
 
 FLOOR_INTERVAL = 5.0
 """Seconds between writes of the replay floors, and so the replays that a crash lets in."""
-ADDRESS_LOG_INTERVAL = 10.0
-"""Minimum seconds between log lines on an SA's peer address, which some NATs change constantly."""
 
 C = TypeVar("C", bound=Change)
 Record = Callable[[], Awaitable[None]]
@@ -100,7 +99,7 @@ class Gateway:
         self._paths = PathMtus()
         self._remotes: frozenset[IPAddress] = frozenset()
         self.peers_moved = False
-        self._quiet_until: dict[str, float] = {}
+        self._peer_log = PeerLog()
         self._without_gso: set[IPAddress] = set()
         self._network = Network(mtu=0)
         self._host = Host()
@@ -470,9 +469,8 @@ class Gateway:
         self.peers_moved = True
         if address not in self._remotes:
             self._watch.wake()
-        if name in self._sas and _now() >= self._quiet_until.get(name, 0.0):
-            self._quiet_until[name] = _now() + ADDRESS_LOG_INTERVAL
-            log.info("the peer has a new address", sa=name, address=str(address), port=port)
+        if (sa := self._sas.find(name)) is not None:
+            self._peer_log.moved(sa, address, port, _now())
 
     async def _extend_lease(self, name: str) -> None:
         if await self._sas.extend_lease(name):

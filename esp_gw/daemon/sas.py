@@ -67,6 +67,11 @@ class InstalledSas:
         """True for an SA in the engine."""
         return name in self._installed
 
+    def find(self, name: str) -> Sa | None:
+        """Return the SA in the engine with this name."""
+        entry = self._installed.get(name)
+        return None if entry is None else entry.sa
+
     @property
     def sas(self) -> dict[str, Sa]:
         """The SAs in the engine, by name."""

@@ -139,8 +139,14 @@ class LabGateway:
         return self.namespace.run(*_PROGRAM, "--socket", str(self.socket), *arguments, check=check)
 
     def ask(self, *arguments: str) -> dict[str, Any]:
-        """Run a CLI command with `--json` and return the parsed output."""
-        result: dict[str, Any] = json.loads(self.cli(*arguments, "--json").stdout)
+        """Run a CLI command with `--json` and return the parsed output.
+
+        Raises LabError if it prints none; `status` fails where there is a warning.
+        """
+        done = self.cli(*arguments, "--json", check=False)
+        if not done.stdout:
+            raise LabError(done.stderr.strip(), where=" ".join(arguments))
+        result: dict[str, Any] = json.loads(done.stdout)
         return result
 
     def call(self, method: str, **parameters: object) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def _refused(tracker: Tracker, ends: Ends, observed: Observations, now: float) -
                 f"packets of {peer} were authentic and are no longer: it has another key now, or "
                 "they are forged; compare the keys of both ends",
             )
-        case DropReason.AUTH_FAILED:
+        case DropReason.AUTH_FAILED | DropReason.TOO_SHORT:
             yield Cause(
                 Kind.KEY,
                 f"no packet of {peer} is authentic: the key, the suite (with its ICV) or ESN "
