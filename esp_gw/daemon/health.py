@@ -63,10 +63,10 @@ class Health:
         """Look at every tunnel once, tell the log what changed, and pause."""
         began = _now()
         await self._look_at_filters(began)
-        self.look(began)
+        await self.look(began)
         await asyncio.sleep(max(INTERVAL, REST_FACTOR * (_now() - began)))
 
-    def look(self, now: float) -> None:
+    async def look(self, now: float) -> None:
         """Bring the states to `now`, in seconds of the loop's clock."""
         gateway = self._gateway
         counters = gateway.counters().sas
@@ -81,7 +81,8 @@ class Health:
             self._drain_errors(),
             gateway.host_addresses,
         )
-        self._roster.look(look, self._chains)
+        for _ in self._roster.look(look, self._chains):
+            await asyncio.sleep(0)
         standings = [_standing(each) for each in self._roster.tunnels.values()]
         line = self._news.look(standings, now, time.time())
         if line is not None:

@@ -20,6 +20,8 @@ from esp_gw.network.icmp import Unreachable
 MEMORY = 30.0
 """Seconds for which an observation from outside explains a loss."""
 MAX_SPIS = 8
+STEP = 32
+"""Tunnels that are judged in one step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +91,20 @@ class Roster:
             for name in (*watched.outbound, *watched.inbound):
                 self._by_sa[name] = watched
 
-    def look(self, look: Look, chains: Mapping[int, str | None]) -> None:
-        """Bring every tunnel to this moment; `chains` are forward chains that drop, by version."""
+    def look(self, look: Look, chains: Mapping[int, str | None]) -> Iterator[None]:
+        """Bring every tunnel to this moment; `chains` are forward chains that drop, by version.
+
+        A few tunnels in each step: thousands would hold up an event loop that carries packets.
+        """
         for watched in self.tunnels.values():
             _move(watched, look.counters)
         seen = self._seen(look)
-        for name, watched in self.tunnels.items():
+        for number, (name, watched) in enumerate(list(self.tunnels.items()), 1):
             sums = _sums(watched, look)
             watched.tracker.look(sums, seen.get(name, Seen()), look.now)
             self._judge(watched, look, chains)
+            if number % STEP == 0:
+                yield
 
     def _judge(self, watched: Watched, look: Look, chains: Mapping[int, str | None]) -> None:
         now, ends = look.now, watched.ends

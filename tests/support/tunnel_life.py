@@ -87,7 +87,8 @@ class TunnelLife:
             self.inbound.name: (self.delivered, dict(self.drops_in)),
         }
         look = Look(self.now, counters, carried, refused, openings, unreachable, self.host)
-        self.roster.look(look, self.chains)
+        for _ in self.roster.look(look, self.chains):
+            pass
 
 
 def outer(reason: DropReason, spi: int, source: IPAddress = OUT.remote) -> Refused:

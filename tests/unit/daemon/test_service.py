@@ -249,7 +249,7 @@ async def test_a_tunnel_of_several_sas_is_listed_as_one(rig: Rig) -> None:
         "sa pi-b/out.2 installed",
     ]
     rig.engine.used = {"pi-b/out": 1, "pi-b/out.2": 20, "pi-b/in.2": 300}
-    rig.health.look(asyncio.get_running_loop().time())
+    await rig.health.look(asyncio.get_running_loop().time())
     (tunnel,) = (await rig.call("ListTunnels"))["tunnels"]
     assert tunnel["sas"] == ["pi-b/out", "pi-b/in", "pi-b/out.2", "pi-b/in.2"]
     assert (tunnel["packets_out"], tunnel["packets_in"], tunnel["state"]) == (21, 300, "up")
