@@ -7,6 +7,7 @@ mod full_sockets;
 mod inbound;
 mod mailbox;
 mod outbound;
+mod own_sockets;
 mod sealing;
 mod sender;
 mod sending;
