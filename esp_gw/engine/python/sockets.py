@@ -9,11 +9,11 @@ Send-only sockets have the address, port and options of an outer socket, and rec
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import socket
 import struct
+from array import array
 from contextlib import ExitStack, suppress
 
 from esp_gw.engine.base import OuterSocket
@@ -170,9 +170,10 @@ def _share_port(sock: socket.socket, share: bool) -> None:
 
 
 def _attach(sock: socket.socket, option: int) -> None:
-    program = ctypes.create_string_buffer(_RETURN_0, len(_RETURN_0))
+    program = array("B", _RETURN_0)
+    place, _ = program.buffer_info()
     # struct sock_fprog: the number of instructions, and where they are.
-    sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("HP", 1, ctypes.addressof(program)))
+    sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("HP", 1, place))
 
 
 def _set_path_mtu_discovery(sock: socket.socket, value: int) -> None:
