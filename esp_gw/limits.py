@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 from esp_gw.errors import ConfigError, EspGwError
 
+FILES_FOR_OTHERS = 128
+"""Open files that what can be done without leaves to the rest of the process."""
 _SPARE = 64 << 20
 """Bytes: a process that can map no more of them lacks memory for a thread with its stack."""
 _MIB = 1 << 20
@@ -26,6 +28,13 @@ def require_open_files(needed: int) -> None:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
         raise EspGwError(f"too few open files: it needs {needed}", hint=_more_files())
+
+
+def has_files_left(newest: int) -> bool:
+    """Return True if FILES_FOR_OTHERS more can be opened after the descriptor `newest`."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # The kernel gives the lowest free number: those below it are open.
+    return soft == resource.RLIM_INFINITY or soft - newest > FILES_FOR_OTHERS
 
 
 def require_address_space(needed: int) -> None:

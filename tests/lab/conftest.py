@@ -32,7 +32,8 @@ def _is_for_the_other_engine(item: pytest.Item) -> bool:
     if item.get_closest_marker("either_engine") is None:
         return False
     callspec = getattr(item, "callspec", None)
-    engine = None if callspec is None else callspec.params.get("make_pair")
+    params = {} if callspec is None else callspec.params
+    engine = params.get("make_pair", params.get("make_hub"))
     if engine is None:
         return False
     name = item.nodeid.replace(str(engine), "")

@@ -30,6 +30,8 @@ from tests.support.labtools import (
 
 FAST, SLOW = 1, 2
 """The sites of the hub."""
+ONE = {4: "198.51.100.1", 6: "2001:db8::129"}
+"""The hub's address for both of them, where it has one."""
 QUEUE_DROPS = {"queue-full", "queue-timeout"}
 
 # Paced, so that it is the socket that gets full, not the TUN device's queue.
@@ -100,22 +102,59 @@ def flooded(lab: Hub) -> Iterator[None]:
 KINDS = [(version, encapsulation) for version in (4, 6) for encapsulation in Encapsulation]
 
 
-@pytest.mark.parametrize(("version", "encapsulation"), KINDS)
-def test_a_flood_into_a_slow_tunnel_leaves_the_other_tunnel_its_packets(
-    make_hub: MakeHub, version: int, encapsulation: Encapsulation
-) -> None:
-    lab = make_hub(version=version, encapsulation=encapsulation)
+def _others_have_all_their_packets(lab: Hub) -> None:
     with flooded(lab):
-        assert ping(lab.hub.namespace, inner(FAST), count=100, interval=0.02) >= 95
-        assert ping(lab.sites[FAST].namespace, HUB, count=100, interval=0.02) >= 95
+        assert ping(lab.hub.namespace, inner(FAST), count=100, interval=0.02) == 100
+        assert ping(lab.sites[FAST].namespace, HUB, count=100, interval=0.02) == 100
         assert lab.hub.ask("status")["sas"] == 4
     # The socket's buffer holds half a minute of the slow link: it is still full.
-    assert ping(lab.hub.namespace, inner(FAST), count=100, interval=0.02) >= 95
+    assert ping(lab.hub.namespace, inner(FAST), count=100, interval=0.02) == 100
     ways = sas(lab.hub)
-    assert not QUEUE_DROPS & ways[f"site-{FAST}/out"]["drops"].keys()
+    assert ways[f"site-{FAST}/out"]["drops"] == {}
     slow = ways[f"site-{SLOW}/out"]["drops"]
     assert slow.keys() <= QUEUE_DROPS
     assert drops(lab.sites[SLOW]) == drops(lab.sites[FAST]) == {}
+    sent = sas(lab.sites[FAST])["hub/out"]["packets"]
+    assert ways[f"site-{FAST}/in"]["packets"] == sent
+
+
+@pytest.mark.parametrize(("version", "encapsulation"), KINDS)
+def test_a_flood_into_a_slow_tunnel_leaves_the_tunnels_of_the_same_address_their_packets(
+    make_hub: MakeHub, version: int, encapsulation: Encapsulation
+) -> None:
+    _others_have_all_their_packets(
+        make_hub(version=version, encapsulation=encapsulation, local=ONE[version])
+    )
+
+
+@pytest.mark.either_engine
+def test_a_flood_into_a_slow_tunnel_leaves_the_tunnels_of_other_addresses_their_packets(
+    make_hub: MakeHub,
+) -> None:
+    _others_have_all_their_packets(make_hub())
+
+
+@pytest.mark.either_engine
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_socket_that_a_peer_has_alone_goes_with_its_tunnel(
+    make_hub: MakeHub, version: int
+) -> None:
+    lab = make_hub(version=version, local=ONE[version])
+
+    def sockets() -> int:
+        return lab.hub.namespace.run("ss", "-Huan").stdout.count(":4500")
+
+    assert sockets() == 1
+    with flooded(lab):
+        assert ping(lab.hub.namespace, inner(FAST), count=20, interval=0.02) == 20
+        assert sockets() >= 2
+        edit(lab.hub, lambda config: config["tunnels"].pop(f"site-{SLOW}"))
+        assert lab.hub.ask("reload")["changes"]
+        assert ping(lab.hub.namespace, inner(FAST), count=20, interval=0.02) == 20
+        until(lambda: sockets() <= 2, "the removed peer's socket is closed")
+    edit(lab.hub, lambda config: config["tunnels"].clear())
+    assert lab.hub.ask("reload")["changes"]
+    until(lambda: sockets() == 0, "all are closed")
 
 
 def test_a_full_socket_costs_no_time_of_a_processor_and_drops_what_waits_too_long(

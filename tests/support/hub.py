@@ -54,18 +54,26 @@ def outer(site: int, end: int, version: int = 4) -> str:
 
 @contextlib.contextmanager
 def hub_lab(
-    folder: Path, version: int = 4, encapsulation: Encapsulation = Encapsulation.UDP
+    folder: Path,
+    version: int = 4,
+    encapsulation: Encapsulation = Encapsulation.UDP,
+    local: str | None = None,
 ) -> Iterator[Hub]:
     """Create the namespaces and the configurations; no daemon is started.
 
-    `version` is that of the outer packets.
+    `version` is that of the outer packets. `local` is the hub's address of all tunnels; by default
+    each has that of its wire.
     """
-    with namespaces("hub", "site-1", "site-2") as (host, *site_hosts):
+    with namespaces("hub", *(f"site-{site}" for site in SITES)) as (host, *site_hosts):
         for site, site_host in zip(SITES, site_hosts, strict=True):
             wire(host, site_host, name=f"wan{site}")
             length = 24 if version == 4 else 64
             for end, namespace in ((1, host), (2, site_host)):
                 add_address(namespace, f"{outer(site, end, version)}/{length}", f"wan{site}")
+            if local is not None:
+                site_host.ip("route", "add", local, "via", outer(site, 1, version))
+        if local is not None:
+            add_address(host, local, "lo")
         hub = _gateway(host, folder / "hub", HUB)
         sites = {
             site: _gateway(site_host, folder / f"site-{site}", inner(site))
@@ -73,6 +81,7 @@ def hub_lab(
         }
         for site, gateway in sites.items():
             ours, theirs = tunnel_pair(site, folder, version)
+            ours["local"] = theirs["remote"] = local or ours["local"]
             for tunnel in (ours, theirs):
                 tunnel["encapsulation"] = str(encapsulation)
             _add_tunnel(hub, f"site-{site}", ours)

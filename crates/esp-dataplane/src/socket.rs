@@ -33,6 +33,18 @@ pub struct Sending {
 }
 
 impl Socket {
+    /// Opens a socket of the same address and options that receives nothing. Close it before this
+    /// one.
+    ///
+    /// # Errors
+    /// The error of the system call; EMFILE also if few more files could be opened.
+    pub fn send_only(&self) -> Result<Self> {
+        match self {
+            Self::Udp(udp) => udp.send_only().map(Self::Udp),
+            Self::Raw(raw) => raw.send_only().map(Self::Raw),
+        }
+    }
+
     /// True if ESP is in UDP.
     #[must_use]
     pub const fn is_udp(&self) -> bool {

@@ -52,6 +52,17 @@ pub struct OuterSocket {
     pub encapsulation: Encapsulation,
 }
 
+impl OuterSocket {
+    /// The outer socket of an SA.
+    #[must_use]
+    pub const fn of(spec: &SaSpec) -> Self {
+        Self {
+            address: spec.local,
+            encapsulation: spec.encapsulation,
+        }
+    }
+}
+
 /// SAD and SPD of one generation; never changed, only replaced.
 #[derive(Debug, Default)]
 pub struct Tables {

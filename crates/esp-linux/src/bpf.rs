@@ -29,6 +29,9 @@ const RETURN_A: u32 = libc::BPF_RET | libc::BPF_A;
 /// begin with the Non-ESP Marker (RFC 3948 2.2) go to the first socket. A super-packet goes where
 /// its first ESP packet does, whatever SPIs the others have.
 ///
+/// Attached to a socket that isn't bound yet and has `SO_REUSEPORT`, it is there before the group
+/// has a second member (`reuseport_attach_prog`).
+///
 /// # Errors
 /// The error of the system call; `Argument` if `count` is 0.
 pub fn steer_by_spi(fd: impl AsFd, count: u32) -> Result<()> {
@@ -39,6 +42,15 @@ pub fn steer_by_spi(fd: impl AsFd, count: u32) -> Result<()> {
     ];
     sockopt::attach(fd.as_fd(), libc::SO_ATTACH_REUSEPORT_CBPF, &program)
         .step("SO_ATTACH_REUSEPORT_CBPF")
+}
+
+/// Discards everything that a socket would receive, before it is queued.
+///
+/// # Errors
+/// The error of the system call.
+pub fn accept_nothing(fd: impl AsFd) -> Result<()> {
+    let program = [instruction(RETURN, 0)];
+    sockopt::attach(fd.as_fd(), libc::SO_ATTACH_FILTER, &program).step("SO_ATTACH_FILTER")
 }
 
 /// Filters a raw IPv4 or IPv6 socket to packets whose SPI modulo `count` is `index`.

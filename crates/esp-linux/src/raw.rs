@@ -14,7 +14,7 @@ use crate::sockopt::{self as options, SocketOptions};
 #[derive(Debug)]
 pub struct RawSocket {
     fd: OwnedFd,
-    ipv4: bool,
+    options: SocketOptions,
 }
 
 impl RawSocket {
@@ -34,15 +34,27 @@ impl RawSocket {
                 bpf::accept_spi(&fd, ipv4, index, count)?;
             }
             rustix::net::bind(&fd, &options.local).step("bind")?;
-            group.push(Self { fd, ipv4 });
+            group.push(Self { fd, options });
         }
         Ok(group)
+    }
+
+    /// Opens a socket of the same address and options whose clones of packets are discarded.
+    ///
+    /// # Errors
+    /// The error of the system call; EMFILE also if few more files could be opened.
+    pub fn send_only(&self) -> Result<Self> {
+        let fd = options::open_to_send(&self.options, SocketType::RAW, ipproto::ESP)?;
+        bpf::accept_nothing(&fd)?;
+        rustix::net::bind(&fd, &self.options.local).step("bind")?;
+        let options = self.options;
+        Ok(Self { fd, options })
     }
 
     /// True if received packets begin with their IP header.
     #[must_use]
     pub fn has_ip_header(&self) -> bool {
-        self.ipv4
+        self.is_ipv4()
     }
 }
 
@@ -50,7 +62,7 @@ impl BatchSocket for RawSocket {
     const HAS_PORTS: bool = false;
 
     fn is_ipv4(&self) -> bool {
-        self.ipv4
+        self.options.local.is_ipv4()
     }
 }
 

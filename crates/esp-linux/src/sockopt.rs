@@ -4,8 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, sockopt};
+use rustix::process::{Resource, getrlimit};
 
 use crate::error::{Errno, Result, Step, check};
+
+/// Open files that a send-only socket, which can be done without, leaves to the rest of the process.
+const FILES_FOR_OTHERS: u64 = 128;
 
 /// Options of an outer socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +66,27 @@ pub(crate) fn open(
         sockopt::set_ipv6_recvtclass(&fd, true).step("IPV6_RECVTCLASS")?;
     }
     set_may_fragment(fd.as_fd(), ipv4, false)?;
+    Ok(fd)
+}
+
+/// Opens a socket as [`open`] does, for one that only sends.
+///
+/// # Errors
+/// The error of the system call; EMFILE also if few more files could be opened.
+pub(crate) fn open_to_send(
+    options: &SocketOptions,
+    kind: SocketType,
+    protocol: Protocol,
+) -> Result<OwnedFd> {
+    let fd = open(options, kind, protocol)?;
+    let number = u64::try_from(fd.as_raw_fd()).unwrap_or(0);
+    // The kernel gives the lowest free number: those below it are open.
+    let limit = getrlimit(Resource::Nofile).current;
+    if limit.is_some_and(|limit| limit.saturating_sub(number) <= FILES_FOR_OTHERS) {
+        return Err(Errno::MFILE).step("socket");
+    }
+    // The kernel's least.
+    sockopt::set_socket_recv_buffer_size(&fd, 0).step("SO_RCVBUF")?;
     Ok(fd)
 }
 

@@ -38,7 +38,7 @@ pub struct UdpFeatures {
 #[derive(Debug)]
 pub struct UdpSocket {
     fd: OwnedFd,
-    ipv4: bool,
+    options: SocketOptions,
     max_segments: usize,
     gro: bool,
 }
@@ -48,7 +48,7 @@ impl UdpSocket {
     /// index i gets the packets whose SPI modulo `count` is i (see [`bpf::steer_by_spi`]).
     ///
     /// The kernel keeps the order while no socket of the group is closed, so keep all of them open
-    /// until the last is dropped.
+    /// until the last is dropped. Sockets of [`Self::send_only`] come behind them.
     ///
     /// # Errors
     /// The error of the system call: EADDRINUSE also if another program shares the port by
@@ -59,28 +59,50 @@ impl UdpSocket {
         count: u32,
     ) -> Result<Vec<Self>> {
         let open = |options| options::open(options, SocketType::DGRAM, ipproto::UDP);
-        // With SO_REUSEPORT the first bind could join another program's group and lose packets to
-        // it, so the option is set after the bind.
         let first = open(options)?;
+        // Steered from the first packet on, also where the group comes later.
+        share_port(&first, true)?;
+        bpf::steer_by_spi(&first, count)?;
+        // With SO_REUSEPORT the first bind could join another program's group and lose packets to
+        // it. Without, the kernel doesn't look at the group.
+        share_port(&first, false)?;
         rustix::net::bind(&first, &options.local).step("bind")?;
-        sockopt::set_socket_reuseport(&first, true).step("SO_REUSEPORT")?;
         let first = Self::new(first, options, wanted)?;
         let options = SocketOptions {
             // With port 0 the first socket chooses.
             local: first.local()?,
             ..*options
         };
-        let mut group = vec![first];
+        let mut group = vec![Self { options, ..first }];
         for _ in 1..count {
             let fd = open(&options)?;
-            sockopt::set_socket_reuseport(&fd, true).step("SO_REUSEPORT")?;
-            rustix::net::bind(&fd, &options.local).step("bind")?;
+            group[0].join(&fd)?;
             group.push(Self::new(fd, &options, wanted)?);
         }
-        if let [first, _, ..] = &group[..] {
-            bpf::steer_by_spi(first, count)?;
-        }
         Ok(group)
+    }
+
+    /// Opens a socket of the same address, port and options that steering never leads to: the
+    /// kernel puts it behind the others of the group, and into another's place only if that is
+    /// closed. Close it before this one. Never connect it: the kernel would prefer it to the group.
+    ///
+    /// # Errors
+    /// The error of the system call; EMFILE also if few more files could be opened.
+    pub fn send_only(&self) -> Result<Self> {
+        let fd = options::open_to_send(&self.options, SocketType::DGRAM, ipproto::UDP)?;
+        if self.gro {
+            // GRO asks any socket of the group if packets may be merged.
+            set_gro(&fd).step("UDP_GRO")?;
+        }
+        self.join(&fd)?;
+        Ok(Self { fd, ..*self })
+    }
+
+    /// Binds a socket to the same address and port.
+    fn join(&self, fd: &OwnedFd) -> Result<()> {
+        share_port(&self.fd, true)?;
+        share_port(fd, true)?;
+        rustix::net::bind(fd, &self.options.local).step("bind")
     }
 
     fn new(fd: OwnedFd, options: &SocketOptions, wanted: UdpFeatures) -> Result<Self> {
@@ -89,11 +111,10 @@ impl UdpSocket {
         } else {
             1
         };
-        let gro =
-            wanted.gro && options::set_u32(fd.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
+        let gro = wanted.gro && set_gro(&fd).is_ok();
         Ok(Self {
             fd,
-            ipv4: options.local.is_ipv4(),
+            options: *options,
             max_segments,
             gro,
         })
@@ -129,7 +150,7 @@ impl UdpSocket {
     }
 
     fn max_payload(&self) -> usize {
-        if self.ipv4 {
+        if self.is_ipv4() {
             MAX_GSO_PAYLOAD_V4
         } else {
             MAX_GSO_PAYLOAD_V6
@@ -161,7 +182,7 @@ impl BatchSocket for UdpSocket {
     const HAS_PORTS: bool = true;
 
     fn is_ipv4(&self) -> bool {
-        self.ipv4
+        self.options.local.is_ipv4()
     }
 }
 
@@ -169,6 +190,14 @@ impl AsFd for UdpSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+fn share_port(fd: &OwnedFd, share: bool) -> Result<()> {
+    sockopt::set_socket_reuseport(fd, share).step("SO_REUSEPORT")
+}
+
+fn set_gro(fd: &OwnedFd) -> rustix::io::Result<()> {
+    options::set_u32(fd.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1)
 }
 
 /// Probes the most segments that the kernel takes, by a send from a socket to itself.

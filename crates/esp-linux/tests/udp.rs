@@ -462,6 +462,9 @@ fn the_mark_chooses_the_route_of_what_is_sent() {
             ..options("127.0.0.1:0")
         };
         let socket = UdpSocket::bind_group(&marked, ALL, 1).unwrap().remove(0);
-        assert_eq!(socket.send_gso(&message), Ok(outcome));
+        let own = socket.send_only().unwrap();
+        for socket in [socket, own] {
+            assert_eq!(socket.send_gso(&message), Ok(outcome));
+        }
     }
 }

@@ -171,6 +171,7 @@ class PythonEngine:
             outbound[sender.sa.name] = sender
             self._start_keepalives(sender)
         self._outbound.forget_flows()
+        self._close_unused_sockets()
 
     def _sas(self) -> dict[str, Sa]:
         outbound = [state.sa for state in self._outbound.sas.values()]
@@ -213,7 +214,9 @@ class PythonEngine:
         for name in names:
             if name not in self._inbound_spi and name not in self._outbound.sas:
                 raise EngineError("no such SA", where=name)
-        return [self._remove(name) for name in names]
+        final = [self._remove(name) for name in names]
+        self._close_unused_sockets()
+        return final
 
     def _remove(self, name: str) -> SaCounters:
         spi = self._inbound_spi.pop(name, None)
@@ -302,6 +305,12 @@ class PythonEngine:
         if outer is None:
             raise EngineError(f"there is no outer socket on {sa.local}", where=sa.name)
         return outer
+
+    def _close_unused_sockets(self) -> None:
+        """Close the sockets of peers that no outbound SA has any more."""
+        for outer in self._outers.values():
+            states = [state for state in self._outbound.sas.values() if state.outer is outer]
+            outer.close_unused({state.peer.address[0] for state in states})
 
     def _start_keepalives(self, state: OutboundState) -> None:
         if rhythm := rhythm_of(state.sa):

@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 
 from esp_gw.engine.base import Event, HardExpired, LeaseLow, PathMtuChanged, SoftExpired
 from esp_gw.engine.python.drop import Drop
-from esp_gw.engine.python.outer import path_mtu
 from esp_gw.engine.python.reassembly import Reassembler
 from esp_gw.engine.python.sad import NEVER, OutboundState
+from esp_gw.engine.python.sockets import path_mtu
 from esp_gw.engine.python.spd import Spd
 from esp_gw.engine.python.wire import (
     Inner,
@@ -243,7 +243,7 @@ class OutboundPath:
         if now < state.next_mtu_query:
             return
         state.next_mtu_query = now + MTU_QUERY_INTERVAL
-        mtu = path_mtu(state.outer, state.peer.address)
+        mtu = path_mtu(state.outer.sock, state.peer.address)
         if mtu is not None:
             self._on_event(PathMtuChanged(state.peer.ends(state.sa)[0], mtu))
 

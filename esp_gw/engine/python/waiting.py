@@ -7,6 +7,7 @@ of the loss soonest, and what is sent at last is never older than the queue is l
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,7 +43,7 @@ class Sender(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WaitingPacket:
-    """A sealed packet, with the time since which it waits; `send` of `Outer` has the others."""
+    """A sealed packet, with the time since which it waits; `Outer.send` has the others."""
 
     state: Sender
     packet: bytes
@@ -100,6 +101,13 @@ class WaitingPackets:
         """Drop the packets that have waited too long."""
         while self._queue and self.deadline <= now:
             self._drop(DropReason.QUEUE_TIMEOUT)
+
+    def take(self) -> Iterator[WaitingPacket]:
+        """Remove the packets, and yield them in order."""
+        while self._queue:
+            packet = self.first
+            self.taken()
+            yield packet
 
     def discard(self, state: Sender | None = None) -> None:
         """Drop the packets of an SA, or all, counted as send-error."""

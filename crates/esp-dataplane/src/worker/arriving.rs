@@ -11,6 +11,7 @@ use esp_linux::tun::{MAX_PACKET, TunQueue, TunRead};
 use esp_linux::{Error, Result};
 
 use super::outbound::{Arrival, OutboundPath};
+use super::own_sockets::SendingSocket;
 use super::targets::PacketResult;
 use super::turn::Turn;
 use super::waiting::Unsealed;
@@ -111,8 +112,8 @@ impl OutboundPath {
     ) -> PacketResult<()> {
         let index = self.targets.of(&self.input[..arrival.length], key)?;
         let mut left = segments.count();
-        if self.is_full(&self.targets[index].outer) {
-            self.wait(index, arrival, left);
+        if let Some(full) = self.full_socket_of(index, sockets) {
+            self.wait(index, &full, arrival, left);
             return Ok(());
         }
         if let Err(reason) = self.protect(index, segments, &mut left, arrival.whole, sockets) {
@@ -123,9 +124,9 @@ impl OutboundPath {
     }
 
     /// Queues the packet in the input buffer for its socket, which is full.
-    fn wait(&mut self, index: usize, arrival: Arrival, packets: usize) {
+    fn wait(&mut self, index: usize, full: &SendingSocket, arrival: Arrival, packets: usize) {
         let slot = &self.targets[index];
-        let Some(waiting) = self.waiting.get_mut(&slot.outer) else {
+        let Some(waiting) = self.waiting.get_mut(full) else {
             return;
         };
         let packet = Unsealed {

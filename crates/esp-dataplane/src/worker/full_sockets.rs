@@ -6,17 +6,68 @@ use esp_core::DropReason;
 use esp_core::offload::segment::Segmenter;
 use esp_core::wire::flow::FlowKey;
 use esp_linux::Result;
+use esp_linux::poll::Poller;
 
 use super::batch::BatchOutcome;
 use super::outbound::{Arrival, OutboundPath};
+use super::own_sockets::SendingSocket;
 use super::waiting::{Sealed, Unsealed, Waiting};
 use crate::socket::Sockets;
-use crate::tables::OuterSocket;
+use crate::tables::{OuterSocket, Tables};
 
 impl OutboundPath {
-    /// The full sockets.
-    pub fn full_sockets(&self) -> impl Iterator<Item = &OuterSocket> {
-        self.waiting.keys()
+    /// True if any socket is full.
+    pub fn has_full_sockets(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// The outer sockets that are full.
+    pub fn full_outer_sockets(&self) -> impl Iterator<Item = OuterSocket> {
+        let shared = self.waiting.keys().filter(|full| full.peer.is_none());
+        shared.map(|full| full.outer)
+    }
+
+    /// Polls the sockets of peers for writing while they are full, and only then.
+    ///
+    /// # Errors
+    /// The error of the system call.
+    pub fn poll_own_sockets(&mut self, poller: &Poller) -> Result<()> {
+        let waits = |socket: &SendingSocket| self.waiting.contains_key(socket);
+        self.own.poll(poller, waits)
+    }
+
+    /// The socket of a peer that has this poll token.
+    pub fn own_socket(&self, token: u64) -> Option<SendingSocket> {
+        self.own.by_token(token)
+    }
+
+    /// The full socket that packets of an SA have to wait for; None if there is one that has room.
+    #[inline]
+    pub(super) fn full_socket_of(
+        &mut self,
+        index: usize,
+        sockets: &Sockets,
+    ) -> Option<SendingSocket> {
+        if self.waiting.is_empty() {
+            return None;
+        }
+        let slot = &self.targets[index];
+        let (outer, address) = (slot.outer, slot.entry.peer.address().ip());
+        let peer = self.own.of(outer, address).map(|_| address);
+        let to = SendingSocket { outer, peer };
+        if !self.waiting.contains_key(&to) {
+            return None;
+        }
+        if let (None, Some(shared)) = (peer, sockets.get(&outer)) {
+            let waits = |socket: &SendingSocket| self.waiting.contains_key(socket);
+            let opened = self
+                .own
+                .open(address, (outer, shared), Instant::now(), waits);
+            if opened.is_some() {
+                return None;
+            }
+        }
+        Some(to)
     }
 
     /// The moment at which `tend` has a packet to drop.
@@ -43,9 +94,9 @@ impl OutboundPath {
             .waiting
             .iter()
             .filter(|(_, waiting)| waiting.is_due(now));
-        let due: Vec<OuterSocket> = due.map(|(outer, _)| *outer).collect();
-        for outer in due {
-            self.retry(&outer, now, sockets)?;
+        let due: Vec<SendingSocket> = due.map(|(socket, _)| *socket).collect();
+        for socket in due {
+            self.retry(&socket, now, sockets)?;
         }
         Ok(())
     }
@@ -54,10 +105,15 @@ impl OutboundPath {
     ///
     /// # Errors
     /// The error of the system call, if a socket is unusable.
-    pub fn writable(&mut self, outer: &OuterSocket, now: Instant, sockets: &Sockets) -> Result<()> {
-        if self.is_full(outer) && !self.retry(outer, now, sockets)? {
+    pub fn writable(
+        &mut self,
+        socket: &SendingSocket,
+        now: Instant,
+        sockets: &Sockets,
+    ) -> Result<()> {
+        if self.is_full(socket) && !self.retry(socket, now, sockets)? {
             // It has room and refuses: waiting for more room would spin.
-            let waiting = self.waiting.get_mut(outer);
+            let waiting = self.waiting.get_mut(socket);
             if let Some(sealed) = waiting.and_then(Waiting::pop_refused) {
                 sealed.dropped(self.worker, DropReason::SendError);
             }
@@ -65,24 +121,47 @@ impl OutboundPath {
         Ok(())
     }
 
-    /// Drops what waits for a socket that is closed.
+    /// Drops what waits for an outer socket that is to be closed, and closes the sockets of its
+    /// peers.
     pub fn close(&mut self, outer: &OuterSocket) {
-        let Some(mut waiting) = self.waiting.remove(outer) else {
-            return;
-        };
+        self.own.close(*outer);
         let reason = DropReason::SendError;
-        for sealed in &waiting.sealed {
-            sealed.dropped(self.worker, reason);
-        }
-        while let Some(packet) = waiting.pop() {
-            let Unsealed { sa, packets, .. } = &packet;
-            self.targets.dropped(sa, self.worker, reason, *packets);
+        self.waiting.retain(|full, waiting| {
+            if full.outer != *outer {
+                return true;
+            }
+            for sealed in &waiting.sealed {
+                sealed.dropped(self.worker, reason);
+            }
+            while let Some(packet) = waiting.pop() {
+                let Unsealed { sa, packets, .. } = &packet;
+                self.targets.dropped(sa, self.worker, reason, *packets);
+            }
+            false
+        });
+    }
+
+    /// Closes the sockets of peers that no SA has any more. What waits for them goes by the outer
+    /// socket.
+    pub(super) fn close_unused_sockets(&mut self, tables: &Tables) {
+        let is_used = |own: &SendingSocket| {
+            tables.outbound.values().any(|entry| {
+                OuterSocket::of(&entry.sa.spec) == own.outer
+                    && own.peer == Some(entry.peer.address().ip())
+            })
+        };
+        for own in self.own.close_unused(is_used) {
+            if let Some(waiting) = self.waiting.remove(&own) {
+                let shared = self.waiting.entry(SendingSocket::shared(own.outer));
+                let shared = shared.or_insert_with(|| Waiting::new(Instant::now()));
+                shared.join(waiting);
+            }
         }
     }
 
     /// Sends what waits for a socket until that is full again; true if it took anything.
-    fn retry(&mut self, outer: &OuterSocket, now: Instant, sockets: &Sockets) -> Result<bool> {
-        let Some(mut waiting) = self.waiting.remove(outer) else {
+    fn retry(&mut self, socket: &SendingSocket, now: Instant, sockets: &Sockets) -> Result<bool> {
+        let Some(mut waiting) = self.waiting.remove(socket) else {
             return Ok(false);
         };
         let mut progress = false;
@@ -93,12 +172,13 @@ impl OutboundPath {
                 continue;
             }
             let before = sealed.batch.done;
-            let outcome = self.send_sealed(&mut sealed, sockets)?;
+            let outcome = self.send_sealed(&mut sealed, socket, sockets)?;
             progress |= sealed.batch.done != before;
             if outcome == BatchOutcome::Blocked {
                 waiting.sealed.push_front(sealed);
                 waiting.refused(now, progress);
-                self.waiting.insert(*outer, waiting);
+                self.own.found_full(socket, now);
+                self.waiting.insert(*socket, waiting);
                 return Ok(progress);
             }
         }
@@ -107,7 +187,7 @@ impl OutboundPath {
             if let Some(error) = self.failed.take() {
                 return Err(error);
             }
-            if let Some(again) = self.waiting.get_mut(outer) {
+            if let Some(again) = self.waiting.get_mut(socket) {
                 again.follow(waiting);
                 again.refused(now, true);
                 return Ok(true);
@@ -117,7 +197,12 @@ impl OutboundPath {
         Ok(true)
     }
 
-    fn send_sealed(&mut self, sealed: &mut Sealed, sockets: &Sockets) -> Result<BatchOutcome> {
+    fn send_sealed(
+        &mut self,
+        sealed: &mut Sealed,
+        socket: &SendingSocket,
+        sockets: &Sockets,
+    ) -> Result<BatchOutcome> {
         let Some(slot) = self.targets.get_mut(sealed.batch.slot) else {
             return Ok(BatchOutcome::All);
         };
@@ -127,7 +212,9 @@ impl OutboundPath {
             octets,
             ..
         } = sealed;
-        self.sender.send(slot, batch, packets, octets, sockets)
+        let own = self.own.get(socket);
+        let socket = own.or_else(|| sockets.get(&socket.outer));
+        self.sender.send(slot, batch, packets, octets, socket)
     }
 
     /// Carries a packet that has waited, from its look-up on.

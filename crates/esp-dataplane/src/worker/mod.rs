@@ -8,6 +8,7 @@ mod inbound;
 mod keepalives;
 mod mailbox;
 mod outbound;
+mod own_sockets;
 mod sealing;
 mod sender;
 mod sending;

@@ -9,7 +9,8 @@
 //!     protect      numbers; each segment sealed behind the last   sealing.rs
 //!   flush        complete and send the batch of one SA            sending.rs, sender.rs, batch.rs
 //!
-//! Packets that wait for a full socket go on in `full_sockets.rs`. This file has the shared state.
+//! Packets that wait for a full socket go on in `full_sockets.rs`; `own_sockets.rs` has the sockets of
+//! peers that have met one. This file has the shared state.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,11 +25,12 @@ use esp_linux::tun::MAX_PACKET;
 use esp_linux::{Error, Result};
 
 use super::batch::{Batch, MAX_BATCH, OUT_LEN, Packet};
+use super::own_sockets::{OwnSockets, SendingSocket};
 use super::sender::Sender;
 use super::targets::Targets;
 use super::waiting::Waiting;
 use crate::shared::Shared;
-use crate::tables::{OuterSocket, Tables};
+use crate::tables::Tables;
 
 /// One worker's outbound path.
 pub struct OutboundPath {
@@ -43,7 +45,9 @@ pub struct OutboundPath {
     /// Per-packet bookkeeping of the current batch.
     pub(super) packets: Vec<Packet>,
     /// The queues of the sockets that are full.
-    pub(super) waiting: HashMap<OuterSocket, Waiting>,
+    pub(super) waiting: HashMap<SendingSocket, Waiting>,
+    /// The sockets of peers that have met a full one.
+    pub(super) own: OwnSockets,
     /// The error that made a socket unusable, until the worker ends with it.
     pub(super) failed: Option<Error>,
     pub(super) reassembler: Reassembler,
@@ -75,6 +79,7 @@ impl OutboundPath {
             batch: None,
             packets: Vec::with_capacity(MAX_BATCH),
             waiting: HashMap::new(),
+            own: OwnSockets::new(),
             failed: None,
             reassembler: Reassembler::default(),
             began: Instant::now(),
@@ -85,7 +90,7 @@ impl OutboundPath {
     /// in them; sealed batches are sent if their SA is still installed.
     pub fn use_tables(&mut self, tables: Arc<Tables>) {
         let (worker, targets) = (self.worker, &mut self.targets);
-        targets.replace(tables);
+        targets.replace(Arc::clone(&tables));
         for waiting in self.waiting.values_mut() {
             waiting.sealed.retain_mut(|sealed| {
                 let index = targets.again(&sealed.entry);
@@ -97,11 +102,12 @@ impl OutboundPath {
                 index.is_some()
             });
         }
+        self.close_unused_sockets(&tables);
     }
 
     /// True if packets wait for a socket.
     #[inline]
-    pub(super) fn is_full(&self, outer: &OuterSocket) -> bool {
-        !self.waiting.is_empty() && self.waiting.contains_key(outer)
+    pub(super) fn is_full(&self, socket: &SendingSocket) -> bool {
+        !self.waiting.is_empty() && self.waiting.contains_key(socket)
     }
 }

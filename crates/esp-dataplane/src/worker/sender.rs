@@ -12,7 +12,7 @@ use super::batch::{Batch, BatchOutcome, BatchSender, Packet};
 use super::targets::Slot;
 use crate::events::Event;
 use crate::shared::Shared;
-use crate::socket::{Socket, Sockets};
+use crate::socket::Socket;
 
 /// Packets of one sendmmsg.
 const SEND_BATCH: usize = 64;
@@ -41,7 +41,7 @@ impl Sender {
         &self.arena
     }
 
-    /// Sends the rest of an SA's batch, which lies in `sealed`.
+    /// Sends the rest of an SA's batch, which lies in `sealed`; without a socket it is dropped.
     ///
     /// # Errors
     /// The error of the system call, if the socket is unusable.
@@ -51,10 +51,10 @@ impl Sender {
         batch: &mut Batch,
         packets: &[Packet],
         sealed: &[u8],
-        sockets: &Sockets,
+        socket: Option<&Socket>,
     ) -> Result<BatchOutcome> {
         let tally = slot.entry.tallies.of(self.worker);
-        let Some(socket) = sockets.get(&slot.outer) else {
+        let Some(socket) = socket else {
             let left = packets.len() - batch.packets_done();
             tally.dropped(DropReason::SendError, left as u64);
             return Ok(BatchOutcome::All);

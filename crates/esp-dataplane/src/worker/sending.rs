@@ -8,11 +8,13 @@ use esp_linux::Result;
 
 use super::batch::BatchOutcome;
 use super::outbound::OutboundPath;
+use super::own_sockets::SendingSocket;
 use super::waiting::{Sealed, Waiting};
 use crate::socket::Sockets;
 
 impl OutboundPath {
-    /// Completes and sends the batch; what a full socket doesn't take waits for it.
+    /// Completes and sends the batch. What the outer socket doesn't take goes by a socket of the
+    /// peer's own; what that doesn't take waits for it.
     ///
     /// # Errors
     /// The error of the system call, if the socket is unusable.
@@ -32,17 +34,34 @@ impl OutboundPath {
                 return Ok(());
             }
         }
+        let (outer, dst) = (slot.outer, batch.dst.ip());
+        let (packets, sender) = (&self.packets, &mut self.sender);
+        let (shared, own) = (sockets.get(&outer), self.own.of(outer, dst));
+        let peer = own.map(|_| dst);
+        let mut to = SendingSocket { outer, peer };
         // Behind what waits already.
-        let full = !self.waiting.is_empty() && self.waiting.contains_key(&slot.outer);
+        let full = !self.waiting.is_empty() && self.waiting.contains_key(&to);
         if !full {
-            let sender = &mut self.sender;
-            let outcome = sender.send(slot, &mut batch, &self.packets, sealed, sockets)?;
+            let socket = own.or(shared);
+            let outcome = sender.send(slot, &mut batch, packets, sealed, socket)?;
             if outcome != BatchOutcome::Blocked {
                 return Ok(());
             }
         }
         let now = Instant::now();
-        let waiting = self.waiting.entry(slot.outer);
+        if let (None, Some(shared)) = (peer, shared) {
+            let waits = |socket: &SendingSocket| self.waiting.contains_key(socket);
+            let opened = self.own.open(dst, (outer, shared), now, waits);
+            if opened.is_some() {
+                let outcome = sender.send(slot, &mut batch, packets, sealed, opened)?;
+                if outcome != BatchOutcome::Blocked {
+                    return Ok(());
+                }
+                to.peer = Some(dst);
+            }
+        }
+        self.own.found_full(&to, now);
+        let waiting = self.waiting.entry(to);
         let waiting = waiting.or_insert_with(|| Waiting::new(now));
         waiting.sealed.push_back(Sealed {
             entry: Arc::clone(&slot.entry),

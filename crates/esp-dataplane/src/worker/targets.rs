@@ -120,10 +120,7 @@ impl Targets {
         }
         self.slots.push(Slot {
             sealer: entry.sa.sealer(&self.shared.aeads).ok()?,
-            outer: OuterSocket {
-                address: spec.local,
-                encapsulation: spec.encapsulation,
-            },
+            outer: OuterSocket::of(spec),
             transport: spec.mode == Mode::Transport,
             next_mtu_question: Duration::ZERO,
             entry: Arc::clone(entry),

@@ -12,6 +12,7 @@ use super::busy_poll::BusyPoll;
 use super::inbound::InboundPath;
 use super::mailbox::{Command, Mailbox};
 use super::outbound::OutboundPath;
+use super::own_sockets::SendingSocket;
 use crate::shared::Shared;
 use crate::socket::Sockets;
 use crate::tables::OuterSocket;
@@ -128,11 +129,18 @@ impl Worker {
     fn serve(&mut self, token: u64, readable: bool, writable: bool) -> Result<()> {
         self.follow_tables();
         let Some(outer) = self.tokens.get(&token) else {
-            return Ok(());
+            return match self.outbound.own_socket(token) {
+                Some(own) if writable => {
+                    let now = Instant::now();
+                    self.outbound.writable(&own, now, &self.sockets)
+                }
+                _ => Ok(()),
+            };
         };
         if writable {
+            let shared = SendingSocket::shared(*outer);
             let now = Instant::now();
-            self.outbound.writable(outer, now, &self.sockets)?;
+            self.outbound.writable(&shared, now, &self.sockets)?;
         }
         match self.sockets.get(outer) {
             Some(socket) if readable => self.inbound.drain(socket, &self.tun),
@@ -142,7 +150,7 @@ impl Worker {
 
     /// Lets the outbound path see to its full sockets, if there are any.
     fn tend_full_sockets(&mut self) -> Result<()> {
-        if self.outbound.full_sockets().next().is_none() {
+        if !self.outbound.has_full_sockets() {
             return Ok(());
         }
         self.follow_tables();
@@ -151,11 +159,12 @@ impl Worker {
 
     /// Polls each socket for writing while it is full, and only then.
     fn poll_full_sockets(&mut self) -> Result<()> {
-        let mut full = self.outbound.full_sockets().peekable();
+        self.outbound.poll_own_sockets(&self.poller)?;
+        let mut full = self.outbound.full_outer_sockets().peekable();
         if full.peek().is_none() && self.polled_to_write.is_empty() {
             return Ok(());
         }
-        let full: HashSet<OuterSocket> = full.copied().collect();
+        let full: HashSet<OuterSocket> = full.collect();
         for (token, outer) in &self.tokens {
             let interest = match (full.contains(outer), self.polled_to_write.contains(outer)) {
                 (true, false) => Interest::READ | Interest::WRITE,

@@ -129,6 +129,13 @@ impl Waiting {
         self.bytes += earlier.bytes;
     }
 
+    /// Takes over what has waited for another socket.
+    pub(crate) fn join(&mut self, mut other: Self) {
+        self.sealed.append(&mut other.sealed);
+        self.unsealed.append(&mut other.unsealed);
+        self.bytes += other.bytes;
+    }
+
     /// Takes the oldest sealed batch that has waited too long.
     pub(crate) fn pop_late_batch(&mut self, now: Instant) -> Option<Sealed> {
         let oldest = self.sealed.front()?;

@@ -66,12 +66,22 @@ class Loop(FakeLoop):
         self.writers.pop(fd, None)
 
 
+def refuse(*_: object) -> socket.socket:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+@pytest.fixture(autouse=True)
+def _one_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No peer gets a socket of its own."""
+    monkeypatch.setattr(outer_module, "open_send_only", refuse)
+
+
 class Rig:
     def __init__(self) -> None:
         self.sock, self.loop = ScriptedSocket(), Loop()
         wanted = OuterSocket(make_sa().local, make_sa().encapsulation)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(outer_module, "_open", lambda *_: self.sock)
+            patch.setattr(outer_module, "open_outer", lambda *_: self.sock)
             self.outer = Outer(wanted, 4500, 1, cast("Any", self.loop))
         self.one, self.two = (
             OutboundState(sa, Lease(1, 9), make_aead(sa.suite, sa.keymat), self.outer, Peer(sa))
@@ -255,7 +265,7 @@ async def opened(
     tun, sock = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET), ScriptedSocket()
     with tun[0], tun[1], socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as real:
         sock.fd = real.fileno()
-        monkeypatch.setattr(outer_module, "_open", lambda *_: sock)
+        monkeypatch.setattr(outer_module, "open_outer", lambda *_: sock)
         monkeypatch.setattr(python_module, "open_tun", lambda _: tun[0].detach())
         engine = PythonEngine()
         engine.open(EngineSettings("esp0", 4500, 1), lambda _: None)

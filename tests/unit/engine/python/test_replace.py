@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any, cast
 
 import pytest
@@ -53,11 +54,13 @@ class Loop:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self._stack: list[socket.socket] = []
         self.sockets: list[Sends] = []
+        self.are_full = False
         self.tun, inner = self._pair(socket.SOCK_SEQPACKET)
         self.tun.setblocking(False)
         inner.setblocking(False)
         patch.setattr(python_module, "open_tun", lambda _: inner.detach())
-        patch.setattr(outer_module, "_open", self._open)
+        patch.setattr(outer_module, "open_outer", self._open)
+        patch.setattr(outer_module, "open_send_only", self._open)
         self.events: list[Event] = []
         self.engine = PythonEngine()
         self.engine.open(EngineSettings("esp0", 4500, 1), self.events.append)
@@ -73,6 +76,7 @@ class Loop:
 
     def _open(self, *_: object) -> Sends:
         self.sockets.append(Sends(self._pair(socket.SOCK_DGRAM)[0].fileno()))
+        self.sockets[-1].is_full = self.are_full
         return self.sockets[-1]
 
     def send(self, count: int = 1) -> list[bytes]:
@@ -200,22 +204,40 @@ async def test_packets_that_wait_for_a_full_socket_leave_by_it_and_count_for_the
     loop: Loop,
 ) -> None:
     udp, raw = loop.sockets
-    udp.is_full = True
+    udp.is_full = loop.are_full = True
     assert loop.send(2) == []
+    *_, own = loop.sockets
     loop.engine.replace_sa("out", replace(OUT, name="new", spi=0x2002, remote_port=4501))
-    udp.is_full = False
-    loop.engine._outers[OuterSocket(OUT.local, OUT.encapsulation)]._writable()
-    assert [(int.from_bytes(esp[:8]), to) for esp, to in udp.sent] == [
+    own.is_full = False
+    loop.engine._outers[OuterSocket(OUT.local, OUT.encapsulation)]._own["192.0.2.2"]._writable()
+    assert [(int.from_bytes(esp[:8]), to) for esp, to in own.sent] == [
         (OUT.spi << 32 | seq, ("192.0.2.2", 4501)) for seq in (1, 2)
     ]
     assert loop.engine.counters().sas["new"].packets == 2
-    udp.is_full = True
+    own.is_full = True
     loop.engine.replace_policies([protect("p", "new", *OUT.selectors)])
     loop.send()
     # A socket of another kind doesn't take them.
     loop.engine.replace_sa("new", replace(OUT, encapsulation=Encapsulation.NONE))
     assert loop.engine.counters().sas["out"].drops == {DropReason.SEND_ERROR: 1}
     assert raw.sent == []
+
+
+async def test_packets_that_wait_for_the_socket_of_a_peer_that_an_sa_has_left_go_by_the_shared_one(
+    loop: Loop,
+) -> None:
+    udp, _ = loop.sockets
+    udp.is_full = loop.are_full = True
+    assert loop.send(2) == []
+    outer = loop.engine._outers[OuterSocket(OUT.local, OUT.encapsulation)]
+    assert outer._own.keys() == {"192.0.2.2"}
+    loop.engine.replace_sa("out", replace(OUT, remote=ip_address("192.0.2.3")))
+    assert not outer._own
+    udp.is_full = False
+    outer._shared._writable()
+    assert [(int.from_bytes(esp[4:8]), to[0]) for esp, to in udp.sent] == [
+        (seq, "192.0.2.3") for seq in (1, 2)
+    ]
 
 
 async def test_esn_switched_off_and_on_never_brings_a_number_back(loop: Loop) -> None:
