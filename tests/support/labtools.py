@@ -28,7 +28,7 @@ from esp_gw.demo.gateways import LabGateway
 from esp_gw.demo.netns import NETNS_DIR, Namespace, add_address, end
 from esp_gw.demo.pair import GatewayPair
 from esp_gw.demo.tap import Tap
-from esp_gw.demo.traffic import iperf, iperf_server
+from esp_gw.demo.traffic import iperf_server
 from esp_gw.model import CHACHA20_POLY1305, Sa
 from lab.waiting import holds_within
 
@@ -96,11 +96,28 @@ def esp_packets(path: Path) -> Iterator[EspPacket]:
         yield EspPacket(spi, seq_lo, frame[esp + 8 : esp + 16], frame)
 
 
+TCP_VOLUME = 16 << 20
+"""Bytes of a TCP transfer: windows open, and super-packets reach their full size."""
+
+
+def carry_tcp(client: Namespace, server: Namespace, target: str, *options: str) -> None:
+    """Send TCP_VOLUME by TCP to `target`, an address of `server`."""
+    with iperf_server(server, target):
+        send_tcp(client, target, *options)
+
+
+def send_tcp(client: Namespace, target: str, *options: str) -> None:
+    """Send TCP_VOLUME to the iperf3 server at `target`."""
+    command = ("iperf3", "-J", "-c", target, "-n", str(TCP_VOLUME), "--connect-timeout", "3000")
+    report = json.loads(client.run(*command, *options, timeout=60, check=False).stdout)
+    assert "error" not in report, report["error"]
+    assert report["end"]["sum_received"]["bytes"] > 0
+
+
 def carry_tcp_both_ways(client: Namespace, server: Namespace, target: str, *options: str) -> None:
-    """Send TCP for a second to `target`, an address of `server`, and for a second back."""
+    """Send TCP_VOLUME by TCP to `target`, an address of `server`, and as much back."""
     for direction in ((), ("-R",)):
-        with iperf_server(server, target):
-            assert iperf(client, target, 1, *options, *direction).gbit_s > 0
+        carry_tcp(client, server, target, *options, *direction)
 
 
 def until(condition: Callable[[], object], what: str, seconds: float = 10.0) -> None:
