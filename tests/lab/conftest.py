@@ -32,11 +32,11 @@ def _is_for_the_other_engine(item: pytest.Item) -> bool:
     if item.get_closest_marker("either_engine") is None:
         return False
     callspec = getattr(item, "callspec", None)
-    params = {} if callspec is None else callspec.params
-    engine = params.get("make_pair", params.get("make_hub"))
-    if engine is None:
+    engines = [] if callspec is None else [p for p in callspec.params.values() if p in ENGINES]
+    if not engines:
         return False
-    name = item.nodeid.replace(str(engine), "")
+    (engine,) = engines
+    name = item.nodeid.replace(engine, "")
     return bool(engine != ENGINES[zlib.crc32(name.encode()) % len(ENGINES)])
 
 

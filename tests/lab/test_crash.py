@@ -131,9 +131,9 @@ def test_a_clean_restart_wastes_no_sequence_numbers(
 
 
 def test_a_missing_ledger_prevents_the_start_with_a_hint(
-    make_pair: MakePair,
+    make_pair_of_one_engine: MakePair,
 ) -> None:
-    pair = make_pair()
+    pair = make_pair_of_one_engine()
     pair.start()
     pair.a.kill()
     for path in pair.a.folder.glob("ledger.db*"):
@@ -143,8 +143,8 @@ def test_a_missing_ledger_prevents_the_start_with_a_hint(
     assert "esp-gw keygen" in message
 
 
-def test_a_damaged_ledger_is_refused(make_pair: MakePair) -> None:
-    pair = make_pair()
+def test_a_damaged_ledger_is_refused(make_pair_of_one_engine: MakePair) -> None:
+    pair = make_pair_of_one_engine()
     pair.start()
     pair.a.kill()
     ledger = pair.a.folder / "ledger.db"

@@ -62,8 +62,10 @@ def first_seq(gateway: LabGateway) -> int:
     return seq
 
 
-def test_a_gateway_does_not_start_with_a_ledger_of_another_machine(make_pair: MakePair) -> None:
-    pair = make_pair()
+def test_a_gateway_does_not_start_with_a_ledger_of_another_machine(
+    make_pair_of_one_engine: MakePair,
+) -> None:
+    pair = make_pair_of_one_engine()
     here = machine_identity()
     path = renew_ledger(pair.a)
     Ledger.create(path, replace(here, machine_id="0" * 64))
@@ -75,6 +77,7 @@ def test_a_gateway_does_not_start_with_a_ledger_of_another_machine(make_pair: Ma
     assert "(same machine id, other serial number of the board:" in refusal(pair.a)
 
 
+@pytest.mark.either_engine
 def test_a_gateway_goes_on_with_the_ledger_of_an_earlier_version(make_pair: MakePair) -> None:
     pair = make_pair()
     pair.start()
@@ -96,6 +99,7 @@ def test_a_gateway_goes_on_with_the_ledger_of_an_earlier_version(make_pair: Make
         Ledger.open(path, replace(machine_identity(), machine_id="0" * 64))
 
 
+@pytest.mark.either_engine
 def test_a_cloned_virtual_machine_with_the_same_machine_id_does_not_start(
     make_pair: MakePair,
 ) -> None:

@@ -167,6 +167,7 @@ def test_a_reload_applies_new_addresses_prefixes_and_mtu(pair: GatewayPair) -> N
     assert ping(a, pair.plan.inner(1), count=2) == 2
 
 
+@pytest.mark.either_engine
 def test_a_reload_restores_settings_removed_by_others(pair: GatewayPair) -> None:
     host = pair.a.namespace
     before = network(host)
