@@ -19,6 +19,29 @@ settings.load_profile("esp-gw")
 # Tests that several files share, and the assertions of their rigs.
 pytest.register_assert_rewrite("tests.support", "tests.vm.debian")
 
+ROOT = Path(__file__).parent
+LONGEST = (
+    "vm/test_inside.py",
+    "property/test_gateway_property.py",
+    "lab/test_guard.py",
+    "lab/test_full_sockets.py",
+    "lab/test_traffic.py",
+    "vm/test_machine.py",
+    "lab/test_standing_state.py",
+    "lab/test_engine_options.py",
+    "lab/test_network.py",
+    "lab/test_attacks.py",
+    "vm/test_blocked.py",
+    "vm/test_bench_crypto.py",
+    "lab/test_reload.py",
+    "lab/test_service.py",
+)
+"""Files whose tests take a minute and more, in the order in which they start.
+
+One that starts last is alone at the end of a run by several processes. Virtual machines, which
+keep a processor busy, don't start all at once.
+"""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -33,6 +56,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FILE",
         help="append the collected tests, then the result of each phase, as JSON lines",
     )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {ROOT / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
 
 
 def pytest_configure(config: pytest.Config) -> None:

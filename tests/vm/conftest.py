@@ -35,8 +35,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not item.get_closest_marker("timeout"):
             limit = INSIDE_LIMIT if "inside" in item.fixturenames else LIMIT
             item.add_marker(pytest.mark.timeout(limit + 60))
-    # The longest first: a machine that is alone at the end of a run leaves a processor idle.
-    items.sort(key=lambda item: not item.path.is_relative_to(HERE))
 
 
 @pytest.fixture(scope="session")
