@@ -91,7 +91,10 @@ class FakeOuter:
         self.sock = FakeSocket()
         self.sent: list[Sent] = []
         self.verdicts: deque[DropReason | None] = deque()
-        self.is_full = False
+        self.full = False
+
+    def is_full(self, address: tuple[Any, ...]) -> bool:
+        return self.full
 
     def send_now(self, state: OutboundState, packet: memoryview) -> DropReason | None:
         verdict = self.verdicts.popleft() if self.verdicts else None

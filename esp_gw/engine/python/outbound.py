@@ -129,7 +129,7 @@ class OutboundPath:
         It is never queued: one that is not taken is a drop of its SA.
         """
         try:
-            if state.outer.is_full:
+            if state.outer.is_full(state.peer.address):
                 raise Drop(DropReason.QUEUE_FULL)
             self._packet[:DUMMY_LEN] = bytes(DUMMY_LEN)
             size = state.esp.encap(self._packet, 0, DUMMY_LEN, NO_NEXT_HEADER, self._out)

@@ -71,20 +71,13 @@ class Outer:
         to.wait(WaitingPacket(state, bytes(packet), inner_len, tos, may_fragment, now))
         return None
 
-    @property
-    def is_full(self) -> bool:
-        """True while packets wait for the socket."""
-        return bool(self._waiting)
+    def is_full(self, address: SocketAddress) -> bool:
+        """Return True while packets wait for the socket by which this address is sent to."""
+        return bool(self._socket_of(address).waiting)
 
     def send_now(self, state: Sender, packet: memoryview) -> DropReason | None:
         """Send one packet that is never queued nor counted; return the drop reason, if dropped."""
-        try:
-            self._send(state, packet, 0, False)
-        except BlockingIOError:
-            return DropReason.QUEUE_FULL
-        except OSError as error:
-            return _drop_reason(error)
-        return None
+        return self._socket_of(state.peer.address).send_now(state, packet)
 
     def send_keepalive(self, address: SocketAddress) -> bool:
         """Send a NAT keepalive (RFC 3948 4); return True if the socket accepted it.

@@ -48,6 +48,22 @@ class SendingSocket:
 
         Raises BlockingIOError if the socket is full.
         """
+        dropped = self._send(state, packet, tos, may_fragment)
+        if dropped is None:
+            state.packets += 1
+            state.bytes += inner_len
+        return dropped
+
+    def send_now(self, state: Sender, packet: memoryview) -> DropReason | None:
+        """Send one packet that is never queued nor counted; return the drop reason, if dropped."""
+        try:
+            return self._send(state, packet, 0, False)
+        except BlockingIOError:
+            return DropReason.QUEUE_FULL
+
+    def _send(
+        self, state: Sender, packet: memoryview | bytes, tos: int, may_fragment: bool
+    ) -> DropReason | None:
         if tos != self._tos:
             self._set_tos(tos)
         if may_fragment is not self._may_fragment:
@@ -63,8 +79,6 @@ class SendingSocket:
             if error.errno == errno.EMSGSIZE:
                 return DropReason.TOO_BIG
             return DropReason.SEND_ERROR
-        state.packets += 1
-        state.bytes += inner_len
         return None
 
     def send_keepalive(self, address: SocketAddress) -> bool:

@@ -41,7 +41,7 @@ def test_a_dummy_is_an_authentic_packet_with_a_number_of_its_own(
 
 def test_a_dummy_for_a_full_socket_is_a_drop_that_uses_no_number() -> None:
     with pair(V4) as gateways:
-        gateways.a.outer.is_full = True
+        gateways.a.outer.full = True
         assert not gateways.a.outbound.send_dummy(gateways.a_out)
         assert gateways.a_out.esp.next_seq == 1
         assert (gateways.a_out.drops, gateways.a.outer.take()) == ({Q: 1}, [])
