@@ -49,7 +49,7 @@ impl OutboundPath {
 
     fn send_dummy(&mut self, index: usize, sockets: &Sockets) -> Result<PacketResult<()>> {
         // What waits for the socket has earlier numbers, or is to be sent before.
-        if self.is_full(&self.targets[index].outer) {
+        if self.full_socket_of(index, sockets).is_some() {
             return Ok(Err(DropReason::QueueFull));
         }
         self.input[..DUMMY_LEN].fill(0);
@@ -68,7 +68,8 @@ impl OutboundPath {
                 return Ok(Err(reason));
             }
         }
-        let Some(socket) = sockets.get(&slot.outer) else {
+        let own = self.own.of(slot.outer, batch.dst.ip());
+        let Some(socket) = own.or_else(|| sockets.get(&slot.outer)) else {
             return Ok(Err(DropReason::SendError));
         };
         Ok(match self.sender.keepalive(socket, batch.dst, sealed)? {
