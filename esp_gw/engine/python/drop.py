@@ -11,3 +11,11 @@ class Drop(Exception):  # noqa: N818 - an ordinary outcome for a packet, not an 
     def __init__(self, reason: DropReason) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class AuthenticDrop(Drop):
+    """Raised to drop a packet whose ICV holds; `newest` is true if it advanced the window."""
+
+    def __init__(self, reason: DropReason, newest: bool) -> None:
+        super().__init__(reason)
+        self.newest = newest

@@ -7,7 +7,7 @@ from collections import deque
 from contextlib import suppress
 
 from esp_gw.crypto.aead import Aead
-from esp_gw.engine.python.drop import Drop
+from esp_gw.engine.python.drop import AuthenticDrop, Drop
 from esp_gw.engine.python.replay import ReplayWindow
 from esp_gw.errors import EngineError
 from esp_gw.model import DropReason, Lease, Sa
@@ -190,8 +190,8 @@ class InboundEsp:
 
         Returns payload_len, next_header, and True if the packet advanced the window, i.e. is the
         newest so far. `out` is as long as `esp` or longer and does not overlap it. Raises Drop:
-        TOO_SHORT, REPLAY_OLD, REPLAY_DUPLICATE, AUTH_FAILED, and for an authenticated packet
-        BAD_PADDING, DUMMY. RFC 4303 3.4, RFC 4106 3 to 5, RFC 7634 2.
+        TOO_SHORT, REPLAY_OLD, REPLAY_DUPLICATE, AUTH_FAILED, and AuthenticDrop: BAD_PADDING, DUMMY.
+        RFC 4303 3.4, RFC 4106 3 to 5, RFC 7634 2.
         """
         length = len(esp)
         if length < self._min_len or length & 3:
@@ -214,9 +214,9 @@ class InboundEsp:
         next_header = text[-1]
         payload_len = text_len - TRAILER_LEN - pad_len
         if payload_len < 0 or text[payload_len:-TRAILER_LEN] != _PADDING[pad_len]:
-            raise Drop(DropReason.BAD_PADDING)
+            raise AuthenticDrop(DropReason.BAD_PADDING, advanced)
         if next_header == NO_NEXT_HEADER:
-            raise Drop(DropReason.DUMMY)
+            raise AuthenticDrop(DropReason.DUMMY, advanced)
         return payload_len, next_header, advanced
 
     def _refusal(self, esp: memoryview, seq: int, text: memoryview) -> DropReason:

@@ -2,7 +2,7 @@
 
 drain       one turn: receive datagrams, at most BATCH and TURN_BYTES
 _receive    classify the datagram and demultiplex it by SPI
-  _accept     decap; track the peer's address
+  _accept     decap; track the peer's address, whatever an authentic packet holds
   _tunnel     the inner packet, its ECN (RFC 6040)
   _transport  rebuild the IP header of the payload
 _deliver    check the SA's selectors (RFC 4301 5.2)
@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 from esp_gw.engine.base import Event, PeerAddressChanged
-from esp_gw.engine.python.drop import Drop
+from esp_gw.engine.python.drop import AuthenticDrop, Drop
 from esp_gw.engine.python.outbound import BATCH, MAX_FLOWS, MAX_PACKET, ROOM, TURN_BYTES
 from esp_gw.engine.python.outer import Outer
 from esp_gw.engine.python.peers import SocketAddress
@@ -134,8 +134,14 @@ class InboundPath:
         ipv4 = state.sa.local.version == 4
         if udp is not outer.is_udp or ipv4 is not outer.is_ipv4:
             raise Drop(DropReason.WRONG_ENCAPSULATION)
-        length, next_header, newest = state.esp.decap(datagram, self._payload)
-        # Only the newest packet counts: a delayed or replayed one must not redirect replies.
+        # Only the newest packet counts: a delayed or replayed one must not redirect replies. What
+        # is in an authentic packet decides nothing about where it came from.
+        try:
+            length, next_header, newest = state.esp.decap(datagram, self._payload)
+        except AuthenticDrop as drop:
+            if drop.newest and udp:
+                self._track_peer(state, address)
+            raise
         if newest and udp:
             self._track_peer(state, address)
         if state.transport:

@@ -417,11 +417,12 @@ impl Delivery {
             return Err(opener.refusal(window, seq, esp, text, open));
         }
         let newest = window.commit(seq)?;
-        let opened = read_trailer(text)?;
         // Only the newest packet counts: an old one, delayed or resent, must not turn replies away.
+        // What is in an authentic packet decides nothing about where it came from.
         if newest && outer.in_udp && !entry.peer.is_at(outer.src, &entry.heard) {
             follow(entry, outer.src, &self.shared);
         }
+        let opened = read_trailer(text)?;
         let spec = &entry.sa.spec;
         let length = if slot.header_len == 0 {
             let payload = &mut text[..opened.payload_len];
