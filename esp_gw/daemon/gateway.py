@@ -478,7 +478,7 @@ class Gateway:
 
     async def _keep_floors(self) -> None:
         await asyncio.sleep(FLOOR_INTERVAL)
-        await self._sas.write_floors()
+        await self._sas.write_floors(_now())
 
 
 def _now() -> float:

@@ -11,8 +11,22 @@ from esp_gw.engine.base import Engine, SaCounters
 from esp_gw.errors import LedgerError
 from esp_gw.ledger.thread import LedgerThread
 from esp_gw.logs import log
-from esp_gw.model import Direction, KeyMaterial, Lease, Sa
+from esp_gw.model import Direction, DropReason, KeyMaterial, Lease, Sa
 
+DUMMY_WAIT = 600.0
+"""Longest time, in seconds, for which a replay floor advanced by dummies alone is not written.
+
+An idle gateway with authentic keepalives must not wear out a flash card.
+"""
+_NOT_ACCEPTED = (
+    DropReason.TOO_SHORT,
+    DropReason.WRONG_ENCAPSULATION,
+    DropReason.AUTH_FAILED,
+    DropReason.REPLAY_OLD,
+    DropReason.REPLAY_DUPLICATE,
+    DropReason.DUMMY,
+)
+"""Drops that make no floor worth a write: of packets that advance no window, and of dummies."""
 _NAMED = 5
 """SAs named in a log line about many."""
 
@@ -38,12 +52,15 @@ class Totals:
 class _Installed:
     """An SA in the engine; `lease` is the leased range whose unused part the ledger takes back.
 
-    A retired SA is there `until` the end of its grace time, and was named `origin` before.
+    `accepted` counts the packets other than dummies that an inbound SA had accepted when its floor
+    was last written. A retired SA is there `until` the end of its grace time; `origin` was its name
+    before.
     """
 
     sa: Sa
     lease: Lease | None = None
     floor: int = 0
+    accepted: int = 0
     until: float | None = None
     origin: str = ""
 
@@ -61,6 +78,7 @@ class InstalledSas:
         self._ledger = ledger
         self._installed: dict[str, _Installed] = {}
         self._floors: dict[KeyMaterial, int] = {}
+        self._unwritten_since: dict[KeyMaterial, float] = {}
         self._former: dict[str, Totals] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -231,23 +249,60 @@ class InstalledSas:
         last = entry.sa.last_seq
         return bool(entry.sa.used_seq) and lease.first <= last - last // 8 < lease.end
 
-    async def write_floors(self) -> None:
+    async def write_floors(self, now: float) -> None:
         """Write the replay floors that advanced; an idle gateway writes nothing.
 
+        Those that dummies alone have advanced wait for DUMMY_WAIT, or until another packet comes.
         Raises LedgerError; the floors are then written by the next call.
         """
-        for name, seq in self._engine.advanced_replay_floors().items():
+        advanced = self._engine.advanced_replay_floors()
+        if not advanced and not self._floors:
+            return
+        # Counted before the floors are read: a packet that is in a floor and not in the counters
+        # yet is in those of the next call.
+        accepted = self._accepted()
+        advanced |= self._engine.advanced_replay_floors()
+        for name, seq in advanced.items():
             # A key may be there under two SPIs.
             key = self._installed[name].sa.keymat
             self._floors[key] = max(seq, self._floors.get(key, 0))
-        if not self._floors:
+        idle = self._only_dummies(accepted, now)
+        floors = {key: seq for key, seq in self._floors.items() if key not in idle}
+        if not floors:
             return
-        floors = dict(self._floors)
         await self._ledger.end([], list(floors.items()))
         self._drop_written(floors)
+        for entry, count in accepted:
+            if entry.sa.keymat in floors:
+                entry.accepted = count
+
+    def _accepted(self) -> list[tuple[_Installed, int]]:
+        """Return the inbound SAs, each with the packets other than dummies that it has accepted."""
+        counters = self._engine.counters().sas
+        found = []
+        for name, entry in self._installed.items():
+            if entry.lease is None:
+                drops = counters[name].drops
+                refused = sum(drops.get(reason, 0) for reason in _NOT_ACCEPTED)
+                found.append((entry, counters[name].packets + sum(drops.values()) - refused))
+        return found
+
+    def _only_dummies(
+        self, accepted: Sequence[tuple[_Installed, int]], now: float
+    ) -> Set[KeyMaterial]:
+        """Return the keys whose floors may wait."""
+        for key in self._floors:
+            self._unwritten_since.setdefault(key, now)
+        busy = {entry.sa.keymat for entry, count in accepted if count != entry.accepted}
+        return {
+            entry.sa.keymat
+            for entry, _ in accepted
+            if now - self._unwritten_since.get(entry.sa.keymat, now) < DUMMY_WAIT
+        } - busy
 
     def _drop_written(self, floors: dict[KeyMaterial, int]) -> None:
         for key, seq in floors.items():
+            self._unwritten_since.pop(key, None)
             if self._floors.get(key) == seq:
                 del self._floors[key]
 

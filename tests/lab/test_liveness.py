@@ -16,6 +16,7 @@ from esp_gw.model import Direction, DropReason, Encapsulation, Lease, Mode, Sa
 from tests.support.builders import OUTER, make_sa, mirrored, protect, selector
 from tests.support.engine_pair import INNER, Side, engine_pair, until
 from tests.support.engines import ENGINES
+from tests.support.floors import CountingLedger, installed
 from tests.support.kernel_peer import inside
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -143,3 +144,36 @@ async def test_a_replaced_sa_goes_on_or_ends_its_dummies(pair: tuple[Side, Side]
     assert ours.keepalives_out - sent == ours.sas[other.name].seq - 1
     a.engine.remove_sas([sa.name, other.name])
     b.engine.remove_sas([inbound(sa).name])
+
+
+async def test_an_idle_pair_writes_no_floor_until_a_packet_comes(pair: tuple[Side, Side]) -> None:
+    a, b = pair
+    sa = outbound(40, Mode.TUNNEL, 4, Encapsulation.UDP)
+    ledger = CountingLedger()
+    book = await installed(b.engine, ledger, inbound(sa))
+    a.engine.install_outbound(sa, Lease(1, 1000))
+    loop = asyncio.get_running_loop()
+
+    async def floors() -> int:
+        """Write the floors, far more often than a gateway does; return the number of writes."""
+        await book.write_floors(loop.time())
+        return len(ledger.writes)
+
+    while b.engine.counters().sas[inbound(sa).name].drops.get(DropReason.DUMMY, 0) < 4:
+        assert await floors() == 0
+        await asyncio.sleep(0.02)
+    a.engine.replace_policies([protect("p", sa.name, *sa.selectors)])
+    ping = a.namespace.start("ping", "-q", "-c", "1", "-W", "1", "-I", INNER[0], INNER[1])
+    try:
+        for _ in range(500):
+            if await floors():
+                break
+            await asyncio.sleep(0.02)
+    finally:
+        ping.kill()
+        ping.wait()
+    (written,) = ledger.writes[0].values()
+    assert written >= 5
+    a.engine.replace_policies([])
+    a.engine.remove_sas([sa.name])
+    await book.remove_all()

@@ -67,6 +67,7 @@ _Wanted = tuple[str, Sa, Lease | int | None]
 class FakeEngine:
     """An engine that only records its calls; `used` is the last sequence number of each SA.
 
+    `dummies` has how many of the numbers of an inbound SA were those of dummies.
     `replaced` has the former and the new name of each SA that `replace_sa` has changed.
     """
 
@@ -81,6 +82,7 @@ class FakeEngine:
         self.leases: dict[str, Lease] = {}
         self.floors: dict[str, int] = {}
         self.used: dict[str, int] = {}
+        self.dummies: dict[str, int] = {}
         self._reported: dict[str, int] = {}
         self.extensions: list[tuple[str, Lease]] = []
         self.policies: tuple[Policy, ...] = ()
@@ -214,7 +216,9 @@ class FakeEngine:
             seq = lease.first if used is None else used + 1
             return SaCounters(used or 0, 0, seq, lease.end, sa.remote, sa.remote_port)
         seq = self.floors[sa.name] if used is None else used
-        return SaCounters(used or 0, 0, seq, 0, sa.remote, sa.remote_port)
+        dummies = self.dummies.get(sa.name, 0)
+        packets = (used or 0) - dummies
+        return SaCounters(packets, 0, seq, 0, sa.remote, sa.remote_port, {"dummy": dummies})
 
 
 def _is_inbound(sa: Sa) -> bool:
