@@ -23,6 +23,7 @@ __all__ = [
     "NativeEngine",
     "OffloadStatus",
     "Offloads",
+    "Opening",
     "OutboundSa",
     "OuterSocket",
     "PathMtuChanged",
@@ -30,6 +31,7 @@ __all__ = [
     "Policy",
     "PolicyAction",
     "PortRange",
+    "Refused",
     "ReplacedSa",
     "Sa",
     "SaCounters",
@@ -245,6 +247,45 @@ class SaCounters:
     def remote_port(self) -> int: ...
 
 @final
+class Refused:
+    """A sample of the packets dropped for `reason`, in `sa` where they have one.
+
+    An outer packet has no destination, an inner one no `spi`; what has no port has port 0.
+    """
+
+    @property
+    def reason(self) -> str: ...
+    @property
+    def sa(self) -> str | None: ...
+    @property
+    def source(self) -> _Address: ...
+    @property
+    def source_port(self) -> int: ...
+    @property
+    def destination(self) -> _Address | None: ...
+    @property
+    def destination_port(self) -> int: ...
+    @property
+    def protocol(self) -> int: ...
+    @property
+    def spi(self) -> int | None: ...
+
+@final
+class Opening:
+    """The first packet of a flow that came through `sa` and asks for an answer."""
+
+    @property
+    def sa(self) -> str: ...
+    @property
+    def source(self) -> _Address: ...
+    @property
+    def destination(self) -> _Address: ...
+    @property
+    def protocol(self) -> int: ...
+    @property
+    def destination_port(self) -> int: ...
+
+@final
 class OffloadStatus:
     """State of one offload; `why` is the reason that it is unused or used in part."""
 
@@ -410,6 +451,12 @@ class NativeEngine:
 
     def advanced_replay_floors(self) -> dict[str, int]:
         """Return the inbound SAs whose windows advanced since the last call, and how far."""
+
+    def refused(self) -> list[Refused]:
+        """Return samples of the packets dropped since the last call."""
+
+    def openings(self) -> list[Opening]:
+        """Return samples of the flows begun since the last call that ask for an answer."""
 
     def rest(self, direction: Direction) -> Counters:
         """Return the counters of packets without an SA."""

@@ -122,6 +122,44 @@ class Counters:
     sas: Mapping[str, SaCounters]
 
 
+MAX_SAMPLES = 8
+"""Most distinct samples of one reason and worker, and most openings, since they were last taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A sample of the packets dropped for `reason`; `sa` is the SA that counts them, if any.
+
+    Of an outer packet (unknown-spi, wrong-encapsulation, auth-failed, replay-old,
+    replay-duplicate): its source, with port 0 if it came as protocol 50, and its `spi`; protocol
+    17 or 50, no destination. Of an inner packet (no-policy, no-sa, selector-mismatch, too-big):
+    its addresses, protocol and ports, 0 where it has none; no `spi`.
+    """
+
+    reason: DropReason
+    sa: str | None
+    source: IPAddress
+    source_port: int
+    destination: IPAddress | None
+    destination_port: int
+    protocol: int
+    spi: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A sample of the inner packets that came through `sa` and ask for an answer.
+
+    The first packet of a flow: an echo request (port 0), or a TCP SYN without ACK.
+    """
+
+    sa: str
+    source: IPAddress
+    destination: IPAddress
+    protocol: int
+    destination_port: int
+
+
 @dataclass(frozen=True, slots=True)
 class OuterSocket:
     """An outer socket that the engine needs: local address and encapsulation."""
@@ -260,6 +298,20 @@ class Engine(Protocol):
 
     def advanced_replay_floors(self) -> dict[str, int]:
         """Return the highest sequence number of each inbound SA that advanced since last call."""
+
+    def refused(self) -> list[Refused]:
+        """Return samples of the packets dropped since the last call.
+
+        For each reason and worker the first MAX_SAMPLES distinct ones: by SPI and source of outer
+        packets, by the addresses of inner ones.
+        """
+
+    def openings(self) -> list[Opening]:
+        """Return the first inner packets since the last call, at most MAX_SAMPLES, that ask.
+
+        A worker sees a flow for the first time once: echo requests between two hosts are one flow
+        with their replies.
+        """
 
     def status(self) -> EngineStatus:
         """Return the resources and offloads in use, with the reason for each one that is not."""

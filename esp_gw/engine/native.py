@@ -25,9 +25,11 @@ from esp_gw.engine.base import (
     HardExpired,
     LeaseLow,
     OffloadStatus,
+    Opening,
     OuterSocket,
     PathMtuChanged,
     PeerAddressChanged,
+    Refused,
     SaCounters,
     SoftExpired,
 )
@@ -43,6 +45,7 @@ from esp_gw.model import (
     AF_ALG_ON,
     Action,
     Direction,
+    DropReason,
     Encapsulation,
     Lease,
     Mode,
@@ -259,6 +262,31 @@ class NativeEngine:
     def advanced_replay_floors(self) -> dict[str, int]:
         """Return the highest sequence number of inbound SAs that advanced since the last call."""
         return self._core.advanced_replay_floors()
+
+    def refused(self) -> list[Refused]:
+        """Return samples of the packets dropped since the last call."""
+        return [
+            Refused(
+                DropReason(found.reason),
+                found.sa,
+                found.source,
+                found.source_port,
+                found.destination,
+                found.destination_port,
+                found.protocol,
+                found.spi,
+            )
+            for found in self._core.refused()
+        ]
+
+    def openings(self) -> list[Opening]:
+        """Return the first inner packets since the last call that ask for an answer."""
+        return [
+            Opening(
+                found.sa, found.source, found.destination, found.protocol, found.destination_port
+            )
+            for found in self._core.openings()
+        ]
 
     def status(self) -> EngineStatus:
         """Return the resources and offloads in use, with the reason for each one that is not."""

@@ -204,6 +204,12 @@ class FakeEngine:
         self._reported |= now
         return advanced
 
+    def refused(self) -> list[Refused]:
+        return []
+
+    def openings(self) -> list[Opening]:
+        return []
+
     def counters(self) -> Counters:
         return Counters(
             *(0, 0, 0, 0, 0, 0, {}), {name: self._counters(sa) for name, sa in self.sas.items()}

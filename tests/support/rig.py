@@ -20,6 +20,7 @@ from esp_gw.engine.python.inbound import InboundPath
 from esp_gw.engine.python.outbound import BATCH, OutboundPath
 from esp_gw.engine.python.peers import Peers
 from esp_gw.engine.python.sad import InboundState, OutboundState
+from esp_gw.engine.python.samples import Samples
 from esp_gw.model import (
     SUITES,
     Direction,
@@ -172,8 +173,9 @@ class Side:
         self.loop = FakeLoop()
         self.peers = Peers()
         fd = self._inner.fileno()
-        self.outbound = OutboundPath(fd, self.events.append)
-        self.inbound = InboundPath(fd, self.events.append, cast("Any", self.loop))
+        self.samples = Samples()
+        self.outbound = OutboundPath(fd, self.events.append, self.samples)
+        self.inbound = InboundPath(fd, self.events.append, cast("Any", self.loop), self.samples)
 
     def install_outbound(self, sa: Sa, lease: Lease | None = None) -> OutboundState:
         aead = make_aead(sa.suite, sa.keymat)

@@ -29,15 +29,17 @@ from esp_gw.engine.base import (
     Engine,
     EngineFailed,
     Event,
+    Opening,
     OuterSocket,
     PathMtuChanged,
+    Refused,
     SaCounters,
 )
 from esp_gw.engine.native import NativeEngine
 from esp_gw.engine.python.engine import PythonEngine
 from esp_gw.engine.python.esp import OutboundEsp
 from esp_gw.engine.python.tun import open_tun
-from esp_gw.model import AF_ALG_OFF, Direction, Encapsulation, Lease, Policy, Sa
+from esp_gw.model import AF_ALG_OFF, Direction, DropReason, Encapsulation, Lease, Policy, Sa
 from tests.support.builders import OUTER, make_sa, protect, selector
 from tests.support.esp import encap
 
@@ -104,6 +106,8 @@ class Outcome:
     totals: Counter[str]
     drops: Counter[str]
     events: Counter[Event]
+    refused: Counter[Refused]
+    openings: list[Opening]
 
 
 def marker_sa(kind: Kind, direction: Direction) -> Sa:
@@ -241,6 +245,8 @@ class Twin:
 
     def _begin(self) -> Counters:
         self.events.clear()
+        self.engine.refused()
+        self.engine.openings()
         # Discard leftovers of a failed example.
         for sock in (self._from_tun, *self._wire.values(), *self._moved.values()):
             with contextlib.suppress(BlockingIOError):
@@ -266,6 +272,9 @@ class Twin:
             totals=_totals(after) - _totals(before),
             drops=Counter(after.drops) - Counter(before.drops),
             events=events,
+            # Of a batch that is too big the native engine samples one packet.
+            refused=Counter(r for r in self.engine.refused() if r.reason is not DropReason.TOO_BIG),
+            openings=self.engine.openings(),
         )
 
     def _put(self, packet: Octets) -> None:

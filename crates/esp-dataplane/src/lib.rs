@@ -9,6 +9,7 @@ pub mod engine;
 pub mod events;
 pub mod measure;
 pub mod peers;
+pub mod samples;
 mod shared;
 mod socket;
 pub mod tables;

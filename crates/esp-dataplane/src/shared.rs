@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 
 use crate::aead_factory::AeadFactory;
 use crate::events::Events;
+use crate::samples::Drawer;
 use crate::tables::Tables;
 use crate::tallies::Tallies;
 
@@ -25,11 +26,19 @@ pub struct Shared {
     pub outbound: Tallies,
     /// The tallies of packets without an SA, inbound; the packets are keepalives.
     pub inbound: Tallies,
+    /// The samples of each worker.
+    pub drawers: Box<[Arc<Drawer>]>,
     /// The mark of outer packets.
     pub fwmark: u32,
 }
 
 impl Shared {
+    /// The samples of a worker.
+    #[must_use]
+    pub fn drawer(&self, worker: usize) -> &Arc<Drawer> {
+        &self.drawers[worker % self.drawers.len()]
+    }
+
     /// True if the workers have to stop.
     #[must_use]
     pub fn stopping(&self) -> bool {

@@ -13,6 +13,7 @@ use crate::errors::{os_error, sa_refused};
 use crate::events::Event;
 use crate::policy::Policy;
 use crate::sa::{InboundSa, Lease, OutboundSa, ReplacedSa};
+use crate::samples::{Opening, Refused};
 use crate::settings::{OuterSocket, Settings};
 
 /// The data plane: worker threads between a TUN device and ESP.
@@ -147,6 +148,14 @@ impl NativeEngine {
         advanced
             .map(|(name, highest)| (name.to_string(), highest))
             .collect()
+    }
+
+    fn refused(&self) -> Vec<Refused> {
+        self.0.refused().into_iter().map(Refused::from).collect()
+    }
+
+    fn openings(&self) -> Vec<Opening> {
+        self.0.openings().into_iter().map(Opening::from).collect()
     }
 
     fn rest(&self, direction: Direction) -> Counters {

@@ -12,6 +12,7 @@ mod events;
 mod measure;
 mod policy;
 mod sa;
+mod samples;
 mod settings;
 
 use esp_core::provider::aes_path;
@@ -46,5 +47,7 @@ fn esp_gw_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<counters::Direction>()?;
     module.add_class::<counters::OffloadStatus>()?;
     module.add_class::<counters::SaCounters>()?;
+    module.add_class::<samples::Opening>()?;
+    module.add_class::<samples::Refused>()?;
     events::add_classes(module)
 }

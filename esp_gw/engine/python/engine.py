@@ -27,7 +27,9 @@ from esp_gw.engine.base import (
     Event,
     LeaseLow,
     OffloadStatus,
+    Opening,
     OuterSocket,
+    Refused,
     SaCounters,
 )
 from esp_gw.engine.keepalives import Rhythm, rhythm_of
@@ -37,6 +39,7 @@ from esp_gw.engine.python.outbound import OutboundPath
 from esp_gw.engine.python.outer import Outer
 from esp_gw.engine.python.peers import Peer, Peers
 from esp_gw.engine.python.sad import InboundState, OutboundState
+from esp_gw.engine.python.samples import Samples
 from esp_gw.engine.python.tun import open_tun
 from esp_gw.errors import EngineError
 from esp_gw.model import AF_ALG_ON, AWS_LC, Direction, Lease, Policy, Sa
@@ -73,8 +76,9 @@ class PythonEngine:
         self._settings = settings
         self._on_event = on_event
         self._tun = open_tun(settings.interface)
-        self._outbound = OutboundPath(self._tun, on_event)
-        self._inbound = InboundPath(self._tun, on_event, self._loop)
+        self._samples = Samples()
+        self._outbound = OutboundPath(self._tun, on_event, self._samples)
+        self._inbound = InboundPath(self._tun, on_event, self._loop, self._samples)
 
     def start(self) -> None:
         """Start reading the TUN device."""
@@ -273,6 +277,14 @@ class PythonEngine:
             if state.esp.window.highest != state.reported_floor:
                 state.reported_floor = advanced[state.sa.name] = state.esp.window.highest
         return advanced
+
+    def refused(self) -> list[Refused]:
+        """Return samples of the packets dropped since the last call."""
+        return self._samples.take_refused()
+
+    def openings(self) -> list[Opening]:
+        """Return the first inner packets since the last call that ask for an answer."""
+        return self._samples.take_openings()
 
     def status(self) -> EngineStatus:
         """Return the resources and offloads in use, with the reason for each one that is not."""

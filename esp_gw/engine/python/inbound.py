@@ -22,6 +22,7 @@ from esp_gw.engine.python.outbound import BATCH, MAX_FLOWS, MAX_PACKET, ROOM, TU
 from esp_gw.engine.python.outer import Outer
 from esp_gw.engine.python.peers import SocketAddress
 from esp_gw.engine.python.sad import InboundState
+from esp_gw.engine.python.samples import Samples
 from esp_gw.engine.python.wire import (
     flow_key,
     packet_length,
@@ -49,11 +50,16 @@ class InboundPath:
     """The packet path from the outer sockets to the TUN."""
 
     def __init__(
-        self, tun: int, on_event: Callable[[Event], None], loop: asyncio.AbstractEventLoop
+        self,
+        tun: int,
+        on_event: Callable[[Event], None],
+        loop: asyncio.AbstractEventLoop,
+        samples: Samples,
     ) -> None:
         self._tun = tun
         self._on_event = on_event
         self._loop = loop
+        self._samples = samples
         self._datagram = memoryview(bytearray(MAX_PACKET + ROOM))
         self._receive_into = [self._datagram]
         # Headroom for the largest IP header that transport mode rebuilds in front of the payload.
@@ -116,11 +122,13 @@ class InboundPath:
             raise Drop(DropReason.IKE_DATAGRAM)
         state = self.sas.get(spi)
         if state is None:
+            self._samples.outer(DropReason.UNKNOWN_SPI, None, spi, address, outer.is_udp)
             raise Drop(DropReason.UNKNOWN_SPI)
         try:
             self._accept(state, outer, datagram[start:size], tos, address)
         except Drop as drop:
             state.drops[drop.reason] += 1
+            self._samples.outer(drop.reason, state.sa.name, spi, address, outer.is_udp)
 
     def _accept(
         self,
@@ -196,8 +204,10 @@ class InboundPath:
         if key is None or key not in state.flows:
             inner = parse(packet, len(packet))
             if not any(selector.matches_inbound(inner) for selector in state.selectors):
+                self._samples.inner(DropReason.SELECTOR_MISMATCH, state.sa.name, inner)
                 raise Drop(DropReason.SELECTOR_MISMATCH)
             if key is not None:
+                self._samples.opening(state.sa.name, packet, inner)
                 if len(state.flows) >= MAX_FLOWS:
                     state.flows.clear()
                 state.flows.add(key)

@@ -21,6 +21,7 @@ from esp_gw.engine.base import Event, HardExpired, LeaseLow, PathMtuChanged, Sof
 from esp_gw.engine.python.drop import Drop
 from esp_gw.engine.python.reassembly import Reassembler
 from esp_gw.engine.python.sad import NEVER, OutboundState
+from esp_gw.engine.python.samples import Samples
 from esp_gw.engine.python.sockets import path_mtu
 from esp_gw.engine.python.spd import Spd
 from esp_gw.engine.python.wire import (
@@ -66,9 +67,10 @@ Target = OutboundState | DropReason
 class OutboundPath:
     """The packet path from the TUN to the outer sockets."""
 
-    def __init__(self, tun: int, on_event: Callable[[Event], None]) -> None:
+    def __init__(self, tun: int, on_event: Callable[[Event], None], samples: Samples) -> None:
         self._tun = tun
         self._on_event = on_event
+        self._samples = samples
         self._packet = memoryview(bytearray(MAX_PACKET + ROOM))
         self._out = memoryview(bytearray(MAX_PACKET + ROOM))
         self._read_into = [self._packet[:MAX_PACKET]]
@@ -102,6 +104,7 @@ class OutboundPath:
                 self._forward(self._packet, length)
             except Drop as drop:
                 self.drops[drop.reason] += 1
+                self._samples.packet(drop.reason, None, self._packet, length)
             room -= length
             if room <= 0:
                 return
@@ -122,6 +125,7 @@ class OutboundPath:
             self._protect(state, packet, length, whole)
         except Drop as drop:
             self._dropped(state, drop.reason)
+            self._samples.packet(drop.reason, state.sa.name, packet, length)
 
     def send_dummy(self, state: OutboundState) -> bool:
         """Send a dummy packet (RFC 4303 2.6) as a keepalive; return True if the socket took it.

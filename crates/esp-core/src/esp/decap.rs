@@ -67,6 +67,34 @@ pub enum SaOpener {
     Batched(BatchOpener),
 }
 
+impl SaOpener {
+    /// Opens a packet that this end has sealed, whose IV is its number; `text` as in
+    /// [`Opener::open`].
+    ///
+    /// # Errors
+    /// As [`Opener::open`] and [`read_trailer`].
+    pub fn reopen(&mut self, esp: &[u8], text: &mut [u8]) -> Result<Opened, DropReason> {
+        let iv = esp.get(ESP_HEADER_LEN..).and_then(<[u8]>::first_chunk);
+        let seq = u64::from_be_bytes(*iv.ok_or(DropReason::TooShort)?);
+        match self {
+            Self::Plain(opener) => opener.open(seq, esp, text)?,
+            Self::Batched(opener) => opener.complete(seq, esp, text)?,
+        }
+        read_trailer(text)
+    }
+
+    /// [`Opener::text_len`].
+    ///
+    /// # Errors
+    /// `TooShort` if no ESP packet has this length.
+    pub const fn text_len(&self, esp_len: usize) -> Result<usize, DropReason> {
+        match self {
+            Self::Plain(opener) => opener.text_len(esp_len),
+            Self::Batched(opener) => opener.text_len(esp_len),
+        }
+    }
+}
+
 impl<A: ?Sized> Opener<A> {
     /// Makes an opener of an AEAD whose key is set.
     #[must_use]

@@ -123,6 +123,18 @@ impl SaSpec {
     fn aead(&self, maker: &impl MakeAead) -> Result<SaAead, ProviderError> {
         maker.make(self.suite, self.keymat.key())
     }
+
+    /// Makes an opener of the packets that are sealed with the key.
+    ///
+    /// # Errors
+    /// `ProviderError` if there is no AEAD for the suite.
+    pub fn opener(&self, maker: &impl MakeAead) -> Result<SaOpener, ProviderError> {
+        let (suite, salt, esn) = (self.suite, self.keymat.salt(), self.esn);
+        Ok(match self.aead(maker)? {
+            SaAead::Plain(aead) => SaOpener::Plain(Opener::new(aead, suite, salt, esn)),
+            SaAead::Batched(aead) => SaOpener::Batched(Opener::new(aead, suite, salt, esn)),
+        })
+    }
 }
 
 /// An outbound SA.
@@ -221,11 +233,6 @@ impl InboundSa {
     /// # Errors
     /// `ProviderError` if there is no AEAD for the suite.
     pub fn opener(&self, maker: &impl MakeAead) -> Result<SaOpener, ProviderError> {
-        let SaSpec { suite, esn, .. } = self.spec;
-        let salt = self.spec.keymat.salt();
-        Ok(match self.spec.aead(maker)? {
-            SaAead::Plain(aead) => SaOpener::Plain(Opener::new(aead, suite, salt, esn)),
-            SaAead::Batched(aead) => SaOpener::Batched(Opener::new(aead, suite, salt, esn)),
-        })
+        self.spec.opener(maker)
     }
 }

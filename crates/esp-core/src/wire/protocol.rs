@@ -2,6 +2,8 @@
 
 /// Hop-by-hop options of IPv6.
 pub const HOP_BY_HOP: u8 = 0;
+/// ICMP.
+pub const ICMP: u8 = 1;
 /// IPv4 in IP.
 pub const IPIP: u8 = 4;
 /// TCP.
@@ -18,6 +20,8 @@ pub const ROUTING: u8 = 43;
 pub const FRAGMENT: u8 = 44;
 /// ESP.
 pub const ESP: u8 = 50;
+/// `ICMPv6`.
+pub const ICMPV6: u8 = 58;
 /// No next header: a dummy packet of ESP (RFC 4303 2.6).
 pub const NO_NEXT_HEADER: u8 = 59;
 /// Destination options of IPv6.

@@ -9,6 +9,7 @@ use esp_core::esp::sa::SaSpec;
 use esp_linux::{Error, Result};
 
 use super::lifecycle::Engine;
+use crate::samples::{MAX_SAMPLES, Opening, Refused};
 use crate::tables::{InboundEntry, OutboundEntry};
 
 /// The counters of one SA.
@@ -54,6 +55,21 @@ impl Engine {
     #[must_use]
     pub fn rest(&self) -> (Counters, Counters) {
         (self.shared.outbound.sum(), self.shared.inbound.sum())
+    }
+
+    /// Samples of the packets dropped since the last call.
+    #[must_use]
+    pub fn refused(&self) -> Vec<Refused> {
+        let drawers = self.shared.drawers.iter();
+        drawers.flat_map(|drawer| drawer.take_refused()).collect()
+    }
+
+    /// The first inner packets since the last call that ask for an answer.
+    #[must_use]
+    pub fn openings(&self) -> Vec<Opening> {
+        let drawers = self.shared.drawers.iter();
+        let found = drawers.flat_map(|drawer| drawer.take_openings());
+        found.take(MAX_SAMPLES).collect()
     }
 
     /// The replay floors that have advanced since the last call, by inbound SA: their highest

@@ -66,6 +66,7 @@ impl Engine {
             stop: AtomicBool::new(false),
             outbound: Tallies::new(count),
             inbound: Tallies::new(count),
+            drawers: (0..count).map(|_| Arc::default()).collect(),
             fwmark: settings.fwmark,
         });
         Ok(Self {

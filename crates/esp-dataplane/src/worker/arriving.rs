@@ -34,6 +34,8 @@ impl OutboundPath {
             if let Err(reason) = self.forward(vnet, length, &mut packets, sockets) {
                 let tally = self.shared.outbound.of(self.worker);
                 tally.dropped(reason, packets as u64);
+                let sampler = &mut self.sender.sampler;
+                sampler.packet(reason, None, &self.input[..length]);
             }
             if let Some(error) = self.failed.take() {
                 return Err(error);

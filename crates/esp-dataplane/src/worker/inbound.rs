@@ -30,6 +30,7 @@ use esp_linux::{RecvArena, RecvMeta, Result};
 
 use super::turn::Turn;
 use crate::events::Event;
+use crate::samples::Sampler;
 use crate::shared::Shared;
 use crate::socket::Socket;
 use crate::tables::{InboundEntry, Tables};
@@ -119,6 +120,7 @@ struct Delivery {
     /// The SA, as an index of `InboundPath::entries`, that was last allowed to carry a flow.
     flows: FlowCache<usize>,
     coalescer: Coalescer,
+    sampler: Sampler,
 }
 
 /// The outer facts of an ESP packet.
@@ -145,6 +147,7 @@ impl InboundPath {
             by_spi: HashMap::new(),
             entries: Vec::new(),
             delivery: Delivery {
+                sampler: Sampler::new(shared.drawer(worker)),
                 shared,
                 flows: FlowCache::new(WORKER_FLOWS),
                 coalescer: Coalescer::new(Merging {
@@ -308,12 +311,11 @@ impl InboundPath {
         };
         let esp = start..range.end;
         // A train of a library's SA takes the first way, which has nothing of a batch in it.
-        let place = match self.plain.of_train(spi) {
-            Some(slot) => Place::Plain(slot),
-            None => match self.look_up(spi) {
-                Some(place) => place,
-                None => return Ok(Err(DropReason::UnknownSpi)),
-            },
+        let train = self.plain.of_train(spi).map(Place::Plain);
+        let Some(place) = train.or_else(|| self.look_up(spi)) else {
+            let (reason, sampler) = (DropReason::UnknownSpi, &mut self.delivery.sampler);
+            sampler.outer(reason, None, spi, outer.src, outer.in_udp);
+            return Ok(Err(reason));
         };
         let (owner, verdict) = match place {
             Place::Plain(slot) => {
@@ -335,8 +337,10 @@ impl InboundPath {
             Ok(length) => self.deliver(owner, length, tun)?,
             Err(reason) => {
                 self.delivery.coalescer.cancel();
-                let tally = self.entries[owner].tallies.of(self.worker);
-                tally.dropped(reason, 1);
+                let InboundEntry { sa, tallies, .. } = &*self.entries[owner];
+                tallies.of(self.worker).dropped(reason, 1);
+                let (sampler, name) = (&mut self.delivery.sampler, Some(&sa.spec.name));
+                sampler.outer(reason, name, spi, outer.src, outer.in_udp);
             }
         }
         Ok(Ok(()))
@@ -438,10 +442,14 @@ impl Delivery {
         let key = FlowKey::of(packet);
         let known = key.as_ref().and_then(|key| self.flows.get(key));
         if known != Some(&slot.owner) {
-            if !entry.sa.carries(&wire::parse(packet)?) {
-                return Err(DropReason::SelectorMismatch);
+            let inner = wire::parse(packet)?;
+            if !entry.sa.carries(&inner) {
+                let reason = DropReason::SelectorMismatch;
+                self.sampler.inner(reason, Some(&spec.name), &inner);
+                return Err(reason);
             }
             if let Some(key) = key {
+                self.sampler.opening(&spec.name, packet, &inner);
                 self.flows.insert(key, slot.owner);
             }
         }

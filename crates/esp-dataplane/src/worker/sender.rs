@@ -5,14 +5,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use esp_core::DropReason;
+use esp_core::esp::sa::Mode;
+use esp_core::wire::inner::{transport_header, transport_header_len};
 use esp_linux::udp::path_mtu;
 use esp_linux::{Result, SendArena, SendOutcome, Transmit};
 
 use super::batch::{Batch, BatchOutcome, BatchSender, Packet};
 use super::targets::Slot;
 use crate::events::Event;
+use crate::samples::Sampler;
 use crate::shared::Shared;
 use crate::socket::Socket;
+use crate::tables::OutboundEntry;
 
 /// Packets of one sendmmsg.
 const SEND_BATCH: usize = 64;
@@ -25,12 +29,14 @@ pub(super) struct Sender {
     shared: Arc<Shared>,
     arena: SendArena,
     began: Instant,
+    pub(super) sampler: Sampler,
 }
 
 impl Sender {
     pub(super) fn new(worker: usize, shared: Arc<Shared>) -> Self {
         Self {
             worker,
+            sampler: Sampler::new(shared.drawer(worker)),
             shared,
             arena: SendArena::new(SEND_BATCH),
             began: Instant::now(),
@@ -67,22 +73,56 @@ impl Sender {
             events: &self.shared.events,
         };
         let outcome = sender.flush(batch, packets, sealed)?;
-        if outcome == BatchOutcome::TooBig {
-            self.ask_path_mtu(slot, batch);
+        if outcome == BatchOutcome::TooBig && self.ask_path_mtu(slot, batch) {
+            self.sample_too_big(&slot.entry, batch, packets, sealed);
         }
         Ok(outcome)
     }
 
-    fn ask_path_mtu(&self, slot: &mut Slot, batch: &Batch) {
+    /// Asks for the path MTU, if that was not done a moment ago.
+    fn ask_path_mtu(&self, slot: &mut Slot, batch: &Batch) -> bool {
         let now = self.began.elapsed();
         if now < slot.next_mtu_question {
-            return;
+            return false;
         }
         slot.next_mtu_question = now + MTU_QUESTION_INTERVAL;
         let remote = batch.dst.ip();
         if let Ok(mtu) = path_mtu(remote, self.shared.fwmark) {
             self.shared.events.push(Event::PathMtuChanged(remote, mtu));
         }
+        true
+    }
+
+    /// Samples a packet of a batch of which some exceed the path MTU. It is opened again: the inner
+    /// packet is overwritten by now.
+    fn sample_too_big(
+        &mut self,
+        entry: &OutboundEntry,
+        batch: &Batch,
+        packets: &[Packet],
+        sealed: &[u8],
+    ) -> Option<()> {
+        if !self.sampler.has_room(DropReason::TooBig) {
+            return None;
+        }
+        // The last of the full size: those behind the first refused one are refused, too.
+        let mut full_size = sealed.chunks_exact(batch.segment).zip(packets);
+        let (esp, _) = full_size.rfind(|(_, packet)| batch.may_fragment || !packet.any_link)?;
+        let spec = &entry.sa.spec;
+        let header_len = match spec.mode {
+            Mode::Tunnel => 0,
+            Mode::Transport => transport_header_len(spec.local),
+        };
+        let mut opener = spec.opener(&self.shared.aeads).ok()?;
+        let mut packet = vec![0; header_len + opener.text_len(esp.len()).ok()?];
+        let opened = opener.reopen(esp, &mut packet[header_len..]).ok()?;
+        let packet = packet.get_mut(..header_len + opened.payload_len)?;
+        if spec.mode == Mode::Transport {
+            transport_header(packet, spec.local, spec.remote, opened.next_header, 0).ok()?;
+        }
+        let sampler = &mut self.sampler;
+        sampler.packet(DropReason::TooBig, Some(&spec.name), packet);
+        Some(())
     }
 
     /// Sends a keepalive, of one byte or a sealed dummy packet; it is counted if the kernel takes it.
