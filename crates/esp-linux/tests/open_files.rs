@@ -1,6 +1,10 @@
 //! The limit of open files, which is the whole process's: a program of its own.
 
-#![allow(clippy::unwrap_used)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::cast_possible_truncation
+)]
 
 mod common;
 

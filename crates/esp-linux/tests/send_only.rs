@@ -1,6 +1,10 @@
 //! Sockets that only send: what is received goes to the others, whatever their number and order.
 
-#![allow(clippy::unwrap_used)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::cast_possible_truncation
+)]
 
 mod common;
 

@@ -89,8 +89,9 @@ impl OutboundPath {
     /// Uses new tables from the next packet on. What waits for a full socket unsealed is looked up
     /// in them; sealed batches are sent if their SA is still installed.
     pub fn use_tables(&mut self, tables: Arc<Tables>) {
+        self.close_unused_sockets(&tables);
         let (worker, targets) = (self.worker, &mut self.targets);
-        targets.replace(Arc::clone(&tables));
+        targets.replace(tables);
         for waiting in self.waiting.values_mut() {
             waiting.sealed.retain_mut(|sealed| {
                 let index = targets.again(&sealed.entry);
@@ -102,7 +103,6 @@ impl OutboundPath {
                 index.is_some()
             });
         }
-        self.close_unused_sockets(&tables);
     }
 
     /// True if packets wait for a socket.

@@ -374,6 +374,21 @@ mod tests {
     }
 
     #[test]
+    fn what_has_waited_for_another_socket_comes_last_with_its_bytes() {
+        let entry = entry();
+        let began = Instant::now();
+        let (mut waiting, mut other) = (Waiting::new(began), Waiting::new(began));
+        waiting.push(packet(1, began + MAX_WAIT), |_| ());
+        other.push(packet(2, began), |_| ());
+        other.sealed.push_back(batch(&entry, 3, 1));
+        waiting.join(other);
+        assert_eq!(waiting.sealed.front().map(Sealed::left), Some(2));
+        assert_eq!(waiting.bytes, 2 * (LARGE + OVERHEAD));
+        assert_eq!(numbers(&mut waiting), [1, 2]);
+        assert_eq!(waiting.bytes, 0);
+    }
+
+    #[test]
     fn a_socket_is_tried_again_once_an_interval() {
         let now = Instant::now();
         let mut waiting = Waiting::new(now);
