@@ -135,14 +135,14 @@ def test_a_flood_into_a_slow_tunnel_leaves_the_tunnels_of_other_addresses_their_
 
 
 @pytest.mark.either_engine
-@pytest.mark.parametrize("version", [4, 6])
-def test_the_socket_that_a_peer_has_alone_goes_with_its_tunnel(
-    make_hub: MakeHub, version: int
+@pytest.mark.parametrize("encapsulation", Encapsulation)
+def test_the_socket_of_a_peer_is_closed_with_its_tunnel(
+    make_hub: MakeHub, encapsulation: Encapsulation
 ) -> None:
-    lab = make_hub(version=version, local=ONE[version])
+    lab = make_hub(encapsulation=encapsulation, local=ONE[4])
 
     def sockets() -> int:
-        return lab.hub.namespace.run("ss", "-Huan").stdout.count(":4500")
+        return lab.hub.namespace.run("ss", "-Huwan").stdout.count(f"{ONE[4]}:")
 
     assert sockets() == 1
     with flooded(lab):
