@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ def test_no_crate_leaves_the_cipher_out_by_default(crate: str) -> None:
 
 @pytest.mark.parametrize("crate", MANIFESTS)
 def test_no_crate_asks_another_to_leave_the_cipher_out(crate: str) -> None:
-    for kind in ("dependencies", "dev-dependencies", "build-dependencies"):
-        for name, wanted in MANIFESTS[crate].get(kind, {}).items():
+    tables = [MANIFESTS[crate], *MANIFESTS[crate].get("target", {}).values()]
+    for table, kind in product(tables, ("dependencies", "dev-dependencies", "build-dependencies")):
+        for name, wanted in table.get(kind, {}).items():
             features = wanted.get("features", ()) if isinstance(wanted, dict) else ()
             on = {(name, feature) for feature in features}
             assert (name, NULL_CIPHER) not in on, kind
