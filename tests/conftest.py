@@ -22,21 +22,30 @@ pytest.register_assert_rewrite("tests.support", "tests.vm.debian")
 ROOT = Path(__file__).parent
 LONGEST = (
     "vm/test_inside.py",
+    "vm/test_blocked.py",
     "property/test_gateway_property.py",
     "lab/test_guard.py",
     "lab/test_full_sockets.py",
-    "lab/test_traffic.py",
-    "vm/test_machine.py",
     "lab/test_standing_state.py",
+    "lab/test_traffic.py",
     "lab/test_engine_options.py",
     "lab/test_network.py",
     "lab/test_attacks.py",
-    "vm/test_blocked.py",
-    "vm/test_bench_crypto.py",
+    "lab/test_memory.py",
+    "vm/test_machine.py",
     "lab/test_reload.py",
+    "lab/test_limits.py",
+    "lab/test_tun_ownership.py",
     "lab/test_service.py",
+    "lab/test_two_pis.py",
+    "vm/test_bench_crypto.py",
+    "lab/test_guard_state.py",
+    "lab/test_dhcp.py",
+    "lab/test_routing.py",
+    "lab/test_crash.py",
+    "lab/test_firewall.py",
 )
-"""Files whose tests take a minute and more, in the order in which they start.
+"""Files whose tests take the longest, in the order in which they start.
 
 One that starts last is alone at the end of a run by several processes. Virtual machines, which
 keep a processor busy, don't start all at once.
