@@ -95,7 +95,7 @@ def test_a_start_that_fails_after_a_clean_stop_leaves_it_closed(
 def test_a_start_that_fails_after_a_boot_leaves_it_closed(
     routed: GatewayPair, tap: StartTap, spoil: Callable[[LabGateway], None]
 ) -> None:
-    routed.start()
+    routed.a.start()
     assert routed.a.stop() == 0
     reboot(routed.a)
     spoil(routed.a)
@@ -118,7 +118,7 @@ def test_a_port_that_an_ordinary_user_holds_leaves_it_closed(
 ) -> None:
     routed = routed_of_each_engine
     if before != "never run":
-        routed.start()
+        routed.a.start()
         assert routed.a.stop() == 0
     if before == "rebooted":
         reboot(routed.a)
@@ -155,7 +155,7 @@ def test_released_at_the_end_nothing_is_left(make_pair_of_one_engine: MakePair) 
 def test_the_guard_alone_holds_the_last_plan_after_a_boot(
     routed: GatewayPair, tap: StartTap
 ) -> None:
-    routed.start()
+    routed.a.start()
     assert routed.a.stop() == 0
     reboot(routed.a)
     with watched(routed.a):
@@ -174,7 +174,7 @@ def test_the_guard_alone_holds_the_last_plan_after_a_boot(
 def test_a_damaged_copy_of_the_plan_falls_back_to_the_other(
     routed: GatewayPair, tap: StartTap, damaged: tuple[str, ...]
 ) -> None:
-    routed.start()
+    routed.a.start()
     assert routed.a.stop() == 0
     reboot(routed.a)
     break_syntax(routed.a)
@@ -191,7 +191,7 @@ def test_a_damaged_copy_of_the_plan_falls_back_to_the_other(
 def test_without_a_readable_plan_the_configuration_is_held_even_without_its_keys(
     routed: GatewayPair, tap: StartTap
 ) -> None:
-    routed.start()
+    routed.a.start()
     assert routed.a.stop() == 0
     reboot(routed.a)
     delete_key(routed.a)
@@ -296,7 +296,7 @@ def test_down_is_refused_while_the_gateway_runs_and_opens_it_when_forced(
 def test_down_opens_a_stopped_gateway_and_status_tells(routed: GatewayPair) -> None:
     host = routed.a.namespace
     before = network(host)
-    routed.start()
+    routed.a.start()
     assert routed.a.stop() == 0
     assert "closed" in guard(routed.a, "status")
     with watched(routed.a):
@@ -340,7 +340,7 @@ def test_without_a_plan_configuration_and_additions_are_held_and_status_knows(
 ) -> None:
     status = json.loads(guard(routed.a, "status", "--json", check=False))
     assert status["state"] == "not closed"
-    routed.start()
+    routed.a.start()
     routed.a.cli("policy", "add", "x", "--action", "discard", "--remote-ts", "10.9.0.0/24")
     assert routed.a.stop() == 0
     reboot(routed.a)

@@ -50,7 +50,7 @@ def test_a_read_only_state_directory_is_held_closed_after_a_boot(
 ) -> None:
     state = tmp_path / "state"
     own_folder(routed.a, state)
-    routed.start()
+    routed.a.start()
     assert routed.a.stop() == 0
     forget(routed.a, state)
     if locks == "never made":
@@ -66,7 +66,7 @@ def test_a_read_only_state_directory_is_held_closed_after_a_boot(
 
 
 def test_a_mark_that_can_not_be_removed_opens_nothing(routed: GatewayPair, tap: StartTap) -> None:
-    routed.start()
+    routed.a.start()
     assert routed.a.stop() == 0
     reboot(routed.a)
     (routed.a.folder / "guard.opened" / "in the way").mkdir(parents=True)
@@ -133,7 +133,7 @@ def test_a_state_directory_of_another_user_is_held_closed_and_repaired(
 ) -> None:
     state = tmp_path / "state"
     own_folder(routed.a, state)
-    routed.start()
+    routed.a.start()
     assert routed.a.stop() == 0
     forget(routed.a, state)
     if when == "before the start":
@@ -170,7 +170,7 @@ def test_what_root_writes_into_the_directory_belongs_to_the_owner_of_the_directo
     state = tmp_path / "state"
     own_folder(routed.a, state)
     give_away(state)
-    routed.start()
+    routed.a.start()
     routed.a.cli("policy", "add", "x", "--action", "discard", "--remote-ts", "10.9.0.0/24")
     assert routed.a.stop() == 0
     guard(routed.a, "down")
