@@ -7,6 +7,23 @@ venv=$root/.venv
 
 say() { printf '%s\n' "$*" >&2; }
 
+# in_background LOG COMMAND...: start a command, in a process group of its own; its number is $!.
+in_background() {
+    local log=$1
+    shift
+    set -m
+    "$@" >"$log" 2>&1 &
+    set +m
+}
+
+# await PID LOG: wait for such a command, and show what it said; return its exit status.
+await() {
+    local status=0
+    wait "$1" || status=$?
+    cat "$2" >&2
+    return $status
+}
+
 as_root() {
     if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
 }
@@ -104,22 +121,29 @@ need_tun() {
     fi
 }
 
-# make_native: build the native engine into .venv, or report that there is no Rust toolchain.
-make_native() {
-    local stamp=$venv/.native wanted rust
+# Report why there is no native engine, unless there is a Rust toolchain that can build it.
+has_rust() {
+    local rust
     rust=$(rustc --version 2>/dev/null | cut -d' ' -f2) || true
     if [ -z "$rust" ] || ! command -v cargo >/dev/null; then
         say "no Rust toolchain: using the python engine"
-        return
+        return 1
     fi
     if [ "$(printf '%s\n' 1.85 "$rust" | sort -V | head -n 1)" != 1.85 ]; then
         say "rustc $rust is older than 1.85: using the python engine"
-        return
+        return 1
     fi
+}
+
+# make_native: build the native engine into .venv, or report that there is no Rust toolchain.
+make_native() {
+    local stamp=$venv/.native wanted
+    has_rust || return 0
     need_packages cc:gcc make:make
     # OpenSSL's build needs Perl modules beyond the base system's.
     perl -MFindBin -MIPC::Cmd -e 1 2>/dev/null || need_packages none-such:perl
-    wanted=$(find "$root/crates" -path "$root/crates/target" -prune -o -type f -print0 |
+    wanted=$(find "$root/crates" \( -path "$root/crates/target" -o -name .mypy_cache \) -prune \
+        -o -type f -print0 |
         sort -z | xargs -0 sha256sum | sha256sum)
     if [ -e "$stamp" ] && { [ "$(cat "$stamp")" = "$wanted" ] ||
         # The development environment has all that a plain one has.
