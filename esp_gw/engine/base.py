@@ -194,27 +194,6 @@ class EngineStatus:
     af_alg: Mapping[str, AfAlgStatus] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
-    reason: DropReason
-    sa: str | None
-    source: IPAddress
-    source_port: int
-    destination: IPAddress | None
-    destination_port: int
-    protocol: int
-    spi: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Opening:
-    sa: str
-    source: IPAddress
-    destination: IPAddress
-    protocol: int
-    destination_port: int
-
-
 class Engine(Protocol):
     """A data plane: TUN on one side, ESP on real sockets on the other."""
 
@@ -289,12 +268,6 @@ class Engine(Protocol):
 
     def counters(self) -> Counters:
         """Return a snapshot of every counter."""
-
-    def refused(self) -> list[Refused]:
-        """stub"""
-
-    def openings(self) -> list[Opening]:
-        """stub"""
 
     def advanced_replay_floors(self) -> dict[str, int]:
         """Return the highest sequence number of each inbound SA that advanced since last call."""

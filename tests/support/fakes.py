@@ -105,12 +105,6 @@ class FakeEngine:
         assert self.is_open
         self.is_open = self.is_started = False
 
-    def refused(self) -> list[Refused]:
-        return []
-
-    def openings(self) -> list[Opening]:
-        return []
-
     def set_outer_sockets(self, wanted: Sequence[OuterSocket]) -> None:
         self.sockets = frozenset(wanted)
 

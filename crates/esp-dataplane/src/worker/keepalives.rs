@@ -12,7 +12,8 @@ use esp_linux::{Result, SendOutcome};
 use super::outbound::OutboundPath;
 use super::sealing::Shape;
 use super::targets::PacketResult;
-use crate::socket::{Socket, Sockets};
+use crate::socket::Sockets;
+use crate::tables::OuterSocket;
 
 const NAT_KEEPALIVE: [u8; 1] = [0xFF];
 /// Bytes of a dummy packet's payload, all zero.
@@ -27,8 +28,11 @@ const DUMMY: Shape = Shape {
 
 impl OutboundPath {
     /// Sends a NAT keepalive (RFC 3948 2.3); a failure is ignored.
-    pub fn keepalive(&mut self, socket: &Socket, peer: SocketAddr) {
-        let _ = self.sender.keepalive(socket, peer, &NAT_KEEPALIVE);
+    pub fn keepalive(&mut self, outer: OuterSocket, peer: SocketAddr, sockets: &Sockets) {
+        let own = self.own.of(outer, peer.ip());
+        if let Some(socket) = own.or_else(|| sockets.get(&outer)) {
+            let _ = self.sender.keepalive(socket, peer, &NAT_KEEPALIVE);
+        }
     }
 
     /// Sends a dummy packet (RFC 4303 2.6) by an SA, between two turns. One that the socket does

@@ -208,9 +208,7 @@ impl Worker {
                     self.sockets.remove(&outer);
                 }
                 Command::Keepalive(outer, peer) => {
-                    if let Some(socket) = self.sockets.get(&outer) {
-                        self.outbound.keepalive(socket, peer);
-                    }
+                    self.outbound.keepalive(outer, peer, &self.sockets);
                 }
                 Command::Dummy(sa) => {
                     // It may have been installed or removed since.
