@@ -458,5 +458,8 @@ class NativeEngine:
     def openings(self) -> list[Opening]:
         """Return samples of the flows begun since the last call that ask for an answer."""
 
+    def forget_flows(self) -> None:
+        """Take every inbound flow for a new one."""
+
     def rest(self, direction: Direction) -> Counters:
         """Return the counters of packets without an SA."""

@@ -25,6 +25,8 @@ INTERVAL = 1.0
 """Seconds between two looks, at least."""
 REST_FACTOR = 50
 """A look is followed by a pause of this many times its duration: thousands of SAs take longer."""
+OPENING_INTERVAL = 10.0
+"""Seconds between two looks at known flows for requests without an answer."""
 CHAIN_INTERVAL = 30.0
 """Seconds between two looks at the packet filters, while an answer is missing."""
 _MAX_WARNINGS = 10
@@ -57,7 +59,7 @@ class Health:
         self._news = News()
         self._drain_errors = drain_errors
         self._chains: dict[int, str | None] = {}
-        self._next_chains = 0.0
+        self._next_chains = self._next_openings = 0.0
 
     async def step(self) -> None:
         """Look at every tunnel once, tell the log what changed, and pause."""
@@ -83,6 +85,11 @@ class Health:
         )
         for _ in self._roster.look(look, self._chains):
             await asyncio.sleep(0)
+        one_way = any(each.tracker.is_one_way(now) for each in self._tunnels())
+        if one_way and now >= self._next_openings:
+            # Requests of a flow that was answered before count again.
+            self._next_openings = now + OPENING_INTERVAL
+            gateway.engine.forget_flows()
         standings = [_standing(each) for each in self._roster.tunnels.values()]
         line = self._news.look(standings, now, time.time())
         if line is not None:

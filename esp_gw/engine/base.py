@@ -286,5 +286,8 @@ class Engine(Protocol):
         with their replies.
         """
 
+    def forget_flows(self) -> None:
+        """Take every inbound flow for a new one, whose next packet may be an opening."""
+
     def status(self) -> EngineStatus:
         """Return the resources and offloads in use, with the reason for each one that is not."""

@@ -288,6 +288,10 @@ class NativeEngine:
             for found in self._core.openings()
         ]
 
+    def forget_flows(self) -> None:
+        """Take every inbound flow for a new one, whose next packet may be an opening."""
+        self._core.forget_flows()
+
     def status(self) -> EngineStatus:
         """Return the resources and offloads in use, with the reason for each one that is not."""
         providers = self._core.providers()

@@ -195,6 +195,10 @@ class Tracker:
         """True if the peer has to send something now and then."""
         return self.liveness > 0 or self._gap > 0
 
+    def is_one_way(self, now: float) -> bool:
+        """Return True if inner packets come, and none has gone for a while."""
+        return now - self._last_delivered < PATIENCE <= now - self._last_sent
+
     def is_unanswered(self, now: float) -> bool:
         """Return True if inner packets that ask for an answer come, and nothing goes back."""
         return self._asked is not None and now - self._asked >= UNANSWERED

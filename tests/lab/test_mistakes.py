@@ -199,8 +199,6 @@ def test_each_mistake_is_named_by_the_end_that_can_see_it(make_pair: MakePair) -
     for gateway, others in ((pair.a, "b"), (pair.b, "a")):
         lines = [line for line in gateway.log.read_text().splitlines() if "a tunnel is" in line]
         assert len(lines) < 3 * len(MISTAKES), lines
-        named = " ".join(lines)
-        assert all(name in named for name, each in MISTAKES.items() if each.by != others)
         log = gateway.cli("log").stdout
         assert all(each.text in log for each in MISTAKES.values() if each.by != others)
     # A reload mends some, and their causes go.

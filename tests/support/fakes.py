@@ -204,6 +204,8 @@ class FakeEngine:
     def openings(self) -> list[Opening]:
         return []
 
+    def forget_flows(self) -> None: ...
+
     def counters(self) -> Counters:
         return Counters(
             *(0, 0, 0, 0, 0, 0, {}), {name: self._counters(sa) for name, sa in self.sas.items()}

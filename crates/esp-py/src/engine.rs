@@ -137,6 +137,10 @@ impl NativeEngine {
         self.0.dummy(name).map_err(|error| os_error(&error))
     }
 
+    fn forget_flows(&self) -> PyResult<()> {
+        self.0.forget_flows().map_err(|error| os_error(&error))
+    }
+
     fn sas(&self) -> Vec<SaCounters> {
         let sas = self.0.sas().into_iter();
         sas.map(|(name, outbound, sa)| SaCounters::new(&name, outbound, sa))

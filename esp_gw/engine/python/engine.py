@@ -286,6 +286,11 @@ class PythonEngine:
         """Return the first inner packets since the last call that ask for an answer."""
         return self._samples.take_openings()
 
+    def forget_flows(self) -> None:
+        """Take every inbound flow for a new one, whose next packet may be an opening."""
+        for state in self._inbound.sas.values():
+            state.flows.clear()
+
     def status(self) -> EngineStatus:
         """Return the resources and offloads in use, with the reason for each one that is not."""
         suites = {state.sa.suite.name for state in self._outbound.sas.values()}

@@ -201,7 +201,7 @@ impl Engine {
         Ok(())
     }
 
-    fn tell(&self, mut command: impl FnMut(usize) -> Option<Command>) -> Result<()> {
+    pub(super) fn tell(&self, mut command: impl FnMut(usize) -> Option<Command>) -> Result<()> {
         for (index, mailbox) in self.mailboxes.iter().enumerate() {
             if let Some(command) = command(index) {
                 mailbox.send(command)?;

@@ -103,6 +103,15 @@ impl Engine {
         self.tell_first(Command::Dummy(Arc::from(name)))
     }
 
+    /// Takes every inbound flow for a new one: its next packet is checked as the first one is, and
+    /// may be an opening.
+    ///
+    /// # Errors
+    /// The error of the system call.
+    pub fn forget_flows(&self) -> Result<()> {
+        self.tell(|_| Some(Command::ForgetFlows))
+    }
+
     /// One worker is enough for a keepalive: the sockets of all have the same address and port.
     fn tell_first(&self, command: Command) -> Result<()> {
         let first = self.mailboxes.first();

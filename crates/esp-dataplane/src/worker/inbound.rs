@@ -167,6 +167,10 @@ impl InboundPath {
         self.batched.slots.clear();
         self.by_spi.clear();
         self.entries.clear();
+        self.forget_flows();
+    }
+
+    pub(super) fn forget_flows(&mut self) {
         self.delivery.flows.clear();
     }
 

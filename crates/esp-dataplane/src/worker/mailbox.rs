@@ -20,6 +20,8 @@ pub enum Command {
     Keepalive(OuterSocket, SocketAddr),
     /// Send a dummy packet by the SA of this name.
     Dummy(Arc<str>),
+    /// Take every inbound flow for a new one.
+    ForgetFlows,
 }
 
 /// The queued commands of a worker, and the generation of its tables.

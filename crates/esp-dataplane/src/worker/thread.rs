@@ -215,6 +215,7 @@ impl Worker {
                     self.follow_tables();
                     self.outbound.dummy(&sa, &self.sockets)?;
                 }
+                Command::ForgetFlows => self.inbound.forget_flows(),
             }
         }
         self.follow_tables();
