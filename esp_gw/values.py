@@ -209,6 +209,11 @@ def parse_outer_address(value: object) -> IPAddress:
     return address
 
 
+def parse_local_address(value: object) -> IPAddress | None:
+    """An outer address of this host; `auto`, which is None, for that of the route to the peer."""
+    return None if value == AUTO else parse_outer_address(value)
+
+
 @functools.lru_cache(maxsize=64)
 def _address(value: str) -> IPAddress:
     """Share one object for an address common to thousands of tunnels, as their local end."""

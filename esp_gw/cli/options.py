@@ -12,7 +12,7 @@ import click
 from esp_gw import values
 from esp_gw.control.client import call
 from esp_gw.desired import GatewaySettings
-from esp_gw.model import ENGINES, SUITES, Action, Direction, Encapsulation, Mode
+from esp_gw.model import AUTO, ENGINES, SUITES, Action, Direction, Encapsulation, Mode
 from esp_gw.values import FieldError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -72,6 +72,13 @@ class _Words(click.Choice[str]):
 SPI = _type_of(values.parse_spi)
 ADDRESS = _type_of(values.parse_address)
 OUTER_ADDRESS = _type_of(values.parse_outer_address)
+
+
+def local_address(text: str) -> str:
+    """Return an outer address of this host, or `auto`; a usage error if it is neither."""
+    return text if text == AUTO else str(OUTER_ADDRESS(text))
+
+
 PREFIX = _type_of(values.parse_prefix)
 PORT = _type_of(values.parse_udp_port)
 REPLAY_WINDOW = _type_of(values.parse_window)

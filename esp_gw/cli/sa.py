@@ -25,6 +25,7 @@ from esp_gw.cli.options import (
     SUITE,
     Daemon,
     json_option,
+    local_address,
     selector_options,
 )
 from esp_gw.errors import printable
@@ -106,7 +107,13 @@ def show(daemon: Daemon, name: str, reveal_keys: bool, as_json: bool) -> None:
 @click.argument("name", type=SA_NAME)
 @click.option("--direction", type=DIRECTION, required=True)
 @click.option("--spi", type=SPI, required=True, metavar="N", help="Decimal, or hex with 0x.")
-@click.option("--local", type=OUTER_ADDRESS, required=True, metavar="IP", help="Our outer address.")
+@click.option(
+    "--local",
+    type=local_address,
+    required=True,
+    metavar="IP|auto",
+    help="Our outer address; auto: that of the route to the peer.",
+)
 @click.option("--remote", type=OUTER_ADDRESS, required=True, metavar="IP", help="The peer's.")
 @click.option("--remote-port", type=PORT, metavar="N", help="The peer's UDP port.")
 @click.option("--mode", type=MODE)

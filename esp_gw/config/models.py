@@ -137,13 +137,14 @@ class HalfModel(Strict):
 class SaFields(Strict):
     """Fields common to a configured tunnel and a single SA added by the CLI.
 
-    `local` and `remote` are outer addresses and `remote_port` is the UDP port of the peer;
+    `local` and `remote` are outer addresses; a `local` of None is that of the route to the peer.
+    `remote_port` is the UDP port of the peer;
     `local_ts`, `remote_ts`, `protocol`, `local_ts_port` and `remote_ts_port` select inner traffic.
     """
 
     mode: types.ModeName = Mode.TUNNEL
     encapsulation: types.EncapsulationName = Encapsulation.UDP
-    local: types.OuterAddress
+    local: types.LocalAddress
     remote: types.OuterAddress
     remote_port: types.UdpPort | None = None
     local_ts: types.Prefixes | None = Field(default=None, validate_default=True)
@@ -156,6 +157,17 @@ class SaFields(Strict):
     replay_window: types.ReplayWindow = DEFAULT_REPLAY_WINDOW
     keepalive: types.Keepalive | None = None
     liveness: types.Liveness = 0
+
+    @field_validator("local")
+    @classmethod
+    def _suits_transport_mode(
+        cls, local: types.LocalAddress, info: ValidationInfo
+    ) -> types.LocalAddress:
+        if local is None and info.data.get("mode") is Mode.TRANSPORT:
+            raise FieldError(
+                "transport mode protects one address: write it instead of auto, or use tunnel mode"
+            )
+        return local
 
     @field_validator("remote")
     @classmethod
@@ -205,9 +217,14 @@ class SaFields(Strict):
         return _with_ports(value, info)
 
     @property
+    def outer_local(self) -> types.OuterAddress:
+        """The local outer address, unspecified for that of the route to the peer."""
+        return type(self.remote)(0) if self.local is None else self.local
+
+    @property
     def local_prefixes(self) -> Prefixes:
         """`local_ts`, or the outer address in transport mode."""
-        return self.local_ts or (host_network(self.local),)
+        return self.local_ts or (host_network(self.outer_local),)
 
     @property
     def remote_prefixes(self) -> Prefixes:
@@ -252,7 +269,7 @@ class SaFields(Strict):
             keymat=keymat,
             mode=self.mode,
             encapsulation=self.encapsulation,
-            local=self.local,
+            local=self.outer_local,
             remote=self.remote,
             selectors=selectors,
             remote_port=self.remote_port or UDP_ENCAP_PORT,
@@ -327,7 +344,7 @@ class TunnelModel(SaFields):
             mode=self.mode,
             encapsulation=self.encapsulation,
             suite=self.suite,
-            local=self.local,
+            local=self.outer_local,
             remote=self.remote,
             local_ts=self.local_prefixes,
             remote_ts=self.remote_prefixes,

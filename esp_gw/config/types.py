@@ -22,6 +22,7 @@ from pydantic import (
 from esp_gw import values
 from esp_gw.errors import printable
 from esp_gw.model import (
+    AUTO,
     Action,
     Direction,
     Encapsulation,
@@ -153,6 +154,11 @@ _TEXT: Any = PlainSerializer(str, return_type=str, when_used="json-unless-none")
 
 Name = Annotated[str, PlainValidator(values.parse_name)]
 SaName = Annotated[str, PlainValidator(values.parse_sa_name)]
+LocalAddress = Annotated[
+    IPAddress | None,
+    PlainValidator(values.parse_local_address),
+    PlainSerializer(lambda value: AUTO if value is None else str(value)),
+]
 OuterAddress = Annotated[IPAddress, PlainValidator(values.parse_outer_address), _TEXT]
 Prefix = Annotated[IPNetwork, PlainValidator(values.parse_prefix), _TEXT]
 Prefixes = Annotated[tuple[Prefix, ...], BeforeValidator(as_list)]

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from esp_gw.daemon.background import Background
+from esp_gw.daemon.local_addresses import LocalAddresses
+from esp_gw.daemon.notices import Notices
 from esp_gw.daemon.ownership import evict, open_alone
 from esp_gw.daemon.paths import PathMtus
 from esp_gw.daemon.peer_log import PeerLog
@@ -33,13 +35,10 @@ from esp_gw.daemon.reconcile import (
 from esp_gw.daemon.sas import InstalledSas, Totals
 from esp_gw.desired import Desired
 from esp_gw.engine.base import (
-    AfAlgLost,
     Counters,
     Engine,
     EngineFailed,
     Event,
-    GsoRefused,
-    HardExpired,
     LeaseLow,
     OuterSocket,
     PathMtuChanged,
@@ -76,6 +75,8 @@ class Gateway:
     """
 
     engine: Engine
+    placed: Desired
+    """The state of the last request that succeeded, with every local address; no SA without one."""
     peers_moved: bool
     """True if a peer has been at another address than the configured one."""
 
@@ -97,10 +98,11 @@ class Gateway:
         self._policies: tuple[Policy, ...] | None = ()
         self._sockets: frozenset[OuterSocket] | None = frozenset()
         self._paths = PathMtus()
+        self._locals = LocalAddresses()
         self._remotes: frozenset[IPAddress] = frozenset()
         self.peers_moved = False
         self._peer_log = PeerLog()
-        self._without_gso: set[IPAddress] = set()
+        self._notices = Notices()
         self._network = Network(mtu=0)
         self._host = Host()
         self._doubts: list[str] = []
@@ -116,7 +118,7 @@ class Gateway:
         After a failure the protected prefixes stay closed. Raises EspGwError.
         """
         settings = desired.settings
-        self._wanted = Desired(settings)
+        self._wanted = self.placed = Desired(settings)
         self._interface = settings.interface
         await self._kernel.open()
         try:
@@ -204,11 +206,6 @@ class Gateway:
         return await self._kernel.tun_overflow()
 
     @property
-    def wanted(self) -> Desired:
-        """The state of the last request that succeeded."""
-        return self._wanted
-
-    @property
     def host_addresses(self) -> frozenset[IPAddress]:
         """The addresses of this host and its TUN when its network was looked at last."""
         known = self._host.addresses
@@ -260,8 +257,6 @@ class Gateway:
         if self._stopped:
             raise EngineError("the gateway is stopping")
         retired = self._sas.retired.keys()
-        for left in sockets_left(desired, self._sas.sas):
-            self._lingering[left] = _now() + GRACE
         try:
             changes = await self._bring_to(desired)
             await record()
@@ -287,6 +282,7 @@ class Gateway:
         await asyncio.to_thread(self._guard.remember, self._wanted)
 
     async def _bring_to(self, desired: Desired) -> list[Change]:
+        desired = await self._place(desired)
         network = await self._plan(desired)
         there = await self._kernel.observe()
         changes = reconcile(desired, network, self._observed(there))
@@ -298,7 +294,7 @@ class Gateway:
             )
         await self._carry_out(changes)
         self._sas.forget_totals()
-        self._network = self._in_place(network)
+        self._network, self.placed = self._in_place(network), desired
         return changes
 
     async def _restore(self, retired: Set[str]) -> None:
@@ -327,10 +323,11 @@ class Gateway:
         if await evict(self.engine, self._kernel, self._interface, self._fail):
             return CheckResult()
         there = await self._kernel.observe()
-        network = await self._plan(self._wanted)
+        wanted = await self._place(self._wanted)
+        network = await self._plan(wanted)
         # Other programs may add addresses of their own to the TUN while we run.
         ours = there.addresses & (self._network.addresses | network.addresses)
-        changes = reconcile(self._wanted, network, self._observed(replace(there, addresses=ours)))
+        changes = reconcile(wanted, network, self._observed(replace(there, addresses=ours)))
         missing, fault = missing_from(there, self._network, network), None
         if not there.is_up:
             # The kernel accepts no route into a device that is down; the rest works regardless.
@@ -350,7 +347,7 @@ class Gateway:
         if self._kernel.filter_fault is not None:
             done = tuple(c.describe() for c in changes if not isinstance(c, ReplaceFirewall))
         if there.is_up:
-            self._network = self._in_place(network)
+            self._network, self.placed = self._in_place(network), wanted
         return CheckResult(missing, done, fault, waits=True)
 
     def _in_place(self, network: Network) -> Network:
@@ -389,6 +386,17 @@ class Gateway:
                 case unknown:
                     raise TypeError(f"no way to carry out {type(unknown).__name__}")
 
+    async def _place(self, desired: Desired) -> Desired:
+        """Return the desired state with a local address for each SA that can have one."""
+        peers = {sa.name: sa.remote for sa in self._where_peers_are(desired).sas}
+        mark = desired.settings.fwmark
+        placed = await self._locals.place(
+            desired, peers, lambda remote: self._kernel.source(remote, mark)
+        )
+        for left in sockets_left(placed, self._sas.sas):
+            self._lingering[left] = _now() + GRACE
+        return placed
+
     async def _plan(self, desired: Desired) -> Network:
         desired = self._where_peers_are(desired)
         self._remotes = frozenset(sa.remote for sa in desired.sas)
@@ -405,6 +413,7 @@ class Gateway:
             *shadowed(desired, host),
             *uplinks_inside(desired, host),
             *left_out(desired, host),
+            *self._locals.missing,
         ]
         network = plan_network(desired, mtus, host)
         self._needs_filter = network.firewall is not None
@@ -451,19 +460,10 @@ class Gateway:
                     self._watch.wake()
             case PeerAddressChanged(name, address, port):
                 self._peer_moved(name, address, port)
-            case GsoRefused(remote, error):
-                if remote not in self._without_gso:
-                    self._without_gso.add(remote)
-                    text = "the kernel refuses UDP segmentation: packets are sent one by one"
-                    log.warning(text, remote=str(remote), error=error)
-            case AfAlgLost(reason):
-                log.warning("AF_ALG is lost: the library is used instead", reason=reason)
-            case SoftExpired(name):
-                log.warning("an SA is running out of sequence numbers: give it a new key", sa=name)
-            case HardExpired(name):
-                log.error("an SA has no sequence number left: give it a new key", sa=name)
             case EngineFailed(reason):
                 self._on_failure(reason)
+            case notice:
+                self._notices.tell(notice)
 
     def _peer_moved(self, name: str, address: IPAddress, port: int) -> None:
         self.peers_moved = True

@@ -72,7 +72,7 @@ class Health:
         """Bring the states to `now`, in seconds of the loop's clock."""
         gateway = self._gateway
         counters = gateway.counters().sas
-        self._roster.follow(gateway.wanted, now)
+        self._roster.follow(gateway.placed, now)
         totals = gateway.totals(counters)
         look = Look(
             now,
@@ -120,7 +120,7 @@ class Health:
 
     def _tunnels(self) -> Collection[Watched]:
         """Return the tunnels of this moment: they may have changed since the last look."""
-        self._roster.follow(self._gateway.wanted, _now())
+        self._roster.follow(self._gateway.placed, _now())
         return self._roster.tunnels.values()
 
     def _worded(self, *, guesses: bool) -> list[str]:

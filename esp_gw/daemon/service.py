@@ -28,6 +28,7 @@ from esp_gw.control.server import Caller, Handler
 from esp_gw.crypto.advice import Advice
 from esp_gw.daemon.gateway import Gateway
 from esp_gw.daemon.health import Health
+from esp_gw.daemon.parameters import Parameters, name_of, refuse_existing
 from esp_gw.daemon.queue import ChangeQueue
 from esp_gw.daemon.status import status_text
 from esp_gw.daemon.views import policy_view, sa_view, tunnel_view
@@ -38,8 +39,6 @@ from esp_gw.logs import log
 from esp_gw.model import Sa
 from esp_gw.network.link import TUN_OVERFLOW
 from esp_gw.network.sysctl import network_warnings
-
-Parameters = dict[str, object]
 
 
 class Service:
@@ -182,7 +181,7 @@ class Service:
 
     async def get_sa(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return one SA; its key is revealed only to root and is always logged as an event."""
-        sa = self._find_sa(_name(parameters))
+        sa = self._find_sa(name_of(parameters))
         info = self._sa_view(sa, self._gateway.counters().sas)
         if parameters.get("reveal_keys") is True:
             if caller.uid != 0:
@@ -196,7 +195,7 @@ class Service:
         entry = parse_sa_entry(parameters)
         names = [sa.name for sa in self._gateway.sas]
         names += [old.name for old in self._state.sas]
-        _refuse_existing("SA", entry.name, names)
+        refuse_existing("SA", entry.name, names)
         await self._change(
             StoredState(sas=(*self._state.sas, entry), policies=self._state.policies),
             f"SA {entry.name}",
@@ -206,7 +205,7 @@ class Service:
 
     async def delete_sa(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Remove an SA that the CLI added."""
-        name = _name(parameters)
+        name = name_of(parameters)
         if name not in [entry.name for entry in self._state.sas]:
             raise self._not_added("SA", name, [sa.name for sa in self._gateway.sas])
         for policy in self._placed():
@@ -254,11 +253,11 @@ class Service:
         added = parse_additions(parameters)
         names = [sa.name for sa in self._gateway.sas] + [old.name for old in self._state.sas]
         for sa in added.sas:
-            _refuse_existing("SA", sa.name, names)
+            refuse_existing("SA", sa.name, names)
         names = [policy.name for policy in self._gateway.policies]
         names += [old.name for old in self._state.policies]
         for policy in added.policies:
-            _refuse_existing("policy", policy.name, names)
+            refuse_existing("policy", policy.name, names)
         port = self._configured.settings.port
         if parameters.get("port") not in (None, port):
             raise ControlError(
@@ -280,7 +279,7 @@ class Service:
         entry = parse_policy_entry(parameters)
         names = [policy.name for policy in self._gateway.policies]
         known = [*names, *(old.name for old in self._state.policies)]
-        _refuse_existing("policy", entry.name, known)
+        refuse_existing("policy", entry.name, known)
         if entry.before is not None and entry.before not in names:
             raise ControlError("NotFound", f"there is no policy {entry.before} to precede")
         if entry.sa is not None and entry.sa not in [sa.name for sa in self._gateway.sas]:
@@ -298,7 +297,7 @@ class Service:
 
     async def delete_policy(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Remove a policy that the CLI added."""
-        name = _name(parameters)
+        name = name_of(parameters)
         if name not in [entry.name for entry in self._state.policies]:
             raise self._not_added("policy", name, [p.name for p in self._gateway.policies])
         self._refuse_displacing({name})
@@ -317,7 +316,13 @@ class Service:
         totals = self._gateway.totals(counters)
         return {
             "tunnels": [
-                tunnel_view(tunnel, counters, totals, self._health.of_sa(tunnel.sas[0]))
+                tunnel_view(
+                    tunnel,
+                    counters,
+                    totals,
+                    self._health.of_sa(tunnel.sas[0]),
+                    self._find_sa(tunnel.sas[0]).local,
+                )
                 for tunnel in self._configured.tunnels
                 # During a reload some SAs may be removed already.
                 if counters.keys() >= set(tunnel.sas)
@@ -481,19 +486,3 @@ class Service:
                     f"{setting.section}.{setting.key or name} can't change while the gateway runs",
                     hint="restart it with 'systemctl restart esp-gw'",
                 )
-
-
-def _refuse_existing(kind: str, name: str, names: list[str]) -> None:
-    if name in names:
-        raise ControlError(
-            "AlreadyExists",
-            f"the {kind} {name} exists already",
-            hint="choose another name, or delete it first",
-        )
-
-
-def _name(parameters: Parameters) -> str:
-    name = parameters.get("name")
-    if not isinstance(name, str) or not name:
-        raise ControlError("InvalidParameter", "name: expected a non-empty string")
-    return name

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from esp_gw.daemon.health import Condition
 from esp_gw.daemon.sas import Totals
 from esp_gw.engine.base import SaCounters
-from esp_gw.model import Policy, Sa, Selector, Tunnel
+from esp_gw.model import IPAddress, Policy, Sa, Selector, Tunnel
 
 
 def sa_view(sa: Sa, counters: SaCounters, condition: Condition) -> dict[str, object]:
@@ -47,8 +47,12 @@ def tunnel_view(
     counters: Mapping[str, SaCounters],
     totals: Mapping[str, Totals],
     condition: Condition,
+    local: IPAddress,
 ) -> dict[str, object]:
-    """Return a tunnel with the counters of its SAs, those under replaced keys included."""
+    """Return a tunnel with the counters of its SAs, those under replaced keys included.
+
+    `local` is the address that it uses now.
+    """
     # The SAs of a tunnel alternate: outbound, inbound.
     outbound, inbound = ([totals[name] for name in tunnel.sas[first::2]] for first in (0, 1))
     drops: Counter[str] = Counter()
@@ -59,7 +63,7 @@ def tunnel_view(
         "mode": tunnel.mode,
         "encapsulation": tunnel.encapsulation,
         "suite": tunnel.suite.name,
-        "local": str(tunnel.local),
+        "local": str(local),
         "remote": str(counters[tunnel.sas[0]].remote),
         "remote_port": counters[tunnel.sas[0]].remote_port,
         "local_ts": [str(prefix) for prefix in tunnel.local_ts],

@@ -197,10 +197,11 @@ def _unsent(tracker: Tracker, ends: Ends, observed: Observations, now: float) ->
     reason = tracker.refused_out.worst
     match reason:
         case DropReason.SEND_ERROR:
+            source = "" if ends.local.is_unspecified else f" from {ends.local}"
             yield Cause(
                 Kind.SENDING,
                 f"nothing can be sent to {ends.remote}: no route to it, or a firewall of this host "
-                f"refuses it; see 'ip route get {ends.remote} from {ends.local}'",
+                f"refuses it; see 'ip route get {ends.remote}{source}'",
             )
         case DropReason.TOO_BIG:
             yield Cause(

@@ -116,7 +116,9 @@ class Roster:
             foreign_spis=tuple(watched.spis),
             refused=watched.refused,
             unreachable=None if watched.unreachable is None else watched.unreachable[0],
-            local_is_gone=bool(look.host) and ends.local not in look.host,
+            local_is_gone=bool(look.host)
+            and ends.local not in look.host
+            and not ends.local.is_unspecified,
             forward_chain=None if asked is None else chains.get(asked.version),
             asked=asked,
             asked_is_here=asked in look.host,

@@ -13,7 +13,8 @@ def quotes(error: Unreachable, ends: Ends) -> bool:
     """Return True if an ICMP error is on a packet from one end of a tunnel to the other."""
     is_udp = ends.encapsulation is Encapsulation.UDP
     return (
-        (error.local, error.remote) == (ends.local, ends.remote)
+        error.remote == ends.remote
+        and (error.local == ends.local or ends.local.is_unspecified)
         and (error.protocol == _IPPROTO_UDP) == is_udp
         and (not is_udp or error.remote_port == ends.remote_port)
     )

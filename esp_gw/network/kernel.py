@@ -14,6 +14,7 @@ import asyncio
 import errno
 from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -141,6 +142,10 @@ class KernelNetwork:
         """Return the path MTU to `remote` in bytes, or None if there is no route."""
         return await self._call(self._path_mtu(remote, fwmark))
 
+    async def source(self, remote: IPAddress, fwmark: int) -> IPAddress | None:
+        """Return the address that packets to `remote` are sent from, or None without a route."""
+        return await self._call(self._source(remote, fwmark))
+
     async def apply(self, changes: Sequence[NetworkChange]) -> None:
         """Apply changes in the given order. Raises NetworkError.
 
@@ -253,6 +258,14 @@ class KernelNetwork:
         link = (await self._ipr.link(GET_LINK, index=route.get("oif")))[0]
         # The loopback's MTU of 65536 exceeds the largest IP packet.
         return min(int(link.get("mtu")), 65535)
+
+    async def _source(self, remote: IPAddress, fwmark: int) -> IPAddress | None:
+        try:
+            route = (await self._ipr.route(GET_ROUTE, dst=str(remote), mark=fwmark))[0]
+        except NetlinkError:
+            return None
+        source = route.get("prefsrc")
+        return None if source is None else ip_address(source)
 
     async def _apply(self, changes: Sequence[NetworkChange]) -> None:
         refused: list[NetworkError] = []

@@ -39,6 +39,13 @@ def batch(
     number accepted, 0 if absent. The text holds keys. Raises EspGwError for anything that `ip xfrm`
     can't express.
     """
+    for sa in sas:
+        if sa.local.is_unspecified:
+            raise EspGwError(
+                "the kernel needs the address of each end, and local is auto",
+                where=f"SA {sa.name}",
+                hint="write our outer address instead of auto",
+            )
     groups = _groups(sas)
     lines = [_state(sa, groups[sa.name], seqs.get(sa.name, 0), port) for sa in sas]
     seen: set[str] = set()

@@ -239,6 +239,7 @@ class FakeKernel:
         self.deleted: list[int] = []
         self.actions = 0
         self.there = Host()
+        self.sources: dict[IPAddress, IPAddress] = {}
         self.filter_fault: str | None = None
         self.events = asyncio.Semaphore(0)
         self._failing: int | None = None
@@ -276,6 +277,9 @@ class FakeKernel:
 
     async def filter_drops(self) -> dict[str, int]:
         return {"cleartext-out": 3}
+
+    async def source(self, remote: IPAddress, fwmark: int) -> IPAddress | None:
+        return self.sources.get(remote)
 
     async def path_mtu(self, remote: IPAddress, fwmark: int) -> int | None:
         return 1500
