@@ -96,6 +96,7 @@ class DropReason(enum.StrEnum):
     QUEUE_TIMEOUT = "queue-timeout"
     SEND_ERROR = "send-error"
     # Inbound, roughly in the order of the path.
+    SOCKET_OVERFLOW = "socket-overflow"
     TOO_SHORT = "too-short"
     TRUNCATED = "truncated"
     IKE_DATAGRAM = "ike-datagram"

@@ -64,7 +64,7 @@ def test_without_a_route_the_tunnel_waits_closed_for_one(make_pair: MakePair) ->
     assert "no route" not in str(pair.a.call("GetStatus")["warnings"])
 
 
-def test_an_address_becomes_auto_and_the_other_way_round_without_a_loss(make_pair: MakePair) -> None:
+def test_an_address_becomes_auto_and_the_other_way_round(make_pair: MakePair) -> None:
     pair = make_pair()
     pair.start()
     edit(pair.a, lambda config: tunnel(config).update(local="auto"))

@@ -12,6 +12,7 @@ pub mod peers;
 pub mod samples;
 mod shared;
 mod socket;
+mod socket_drops;
 pub mod tables;
 mod tallies;
 mod worker;

@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use crate::aead_factory::AeadFactory;
 use crate::events::Events;
 use crate::samples::Drawer;
+use crate::socket_drops::SocketDrops;
 use crate::tables::Tables;
 use crate::tallies::Tallies;
 
@@ -26,6 +27,8 @@ pub struct Shared {
     pub outbound: Tallies,
     /// The tallies of packets without an SA, inbound; the packets are keepalives.
     pub inbound: Tallies,
+    /// What the kernel dropped at the outer sockets.
+    pub socket_drops: SocketDrops,
     /// The samples of each worker.
     pub drawers: Box<[Arc<Drawer>]>,
     /// The mark of outer packets.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use esp_linux::raw::RawSocket;
 use esp_linux::udp::UdpSocket;
@@ -10,7 +11,7 @@ use esp_linux::{BatchSocket, RecvArena, RecvMeta, Result, SendArena, SendOutcome
 use crate::tables::OuterSocket;
 
 /// The outer sockets of a worker.
-pub type Sockets = HashMap<OuterSocket, Socket>;
+pub type Sockets = HashMap<OuterSocket, Arc<Socket>>;
 
 /// One outer socket of one worker.
 #[derive(Debug)]

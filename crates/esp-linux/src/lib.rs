@@ -44,4 +44,4 @@ pub use error::{Errno, Error, Result};
 pub use message::Transmit;
 pub use recv::{RecvArena, RecvMeta};
 pub use send::{SendArena, SendOutcome};
-pub use sockopt::SocketOptions;
+pub use sockopt::{SocketOptions, received_drops};

@@ -10,6 +10,11 @@ use crate::error::{Errno, Result, Step, check};
 
 /// Open files that a send-only socket, which can be done without, leaves to the rest of the process.
 const FILES_FOR_OTHERS: u64 = 128;
+/// Of `asm-generic/socket.h`; libc does not have it.
+const SO_MEMINFO: i32 = 55;
+/// `SK_MEMINFO_DROPS` and `SK_MEMINFO_VARS` of `linux/sock_diag.h`.
+const MEMINFO_DROPS: usize = 8;
+const MEMINFO_LEN: usize = 9;
 
 /// Options of an outer socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,6 +140,29 @@ pub fn path_mtu(dst: IpAddr, mark: u32) -> Result<u32> {
     } else {
         sockopt::ipv6_mtu(&fd).step("IPV6_MTU")
     }
+}
+
+/// The datagrams that the kernel has dropped at a socket, modulo 2^32: for want of room in its
+/// receive buffer, and for a wrong checksum where that is verified by the receiving call. Clones
+/// that a filter rejects are not among them.
+///
+/// # Errors
+/// The error of the system call: Linux before 4.12 has no `SO_MEMINFO`.
+pub fn received_drops(fd: impl AsFd) -> Result<u32> {
+    let mut info = [0_u32; MEMINFO_LEN];
+    let mut len = libc::socklen_t::try_from(size_of_val(&info)).unwrap_or(0);
+    // SAFETY: the kernel writes at most `len` bytes, which is all of `info`, and keeps nothing.
+    let returned = unsafe {
+        libc::getsockopt(
+            fd.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_MEMINFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    check(returned).step("SO_MEMINFO")?;
+    Ok(info[MEMINFO_DROPS])
 }
 
 /// Sets an option that takes an unsigned int and that rustix has no function for.

@@ -42,7 +42,7 @@ from esp_gw.engine.python.sad import InboundState, OutboundState
 from esp_gw.engine.python.samples import Samples
 from esp_gw.engine.python.tun import open_tun
 from esp_gw.errors import EngineError
-from esp_gw.model import AF_ALG_ON, AWS_LC, Direction, Lease, Policy, Sa
+from esp_gw.model import AF_ALG_ON, AWS_LC, Direction, DropReason, Lease, Policy, Sa
 
 
 class PythonEngine:
@@ -59,6 +59,7 @@ class PythonEngine:
         self._peers = Peers()
         self._removed = Counters(0, 0, 0, 0, 0, 0, {}, {})
         self._keepalives_out = 0
+        self._drops_of_closed = 0
         self._change: SadChange | None = None
 
     def open(self, settings: EngineSettings, on_event: Callable[[Event], None]) -> None:
@@ -105,7 +106,9 @@ class PythonEngine:
                 self._outers[key] = outer
                 self._loop.add_reader(outer.sock, self._inbound.drain, outer)
         for key in [key for key in self._outers if key not in wanted]:
-            self._outers.pop(key).close()
+            outer = self._outers.pop(key)
+            self._drops_of_closed += outer.dropped()
+            outer.close()
 
     def install_outbound(self, sa: Sa, lease: Lease) -> None:
         """Add an outbound SA that begins at the lease's first sequence number."""
@@ -259,6 +262,9 @@ class PythonEngine:
         drops = Counter(self._removed.drops) + self._outbound.drops + self._inbound.drops
         for counters in (*outbound.values(), *inbound.values()):
             drops.update(counters.drops)
+        at_sockets = sum((o.dropped() for o in self._outers.values()), self._drops_of_closed)
+        if at_sockets:
+            drops[DropReason.SOCKET_OVERFLOW] = at_sockets
         return Counters(
             packets_out=self._removed.packets_out + sum(c.packets for c in outbound.values()),
             bytes_out=self._removed.bytes_out + sum(c.bytes for c in outbound.values()),

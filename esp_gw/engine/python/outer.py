@@ -13,7 +13,7 @@ from collections.abc import Set
 from esp_gw.engine.base import OuterSocket
 from esp_gw.engine.python.peers import SocketAddress
 from esp_gw.engine.python.sending import SendingSocket
-from esp_gw.engine.python.sockets import open_outer, open_send_only
+from esp_gw.engine.python.sockets import open_outer, open_send_only, received_drops
 from esp_gw.engine.python.waiting import Sender, WaitingPacket
 from esp_gw.model import DropReason, Encapsulation
 
@@ -43,6 +43,18 @@ class Outer:
         # By the peer's address, without its port.
         self._own: dict[str, SendingSocket] = {}
         self._next_open = -math.inf
+        self._drops_seen = 0
+        self._drops = 0
+
+    def dropped(self) -> int:
+        """Return the number of datagrams that the kernel has dropped at this socket so far.
+
+        Its receive buffer was full, or their checksum wrong. The kernel's count has 32 bits.
+        """
+        now = received_drops(self.sock)
+        self._drops += (now - self._drops_seen) % 2**32
+        self._drops_seen = now
+        return self._drops
 
     def send(
         self, state: Sender, packet: memoryview, inner_len: int, tos: int, may_fragment: bool

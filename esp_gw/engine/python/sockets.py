@@ -39,6 +39,9 @@ _PMTUDISC_DO = 2
 _IP_FREEBIND = 15
 _IPV6_FREEBIND = 78
 _SO_NO_CHECK = 11
+_SO_MEMINFO = 55
+_MEMINFO = struct.Struct("=9I")
+_MEMINFO_DROPS = 8
 _SO_MARK = getattr(socket, "SO_MARK", 36)
 _SO_RCVBUFFORCE = 33
 _SO_SNDBUFFORCE = 32
@@ -107,6 +110,18 @@ def let_fragment(sock: socket.socket) -> None:
 def forbid_fragments(sock: socket.socket) -> None:
     """Let the kernel refuse later packets that exceed the path MTU."""
     _set_path_mtu_discovery(sock, _PMTUDISC_DO)
+
+
+def received_drops(outer: socket.socket) -> int:
+    """Return the datagrams that the kernel has dropped at a socket, modulo 2**32.
+
+    A kernel without the option (before 4.12) counts none.
+    """
+    try:
+        info = outer.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
+    except OSError:
+        return 0
+    return int(_MEMINFO.unpack(info)[_MEMINFO_DROPS])
 
 
 def path_mtu(outer: socket.socket, address: SocketAddress) -> int | None:

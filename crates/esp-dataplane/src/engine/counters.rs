@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use esp_core::DropReason;
 use esp_core::counters::Counters;
 use esp_core::esp::sa::SaSpec;
 use esp_linux::{Error, Result};
@@ -54,7 +55,9 @@ impl Engine {
     /// keepalives.
     #[must_use]
     pub fn rest(&self) -> (Counters, Counters) {
-        (self.shared.outbound.sum(), self.shared.inbound.sum())
+        let mut inbound = self.shared.inbound.sum();
+        inbound.drops[DropReason::SocketOverflow.index()] += self.shared.socket_drops.total();
+        (self.shared.outbound.sum(), inbound)
     }
 
     /// Samples of the packets dropped since the last call.

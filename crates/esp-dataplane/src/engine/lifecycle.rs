@@ -21,6 +21,7 @@ use crate::af_alg::AfAlgKeys;
 use crate::events::Events;
 use crate::shared::Shared;
 use crate::socket::Socket;
+use crate::socket_drops::SocketDrops;
 use crate::tables::{OuterSocket, Tables};
 use crate::tallies::Tallies;
 use crate::worker::{Command, Mailbox, Worker, run_supervised};
@@ -66,6 +67,7 @@ impl Engine {
             stop: AtomicBool::new(false),
             outbound: Tallies::new(count),
             inbound: Tallies::new(count),
+            socket_drops: SocketDrops::default(),
             drawers: (0..count).map(|_| Arc::default()).collect(),
             fwmark: settings.fwmark,
         });

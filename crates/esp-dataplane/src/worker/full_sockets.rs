@@ -1,5 +1,6 @@
 //! Outbound, beside the path: full sockets are tried again, and what waits too long is dropped.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use esp_core::DropReason;
@@ -213,7 +214,7 @@ impl OutboundPath {
             ..
         } = sealed;
         let own = self.own.get(socket);
-        let socket = own.or_else(|| sockets.get(&socket.outer));
+        let socket = own.or_else(|| sockets.get(&socket.outer).map(Arc::as_ref));
         self.sender.send(slot, batch, packets, octets, socket)
     }
 

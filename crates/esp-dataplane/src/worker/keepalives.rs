@@ -2,6 +2,7 @@
 
 use std::iter::once;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use esp_core::DropReason;
 use esp_core::esp::encap::SaSealer;
@@ -30,7 +31,7 @@ impl OutboundPath {
     /// Sends a NAT keepalive (RFC 3948 2.3); a failure is ignored.
     pub fn keepalive(&mut self, outer: OuterSocket, peer: SocketAddr, sockets: &Sockets) {
         let own = self.own.of(outer, peer.ip());
-        if let Some(socket) = own.or_else(|| sockets.get(&outer)) {
+        if let Some(socket) = own.or_else(|| sockets.get(&outer).map(Arc::as_ref)) {
             let _ = self.sender.keepalive(socket, peer, &NAT_KEEPALIVE);
         }
     }
@@ -73,7 +74,7 @@ impl OutboundPath {
             }
         }
         let own = self.own.of(slot.outer, batch.dst.ip());
-        let Some(socket) = own.or_else(|| sockets.get(&slot.outer)) else {
+        let Some(socket) = own.or_else(|| sockets.get(&slot.outer).map(Arc::as_ref)) else {
             return Ok(Err(DropReason::SendError));
         };
         Ok(match self.sender.keepalive(socket, batch.dst, sealed)? {

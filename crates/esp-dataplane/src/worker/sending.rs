@@ -36,7 +36,10 @@ impl OutboundPath {
         }
         let (outer, dst) = (slot.outer, batch.dst.ip());
         let (packets, sender) = (&self.packets, &mut self.sender);
-        let (shared, own) = (sockets.get(&outer), self.own.of(outer, dst));
+        let (shared, own) = (
+            sockets.get(&outer).map(Arc::as_ref),
+            self.own.of(outer, dst),
+        );
         let peer = own.map(|_| dst);
         let mut to = SendingSocket { outer, peer };
         // Behind what waits already.

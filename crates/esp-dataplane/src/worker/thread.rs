@@ -27,6 +27,7 @@ const MAX_READY: usize = 64;
 
 /// State of one worker, moved into its thread; `run` is the thread's body.
 pub struct Worker {
+    index: usize,
     shared: Arc<Shared>,
     mailbox: Arc<Mailbox>,
     tun: TunQueue,
@@ -66,6 +67,7 @@ impl Worker {
             TunFeatures::empty()
         };
         Ok(Self {
+            index,
             outbound: OutboundPath::new(index, Arc::clone(&shared))?,
             inbound: InboundPath::new(index, Arc::clone(&shared), mergeable)?,
             busy_poll: BusyPoll::new(busy_poll),
@@ -197,6 +199,8 @@ impl Worker {
                 Command::Open(outer, socket) => {
                     self.poller.add(&socket, self.next_token, Interest::READ)?;
                     self.tokens.insert(self.next_token, outer);
+                    let socket = Arc::new(socket);
+                    self.shared.socket_drops.open(self.index, outer, &socket);
                     self.sockets.insert(outer, socket);
                     self.next_token += 1;
                 }
@@ -204,6 +208,7 @@ impl Worker {
                     self.tokens.retain(|_, name| *name != outer);
                     self.outbound.close(&outer);
                     self.polled_to_write.remove(&outer);
+                    self.shared.socket_drops.close(self.index, outer);
                     // Closing the file removes it from the poller.
                     self.sockets.remove(&outer);
                 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any, cast
@@ -40,6 +41,7 @@ class ScriptedSocket:
         self.fd = 9
         self.faults: deque[OSError | None] = deque()
         self.taken: list[tuple[bytes, tuple[Any, ...]]] = []
+        self.dropped = 0
 
     def sendto(self, packet: bytes, address: tuple[Any, ...]) -> None:
         fault = self.faults.popleft() if self.faults else None
@@ -51,6 +53,9 @@ class ScriptedSocket:
         return self.fd
 
     def setsockopt(self, *_: object) -> None: ...
+
+    def getsockopt(self, *_: object) -> bytes:
+        return struct.pack("=9I", *bytes(8), self.dropped)
 
     def close(self) -> None: ...
 
@@ -169,6 +174,27 @@ def test_a_keepalive_is_never_queued(rig: Rig) -> None:
     assert not rig.outer.send_keepalive(rig.one.peer.address)
     rig.run_writers()
     assert [packet for packet, _ in rig.sock.taken] == [b"\xff", b"packet"]
+
+
+def test_a_dummy_is_neither_queued_nor_counted_as_a_packet(rig: Rig) -> None:
+    def send() -> DropReason | None:
+        return rig.outer.send_now(rig.one, memoryview(b"dummy"))
+
+    rig.sock.faults.extend([None, FULL, FULL_RAW, BROKEN, LONG])
+    full, lost, long = DropReason.QUEUE_FULL, DropReason.SEND_ERROR, DropReason.TOO_BIG
+    assert [send() for _ in range(5)] == [None, full, full, lost, long]
+    assert [packet for packet, _ in rig.sock.taken] == [b"dummy"]
+    assert (rig.one.packets, rig.one.drops, rig.outer.is_full) == (0, {}, False)
+    rig.sock.faults.append(FULL)
+    rig.send(rig.one)
+    assert rig.outer.is_full
+
+
+def test_the_kernel_s_count_of_drops_wraps_and_ours_does_not(rig: Rig) -> None:
+    counted = []
+    for rig.sock.dropped in (0, 5, 5, 2**32 - 1, 3):
+        counted.append(rig.outer.dropped())
+    assert counted == [0, 5, 5, 2**32 - 1, 2**32 + 3]
 
 
 @given(

@@ -45,6 +45,9 @@ class Sends:
 
     def setsockopt(self, *_: object) -> None: ...
 
+    def getsockopt(self, *_: object) -> bytes:
+        return bytes(36)
+
     def close(self) -> None: ...
 
 
