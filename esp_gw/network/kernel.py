@@ -11,6 +11,7 @@ watched by the main loop, because pyroute2's runs only while it has a request to
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -307,11 +308,23 @@ class KernelNetwork:
             case AddAddress(address):
                 await self._tun.address("add", address)
             case RemoveAddress(address):
-                await self._tun.address("del", address)
+                await self._remove_address(address)
             case SetMtu(mtu):
                 await self._tun.set_mtu(mtu)
             case _:
                 raise TypeError(f"no way to carry out {type(change).__name__}")
+
+    async def _remove_address(self, address: IPAddress) -> None:
+        """Remove an address of the TUN, but none of its routes.
+
+        With a device's last IPv4 address the kernel flushes all of its IPv4 routes
+        (fib_inetaddr_event in net/ipv4/fib_frontend.c).
+        """
+        ours = [each for each in self._routes.routes(self._tables) if not each.is_guard]
+        await self._tun.address("del", address)
+        # A source that is nowhere on the host any more is refused, and takes its route along.
+        with contextlib.suppress(NetworkError):
+            self._routes.replace([each for each in ours if each.destination.version == 4])
 
     @property
     def _tun(self) -> TunLink:

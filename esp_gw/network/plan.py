@@ -18,50 +18,56 @@ from dataclasses import replace
 
 from esp_gw.desired import Desired
 from esp_gw.errors import NetworkError
-from esp_gw.model import LAST_TABLE, RESERVED_TABLES, Action, IPAddress, IPNetwork, Selector
+from esp_gw.model import LAST_TABLE, RESERVED_TABLES, Action, IPAddress, IPNetwork
 from esp_gw.network.firewall import plan_firewall
 from esp_gw.network.mtu import DEFAULT_PATH_MTU, inner_mtu, prefix_mtu
 from esp_gw.network.objects import Host, Network, Route, RouteKind
 from esp_gw.network.prefixes import PrefixIndex
 from esp_gw.network.rules import Near, plan_rules
+from esp_gw.network.sources import SourceHints
 
 
 def plan_network(desired: Desired, path_mtus: Mapping[IPAddress, int], host: Host) -> Network:
     """Return the network that the desired tunnels need on a host.
 
     `path_mtus` gives bytes for each peer address, 1500 for a missing one. An address that the host
-    has on another interface is not added to the TUN again. Of an IP version that the kernel lacks
-    there is nothing. Raises NetworkError if rules can't express the policies.
+    has on another interface is added to the TUN again only for masquerade (`sources.py`). Of an IP
+    version that the kernel lacks there is nothing. Raises NetworkError if rules can't express the
+    policies.
     """
     settings = desired.settings
     sas = {sa.name: sa for sa in desired.sas}
     _check_table(settings.table)
-    # The first selector in the SPD determines a prefix's source address.
-    selectors: dict[IPNetwork, Selector] = {}
+    # By remote prefix, in the order of the SPD; what is discarded needs no source.
+    local_of: dict[IPNetwork, dict[IPNetwork, None]] = {}
     narrowest: dict[IPNetwork, int] = {}
     for policy in desired.policies:
         if policy.action is Action.BYPASS:
             continue
         for selector in policy.selectors:
-            selectors.setdefault(selector.remote, selector)
+            ours = local_of.setdefault(selector.remote, {})
+            if policy.action is Action.PROTECT:
+                ours[selector.local] = None
             for sa in [sas[name] for name in policy.sas if name in sas]:
                 mtu = inner_mtu(sa, path_mtus.get(sa.remote, DEFAULT_PATH_MTU))
                 narrowest[selector.remote] = min(mtu, narrowest.get(selector.remote, mtu))
-    addresses = frozenset(settings.addresses)
     protected = PrefixIndex(narrowest)
+    sources = SourceHints(settings.addresses, host.addresses)
     routes = set()
-    for prefix, selector in selectors.items():
+    for prefix, ours in local_of.items():
         table = settings.table + (1 if prefix.prefixlen == 0 else 0)
         mtu = prefix_mtu(prefix, protected, settings.mtu)
-        source = _source_hint(selector.local, settings.addresses, host.addresses)
+        source = sources.of(tuple(ours))
         routes.add(Route(RouteKind.TUN, prefix, table, mtu, source))
         routes.add(Route(RouteKind.UNREACHABLE, prefix, table))
-    near = _near(desired, frozenset(selectors), host)
-    rules = plan_rules(desired, frozenset(selectors), near, host.addresses)
+    near = _near(desired, frozenset(local_of), host)
+    rules = plan_rules(desired, frozenset(local_of), near, host.addresses)
+    own = frozenset(settings.addresses) - host.addresses
+    addresses = own | sources.for_masquerade(own, desired)
     there = host.versions
     return Network(
         mtu=max((route.mtu for route in routes), default=settings.mtu or DEFAULT_PATH_MTU),
-        addresses=frozenset(each for each in addresses - host.addresses if each.version in there),
+        addresses=frozenset(each for each in addresses if each.version in there),
         routes=frozenset(each for each in routes if each.destination.version in there),
         rules=frozenset(each for each in rules if each.version in there),
         firewall=plan_firewall(settings, desired.policies, near.prefixes),
@@ -182,22 +188,3 @@ def _check_table(table: int) -> None:
             where="gateway.table",
             hint=f"choose a number up to {LAST_TABLE} that is not 252 to 255",
         )
-
-
-def _source_hint(
-    local: IPNetwork, preferred: tuple[IPAddress, ...], host_addresses: frozenset[IPAddress]
-) -> IPAddress | None:
-    """Return an address of this host inside `local`, or None; the kernel refuses any other."""
-    for address in preferred:
-        if address.version == local.version and address in local:
-            return address
-    if local.prefixlen == 0:
-        return None
-    inside = [
-        address
-        for address in host_addresses
-        if address.version == local.version
-        and address in local
-        and not (address.is_loopback or address.is_link_local)
-    ]
-    return min(inside, key=int, default=None)

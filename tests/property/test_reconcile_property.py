@@ -124,9 +124,9 @@ class World:
                 self.addresses.add(address)
             case RemoveAddress(address):
                 self.addresses.remove(address)
-                # The kernel also removes the routes that have the address as their source.
+                # The kernel removes the routes with this source, too, unless the host still has it.
                 for key, route in list(self.routes.items()):
-                    if route.source == address:
+                    if route.source == address and address not in HOST:
                         del self.routes[key]
             case SetMtu(mtu):
                 self.mtu = mtu

@@ -64,6 +64,7 @@ SANS_IO = {
     "network.ranges",
     "network.rules",
     "network.ruleset",
+    "network.sources",
     "xfrm.lines",
     "xfrm.parser",
     "xfrm.records",

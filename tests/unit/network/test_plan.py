@@ -10,7 +10,7 @@ from esp_gw.model import SUITES, Encapsulation, Mode, PortRange, Suite
 from esp_gw.network.mtu import inner_mtu
 from esp_gw.network.objects import Network, Route, RouteKind
 from esp_gw.network.plan import plan_network
-from tests.support.builders import OUTER, desired, discard, make_sa, protect, selector
+from tests.support.builders import OUTER, bypass, desired, discard, make_sa, protect, selector
 from tests.support.routing import NOWHERE, plan
 
 
@@ -147,3 +147,59 @@ def test_a_route_names_as_source_only_a_local_and_protected_address(
     network = plan(wanted, hosts=frozenset(map(ip_address, hosts)))
     source = routes_by_prefix(network)[remote].source
     assert (source and str(source)) == expected
+
+
+@pytest.mark.parametrize(
+    ("preferred", "hosts", "expected"),
+    [
+        ([], ["10.3.0.1"], "10.3.0.1"),
+        ([], ["10.3.0.1", "10.1.0.5"], "10.1.0.5"),
+        (["10.3.0.1"], ["10.1.0.5"], "10.3.0.1"),
+        (["10.9.0.1", "10.3.0.2"], ["10.3.0.1"], "10.3.0.2"),
+        ([], ["10.7.0.1"], None),
+    ],
+)
+def test_a_source_lies_in_any_local_prefix_that_goes_with_the_remote_one(
+    preferred: list[str], hosts: list[str], expected: str | None
+) -> None:
+    sa, remote = make_sa(), "10.2.0.0/24"
+    policies = (
+        discard("no-mail", selector("10.7.0.0/24", remote, 6, None, PortRange(25, 25))),
+        protect("t", sa.name, selector("10.1.0.0/24", remote), selector("10.3.0.0/24", remote)),
+        protect("u", sa.name, selector("10.4.0.0/24", "10.5.0.0/24")),
+    )
+    wanted = desired((sa,), policies, addresses=tuple(map(ip_address, preferred)))
+    routes = routes_by_prefix(plan(wanted, hosts=frozenset(map(ip_address, hosts))))
+    assert routes[remote].source == (None if expected is None else ip_address(expected))
+    assert routes["10.5.0.0/24"].source is None
+
+
+@pytest.mark.parametrize(
+    ("addresses", "local", "expected"),
+    [
+        ([], "10.1.0.0/24", {"10.1.0.1"}),
+        (["10.1.0.1"], "10.1.0.0/24", {"10.1.0.1"}),
+        (["10.1.0.2"], "10.1.0.0/24", {"10.1.0.2"}),
+        (["fd00:1::2"], "10.1.0.0/24", {"10.1.0.1", "fd00:1::2"}),
+        ([], "10.9.0.0/24", set()),
+        ([], "0.0.0.0/0", set()),
+    ],
+)
+def test_the_tun_shares_an_address_that_masquerade_finds_nowhere_else(
+    addresses: list[str], local: str, expected: set[str]
+) -> None:
+    sa = make_sa()
+    policy = protect("t", sa.name, selector(local, "10.2.0.0/24"))
+    wanted = desired((sa,), (policy,), addresses=tuple(map(ip_address, addresses)))
+    hosts = frozenset(map(ip_address, ("10.1.0.1", "10.1.0.7", "192.0.2.1")))
+    assert set(map(str, plan(wanted, hosts=hosts).addresses)) == expected
+
+
+def test_transport_mode_and_bypasses_share_no_address() -> None:
+    sa = make_sa(mode=Mode.TRANSPORT)
+    policies = (
+        bypass("b", selector("10.1.0.0/24", "10.3.0.0/24")),
+        protect("t", sa.name, selector("192.0.2.1/32", "192.0.2.2/32")),
+    )
+    hosts = frozenset(map(ip_address, ("10.1.0.1", "192.0.2.1")))
+    assert plan(desired((sa,), policies), hosts=hosts).addresses == frozenset()

@@ -1,0 +1,67 @@
+"""Source addresses of what the gateway itself sends into its tunnels, or others send by way of it.
+
+A selector takes a packet by its source, too: the host's own packets need an address that lies in
+one of the local prefixes which go with the remote one.
+
+Masquerade gives packets the first address of the interface by which they leave, and that of any
+other interface if it has none (inet_select_addr in net/ipv4/devinet.c, called by
+nf_nat_masquerade.c; ipv6_dev_get_saddr, which prefers the interface). Without an address inside a
+local prefix on the TUN, a container's packets would have one that no selector takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence, Set
+
+from esp_gw.desired import Desired
+from esp_gw.model import Action, IPAddress, IPNetwork, Mode
+
+
+class SourceHints:
+    """Source hints of routes: `preferred` addresses first, then the `host`'s own ones."""
+
+    def __init__(self, preferred: Sequence[IPAddress], host: Iterable[IPAddress]) -> None:
+        self._preferred = preferred
+        self._host = sorted(
+            (each for each in host if not (each.is_loopback or each.is_link_local)), key=int
+        )
+        # Thousands of tunnels have a few local prefixes.
+        self._known: dict[IPNetwork, IPAddress | None] = {}
+
+    def of(self, prefixes: Sequence[IPNetwork]) -> IPAddress | None:
+        """Return an address of this host inside one of the local prefixes, or None.
+
+        The kernel refuses any other, and chooses well itself where a prefix is everything.
+        """
+        for address in self._preferred:
+            if any(address in prefix for prefix in prefixes):
+                return address
+        return self._of_host(prefixes)
+
+    def for_masquerade(self, own: Set[IPAddress], desired: Desired) -> set[IPAddress]:
+        """Return addresses of other interfaces to be added to the TUN, one of an IP version.
+
+        There is none where an address of the TUN's `own` comes before it, or any source will do.
+        """
+        tunnels = {sa.name for sa in desired.sas if sa.mode is Mode.TUNNEL}
+        prefixes = dict.fromkeys(
+            selector.local
+            for policy in desired.policies
+            if policy.action is Action.PROTECT and not tunnels.isdisjoint(policy.sas)
+            for selector in policy.selectors
+        )
+        found = {
+            self._of_host([each for each in prefixes if each.version == version])
+            for version in {4, 6} - {address.version for address in own}
+        }
+        return {each for each in found if each is not None}
+
+    def _of_host(self, prefixes: Iterable[IPNetwork]) -> IPAddress | None:
+        for prefix in prefixes:
+            if not prefix.prefixlen:
+                return None
+            if prefix not in self._known:
+                self._known[prefix] = next((each for each in self._host if each in prefix), None)
+            if (found := self._known[prefix]) is not None:
+                return found
+        return None
