@@ -2,8 +2,8 @@
 
 Routes alone don't close a host: a socket bound to a device ignores them, and they say nothing of
 the packets that arrive. The filter drops cleartext to a protected prefix on its way out, cleartext
-from a protected prefix on its way in (RFC 4301 5.2), and packets with a forged source on their way
-into the TUN.
+from a protected prefix on its way in (RFC 4301 5.2), packets with a forged source on their way into
+the TUN, and those that would go back and forth between two gateways until their hop limit ends.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class FirewallDrop(enum.StrEnum):
     CLEARTEXT_OUT = "cleartext-out"
     CLEARTEXT_IN = "cleartext-in"
     SPOOFED_SOURCE = "spoofed-source"
+    LOOP = "loop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,10 @@ class Firewall:
     `remote` are the protected addresses. `near` are those that a host with a protected default
     route reaches without the TUN, `full` the local addresses that this route protects; both are
     empty without one. `bypass` are the selectors of the bypass policies. `ports` are UDP ports at
-    which outer packets may arrive. `checks_sources` drops packets on their way into the TUN whose
-    source is not reachable where they came from.
+    which outer packets may arrive. `mirrored` are addresses behind both ends of a tunnel and of no
+    other one: a packet out of the TUN between two of them would go back into the same tunnel.
+    `checks_sources` drops packets on their way into the TUN whose source is not reachable where
+    they came from.
     """
 
     name: str
@@ -45,10 +48,11 @@ class Firewall:
     near: tuple[Range, ...]
     full: tuple[Range, ...]
     bypass: tuple[Selector, ...]
+    mirrored: tuple[Range, ...]
     checks_sources: bool
 
 
-UNKNOWN = Firewall("", "", 0, frozenset(), (), (), (), (), checks_sources=False)
+UNKNOWN = Firewall("", "", 0, frozenset(), (), (), (), (), (), checks_sources=False)
 """Stands for a table whose contents nobody knows; it is never planned."""
 
 
@@ -70,11 +74,15 @@ def plan_firewall(
     bypass: list[Selector] = []
     protected: set[IPNetwork] = set()
     full: set[IPNetwork] = set()
+    mirrored: set[IPNetwork] = set()
+    one_sided: set[IPNetwork] = set()
     for policy in policies:
         if policy.action is Action.BYPASS:
             bypass += policy.selectors
             continue
         for selector in policy.selectors:
+            is_mirrored = policy.action is Action.PROTECT and selector.local == selector.remote
+            (mirrored if is_mirrored else one_sided).add(selector.remote)
             if selector.remote.prefixlen:
                 protected.add(selector.remote)
             else:
@@ -90,5 +98,6 @@ def plan_firewall(
         near=ranges(near, protected - near) if full else (),
         full=ranges(full),
         bypass=tuple(bypass),
+        mirrored=ranges(mirrored, one_sided - mirrored) if mirrored else (),
         checks_sources=settings.source_check == AUTO,
     )

@@ -45,7 +45,7 @@ _ICMP_ERRORS = {
 }
 _HOOKS = {"egress": "postrouting", "ingress": "prerouting", "transit": "forward"}
 _CHAINS = ("scope", "bypass-out", "bypass-in", "outer-in", "must-be-near", *_HOOKS)
-_SETS = ("remote", "near", "full")
+_SETS = ("remote", "near", "full", "mirrored")
 
 
 def replacement(firewall: Firewall, stale: Iterable[str] = ()) -> Json:
@@ -92,7 +92,12 @@ def _add(kind: str, body: Json) -> Json:
 
 
 def _ranges(firewall: Firewall, name: str) -> tuple[Range, ...]:
-    return {"remote": firewall.remote, "near": firewall.near, "full": firewall.full}[name]
+    return {
+        "remote": firewall.remote,
+        "near": firewall.near,
+        "full": firewall.full,
+        "mirrored": firewall.mirrored,
+    }[name]
 
 
 def _rules(firewall: Firewall) -> dict[str, list[Sequence[Json]]]:
@@ -192,17 +197,31 @@ def _own_dhcp() -> Sequence[Json]:
 
 
 def _transit(firewall: Firewall) -> list[Sequence[Json]]:
-    """Forwarded packets on their way into the TUN whose source isn't where they came from."""
-    if not firewall.checks_sources:
-        return []
-    return [
-        [
-            _match(_meta("oifname"), firewall.interface),
-            _match(_meta("iifname"), firewall.interface, "!="),
-            _reverse_path(exists=False),
-            *_drop(FirewallDrop.SPOOFED_SOURCE),
+    """Forwarded packets on their way into the TUN: those that came from it, and forged ones."""
+    name = firewall.interface
+    into = _match(_meta("oifname"), name)
+    rules: list[Sequence[Json]] = []
+    if firewall.mirrored:
+        rules += [
+            [
+                into,
+                _match(_meta("iifname"), name),
+                _in_set("saddr", "mirrored", version),
+                _in_set("daddr", "mirrored", version),
+                *_drop(FirewallDrop.LOOP),
+            ]
+            for version in _IP
         ]
-    ]
+    if firewall.checks_sources:
+        rules.append(
+            [
+                into,
+                _match(_meta("iifname"), name, "!="),
+                _reverse_path(exists=False),
+                *_drop(FirewallDrop.SPOOFED_SOURCE),
+            ]
+        )
+    return rules
 
 
 def _bypass(selector: Selector, source: str, destination: str) -> Sequence[Json]:

@@ -5,12 +5,26 @@ docs/explanation/situations.md has their sources.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
 from esp_gw.demo.netns import Namespace, add_address, namespaces
-from tests.support.labtools import MakePair, edit, forwarding, network, ping, tunnel, until
+from tests.support.labtools import (
+    MakePair,
+    StartCapture,
+    drops,
+    edit,
+    forwarding,
+    frames,
+    network,
+    ping,
+    sas,
+    tunnel,
+    until,
+)
 
 FAR = ("10.2.0.1", "fd00:2::1")
 OWN = ("10.1.0.1", "fd00:1::1")
@@ -118,3 +132,67 @@ def lan_and_tun(host: Namespace) -> list[str]:
     """Return the interfaces that have the gateway's IPv4 address."""
     lines = host.ip("-o", "-4", "address").splitlines()
     return [line.split()[1] for line in lines if f" {OWN[0]}/" in line]
+
+
+EVERYTHING = ["0.0.0.0/0", "::/0"]
+OSPF = """
+import socket, sys
+source, group = sys.argv[1:]
+family = socket.AF_INET6 if ":" in group else socket.AF_INET
+s = socket.socket(family, socket.SOCK_RAW, 89)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"esp0")
+s.bind((source, 0))
+if family == socket.AF_INET:
+    s.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 1)
+else:
+    s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 1)
+s.sendto(b"hello", (group, 0))
+"""
+LISTENER = """
+import socket, struct
+index = socket.if_nametoindex("esp0")
+four = socket.socket(socket.AF_INET, socket.SOCK_RAW, 89)
+member = socket.inet_aton("224.0.0.5") + bytes(4) + struct.pack("=i", index)
+four.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, member)
+six = socket.socket(socket.AF_INET6, socket.SOCK_RAW, 89)
+member = socket.inet_pton(socket.AF_INET6, "ff02::5") + struct.pack("=i", index)
+six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, member)
+print("ready", flush=True)
+for s in (four, six):
+    s.settimeout(20)
+    print(s.recv(100)[-5:].decode(), flush=True)
+"""
+
+
+def test_a_tunnel_of_everything_at_both_ends_loops_nothing_and_takes_multicast(
+    make_pair: MakePair, capture: StartCapture
+) -> None:
+    """As routing protocols need it; the network of the uplink stays near."""
+    pair = make_pair(inner_versions=(4, 6))
+    a, b = pair.a.namespace, pair.b.namespace
+    for gateway, peer in ((pair.a, "192.0.2.2"), (pair.b, "192.0.2.1")):
+        edit(gateway, lambda config: tunnel(config).update(local_ts=EVERYTHING))
+        edit(gateway, lambda config: tunnel(config).update(remote_ts=EVERYTHING))
+        gateway.namespace.ip("route", "add", "default", "via", peer)
+    forwarding(a, b)
+    pair.start()
+    assert reaches(a, *FAR) == ALL
+    wire = capture(a)
+    assert ping(a, "192.0.2.2", count=2) == 2
+    icmp = [
+        frame for frame in frames(wire.stop()) if frame[12:14] == b"\x08\x00" and frame[23] == 1
+    ]
+    assert len(icmp) == 4
+    for number, nowhere in enumerate(("10.2.0.77", "8.8.8.8", "fd00:2::77", "2001:db8:9::1"), 1):
+        before = sum(each["packets"] for each in sas(pair.b).values())
+        assert ping(a, nowhere, count=1) == 0
+        until(lambda number=number: drops(pair.b)["loop"] == number, f"{nowhere} is dropped")
+        # Without it, as many as the hop limit of 64 allows.
+        assert sum(each["packets"] for each in sas(pair.b).values()) - before < 5
+    routed = b.start(sys.executable, "-c", LISTENER, stdout=subprocess.PIPE)
+    assert routed.stdout is not None
+    assert routed.stdout.readline() == "ready\n"
+    for source, group in zip(OWN, ("224.0.0.5", "ff02::5"), strict=True):
+        a.run(sys.executable, "-c", OSPF, source, group)
+        assert routed.stdout.readline() == "hello\n"
+    assert routed.wait(10) == 0
