@@ -149,7 +149,7 @@ async def _compare(
     try:
         if running:
             await kernel.join(desired.settings.interface)
-        planned = plan_guard(desired, await kernel.host())
+        planned = plan_guard(desired, await kernel.host(desired.settings.fwmark))
         return planned, await kernel.observe(), firewall_fault()
     finally:
         await kernel.close()

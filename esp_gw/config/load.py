@@ -19,6 +19,7 @@ from esp_gw.config.models import (
     TunnelModel,
     gateway_settings,
 )
+from esp_gw.config.redundancy import find_redundant
 from esp_gw.config.types import Location, Strict, describe, unknown_field
 from esp_gw.crypto.providers import provider_fault
 from esp_gw.desired import Desired, GatewaySettings
@@ -324,6 +325,9 @@ class _Reader:
         for conflict in find_conflicts(self._sas, policies):
             document, place = self._places[conflict.names[-1]]
             self._complain(document, place, conflict.message)
+        for redundant in find_redundant(policies):
+            document, place = self._places[redundant.name]
+            self._warnings.append(str(document.problem(place, redundant.message)))
         mtu = self._settings.mtu
         if mtu is not None and mtu < MIN_IPV6_MTU:
             for policy in self._protects:

@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
+from esp_gw.daemon.around import Around
 from esp_gw.daemon.background import Background
 from esp_gw.daemon.local_addresses import LocalAddresses
 from esp_gw.daemon.notices import Notices
@@ -53,8 +54,8 @@ from esp_gw.model import IPAddress, Policy, Sa
 from esp_gw.network.changes import Change, NetworkChange, ReplaceFirewall, Step
 from esp_gw.network.guard import GuardState, hold, release, without_guard
 from esp_gw.network.kernel import KernelNetwork
-from esp_gw.network.objects import Host, Network, missing_from
-from esp_gw.network.plan import left_out, plan_network, shadowed, uplinks_inside
+from esp_gw.network.objects import Network, missing_from
+from esp_gw.network.plan import plan_network
 from esp_gw.network.watch import CheckResult, Watch
 
 FLOOR_INTERVAL = 5.0
@@ -104,8 +105,7 @@ class Gateway:
         self._peer_log = PeerLog()
         self._notices = Notices()
         self._network = Network(mtu=0)
-        self._host = Host()
-        self._doubts: list[str] = []
+        self._around = Around(kernel)
         self._needs_filter = False
         self._watch = Watch(kernel.changed, self._look, self._next_deadline)
         self._was_down = False
@@ -122,6 +122,7 @@ class Gateway:
         self._interface = settings.interface
         await self._kernel.open()
         try:
+            await self._around.refuse_to_start(desired, self._guard)
             await hold(self._kernel, desired)
             with contextlib.suppress(EspGwError):
                 await asyncio.to_thread(self._guard.remember, desired)
@@ -208,7 +209,7 @@ class Gateway:
     @property
     def host_addresses(self) -> frozenset[IPAddress]:
         """The addresses of this host and its TUN when its network was looked at last."""
-        known = self._host.addresses
+        known = self._around.host.addresses
         return known | frozenset(self._wanted.settings.addresses) if known else known
 
     @property
@@ -219,7 +220,8 @@ class Gateway:
     @property
     def warnings(self) -> list[str]:
         """Warnings about the gateway's network, and other programs' changes to it."""
-        warnings = [*self._watch.warnings, *self._background.warnings, *self._doubts]
+        warnings = [*self._watch.warnings, *self._background.warnings]
+        warnings += [*self._locals.missing, *self._around.warnings]
         if self._guard.is_opened:
             warnings.append("the guard is open: a restart of the gateway closes it again")
         elif self._needs_filter and self._kernel.filter_fault is not None:
@@ -256,6 +258,7 @@ class Gateway:
     async def _request(self, desired: Desired, record: Record) -> list[str]:
         if self._stopped:
             raise EngineError("the gateway is stopping")
+        await self._around.refuse_cut_off(desired, self._wanted)
         retired = self._sas.retired.keys()
         try:
             changes = await self._bring_to(desired)
@@ -408,14 +411,7 @@ class Gateway:
             if mtu is not None:
                 mtus[remote] = mtu
         self._paths.tell(mtus)
-        self._host = host = await self._kernel.host()
-        self._doubts = [
-            *shadowed(desired, host),
-            *uplinks_inside(desired, host),
-            *left_out(desired, host),
-            *self._locals.missing,
-        ]
-        network = plan_network(desired, mtus, host)
+        network = plan_network(desired, mtus, await self._around.look(desired))
         self._needs_filter = network.firewall is not None
         return without_guard(network) if self._guard.is_opened else network
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from esp_gw import limits, logs
 from esp_gw.config.load import readable_state_dir
 from esp_gw.daemon import memory
+from esp_gw.daemon.around import Around
 from esp_gw.daemon.background import Background
 from esp_gw.daemon.protection import Protection, last_protection
 from esp_gw.daemon.systemd import Notifier
@@ -17,7 +18,7 @@ from esp_gw.desired import Desired
 from esp_gw.errors import EngineError, EspGwError, NetworkError
 from esp_gw.logs import log
 from esp_gw.model import Action
-from esp_gw.network.guard import GuardState, hold
+from esp_gw.network.guard import GuardState, Held, hold
 from esp_gw.network.kernel import KernelNetwork
 from esp_gw.network.objects import Network
 from esp_gw.network.owned_tables import TABLES_NAME, OwnedTables
@@ -61,18 +62,29 @@ def hold_before_start(guard: GuardState, config: Path) -> None:
     try:
         protection = last_protection(guard, config)
         _tell(guard, protection)
-        asyncio.run(_hold_once(guard, protection.desired))
+        asyncio.run(_hold_once(guard, protection))
     except EspGwError as error:
         log.error("not closed before the start", reason=str(error))
 
 
-async def _hold_once(guard: GuardState, desired: Desired) -> None:
-    kernel = _kernel(guard, desired)
+async def _hold_once(guard: GuardState, protection: Protection) -> None:
+    kernel = _kernel(guard, protection.desired)
     await kernel.open()
     try:
-        await hold(kernel, desired)
+        await _hold(kernel, protection)
     finally:
         await kernel.close()
+
+
+async def _hold(
+    kernel: KernelNetwork, protection: Protection, before: Network | None = None
+) -> Held:
+    """Close what is protected. Raises NetworkError, also if a first start would refuse it."""
+    if not protection.known:
+        await Around(kernel).refuse_cut_off(
+            protection.desired, Desired(protection.desired.settings)
+        )
+    return await hold(kernel, protection.desired, before)
 
 
 def _kernel(guard: GuardState, desired: Desired) -> KernelNetwork:
@@ -153,7 +165,7 @@ class _Watcher:
             if self._guard.is_opened:
                 self._held = None
                 return CheckResult()
-            held = await hold(self._kernel, protection.desired, self._held)
+            held = await _hold(self._kernel, protection, self._held)
             self._held = held.network
             return CheckResult(held.missing, held.done)
 

@@ -14,10 +14,14 @@ from esp_gw.network.guard import GuardState
 
 @dataclass(frozen=True, slots=True)
 class Protection:
-    """Settings and policies without keys; `fault` names in one line what could not be read."""
+    """Settings and policies without keys; `fault` names in one line what could not be read.
+
+    What was never in place is not `known` to leave the host its default gateway.
+    """
 
     desired: Desired
     fault: str | None = None
+    known: bool = True
 
 
 def last_protection(guard: GuardState, config: Path) -> Protection:
@@ -48,4 +52,4 @@ def last_protection(guard: GuardState, config: Path) -> Protection:
         additions = Store(guard.folder / STORE_NAME).load()
     except EspGwError as error:
         return Protection(configured, f"{why}; {error}" if why else str(error))
-    return Protection(without_conflicts(configured, additions)[0], why)
+    return Protection(without_conflicts(configured, additions)[0], why, known=why is not None)

@@ -116,6 +116,14 @@ class GuardState:
             path, reason = str(self.folder / OPENED), error.strerror or str(error)
             log.warning("can't remove the mark of an opened guard", path=path, reason=reason)
 
+    def last(self) -> Desired | None:
+        """Return what the last run protected, or None without a readable plan."""
+        try:
+            stored = self.plan.read()
+        except NetworkError:
+            return None
+        return None if stored is None else stored.protection
+
     def remember(self, desired: Desired) -> None:
         """Write the plan of an applied state.
 
@@ -144,7 +152,7 @@ async def hold(kernel: KernelNetwork, desired: Desired, before: Network | None =
     """
     there = await kernel.observe()
     kernel.refuse_neighbours()
-    wanted = replace(plan_guard(desired, await kernel.host()), mtu=there.mtu)
+    wanted = replace(plan_guard(desired, await kernel.host(desired.settings.fwmark)), mtu=there.mtu)
     changes = network_changes(wanted, there)
     await kernel.apply(changes)
     if kernel.filter_fault is not None:

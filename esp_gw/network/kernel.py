@@ -135,9 +135,9 @@ class KernelNetwork:
         """Return the TUN's MTU and addresses, and our routes, rules and packet filter."""
         return await self._call(self._observe())
 
-    async def host(self) -> Host:
-        """Return addresses and connected networks of all other interfaces."""
-        return await self._call(links.read_host(self._ipr, self._index))
+    async def host(self, fwmark: int) -> Host:
+        """Return addresses, networks and routers of all other interfaces, by this mark's routes."""
+        return await self._call(links.read_host(self._ipr, self._index, fwmark))
 
     async def path_mtu(self, remote: IPAddress, fwmark: int) -> int | None:
         """Return the path MTU to `remote` in bytes, or None if there is no route."""

@@ -47,6 +47,8 @@ _LINK_LOCAL_LEN = 64
 _LOOPBACK_INDEX = 1
 """The index of `lo` in every network namespace."""
 _RT_SCOPE_LINK = 253
+_ANYWHERE = {4: "240.0.0.1", 6: "3fff::1"}
+"""Addresses to which default routes alone lead (RFC 1112 4, RFC 9637)."""
 _PROC_NET = Path("/proc/self/net")
 _ADDRESSES_6 = _PROC_NET / "if_inet6"
 """Missing in a kernel booted with ipv6.disable=1 (Documentation/networking/ipv6.rst)."""
@@ -168,8 +170,11 @@ def refuse_close_tables(table: int, taken: Iterable[tuple[int, str]]) -> None:
             )
 
 
-async def read_host(ipr: Any, index: int) -> Host:
-    """Return addresses and connected networks of all interfaces but the one with this index."""
+async def read_host(ipr: Any, index: int, fwmark: int) -> Host:
+    """Return what is around the host, but for the interface with this index.
+
+    Packets with the mark of outer ones show the way to the default gateways.
+    """
     addresses: set[IPAddress] = set()
     connected: set[IPNetwork] = set()
     async for message in await ipr.addr("dump"):
@@ -186,7 +191,26 @@ async def read_host(ipr: Any, index: int) -> Host:
             and network != ip_network(own)
         ):
             connected.add(network)
-    return Host(frozenset(addresses), frozenset(connected), _versions())
+    versions = _versions()
+    routers = {
+        await _router(ipr, anywhere, fwmark) for v, anywhere in _ANYWHERE.items() if v in versions
+    }
+    return Host(
+        frozenset(addresses),
+        frozenset(connected),
+        versions,
+        frozenset(each for each in routers if each is not None),
+    )
+
+
+async def _router(ipr: Any, destination: str, fwmark: int) -> IPAddress | None:
+    """Return the next hop to an address; a dump would have all of a BGP router's routes."""
+    try:
+        route = (await ipr.route(GET_ROUTE, dst=destination, mark=fwmark))[0]
+    except NetlinkError:
+        return None
+    gateway = route.get("gateway")
+    return None if gateway is None else ip_address(gateway)
 
 
 def _versions() -> frozenset[int]:

@@ -82,12 +82,19 @@ class Network:
 class Host:
     """Addresses of the host's other interfaces, and the networks that these connect it to.
 
-    `versions` are the IP versions that its kernel has.
+    `versions` are the IP versions that its kernel has, `routers` its default gateways.
     """
 
     addresses: frozenset[IPAddress] = frozenset()
     connected: frozenset[IPNetwork] = frozenset()
     versions: frozenset[int] = frozenset({4, 6})
+    routers: frozenset[IPAddress] = frozenset()
+
+    def address_beside(self, other: IPAddress) -> IPAddress | None:
+        """Return the host's lowest address in a network that `other` is in, too, or None."""
+        shared = [network for network in self.connected if other in network]
+        beside = [each for each in self.addresses if any(each in network for network in shared)]
+        return min(beside, key=int, default=None)
 
 
 def missing_from(there: Network, before: Network, now: Network) -> tuple[str, ...]:

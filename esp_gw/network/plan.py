@@ -24,16 +24,16 @@ from esp_gw.network.mtu import DEFAULT_PATH_MTU, inner_mtu, prefix_mtu
 from esp_gw.network.objects import Host, Network, Route, RouteKind
 from esp_gw.network.prefixes import PrefixIndex
 from esp_gw.network.rules import Near, plan_rules
-from esp_gw.network.sources import SourceHints
+from esp_gw.network.sources import SourceHints, own_addresses
 
 
 def plan_network(desired: Desired, path_mtus: Mapping[IPAddress, int], host: Host) -> Network:
     """Return the network that the desired tunnels need on a host.
 
     `path_mtus` gives bytes for each peer address, 1500 for a missing one. An address that the host
-    has on another interface is added to the TUN again only for masquerade (`sources.py`). Of an IP
-    version that the kernel lacks there is nothing. Raises NetworkError if rules can't express the
-    policies.
+    has on another interface is added to the TUN again only for masquerade (`sources.py`), that of a
+    default gateway not at all. Of an IP version that the kernel lacks there is nothing. Raises
+    NetworkError if rules can't express the policies.
     """
     settings = desired.settings
     sas = {sa.name: sa for sa in desired.sas}
@@ -52,7 +52,8 @@ def plan_network(desired: Desired, path_mtus: Mapping[IPAddress, int], host: Hos
                 mtu = inner_mtu(sa, path_mtus.get(sa.remote, DEFAULT_PATH_MTU))
                 narrowest[selector.remote] = min(mtu, narrowest.get(selector.remote, mtu))
     protected = PrefixIndex(narrowest)
-    sources = SourceHints(settings.addresses, host.addresses)
+    configured = own_addresses(settings.addresses, host)
+    sources = SourceHints(configured, host.addresses)
     routes = set()
     for prefix, ours in local_of.items():
         table = settings.table + (1 if prefix.prefixlen == 0 else 0)
@@ -60,9 +61,9 @@ def plan_network(desired: Desired, path_mtus: Mapping[IPAddress, int], host: Hos
         source = sources.of(tuple(ours))
         routes.add(Route(RouteKind.TUN, prefix, table, mtu, source))
         routes.add(Route(RouteKind.UNREACHABLE, prefix, table))
-    near = _near(desired, frozenset(local_of), host)
+    near = near_prefixes(desired, host)
     rules = plan_rules(desired, frozenset(local_of), near, host.addresses)
-    own = frozenset(settings.addresses) - host.addresses
+    own = frozenset(configured) - host.addresses
     addresses = own | sources.for_masquerade(own, desired)
     there = host.versions
     return Network(
@@ -72,58 +73,6 @@ def plan_network(desired: Desired, path_mtus: Mapping[IPAddress, int], host: Hos
         rules=frozenset(each for each in rules if each.version in there),
         firewall=plan_firewall(settings, desired.policies, near.prefixes),
     )
-
-
-def shadowed(desired: Desired, host: Host) -> list[str]:
-    """Return a warning for each protected prefix that is a network of the host, too."""
-    return [
-        f"{selector.remote} is behind {policy.name} and also a network of this host: it is reached "
-        "without the tunnel; give one end another network"
-        for policy in desired.policies
-        if policy.action is Action.PROTECT
-        for selector in policy.selectors
-        if selector.remote in host.connected and selector.remote.num_addresses > 1
-    ]
-
-
-def uplinks_inside(desired: Desired, host: Host) -> list[str]:
-    """Return a warning for each network of an outer address that lies inside a protected prefix."""
-    outer = {sa.local for sa in desired.sas}
-    uplinks = {
-        network: local
-        for network in host.connected
-        for local in outer
-        if network.version == local.version and local in network
-    }
-    return [
-        f"{network}, the network of {local}, lies inside {prefix} of {policy.name}: its hosts are "
-        "reached without the tunnel, from here and for the peer's side; narrow the prefix if "
-        "they are not yours"
-        for policy in desired.policies
-        if policy.action is Action.PROTECT
-        for prefix in dict.fromkeys(selector.remote for selector in policy.selectors)
-        for network, local in sorted(uplinks.items(), key=str)
-        if 0 < prefix.prefixlen < network.prefixlen
-        and prefix.version == network.version
-        and network.network_address in prefix
-    ]
-
-
-def left_out(desired: Desired, host: Host) -> list[str]:
-    """Return a warning if there are prefixes of an IP version that the kernel lacks."""
-    prefixes = {
-        selector.remote
-        for policy in desired.policies
-        if policy.action is Action.PROTECT
-        for selector in policy.selectors
-        if selector.remote.version not in host.versions
-    }
-    if not prefixes:
-        return []
-    return [
-        f"this kernel has no IPv6: nothing reaches {min(map(str, prefixes))} or any other IPv6 "
-        "prefix of a tunnel; boot it without ipv6.disable=1"
-    ]
 
 
 def protection(desired: Desired) -> Desired:
@@ -146,7 +95,7 @@ def plan_guard(desired: Desired, host: Host) -> Network:
     )
 
 
-def _near(desired: Desired, prefixes: frozenset[IPNetwork], host: Host) -> Near:
+def near_prefixes(desired: Desired, host: Host) -> Near:
     """Return the near prefixes, and the protected ones inside them.
 
     An example is a spoke that protects 10.0.0.0/8 and has a LAN inside it. A prefix inside a
@@ -160,6 +109,7 @@ def _near(desired: Desired, prefixes: frozenset[IPNetwork], host: Host) -> Near:
         if policy.action is not Action.BYPASS
         for selector in policy.selectors
     ]
+    prefixes = {selector.remote for _, selector in selectors}
     protected = {selector.remote for action, selector in selectors if action is Action.PROTECT}
     # Under a default route, whatever its policy, the LAN and the uplink remain reachable.
     around = PrefixIndex(

@@ -15,6 +15,12 @@ from collections.abc import Iterable, Sequence, Set
 
 from esp_gw.desired import Desired
 from esp_gw.model import Action, IPAddress, IPNetwork, Mode
+from esp_gw.network.objects import Host
+
+
+def own_addresses(configured: Iterable[IPAddress], host: Host) -> tuple[IPAddress, ...]:
+    """Return the configured addresses without those of a default gateway, which keeps them."""
+    return tuple(each for each in configured if each not in host.routers - host.addresses)
 
 
 class SourceHints:

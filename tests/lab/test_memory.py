@@ -34,7 +34,7 @@ async def main():
         for _ in range(times):
             await network.tun_queues("esp0")
             await network.observe()
-            await network.host()
+            await network.host(0xE5B)
             for peer in ("127.0.0.1", "::1", "192.0.2.1"):
                 await network.path_mtu(ip_address(peer), 4500)
 

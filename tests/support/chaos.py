@@ -115,7 +115,7 @@ class ChaosKernel(FakeKernel):
         await self._chaos.slow_point("kernel")
         return self.network
 
-    async def host(self) -> Host:
+    async def host(self, fwmark: int) -> Host:
         await self._chaos.slow_point("kernel")
         return self.there
 
@@ -197,6 +197,9 @@ class ChaosGuard:
     def __init__(self, chaos: Chaos) -> None:
         self._chaos = chaos
         self.plan: Desired | None = None
+
+    def last(self) -> Desired | None:
+        return self.plan
 
     def remember(self, desired: Desired) -> None:
         self._chaos.point("plan")

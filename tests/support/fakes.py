@@ -272,7 +272,7 @@ class FakeKernel:
         await asyncio.sleep(0)
         return self.network
 
-    async def host(self) -> Host:
+    async def host(self, fwmark: int) -> Host:
         return self.there
 
     async def filter_drops(self) -> dict[str, int]:

@@ -65,6 +65,7 @@ SANS_IO = {
     "network.rules",
     "network.ruleset",
     "network.sources",
+    "network.surroundings",
     "xfrm.lines",
     "xfrm.parser",
     "xfrm.records",

@@ -295,5 +295,7 @@ def test_a_folder_is_read_in_the_order_of_names(folder: Path) -> None:
     assert [tunnel.name for tunnel in desired.tunnels] == ["c", "b"]
     assert [policy.name for policy in desired.policies] == ["policy-1", "policy-2", "c", "b"]
     assert desired.settings.port == 4501
-    (warning,) = desired.warnings
-    assert "40.yml" in warning
+    unread, redundant = desired.warnings
+    assert "40.yml" in unread
+    assert "20.yaml" in redundant
+    assert "the tunnel c has the same prefixes" in redundant

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from esp_gw.errors import NetworkError
 from esp_gw.model import LAST_TABLE, Action, IPNetwork, Policy, PortRange, Sa, Selector
 from esp_gw.network.objects import MAX_BYPASS_RULES, Host
-from esp_gw.network.plan import left_out, plan_guard, plan_network, shadowed
+from esp_gw.network.plan import plan_guard, plan_network
+from esp_gw.network.surroundings import clashes
 from tests.support.builders import bypass, desired, make_sa, protect, selector
 from tests.support.routing import (
     MAIN,
@@ -117,13 +118,13 @@ def test_a_connected_network_that_is_itself_protected_stays_near_and_is_told_of(
     network = plan(wanted, connected=host.connected)
     assert routed(network, probe("10.1.0.5", "192.168.1.9")) == MAIN
     assert routed(network, probe("10.1.0.5", "10.2.0.9")) == TUN
-    (warning,) = shadowed(wanted, host)
+    (warning,) = clashes(wanted, host)
     assert warning.startswith("192.168.1.0/24 is behind t and also a network of this host")
     assert network.firewall is not None
     assert [(str(each.first), str(each.last)) for each in network.firewall.remote] == [
         ("10.2.0.0", "10.2.0.255")
     ]
-    assert shadowed(wanted, Host()) == []
+    assert clashes(wanted, Host()) == []
 
 
 @pytest.mark.parametrize("connected", ["192.0.2.0/24", "192.0.2.2/32"])
@@ -446,6 +447,6 @@ def test_for_a_kernel_without_ipv6_only_ipv4_is_planned_and_the_rest_is_told_of(
         assert (there.routes, there.rules) == (only_four.routes, only_four.rules)
         assert there.addresses == only_four.addresses
         assert there.firewall is not None
-    (warning,) = left_out(wanted, host)
+    (warning,) = clashes(wanted, host)
     assert "fd00:2::/64" in warning
-    assert left_out(wanted, Host()) == left_out(four, host) == []
+    assert clashes(wanted, Host()) == clashes(four, host) == []

@@ -1,0 +1,35 @@
+"""The networks around the host, as the gateway saw them last, and their clashes with its state."""
+
+from __future__ import annotations
+
+import asyncio
+
+from esp_gw.desired import Desired
+from esp_gw.network.guard import GuardState
+from esp_gw.network.kernel import KernelNetwork
+from esp_gw.network.objects import Host
+from esp_gw.network.surroundings import clashes, refuse_cut_off
+
+
+class Around:
+    """What `look` saw last: the `host`, and `warnings` of its clashes with the wanted state."""
+
+    def __init__(self, kernel: KernelNetwork) -> None:
+        self._kernel = kernel
+        self.host = Host()
+        self.warnings: list[str] = []
+
+    async def look(self, desired: Desired) -> Host:
+        """Look at the host, and return it."""
+        self.host = await self._kernel.host(desired.settings.fwmark)
+        self.warnings = clashes(desired, self.host)
+        return self.host
+
+    async def refuse_cut_off(self, desired: Desired, before: Desired) -> None:
+        """Raise NetworkError if the host would be cut off, which it is not by the state before."""
+        refuse_cut_off(desired, await self._kernel.host(desired.settings.fwmark), before)
+
+    async def refuse_to_start(self, desired: Desired, guard: GuardState) -> None:
+        """Raise NetworkError if the host would be cut off, which the last run did not do."""
+        last = await asyncio.to_thread(guard.last)
+        await self.refuse_cut_off(desired, last or Desired(desired.settings))
