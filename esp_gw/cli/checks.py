@@ -6,11 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from esp_gw.cli.here import look
 from esp_gw.cli.viewpoint import viewpoint
 from esp_gw.config.load import load_config
 from esp_gw.crypto.advice import advice
 from esp_gw.desired import Desired
-from esp_gw.errors import ConfigError, Problem
+from esp_gw.errors import ConfigError, NetworkError, Problem
+from esp_gw.network.surroundings import ALLOW
 
 
 def check_file(path: Path) -> dict[str, Any]:
@@ -24,6 +26,8 @@ def check_file(path: Path) -> dict[str, Any]:
             seen = view.look(lambda: [asdict(problem) for problem in _loaded(path)[1]])
             problems = [Problem(**fields) for fields in seen] or problems
     problems = [*view.faults, *problems]
+    around, lost = ([], []) if desired is None or problems else _around(path, desired)
+    problems += lost
     outcome: dict[str, Any] = {"file": str(path), "as": view.who, "ok": not problems}
     outcome["problems"] = [
         {"file": each.file, "line": each.line, "field": each.field, "message": each.message}
@@ -35,8 +39,26 @@ def check_file(path: Path) -> dict[str, Any]:
         "tunnels": len(desired.tunnels),
         "sas": len(desired.sas),
         "policies": len(desired.policies),
-        "warnings": [*desired.warnings, *advice(desired.settings).hints(desired.tunnels)],
+        "warnings": [
+            *around,
+            *desired.warnings,
+            *advice(desired.settings).hints(desired.tunnels),
+        ],
     }
+
+
+def _around(path: Path, desired: Desired) -> tuple[list[str], list[Problem]]:
+    """Return warnings and problems of a configuration of this machine, with what is around it."""
+    try:
+        here = look(desired.settings)
+    except NetworkError as error:
+        return [f"the networks around this machine were not looked at: {error}"], []
+    if not here.is_home_of([sa.local for sa in desired.sas]):
+        return [], []
+    lost, others = here.cut_off(desired), here.clashes(desired)
+    if desired.settings.allow_cut_off:
+        return [*lost, *others], []
+    return others, [Problem(str(path), 0, "", f"{text}; {ALLOW}") for text in lost]
 
 
 def _loaded(path: Path) -> tuple[Desired | None, list[Problem]]:

@@ -177,14 +177,28 @@ def stats(daemon: Daemon, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def reload(daemon: Daemon, config: Path | None, as_json: bool) -> None:
-    """Reload the configuration, applying only what has changed."""
+    """Reload the configuration, applying only what has changed.
+
+    What would end the ssh session of the caller is refused.
+    """
     daemon = replace(daemon, timeout=RELOAD_TIMEOUT)
+    _keep_caller(daemon, config)
     reply = daemon.call("Reload") if config is None else _reload(daemon, config)
     if as_json:
         output.print_json(reply)
         return
     for change in reply["changes"] or ["nothing has changed"]:
         click.echo(printable(str(change)))
+
+
+def _keep_caller(daemon: Daemon, config: Path | None) -> None:
+    from esp_gw.cli.login import find_login  # noqa: PLC0415 - imports netlink, which is slow
+
+    if find_login() is None:
+        return
+    from esp_gw.cli.here import keep_caller  # noqa: PLC0415 - likewise
+
+    keep_caller(config or Path(daemon.call("GetStatus")["config"]))
 
 
 def _reload(daemon: Daemon, config: Path) -> dict[str, Any]:

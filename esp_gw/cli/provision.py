@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -83,6 +84,9 @@ sas_option = click.option(
 )
 @sas_option
 @click.option(
+    "--force", is_flag=True, help="Go on where this machine, A, would be cut off from its network."
+)
+@click.option(
     "--out",
     type=DIRECTORY,
     default=Path(),
@@ -103,9 +107,11 @@ def init(
     suite: str | None,
     same_boards: bool,
     sas: int,
+    force: bool,
     out: Path,
 ) -> None:
     """Write matching configurations and keys for two gateways, A and B."""
+    from esp_gw.cli.here import judge, look_if_home  # noqa: PLC0415 - imports netlink, which is slow
     from esp_gw.config.provision import make_pair  # noqa: PLC0415 - pydantic is slow to import
 
     if mode == Mode.TUNNEL and not (local_net and remote_net):
@@ -113,6 +119,7 @@ def init(
             "tunnel mode joins the networks behind A and B: give --local-net and --remote-net"
         )
     chosen, why = _suite(suite, same_boards)
+    here = look_if_home(ip_address(local))
     pair = make_pair(
         out,
         local=ip_address(local),
@@ -126,6 +133,10 @@ def init(
         sas=sas,
         local_address=None if local_address is None else ip_address(local_address),
         remote_address=None if remote_address is None else ip_address(remote_address),
+        local_settings={"allow_cut_off": True} if force else {},
+        own=frozenset() if here is None else here.host.addresses,
+        routers=frozenset() if here is None else here.host.routers,
+        judge=None if here is None else partial(judge, here, force),
     )
     folders = (pair.local.parent, pair.remote.parent)
     for folder, file in zip(folders, (pair.local, pair.remote), strict=True):

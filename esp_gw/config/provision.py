@@ -7,12 +7,13 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from esp_gw.config.keyfile import generate, write_key_file
 from esp_gw.config.load import load_config
+from esp_gw.desired import Desired
 from esp_gw.errors import ConfigError, EspGwError, printable
 from esp_gw.files import sync_folder, write_new
 from esp_gw.model import (
@@ -43,13 +44,18 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """One end: its outer address, the networks behind it, its inner address, its settings."""
+    """One end: its outer address, the networks behind it, its inner address, its settings.
+
+    `own` are further addresses of the machine, `routers` its default gateways, as far as known.
+    """
 
     name: str
     outer: IPAddress
     nets: tuple[IPNetwork, ...]
     address: IPAddress | None
     settings: Mapping[str, object]
+    own: Collection[IPAddress] = ()
+    routers: Collection[IPAddress] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +95,20 @@ def make_pair(
     remote_address: IPAddress | None = None,
     local_settings: Mapping[str, object] | None = None,
     remote_settings: Mapping[str, object] | None = None,
+    own: Collection[IPAddress] = (),
+    routers: Collection[IPAddress] = (),
+    judge: Callable[[Desired], None] | None = None,
 ) -> Pair:
     """Write OUTPUT/NAME/gateway.yaml and OUTPUT/NAME/keys/*.key for both sides of a tunnel.
 
     `local` and `remote` are outer addresses; `sas` is the number of SAs in each direction,
     `liveness` the interval of authentic keepalives in seconds, 0 for none. The inner address of a
-    gateway defaults to the first host of its first prefix in each family; a side whose prefix is
-    everything has none. The settings are further fields of the `gateway` section of a side. Folders
-    have mode 0700 and files 0600. Raises EspGwError, also if a target exists already; everything
-    created so far is then removed.
+    gateway defaults to the first host of its first prefix in each family. There is none for a
+    prefix that is everything, and where the machine has an address inside already: its outer one,
+    or one of its `own`. None is taken from its `routers`. Both are those of the local side. The
+    settings are further fields of the `gateway` section of a side. Folders have mode 0700 and files
+    0600. Raises EspGwError, also if a target exists already or `judge` refuses the local side;
+    everything created so far is then removed.
     """
     if names[0] == names[1]:
         raise EspGwError(f"both sides have the name {printable(names[0])}", hint="choose two names")
@@ -106,7 +117,9 @@ def make_pair(
             parse_name(name)
         except FieldError as error:
             raise EspGwError(str(error), where=f"name {printable(name)}") from None
-    ours = _Side(names[0], local, tuple(local_nets), local_address, local_settings or {})
+    ours = _Side(
+        names[0], local, tuple(local_nets), local_address, local_settings or {}, own, routers
+    )
     theirs = _Side(names[1], remote, tuple(remote_nets), remote_address, remote_settings or {})
     terms = _Terms(mode, encapsulation, suite, sas, liveness)
     spis = _random_spis(sas)
@@ -124,6 +137,8 @@ def make_pair(
                 _write_side(output, theirs, ours, terms, back, there, undo),
             )
             sync_folder(output)
+            if judge is not None:
+                judge(load_config(pair.local))
         except ConfigError as error:
             problem = error.problems[0]
             raise EspGwError(f"{problem.field}: {problem.message}") from None
@@ -188,7 +203,9 @@ def _config_text(here: _Side, there: _Side, terms: _Terms, outbound: _Way, inbou
         f"# The gateway {here.name}; the other one is {there.name}.",
         "# The two files in keys/ are secret, and the other gateway has the same two keys.",
     ]
-    if gateway := _gateway_fields(here, terms):
+    addresses, notes = _addresses(here, terms)
+    lines += [f"# {note}" for note in notes]
+    if gateway := {**({"address": addresses} if addresses else {}), **here.settings}:
         lines.append("gateway:")
         lines += [f"  {name}: {_scalar(value)}" for name, value in gateway.items()]
     lines += [
@@ -227,15 +244,36 @@ def _config_text(here: _Side, there: _Side, terms: _Terms, outbound: _Way, inbou
     return "\n".join(lines) + "\n"
 
 
-def _gateway_fields(side: _Side, terms: _Terms) -> dict[str, object]:
-    addresses: list[object] = []
+def _addresses(side: _Side, terms: _Terms) -> tuple[list[IPAddress], list[str]]:
+    """Return the addresses that a side's TUN gets, and the reasons for each that it doesn't."""
     if side.address is not None:
-        addresses = [side.address]
-    elif terms.mode is Mode.TUNNEL:
-        # The first host of the first prefix of each family; a prefix of length 0 yields none.
-        first = {net.version: net for net in reversed(side.nets) if net.prefixlen}
-        addresses = [next(iter(first[version].hosts())) for version in sorted(first)]
-    return {**({"address": addresses} if addresses else {}), **side.settings}
+        return [side.address], []
+    addresses: list[IPAddress] = []
+    notes: list[str] = []
+    # In a prefix of length 0 any address will do.
+    nets = [net for net in side.nets if net.prefixlen]
+    for version in sorted({net.version for net in nets} if terms.mode is Mode.TUNNEL else ()):
+        first = next(net for net in nets if net.version == version)
+        there = _inside(nets, version, side)
+        # Not the number of the network itself, unless it has one or two hosts (RFC 3021).
+        address = first[0] if first.num_addresses <= 2 else first[1]
+        if there is not None:
+            notes.append(f"No address is added: {there} of this machine is in its own prefix.")
+        elif address in side.routers:
+            notes.append(f"No address is added: {address} of {first} is the default gateway.")
+        else:
+            addresses.append(address)
+    return addresses, notes
+
+
+def _inside(nets: Sequence[IPNetwork], version: int, side: _Side) -> IPAddress | None:
+    """Return an address of the machine inside one of its prefixes of this IP version, or None."""
+    usable = (each for each in side.own if not (each.is_link_local or each.is_loopback))
+    known = [side.outer, *sorted((each for each in usable if each.version == version), key=int)]
+    return next(
+        (each for each in known if each.version == version and any(each in net for net in nets)),
+        None,
+    )
 
 
 def _scalar(value: object) -> str:

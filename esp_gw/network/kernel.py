@@ -147,6 +147,10 @@ class KernelNetwork:
         """Return the address that packets to `remote` are sent from, or None without a route."""
         return await self._call(self._source(remote, fwmark))
 
+    async def device_to(self, target: IPAddress, source: IPAddress) -> str | None:
+        """Return the interface by which packets from an address of this host leave to `target`."""
+        return await self._call(self._device_to(target, source))
+
     async def apply(self, changes: Sequence[NetworkChange]) -> None:
         """Apply changes in the given order. Raises NetworkError.
 
@@ -267,6 +271,14 @@ class KernelNetwork:
             return None
         source = route.get("prefsrc")
         return None if source is None else ip_address(source)
+
+    async def _device_to(self, target: IPAddress, source: IPAddress) -> str | None:
+        try:
+            found = await self._ipr.route(GET_ROUTE, dst=str(target), src=str(source))
+            link = (await self._ipr.link(GET_LINK, index=found[0].get("oif")))[0]
+        except NetlinkError:
+            return None
+        return str(link.get("ifname"))
 
     async def _apply(self, changes: Sequence[NetworkChange]) -> None:
         refused: list[NetworkError] = []

@@ -5,13 +5,18 @@ docs/explanation/situations.md has their sources.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from esp_gw.demo.gateways import LabGateway
 from esp_gw.demo.netns import Namespace, add_address, namespaces
+from esp_gw.errors import LabError
 from tests.support.labtools import (
     MakePair,
     StartCapture,
@@ -19,6 +24,7 @@ from tests.support.labtools import (
     edit,
     forwarding,
     frames,
+    mac,
     network,
     ping,
     sas,
@@ -196,3 +202,127 @@ def test_a_tunnel_of_everything_at_both_ends_loops_nothing_and_takes_multicast(
         a.run(sys.executable, "-c", OSPF, source, group)
         assert routed.stdout.readline() == "hello\n"
     assert routed.wait(10) == 0
+
+
+def esp_gw(host: Namespace, *arguments: str, ssh: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command on a host, as somebody who is logged in by ssh or not."""
+    program = (sys.executable, "-m", "esp_gw.cli.main")
+    return host.run("env", f"SSH_CONNECTION={ssh}", *program, *arguments, check=False)
+
+
+PI = "192.168.1.10"
+ROUTER = "192.168.1.1"
+SSH = f"198.51.100.7 51234 {PI} 22"
+
+
+@pytest.mark.either_engine
+def test_a_gateway_behind_the_router_of_its_own_network_leaves_the_router_its_address(
+    make_pair: MakePair, tmp_path: Path
+) -> None:
+    """`init` on a Pi at home: no address is made, and one in the configuration is not taken."""
+    pair = make_pair()
+    pi, far = pair.a.namespace, pair.b.namespace
+    with namespaces("router", "pc") as (router, pc):
+        home(router, pi, pc)
+        # The far side is behind the router, which translates addresses.
+        router.ip("link", "add", "out", "type", "veth", "peer", "name", "in", "netns", far.name)
+        for host, device, address in ((router, "out", "203.0.113.1"), (far, "in", "203.0.113.9")):
+            host.ip("link", "set", device, "up")
+            add_address(host, f"{address}/24", device)
+        router.run("nft", "add table ip n")
+        router.run("nft", "add chain ip n p { type nat hook postrouting priority srcnat; }")
+        router.run("nft", "add rule ip n p oifname out masquerade")
+        ends = ("--local", PI, "--remote", "203.0.113.9", "--local-net", "192.168.1.0/24")
+        nets = ("--remote-net", "10.2.0.0/24", "--out", str(tmp_path / "made"))
+        done = esp_gw(pi, "init", *ends, *nets, ssh=SSH)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        for gateway in (pair.a, pair.b):
+            made = tmp_path / "made" / gateway.config.parent.name
+            shutil.copytree(made / "keys", gateway.config.parent / "keys", dirs_exist_ok=True)
+            settings = yaml.safe_load(gateway.config.read_text())["gateway"]
+            config = yaml.safe_load((made / "gateway.yaml").read_text())
+            assert config.get("gateway", {}).get("address") == (
+                None if gateway is pair.a else ["10.2.0.1"]
+            )
+            # As an older `init` wrote it, or a person.
+            given = {"address": ROUTER} if gateway is pair.a else {"address": "10.2.0.1"}
+            config["gateway"] = {**settings, **given}
+            gateway.config.write_text(yaml.safe_dump(config))
+        assert f"gateway.address {ROUTER} is the address" in check(pair.a)
+        pair.start()
+        (warning,) = pair.a.ask("status")["warnings"]
+        assert f"gateway.address {ROUTER} is the address" in warning
+        assert f" {ROUTER}/" not in pi.ip("address")
+        assert ping(pi, ROUTER, count=2) == 2
+        assert ping(pc, ROUTER, count=2) == 2
+        assert mac(router, "br0") in pc.ip("neigh", "show", ROUTER)
+        assert ping(pc, PI, count=1) == 1
+        assert ping(pi, "10.2.0.1", count=3) == 3
+
+
+@pytest.mark.either_engine
+def test_what_would_cut_off_the_host_or_the_caller_is_refused_until_it_is_allowed(
+    make_pair: MakePair, tmp_path: Path
+) -> None:
+    pair = make_pair()
+    pi = pair.a.namespace
+    with namespaces("router", "pc") as (router, pc):
+        home(router, pi, pc)
+        ends = ("--local", PI, "--remote", "203.0.113.9", "--local-net", "10.1.0.0/24")
+        for net, what in (("192.168.1.0/28", "default gateway"), ("198.51.100.0/24", "logged in")):
+            given = (*ends, "--remote-net", net, "--out", str(tmp_path / "made"))
+            done = esp_gw(pi, "init", *given, ssh=SSH)
+            assert done.returncode == 1
+            assert what in done.stderr
+            assert not (tmp_path / "made").exists()
+        assert esp_gw(pi, "init", *given, "--force", ssh=SSH).returncode == 0
+        assert esp_gw(pi, "check", str(tmp_path / "made" / "pi-a"), ssh=SSH).returncode == 0
+        pair.start()
+        before = network(pi)
+        edit(pair.a, lambda config: tunnel(config).update(local=PI, remote_ts="192.168.1.0/28"))
+        done = pair.a.cli("reload", check=False)
+        assert done.returncode == 1
+        assert f"{ROUTER}, the default gateway of this host" in done.stderr
+        assert f"{ROUTER}, the default gateway of this host" in check(pair.a)
+        edit(pair.a, lambda config: tunnel(config).update(remote_ts="198.51.100.0/24"))
+        for config in ((), ("--config", str(pair.a.config))):
+            done = esp_gw(pi, "--socket", str(pair.a.socket), "reload", *config, ssh=SSH)
+            assert done.returncode == 1
+            assert "you are logged in from 198.51.100.7" in done.stderr
+        assert network(pi) == before
+        assert ping(pi, "10.2.0.1", count=2) == 2
+        edit(pair.a, lambda config: tunnel(config).update(remote_ts="192.168.1.0/28"))
+        pair.a.stop()
+        pair.a.cli("guard", "down", "--config", str(pair.a.config))
+        for plan in pair.a.folder.glob("guard.*"):
+            plan.unlink()
+        # Neither by the gateway nor by the guard, which holds before it.
+        with pytest.raises(LabError, match="default gateway of this host"):
+            pair.a.start()
+        assert ping(pi, ROUTER, count=2) == 2
+        edit(pair.a, lambda config: gateway_of(config).update(allow_cut_off=True))
+        assert "warning: 192.168.1.1, the default gateway" in check(pair.a)
+        pair.a.start()
+        assert ping(pi, ROUTER, count=1) == 0
+
+
+def check(gateway: LabGateway) -> str:
+    """Return what `esp-gw check` says of a gateway's configuration on its host."""
+    done = esp_gw(gateway.namespace, "check", str(gateway.config))
+    return done.stdout + done.stderr
+
+
+def home(router: Namespace, pi: Namespace, pc: Namespace) -> None:
+    """Connect two hosts to a home network with its router."""
+    router.ip("link", "add", "br0", "type", "bridge")
+    router.ip("link", "set", "br0", "up")
+    add_address(router, f"{ROUTER}/24", "br0")
+    forwarding(router, pi)
+    for name, host, address in (("p0", pi, PI), ("p1", pc, "192.168.1.50")):
+        ends = ("peer", "name", "eth0", "netns", host.name)
+        router.ip("link", "add", name, "type", "veth", *ends)
+        router.ip("link", "set", name, "master", "br0", "up")
+        host.ip("link", "set", "eth0", "up")
+        add_address(host, f"{address}/24", "eth0")
+        host.ip("route", "add", "default", "via", ROUTER)

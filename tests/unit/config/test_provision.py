@@ -79,6 +79,57 @@ def test_a_side_whose_prefix_is_everything_gets_no_address(tmp_path: Path) -> No
     assert b.settings.addresses == ()
 
 
+@pytest.mark.parametrize(
+    ("nets", "own", "routers", "expected", "note"),
+    [
+        # A gateway behind the router of its own network.
+        (["192.0.2.0/24"], [], [], [], "192.0.2.1 of this machine is in its own prefix"),
+        (["10.9.0.0/24", "192.0.2.0/24"], [], [], [], "192.0.2.1 of this machine"),
+        (["10.1.0.0/24"], ["10.1.0.7", "10.1.0.3"], [], [], "10.1.0.3 of this machine"),
+        (["10.1.0.0/24"], ["10.2.0.1"], ["10.1.0.254"], ["10.1.0.1"], None),
+        (["10.1.0.0/24"], [], ["10.1.0.1"], [], "10.1.0.1 of 10.1.0.0/24 is the default"),
+        (["192.0.2.0/24", "fd00:1::/64"], [], [], ["fd00:1::1"], "192.0.2.1 of this machine"),
+        (["fd00:1::/64"], ["fd00:1::5"], [], [], "fd00:1::5 of this machine"),
+    ],
+)
+def test_no_address_is_given_where_the_machine_or_its_router_has_one(
+    tmp_path: Path,
+    nets: list[str],
+    own: list[str],
+    routers: list[str],
+    expected: list[str],
+    note: str | None,
+) -> None:
+    far = {False: "10.2.0.0/24", True: "fd00:2::/64"}
+    a, _ = make(
+        tmp_path,
+        local_nets=[ip_network(net) for net in nets],
+        remote_nets=list(dict.fromkeys(ip_network(far[":" in net]) for net in nets)),
+        own=frozenset(map(ip_address, own)),
+        routers=frozenset(map(ip_address, routers)),
+    )
+    assert a.settings.addresses == tuple(map(ip_address, expected))
+    lines = (tmp_path / "pi-a" / "gateway.yaml").read_text().splitlines()
+    told = [line for line in lines if line.startswith("# No address is added: ")]
+    assert len(told) == (note is not None)
+    assert note is None or note in told[0]
+
+
+def test_the_other_end_has_no_address_either_where_its_outer_one_is_inside(tmp_path: Path) -> None:
+    _, b = make(tmp_path, remote_nets=[ip_network("192.0.2.0/24")])
+    assert b.settings.addresses == ()
+
+
+def test_what_the_judge_refuses_leaves_nothing_behind(tmp_path: Path) -> None:
+    def judge(desired: Desired) -> None:
+        assert [str(sa.local) for sa in desired.sas] == ["192.0.2.1"] * 2
+        raise EspGwError("not here")
+
+    with pytest.raises(EspGwError, match="not here"):
+        make(tmp_path / "out", judge=judge)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_both_families_over_ipv6(tmp_path: Path) -> None:
     a, b = make(
         tmp_path,
