@@ -25,11 +25,12 @@ from esp_gw.crypto.processor import aes_path
 from esp_gw.desired import Desired, GatewaySettings
 from esp_gw.engine.choose import is_native
 from esp_gw.engine.refusals import TUN_DEVICE, tun_not_opened
-from esp_gw.errors import ConfigError, ControlError, EspGwError, LedgerError
+from esp_gw.errors import ConfigError, ControlError, EspGwError, LedgerError, NetworkError
 from esp_gw.ledger.identity import machine_identity
 from esp_gw.ledger.ledger import LEDGER_NAME, Ledger
 from esp_gw.model import AF_ALG_AUTO, AF_ALG_OFF, AF_ALG_ON, DEFAULT_SUITE, NO_AES, OFF
-from esp_gw.network.nft import firewall_fault
+from esp_gw.network.forward import forward_warnings
+from esp_gw.network.nft import firewall_fault, list_ruleset
 from esp_gw.network.sysctl import network_warnings
 
 UNIT_FOLDERS = (Path("/etc/systemd/system"), Path("/usr/lib/systemd/system"))
@@ -218,7 +219,15 @@ def _configuration(config: Path) -> tuple[Desired | None, Finding]:
 
 
 def _network(desired: Desired) -> Iterator[Finding]:
-    for text in network_warnings(desired, desired.settings.interface):
+    interface = desired.settings.interface
+    try:
+        ruleset = list_ruleset()
+    except NetworkError:  # reported by _firewall, or by _capabilities
+        ruleset = []
+    for text in (
+        *network_warnings(desired, interface),
+        *forward_warnings(desired, ruleset, interface),
+    ):
         found, _, todo = text.partition("; ")
         yield Finding(State.WARNING, "network", found, todo)
 

@@ -17,7 +17,7 @@ from esp_gw.health.news import Event, Line, News, Standing
 from esp_gw.health.roster import Look, Roster, Watched
 from esp_gw.logs import log
 from esp_gw.model import TunnelState
-from esp_gw.network.forward import dropping_chain
+from esp_gw.network.forward import Chain, dropping_chain
 from esp_gw.network.icmp import Unreachable
 from esp_gw.network.nft import list_ruleset
 
@@ -145,7 +145,16 @@ class Health:
         except EspGwError:
             self._chains = {}
             return
-        self._chains = {version: dropping_chain(ruleset, version) for version in (4, 6)}
+        interface = self._gateway.wanted.settings.interface
+        found = {version: dropping_chain(ruleset, version, interface) for version in (4, 6)}
+        self._chains = {
+            version: None if chain is None else _in_words(chain, interface)
+            for version, chain in found.items()
+        }
+
+
+def _in_words(chain: Chain, interface: str) -> str:
+    return f"{chain} drops what it has no rule for: run {chain.commands(interface)}"
 
 
 def _chosen(causes: tuple[Cause, ...], *, guesses: bool) -> list[Cause]:

@@ -73,7 +73,8 @@ class Observations:
 
     `foreign_spis` came from the peer's address. `refused` has the addresses of the last refused
     inner packet by reason, `unreachable` the words of an ICMP error on our packets. `forward_chain`
-    drops what no rule accepts. `asked` is the inner host whose answer is missing.
+    has a sentence on one that drops what no rule accepts. `asked` is the inner host whose answer is
+    missing.
     """
 
     foreign_spis: tuple[int, ...] = ()
@@ -275,8 +276,7 @@ def _unanswered(
     if observed.forward_chain is not None and not observed.asked_is_here:
         yield Cause(
             Kind.FORWARDING,
-            f"packets for {observed.asked} get no answer, and {observed.forward_chain} drops what "
-            "it has no rule for: accept forwarding from and to the TUN device there",
+            f"packets for {observed.asked} get no answer, and {observed.forward_chain}",
         )
     if observed.asked_is_here:
         hint = "a firewall of this host drops them"

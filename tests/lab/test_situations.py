@@ -5,6 +5,8 @@ docs/explanation/situations.md has their sources.
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -97,6 +99,7 @@ def test_containers_that_are_masqueraded_reach_the_other_side(make_pair: MakePai
             host.ip("address", "del", address, "dev", "lan")
         until(lambda: lan_and_tun(host) == ["esp0"], "the address is on the TUN alone")
         assert reaches(box, *FAR) == ALL
+        mend_forwarding(pair.a, box)
         for address in ("10.1.0.1/24", "fd00:1::1/64"):
             add_address(host, address, "lan")
         assert reaches(box, *FAR) == ALL
@@ -132,6 +135,28 @@ def bridge(host: Namespace, box: Namespace) -> None:
             f"add rule {family} docker p {family} saddr {prefix} oifname != docker0 masquerade",
         ):
             host.run("nft", command)
+
+
+def mend_forwarding(gateway: LabGateway, box: Namespace) -> None:
+    """Drop what is forwarded, as docker does, and do what `doctor` says of it."""
+    host = gateway.namespace
+    host.run("nft", "add table inet hosts")
+    host.run(
+        "nft", "add chain inet hosts passing { type filter hook forward priority 0; policy drop; }"
+    )
+    assert reaches(box, FAR[0]) == {FAR[0]: 0}
+    (finding,) = forwarding_findings(gateway)
+    for command in re.findall("'(nft .*?)'", finding["todo"]):
+        host.run(*command.split())
+    assert forwarding_findings(gateway) == []
+    assert reaches(box, *FAR) == ALL
+    host.run("nft", "delete table inet hosts")
+
+
+def forwarding_findings(gateway: LabGateway) -> list[dict[str, str]]:
+    done = gateway.cli("doctor", "--config", str(gateway.config), "--json", check=False)
+    findings = json.loads(done.stdout)["findings"]
+    return [each for each in findings if "chain passing of table inet hosts" in each["found"]]
 
 
 def lan_and_tun(host: Namespace) -> list[str]:

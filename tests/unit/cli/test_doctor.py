@@ -95,6 +95,22 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(tmp_path, monkeypatch)
 
 
+def test_a_forward_chain_that_drops_is_named_with_the_rules_to_add(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"family": "ip", "table": "filter", "name": "FORWARD"}
+    kind = {"type": "filter", "hook": "forward", "prio": 0, "policy": "drop"}
+    monkeypatch.setattr(doctor, "list_ruleset", lambda: [{"chain": names | kind}])
+    # A single address has no network behind it.
+    assert {f.state for f in machine.findings().values()} == {State.OK}
+    path = machine.config / "gateway.yaml"
+    path.write_text(path.read_text().replace("10.1.0.0/32", "10.1.0.0/24"))
+    finding = machine.only()
+    assert (finding.what, finding.state) == ("network", State.WARNING)
+    assert finding.found.startswith("chain FORWARD of table ip filter drops what it has no rule")
+    assert "'iptables -I FORWARD -i esp0 -j ACCEPT'" in finding.todo
+
+
 def test_a_healthy_machine_has_no_findings_but_ok(machine: Machine) -> None:
     findings = machine.findings()
     assert {f.state for f in findings.values()} == {State.OK}, findings
