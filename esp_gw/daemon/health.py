@@ -145,7 +145,7 @@ class Health:
         except EspGwError:
             self._chains = {}
             return
-        interface = self._gateway.wanted.settings.interface
+        interface = self._gateway.placed.settings.interface
         found = {version: dropping_chain(ruleset, version, interface) for version in (4, 6)}
         self._chains = {
             version: None if chain is None else _in_words(chain, interface)
