@@ -26,6 +26,7 @@ from tests.support.labtools import (
     esp_packets,
     forge,
     frames,
+    log_without_states,
     ping,
     sas,
     send_frames,
@@ -163,7 +164,7 @@ def test_thousands_of_garbage_datagrams_lose_no_packet(
     pair.start()
     spi = str(configured_sa(pair.a, "pi-b/out").spi)
     attack = pair.a.namespace.start(sys.executable, "-c", GARBAGE, "192.0.2.2", spi)
-    words, count = pair.b.log.read_text(), 0
+    words, count = log_without_states(pair.b), 0
     while attack.poll() is None or count == 0:
         assert ping(pair.a.namespace, INNER[1], count=20) == 20
         count += 20
@@ -173,8 +174,9 @@ def test_thousands_of_garbage_datagrams_lose_no_packet(
     expected = {"too-short", "unknown-spi", "auth-failed", "replay-old"}
     if encapsulation is Encapsulation.UDP:
         expected.add("ike-datagram")
-    assert set(stats["drops"]) == expected
-    assert pair.b.log.read_text() == words
+    # A busy machine may not keep up with the garbage.
+    assert set(stats["drops"]) - {"socket-overflow"} == expected
+    assert log_without_states(pair.b) == words
 
 
 def _send_udp(gateway: LabGateway, target: str, *payloads: bytes) -> None:

@@ -150,6 +150,12 @@ def drops(gateway: LabGateway) -> Counter[str]:
     return Counter({reason: count for reason, count in found.items() if reason != TUN_OVERFLOW})
 
 
+def log_without_states(gateway: LabGateway) -> list[str]:
+    """Return the lines of a gateway's log, without those on the states of tunnels."""
+    lines = gateway.log.read_text().splitlines()
+    return [line for line in lines if " a tunnel is " not in line]
+
+
 def sas(gateway: LabGateway) -> dict[str, dict[str, Any]]:
     """Return the SAs of a running gateway by name."""
     return {sa["name"]: sa for sa in gateway.call("ListSas")["sas"]}
