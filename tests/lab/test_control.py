@@ -21,7 +21,15 @@ from esp_gw.demo.gateways import LabGateway
 from esp_gw.demo.netns import add_address
 from esp_gw.demo.pair import GatewayPair
 from esp_gw.demo.traffic import iperf_server
-from tests.support.labtools import carry_tcp, configured_sa, drops, ping, sas, write_key
+from tests.support.labtools import (
+    carry_tcp,
+    configured_sa,
+    drops,
+    forwarding,
+    ping,
+    sas,
+    write_key,
+)
 
 pytestmark = pytest.mark.either_engine
 
@@ -196,6 +204,7 @@ READING = [
 
 
 def test_no_key_appears_anywhere_unless_root_asks_for_it(pair: GatewayPair, tmp_path: Path) -> None:
+    forwarding(pair.a.namespace)
     add_sas(pair, tmp_path)
     ping(pair.a.namespace, B_INNER, count=3)
     secrets = [configured_sa(pair.a, f"pi-b/{way}").keymat for way in ("out", "in")]
@@ -277,6 +286,7 @@ def test_a_stranger_is_refused_by_the_socket_file_and_by_the_daemon(pair: Gatewa
 
 def test_control_answers_while_traffic_runs_at_full_rate(pair: GatewayPair) -> None:
     target = pair.plan.inner(1)
+    forwarding(pair.a.namespace, pair.b.namespace)
     with iperf_server(pair.b.namespace, target):
         # Ended below, however long the answers take.
         client = pair.a.namespace.start("iperf3", "-c", target, "-t", "300", "-P", "4")

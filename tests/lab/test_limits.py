@@ -12,7 +12,7 @@ import pytest
 
 from esp_gw.demo.netns import end
 from esp_gw.demo.pair import GatewayPair
-from tests.support.labtools import MakePair, network, ping
+from tests.support.labtools import MakePair, forwarding, network, ping
 
 pytestmark = pytest.mark.either_engine
 
@@ -110,6 +110,8 @@ def test_commands_need_few_descriptors_and_little_memory(
     make_pair_of_one_engine: MakePair,
 ) -> None:
     pair = make_pair_of_one_engine()
+    # Without a warning `status` ends with 0.
+    forwarding(pair.a.namespace)
     pair.a.start()
     for command in (("check", str(pair.a.config)), ("--socket", str(pair.a.socket), "status")):
         for limit in ("--nofile=6", f"--as={75 * MIB}"):

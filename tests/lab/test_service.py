@@ -340,7 +340,7 @@ def test_a_reload_of_an_absent_gateway_says_that_none_runs(
     pair: GatewayPair, capsys: Capture
 ) -> None:
     pair.a.stop()
-    assert main(["reload", "--config", str(pair.a.config)]) == 1
+    assert main(["reload", "--config", str(pair.a.config)]) == 3
     assert "esp-gw is not running" in capsys.readouterr().err
     with pytest.raises(ControlError):
         pair.b.call("Reload", config=str(pair.a.config))

@@ -23,7 +23,7 @@ class Restarted:
         assert (shown["NRestarts"], shown["WatchdogUSec"]) == ("1", "10s")
 
     def test_the_drop_in_for_af_alg_lets_it_be_used(self, running: Debian) -> None:
-        status = json.loads(running.ok("esp-gw", "status", "--json"))
+        status = json.loads(running.run("esp-gw", "status", "--json").stdout)
         reasons = [entry["why"] for entry in status["af_alg"].values()]
         assert reasons
         assert not any("EAFNOSUPPORT" in why for why in reasons), reasons

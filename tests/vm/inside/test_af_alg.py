@@ -149,7 +149,8 @@ def test_a_gateway_on_af_alg_and_the_kernels_esp_interoperate(peers: Peers) -> N
     assert status["af_alg"].keys() == SUITES.keys()
     assert all(verdict["in_use"] for verdict in status["af_alg"].values())
     assert all("AF_ALG" in name for name in status["provider"].values())
-    assert "AF_ALG: used for aes128gcm12 " in peers.gateway.cli("status").stdout
+    status = peers.gateway.cli("status", check=False).stdout
+    assert "AF_ALG: used for aes128gcm12 " in status
 
 
 @on_one_engine
