@@ -239,6 +239,7 @@ class Sa:
     replay_window: int = DEFAULT_REPLAY_WINDOW
     keepalive: int = 0
     liveness: int = 0
+    remote_name: str | None = None
     tunnel: str | None = None
     pair: str | None = None
     origin: Origin = Origin.CONFIG
@@ -310,3 +311,4 @@ class Tunnel:
     remote_ts: tuple[IPNetwork, ...]
     sas: tuple[str, ...]
     policies: tuple[str, ...]
+    remote_name: str | None = None

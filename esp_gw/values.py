@@ -214,6 +214,20 @@ def parse_local_address(value: object) -> IPAddress | None:
     return None if value == AUTO else parse_outer_address(value)
 
 
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9])?"
+_HOST_NAME = re.compile(
+    rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*[a-z](?:[a-z0-9-]{{0,61}}[a-z0-9])?\.?", re.I
+)
+"""The last label begins with a letter (RFC 1123 2.1): a mistyped address is no name."""
+
+
+def parse_remote(value: object) -> IPAddress | str:
+    """An outer address of a peer, or a name that a resolver knows, in small letters."""
+    if isinstance(value, str) and _HOST_NAME.fullmatch(value) and not looks_like_a_key(value):
+        return value.rstrip(".").lower()
+    return parse_outer_address(value)
+
+
 @functools.lru_cache(maxsize=64)
 def _address(value: str) -> IPAddress:
     """Share one object for an address common to thousands of tunnels, as their local end."""

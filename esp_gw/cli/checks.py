@@ -6,13 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from esp_gw.cli.here import look
+from esp_gw.cli.here import RESOLVERS, look, nameservers
 from esp_gw.cli.viewpoint import viewpoint
 from esp_gw.config.load import load_config
 from esp_gw.crypto.advice import advice
 from esp_gw.desired import Desired
 from esp_gw.errors import ConfigError, NetworkError, Problem
-from esp_gw.network.surroundings import ALLOW
+from esp_gw.network.surroundings import ALLOW, resolvers_behind
 
 
 def check_file(path: Path) -> dict[str, Any]:
@@ -55,10 +55,14 @@ def _around(path: Path, desired: Desired) -> tuple[list[str], list[Problem]]:
         return [f"the networks around this machine were not looked at: {error}"], []
     if not here.is_home_of([sa.local for sa in desired.sas]):
         return [], []
+    deaf = [
+        Problem(str(path), 0, "", text)
+        for text in resolvers_behind(desired, here.host, nameservers(RESOLVERS))
+    ]
     lost, others = here.cut_off(desired), here.clashes(desired)
     if desired.settings.allow_cut_off:
-        return [*lost, *others], []
-    return others, [Problem(str(path), 0, "", f"{text}; {ALLOW}") for text in lost]
+        return [*lost, *others], deaf
+    return others, deaf + [Problem(str(path), 0, "", f"{text}; {ALLOW}") for text in lost]
 
 
 def _loaded(path: Path) -> tuple[Desired | None, list[Problem]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 import click
@@ -18,6 +19,9 @@ from esp_gw.network.kernel import KernelNetwork
 from esp_gw.network.objects import Host
 from esp_gw.network.surroundings import ALLOW, Login, clashes, cut_off, cut_off_login
 
+RESOLVERS = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
+"""Files with the resolvers of this machine: systemd-resolved has the real ones in the second."""
+
 
 @dataclass(frozen=True, slots=True)
 class Here:
@@ -28,7 +32,8 @@ class Here:
 
     def is_home_of(self, outer: Sequence[IPAddress]) -> bool:
         """Return True if a gateway with these outer addresses belongs to this machine."""
-        return not self.host.addresses.isdisjoint(outer)
+        written = [each for each in outer if not each.is_unspecified]
+        return not written or not self.host.addresses.isdisjoint(written)
 
     def cut_off(self, desired: Desired) -> list[str]:
         """Return a sentence for each way that would be lost: to the router, to the caller."""
@@ -81,6 +86,19 @@ def keep_caller(config: Path) -> None:
     if here.login is not None and not desired.settings.allow_cut_off:
         for text in cut_off_login(desired, here.host, here.login):
             raise EspGwError(text, hint=ALLOW)
+
+
+def nameservers(paths: Iterable[Path]) -> list[IPAddress]:
+    """Return the resolvers that files in the form of resolv.conf(5) name."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(OSError):
+            for line in path.read_text(errors="replace").splitlines():
+                words = line.split()
+                if len(words) >= 2 and words[0] == "nameserver":
+                    with contextlib.suppress(ValueError):
+                        found.append(ip_address(words[1].partition("%")[0]))
+    return found
 
 
 async def _look(settings: GatewaySettings, login: Login | None) -> Here:

@@ -74,6 +74,9 @@ ADDRESS = _type_of(values.parse_address)
 OUTER_ADDRESS = _type_of(values.parse_outer_address)
 
 
+REMOTE = _type_of(values.parse_remote)
+
+
 def local_address(text: str) -> str:
     """Return an outer address of this host, or `auto`; a usage error if it is neither."""
     return text if text == AUTO else str(OUTER_ADDRESS(text))

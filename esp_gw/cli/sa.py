@@ -16,9 +16,9 @@ from esp_gw.cli.options import (
     KEEPALIVE,
     LIVENESS,
     MODE,
-    OUTER_ADDRESS,
     PORT,
     PORTS,
+    REMOTE,
     REPLAY_WINDOW,
     SA_NAME,
     SPI,
@@ -114,7 +114,9 @@ def show(daemon: Daemon, name: str, reveal_keys: bool, as_json: bool) -> None:
     metavar="IP|auto",
     help="Our outer address; auto: that of the route to the peer.",
 )
-@click.option("--remote", type=OUTER_ADDRESS, required=True, metavar="IP", help="The peer's.")
+@click.option(
+    "--remote", type=REMOTE, required=True, metavar="IP|NAME", help="The peer's, or its name."
+)
 @click.option("--remote-port", type=PORT, metavar="N", help="The peer's UDP port.")
 @click.option("--mode", type=MODE)
 @click.option("--encapsulation", type=ENCAPSULATION)

@@ -85,11 +85,11 @@ def _duplicate_spis(sas: Sequence[Sa]) -> Iterator[Conflict]:
             f"SPI {second.spi:#x} is already used by the inbound SA {first.name}: "
             "every inbound SA needs its own",
         )
-    for first, second in _repeated(outbound, lambda sa: (sa.spi, sa.remote)):
+    for first, second in _repeated(outbound, lambda sa: (sa.spi, sa.remote_name or sa.remote)):
         yield Conflict(
             (first.name, second.name),
-            f"SPI {second.spi:#x} to {second.remote} is already used by {first.name}: "
-            "a peer needs a different SPI for each SA",
+            f"SPI {second.spi:#x} to {second.remote_name or second.remote} is already used by "
+            f"{first.name}: a peer needs a different SPI for each SA",
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass, replace
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -145,7 +146,7 @@ class SaFields(Strict):
     mode: types.ModeName = Mode.TUNNEL
     encapsulation: types.EncapsulationName = Encapsulation.UDP
     local: types.LocalAddress
-    remote: types.OuterAddress
+    remote: types.Remote
     remote_port: types.UdpPort | None = None
     local_ts: types.Prefixes | None = Field(default=None, validate_default=True)
     remote_ts: types.Prefixes | None = Field(default=None, validate_default=True)
@@ -171,10 +172,15 @@ class SaFields(Strict):
 
     @field_validator("remote")
     @classmethod
-    def _is_another_host(
-        cls, remote: types.OuterAddress, info: ValidationInfo
-    ) -> types.OuterAddress:
+    def _is_another_host(cls, remote: types.Remote, info: ValidationInfo) -> types.Remote:
         local = info.data.get("local")
+        if isinstance(remote, str):
+            if info.data.get("mode") is Mode.TRANSPORT:
+                raise FieldError(
+                    "transport mode protects one address: write it instead of a name, or use "
+                    "tunnel mode"
+                )
+            return remote
         if local is not None and local == remote:
             raise FieldError(f"is the same address as local, {remote}")
         if local is not None and local.version != remote.version:
@@ -219,7 +225,19 @@ class SaFields(Strict):
     @property
     def outer_local(self) -> types.OuterAddress:
         """The local outer address, unspecified for that of the route to the peer."""
-        return type(self.remote)(0) if self.local is None else self.local
+        return type(self.outer_remote)(0) if self.local is None else self.local
+
+    @property
+    def outer_remote(self) -> types.OuterAddress:
+        """The peer's outer address, unspecified for a name."""
+        if isinstance(self.remote, str):
+            return IPv4Address(0) if self.local is None else type(self.local)(0)
+        return self.remote
+
+    @property
+    def remote_name(self) -> str | None:
+        """The peer's name, if it has one."""
+        return self.remote if isinstance(self.remote, str) else None
 
     @property
     def local_prefixes(self) -> Prefixes:
@@ -229,7 +247,7 @@ class SaFields(Strict):
     @property
     def remote_prefixes(self) -> Prefixes:
         """`remote_ts`, or the outer address in transport mode."""
-        return self.remote_ts or (host_network(self.remote),)
+        return self.remote_ts or (host_network(self.outer_remote),)
 
     def selectors(self) -> tuple[Selector, ...]:
         """Selectors of the inner traffic: every pair of prefixes of one family."""
@@ -270,7 +288,8 @@ class SaFields(Strict):
             mode=self.mode,
             encapsulation=self.encapsulation,
             local=self.outer_local,
-            remote=self.remote,
+            remote=self.outer_remote,
+            remote_name=self.remote_name,
             selectors=selectors,
             remote_port=self.remote_port or UDP_ENCAP_PORT,
             esn=self.esn,
@@ -345,7 +364,8 @@ class TunnelModel(SaFields):
             encapsulation=self.encapsulation,
             suite=self.suite,
             local=self.outer_local,
-            remote=self.remote,
+            remote=self.outer_remote,
+            remote_name=self.remote_name,
             local_ts=self.local_prefixes,
             remote_ts=self.remote_prefixes,
             sas=tuple(sa.name for sa in sas),

@@ -159,6 +159,7 @@ LocalAddress = Annotated[
     PlainValidator(values.parse_local_address),
     PlainSerializer(lambda value: AUTO if value is None else str(value)),
 ]
+Remote = Annotated[IPAddress | str, PlainValidator(values.parse_remote), _TEXT]
 OuterAddress = Annotated[IPAddress, PlainValidator(values.parse_outer_address), _TEXT]
 Prefix = Annotated[IPNetwork, PlainValidator(values.parse_prefix), _TEXT]
 Prefixes = Annotated[tuple[Prefix, ...], BeforeValidator(as_list)]

@@ -17,6 +17,7 @@ from typing import TypeVar
 from esp_gw.daemon.around import Around
 from esp_gw.daemon.background import Background
 from esp_gw.daemon.local_addresses import LocalAddresses
+from esp_gw.daemon.names import NAMES_NAME, Names
 from esp_gw.daemon.notices import Notices
 from esp_gw.daemon.ownership import evict, open_alone
 from esp_gw.daemon.paths import PathMtus
@@ -108,6 +109,7 @@ class Gateway:
         self._around = Around(kernel)
         self._needs_filter = False
         self._watch = Watch(kernel.changed, self._look, self._next_deadline)
+        self.names = Names(ledger.path.parent / NAMES_NAME, self._watch.wake)
         self._was_down = False
         self._lingering: dict[OuterSocket, float] = {}
         self._stopped = False
@@ -142,6 +144,9 @@ class Gateway:
         await self._remember()
         self._background.repeat("the writing of replay floors", self._keep_floors)
         self._background.repeat("the watch of the network", self._watch.step)
+        self._background.repeat(
+            "the resolution of names", lambda: self.names.step(lambda: self.host_addresses)
+        )
 
     async def apply(self, desired: Desired, record: Record = _no_record) -> list[str]:
         """Bring the gateway to `desired`, changing only what differs; return the changes in words.
@@ -221,7 +226,7 @@ class Gateway:
     def warnings(self) -> list[str]:
         """Warnings about the gateway's network, and other programs' changes to it."""
         warnings = [*self._watch.warnings, *self._background.warnings]
-        warnings += [*self._locals.missing, *self._around.warnings]
+        warnings += [*self.names.missing, *self._locals.missing, *self._around.warnings]
         if self._guard.is_opened:
             warnings.append("the guard is open: a restart of the gateway closes it again")
         elif self._needs_filter and self._kernel.filter_fault is not None:
@@ -391,6 +396,7 @@ class Gateway:
 
     async def _place(self, desired: Desired) -> Desired:
         """Return the desired state with a local address for each SA that can have one."""
+        desired = self.names.place(desired)
         peers = {sa.name: sa.remote for sa in self._where_peers_are(desired).sas}
         mark = desired.settings.fwmark
         placed = await self._locals.place(

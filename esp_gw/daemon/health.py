@@ -85,6 +85,11 @@ class Health:
         )
         for _ in self._roster.look(look, self._chains):
             await asyncio.sleep(0)
+        gateway.names.ask_again(
+            each.peer_name
+            for each in self._tunnels()
+            if each.peer_name is not None and each.state is not TunnelState.UP
+        )
         one_way = any(each.tracker.is_one_way(now) for each in self._tunnels())
         if one_way and now >= self._next_openings:
             # Requests of a flow that was answered before count again.

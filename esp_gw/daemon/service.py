@@ -31,7 +31,7 @@ from esp_gw.daemon.health import Health
 from esp_gw.daemon.parameters import Parameters, name_of, refuse_existing
 from esp_gw.daemon.queue import ChangeQueue
 from esp_gw.daemon.status import status_text
-from esp_gw.daemon.views import policy_view, sa_view, tunnel_view
+from esp_gw.daemon.views import policy_view, sa_view, tunnel_view, waiting_view
 from esp_gw.desired import Desired, GatewaySettings, settings_of
 from esp_gw.engine.base import SaCounters
 from esp_gw.errors import ConfigError, ControlError, EspGwError
@@ -314,6 +314,7 @@ class Service:
         """Return the configuration's tunnels with the counters of their SAs."""
         counters = self._gateway.counters().sas
         totals = self._gateway.totals(counters)
+        placed = {sa.name for sa in self._gateway.placed.sas}
         return {
             "tunnels": [
                 tunnel_view(
@@ -326,6 +327,11 @@ class Service:
                 for tunnel in self._configured.tunnels
                 # During a reload some SAs may be removed already.
                 if counters.keys() >= set(tunnel.sas)
+            ]
+            + [
+                waiting_view(tunnel)
+                for tunnel in self._configured.tunnels
+                if placed.isdisjoint(tunnel.sas)
             ]
         }
 

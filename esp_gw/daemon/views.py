@@ -9,7 +9,8 @@ from dataclasses import asdict
 from esp_gw.daemon.health import Condition
 from esp_gw.daemon.sas import Totals
 from esp_gw.engine.base import SaCounters
-from esp_gw.model import IPAddress, Policy, Sa, Selector, Tunnel
+from esp_gw.model import AUTO, IPAddress, Policy, Sa, Selector, Tunnel, TunnelState
+from esp_gw.protocol import UDP_ENCAP_PORT
 
 
 def sa_view(sa: Sa, counters: SaCounters, condition: Condition) -> dict[str, object]:
@@ -75,6 +76,31 @@ def tunnel_view(
         "packets_in": sum(sa.packets for sa in inbound),
         "bytes_in": sum(sa.bytes for sa in inbound),
         "drops": dict(drops),
+    }
+
+
+def waiting_view(tunnel: Tunnel) -> dict[str, object]:
+    """Return a tunnel without an address at one of its ends, which has no SA installed."""
+    return {
+        "name": tunnel.name,
+        "mode": tunnel.mode,
+        "encapsulation": tunnel.encapsulation,
+        "suite": tunnel.suite.name,
+        "local": AUTO if tunnel.local.is_unspecified else str(tunnel.local),
+        "remote": tunnel.remote_name or str(tunnel.remote),
+        "remote_port": UDP_ENCAP_PORT,
+        "local_ts": [str(prefix) for prefix in tunnel.local_ts],
+        "remote_ts": [str(prefix) for prefix in tunnel.remote_ts],
+        "sas": list(tunnel.sas),
+        "state": TunnelState.DOWN,
+        "last_in_s": None,
+        "last_out_s": None,
+        "causes": ["it waits for an address: see the warnings of 'esp-gw status'"],
+        "packets_out": 0,
+        "bytes_out": 0,
+        "packets_in": 0,
+        "bytes_in": 0,
+        "drops": {},
     }
 
 

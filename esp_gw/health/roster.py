@@ -51,6 +51,7 @@ class Watched:
     remote_ts: frozenset[IPNetwork]
     ends: Ends
     tracker: Tracker
+    peer_name: str | None = None
     spis: dict[int, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     unreachable: tuple[str, float] | None = None
@@ -207,6 +208,7 @@ def _watch(name: str, sas: Sequence[Sa], now: float, *, is_tunnel: bool) -> Watc
             first.encapsulation,
             frozenset(sa.spi for sa in outbound),
         ),
+        peer_name=first.remote_name,
         tracker=Tracker(max((sa.liveness for sa in outbound), default=0), now),
     )
 

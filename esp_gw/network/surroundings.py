@@ -6,7 +6,7 @@ unless the configuration allows it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_network
 
@@ -112,6 +112,23 @@ def cut_off(desired: Desired, host: Host) -> list[str]:
                 f"{router}, the default gateway of this host, lies inside {taken.prefix} of "
                 f"{taken.policy}: this host would not reach it any more; narrow the prefix, or put "
                 f"a bypass policy for {router} in front"
+            )
+    return found
+
+
+def resolvers_behind(desired: Desired, host: Host, servers: Iterable[IPAddress]) -> list[str]:
+    """Return a sentence for each resolver that a tunnel leads to, where a peer has a name."""
+    names = sorted({sa.remote_name for sa in desired.sas if sa.remote_name is not None})
+    found = []
+    for server in dict.fromkeys(servers if names else ()):
+        sources = [each for each in host.addresses if each.version == server.version]
+        ways = Ways(desired, host)
+        taken = [ways.taken(source, server, None, None) for source in sources]
+        policies = [each.policy for each in taken if each is not None]
+        if server not in host.addresses and policies and len(policies) == len(taken):
+            found.append(
+                f"the resolver {server} is behind {policies[0]}, and {names[0]} has to be resolved "
+                "without a tunnel: use another resolver, or write the peer's address"
             )
     return found
 

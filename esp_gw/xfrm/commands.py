@@ -40,11 +40,11 @@ def batch(
     can't express.
     """
     for sa in sas:
-        if sa.local.is_unspecified:
+        if sa.local.is_unspecified or sa.remote.is_unspecified:
             raise EspGwError(
-                "the kernel needs the address of each end, and local is auto",
+                "the kernel needs the address of each end, and one is auto or a name",
                 where=f"SA {sa.name}",
-                hint="write our outer address instead of auto",
+                hint="write the addresses",
             )
     groups = _groups(sas)
     lines = [_state(sa, groups[sa.name], seqs.get(sa.name, 0), port) for sa in sas]

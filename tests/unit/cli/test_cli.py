@@ -347,7 +347,7 @@ def test_a_key_of_the_wrong_size_is_neither_sent_nor_quoted(
             "10.0.0.0/8",
             "expected an address without prefix length",
         ),
-        ("--remote", "host.example", "expected an IPv4 or IPv6 address"),
+        ("--remote", "192.0.2.2.2", "expected an IPv4 or IPv6 address"),
         ("--local-ts", "10.0.0.1/8", "host bits are set in 10.0.0.1/8; the prefix is 10.0.0.0/8"),
         ("--remote-ts", "10.0.0.0/33", "expected a prefix such as"),
         ("--remote-ts", "", "expected a prefix"),

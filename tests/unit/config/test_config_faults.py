@@ -160,7 +160,7 @@ LONG_HEX = "0badc0de" * 9
         ("192.0.2.2", "fe80::1", "4: tunnels.b.remote: link-local"),
         ("192.0.2.2", "fe80::1%eth0", "4: tunnels.b.remote: a zone"),
         ("192.0.2.2", "::ffff:1.2.3.4", "4: tunnels.b.remote: write the IPv4 address 1.2.3.4"),
-        ("192.0.2.2", "gw.example", "4: tunnels.b.remote: expected an IPv4 or IPv6 address, not"),
+        ("192.0.2.2", "192.0.2.2.2", "4: tunnels.b.remote: expected an IPv4 or IPv6 address, not"),
         ("192.0.2.2", "192.0.02.2", "4: tunnels.b.remote: expected an IPv4 or IPv6 address"),
         ("192.0.2.2", "", "4: tunnels.b.remote: expected an IPv4 or IPv6 address, not nothing"),
         ("192.0.2.2", "[192.0.2.2]", "4: tunnels.b.remote: expected an IPv4 or IPv6 address"),

@@ -138,7 +138,7 @@ async def test_a_broken_configuration_changes_nothing(rig: Rig) -> None:
     await rig.call("AddSa", **sa(1))
     before = (dict(rig.engine.sas), rig.kernel.network, rig.engine.policies)
     good = rig.config.read_text()
-    for text in (good + "\ncolour: blue\n", "[", good.replace("192.0.2.2", "nowhere")):
+    for text in (good + "\ncolour: blue\n", "[", good.replace("192.0.2.2", "192.0.2.2.2")):
         rig.config.write_text(text)
         with pytest.raises(ControlError) as refused:
             await rig.call("Reload")

@@ -18,6 +18,7 @@ from esp_gw.network.surroundings import (
     cut_off,
     cut_off_login,
     refuse_cut_off,
+    resolvers_behind,
 )
 from tests.support.builders import bypass, desired, discard, make_sa, protect, selector
 from tests.support.routing import MAIN, probe, routed
@@ -161,3 +162,25 @@ def test_the_network_of_the_uplink_inside_a_protected_prefix_is_named() -> None:
     (text,) = clashes(tunnel("10.1.0.0/24", "192.168.0.0/16"), host())
     assert text.startswith("192.168.1.0/24, the network of 192.168.1.10, lies inside 192.168.0.0")
     assert clashes(tunnel("10.1.0.0/24", "0.0.0.0/0"), host()) == []
+
+
+@pytest.mark.parametrize(
+    ("server", "is_behind"),
+    [
+        ("10.2.0.53", True),
+        ("10.3.0.53", False),
+        ("192.168.1.1", False),
+        ("127.0.0.53", False),
+        ("fd00:2::53", False),
+    ],
+)
+def test_a_resolver_that_the_tunnel_leads_to_can_not_find_its_peer(
+    server: str, is_behind: bool
+) -> None:
+    wanted = tunnel("192.168.1.0/24", "10.2.0.0/16")
+    servers = [ip_address(server)]
+    assert resolvers_behind(wanted, host(), servers) == []
+    named = replace(wanted, sas=tuple(replace(sa, remote_name="gw.example") for sa in wanted.sas))
+    found = resolvers_behind(named, host(), servers)
+    assert bool(found) is is_behind
+    assert all(server in text and "gw.example" in text for text in found)

@@ -1,0 +1,178 @@
+"""Peers that have a name: their addresses, as resolved last.
+
+A name is asked for while it has no address, and while its tunnel doesn't hear the peer. The last
+address stays over a restart, and while nobody answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+
+from esp_gw import files
+from esp_gw.desired import Desired
+from esp_gw.errors import printable
+from esp_gw.logs import log
+from esp_gw.model import IPAddress, Sa
+
+NAMES_NAME = "names.json"
+INTERVAL = 10.0
+"""Seconds between two questions for a name."""
+TIMEOUT = 10.0
+"""Seconds for an answer."""
+MAX_NAMES_LEN = 1 << 20
+_STEP = 1.0
+_NAMED = 5
+
+Resolve = Callable[[str], Awaitable[list[IPAddress]]]
+
+
+async def resolve(name: str) -> list[IPAddress]:
+    """Return the addresses of a name in the order of preference. Raises OSError, TimeoutError.
+
+    The thread that waits for the resolver keeps nobody from ending.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[list[IPAddress]] = loop.create_future()
+
+    def ask() -> None:
+        found: list[IPAddress] | OSError
+        try:
+            infos = socket.getaddrinfo(name, None, type=socket.SOCK_DGRAM)
+            found = [ip_address(str(info[4][0]).partition("%")[0]) for info in infos]
+        except (OSError, UnicodeError) as error:
+            found = error if isinstance(error, OSError) else OSError("not a name")
+        with contextlib.suppress(RuntimeError):  # the loop is gone
+            loop.call_soon_threadsafe(settle, found)
+
+    def settle(found: list[IPAddress] | OSError) -> None:
+        if answer.done():
+            return
+        if isinstance(found, OSError):
+            answer.set_exception(found)
+        else:
+            answer.set_result(list(dict.fromkeys(found)))
+
+    threading.Thread(target=ask, name="resolver", daemon=True).start()
+    return await asyncio.wait_for(answer, TIMEOUT)
+
+
+class Names:
+    """The addresses of names, kept in the file `path`; `changed` is called after a change."""
+
+    def __init__(self, path: Path, changed: Callable[[], None], resolve: Resolve = resolve) -> None:
+        self._path = path
+        self._changed = changed
+        self._resolve = resolve
+        self._known = _read(path)
+        self._faults: dict[str, str] = {}
+        self._next: dict[str, float] = {}
+        self._asked: set[str] = set()
+        # The IP version that a name has to have: that of a written local address, or 0.
+        self._wanted: dict[str, int] = {}
+        self._placed: tuple[Desired, Desired] | None = None
+
+    @property
+    def missing(self) -> list[str]:
+        """Warnings about names without an address."""
+        return [
+            f"{name} has no address ({self._faults.get(name, 'not asked yet')}): no tunnel to it "
+            "works until its resolver answers"
+            for name in list(self._wanted)
+            if name not in self._known
+        ][:_NAMED]
+
+    def place(self, desired: Desired) -> Desired:
+        """Return the desired state with the addresses of names, without SAs that have none.
+
+        The same object is returned while nothing changes.
+        """
+        named = {sa.name: sa.remote_name for sa in desired.sas if sa.remote_name is not None}
+        self._wanted = {
+            sa.remote_name: 0 if sa.local.is_unspecified else sa.local.version
+            for sa in desired.sas
+            if sa.remote_name is not None
+        }
+        if not named:
+            return desired
+        sas = tuple(
+            _at(sa, self._known[named[sa.name]]) if sa.name in named else sa
+            for sa in desired.sas
+            if sa.name not in named or named[sa.name] in self._known
+        )
+        placed = replace(desired, sas=sas)
+        if self._placed is None or self._placed != (desired, placed):
+            self._placed = desired, placed
+        return self._placed[1]
+
+    def ask_again(self, names: Iterable[str]) -> None:
+        """Ask for names whose peers are not heard."""
+        self._asked.update(names)
+
+    async def step(self, own: Callable[[], frozenset[IPAddress]]) -> None:
+        """Ask for the next name that is due; `own` are the addresses of this host."""
+        await asyncio.sleep(_STEP)
+        now = asyncio.get_running_loop().time()
+        for name, version in list(self._wanted.items()):
+            wanted = name not in self._known or name in self._asked
+            if wanted and now >= self._next.get(name, 0.0):
+                self._next[name] = now + INTERVAL
+                self._asked.discard(name)
+                await self._ask(name, version, own())
+        self._next = {name: at for name, at in self._next.items() if name in self._wanted}
+
+    async def _ask(self, name: str, version: int, own: frozenset[IPAddress]) -> None:
+        try:
+            found = await self._resolve(name)
+        except (OSError, TimeoutError) as error:
+            self._fail(name, getattr(error, "strerror", None) or "no answer")
+            return
+        usable = [each for each in found if _is_usable(each, own)]
+        usable = [each for each in usable if version in (0, each.version)]
+        if not usable:
+            self._fail(name, "none of its addresses can be a peer's" if found else "no address")
+            return
+        self._faults.pop(name, None)
+        if self._known.get(name) in usable:
+            return
+        log.info("a peer's name has a new address", name=name, address=str(usable[0]))
+        self._known[name] = usable[0]
+        await asyncio.to_thread(self._write)
+        self._changed()
+
+    def _fail(self, name: str, why: str) -> None:
+        if self._faults.get(name) != why:
+            log.warning("a peer's name can't be resolved", name=name, reason=printable(why))
+        self._faults[name] = why
+
+    def _write(self) -> None:
+        known = {name: str(at) for name, at in self._known.items() if name in self._wanted}
+        # Without the file a restart asks again.
+        with contextlib.suppress(OSError):
+            files.replace(self._path, json.dumps(known).encode() + b"\n")
+
+
+def _at(sa: Sa, address: IPAddress) -> Sa:
+    local = type(address)(0) if sa.local.is_unspecified else sa.local
+    return replace(sa, remote=address, local=local)
+
+
+def _is_usable(address: IPAddress, own: frozenset[IPAddress]) -> bool:
+    refused = address.is_unspecified or address.is_multicast or address.is_link_local
+    return not refused and address not in own
+
+
+def _read(path: Path) -> dict[str, IPAddress]:
+    try:
+        with files.open_regular(path) as (fd, _):
+            document = json.loads(files.read_bounded(fd, MAX_NAMES_LEN))
+        return {name: ip_address(str(at)) for name, at in document.items()}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}

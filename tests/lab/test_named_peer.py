@@ -1,0 +1,78 @@
+"""A peer that has a name: both ends find each other again after the address has changed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from esp_gw.demo.netns import Namespace, add_address
+from tests.support.labtools import MakePair, edit, ping, tunnel, until
+
+pytestmark = pytest.mark.either_engine
+
+NETNS_ETC = Path("/etc/netns")
+"""Folders whose files `ip netns exec` puts over those of /etc (ip-netns(8))."""
+
+
+@pytest.fixture
+def hosts() -> Iterator[dict[str, Path]]:
+    """Files that take the place of /etc/hosts in the namespaces of their names."""
+    made: dict[str, Path] = {}
+    yield made
+    for path in made.values():
+        path.unlink()
+        path.parent.rmdir()
+    with contextlib.suppress(OSError):
+        NETNS_ETC.rmdir()
+
+
+def hosts_of(namespace: Namespace, made: dict[str, Path], text: str) -> Path:
+    folder = NETNS_ETC / namespace.name
+    folder.mkdir(parents=True)
+    path = folder / "hosts"
+    path.write_text(text)
+    made[namespace.name] = path
+    return path
+
+
+def test_a_peer_is_found_by_its_name_and_again_at_its_new_address(
+    make_pair: MakePair, hosts: dict[str, Path]
+) -> None:
+    pair = make_pair(liveness=1)
+    path = hosts_of(pair.a.namespace, hosts, "127.0.0.1 localhost\n192.0.2.2 gw.example\n")
+    edit(pair.a, lambda config: tunnel(config).update(remote="gw.example"))
+    edit(pair.b, lambda config: tunnel(config).update(local="auto"))
+    pair.start()
+    until(lambda: ping(pair.a.namespace, "10.2.0.1", count=1) == 1, "an answer", 20)
+    # Both ends at once: neither knows where the other is.
+    pair.b.stop()
+    add_address(pair.b.namespace, "192.0.2.22/24")
+    for gateway, old, new in ((pair.b, "192.0.2.2", ""), (pair.a, "192.0.2.1", "192.0.2.11")):
+        if new:
+            edit(pair.a, lambda config: tunnel(config).update(local="auto"))
+            pair.a.cli("reload")
+            add_address(gateway.namespace, f"{new}/24")
+        gateway.namespace.ip("address", "del", f"{old}/24", "dev", "wan")
+        kept = new or "192.0.2.22"
+        gateway.namespace.run("ip", "address", "replace", f"{kept}/24", "dev", "wan")
+    path.write_text("127.0.0.1 localhost\n192.0.2.22 gw.example\n")
+    pair.b.start()
+    until(lambda: ping(pair.a.namespace, "10.2.0.1", count=1) == 1, "an answer", 40)
+    assert pair.a.call("ListTunnels")["tunnels"][0]["remote"] == "192.0.2.22"
+
+
+def test_a_name_that_nobody_knows_keeps_its_tunnel_closed_and_listed(
+    make_pair: MakePair, hosts: dict[str, Path]
+) -> None:
+    pair = make_pair()
+    hosts_of(pair.a.namespace, hosts, "127.0.0.1 localhost\n")
+    edit(pair.a, lambda config: tunnel(config).update(remote="nobody.invalid"))
+    pair.a.start()
+    until(lambda: "nobody.invalid has no address" in str(pair.a.call("GetStatus")), "a warning", 30)
+    (entry,) = pair.a.call("ListTunnels")["tunnels"]
+    assert (entry["state"], entry["remote"]) == ("down", "nobody.invalid")
+    assert "nobody.invalid" in pair.a.cli("tunnel", "list").stdout
+    assert ping(pair.a.namespace, "10.2.0.1", count=1) == 0

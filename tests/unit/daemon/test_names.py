@@ -1,0 +1,145 @@
+"""Names of peers: asked for while they are needed, their last address kept."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from esp_gw.daemon.names import INTERVAL, Names
+from esp_gw.desired import Desired
+from esp_gw.model import Direction, IPAddress
+from tests.support.builders import desired, make_sa
+from tests.support.virtual_time import run_virtually
+
+NAME = "gw.example"
+ANY = ip_address("0.0.0.0")
+ONE, TWO, SIX = (ip_address(text) for text in ("192.0.2.7", "192.0.2.8", "2001:db8::7"))
+OWN = frozenset({ip_address("192.0.2.1")})
+
+
+class Resolver:
+    """Answers with `addresses`; asked at `times`."""
+
+    def __init__(self, *addresses: IPAddress) -> None:
+        self.addresses = list(addresses)
+        self.error: Exception | None = None
+        self.times: list[float] = []
+
+    async def __call__(self, name: str) -> list[IPAddress]:
+        assert name == NAME
+        self.times.append(asyncio.get_running_loop().time())
+        if self.error is not None:
+            raise self.error
+        return self.addresses
+
+
+class Rig:
+    def __init__(self, folder: Path, resolver: Resolver, local: IPAddress | None = None) -> None:
+        self.changes = 0
+        self.resolver = resolver
+        self.names = Names(folder / "names.json", self._changed, resolver)
+        out = make_sa("t/out", Direction.OUTBOUND, 0x1001)
+        sa = replace(out, remote=ANY, remote_name=NAME, local=local or out.local)
+        other = make_sa("u/out", Direction.OUTBOUND, 0x1002)
+        self.wanted = desired((sa, other), ())
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    def place(self) -> Desired:
+        return self.names.place(self.wanted)
+
+    @property
+    def remote(self) -> IPAddress | None:
+        return next((sa.remote for sa in self.place().sas if sa.name == "t/out"), None)
+
+    def live(self, seconds: int) -> None:
+        async def steps() -> None:
+            for _ in range(seconds):
+                self.place()
+                await self.names.step(lambda: OWN)
+
+        run_virtually(steps())
+
+
+def test_an_sa_waits_for_its_name_and_the_others_do_not(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Resolver(ONE))
+    assert [sa.name for sa in rig.place().sas] == ["u/out"]
+    assert "gw.example has no address" in rig.names.missing[0]
+    rig.live(2)
+    assert (rig.remote, rig.changes, rig.names.missing) == (ONE, 1, [])
+    assert rig.place() is rig.place()
+
+
+def test_a_name_with_an_address_is_asked_for_only_when_its_peer_is_not_heard(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path, Resolver(ONE))
+    rig.live(100)
+    assert len(rig.resolver.times) == 1
+    rig.resolver.addresses = [TWO]
+    rig.names.ask_again([NAME])
+    rig.live(100)
+    assert (rig.remote, rig.changes) == (TWO, 2)
+    assert len(rig.resolver.times) == 2
+
+
+def test_the_current_address_stays_while_the_name_has_it_among_others(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Resolver(ONE))
+    rig.live(2)
+    rig.resolver.addresses = [TWO, ONE]
+    rig.names.ask_again([NAME])
+    rig.live(int(INTERVAL) + 2)
+    assert (rig.remote, rig.changes) == (ONE, 1)
+
+
+def test_the_last_address_stays_while_nobody_answers_and_over_a_restart(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Resolver(ONE))
+    rig.live(2)
+    rig.resolver.error = OSError(-3, "Temporary failure in name resolution")
+    rig.names.ask_again([NAME])
+    rig.live(30)
+    assert rig.remote == ONE
+    again = Rig(tmp_path, Resolver())
+    assert again.remote == ONE
+
+
+@pytest.mark.parametrize("error", [OSError(-2, "Name or service not known"), TimeoutError()])
+def test_failures_are_told_once_and_tried_again_at_intervals(
+    tmp_path: Path, error: Exception
+) -> None:
+    rig = Rig(tmp_path, Resolver())
+    rig.resolver.error = error
+    rig.live(60)
+    gaps = [b - a for a, b in zip(rig.resolver.times, rig.resolver.times[1:], strict=False)]
+    assert gaps
+    assert all(gap >= INTERVAL for gap in gaps)
+    assert rig.remote is None
+
+
+def test_addresses_of_the_other_family_and_our_own_are_no_peers(tmp_path: Path) -> None:
+    for answer in ([SIX], [next(iter(OWN))], [ip_address("224.0.0.1")], [ANY], []):
+        rig = Rig(tmp_path / str(answer), Resolver(*answer))
+        rig.live(3)
+        assert rig.remote is None
+    rig = Rig(tmp_path, Resolver(SIX, *OWN, TWO, ONE))
+    rig.live(3)
+    assert rig.remote == TWO
+
+
+def test_with_local_auto_either_family_will_do(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Resolver(SIX, ONE), local=ANY)
+    rig.live(3)
+    (sa, _) = rig.place().sas
+    assert (sa.remote, sa.local) == (SIX, ip_address("::"))
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", '{"gw.example": 5}', '{"gw.example": "x"}'])
+def test_a_damaged_file_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "names.json").write_text(text)
+    rig = Rig(tmp_path, Resolver(ONE))
+    assert rig.remote is None
