@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::net::{SocketType, ipproto};
+use rustix::net::{SocketType, ipproto, sockopt};
 
 use crate::batch_socket::BatchSocket;
 use crate::bpf;
@@ -15,6 +15,8 @@ use crate::sockopt::{self as options, SocketOptions};
 pub struct RawSocket {
     fd: OwnedFd,
     options: SocketOptions,
+    /// Of the first IPv6 socket of a group; it only has to be open.
+    _path_mtu_learner: Option<OwnedFd>,
 }
 
 impl RawSocket {
@@ -34,7 +36,12 @@ impl RawSocket {
                 bpf::accept_spi(&fd, ipv4, index, count)?;
             }
             rustix::net::bind(&fd, &options.local).step("bind")?;
-            group.push(Self { fd, options });
+            let learner = (!ipv4 && index == 0).then(|| path_mtu_learner(&options));
+            group.push(Self {
+                fd,
+                options,
+                _path_mtu_learner: learner.transpose()?,
+            });
         }
         Ok(group)
     }
@@ -47,8 +54,11 @@ impl RawSocket {
         let fd = options::open_to_send(&self.options, SocketType::RAW, ipproto::ESP)?;
         bpf::accept_nothing(&fd)?;
         rustix::net::bind(&fd, &self.options.local).step("bind")?;
-        let options = self.options;
-        Ok(Self { fd, options })
+        Ok(Self {
+            fd,
+            options: self.options,
+            _path_mtu_learner: None,
+        })
     }
 
     /// True if received packets begin with their IP header.
@@ -56,6 +66,22 @@ impl RawSocket {
     pub fn has_ip_header(&self) -> bool {
         self.is_ipv4()
     }
+}
+
+/// Opens the IPv6 socket by which the kernel learns path MTUs for all raw sockets of an address: it
+/// takes a Packet Too Big for protocol 50 only where a socket has `IPV6_RECVERR`
+/// (`net/ipv6/raw.c`, `rawv6_err`).
+///
+/// On a socket that carries packets, the option would let any ICMP error fail a send or a receive.
+/// This one is never read: its error queue ends at the least receive buffer.
+fn path_mtu_learner(options: &SocketOptions) -> Result<OwnedFd> {
+    let fd = options::open(options, SocketType::RAW, ipproto::ESP)?;
+    bpf::accept_nothing(&fd)?;
+    // The kernel's least.
+    sockopt::set_socket_recv_buffer_size(&fd, 0).step("SO_RCVBUF")?;
+    options::set_u32(fd.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1).step("IPV6_RECVERR")?;
+    rustix::net::bind(&fd, &options.local).step("bind")?;
+    Ok(fd)
 }
 
 impl BatchSocket for RawSocket {

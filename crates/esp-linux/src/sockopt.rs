@@ -12,6 +12,8 @@ use crate::error::{Errno, Result, Step, check};
 const FILES_FOR_OTHERS: u64 = 128;
 /// Of `asm-generic/socket.h`; libc does not have it.
 const SO_MEMINFO: i32 = 55;
+/// Of `linux/udp.h`; libc does not have it.
+const UDP_NO_CHECK6_RX: i32 = 102;
 /// `SK_MEMINFO_DROPS` and `SK_MEMINFO_VARS` of `linux/sock_diag.h`.
 const MEMINFO_DROPS: usize = 8;
 const MEMINFO_LEN: usize = 9;
@@ -66,6 +68,8 @@ pub(crate) fn open(
     } else {
         if kind == SocketType::DGRAM {
             sockopt::set_ipv6_v6only(&fd, true).step("IPV6_V6ONLY")?;
+            // RFC 6935 5, RFC 6936 4: a tunnel may leave the checksum out; the ICV protects.
+            set_u32(fd.as_fd(), libc::SOL_UDP, UDP_NO_CHECK6_RX, 1).step("UDP_NO_CHECK6_RX")?;
         }
         sockopt::set_ipv6_freebind(&fd, true).step("IPV6_FREEBIND")?;
         sockopt::set_ipv6_recvtclass(&fd, true).step("IPV6_RECVTCLASS")?;

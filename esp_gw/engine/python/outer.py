@@ -9,11 +9,17 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Set
+from contextlib import ExitStack
 
 from esp_gw.engine.base import OuterSocket
 from esp_gw.engine.python.peers import SocketAddress
 from esp_gw.engine.python.sending import SendingSocket
-from esp_gw.engine.python.sockets import open_outer, open_send_only, received_drops
+from esp_gw.engine.python.sockets import (
+    open_outer,
+    open_path_mtu_learner,
+    open_send_only,
+    received_drops,
+)
 from esp_gw.engine.python.waiting import Sender, WaitingPacket
 from esp_gw.model import DropReason, Encapsulation
 
@@ -33,10 +39,16 @@ class Outer:
         self, wanted: OuterSocket, port: int, fwmark: int, loop: asyncio.AbstractEventLoop
     ) -> None:
         self.wanted = wanted
+        self._closing = ExitStack()
         self.is_udp = wanted.encapsulation is Encapsulation.UDP
         self.is_ipv4 = wanted.address.version == 4
         self.has_ip_header = self.is_ipv4 and not self.is_udp
-        self.sock = open_outer(wanted, port, fwmark)
+        with ExitStack() as undo:
+            self.sock = open_outer(wanted, port, fwmark)
+            undo.callback(self.sock.close)
+            if not (self.is_udp or self.is_ipv4):
+                self._closing.enter_context(open_path_mtu_learner(wanted, fwmark))
+            undo.pop_all()
         self._fwmark = fwmark
         self._loop = loop
         self._shared = SendingSocket(self.sock, loop)
@@ -117,6 +129,7 @@ class Outer:
             own.close()
         self._own.clear()
         self._shared.close()
+        self._closing.close()
 
     def _socket_of(self, address: SocketAddress) -> SendingSocket:
         return self._own.get(address[0], self._shared)

@@ -38,6 +38,8 @@ _PMTUDISC_DONT = 0
 _PMTUDISC_DO = 2
 _IP_FREEBIND = 15
 _IPV6_FREEBIND = 78
+_IPV6_RECVERR = 25
+_UDP_NO_CHECK6_RX = 102
 _SO_NO_CHECK = 11
 _SO_MEMINFO = 55
 _MEMINFO = struct.Struct("=9I")
@@ -91,6 +93,28 @@ def open_send_only(wanted: OuterSocket, fwmark: int, outer: socket.socket) -> so
             _attach(sock, _SO_ATTACH_FILTER)
         _bind(sock, wanted, outer.getsockname()[1])
         undo.pop_all()
+    return sock
+
+
+def open_path_mtu_learner(wanted: OuterSocket, fwmark: int) -> socket.socket:
+    """Open the socket by which the kernel learns path MTUs for all raw IPv6 sockets of an address.
+
+    The kernel takes a Packet Too Big for protocol 50 only where a socket has IPV6_RECVERR
+    (net/ipv6/raw.c, rawv6_err). On a socket that carries packets, the option would let any ICMP
+    error fail a send or a receive. This one is never read: its error queue ends at the kernel's
+    least receive buffer. Raises EngineError.
+    """
+    try:
+        with ExitStack() as undo:
+            sock = _unbound(wanted, fwmark, undo)
+            _attach(sock, _SO_ATTACH_FILTER)
+            # The kernel's least.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+            _bind(sock, wanted, 0)
+            undo.pop_all()
+    except OSError as error:
+        raise socket_refused(wanted, 0, error) from None
     return sock
 
 
@@ -175,6 +199,8 @@ def _configure(sock: socket.socket, ipv4: bool, udp: bool, fwmark: int) -> None:
     else:
         if udp:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            # RFC 6935 5, RFC 6936 4: a tunnel may leave the checksum out; the ICV protects.
+            sock.setsockopt(socket.IPPROTO_UDP, _UDP_NO_CHECK6_RX, 1)
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
     forbid_fragments(sock)

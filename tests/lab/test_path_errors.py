@@ -1,0 +1,77 @@
+"""ICMP errors about the outer packets, and outer packets without a checksum."""
+
+from __future__ import annotations
+
+import struct
+import sys
+
+import pytest
+from scapy.layers.inet import ICMP, IP
+from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6PacketTooBig, IPv6
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet, Raw
+
+from esp_gw.demo.pair import GatewayPair
+from esp_gw.model import Encapsulation
+from tests.support.labtools import MakePair, carry_tcp, drops, mac, ping, running, until
+
+SEND_FOR_EVER = """
+import socket, sys, time
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); s.bind((sys.argv[1], 0))
+frames = [bytes.fromhex(frame) for frame in sys.argv[2:]]
+print("ready", flush=True)
+while True:
+    for frame in frames:
+        s.send(frame); time.sleep(0.003)
+"""
+SEND_UNCHECKED = """
+import socket, struct
+s = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_UDP)
+s.bind(("2001:db8::2", 0))
+s.sendto(struct.pack("!HHHH", 4500, 4500, 48, 0) + b"\\x77" * 40, ("2001:db8::1", 0))
+"""
+ESP = Raw(struct.pack("!II", 0x1000, 1) + bytes(40))
+
+
+def quote(pair: GatewayPair, error4: Packet, error6: Packet) -> str:
+    """Return a router's report on an ESP packet of gateway A, which any host can forge."""
+    frame = Ether(src=mac(pair.b.namespace), dst=mac(pair.a.namespace))
+    if pair.plan.outer_version == 4:
+        frame /= IP(src="192.0.2.9", dst="192.0.2.1") / error4
+        frame /= IP(src="192.0.2.1", dst="192.0.2.2", flags="DF", len=1420, proto=50) / ESP
+    else:
+        frame /= IPv6(src="2001:db8::9", dst="2001:db8::1") / error6
+        frame /= IPv6(src="2001:db8::1", dst="2001:db8::2", plen=1400, nh=50) / ESP
+    return bytes(frame).hex()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_protocol_50_learns_a_path_mtu_and_no_other_error_loses_a_packet(
+    make_pair: MakePair, version: int
+) -> None:
+    pair = make_pair(outer_version=version, encapsulation=Encapsulation.NONE)
+    pair.start()
+    a, target = pair.a.namespace, pair.plan.inner(1)
+    errors = (
+        # Port and protocol unreachable, no route, administratively prohibited.
+        quote(pair, ICMP(type=3, code=3), ICMPv6DestUnreach(code=4)),
+        quote(pair, ICMP(type=3, code=2), ICMPv6DestUnreach(code=0)),
+        quote(pair, ICMP(type=3, code=13), ICMPv6DestUnreach(code=1)),
+    )
+    with running(pair.b.namespace, SEND_FOR_EVER, "wan", *errors):
+        assert ping(a, target, count=30, size=1350) == 30
+    report = quote(pair, ICMP(type=3, code=4, nexthopmtu=1300), ICMPv6PacketTooBig(mtu=1300))
+    with running(pair.b.namespace, SEND_FOR_EVER, "wan", report):
+        until(
+            lambda: ping(a, target, count=1, size=1350) and pair.a.ask("status")["mtu"] < 1300,
+            "the path MTU is learned",
+        )
+        carry_tcp(a, pair.b.namespace, target)
+    assert drops(pair.a).keys() <= {"too-big"}
+
+
+def test_an_outer_packet_without_a_udp_checksum_is_taken_over_ipv6(make_pair: MakePair) -> None:
+    pair = make_pair(outer_version=6)
+    pair.start()
+    pair.b.namespace.run(sys.executable, "-c", SEND_UNCHECKED)
+    until(lambda: drops(pair.a)["unknown-spi"] == 1, "the datagram reaches the engine")
