@@ -13,7 +13,7 @@ from typing import Any
 
 from esp_gw import values
 from esp_gw.model import AF_ALG_AUTO, AUTO, PROVIDER_AUTO, IPAddress, Policy, Sa, Tunnel
-from esp_gw.protocol import UDP_ENCAP_PORT
+from esp_gw.protocol import MIN_IPV6_MTU, UDP_ENCAP_PORT
 
 DEFAULT_TABLE = 4500
 
@@ -68,6 +68,7 @@ class EngineSettings:
     port: int = _setting(UDP_ENCAP_PORT, values.parse_udp_port)
     fwmark: int = _setting(0xE5B, values.parse_mark)
     workers: int | None = _setting(None, values.parse_workers)
+    min_mtu: int = _setting(MIN_IPV6_MTU, values.parse_mtu)
     pin_workers: bool = _setting(False, values.parse_flag)
     busy_poll_us: int = _setting(0, values.parse_busy_poll)
     offload: Offloads = _setting(Offloads(), Offloads)  # noqa: RUF009 - it is frozen

@@ -115,6 +115,7 @@ class Settings:
         interface: str,
         port: int,
         fwmark: int,
+        min_mtu: int,
         workers: int | None,
         pin_workers: bool,
         busy_poll_us: int,

@@ -413,9 +413,10 @@ class Gateway:
         mtus: dict[IPAddress, int] = {}
         for remote in sorted(self._remotes, key=str):
             there = await self._kernel.path_mtu(remote, desired.settings.fwmark)
-            mtu = self._paths.look_up(remote, there)
+            mtu = self._paths.look_up(remote, there, _now())
             if mtu is not None:
-                mtus[remote] = mtu
+                # What any host can forge makes no tunnel useless: the engine fragments instead.
+                mtus[remote] = max(mtu, desired.settings.min_mtu)
         self._paths.tell(mtus)
         network = plan_network(desired, mtus, await self._around.look(desired))
         self._needs_filter = network.firewall is not None

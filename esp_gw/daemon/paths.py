@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from esp_gw.logs import log
 from esp_gw.model import IPAddress
 
-LIFETIME = 660.0
-"""Seconds after which a reported path MTU is looked up again; the kernel forgets it after 600."""
+LIFETIME = 60.0
+"""Seconds after which a reported path MTU is looked up again, until the path has grown."""
 
 _NAMED = 5
 """Peers that are named in the log if many change at once."""
@@ -26,6 +26,7 @@ class PathMtus:
     def __init__(self) -> None:
         self._looked_up: dict[IPAddress, int] = {}
         self._reported: dict[IPAddress, _Reported] = {}
+        self._due: dict[IPAddress, int] = {}
         self._told: dict[IPAddress, int] = {}
 
     def tell(self, mtus: dict[IPAddress, int]) -> None:
@@ -44,7 +45,9 @@ class PathMtus:
         return True
 
     def expire(self, now: float) -> None:
-        """Forget the reports that are too old."""
+        """Let the reports that are too old be looked up again."""
+        old = {remote: each.mtu for remote, each in self._reported.items() if each.until <= now}
+        self._due.update(old)
         self._reported = {
             remote: report for remote, report in self._reported.items() if now < report.until
         }
@@ -54,7 +57,7 @@ class PathMtus:
         """The time at which the next report is too old, or None."""
         return min((report.until for report in self._reported.values()), default=None)
 
-    def look_up(self, remote: IPAddress, mtu: int | None) -> int | None:
+    def look_up(self, remote: IPAddress, mtu: int | None, now: float) -> int | None:
         """Take the kernel's answer, None without a route; return the path MTU as far as known.
 
         While there is no route to the peer, its last path MTU stays.
@@ -63,6 +66,9 @@ class PathMtus:
         if mtu is None:
             return None
         self._looked_up[remote] = mtu
+        if (due := self._due.pop(remote, None)) is not None and mtu <= due:
+            # The kernel still believes it.
+            self._reported.setdefault(remote, _Reported(mtu, now + LIFETIME))
         report = self._reported.get(remote)
         return mtu if report is None else min(mtu, report.mtu)
 
@@ -71,3 +77,4 @@ class PathMtus:
         self._looked_up = {
             remote: mtu for remote, mtu in self._looked_up.items() if remote in remotes
         }
+        self._due = {remote: mtu for remote, mtu in self._due.items() if remote in remotes}

@@ -385,6 +385,7 @@ def _settings(settings: EngineSettings, af_alg: Mapping[str, AfAlgStatus]) -> co
         interface=settings.interface,
         port=settings.port,
         fwmark=settings.fwmark,
+        min_mtu=settings.min_mtu,
         workers=settings.workers,
         pin_workers=settings.pin_workers,
         busy_poll_us=settings.busy_poll_us,

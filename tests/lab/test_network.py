@@ -217,8 +217,8 @@ def test_hosts_learn_of_a_smaller_path_mtu_between_the_gateways(
     pair.start()
     here, there = site_hosts
     assert "1 received" in _unfragmented(here, "10.2.0.10", 1300)
-    pair.a.namespace.ip("route", "add", "192.0.2.2/32", "dev", "wan", "mtu", "1200")
-    until(lambda: "mtu = 1138" in _unfragmented(here, "10.2.0.10", 1300), "the MTU is reported")
+    pair.a.namespace.ip("route", "add", "192.0.2.2/32", "dev", "wan", "mtu", "1300")
+    until(lambda: "mtu = 1238" in _unfragmented(here, "10.2.0.10", 1300), "the MTU is reported")
     carry_tcp(here, there, "10.2.0.10")
 
 

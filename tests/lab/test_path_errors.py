@@ -75,3 +75,21 @@ def test_an_outer_packet_without_a_udp_checksum_is_taken_over_ipv6(make_pair: Ma
     pair.start()
     pair.b.namespace.run(sys.executable, "-c", SEND_UNCHECKED)
     until(lambda: drops(pair.a)["unknown-spi"] == 1, "the datagram reaches the engine")
+
+
+@pytest.mark.parametrize("encapsulation", [Encapsulation.UDP, Encapsulation.NONE])
+def test_a_path_mtu_below_min_mtu_is_not_believed_and_loses_nothing(
+    make_pair: MakePair, encapsulation: Encapsulation
+) -> None:
+    pair = make_pair(encapsulation=encapsulation)
+    pair.start()
+    a, target = pair.a.namespace, pair.plan.inner(1)
+    wide = pair.a.ask("status")["mtu"]
+    # What the kernel believes after an ICMP "fragmentation needed" with a next-hop MTU of 552.
+    a.ip("route", "add", "192.0.2.2/32", "dev", "wan", "mtu", "552")
+    ping(a, target, count=1, size=1400)
+    until(lambda: pair.a.ask("status")["mtu"] < wide, "the path MTU is noticed")
+    assert pair.a.ask("status")["mtu"] >= 1200
+    assert ping(a, target, count=5, size=1100) == 5
+    assert ping(a, target, count=5, size=1400) == 5
+    carry_tcp(a, pair.b.namespace, target)

@@ -73,7 +73,7 @@ async def test_a_packet_that_exceeds_the_path_mtu_leaves_its_flow(
     install(pair, sa)
     with inside(a.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind((INNER[0], 7100))
-        for size in (100, 1200, 1300):
+        for size in (100, 1300, 1350):
             sock.sendto(bytes(size), (INNER[1], 7200))
     await until(
         lambda: a.engine.counters().sas[sa.name].drops.get(DropReason.TOO_BIG) == 2, "too big"

@@ -445,7 +445,7 @@ class World:
         assert self.engine.sockets == outer_sockets(wanted)
         assert self.kernel.network == plan_network(
             self.at_their_places(wanted),
-            {peer: self.kernel.mtus.get(peer, 1500) for peer in PEERS},
+            {peer: max(self.kernel.mtus.get(peer, 1500), 1280) for peer in PEERS},
             self.kernel.there,
         )
         assert self.guard.plan == wanted

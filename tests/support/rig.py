@@ -89,6 +89,7 @@ class FakeOuter:
         self.is_udp = udp
         self.is_ipv4 = version == 4
         self.has_ip_header = self.is_ipv4 and not udp
+        self.headers = 28
         self.sock = FakeSocket()
         self.sent: list[Sent] = []
         self.verdicts: deque[DropReason | None] = deque()
@@ -174,7 +175,7 @@ class Side:
         self.peers = Peers()
         fd = self._inner.fileno()
         self.samples = Samples()
-        self.outbound = OutboundPath(fd, self.events.append, self.samples)
+        self.outbound = OutboundPath(fd, 0, self.events.append, self.samples)
         self.inbound = InboundPath(fd, self.events.append, cast("Any", self.loop), self.samples)
 
     def install_outbound(self, sa: Sa, lease: Lease | None = None) -> OutboundState:

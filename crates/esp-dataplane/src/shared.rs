@@ -33,6 +33,8 @@ pub struct Shared {
     pub drawers: Box<[Arc<Drawer>]>,
     /// The mark of outer packets.
     pub fwmark: u32,
+    /// Bytes of an outer packet up to which it is fragmented rather than refused.
+    pub min_mtu: usize,
 }
 
 impl Shared {

@@ -31,6 +31,7 @@ fn settings() -> Settings {
         interface: "esp0".into(),
         port: 4500,
         fwmark: 0,
+        min_mtu: 1280,
         workers: Some(2),
         pin_workers: false,
         busy_poll: Duration::ZERO,

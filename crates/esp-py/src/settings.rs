@@ -77,13 +77,14 @@ pub(crate) struct Settings(pub(crate) engine::Settings);
 #[pymethods]
 impl Settings {
     #[new]
-    #[pyo3(signature = (*, interface, port, fwmark, workers, pin_workers, busy_poll_us, provider,
-                        af_alg, offloads))]
+    #[pyo3(signature = (*, interface, port, fwmark, min_mtu, workers, pin_workers, busy_poll_us,
+                        provider, af_alg, offloads))]
     #[allow(clippy::too_many_arguments)] // by name alone
     fn new(
         interface: String,
         port: u16,
         fwmark: u32,
+        min_mtu: usize,
         workers: Option<usize>,
         pin_workers: bool,
         busy_poll_us: u64,
@@ -98,6 +99,7 @@ impl Settings {
             interface,
             port,
             fwmark,
+            min_mtu,
             workers,
             pin_workers,
             busy_poll: Duration::from_micros(busy_poll_us),

@@ -78,7 +78,7 @@ class PythonEngine:
         self._on_event = on_event
         self._tun = open_tun(settings.interface)
         self._samples = Samples()
-        self._outbound = OutboundPath(self._tun, on_event, self._samples)
+        self._outbound = OutboundPath(self._tun, settings.min_mtu, on_event, self._samples)
         self._inbound = InboundPath(self._tun, on_event, self._loop, self._samples)
 
     def start(self) -> None:

@@ -67,8 +67,11 @@ Target = OutboundState | DropReason
 class OutboundPath:
     """The packet path from the TUN to the outer sockets."""
 
-    def __init__(self, tun: int, on_event: Callable[[Event], None], samples: Samples) -> None:
+    def __init__(
+        self, tun: int, min_mtu: int, on_event: Callable[[Event], None], samples: Samples
+    ) -> None:
         self._tun = tun
+        self._min_mtu = min_mtu
         self._on_event = on_event
         self._samples = samples
         self._packet = memoryview(bytearray(MAX_PACKET + ROOM))
@@ -224,8 +227,10 @@ class OutboundPath:
             self._notice(state)
         dropped = state.outer.send(state, self._out[:size], end, tos, whole)
         if dropped is DropReason.TOO_BIG:
-            if packet[0] >> 4 == 6 and end <= MIN_IPV6_MTU:
-                # IPv6 needs an MTU of 1280 (RFC 8200 5): fragment the outer packet instead.
+            any_link = packet[0] >> 4 == 6 and end <= MIN_IPV6_MTU
+            if any_link or size + state.outer.headers <= self._min_mtu:
+                # IPv6 needs an MTU of 1280 (RFC 8200 5), and below min_mtu no report is believed:
+                # fragment the outer packet instead.
                 dropped = state.outer.send(state, self._out[:size], end, tos, True)
             else:
                 self._too_big(state)

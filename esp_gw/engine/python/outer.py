@@ -22,6 +22,7 @@ from esp_gw.engine.python.sockets import (
 )
 from esp_gw.engine.python.waiting import Sender, WaitingPacket
 from esp_gw.model import DropReason, Encapsulation
+from esp_gw.protocol import IPV4_HEADER_LEN, IPV6_HEADER_LEN, UDP_HEADER_LEN
 
 MAX_OWN = 16
 """Bound on the peers of one outer socket that have a socket of their own."""
@@ -33,6 +34,7 @@ class Outer:
     """One outer socket, and the sockets of its peers that have met it full.
 
     `has_ip_header`: recvmsg returns the IP header before the ESP header, as on raw IPv4 sockets.
+    `headers`: bytes in front of a sent ESP packet.
     """
 
     def __init__(
@@ -42,6 +44,9 @@ class Outer:
         self._closing = ExitStack()
         self.is_udp = wanted.encapsulation is Encapsulation.UDP
         self.is_ipv4 = wanted.address.version == 4
+        self.headers = (IPV4_HEADER_LEN if self.is_ipv4 else IPV6_HEADER_LEN) + (
+            UDP_HEADER_LEN if self.is_udp else 0
+        )
         self.has_ip_header = self.is_ipv4 and not self.is_udp
         with ExitStack() as undo:
             self.sock = open_outer(wanted, port, fwmark)

@@ -97,6 +97,7 @@ gateway:
   state_dir: /tmp/state
   control_socket: /tmp/control.sock
   allow_inline_keys: no
+  min_mtu: 1300
   workers: 4
   pin_workers: yes
   busy_poll_us: 1000
@@ -116,6 +117,7 @@ crypto:
         table=77,
         state_dir="/tmp/state",
         control_socket="/tmp/control.sock",
+        min_mtu=1300,
         workers=4,
         pin_workers=True,
         busy_poll_us=1000,

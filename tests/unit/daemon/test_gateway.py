@@ -464,9 +464,9 @@ async def test_an_unwritable_ledger_does_not_stop_a_removal(rig: Rig) -> None:
 
 
 async def test_a_smaller_path_mtu_reaches_the_tunnel(rig: Rig) -> None:
-    assert rig.gateway.mtu > 1200
-    rig.engine.tell(PathMtuChanged(OUT.remote, 1200))
-    await until(lambda: rig.gateway.mtu < 1200)
+    assert rig.gateway.mtu > 1300
+    rig.engine.tell(PathMtuChanged(OUT.remote, 1300))
+    await until(lambda: rig.gateway.mtu < 1300)
     assert rig.gateway.mtu == rig.kernel.network.mtu
 
 

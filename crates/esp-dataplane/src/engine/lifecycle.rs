@@ -70,6 +70,7 @@ impl Engine {
             socket_drops: SocketDrops::default(),
             drawers: (0..count).map(|_| Arc::default()).collect(),
             fwmark: settings.fwmark,
+            min_mtu: settings.min_mtu,
         });
         Ok(Self {
             shared,

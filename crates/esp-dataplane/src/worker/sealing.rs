@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use esp_core::DropReason;
 use esp_core::esp::encap::{BatchSealer, SaSealer, Sealer};
+use esp_core::esp::sa::Encapsulation;
 use esp_core::esp::suite::Suite;
 use esp_core::offload::segment::Segmenter;
 use esp_core::wire;
@@ -68,7 +69,10 @@ impl OutboundPath {
             if numbers.is_empty() {
                 numbers = self.numbers(index, (*left).min(MAX_BATCH))?;
             }
-            let suite = self.targets[index].entry.sa.spec.suite;
+            let spec = &self.targets[index].entry.sa.spec;
+            let suite = spec.suite;
+            let headers = outer_headers(spec.remote.is_ipv4(), spec.encapsulation);
+            let any_path = self.shared.min_mtu.saturating_sub(headers);
             let size = suite.esp_len(range.len() - offset);
             if !self.fits(index, size, tos, whole) {
                 self.replace_batch(index, size, tos, whole, sockets)?;
@@ -85,6 +89,7 @@ impl OutboundPath {
                 offset,
                 next_header,
                 ipv6,
+                any_path,
             };
             // Dispatch once per run, not per packet; flush dispatches once more per batch.
             next = match &mut self.targets[index].sealer {
@@ -188,6 +193,17 @@ struct Run<'a> {
     offset: usize,
     next_header: u8,
     ipv6: bool,
+    /// Bytes of an ESP packet that every path has to take.
+    any_path: usize,
+}
+
+/// Bytes in front of an ESP packet.
+const fn outer_headers(ipv4: bool, encapsulation: Encapsulation) -> usize {
+    let udp = match encapsulation {
+        Encapsulation::Udp => 8,
+        Encapsulation::None => 0,
+    };
+    udp + if ipv4 { 20 } else { 40 }
 }
 
 impl Run<'_> {
@@ -216,7 +232,7 @@ impl Run<'_> {
             batch.closed = size < batch.segment;
             packets.push(Packet {
                 bytes: range.len() as u64,
-                any_link: self.ipv6 && range.len() <= MIN_IPV6_MTU,
+                any_link: (self.ipv6 && range.len() <= MIN_IPV6_MTU) || size <= self.any_path,
             });
             *self.left -= 1;
             range = match self.segments.next(self.input) {
