@@ -19,6 +19,7 @@ __all__ = [
     "InboundSa",
     "Lease",
     "LeaseLow",
+    "MergeRefused",
     "Mode",
     "NativeEngine",
     "OffloadStatus",
@@ -358,6 +359,15 @@ class GsoRefused:
     def error(self) -> str: ...
 
 @final
+class MergeRefused:
+    """The TUN refuses super-packets of `kind`, TCP or UDP: such packets are written singly now."""
+
+    __match_args__: ClassVar[tuple[Literal["kind"]]]
+    def __new__(cls, kind: str) -> MergeRefused: ...
+    @property
+    def kind(self) -> str: ...
+
+@final
 class AfAlgLost:
     """AF_ALG has failed and is not used any more; every SA goes on in the library."""
 
@@ -382,6 +392,7 @@ _Event = (
     | PeerAddressChanged
     | PathMtuChanged
     | GsoRefused
+    | MergeRefused
     | AfAlgLost
     | EngineFailed
 )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from esp_gw.engine.base import AfAlgLost, GsoRefused, HardExpired, SoftExpired
+from esp_gw.engine.base import AfAlgLost, GsoRefused, HardExpired, MergeRefused, SoftExpired
 from esp_gw.logs import log
 from esp_gw.model import IPAddress
 
-Notice = AfAlgLost | GsoRefused | HardExpired | SoftExpired
+Notice = AfAlgLost | GsoRefused | HardExpired | MergeRefused | SoftExpired
 
 
 class Notices:
@@ -23,6 +23,9 @@ class Notices:
                     self._without_gso.add(remote)
                     text = "the kernel refuses UDP segmentation: packets are sent one by one"
                     log.warning(text, remote=str(remote), error=error)
+            case MergeRefused(kind):
+                text = "the TUN refuses super-packets: packets are written to it one by one"
+                log.warning(text, kind=kind)
             case AfAlgLost(reason):
                 log.warning("AF_ALG is lost: the library is used instead", reason=reason)
             case SoftExpired(name):

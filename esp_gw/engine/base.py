@@ -66,6 +66,13 @@ class GsoRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class MergeRefused:
+    """The TUN refused a super-packet of `kind`, TCP or UDP; such packets are now written singly."""
+
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
 class AfAlgLost:
     """AF_ALG failed with `reason` and is no longer used; every SA continues in the library."""
 
@@ -86,6 +93,7 @@ Event = (
     | PeerAddressChanged
     | PathMtuChanged
     | GsoRefused
+    | MergeRefused
     | AfAlgLost
     | EngineFailed
 )

@@ -24,6 +24,7 @@ from esp_gw.engine.base import (
     GsoRefused,
     HardExpired,
     LeaseLow,
+    MergeRefused,
     OffloadStatus,
     Opening,
     OuterSocket,
@@ -323,6 +324,8 @@ class NativeEngine:
                     self._on_event(PathMtuChanged(remote, mtu))
                 case core.GsoRefused(remote, error):
                     self._on_event(GsoRefused(remote, error))
+                case core.MergeRefused(kind):
+                    self._on_event(MergeRefused(kind))
                 case core.AfAlgLost(reason):
                     self._af_alg = probe.without(self._af_alg, reason)
                     self._af_alg_required = False

@@ -27,6 +27,8 @@ pub enum Event {
     PathMtuChanged(IpAddr, u32),
     /// The kernel refuses GSO sends to an address, with this errno; packets are sent one by one.
     GsoRefused(IpAddr, &'static str),
+    /// The TUN refuses super-packets of a kind, TCP or UDP; such packets are written one by one.
+    MergeRefused(&'static str),
     /// `AF_ALG` has failed and is disabled; every SA continues in the library.
     AfAlgLost(Error),
     /// A worker has ended.

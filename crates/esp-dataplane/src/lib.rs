@@ -8,6 +8,7 @@ pub mod af_alg;
 pub mod engine;
 pub mod events;
 pub mod measure;
+mod merge_refusal;
 pub mod peers;
 pub mod samples;
 mod shared;

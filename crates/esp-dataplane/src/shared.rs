@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 
 use crate::aead_factory::AeadFactory;
 use crate::events::Events;
+use crate::merge_refusal::MergeRefusal;
 use crate::samples::Drawer;
 use crate::socket_drops::SocketDrops;
 use crate::tables::Tables;
@@ -31,6 +32,8 @@ pub struct Shared {
     pub socket_drops: SocketDrops,
     /// The samples of each worker.
     pub drawers: Box<[Arc<Drawer>]>,
+    /// The kinds of super-packets that the TUN refuses.
+    pub merge_refusal: MergeRefusal,
     /// The mark of outer packets.
     pub fwmark: u32,
     /// Bytes of an outer packet up to which it is fragmented rather than refused.

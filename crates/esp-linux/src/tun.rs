@@ -36,8 +36,9 @@ pub enum TunWrite {
     Down,
     /// The device was deleted.
     Gone,
-    /// The packet and its [`VnetHdr`] don't fit together, it is no IP packet, or the kernel had no
-    /// memory for it: it is lost.
+    /// The packet and its [`VnetHdr`] don't fit together, or it is no IP packet (EINVAL).
+    Invalid,
+    /// It is too large, or the kernel had no memory for it: it is lost.
     Rejected,
 }
 
@@ -149,9 +150,10 @@ impl TunQueue {
                 Err(Errno::AGAIN) => TunWrite::WouldBlock,
                 Err(Errno::IO) => TunWrite::Down,
                 Err(Errno::BADFD) => TunWrite::Gone,
-                Err(
-                    Errno::INVAL | Errno::TOOBIG | Errno::MSGSIZE | Errno::NOBUFS | Errno::NOMEM,
-                ) => TunWrite::Rejected,
+                Err(Errno::INVAL) => TunWrite::Invalid,
+                Err(Errno::TOOBIG | Errno::MSGSIZE | Errno::NOBUFS | Errno::NOMEM) => {
+                    TunWrite::Rejected
+                }
                 Err(Errno::INTR) => continue,
                 Err(errno) => return Err(errno).step("write to the TUN"),
             };

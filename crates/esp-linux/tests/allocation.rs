@@ -99,7 +99,7 @@ fn queues_and_polling_reuse_their_buffers() {
             }
             let (header, parts) = (VnetHdr::default().to_bytes(), [0xff; 40]);
             let parts = [IoSlice::new(&header), IoSlice::new(&parts)];
-            assert_eq!(queue.write_parts(&parts), Ok(TunWrite::Rejected));
+            assert_eq!(queue.write_parts(&parts), Ok(TunWrite::Invalid));
         }
     });
     assert_eq!(counted.count_total, 0);

@@ -330,7 +330,7 @@ fn what_is_no_ip_packet_or_belies_its_header_is_rejected() {
     let write = |header: VnetHdr, packet: &[u8]| queue.write(&header, packet).unwrap();
     let plain = VnetHdr::default();
     for packet in [&[][..], &[0x00; 40], &[0xff; 40], &[0x15]] {
-        assert_eq!(write(plain, packet), TunWrite::Rejected, "{packet:?}");
+        assert_eq!(write(plain, packet), TunWrite::Invalid, "{packet:?}");
     }
     let impossible = [
         VnetHdr {
@@ -354,7 +354,7 @@ fn what_is_no_ip_packet_or_belies_its_header_is_rejected() {
         },
     ];
     for header in impossible {
-        assert_eq!(write(header, &[0x45; 40]), TunWrite::Rejected, "{header:?}");
+        assert_eq!(write(header, &[0x45; 40]), TunWrite::Invalid, "{header:?}");
     }
     // None of them hurt the queue.
     let len = queue.read(&mut [0; 2000]);

@@ -52,6 +52,8 @@ event_classes! {
     PathMtuChanged(remote: IpAddr, mtu: u32);
     /// The kernel refuses GSO sends to an address.
     GsoRefused(remote: IpAddr, error: String);
+    /// The TUN refuses super-packets of a kind.
+    MergeRefused(kind: String);
     /// `AF_ALG` has failed and is not used any more.
     AfAlgLost(reason: String);
     /// A worker can't go on.
@@ -67,6 +69,7 @@ pub(crate) enum Event {
     PeerAddressChanged(PeerAddressChanged),
     PathMtuChanged(PathMtuChanged),
     GsoRefused(GsoRefused),
+    MergeRefused(MergeRefused),
     AfAlgLost(AfAlgLost),
     EngineFailed(EngineFailed),
 }
@@ -89,6 +92,9 @@ impl From<events::Event> for Event {
             Native::GsoRefused(remote, errno) => Self::GsoRefused(GsoRefused {
                 remote,
                 error: errno.to_string(),
+            }),
+            Native::MergeRefused(kind) => Self::MergeRefused(MergeRefused {
+                kind: kind.to_string(),
             }),
             Native::AfAlgLost(why) => Self::AfAlgLost(AfAlgLost {
                 reason: why.to_string(),

@@ -20,6 +20,7 @@ from esp_gw.engine.base import (
     GsoRefused,
     HardExpired,
     LeaseLow,
+    MergeRefused,
     PathMtuChanged,
     PeerAddressChanged,
 )
@@ -510,6 +511,14 @@ async def test_a_refusal_of_gso_is_logged_once_per_peer(rig: Rig) -> None:
         (str(IN.remote), "EIO"),
         (str(IN.local), "EIO"),
     ]
+
+
+async def test_a_refusal_of_merging_is_one_line_with_its_kind(rig: Rig) -> None:
+    with captured_logs() as lines:
+        rig.engine.tell(MergeRefused("UDP"))
+    (line,) = lines
+    assert line["kind"] == "UDP"
+    assert "one by one" in line["event"]
 
 
 async def test_the_loss_of_af_alg_is_one_line_with_its_reason(rig: Rig) -> None:

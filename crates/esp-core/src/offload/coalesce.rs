@@ -34,6 +34,15 @@ pub struct Merging {
     pub max_segments: u16,
 }
 
+/// A kind of super-packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MergeKind {
+    /// TCP segments.
+    Tcp,
+    /// UDP datagrams.
+    Udp,
+}
+
 /// A packet or super-packet, ready to be written to the TUN in one piece.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Ready<'a> {
@@ -273,6 +282,14 @@ impl Coalescer {
             shape,
             fixed_id: None,
             verified: false,
+        }
+    }
+
+    /// Merges no more packets of a kind, TCP or UDP, from the next super-packet on.
+    pub fn stop(&mut self, kind: MergeKind) {
+        match kind {
+            MergeKind::Tcp => self.merging.tcp = false,
+            MergeKind::Udp => self.merging.udp = false,
         }
     }
 

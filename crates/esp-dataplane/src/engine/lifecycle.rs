@@ -19,6 +19,7 @@ use super::settings::{MAX_WORKERS, Offloads, Settings};
 use crate::aead_factory::AeadFactory;
 use crate::af_alg::AfAlgKeys;
 use crate::events::Events;
+use crate::merge_refusal::MergeRefusal;
 use crate::shared::Shared;
 use crate::socket::Socket;
 use crate::socket_drops::SocketDrops;
@@ -69,6 +70,7 @@ impl Engine {
             inbound: Tallies::new(count),
             socket_drops: SocketDrops::default(),
             drawers: (0..count).map(|_| Arc::default()).collect(),
+            merge_refusal: MergeRefusal::default(),
             fwmark: settings.fwmark,
             min_mtu: settings.min_mtu,
         });

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use esp_core::esp::sa::Encapsulation;
+use esp_core::offload::coalesce::MergeKind;
 use esp_linux::tun::TunFeatures;
 
 use super::lifecycle::Engine;
@@ -66,6 +67,9 @@ impl Engine {
         match offload {
             Offloads::TSO => in_kernel(on.contains(TunFeatures::TSO4 | TunFeatures::TSO6)),
             Offloads::USO => in_kernel(on.contains(TunFeatures::USO)),
+            Offloads::MERGE if self.merge_refused().is_some() => {
+                self.merge_refused().unwrap_or_default()
+            }
             Offloads::MERGE if supported.contains(TunFeatures::USO) => (true, String::new()),
             Offloads::MERGE => (true, "TCP only: the kernel lacks USO".to_string()),
             _ if udp.peek().is_none() => (false, "no tunnel is in UDP".to_string()),
@@ -73,6 +77,19 @@ impl Engine {
             _ if !udp.all(|given| given.gso) => in_kernel(false),
             _ => self.gso_to_peers(),
         }
+    }
+
+    /// The state of merging if the TUN has refused super-packets.
+    fn merge_refused(&self) -> Option<(bool, String)> {
+        let refusal = &self.shared.merge_refusal;
+        let (in_use, refused) = match (refusal.has(MergeKind::Tcp), refusal.has(MergeKind::Udp)) {
+            (false, false) => return None,
+            (true, false) => (true, "TCP"),
+            (false, true) => (true, "UDP"),
+            (true, true) => (false, "TCP and UDP"),
+        };
+        let why = format!("the TUN refuses super-packets of {refused} (EINVAL)");
+        Some((in_use, why))
     }
 
     fn gso_to_peers(&self) -> (bool, String) {

@@ -9,7 +9,6 @@
 //!   write       TUN
 
 use std::collections::HashMap;
-use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,16 +19,18 @@ use esp_core::esp::aead::MAX_ANNOUNCED;
 use esp_core::esp::aead::{Aead, BatchAead};
 use esp_core::esp::decap::{BatchOpener, Datagram, Opener, SaOpener, classify, read_trailer};
 use esp_core::esp::sa::{Encapsulation, Mode};
-use esp_core::offload::coalesce::{Coalescer, Merging, Ready};
+use esp_core::offload::coalesce::{Coalescer, MergeKind, Merging};
 use esp_core::wire;
 use esp_core::wire::flow::{FlowCache, FlowKey, WORKER_FLOWS};
 use esp_core::wire::inner::{transport_header, transport_header_len, tunnel_packet};
 use esp_linux::mem::Slots;
-use esp_linux::tun::{TunFeatures, TunQueue, TunWrite};
+use esp_linux::tun::{TunFeatures, TunQueue};
 use esp_linux::{RecvArena, RecvMeta, Result};
 
 use super::turn::Turn;
+use super::writing::write;
 use crate::events::Event;
+use crate::merge_refusal::name_of;
 use crate::samples::Sampler;
 use crate::shared::Shared;
 use crate::socket::Socket;
@@ -380,10 +381,12 @@ impl InboundPath {
 
     /// Merges the packet in place with the open super-packet, or writes that.
     fn deliver(&mut self, owner: usize, length: usize, tun: &TunQueue) -> Result<()> {
-        match self.delivery.coalescer.accept(length, owner as u64) {
-            Some(ready) => write(&ready, &self.entries, self.worker, tun),
-            None => Ok(()),
-        }
+        let Some(mut ready) = self.delivery.coalescer.accept(length, owner as u64) else {
+            return Ok(());
+        };
+        let refused = write(&mut ready, &self.entries, self.worker, tun)?;
+        self.delivery.stop_merging(refused);
+        Ok(())
     }
 
     /// Writes the merged packets.
@@ -391,14 +394,26 @@ impl InboundPath {
     /// # Errors
     /// The error of the system call, if the TUN is unusable.
     pub fn flush(&mut self, tun: &TunQueue) -> Result<()> {
-        match self.delivery.coalescer.flush() {
-            Some(ready) => write(&ready, &self.entries, self.worker, tun),
-            None => Ok(()),
-        }
+        let Some(mut ready) = self.delivery.coalescer.flush() else {
+            return Ok(());
+        };
+        let refused = write(&mut ready, &self.entries, self.worker, tun)?;
+        self.delivery.stop_merging(refused);
+        Ok(())
     }
 }
 
 impl Delivery {
+    /// Merges no more packets of a kind that the TUN has refused.
+    fn stop_merging(&mut self, refused: Option<MergeKind>) {
+        if let Some(kind) = refused {
+            self.coalescer.stop(kind);
+            if self.shared.merge_refusal.record(kind) {
+                self.shared.events.push(Event::MergeRefused(name_of(kind)));
+            }
+        }
+    }
+
     /// Opens a packet into place by `open`; the inner packet's length, if it may be delivered.
     fn accept<A: ?Sized>(
         &mut self,
@@ -472,27 +487,4 @@ fn follow(entry: &InboundEntry, src: SocketAddr, shared: &Shared) {
         let name = Arc::clone(&entry.sa.spec.name);
         shared.events.push(Event::PeerAddressChanged(name, src));
     }
-}
-
-fn write(
-    ready: &Ready<'_>,
-    entries: &[Arc<InboundEntry>],
-    worker: usize,
-    tun: &TunQueue,
-) -> Result<()> {
-    let written = tun.write_parts(&[IoSlice::new(ready.frame)])?;
-    let entry = usize::try_from(ready.owner)
-        .ok()
-        .and_then(|index| entries.get(index));
-    if let Some(entry) = entry {
-        let tally = entry.tallies.of(worker);
-        match written {
-            TunWrite::Written => tally.carried(ready.packets.into(), ready.bytes),
-            TunWrite::WouldBlock => tally.dropped(DropReason::TunQueueFull, ready.packets.into()),
-            TunWrite::Down | TunWrite::Gone | TunWrite::Rejected => {
-                tally.dropped(DropReason::TunError, ready.packets.into());
-            }
-        }
-    }
-    Ok(())
 }

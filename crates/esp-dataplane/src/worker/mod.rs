@@ -17,6 +17,7 @@ mod targets;
 mod thread;
 mod turn;
 mod waiting;
+mod writing;
 
 pub(crate) use mailbox::{Command, Mailbox};
 pub(crate) use supervise::run_supervised;
