@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption
 from scapy.layers.inet6 import (
+    ICMPv6TimeExceeded,
     IPv6,
     IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
@@ -172,6 +173,26 @@ def single(draw: st.DrawFn, plan: Plan, *, inbound: bool = False) -> bytes:
 
 
 @st.composite
+def error(draw: st.DrawFn, plan: Plan, *, inbound: bool = False) -> bytes:
+    """An ICMP error, usually of a router outside the selectors, that quotes a packet."""
+    quoted = draw(extended(draw(heads(plan, inbound=not inbound))))
+    octets = bytes(quoted / draw(uppers()) / payload(draw(st.integers(0, 40))))
+    octets = octets[: draw(st.sampled_from([1500, 1500, 1500, 48, 44, 28, 24, 23, 20, 19]))]
+    version = quoted.version
+    head = draw(heads(plan, inbound=inbound)).copy()
+    router = {4: "172.16.0.2", 6: "2001:db8:16::2"}
+    if head.version != version or draw(st.integers(0, 5)):
+        source = router[version]
+        target = quoted.src if draw(st.integers(0, 5)) else draw(st.sampled_from(INNER[version][1]))
+        head = (IP if version == 4 else IPv6)(src=source, dst=target)
+    if version == 4:
+        message: Packet = ICMP(type=draw(st.sampled_from([3, 4, 5, 8, 11, 12])))
+    else:
+        message = ICMPv6TimeExceeded(type=draw(st.sampled_from([0, 1, 2, 3, 4, 128])))
+    return bytes(head / message / Raw(octets))
+
+
+@st.composite
 def train(draw: st.DrawFn, plan: Plan, *, inbound: bool = False) -> list[bytes]:
     """Adjacent packets of one flow, which GSO may send together and GRO may merge."""
     head, upper = draw(heads(plan, inbound=inbound)), draw(uppers())
@@ -276,7 +297,7 @@ def outbound_steps(draw: st.DrawFn, plan: Plan, lease: Lease) -> list[Octets | L
     steps: list[Octets | Lease] = []
     for what in draw(
         st.lists(
-            st.sampled_from(["single", "train", "super", "fragments", "mangled", "lease"]),
+            st.sampled_from(["single", "train", "super", "fragments", "mangled", "error", "lease"]),
             min_size=1,
             max_size=8,
         )
@@ -290,6 +311,8 @@ def outbound_steps(draw: st.DrawFn, plan: Plan, lease: Lease) -> list[Octets | L
                 steps.append(draw(super_packet(plan)))
             case "fragments":
                 steps += [Octets(octets) for octets in draw(fragments(plan))]
+            case "error":
+                steps.append(Octets(draw(error(plan))))
             case "mangled":
                 steps.append(Octets(draw(mangled(plan))))
             case "lease" if lease.end + 3 <= plan.sa.last_seq:
@@ -337,7 +360,9 @@ def inbound_steps(draw: st.DrawFn, plan: Plan, floor: int) -> list[Datagrams]:
     sent: list[bytes] = []
     for what in draw(
         st.lists(
-            st.sampled_from(["single", "train", "train", "replay", "damage", "noise", "stray"]),
+            st.sampled_from(
+                ["single", "error", "train", "train", "replay", "damage", "noise", "stray"]
+            ),
             min_size=1,
             max_size=8,
         )
@@ -346,11 +371,11 @@ def inbound_steps(draw: st.DrawFn, plan: Plan, floor: int) -> list[Datagrams]:
         datagrams: list[bytes] = []
         kind = plan.kind
         match what:
-            case "single" | "train":
+            case "single" | "error" | "train":
                 inner = (
-                    [draw(single(plan, inbound=True))]
-                    if what == "single"
-                    else draw(train(plan, inbound=True))
+                    draw(train(plan, inbound=True))
+                    if what == "train"
+                    else [draw((single if what == "single" else error)(plan, inbound=True))]
                 )
                 for octets in inner:
                     seq = draw(numbers(newest, sa.replay_window, sa.last_seq))

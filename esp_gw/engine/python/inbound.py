@@ -5,7 +5,7 @@ _receive    classify the datagram and demultiplex it by SPI
   _accept     decap; track the peer's address, whatever an authentic packet holds
   _tunnel     the inner packet, its ECN (RFC 6040)
   _transport  rebuild the IP header of the payload
-_deliver    check the SA's selectors (RFC 4301 5.2)
+_deliver    check the SA's selectors (RFC 4301 5.2, 6.2)
 _write      write to the TUN
 """
 
@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from esp_gw.engine.base import Event, PeerAddressChanged
 from esp_gw.engine.python.drop import AuthenticDrop, Drop
+from esp_gw.engine.python.icmp import answered
 from esp_gw.engine.python.outbound import BATCH, MAX_FLOWS, MAX_PACKET, ROOM, TURN_BYTES
 from esp_gw.engine.python.outer import Outer
 from esp_gw.engine.python.peers import SocketAddress
@@ -203,10 +204,13 @@ class InboundPath:
         key = flow_key(packet)
         if key is None or key not in state.flows:
             inner = parse(packet, len(packet))
-            if not any(selector.matches_inbound(inner) for selector in state.selectors):
-                self._samples.inner(DropReason.SELECTOR_MISMATCH, state.sa.name, inner)
-                raise Drop(DropReason.SELECTOR_MISMATCH)
-            if key is not None:
+            if not state.carries(inner):
+                # Never cached: another packet between the same addresses quotes something else.
+                flow = None if state.transport else answered(packet, len(packet), inner)
+                if flow is None or not state.carries(flow):
+                    self._samples.inner(DropReason.SELECTOR_MISMATCH, state.sa.name, inner)
+                    raise Drop(DropReason.SELECTOR_MISMATCH)
+            elif key is not None:
                 self._samples.opening(state.sa.name, packet, inner)
                 if len(state.flows) >= MAX_FLOWS:
                     state.flows.clear()

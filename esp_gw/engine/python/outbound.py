@@ -3,7 +3,7 @@
 drain       one turn: read packets from the TUN, at most BATCH and TURN_BYTES
 _forward    carry one packet through the steps below
   _reassemble join fragments for transport mode
-  _state      look up the SA by the selectors, once per flow
+  _state      look up the SA by the selectors, once per flow; an ICMP error's by what it quotes
   _protect    encap the payload and send
   _notice     report lease and lifetime thresholds
 
@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 
 from esp_gw.engine.base import Event, HardExpired, LeaseLow, PathMtuChanged, SoftExpired
 from esp_gw.engine.python.drop import Drop
+from esp_gw.engine.python.icmp import answered
 from esp_gw.engine.python.reassembly import Reassembler
 from esp_gw.engine.python.sad import NEVER, OutboundState
 from esp_gw.engine.python.samples import Samples
@@ -166,9 +167,25 @@ class OutboundPath:
                 if len(self._flows) >= MAX_FLOWS:
                     self._flows.clear()
                 self._flows[key] = target
+        if target is DropReason.NO_POLICY:
+            # Never cached: another packet between the same addresses quotes something else.
+            target = self._find_answered(packet, length, key)
         if not isinstance(target, OutboundState):
             raise Drop(target)
         return target
+
+    def _find_answered(
+        self, packet: memoryview, length: int, key: tuple[int, bytes] | None
+    ) -> Target:
+        """Return the tunnel's SA of the flow that an ICMP error answers (RFC 4301 6.2)."""
+        flow = answered(packet, length, parse(packet, length))
+        if flow is None:
+            return DropReason.NO_POLICY
+        target = self._find(flow, key or address_key(packet))
+        # Transport mode has no room for the address of a router.
+        if isinstance(target, OutboundState) and not target.transport:
+            return target
+        return DropReason.NO_POLICY
 
     def _find(self, inner: Inner, flow: tuple[int, bytes]) -> Target:
         policy = self._spd.lookup(inner)

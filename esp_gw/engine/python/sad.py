@@ -10,6 +10,7 @@ from esp_gw.engine.python.esp import InboundEsp, OutboundEsp
 from esp_gw.engine.python.outer import Outer
 from esp_gw.engine.python.peers import NOT_HEARD, Peer
 from esp_gw.engine.python.spd import CompiledSelector
+from esp_gw.engine.python.wire import Inner
 from esp_gw.model import Lease, Mode, Sa
 
 NEVER = 2**64 + 1
@@ -146,6 +147,10 @@ class InboundState:
         self.flows: set[tuple[int, bytes]] = set()
         self.transport = sa.mode is Mode.TRANSPORT
         self.local, self.remote = int(sa.local), int(sa.remote)
+
+    def carries(self, inner: Inner) -> bool:
+        """Return True if the SA may carry a packet that was opened with it (RFC 4301 5.2)."""
+        return any(selector.matches_inbound(inner) for selector in self.selectors)
 
     def counters(self) -> SaCounters:
         """Return a snapshot of the SA's counters."""

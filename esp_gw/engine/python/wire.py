@@ -38,7 +38,8 @@ class Inner(NamedTuple):
     """Header fields that selectors match: addresses as integers, ports -1 if there are none.
 
     `payload` is the offset after the IPv4 header with its options, or after the fixed IPv6
-    header. `fragment` is true for every fragment, the first included.
+    header; `upper` is that of the upper-layer header, behind the extension headers. `fragment` is
+    true for every fragment, the first included.
     """
 
     version: int
@@ -48,6 +49,7 @@ class Inner(NamedTuple):
     src_port: int
     dst_port: int
     payload: int
+    upper: int
     fragment: bool
 
 
@@ -141,7 +143,8 @@ def _parse_ipv4(packet: memoryview, length: int) -> Inner:
     header = (first & 15) << 2
     offset = fragment & 0x1FFF
     src_port, dst_port = (NO_PORT, NO_PORT) if offset else _ports(packet, header, length, protocol)
-    return Inner(4, src, dst, protocol, src_port, dst_port, header, bool(fragment & 0x3FFF))
+    is_fragment = bool(fragment & 0x3FFF)
+    return Inner(4, src, dst, protocol, src_port, dst_port, header, header, is_fragment)
 
 
 def _parse_ipv6(packet: memoryview, length: int) -> Inner:
@@ -176,6 +179,7 @@ def _parse_ipv6(packet: memoryview, length: int) -> Inner:
         src_port,
         dst_port,
         IPV6_HEADER_LEN,
+        offset,
         fragment,
     )
 

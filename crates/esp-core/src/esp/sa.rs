@@ -13,7 +13,7 @@ use crate::esp::replay::ReplayWindow;
 use crate::esp::seq::{Lease, LeaseError, SeqCounter};
 use crate::esp::suite::{SALT_LEN, Suite};
 use crate::policy::selector::Selector;
-use crate::wire::Inner;
+use crate::wire::{self, Inner};
 
 /// The part of a packet that ESP protects (RFC 4301 4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,6 +220,15 @@ impl InboundSa {
             .selectors
             .iter()
             .any(|selector| selector.matches_inbound(inner))
+    }
+
+    /// True if a packet is an ICMP error of a router that answers a flow of this tunnel
+    /// (RFC 4301 6.2). No later packet may be judged by it: another one quotes something else.
+    #[cold]
+    #[must_use]
+    pub fn carries_error(&self, packet: &[u8], inner: &Inner) -> bool {
+        self.spec.mode == Mode::Tunnel
+            && wire::answered(packet, inner).is_some_and(|flow| self.carries(&flow))
     }
 
     /// True if this encapsulation and outer IP version are the SA's.

@@ -5,6 +5,7 @@
 mod checksum;
 mod fields;
 pub mod flow;
+mod icmp;
 pub mod inner;
 mod ip;
 pub mod protocol;
@@ -14,6 +15,7 @@ mod vnet;
 pub use checksum::{Sum, pseudo_header, update_checksum};
 pub use fields::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
 pub(crate) use fields::{put_u16, u16_at, u32_at};
+pub use icmp::answered;
 pub use ip::{
     Inner, MAX_EXTENSION_HEADERS, has_ports, packet_length, parse, set_ecn, traffic_class, version,
     write_ipv4_header, write_ipv6_header,

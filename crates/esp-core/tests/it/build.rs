@@ -131,6 +131,13 @@ impl Packet {
         self.bytes_with(false)
     }
 
+    /// The payload as an ICMP message, its checksum left out.
+    pub fn icmp(&self) -> Vec<u8> {
+        let mut bytes = [self.ip_header(self.payload.len()), self.payload.clone()].concat();
+        bytes[if self.v6 { 6 } else { 9 }] = if self.v6 { 58 } else { 1 };
+        bytes
+    }
+
     fn ip_header(&self, upper_len: usize) -> Vec<u8> {
         let (src, dst) = self.addresses();
         let protocol = if self.tcp { 6 } else { 17 };

@@ -8,7 +8,7 @@ use esp_core::offload::segment::Segmenter;
 use esp_core::wire::flow::FlowKey;
 use esp_core::wire::inner::{transport_payload, tunnel_next_header, tunnel_packet};
 use esp_core::wire::reassembly::Reassembler;
-use esp_core::wire::{VnetHdr, packet_length, parse, set_ecn, traffic_class};
+use esp_core::wire::{VnetHdr, answered, packet_length, parse, set_ecn, traffic_class};
 use proptest::prelude::*;
 
 use crate::strategy::packet;
@@ -67,6 +67,7 @@ proptest! {
     fn readers_take_anything(bytes in bytes(), tos: u8) {
         let _ = (packet_length(&bytes), parse(&bytes), FlowKey::of(&bytes));
         let _ = FlowKey::of_addresses(&bytes);
+        let _ = parse(&bytes).map(|inner| answered(&bytes, &inner));
         let _ = (traffic_class(&bytes), transport_payload(&bytes), tunnel_next_header(&bytes));
         let _ = (classify(&bytes, true), classify(&bytes, false), read_trailer(&bytes));
         let mut bytes = bytes;

@@ -1,7 +1,7 @@
 use esp_core::DropReason;
 use esp_core::wire::flow::{FlowCache, FlowKey};
 use esp_core::wire::{
-    Inner, Sum, VnetHdr, packet_length, parse, set_ecn, traffic_class, update_checksum,
+    Inner, Sum, VnetHdr, answered, packet_length, parse, set_ecn, traffic_class, update_checksum,
     write_ipv4_header, write_ipv6_header,
 };
 use proptest::prelude::*;
@@ -74,6 +74,28 @@ proptest! {
         prop_assert!(matches!(cache.get(&key(&a)), Some(1 | 2)));
         cache.clear();
         prop_assert_eq!(cache.get(&key(&a)), None);
+    }
+}
+
+proptest! {
+    #[test]
+    fn an_icmp_error_answers_the_flow_that_it_quotes(
+        sent in packet(50), kind: u8, kept in 0..90_usize, to_another: bool,
+    ) {
+        let (quoted, back) = (sent.bytes(), Packet {
+            hosts: (sent.hosts.1, sent.hosts.0),
+            ports: (sent.ports.1, sent.ports.0),
+            ..sent.clone()
+        });
+        let kept = kept.min(quoted.len());
+        let message = [&[kind, 0, 0, 0, 0, 0, 0, 0][..], &quoted[..kept]].concat();
+        let target = if to_another { 9 } else { sent.hosts.0 };
+        let error = Packet { hosts: (77, target), payload: message, ..sent.clone() }.icmp();
+        let errors: &[u8] = if sent.v6 { &[1, 2, 3, 4] } else { &[3, 4, 11, 12] };
+        let whole = kept >= sent.ip_len() + 4;
+        let expected = (errors.contains(&kind) && whole && !to_another)
+            .then(|| parse(&back.bytes()).unwrap());
+        prop_assert_eq!(answered(&error, &parse(&error).unwrap()), expected);
     }
 }
 

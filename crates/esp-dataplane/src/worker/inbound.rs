@@ -463,11 +463,12 @@ impl Delivery {
         if known != Some(&slot.owner) {
             let inner = wire::parse(packet)?;
             if !entry.sa.carries(&inner) {
-                let reason = DropReason::SelectorMismatch;
-                self.sampler.inner(reason, Some(&spec.name), &inner);
-                return Err(reason);
-            }
-            if let Some(key) = key {
+                if !entry.sa.carries_error(packet, &inner) {
+                    let reason = DropReason::SelectorMismatch;
+                    self.sampler.inner(reason, Some(&spec.name), &inner);
+                    return Err(reason);
+                }
+            } else if let Some(key) = key {
                 self.sampler.opening(&spec.name, packet, &inner);
                 self.flows.insert(key, slot.owner);
             }

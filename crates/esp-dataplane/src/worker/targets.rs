@@ -81,7 +81,10 @@ impl Targets {
     /// The SA of a packet whose flow has this key.
     pub(crate) fn of(&mut self, packet: &[u8], key: Option<FlowKey>) -> PacketResult<usize> {
         if let Some(&target) = key.as_ref().and_then(|key| self.flows.get(key)) {
-            return target;
+            if target != Err(DropReason::NoPolicy) {
+                return target;
+            }
+            return self.of_answered(packet, &wire::parse(packet)?, key);
         }
         let inner = wire::parse(packet)?;
         // Packets without ports at a fixed place, such as later fragments, spread by their
@@ -91,7 +94,29 @@ impl Targets {
         if let Some(key) = key {
             self.flows.insert(key, target);
         }
+        if target == Err(DropReason::NoPolicy) {
+            return self.of_answered(packet, &inner, key);
+        }
         target
+    }
+
+    /// The tunnel's SA of the flow that an ICMP error answers (RFC 4301 6.2). Never cached: another
+    /// packet between the same addresses quotes something else.
+    #[cold]
+    fn of_answered(
+        &mut self,
+        packet: &[u8],
+        inner: &Inner,
+        key: Option<FlowKey>,
+    ) -> PacketResult<usize> {
+        let answered = wire::answered(packet, inner).ok_or(DropReason::NoPolicy)?;
+        let flow = key.or_else(|| FlowKey::of_addresses(packet));
+        let index = self.look_up(&answered, flow.as_ref().map_or(0, FlowKey::spread));
+        // Transport mode has no room for the address of a router.
+        match index {
+            Ok(index) if !self.slots[index].transport => Ok(index),
+            _ => Err(DropReason::NoPolicy),
+        }
     }
 
     fn look_up(&mut self, inner: &Inner, spread: u64) -> PacketResult<usize> {

@@ -27,6 +27,7 @@ def packet(
         src_port,
         dst_port,
         0,
+        0,
         False,
     )
 
