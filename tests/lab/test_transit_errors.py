@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from esp_gw.demo.netns import Namespace, add_address, namespaces, wire
 from tests.support.labtools import (
     MakePair,
@@ -48,7 +46,6 @@ def refused(host: Namespace, target: str, *options: str) -> str:
     return (said.stdout + said.stderr).replace("mtu=", "mtu = ")
 
 
-@pytest.mark.either_engine
 def test_a_router_behind_the_gateway_is_seen_and_its_smaller_mtu_is_learned(
     make_pair: MakePair,
 ) -> None:
