@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use esp_core::esp::sa::Encapsulation;
 use esp_linux::raw::RawSocket;
 use esp_linux::udp::UdpSocket;
 use esp_linux::{BatchSocket, RecvArena, RecvMeta, Result, SendArena, SendOutcome, Transmit};
@@ -50,6 +51,14 @@ impl Socket {
     #[must_use]
     pub const fn is_udp(&self) -> bool {
         matches!(self, Self::Udp(_))
+    }
+
+    /// The encapsulation of the ESP packets that arrive here.
+    pub const fn encapsulation(&self) -> Encapsulation {
+        match self {
+            Self::Udp(_) => Encapsulation::Udp,
+            Self::Raw(_) => Encapsulation::None,
+        }
     }
 
     /// True if received packets begin with the IP header.

@@ -204,7 +204,7 @@ class InboundPath:
         key = flow_key(packet)
         if key is None or key not in state.flows:
             inner = parse(packet, len(packet))
-            if not state.carries(inner):
+            if not state.carries_fragment(packet, inner):
                 # Never cached: another packet between the same addresses quotes something else.
                 flow = None if state.transport else answered(packet, len(packet), inner)
                 if flow is None or not state.carries(flow):

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 
 from esp_gw.engine.base import Event, HardExpired, LeaseLow, PathMtuChanged, SoftExpired
 from esp_gw.engine.python.drop import Drop
+from esp_gw.engine.python.fragments import Fragments, fragment_of
 from esp_gw.engine.python.icmp import answered
 from esp_gw.engine.python.reassembly import Reassembler
 from esp_gw.engine.python.sad import NEVER, OutboundState
@@ -80,6 +81,7 @@ class OutboundPath:
         self._read_into = [self._packet[:MAX_PACKET]]
         self._spd = Spd(())
         self._flows: dict[tuple[int, bytes], Target] = {}
+        self._fragments: Fragments[Target] = Fragments()
         self._reassembler = Reassembler()
         self.sas: dict[str, OutboundState] = {}
         self.drops: Counter[str] = Counter()
@@ -87,11 +89,12 @@ class OutboundPath:
     def replace_policies(self, policies: Sequence[Policy]) -> None:
         """Use a new SPD from the next packet on."""
         self._spd = Spd(policies)
-        self._flows.clear()
+        self.forget_flows()
 
     def forget_flows(self) -> None:
         """Clear the flow cache, because an SA was added, removed or changed."""
         self._flows.clear()
+        self._fragments.clear()
 
     def drain(self) -> None:
         """Forward one turn's packets: what the TUN has, at most BATCH and TURN_BYTES.
@@ -162,7 +165,8 @@ class OutboundPath:
     ) -> OutboundState:
         target = self._flows.get(key) if key else None
         if target is None:
-            target = self._find(parse(packet, length), key or address_key(packet))
+            inner = parse(packet, length)
+            target = self._find_parsed(packet, inner, key or address_key(packet))
             if key is not None:
                 if len(self._flows) >= MAX_FLOWS:
                     self._flows.clear()
@@ -186,6 +190,19 @@ class OutboundPath:
         if isinstance(target, OutboundState) and not target.transport:
             return target
         return DropReason.NO_POLICY
+
+    def _find_parsed(self, packet: memoryview, inner: Inner, flow: tuple[int, bytes]) -> Target:
+        """Return the SA of a packet; a later fragment, without ports, has that of the first one."""
+        fragment = fragment_of(packet, inner)
+        if fragment is None:
+            return self._find(inner, flow)
+        known = None if fragment.is_first else self._fragments.get(fragment)
+        if known is not None:
+            return known
+        target = self._find(inner, flow)
+        if fragment.is_first:
+            self._fragments.remember(fragment, target)
+        return target
 
     def _find(self, inner: Inner, flow: tuple[int, bytes]) -> Target:
         policy = self._spd.lookup(inner)

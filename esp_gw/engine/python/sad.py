@@ -7,6 +7,7 @@ from collections import Counter
 from esp_gw.crypto.aead import Aead
 from esp_gw.engine.base import SaCounters
 from esp_gw.engine.python.esp import InboundEsp, OutboundEsp
+from esp_gw.engine.python.fragments import Fragments, fragment_of
 from esp_gw.engine.python.outer import Outer
 from esp_gw.engine.python.peers import NOT_HEARD, Peer
 from esp_gw.engine.python.spd import CompiledSelector
@@ -112,6 +113,7 @@ class InboundState:
         "drops",
         "esp",
         "flows",
+        "fragments",
         "heard",
         "local",
         "packets",
@@ -145,12 +147,24 @@ class InboundState:
         self.peer = peer
         self.selectors = [CompiledSelector(selector) for selector in sa.selectors]
         self.flows: set[tuple[int, bytes]] = set()
+        self.fragments: Fragments[bool] = Fragments()
         self.transport = sa.mode is Mode.TRANSPORT
         self.local, self.remote = int(sa.local), int(sa.remote)
 
     def carries(self, inner: Inner) -> bool:
         """Return True if the SA may carry a packet that was opened with it (RFC 4301 5.2)."""
         return any(selector.matches_inbound(inner) for selector in self.selectors)
+
+    def carries_fragment(self, packet: memoryview, inner: Inner) -> bool:
+        """Return carries() of a packet; a later fragment, without ports, shares the first one's."""
+        carries = self.carries(inner)
+        fragment = fragment_of(packet, inner)
+        if fragment is None:
+            return carries
+        if fragment.is_first:
+            self.fragments.remember(fragment, carries)
+            return carries
+        return carries or self.fragments.get(fragment) is True
 
     def counters(self) -> SaCounters:
         """Return a snapshot of the SA's counters."""

@@ -5,6 +5,7 @@
 mod checksum;
 mod fields;
 pub mod flow;
+pub mod fragments;
 mod icmp;
 pub mod inner;
 mod ip;

@@ -15,8 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use esp_core::DropReason;
-use esp_core::esp::aead::MAX_ANNOUNCED;
-use esp_core::esp::aead::{Aead, BatchAead};
+use esp_core::esp::aead::{Aead, BatchAead, MAX_ANNOUNCED};
 use esp_core::esp::decap::{BatchOpener, Datagram, Opener, SaOpener, classify, read_trailer};
 use esp_core::esp::sa::{Encapsulation, Mode};
 use esp_core::offload::coalesce::{Coalescer, MergeKind, Merging};
@@ -27,6 +26,7 @@ use esp_linux::mem::Slots;
 use esp_linux::tun::{TunFeatures, TunQueue};
 use esp_linux::{RecvArena, RecvMeta, Result};
 
+use super::carried::CarriedFragments;
 use super::turn::Turn;
 use super::writing::write;
 use crate::events::Event;
@@ -120,6 +120,7 @@ struct Delivery {
     shared: Arc<Shared>,
     /// The SA, as an index of `InboundPath::entries`, that was last allowed to carry a flow.
     flows: FlowCache<usize>,
+    fragments: CarriedFragments,
     coalescer: Coalescer,
     sampler: Sampler,
 }
@@ -129,6 +130,7 @@ struct Outer {
     src: SocketAddr,
     tos: u8,
     in_udp: bool,
+    encapsulation: Encapsulation,
 }
 
 impl InboundPath {
@@ -151,6 +153,7 @@ impl InboundPath {
                 sampler: Sampler::new(shared.drawer(worker)),
                 shared,
                 flows: FlowCache::new(WORKER_FLOWS),
+                fragments: CarriedFragments::default(),
                 coalescer: Coalescer::new(Merging {
                     vnet_len: wire::VnetHdr::LEN,
                     tcp: offloads.contains(TunFeatures::CSUM),
@@ -173,6 +176,7 @@ impl InboundPath {
 
     pub(super) fn forget_flows(&mut self) {
         self.delivery.flows.clear();
+        self.delivery.fragments.clear();
     }
 
     /// Receives one turn's datagrams; the poller reports what is left.
@@ -313,6 +317,7 @@ impl InboundPath {
             src: meta.src,
             tos,
             in_udp: socket.is_udp(),
+            encapsulation: socket.encapsulation(),
         };
         let esp = start..range.end;
         // A train of a library's SA takes the first way, which has nothing of a batch in it.
@@ -422,13 +427,8 @@ impl Delivery {
         esp: &[u8],
         outer: &Outer,
     ) -> std::result::Result<usize, DropReason> {
-        let encapsulation = if outer.in_udp {
-            Encapsulation::Udp
-        } else {
-            Encapsulation::None
-        };
         let (entry, opener) = (&slot.entry, &mut slot.opener);
-        if !entry.sa.comes_by(encapsulation, outer.src.is_ipv4()) {
+        if !entry.sa.comes_by(outer.encapsulation, outer.src.is_ipv4()) {
             return Err(DropReason::WrongEncapsulation);
         }
         let window = &entry.sa.window;
@@ -462,7 +462,8 @@ impl Delivery {
         let known = key.as_ref().and_then(|key| self.flows.get(key));
         if known != Some(&slot.owner) {
             let inner = wire::parse(packet)?;
-            if !entry.sa.carries(&inner) {
+            let fragments = &mut self.fragments;
+            if !fragments.carry(&entry.sa, slot.owner, packet, &inner) {
                 if !entry.sa.carries_error(packet, &inner) {
                     let reason = DropReason::SelectorMismatch;
                     self.sampler.inner(reason, Some(&spec.name), &inner);

@@ -3,6 +3,7 @@
 mod arriving;
 mod batch;
 mod busy_poll;
+mod carried;
 mod full_sockets;
 mod inbound;
 mod keepalives;

@@ -10,6 +10,7 @@ use esp_core::esp::encap::SaSealer;
 use esp_core::esp::sa::Mode;
 use esp_core::policy::spd::PolicyAction;
 use esp_core::wire::flow::{FlowCache, FlowKey, WORKER_FLOWS};
+use esp_core::wire::fragments::{Fragment, Fragments};
 use esp_core::wire::{self, Inner};
 
 use crate::shared::Shared;
@@ -34,6 +35,7 @@ pub(crate) struct Targets {
     slots: Vec<Slot>,
     by_name: HashMap<Arc<str>, usize>,
     flows: FlowCache<PacketResult<usize>>,
+    fragments: Fragments<PacketResult<usize>>,
 }
 
 impl Targets {
@@ -44,6 +46,7 @@ impl Targets {
             slots: Vec::new(),
             by_name: HashMap::new(),
             flows: FlowCache::new(WORKER_FLOWS),
+            fragments: Fragments::default(),
         }
     }
 
@@ -53,6 +56,7 @@ impl Targets {
         self.slots.clear();
         self.by_name.clear();
         self.flows.clear();
+        self.fragments.clear();
     }
 
     /// The index of an SA of the former tables, or of the one that it has become.
@@ -90,7 +94,11 @@ impl Targets {
         // Packets without ports at a fixed place, such as later fragments, spread by their
         // addresses.
         let flow = key.or_else(|| FlowKey::of_addresses(packet));
-        let target = self.look_up(&inner, flow.as_ref().map_or(0, FlowKey::spread));
+        let spread = flow.as_ref().map_or(0, FlowKey::spread);
+        let target = match Fragment::of(packet, &inner) {
+            Some(fragment) => self.of_fragment(fragment, &inner, spread),
+            None => self.look_up(&inner, spread),
+        };
         if let Some(key) = key {
             self.flows.insert(key, target);
         }
@@ -98,6 +106,22 @@ impl Targets {
             return self.of_answered(packet, &inner, key);
         }
         target
+    }
+
+    /// The SA of a fragment: a later one, without ports, has that of the first.
+    fn of_fragment(
+        &mut self,
+        fragment: Fragment,
+        inner: &Inner,
+        spread: u64,
+    ) -> PacketResult<usize> {
+        if fragment.is_first {
+            let target = self.look_up(inner, spread);
+            self.fragments.remember(fragment, target);
+            return target;
+        }
+        let known = self.fragments.get(&fragment);
+        known.unwrap_or_else(|| self.look_up(inner, spread))
     }
 
     /// The tunnel's SA of the flow that an ICMP error answers (RFC 4301 6.2). Never cached: another

@@ -1,0 +1,87 @@
+//! Verdicts on packets in fragments, of which only the first fragment has ports (RFC 4301 7.3).
+
+use std::collections::VecDeque;
+
+use super::protocol::FRAGMENT;
+use super::{IPV6_HEADER_LEN, Inner, u16_at, u32_at};
+
+/// Packets whose fragments are under way at a time; the oldest makes room for a new one.
+pub const MAX_DATAGRAMS: usize = 64;
+
+type Datagram = (u8, u128, u128, u8, u32);
+
+/// The packet that a fragment is a part of, and its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    datagram: Datagram,
+    /// True if the fragment has the ports.
+    pub is_first: bool,
+}
+
+impl Fragment {
+    /// The packet that a fragment belongs to; `inner` is what `parse` returned for it.
+    ///
+    /// None for a whole packet, and where the fragment header isn't the first extension header.
+    #[must_use]
+    pub fn of(packet: &[u8], inner: &Inner) -> Option<Self> {
+        if !inner.fragment {
+            return None;
+        }
+        let (ident, offset) = if inner.version == 4 {
+            (u16_at(packet, 4)?.into(), u16_at(packet, 6)? & 0x1FFF)
+        } else if packet.get(6) == Some(&FRAGMENT) {
+            let at = IPV6_HEADER_LEN;
+            (u32_at(packet, at + 4)?, u16_at(packet, at + 2)? & 0xFFF8)
+        } else {
+            return None;
+        };
+        Some(Self {
+            datagram: (inner.version, inner.src, inner.dst, inner.protocol, ident),
+            is_first: offset == 0,
+        })
+    }
+}
+
+/// What was decided for the first fragments of the latest packets. A later fragment can't replace
+/// the ports: it begins behind them.
+#[derive(Debug)]
+pub struct Fragments<V> {
+    verdicts: VecDeque<(Datagram, V)>,
+}
+
+impl<V> Default for Fragments<V> {
+    fn default() -> Self {
+        Self {
+            verdicts: VecDeque::new(),
+        }
+    }
+}
+
+impl<V: Copy> Fragments<V> {
+    /// Keeps the verdict on a first fragment for those that follow it.
+    pub fn remember(&mut self, fragment: Fragment, verdict: V) {
+        let known = self.verdicts.iter_mut();
+        if let Some((_, held)) = known.into_iter().find(|(d, _)| *d == fragment.datagram) {
+            *held = verdict;
+            return;
+        }
+        if self.verdicts.len() >= MAX_DATAGRAMS {
+            self.verdicts.pop_front();
+        }
+        self.verdicts.push_back((fragment.datagram, verdict));
+    }
+
+    /// The verdict on the first fragment of the same packet, if it is known.
+    #[must_use]
+    pub fn get(&self, fragment: &Fragment) -> Option<V> {
+        let mut known = self.verdicts.iter();
+        known
+            .find(|(datagram, _)| *datagram == fragment.datagram)
+            .map(|&(_, verdict)| verdict)
+    }
+
+    /// Forgets all verdicts.
+    pub fn clear(&mut self) {
+        self.verdicts.clear();
+    }
+}
