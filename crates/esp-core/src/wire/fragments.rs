@@ -85,3 +85,44 @@ impl<V: Copy> Fragments<V> {
         self.verdicts.clear();
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::wire;
+
+    /// A fragment of a UDP packet: its identification, and its offset in units of 8 bytes.
+    fn fragment(ident: u8, offset: u8) -> Fragment {
+        let packet = [
+            0x45, 0, 0, 28, 0, ident, 0x20, offset, 64, 17, 0, 0, 10, 1, 0, 1, 10, 2, 0, 1, 0, 1,
+            0x1b, 0x59, 0, 8, 0, 0,
+        ];
+        Fragment::of(&packet, &wire::parse(&packet).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_oldest_packets_are_forgotten_first() {
+        let mut table = Fragments::default();
+        for ident in 0..=u8::try_from(MAX_DATAGRAMS).unwrap() {
+            assert!(fragment(ident, 0).is_first);
+            table.remember(fragment(ident, 0), ident);
+        }
+        assert_eq!(table.get(&fragment(0, 1)), None);
+        for ident in 1..=u8::try_from(MAX_DATAGRAMS).unwrap() {
+            assert_eq!(table.get(&fragment(ident, 1)), Some(ident));
+        }
+    }
+
+    #[test]
+    fn a_reused_identification_has_the_newest_verdict() {
+        let mut table = Fragments::default();
+        let later = fragment(7, 1);
+        assert!(!later.is_first);
+        table.remember(fragment(7, 0), "old");
+        table.remember(fragment(7, 0), "new");
+        assert_eq!(table.get(&later), Some("new"));
+        table.clear();
+        assert_eq!(table.get(&later), None);
+    }
+}
