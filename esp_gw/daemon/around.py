@@ -12,7 +12,7 @@ from esp_gw.network.surroundings import clashes, refuse_cut_off
 
 
 class Around:
-    """What `look` saw last: the `host`, and `warnings` of its clashes with the wanted state."""
+    """The `host` at the last `look`, and `warnings` of its clashes with the wanted state."""
 
     def __init__(self, kernel: KernelNetwork) -> None:
         self._kernel = kernel

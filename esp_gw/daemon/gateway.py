@@ -415,7 +415,7 @@ class Gateway:
             there = await self._kernel.path_mtu(remote, desired.settings.fwmark)
             mtu = self._paths.look_up(remote, there, _now())
             if mtu is not None:
-                # What any host can forge makes no tunnel useless: the engine fragments instead.
+                # A report that any host can forge makes no tunnel useless: the engine fragments.
                 mtus[remote] = max(mtu, desired.settings.min_mtu)
         self._paths.tell(mtus)
         network = plan_network(desired, mtus, await self._around.look(desired))

@@ -69,7 +69,7 @@ class Ends:
 
 @dataclass(frozen=True, slots=True)
 class Observations:
-    """What was seen beside the counters, of one tunnel.
+    """Observations of one tunnel beside its counters.
 
     `foreign_spis` came from the peer's address. `refused` has the addresses of the last refused
     inner packet by reason, `unreachable` the words of an ICMP error on our packets. `forward_chain`

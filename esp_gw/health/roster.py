@@ -26,7 +26,7 @@ STEP = 32
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the data plane and the host say at one moment; `now` is in seconds of one clock.
+    """State of the data plane and the host at one moment; `now` is in seconds of one clock.
 
     `carried` has the packets and drops of each SA's name, those under replaced keys included.
     """

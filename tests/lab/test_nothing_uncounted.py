@@ -47,7 +47,7 @@ async def pair(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Side, Side
 
 
 class Mix:
-    """What a hostile and a friendly peer send by one kind of outer packets; `sent` counts it."""
+    """Packets of a hostile and a friendly peer, of one outer kind; `sent` counts them."""
 
     def __init__(self, number: int, version: int, way: Encapsulation) -> None:
         self.version, self.way = version, way

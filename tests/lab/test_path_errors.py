@@ -86,7 +86,7 @@ def test_a_path_mtu_below_min_mtu_is_not_believed_and_loses_nothing(
     pair.start()
     a, target = pair.a.namespace, pair.plan.inner(1)
     wide = pair.a.ask("status")["mtu"]
-    # What the kernel believes after an ICMP "fragmentation needed" with a next-hop MTU of 552.
+    # The state of the kernel after an ICMP "fragmentation needed" with a next-hop MTU of 552.
     a.ip("route", "add", "192.0.2.2/32", "dev", "wan", "mtu", "552")
     ping(a, target, count=1, size=1400)
     until(lambda: pair.a.ask("status")["mtu"] < wide, "the path MTU is noticed")

@@ -13,7 +13,7 @@ from esp_gw.model import KeyMaterial, Lease, Sa
 
 
 class CountingLedger:
-    """What InstalledSas asks of a ledger thread; `writes` has the floors of each write."""
+    """Ledger thread as InstalledSas uses it; `writes` has the floors of each write."""
 
     def __init__(self) -> None:
         self.writes: list[dict[KeyMaterial, int]] = []

@@ -102,7 +102,7 @@ impl Drawer {
     }
 }
 
-/// What tells a sample from the others of its reason: SPI or IP version, and two addresses.
+/// Identity of a sample among those of its reason: SPI or IP version, and two addresses.
 type Key = (u64, u128, u128);
 
 /// The samples of one reason that a direction of a worker has taken.

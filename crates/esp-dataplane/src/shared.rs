@@ -28,7 +28,7 @@ pub struct Shared {
     pub outbound: Tallies,
     /// The tallies of packets without an SA, inbound; the packets are keepalives.
     pub inbound: Tallies,
-    /// What the kernel dropped at the outer sockets.
+    /// Datagrams that the kernel dropped at the outer sockets.
     pub socket_drops: SocketDrops,
     /// The samples of each worker.
     pub drawers: Box<[Arc<Drawer>]>,

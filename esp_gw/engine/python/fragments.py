@@ -39,7 +39,7 @@ def fragment_of(packet: memoryview, inner: Inner) -> Fragment | None:
 
 
 class Fragments(Generic[Verdict]):
-    """What was decided for the first fragments of the latest packets.
+    """Verdicts on the first fragments of the latest packets.
 
     A later fragment can't replace the ports: it begins behind them.
     """

@@ -42,8 +42,8 @@ impl Fragment {
     }
 }
 
-/// What was decided for the first fragments of the latest packets. A later fragment can't replace
-/// the ports: it begins behind them.
+/// Verdicts on the first fragments of the latest packets. A later fragment can't replace the ports:
+/// it begins behind them.
 #[derive(Debug)]
 pub struct Fragments<V> {
     verdicts: VecDeque<(Datagram, V)>,

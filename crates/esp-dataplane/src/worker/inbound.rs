@@ -441,7 +441,7 @@ impl Delivery {
         }
         let newest = window.commit(seq)?;
         // Only the newest packet counts: an old one, delayed or resent, must not turn replies away.
-        // What is in an authentic packet decides nothing about where it came from.
+        // The content of an authentic packet decides nothing about where it came from.
         if newest && outer.in_udp && !entry.peer.is_at(outer.src, &entry.heard) {
             follow(entry, outer.src, &self.shared);
         }

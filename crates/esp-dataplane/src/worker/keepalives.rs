@@ -53,7 +53,7 @@ impl OutboundPath {
     }
 
     fn send_dummy(&mut self, index: usize, sockets: &Sockets) -> Result<PacketResult<()>> {
-        // What waits for the socket has earlier numbers, or is to be sent before.
+        // Packets that wait for the socket have earlier numbers, or are to be sent before.
         if self.full_socket_of(index, sockets).is_some() {
             return Ok(Err(DropReason::QueueFull));
         }

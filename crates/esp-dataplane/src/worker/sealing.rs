@@ -166,7 +166,7 @@ impl OutboundPath {
     }
 }
 
-/// What the segments of a TUN read have in common.
+/// Common properties of the segments of a TUN read.
 #[derive(Clone, Copy)]
 pub(super) struct Shape {
     /// Bytes of a segment in front of its payload.
