@@ -11,6 +11,8 @@ FAILED = 1
 """Exit status of an error that may pass by itself, or that is none of the following kinds."""
 NOT_RUNNING = 3
 """Exit status of a command that finds no gateway running (LSB, init script actions)."""
+NO_PERMISSION = 4
+"""Exit status of a command whose caller may not ask the gateway (LSB)."""
 WRONG_STATE = 65
 """Exit status of a ledger, or of other state, that is refused (sysexits.h, EX_DATAERR)."""
 WRONG_CONFIG = 78
@@ -158,6 +160,8 @@ class ControlError(EspGwError):
     def __init__(self, code: str, what: str, *, hint: str | None = None) -> None:
         super().__init__(what, hint=hint)
         self.code = code
+        if code == "PermissionDenied":
+            self.exit_status = NO_PERMISSION
 
 
 class LabError(EspGwError):

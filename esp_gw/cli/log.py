@@ -26,7 +26,11 @@ def log(daemon: Daemon, follow: bool, as_json: bool) -> None:
     """
     after = 0
     while True:
-        for event in daemon.call("ListEvents", after=after)["events"]:
+        reply = daemon.call("ListEvents", after=after)
+        if reply["last"] < after:
+            # The gateway was restarted, and counts anew.
+            reply = daemon.call("ListEvents", after=0)
+        for event in reply["events"]:
             after = event["number"]
             click.echo(json.dumps(event) if as_json else printable(_line(event)))
         if not follow:
@@ -36,6 +40,8 @@ def log(daemon: Daemon, follow: bool, as_json: bool) -> None:
 
 def _line(event: dict[str, Any]) -> str:
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
-    text = f"{at} {event['tunnel']} {event['before']} -> {event['state']}"
+    change = event["state"]
+    change = f"still {change}" if event["before"] == change else f"{event['before']} -> {change}"
+    text = f"{at} {event['tunnel']} {change}"
     drops = f" ({event['drops']})" if event["drops"] else ""
     return f"{text}{drops}: {event['cause']}" if event["cause"] else f"{text}{drops}"

@@ -352,8 +352,9 @@ class Service:
         after = parameters.get("after", 0)
         if not isinstance(after, int):
             raise ControlError("InvalidParameter", "after: expected a number")
-        events = [asdict(event) for event in self._health.events if event.number > after]
-        return {"events": events}
+        known = list(self._health.events)
+        events = [asdict(event) for event in known if event.number > after]
+        return {"events": events, "last": known[-1].number if known else 0}
 
     async def reload(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Reload the configuration, changing only what differs; return the changes."""

@@ -34,6 +34,8 @@ class Kind(enum.StrEnum):
     NEW_KEY = "new-key"
     REPLAY = "replay"
     MODE = "mode"
+    ONE_SA = "one-sa"
+    NUMBER_OF_SAS = "number-of-sas"
     SELECTORS_IN = "selectors-in"
     SELECTORS_OUT = "selectors-out"
     SOURCE = "source"
@@ -65,6 +67,7 @@ class Ends:
     remote_port: int
     encapsulation: Encapsulation
     outbound: frozenset[int] = frozenset()
+    inbound: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,8 @@ class Observations:
     `foreign_spis` came from the peer's address. `refused` has the addresses of the last refused
     inner packet by reason, `unreachable` the words of an ICMP error on our packets. `forward_chain`
     has a sentence on one that drops what no rule accepts. `asked` is the inner host whose answer is
-    missing.
+    missing. `parts` are the trackers of the inbound SAs, where there are several. `peer_is_heard`
+    by another tunnel.
     """
 
     foreign_spis: tuple[int, ...] = ()
@@ -84,6 +88,8 @@ class Observations:
     forward_chain: str | None = None
     asked: IPAddress | None = None
     asked_is_here: bool = False
+    parts: Mapping[str, Tracker] = field(default_factory=dict)
+    peer_is_heard: bool = False
 
 
 Finder = Callable[[Tracker, Ends, Observations, float], Iterator[Cause]]
@@ -142,6 +148,23 @@ def _refused(tracker: Tracker, ends: Ends, observed: Observations, now: float) -
             yield Cause(Kind.OTHER, f"packets of {peer} are dropped as {reason}")
 
 
+def _parts(tracker: Tracker, ends: Ends, observed: Observations, now: float) -> Iterator[Cause]:
+    """Single SAs of a tunnel that works otherwise."""
+    if tracker.inbound_fails(now):
+        return
+    for name, part in observed.parts.items():
+        if part.inbound_fails(now) and not part.heard:
+            for cause in _refused(part, ends, observed, now):
+                yield Cause(Kind.ONE_SA, f"its SA {name} loses every packet: {cause.text}")
+    next_spi = max(ends.inbound, default=0) + 1
+    if next_spi in observed.foreign_spis and tracker.state(now) is TunnelState.UP:
+        yield Cause(
+            Kind.NUMBER_OF_SAS,
+            f"{ends.remote} sends the SPI behind the last one of this tunnel (0x{next_spi:08x}), "
+            "too: 'sas' is larger there; make it equal at both ends",
+        )
+
+
 def _spi(ends: Ends, observed: Observations) -> Cause:
     spis = ", ".join(f"0x{spi:08x}" for spi in observed.foreign_spis[:_NAMED])
     if ends.outbound & set(observed.foreign_spis):
@@ -165,19 +188,27 @@ def _encapsulation(ends: Ends, seen: str) -> Cause:
     )
 
 
+def _mismatched(
+    tracker: Tracker, ends: Ends, observed: Observations, now: float
+) -> Iterator[Cause]:
+    """Beside other traffic, too: one wrong prefix of several."""
+    if tracker.mismatched.lasts(now):
+        inner = observed.refused.get(DropReason.SELECTOR_MISMATCH)
+        which = f" ({inner})" if inner else ""
+        yield Cause(
+            Kind.SELECTORS_IN,
+            f"{ends.remote} sends what this tunnel may not carry{which}: its local_ts and "
+            "remote_ts have to mirror those of this end",
+        )
+
+
 def _rejected(tracker: Tracker, ends: Ends, observed: Observations, now: float) -> Iterator[Cause]:
     if not tracker.inner_fails(now):
         return
     reason = tracker.rejected_in.worst
-    inner = observed.refused.get(reason)
     match reason:
         case DropReason.SELECTOR_MISMATCH:
-            which = f" ({inner})" if inner else ""
-            yield Cause(
-                Kind.SELECTORS_IN,
-                f"{ends.remote} sends what this tunnel may not carry{which}: its local_ts and "
-                "remote_ts have to mirror those of this end",
-            )
+            yield from _mismatched(tracker, ends, observed, now)
         case DropReason.BAD_NEXT_HEADER | DropReason.MALFORMED_INNER | DropReason.BAD_PADDING:
             yield Cause(
                 Kind.MODE,
@@ -257,11 +288,19 @@ def _silent(tracker: Tracker, ends: Ends, observed: Observations, now: float) ->
             f"nothing ever came from {ends.remote}, and this end is behind a NAT: if the peer is, "
             f"too, let one of the two routers forward {through} to its gateway",
         )
-    yield Cause(
-        Kind.SILENT,
-        f"nothing comes from {ends.remote}: the peer is off, has another address or port, or "
-        f"something on the way drops {through}",
-    )
+    if observed.peer_is_heard:
+        text = (
+            f"nothing comes from {ends.remote} by this tunnel, and by another one it does: the "
+            "peer lacks this one, or its SPIs differ"
+        )
+    else:
+        text = (
+            f"nothing comes from {ends.remote}: the peer is off, has another address or port, or "
+            f"something on the way drops {through}"
+        )
+    if not tracker.heard_dummies:
+        text += "; or it has no 'liveness': set it there, too, or leave it out here"
+    yield Cause(Kind.SILENT, text)
 
 
 def _is_private(address: IPAddress) -> bool:
@@ -289,9 +328,11 @@ _FINDERS: tuple[Finder, ...] = (
     _no_address,
     _refused,
     _rejected,
+    _mismatched,
     _unsent,
     _unreachable,
     _unmatched,
+    _parts,
     _silent,
     _unanswered,
 )

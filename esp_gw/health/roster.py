@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from esp_gw.desired import Desired
 from esp_gw.engine.base import Opening, Refused, SaCounters
 from esp_gw.health.causes import Cause, Ends, Observations, likely_causes
-from esp_gw.health.tracker import Seen, Sums, Tracker
+from esp_gw.health.tracker import MIN_FAILING, Seen, Sums, Tracker
 from esp_gw.health.unreachable import quotes, words
 from esp_gw.model import Direction, DropReason, IPAddress, IPNetwork, Sa, TunnelState
 from esp_gw.network.icmp import Unreachable
@@ -54,7 +54,10 @@ class Watched:
     peer_name: str | None = None
     spis: dict[int, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
-    unreachable: tuple[str, float] | None = None
+    unreachable: tuple[str, float, float] | None = None
+    """An ICMP error in words, and when it came first and last."""
+    parts: dict[str, Tracker] = field(default_factory=dict)
+    identity: frozenset[int] = frozenset()
     asked: IPAddress | None = None
     causes: tuple[Cause, ...] = ()
     state: TunnelState = TunnelState.QUIET
@@ -72,6 +75,7 @@ class Roster:
         self.tunnels: dict[str, Watched] = {}
         self._by_sa: dict[str, Watched] = {}
         self._desired: Desired | None = None
+        self._peers: dict[IPAddress, list[Watched]] = {}
 
     def of_sa(self, name: str) -> Watched | None:
         """Return the tunnel of an SA."""
@@ -97,12 +101,17 @@ class Roster:
 
         A few tunnels in each step: thousands would hold up an event loop that carries packets.
         """
+        self._peers = {}
         for watched in self.tunnels.values():
             _move(watched, look.counters)
+            self._peers.setdefault(watched.ends.remote, []).append(watched)
         seen = self._seen(look)
         for number, (name, watched) in enumerate(list(self.tunnels.items()), 1):
             sums = _sums(watched, look)
             watched.tracker.look(sums, seen.get(name, Seen()), look.now)
+            for sa, part in watched.parts.items():
+                delivered, drops = look.carried.get(sa, (0, {}))
+                part.look(Sums(delivered=delivered, drops_in=drops), Seen(), look.now)
             self._judge(watched, look, chains)
             if number % STEP == 0:
                 yield
@@ -110,19 +119,28 @@ class Roster:
     def _judge(self, watched: Watched, look: Look, chains: Mapping[int, str | None]) -> None:
         now, ends = look.now, watched.ends
         watched.spis = {spi: at for spi, at in watched.spis.items() if now - at < MEMORY}
-        if watched.unreachable is not None and now - watched.unreachable[1] >= MEMORY:
-            watched.unreachable = None
+        error = watched.unreachable
+        if error is not None and now - error[2] >= MEMORY:
+            error = watched.unreachable = None
         asked = watched.asked
         observed = Observations(
             foreign_spis=tuple(watched.spis),
             refused=watched.refused,
-            unreachable=None if watched.unreachable is None else watched.unreachable[0],
+            # A single one may come before the peer has found its way through a NAT.
+            unreachable=error[0] if error and error[2] - error[1] >= MIN_FAILING else None,
             local_is_gone=bool(look.host)
             and ends.local not in look.host
             and not ends.local.is_unspecified,
             forward_chain=None if asked is None else chains.get(asked.version),
             asked=asked,
             asked_is_here=asked in look.host,
+            parts=watched.parts,
+            peer_is_heard=any(
+                each.tracker.last_in is not None
+                and now - each.tracker.last_in < each.tracker.liveness_time
+                for each in self._peers.get(ends.remote, ())
+                if each is not watched
+            ),
         )
         watched.state = watched.tracker.state(now)
         watched.causes = likely_causes(watched.tracker, ends, observed, now)
@@ -143,13 +161,15 @@ class Roster:
         for error in look.unreachable:
             for watched in self.tunnels.values():
                 if quotes(error, watched.ends):
-                    watched.unreachable = (words(error, watched.ends), look.now)
+                    known = watched.unreachable
+                    first = look.now if known is None else known[1]
+                    watched.unreachable = (words(error, watched.ends), first, look.now)
         return seen
 
     def _of_refused(self, sample: Refused, now: float) -> Iterator[tuple[Watched, Seen]]:
         if sample.spi is not None:
             if sample.reason == DropReason.UNKNOWN_SPI:
-                for watched in self._peers_at(sample.source):
+                for watched in self._peers_at(sample.source, sample.spi, now):
                     if len(watched.spis) < MAX_SPIS or sample.spi in watched.spis:
                         watched.spis[sample.spi] = now
                     yield watched, Seen(foreign=1)
@@ -165,15 +185,18 @@ class Roster:
         if known is not None:
             known.refused[sample.reason] = inner
 
-    def _peers_at(self, address: IPAddress) -> list[Watched]:
-        """Return the tunnel that a packet from this address was probably meant for.
+    def _peers_at(self, address: IPAddress, spi: int, now: float) -> list[Watched]:
+        """Return the tunnels that a packet from this address was probably meant for.
 
-        Of several with this peer it is one from which nothing authentic ever came.
+        Of several with this peer those from which nothing authentic ever came, or those that are
+        silent now, or the one whose last SPI is the one before.
         """
-        there = [each for each in self.tunnels.values() if each.ends.remote == address]
+        there = self._peers.get(address, [])
         if len(there) < 2:
             return there
-        return [each for each in there if not each.tracker.heard]
+        unheard = [each for each in there if not each.tracker.heard]
+        silent = [each for each in there if each.tracker.state(now) is not TunnelState.UP]
+        return unheard or silent or [each for each in there if spi - 1 in each.ends.inbound]
 
 
 def _watched(desired: Desired, now: float) -> Iterator[Watched]:
@@ -182,11 +205,13 @@ def _watched(desired: Desired, now: float) -> Iterator[Watched]:
         mine = [sas[name] for name in tunnel.sas if name in sas]
         if mine:
             yield _watch(tunnel.name, mine, now, is_tunnel=True)
+    # Of a pair one may be named by the other alone.
+    back = {sa.pair: sa.name for sa in desired.sas if sa.pair is not None}
     done: set[str] = set()
     for sa in desired.sas:
         if sa.tunnel is not None or sa.name in done:
             continue
-        pair = sas.get(sa.pair or "")
+        pair = sas.get(sa.pair or back.get(sa.name, ""))
         both = [sa] if pair is None or pair.tunnel is not None or pair.name in done else [sa, pair]
         done.update(each.name for each in both)
         yield _watch(sa.name, both, now, is_tunnel=False)
@@ -195,11 +220,14 @@ def _watched(desired: Desired, now: float) -> Iterator[Watched]:
 def _watch(name: str, sas: Sequence[Sa], now: float, *, is_tunnel: bool) -> Watched:
     first = sas[0]
     outbound = [sa for sa in sas if sa.direction is Direction.OUTBOUND]
+    inbound = [sa for sa in sas if sa.direction is Direction.INBOUND]
+    # An outbound SA alone hears nobody.
+    liveness = max((sa.liveness for sa in outbound), default=0) if inbound else 0
     return Watched(
         name=name,
         is_tunnel=is_tunnel,
         outbound=tuple(sa.name for sa in outbound),
-        inbound=tuple(sa.name for sa in sas if sa.direction is Direction.INBOUND),
+        inbound=tuple(sa.name for sa in inbound),
         remote_ts=frozenset(each.remote for sa in sas for each in sa.selectors),
         ends=Ends(
             first.local,
@@ -207,14 +235,17 @@ def _watch(name: str, sas: Sequence[Sa], now: float, *, is_tunnel: bool) -> Watc
             first.remote_port,
             first.encapsulation,
             frozenset(sa.spi for sa in outbound),
+            frozenset(sa.spi for sa in inbound),
         ),
+        parts={sa.name: Tracker(0, now) for sa in inbound} if len(inbound) > 1 else {},
+        identity=frozenset(hash((sa.name, sa.spi, sa.keymat)) for sa in sas),
         peer_name=first.remote_name,
-        tracker=Tracker(max((sa.liveness for sa in outbound), default=0), now),
+        tracker=Tracker(liveness, now),
     )
 
 
 def _is_same(known: Watched, watched: Watched) -> bool:
-    return (known.outbound, known.inbound) == (watched.outbound, watched.inbound)
+    return known.identity == watched.identity
 
 
 def _move(watched: Watched, counters: Mapping[str, SaCounters]) -> None:

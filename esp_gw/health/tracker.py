@@ -98,6 +98,11 @@ class Streak:
         """A good packet has ended it."""
         self.counts.clear()
 
+    def fade(self, now: float) -> None:
+        """End it if nothing was refused for a while."""
+        if now - self._last >= FADE:
+            self.counts.clear()
+
     def lasts(self, now: float) -> bool:
         """Return True while it is long enough to say something, and goes on."""
         return (
@@ -108,8 +113,10 @@ class Streak:
 
     @property
     def worst(self) -> str:
-        """The most frequent reason."""
-        return max(self.counts, key=self.counts.__getitem__)
+        """The most frequent reason; packets of no SA count only where there are no others."""
+        own = {reason: n for reason, n in self.counts.items() if reason != DropReason.UNKNOWN_SPI}
+        counts = own if sum(own.values()) >= MIN_REFUSED else self.counts
+        return max(counts, key=counts.__getitem__)
 
 
 class Tracker:
@@ -121,7 +128,7 @@ class Tracker:
     def __init__(self, liveness: int, now: float) -> None:
         self.liveness = liveness
         self.refused_in, self.rejected_in, self.refused_out = Streak(), Streak(), Streak()
-        self.unmatched = Streak()
+        self.unmatched, self.mismatched = Streak(), Streak()
         self.heard = False
         self.last_in: float | None = None
         self.last_out: float | None = None
@@ -134,7 +141,8 @@ class Tracker:
 
     def look(self, sums: Sums, seen: Seen, now: float) -> None:
         """Take the counters of this moment, and the samples since the last one."""
-        before, self._sums = self._sums or Sums(), sums
+        # The first counters are those of the time before.
+        before, self._sums = self._sums or sums, sums
         drops_in = _grown(before.drops_in, sums.drops_in)
         drops_out = _grown(before.drops_out, sums.drops_out)
         dummies = drops_in.get(DropReason.DUMMY, 0)
@@ -149,10 +157,11 @@ class Tracker:
         self._left(max(sums.sent - before.sent, 0), drops_out, now)
         if sums.numbers > before.numbers:
             self.last_out = now
-        if seen.unmatched:
-            self.unmatched.add({DropReason.NO_POLICY: seen.unmatched}, now)
-        elif not self.unmatched.lasts(now):
-            self.unmatched.clear()
+        unmatched = Counter[str]({DropReason.NO_POLICY: seen.unmatched} if seen.unmatched else {})
+        mismatched = _of((DropReason.SELECTOR_MISMATCH,), drops_in)
+        for streak, counts in ((self.unmatched, unmatched), (self.mismatched, mismatched)):
+            streak.fade(now)
+            streak.add(counts, now)
         self._asks(seen.asked, now)
 
     def _arrived(self, dummies: int, delivered: int, rejected: Counter[str], now: float) -> None:
@@ -194,6 +203,11 @@ class Tracker:
     def expects(self) -> bool:
         """True if the peer has to send something now and then."""
         return self.liveness > 0 or self._gap > 0
+
+    @property
+    def heard_dummies(self) -> bool:
+        """True if the peer is known to send authentic keepalives."""
+        return self._gap > 0 or self._last_dummy is not None
 
     def is_one_way(self, now: float) -> bool:
         """Return True if inner packets come, and none has gone for a while."""

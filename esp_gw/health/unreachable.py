@@ -11,6 +11,9 @@ _IPPROTO_UDP = 17
 
 def quotes(error: Unreachable, ends: Ends) -> bool:
     """Return True if an ICMP error is on a packet from one end of a tunnel to the other."""
+    if error.spi not in ends.outbound:
+        # An error that quotes no SPI of ours can be sent by anybody who knows the addresses.
+        return False
     is_udp = ends.encapsulation is Encapsulation.UDP
     return (
         error.remote == ends.remote
@@ -24,6 +27,8 @@ def words(error: Unreachable, ends: Ends) -> str:
     """Return a sentence on an ICMP error: who says what, and what may be behind it."""
     peer, who = ends.remote, error.source
     match error.what:
+        case What.PORT if ends.encapsulation is Encapsulation.NONE:
+            return f"a firewall at {who} rejects ESP, IP protocol 50 (ICMP port unreachable)"
         case What.PORT:
             return (
                 f"{who} answers that nothing takes UDP port {ends.remote_port} (ICMP port "

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from esp_gw.model import IPAddress
-from esp_gw.protocol import IPPROTO_ESP, IPV4_HEADER_LEN, IPV6_HEADER_LEN
+from esp_gw.protocol import IPPROTO_ESP, IPV4_HEADER_LEN, IPV6_HEADER_LEN, UDP_HEADER_LEN
 
 UNREACHABLE_4 = 3
 UNREACHABLE_6, PARAMETER_PROBLEM_6 = 1, 4
@@ -48,7 +48,7 @@ _CODES_6 = {0: What.NETWORK, 1: What.PROHIBITED, 3: What.HOST, 4: What.PORT, 5: 
 class Unreachable:
     """An error of `source` on a packet from `local` to `remote`; `remote_port` is 0 without UDP.
 
-    `protocol` is 17 or 50.
+    `protocol` is 17 or 50. `spi` is None if the quoted part of the packet is too short.
     """
 
     source: IPAddress
@@ -57,6 +57,7 @@ class Unreachable:
     remote: IPAddress
     protocol: int
     remote_port: int
+    spi: int | None = None
 
 
 def parse_error(version: int, message: bytes, source: IPAddress) -> Unreachable | None:
@@ -96,8 +97,13 @@ def _quoted(version: int, packet: bytes, source: IPAddress, what: What) -> Unrea
         protocol, start = packet[6], IPV6_HEADER_LEN
         local, remote = IPv6Address(packet[8:24]), IPv6Address(packet[24:40])
     if protocol == IPPROTO_ESP:
-        return Unreachable(source, what, local, remote, protocol, 0)
+        return Unreachable(source, what, local, remote, protocol, 0, _spi(packet, start))
     if protocol != _IPPROTO_UDP or len(packet) < start + 4:
         return None
     (port,) = struct.unpack_from("!H", packet, start + 2)
-    return Unreachable(source, what, local, remote, protocol, port)
+    spi = _spi(packet, start + UDP_HEADER_LEN)
+    return Unreachable(source, what, local, remote, protocol, port, spi)
+
+
+def _spi(packet: bytes, start: int) -> int | None:
+    return int.from_bytes(packet[start : start + 4]) if len(packet) >= start + 4 else None

@@ -79,7 +79,7 @@ REPLIES: dict[str, dict[str, object]] = {
         {"number": 7, "time": 0.0, "tunnel": "office", "before": "quiet", "state": "failing",
          "cause": "another key", "drops": "auth-failed 3"},
         {"number": 8, "time": 60.0, "tunnel": "office", "before": "failing", "state": "up",
-         "cause": None, "drops": ""}]},
+         "cause": None, "drops": ""}], "last": 8},
     "Reload": {"changes": ["added SA office/out", "removed policy old"]},
 }  # fmt: skip
 

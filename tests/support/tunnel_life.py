@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_address
@@ -32,6 +32,8 @@ class TunnelLife:
         self.sent = self.delivered = self.numbers = 0
         self.drops_out: Counter[str] = Counter()
         self.drops_in: Counter[str] = Counter()
+        # Drops of further inbound SAs, by name.
+        self.more: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.look()
 
     @property
@@ -85,6 +87,7 @@ class TunnelLife:
         carried = {
             self.out.name: (self.sent, dict(self.drops_out)),
             self.inbound.name: (self.delivered, dict(self.drops_in)),
+            **{name: (0, dict(drops)) for name, drops in self.more.items()},
         }
         look = Look(self.now, counters, carried, refused, openings, unreachable, self.host)
         for _ in self.roster.look(look, self.chains):

@@ -19,7 +19,7 @@ from esp_gw.config.models import HalfModel, KeySource, PolicyModel, TunnelModel
 from esp_gw.control.protocol import PREFIX
 from esp_gw.daemon.service import Service
 from esp_gw.desired import GatewaySettings, settings_of
-from esp_gw.errors import FAILED, INTERRUPTED, NOT_RUNNING, WRONG_CONFIG, WRONG_STATE
+from esp_gw.errors import FAILED, INTERRUPTED, NO_PERMISSION, NOT_RUNNING, WRONG_CONFIG, WRONG_STATE
 from esp_gw.model import SUITES, DropReason
 from esp_gw.network.firewall import FirewallDrop
 from esp_gw.network.link import TUN_OVERFLOW
@@ -298,7 +298,7 @@ def test_the_reference_names_no_command_that_is_not_there() -> None:
 def test_every_exit_status_is_in_the_reference() -> None:
     text = (REFERENCE / "command-line.md").read_text()
     found = {int(status) for status in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
-    ours = {FAILED, NOT_RUNNING, WRONG_STATE, WRONG_CONFIG, INTERRUPTED}
+    ours = {FAILED, NOT_RUNNING, NO_PERMISSION, WRONG_STATE, WRONG_CONFIG, INTERRUPTED}
     assert found == {0, click.UsageError("").exit_code, *ours}
 
 

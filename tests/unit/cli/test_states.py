@@ -62,3 +62,21 @@ def test_log_asks_only_for_what_is_new(
     monkeypatch.setattr("esp_gw.cli.log.time.sleep", pause)
     assert main(["log", "--follow"]) == 130
     assert [parameters for _, parameters in gateway.asked] == [{"after": 0}, {"after": 8}]
+
+
+def test_log_begins_anew_with_a_restarted_gateway(
+    gateway: Gateway, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def restart(_seconds: float) -> None:
+        if len(gateway.asked) > 1:
+            raise KeyboardInterrupt
+        again = {"number": 1, "time": 90.0, "tunnel": "office", "before": "up", "state": "up"}
+        gateway.replies["ListEvents"] = {
+            "events": [again | {"cause": "silence", "drops": ""}],
+            "last": 1,
+        }
+
+    monkeypatch.setattr("esp_gw.cli.log.time.sleep", restart)
+    assert main(["log", "--follow"]) == 130
+    assert [parameters["after"] for _, parameters in gateway.asked] == [0, 8, 0]
+    assert capsys.readouterr().out.splitlines()[-1].endswith(" office still up: silence")

@@ -10,7 +10,7 @@ import pytest
 from esp_gw.engine.base import Opening
 from esp_gw.health.causes import Kind
 from esp_gw.health.tracker import FADE, UNANSWERED
-from esp_gw.model import DropReason, Encapsulation
+from esp_gw.model import DEFAULT_SUITE, DropReason, Encapsulation, Mode, Tunnel
 from esp_gw.network.icmp import Unreachable, What
 from tests.support.tunnel_life import OUT, TunnelLife, inner, outer
 
@@ -19,7 +19,7 @@ AWHILE = 8
 
 def icmp(what: What, protocol: int = 17, port: int = 4500, source: str = "") -> Unreachable:
     where = ip_address(source) if source else OUT.remote
-    return Unreachable(where, what, OUT.local, OUT.remote, protocol, port)
+    return Unreachable(where, what, OUT.local, OUT.remote, protocol, port, OUT.spi)
 
 
 def test_packets_that_never_authenticate_have_another_key_suite_or_esn() -> None:
@@ -94,6 +94,8 @@ def test_an_icmp_error_on_our_packets_is_the_cause_while_nothing_comes(
     udp = encapsulation is Encapsulation.UDP
     error = icmp(what, 17 if udp else 50, 4500 if udp else 0)
     life.second(sent=1, unreachable=[error])
+    assert life.kinds == [], "a single one may come before the peer has passed its NAT"
+    life.second(sent=1, unreachable=[error], seconds=2)
     assert life.kinds == [Kind.UNREACHABLE]
     assert words in life.text
 
@@ -103,6 +105,21 @@ def test_a_forged_icmp_error_says_nothing_of_a_tunnel_that_is_up() -> None:
     life.second(delivered=1)
     life.second(unreachable=[icmp(What.PORT)])
     assert (life.state, life.kinds) == ("up", [])
+
+
+def test_an_icmp_error_that_quotes_no_spi_of_ours_is_not_believed() -> None:
+    for spi in (None, OUT.spi + 1):
+        life = TunnelLife()
+        for _ in range(AWHILE):
+            life.second(sent=1, unreachable=[replace(icmp(What.PORT), spi=spi)])
+        assert life.kinds == []
+
+
+def test_port_unreachable_on_protocol_50_is_a_firewall() -> None:
+    life = TunnelLife(encapsulation=Encapsulation.NONE)
+    for _ in range(AWHILE):
+        life.second(sent=1, unreachable=[icmp(What.PORT, 50, 0)])
+    assert "rejects ESP, IP protocol 50" in life.text
 
 
 def test_an_icmp_error_on_other_packets_is_not_ours() -> None:
@@ -264,3 +281,101 @@ def test_of_two_tunnels_with_one_peer_foreign_spis_belong_to_the_one_that_never_
         life.second(refused=[outer(DropReason.UNKNOWN_SPI, 0x9000)])
     assert life.state == "up"
     assert life.roster.tunnels["u/out"].state == "failing"
+
+
+def several(count: int) -> TunnelLife:
+    """Return the life of a tunnel with further inbound SAs, of which only the first has traffic."""
+    life = TunnelLife()
+    more = [
+        replace(life.inbound, name=f"t/in.{n}", spi=life.inbound.spi + n, tunnel="t")
+        for n in range(1, count)
+    ]
+    sas = (replace(life.out, tunnel="t"), replace(life.inbound, tunnel="t"), *more)
+    tunnel = Tunnel(
+        *("t", Mode.TUNNEL, Encapsulation.UDP, DEFAULT_SUITE, OUT.local, OUT.remote, (), ()),
+        tuple(sa.name for sa in sas),
+        ("t",),
+    )
+    life.desired = replace(life.desired, sas=sas, tunnels=(tunnel,))
+    life.look()
+    return life
+
+
+def test_one_sa_of_several_that_loses_everything_is_named_beside_traffic() -> None:
+    life = several(2)
+    for _ in range(AWHILE):
+        life.more["t/in.1"].update({DropReason.AUTH_FAILED: 5})
+        life.second(sent=5, delivered=5)
+    watched = life.roster.tunnels["t"]
+    assert watched.state == "up"
+    assert [cause.kind for cause in watched.causes] == [Kind.ONE_SA]
+    assert "its SA t/in.1 loses every packet" in watched.causes[0].text
+
+
+def test_a_peer_with_more_sas_is_named_beside_traffic() -> None:
+    life = TunnelLife()
+    for _ in range(AWHILE):
+        sample = outer(DropReason.UNKNOWN_SPI, life.inbound.spi + 1)
+        life.second(sent=5, delivered=5, refused=[sample])
+    assert (life.state, life.kinds) == ("up", [Kind.NUMBER_OF_SAS])
+
+
+def test_one_wrong_prefix_of_several_is_named_beside_traffic() -> None:
+    life = TunnelLife()
+    for _ in range(AWHILE):
+        sample = inner(DropReason.SELECTOR_MISMATCH, "10.2.0.1", "10.20.0.1", "t/in")
+        drops = {DropReason.SELECTOR_MISMATCH: 1}
+        life.second(sent=5, delivered=5, drops=drops, refused=[sample])
+    assert (life.state, life.kinds) == ("up", [Kind.SELECTORS_IN])
+    life.second(sent=5, delivered=5, seconds=FADE)
+    assert life.kinds == []
+
+
+def test_a_tunnels_own_drops_go_before_foreign_spis() -> None:
+    life = TunnelLife()
+    for _ in range(AWHILE):
+        foreign = [outer(DropReason.UNKNOWN_SPI, 0x9000 + n) for n in range(8)]
+        life.second(drops={DropReason.AUTH_FAILED: 1}, refused=foreign)
+    assert life.kinds == [Kind.KEY]
+
+
+def test_a_silent_tunnel_beside_one_that_hears_the_peer_does_not_blame_the_way() -> None:
+    life = TunnelLife(liveness=2)
+    other = replace(OUT, name="u/out", spi=0x2001, pair="u/in")
+    other_in = replace(life.inbound, name="u/in", spi=0x2002, pair="u/out")
+    life.desired = replace(life.desired, sas=(*life.desired.sas, other, other_in))
+    for _ in range(10):
+        life.more["u/in"].update({DropReason.DUMMY: 1})
+        life.second()
+    assert (life.state, life.kinds) == ("down", [Kind.SILENT])
+    assert "by another one it does" in life.text
+
+
+def test_a_pair_is_one_tunnel_whichever_of_the_two_names_the_other() -> None:
+    for named in ("out", "in"):
+        life = TunnelLife(liveness=2)
+        out = replace(life.out, pair="t/in" if named == "in" else None)
+        inbound = replace(life.inbound, pair="t/out" if named == "out" else None)
+        for sas in ((out, inbound), (inbound, out)):
+            life.desired = replace(life.desired, sas=sas)
+            life.look()
+            (watched,) = life.roster.tunnels.values()
+            assert (watched.outbound, watched.inbound) == (("t/out",), ("t/in",))
+
+
+def test_an_outbound_sa_alone_is_not_judged_by_what_comes() -> None:
+    life = TunnelLife(liveness=2)
+    life.desired = replace(life.desired, sas=(replace(life.out, pair=None),))
+    for _ in range(60):
+        life.second(sent=1)
+    assert (life.state, life.kinds) == ("quiet", [])
+
+
+def test_a_tunnel_with_a_new_key_begins_anew() -> None:
+    life = TunnelLife()
+    life.second(delivered=5)
+    keymat = replace(life.inbound.keymat, salt=b"othr")
+    life.desired = replace(life.desired, sas=(life.out, replace(life.inbound, keymat=keymat)))
+    for _ in range(AWHILE):
+        life.second(drops={DropReason.AUTH_FAILED: 1})
+    assert life.kinds == [Kind.KEY]

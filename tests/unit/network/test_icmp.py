@@ -36,13 +36,14 @@ def test_ipv4_errors_are_classified(code: int, what: str | None) -> None:
 def test_an_ipv4_error_quotes_our_datagram() -> None:
     error = error_4(IP(src=LOCAL, dst=REMOTE, options=[]) / IN_UDP)
     ends = ip_address(LOCAL), ip_address(REMOTE)
-    assert error == Unreachable(ip_address(ROUTER), What.PORT, *ends, 17, 4501)
+    assert error == Unreachable(ip_address(ROUTER), What.PORT, *ends, 17, 4501, 0x1001)
 
 
 def test_an_ipv4_error_quotes_esp() -> None:
     error = error_4(IP(src=LOCAL, dst=REMOTE) / ESP(spi=0x1001, seq=1), code=2)
     assert error is not None
     assert (error.what, error.protocol, error.remote_port) == (What.PROTOCOL, 50, 0)
+    assert error.spi == 0x1001
 
 
 @pytest.mark.parametrize(
