@@ -248,6 +248,7 @@ async def test_a_tunnel_of_several_sas_is_listed_as_one(rig: Rig) -> None:
         "sa pi-b/in.2 installed",
         "sa pi-b/out.2 installed",
     ]
+    await rig.health.look(asyncio.get_running_loop().time())
     rig.engine.used = {"pi-b/out": 1, "pi-b/out.2": 20, "pi-b/in.2": 300}
     await rig.health.look(asyncio.get_running_loop().time())
     (tunnel,) = (await rig.call("ListTunnels"))["tunnels"]
