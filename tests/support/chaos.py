@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from esp_gw.config.added import StoredState
 from esp_gw.desired import Desired
@@ -132,6 +133,8 @@ class ChaosKernel(FakeKernel):
 
 class ChaosLedger:
     """A ledger whose leases never overlap; `floors` are those on disk."""
+
+    path = Path("/nonexistent/ledger.db")
 
     def __init__(self, chaos: Chaos) -> None:
         self._chaos = chaos
