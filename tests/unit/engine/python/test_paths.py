@@ -335,12 +335,14 @@ def test_a_policy_without_ports_decides_for_every_fragment_before_any_waits() ->
         assert gateways.a.drops_out() == {DropReason.POLICY_DISCARD: len(parts)}
 
 
-def test_a_tunnel_with_ports_carries_the_fragment_that_has_them() -> None:
-    """RFC 4301 4.4.1.1: a packet without ports matches no selector with ports."""
+def test_a_tunnel_with_ports_carries_the_fragments_behind_the_one_that_has_them() -> None:
+    """RFC 4301 7.3: a later fragment, without ports, goes where the first one of its packet went."""
     with_port = replace(V4, protocol=17, remote_port=PortRange(2000, 2000))
     first, *later = fragments(HEADS[4], bytes(1800))
     with pair(with_port) as gateways:
-        assert gateways.a_to_b(first, *later) == [first]
+        assert gateways.a_to_b(*later) == []
+        assert gateways.a.drops_out() == {DropReason.NO_POLICY: len(later)}
+        assert gateways.a_to_b(first, *later) == [first, *later]
         assert gateways.a.drops_out() == {DropReason.NO_POLICY: len(later)}
 
 
