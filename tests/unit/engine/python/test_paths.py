@@ -336,7 +336,7 @@ def test_a_policy_without_ports_decides_for_every_fragment_before_any_waits() ->
 
 
 def test_a_tunnel_with_ports_carries_the_fragments_behind_the_one_that_has_them() -> None:
-    """RFC 4301 7.3: a later fragment, without ports, goes where the first one of its packet went."""
+    """RFC 4301 7.3: a later fragment, without ports, goes where the first one went."""
     with_port = replace(V4, protocol=17, remote_port=PortRange(2000, 2000))
     first, *later = fragments(HEADS[4], bytes(1800))
     with pair(with_port) as gateways:
