@@ -208,7 +208,8 @@ def _rejected(tracker: Tracker, ends: Ends, observed: Observations, now: float) 
     reason = tracker.rejected_in.worst
     match reason:
         case DropReason.SELECTOR_MISMATCH:
-            yield from _mismatched(tracker, ends, observed, now)
+            # The next finder's.
+            return
         case DropReason.BAD_NEXT_HEADER | DropReason.MALFORMED_INNER | DropReason.BAD_PADDING:
             yield Cause(
                 Kind.MODE,

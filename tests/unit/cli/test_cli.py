@@ -8,7 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,6 @@ from esp_gw.errors import ControlError, EngineError
 from esp_gw.model import SUITES
 from tests.support.canned import REPLIES, SA_IN, SA_OUT, Gateway
 from tests.support.commands import Capture, fail, run
-
-
-@pytest.fixture
-def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
-    monkeypatch.setenv("ESP_GW_SOCKET", str(tmp_path / "control.sock"))
-    with Gateway(tmp_path / "control.sock") as running:
-        yield running
 
 
 def table(text: str) -> list[str]:

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from esp_gw.cli.main import main
 from tests.support.canned import REPLIES, Gateway
 from tests.support.commands import Capture, run
-
-
-@pytest.fixture
-def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
-    monkeypatch.setenv("ESP_GW_SOCKET", str(tmp_path / "control.sock"))
-    with Gateway(tmp_path / "control.sock") as running:
-        yield running
-
 
 WELL = {"up": 1, "quiet": 1, "down": 0, "failing": 0}
 
