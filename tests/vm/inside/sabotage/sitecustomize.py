@@ -50,11 +50,18 @@ def _refuse(call: int, first_argument: int) -> bytes:
 
 def _is_af_alg(fd: str) -> bool:
     try:
-        # With a family given, Python does not ask for the name, which AF_ALG sockets lack.
-        with socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET, 0, os.dup(int(fd))) as sock:
-            return sock.getsockopt(socket.SOL_SOCKET, _SO_DOMAIN) == socket.AF_ALG
+        ours = os.dup(int(fd))
     except OSError:
-        return False  # not a socket, or the descriptor of /proc/self/fd itself
+        return False  # the descriptor of /proc/self/fd itself
+    try:
+        # With a family given, Python does not ask for the name, which AF_ALG sockets lack.
+        sock = socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET, 0, ours)
+    except OSError:
+        # Of a pipe to another program, the other end would never see the end.
+        os.close(ours)
+        return False
+    with sock:
+        return sock.getsockopt(socket.SOL_SOCKET, _SO_DOMAIN) == socket.AF_ALG
 
 
 def _lose(*_: object) -> None:
