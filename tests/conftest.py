@@ -73,6 +73,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _forked_daemons() -> None:
+    # Pytest rewrites the assertions of modules that are imported after its start.
+    from tests.support.forked import fork_daemons
+
+    fork_daemons()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # With several processes only the controller, which receives all reports, writes.
     if hasattr(config, "workerinput"):

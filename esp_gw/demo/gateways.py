@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,15 +86,14 @@ class LabGateway:
         path = self.folder / "notify.sock"
         path.unlink(missing_ok=True)
         self._notify.bind(str(path))
+        arguments = (*self.command, "--config", str(self.config), *self.options)
+        self.process = self.spawn(arguments, {"NOTIFY_SOCKET": str(path)})
+
+    def spawn(self, arguments: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[str]:
+        """Start the program with this environment beside `self.env`; its log is appended to."""
         with self.log.open("a") as log:
-            self.process = self.namespace.start(
-                *_PROGRAM,
-                *self.command,
-                "--config",
-                str(self.config),
-                *self.options,
-                env={**self.env, "NOTIFY_SOCKET": str(path)},
-                stderr=log.fileno(),
+            return self.namespace.start(
+                *_PROGRAM, *arguments, env={**self.env, **env}, stderr=log.fileno()
             )
 
     def wait_ready(self) -> None:
