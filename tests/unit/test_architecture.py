@@ -43,7 +43,11 @@ SINGLE = {
 SANS_IO = {
     "control.protocol",
     "daemon.reconcile",
+    "engine.keepalives",
+    "engine.python.drop",
     "engine.python.esp",
+    "engine.python.fragments",
+    "engine.python.icmp",
     "engine.python.reassembly",
     "engine.python.replay",
     "engine.python.spd",

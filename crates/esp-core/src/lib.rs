@@ -2,8 +2,8 @@
 //!
 //! Outbound: [`offload::segment`] splits a super-packet, [`policy::spd`] finds the SA, [`esp::seq`]
 //! reserves sequence numbers, [`esp::encap`] seals. Inbound: [`esp::replay`], [`esp::decap`],
-//! [`wire::inner`], the SA's [`policy::selector`], [`offload::coalesce`]. Nothing here panics,
-//! allocates or logs because of a packet.
+//! [`wire::inner`], the SA's [`policy::selector`], [`offload::coalesce`]. Nothing here panics or logs
+//! because of a packet, and only fragments make it allocate.
 #![forbid(unsafe_code)]
 
 pub mod counters;
