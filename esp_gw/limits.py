@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from esp_gw.errors import ConfigError, EspGwError
 
 FILES_FOR_OTHERS = 128
-"""Open files that what can be done without leaves to the rest of the process."""
+"""Open files that an optional socket has to leave to the rest of the process."""
 _SPARE = 64 << 20
 """Bytes: a process that can map no more of them lacks memory for a thread with its stack."""
 _MIB = 1 << 20
@@ -106,7 +106,7 @@ def _more_threads() -> str:
         return _more_memory()
     threads = "raise TasksMax= and LimitNPROC= of the unit, or 'ulimit -u'"
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    # Threads that were started first may have given their memory back since.
+    # The threads that did start may have given their memory back by now.
     return threads if soft == resource.RLIM_INFINITY else f"{_more_memory()}; or {threads}"
 
 

@@ -210,7 +210,7 @@ def parse_outer_address(value: object) -> IPAddress:
 
 
 def parse_local_address(value: object) -> IPAddress | None:
-    """An outer address of this host; `auto`, which is None, for that of the route to the peer."""
+    """An outer address of this host; None for `auto`, where the route to the peer decides."""
     return None if value == AUTO else parse_outer_address(value)
 
 
@@ -222,7 +222,7 @@ _HOST_NAME = re.compile(
 
 
 def parse_remote(value: object) -> IPAddress | str:
-    """An outer address of a peer, or a name that a resolver knows, in small letters."""
+    """An outer address of a peer, or a name that a resolver knows, in lower case."""
     if isinstance(value, str) and _HOST_NAME.fullmatch(value) and not looks_like_a_key(value):
         return value.rstrip(".").lower()
     return parse_outer_address(value)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 _LISTS = ("rustc-link-lib", "rustc-link-search", "rustc-cfg", "rustc-check-cfg")
-# They say when to run the script again, and speak to a person.
+# Conditions for another run of the script, and messages to a person.
 _IGNORED = ("rerun-if-changed", "rerun-if-env-changed", "warning")
 
 Table = dict[str, str | list[str]]

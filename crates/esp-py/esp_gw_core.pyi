@@ -471,7 +471,7 @@ class NativeEngine:
         """Return samples of the flows begun since the last call that ask for an answer."""
 
     def forget_flows(self) -> None:
-        """Take every inbound flow for a new one."""
+        """Treat every inbound flow as new."""
 
     def rest(self, direction: Direction) -> Counters:
         """Return the counters of packets without an SA."""

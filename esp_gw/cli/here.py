@@ -36,7 +36,7 @@ class Here:
         return not written or not self.host.addresses.isdisjoint(written)
 
     def cut_off(self, desired: Desired) -> list[str]:
-        """Return a sentence for each way that would be lost: to the router, to the caller."""
+        """Return a sentence for each path that would be lost: to the router, to the caller."""
         lost = cut_off(desired, self.host)
         return lost if self.login is None else lost + cut_off_login(desired, self.host, self.login)
 
@@ -63,7 +63,7 @@ def look_if_home(local: IPAddress) -> Here | None:
 
 
 def judge(here: Here, force: bool, desired: Desired) -> None:
-    """Tell of clashes. Raises EspGwError for what would cut off this machine, unless forced."""
+    """Warn of clashes. Raises EspGwError for one that would cut off this machine, unless forced."""
     lost = here.cut_off(desired)
     if lost and not force:
         raise EspGwError(lost[0], hint="--force goes on regardless")
@@ -105,13 +105,13 @@ async def _look(settings: GatewaySettings, login: Login | None) -> Here:
     kernel = KernelNetwork(settings.table)
     await kernel.open()
     try:
-        # The addresses of a gateway that runs go with it.
+        # The addresses of a running gateway are no part of the host.
         with contextlib.suppress(NetworkError):
             await kernel.join(settings.interface)
         host = await kernel.host(settings.fwmark)
         if login is not None:
             device = await kernel.device_to(login.peer, login.local)
-            # It came by the gateway that runs.
+            # A login by way of the running gateway doesn't count.
             login = None if device == settings.interface else login
         return Here(host, login)
     finally:

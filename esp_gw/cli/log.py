@@ -12,11 +12,11 @@ from esp_gw.cli.options import Daemon, json_option
 from esp_gw.errors import printable
 
 INTERVAL = 1.0
-"""Seconds between two questions of --follow."""
+"""Seconds between two requests of --follow."""
 
 
 @click.command()
-@click.option("--follow", "-f", is_flag=True, help="Go on with what comes.")
+@click.option("--follow", "-f", is_flag=True, help="Show further changes as they come.")
 @json_option
 @click.pass_obj
 def log(daemon: Daemon, follow: bool, as_json: bool) -> None:

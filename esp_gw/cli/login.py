@@ -22,7 +22,7 @@ _MAX_DEPTH = 32
 def find_login(
     environment: Mapping[str, str] = os.environ, pid: int | None = None, proc: Path = _PROC
 ) -> Login | None:
-    """Return the connection of this process, or of the nearest one above `pid` that has one."""
+    """Return the login of this process, else that of `pid` or its nearest ancestor with one."""
     text = environment.get(VARIABLE)
     return _parsed(text) if text else _above(os.getppid() if pid is None else pid, proc)
 
@@ -46,7 +46,7 @@ def _above(pid: int, proc: Path) -> Login | None:
 
 
 def _parsed(text: str) -> Login | None:
-    """Return the addresses of `PEER PORT LOCAL PORT`, None if that isn't what it is."""
+    """Return the addresses of `PEER PORT LOCAL PORT`, None for any other text."""
     try:
         peer, _, local, port = text.split()
         # A link-local address may have a zone.

@@ -22,7 +22,7 @@ _SPECIFIERS = {"%%": "%", "%n": UNIT, "%N": "esp-gw", "%p": "esp-gw", "%E": "/et
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a credential comes from: a path or a name for LoadCredential=, else its text."""
+    """Source of a credential: a path or a name for LoadCredential=, else its text."""
 
     text: str
     is_encrypted: bool

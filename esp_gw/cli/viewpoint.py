@@ -23,7 +23,7 @@ from esp_gw.errors import EspGwError, Problem
 from esp_gw.files import write_new
 
 RUN = Path("/run")
-"""Where the credentials are for as long as a look takes: in memory, not on a disk."""
+"""Folder of the credentials for as long as a look takes: in memory, not on a disk."""
 _VARIABLE = "CREDENTIALS_DIRECTORY"
 
 

@@ -138,7 +138,7 @@ class HalfModel(Strict):
 class SaFields(Strict):
     """Fields common to a configured tunnel and a single SA added by the CLI.
 
-    `local` and `remote` are outer addresses; a `local` of None is that of the route to the peer.
+    `local` and `remote` are outer addresses; a `local` of None follows the route to the peer.
     `remote_port` is the UDP port of the peer;
     `local_ts`, `remote_ts`, `protocol`, `local_ts_port` and `remote_ts_port` select inner traffic.
     """
@@ -224,12 +224,12 @@ class SaFields(Strict):
 
     @property
     def outer_local(self) -> types.OuterAddress:
-        """The local outer address, unspecified for that of the route to the peer."""
+        """The local outer address; unspecified if the route to the peer decides."""
         return type(self.outer_remote)(0) if self.local is None else self.local
 
     @property
     def outer_remote(self) -> types.OuterAddress:
-        """The peer's outer address, unspecified for a name."""
+        """The peer's outer address; unspecified if it has a name."""
         if isinstance(self.remote, str):
             return IPv4Address(0) if self.local is None else type(self.local)(0)
         return self.remote

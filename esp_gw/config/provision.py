@@ -245,7 +245,7 @@ def _config_text(here: _Side, there: _Side, terms: _Terms, outbound: _Way, inbou
 
 
 def _addresses(side: _Side, terms: _Terms) -> tuple[list[IPAddress], list[str]]:
-    """Return the addresses that a side's TUN gets, and the reasons for each that it doesn't."""
+    """Return the addresses that a side's TUN gets, and a note for each that is left out."""
     if side.address is not None:
         return [side.address], []
     addresses: list[IPAddress] = []

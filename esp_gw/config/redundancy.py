@@ -1,6 +1,6 @@
 """Policies that never match, because those before them take all of their packets.
 
-The SPD is ordered (RFC 4301 4.4.1): it is no error, but hardly ever what was meant.
+The SPD is ordered (RFC 4301 4.4.1): such a policy is no error, but hardly ever meant.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class Gateway:
 
     engine: Engine
     placed: Desired
-    """The state of the last request that succeeded, with every local address; no SA without one."""
+    """The state in place, with looked-up addresses filled in; SAs that lack one are left out."""
     peers_moved: bool
     """True if a peer has been at another address than the configured one."""
 
@@ -395,7 +395,7 @@ class Gateway:
                     raise TypeError(f"no way to carry out {type(unknown).__name__}")
 
     async def _place(self, desired: Desired) -> Desired:
-        """Return the desired state with a local address for each SA that can have one."""
+        """Return the desired state with looked-up addresses, without SAs that lack one."""
         desired = self.names.place(desired)
         peers = {sa.name: sa.remote for sa in self._where_peers_are(desired).sas}
         mark = desired.settings.fwmark

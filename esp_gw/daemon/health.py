@@ -1,6 +1,6 @@
 """Looks at the tunnels once a second: samples and counters in, states, causes and log lines out.
 
-The judgement is in `esp_gw/health/`; here is what it is made from.
+`esp_gw/health/` judges; this module gathers the input.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Health:
         self._next_chains = self._next_openings = 0.0
 
     async def step(self) -> None:
-        """Look at every tunnel once, tell the log what changed, and pause."""
+        """Look at every tunnel once, log what changed, and pause."""
         began = _now()
         await self._look_at_filters(began)
         await self.look(began)
@@ -116,11 +116,14 @@ class Health:
         return _condition(self._roster.of_sa(name), _now())
 
     def warnings(self) -> list[str]:
-        """Return a line for each likely cause of a loss, the certain ones first."""
+        """Return a line for the likeliest cause in each tunnel, failing tunnels first.
+
+        Guesses are left out.
+        """
         return self._worded(guesses=False)
 
     def guesses(self) -> list[str]:
-        """Return a line for each cause that is no more than likely."""
+        """Return the lines of the causes that are guesses."""
         return self._worded(guesses=True)
 
     def _tunnels(self) -> Collection[Watched]:
@@ -140,7 +143,7 @@ class Health:
         return lines
 
     async def _look_at_filters(self, now: float) -> None:
-        """Find the forward chains that drop, if an answer is missing that they may have eaten."""
+        """Find the forward chains that drop, if an answer is missing that they may have dropped."""
         missing = any(each.tracker.is_unanswered(now) for each in self._roster.tunnels.values())
         if not missing or now < self._next_chains:
             return
@@ -163,7 +166,7 @@ def _in_words(chain: Chain, interface: str) -> str:
 
 
 def _chosen(causes: tuple[Cause, ...], *, guesses: bool) -> list[Cause]:
-    """Return the likeliest cause if it is a guess or not, as asked for."""
+    """Return the likeliest cause if it is a guess, or if it is none, as asked for."""
     return [cause for cause in causes[:1] if (cause.kind in _GUESSES) == guesses]
 
 

@@ -13,7 +13,7 @@ _NAMED = 5
 
 
 class LocalAddresses:
-    """The addresses found last, by the peer's; one stays while there is no route."""
+    """Local addresses by the peer's, as found last; one stays while there is no route."""
 
     def __init__(self) -> None:
         self._known: dict[IPAddress, IPAddress] = {}
@@ -29,7 +29,7 @@ class LocalAddresses:
     ) -> Desired:
         """Return the desired state with a local address for each SA, without those that have none.
 
-        `peers` are the current addresses of peers by SA, where they are other ones. `source`
+        `peers` has the peers' current addresses by SA, else the configured ones count. `source`
         returns the source address of the route to a peer. The same object is returned while
         nothing changes.
         """

@@ -1,6 +1,6 @@
-"""Peers that have a name: their addresses, as resolved last.
+"""Addresses of the peers that have a name, as resolved last.
 
-A name is asked for while it has no address, and while its tunnel doesn't hear the peer. The last
+A name is resolved while it has no address, and while its tunnel doesn't hear the peer. The last
 address stays over a restart, and while nobody answers.
 """
 
@@ -24,7 +24,7 @@ from esp_gw.model import IPAddress, Sa
 
 NAMES_NAME = "names.json"
 INTERVAL = 10.0
-"""Seconds between two questions for a name."""
+"""Minimum seconds between two queries for a name."""
 TIMEOUT = 10.0
 """Seconds for an answer."""
 MAX_NAMES_LEN = 1 << 20
@@ -37,7 +37,7 @@ Resolve = Callable[[str], Awaitable[list[IPAddress]]]
 async def resolve(name: str) -> list[IPAddress]:
     """Return the addresses of a name in the order of preference. Raises OSError, TimeoutError.
 
-    The thread that waits for the resolver keeps nobody from ending.
+    The thread that waits for the resolver doesn't hold up the end of the process.
     """
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[list[IPAddress]] = loop.create_future()
@@ -113,11 +113,11 @@ class Names:
         return self._placed[1]
 
     def ask_again(self, names: Iterable[str]) -> None:
-        """Ask for names whose peers are not heard."""
+        """Have names resolved again whose peers are not heard."""
         self._asked.update(names)
 
     async def step(self, own: Callable[[], frozenset[IPAddress]]) -> None:
-        """Ask for the next name that is due; `own` are the addresses of this host."""
+        """Pause, and resolve the names that are due; `own` returns the addresses of this host."""
         await asyncio.sleep(_STEP)
         now = asyncio.get_running_loop().time()
         for name, version in list(self._wanted.items()):

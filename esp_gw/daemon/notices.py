@@ -1,4 +1,4 @@
-"""Log lines on events of the engine that ask nothing of the control plane."""
+"""Log lines on those events of the engine that need no other action."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Notice = AfAlgLost | GsoRefused | HardExpired | MergeRefused | SoftExpired
 
 
 class Notices:
-    """Writes each notice once."""
+    """Logs notices; what every SA of a peer reports is logged once."""
 
     def __init__(self) -> None:
         self._without_gso: set[IPAddress] = set()

@@ -1,4 +1,4 @@
-"""Log lines on peers that have a new address: some NATs change it often, and a peer may flap."""
+"""Rate-limited log of the peers' moves: some NATs change an address often, and a peer may flap."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INTERVAL = 1.0
 
 
 class PeerLog:
-    """Writes of a peer's moves what there is room for; `status` has where each peer is."""
+    """Logs a move unless another was logged a moment ago; `esp-gw sa list` has all addresses."""
 
     def __init__(self) -> None:
         self._last: dict[str, float] = {}

@@ -16,7 +16,7 @@ from esp_gw.network.guard import GuardState
 class Protection:
     """Settings and policies without keys; `fault` names in one line what could not be read.
 
-    What was never in place is not `known` to leave the host its default gateway.
+    `known` is false for a state that was never in place: it may cut off the host.
     """
 
     desired: Desired

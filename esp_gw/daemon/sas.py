@@ -26,7 +26,7 @@ _NOT_ACCEPTED = (
     DropReason.REPLAY_DUPLICATE,
     DropReason.DUMMY,
 )
-"""Drops that make no floor worth a write: of packets that advance no window, and of dummies."""
+"""Drops of packets that advanced no window, and of dummies: no reason to write a floor."""
 _NAMED = 5
 """SAs named in a log line about many."""
 

@@ -90,7 +90,7 @@ class LabGateway:
         self.process = self.spawn(arguments, {"NOTIFY_SOCKET": str(path)})
 
     def spawn(self, arguments: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[str]:
-        """Start the program with this environment beside `self.env`; its log is appended to."""
+        """Start the program with this environment added to `self.env`, and append to its log."""
         with self.log.open("a") as log:
             return self.namespace.start(
                 *_PROGRAM, *arguments, env={**self.env, **env}, stderr=log.fileno()

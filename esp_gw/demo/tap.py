@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from esp_gw.demo.netns import Namespace, end
 from esp_gw.errors import LabError
+from esp_gw.protocol import IPPROTO_ICMP, IPPROTO_ICMPV6
 
 _SO_ATTACH_FILTER = 26
 _SOL_PACKET = 263
@@ -30,12 +31,11 @@ _SO_RCVBUFFORCE = 33
 
 _ETH_HEADER = 14
 _ARP, _IPV4, _IPV6 = 0x0806, 0x0800, 0x86DD
-_IPPROTO_ICMPV6 = 58
 # Router and neighbour discovery (RFC 4861), multicast listener discovery (RFC 2710, RFC 3810).
 _NEIGHBOUR_TYPES = frozenset((130, 131, 132, 133, 134, 135, 136, 143))
 
 # ICMP messages as (protocol, type).
-_REFUSALS = frozenset(((1, 3), (_IPPROTO_ICMPV6, 1), (_IPPROTO_ICMPV6, 4)))
+_REFUSALS = frozenset(((IPPROTO_ICMP, 3), (IPPROTO_ICMPV6, 1), (IPPROTO_ICMPV6, 4)))
 
 _LD_H, _LD_B, _LD_W = 0x28, 0x30, 0x20
 _LDX_IHL, _LD_H_X, _LD_W_X = 0xB1, 0x48, 0x40
@@ -137,7 +137,7 @@ def is_address_resolution(frame: bytes) -> bool:
     protocol, at = frame[_ETH_HEADER + 6], _ETH_HEADER + 40
     if protocol == 0 and len(frame) > at + 8:  # a hop-by-hop option precedes listener reports
         protocol, at = frame[at], at + 8
-    return protocol == _IPPROTO_ICMPV6 and frame[at] in _NEIGHBOUR_TYPES
+    return protocol == IPPROTO_ICMPV6 and frame[at] in _NEIGHBOUR_TYPES
 
 
 def is_keepalive(frame: bytes, port: int) -> bool:

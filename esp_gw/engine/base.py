@@ -131,7 +131,7 @@ class Counters:
 
 
 MAX_SAMPLES = 8
-"""Most distinct samples of one reason and worker, and most openings, since they were last taken."""
+"""Bound on distinct samples of one reason and worker, and on openings, until they are taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,14 +288,14 @@ class Engine(Protocol):
         """
 
     def openings(self) -> list[Opening]:
-        """Return the first inner packets since the last call, at most MAX_SAMPLES, that ask.
+        """Return the first MAX_SAMPLES openings since the last call.
 
         A worker sees a flow for the first time once: echo requests between two hosts are one flow
         with their replies.
         """
 
     def forget_flows(self) -> None:
-        """Take every inbound flow for a new one, whose next packet may be an opening."""
+        """Treat every inbound flow as new: its next packet may be an opening."""
 
     def status(self) -> EngineStatus:
         """Return the resources and offloads in use, with the reason for each one that is not."""

@@ -9,7 +9,7 @@ from esp_gw.model import Direction, Encapsulation, Sa
 
 @dataclass(frozen=True, slots=True)
 class Rhythm:
-    """Keepalives at least every `interval` seconds in which an SA sends nothing else.
+    """Keepalives of an SA: one at least every `interval` seconds without other traffic.
 
     An authentic one is a dummy packet (RFC 4303 2.6), the other a byte that keeps the mapping of a
     NAT (RFC 3948 4).

@@ -290,7 +290,7 @@ class NativeEngine:
         ]
 
     def forget_flows(self) -> None:
-        """Take every inbound flow for a new one, whose next packet may be an opening."""
+        """Treat every inbound flow as new: its next packet may be an opening."""
         self._core.forget_flows()
 
     def status(self) -> EngineStatus:

@@ -78,7 +78,7 @@ class Observations:
     inner packet by reason, `unreachable` the words of an ICMP error on our packets. `forward_chain`
     has a sentence on one that drops what no rule accepts. `asked` is the inner host whose answer is
     missing. `parts` are the trackers of the inbound SAs, where there are several. `peer_is_heard`
-    by another tunnel.
+    is true if another tunnel hears the peer.
     """
 
     foreign_spis: tuple[int, ...] = ()
@@ -149,7 +149,7 @@ def _refused(tracker: Tracker, ends: Ends, observed: Observations, now: float) -
 
 
 def _parts(tracker: Tracker, ends: Ends, observed: Observations, now: float) -> Iterator[Cause]:
-    """Single SAs of a tunnel that works otherwise."""
+    """Yield the causes in single SAs of a tunnel that works otherwise."""
     if tracker.inbound_fails(now):
         return
     for name, part in observed.parts.items():
@@ -191,7 +191,7 @@ def _encapsulation(ends: Ends, seen: str) -> Cause:
 def _mismatched(
     tracker: Tracker, ends: Ends, observed: Observations, now: float
 ) -> Iterator[Cause]:
-    """Beside other traffic, too: one wrong prefix of several."""
+    """Yield a mismatch of selectors, also beside good traffic: one prefix of several is wrong."""
     if tracker.mismatched.lasts(now):
         inner = observed.refused.get(DropReason.SELECTOR_MISMATCH)
         which = f" ({inner})" if inner else ""
@@ -208,7 +208,7 @@ def _rejected(tracker: Tracker, ends: Ends, observed: Observations, now: float) 
     reason = tracker.rejected_in.worst
     match reason:
         case DropReason.SELECTOR_MISMATCH:
-            # The next finder's.
+            # Left to _mismatched.
             return
         case DropReason.BAD_NEXT_HEADER | DropReason.MALFORMED_INNER | DropReason.BAD_PADDING:
             yield Cause(

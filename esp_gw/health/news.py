@@ -17,7 +17,7 @@ MAX_EVENTS = 256
 BURST = 3
 """Log lines that a tunnel may have in a row."""
 CALM = 60.0
-"""Seconds in which a tunnel that changes often has one more."""
+"""Seconds after which a tunnel that changes often may have one line more."""
 _NAMED = 5
 
 
@@ -46,12 +46,12 @@ class Line:
 
 
 _Key = tuple[TunnelState, str]
-"""TunnelState, and the kind of the likeliest cause or an empty text."""
+"""State, and the kind of the likeliest cause or an empty text."""
 _FIRST: _Key = (TunnelState.QUIET, "")
 
 
 class _Told:
-    """A tunnel: its current key, the one that the log was told last, and the changes since.
+    """A tunnel: its current key, the one that was logged last, and the changes since.
 
     `credit` is a token bucket of log lines, filled up to `at`.
     """
@@ -65,7 +65,7 @@ class _Told:
         self.at = 0.0
 
     def may_tell(self, now: float) -> bool:
-        """Return True if a log line is due to it."""
+        """Return True if the tunnel may have a log line now."""
         self.credit = min(self.credit + (now - self.at) / CALM, BURST)
         self.at = now
         return self.credit >= 1

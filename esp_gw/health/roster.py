@@ -1,4 +1,4 @@
-"""The tunnels that are watched, and which sample or observation belongs to which of them.
+"""Roster of the watched tunnels: it assigns each sample and observation to one of them.
 
 A tunnel here is one of the configuration, or an SA without one with the SA that is its pair.
 """
@@ -64,7 +64,7 @@ class Watched:
 
     @property
     def title(self) -> str:
-        """The tunnel with its kind, as at the start of a sentence."""
+        """The name behind its kind, as at the start of a sentence."""
         return f"tunnel {self.name}" if self.is_tunnel else f"SA {self.name}"
 
 
@@ -97,7 +97,7 @@ class Roster:
                 self._by_sa[name] = watched
 
     def look(self, look: Look, chains: Mapping[int, str | None]) -> Iterator[None]:
-        """Bring every tunnel to this moment; `chains` are forward chains that drop, by version.
+        """Judge every tunnel at this look; `chains` are forward chains that drop, by IP version.
 
         A few tunnels in each step: thousands would hold up an event loop that carries packets.
         """
@@ -188,8 +188,8 @@ class Roster:
     def _peers_at(self, address: IPAddress, spi: int, now: float) -> list[Watched]:
         """Return the tunnels that a packet from this address was probably meant for.
 
-        Of several with this peer those from which nothing authentic ever came, or those that are
-        silent now, or the one whose last SPI is the one before.
+        If several have this peer: those from which nothing authentic ever came, else those that are
+        not up, else the one that has the SPI before this one.
         """
         there = self._peers.get(address, [])
         if len(there) < 2:
@@ -205,7 +205,7 @@ def _watched(desired: Desired, now: float) -> Iterator[Watched]:
         mine = [sas[name] for name in tunnel.sas if name in sas]
         if mine:
             yield _watch(tunnel.name, mine, now, is_tunnel=True)
-    # Of a pair one may be named by the other alone.
+    # In a pair, only one SA may name the other.
     back = {sa.pair: sa.name for sa in desired.sas if sa.pair is not None}
     done: set[str] = set()
     for sa in desired.sas:

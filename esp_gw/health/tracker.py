@@ -1,7 +1,7 @@
-"""TunnelState of one tunnel, from the counters of its SAs at intervals of a second or more.
+"""State of one tunnel, from the counters of its SAs at intervals of a second or more.
 
-Nothing is asked of the path of a packet: the counters of authentic packets tell when one came, and
-those of the drops, in a row without a good packet between, that none gets through.
+The path of a packet has nothing to do for it: counters of authentic packets show that one came, and
+drops in a row, without a good packet between, that none gets through.
 
 Source: RFC 4303 2.6 (dummy packets).
 """
@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from esp_gw.model import DropReason, TunnelState
 
 KEEPALIVE_TIME = 20
-"""Seconds between keepalives of a peer that is not known to send any."""
+"""Interval, in seconds, that is assumed for a peer not known to send keepalives."""
 MISSED = 3
 """Intervals without an authentic packet after which a peer that sends keepalives is down."""
 MIN_LIVENESS_TIME = 5.0
-"""Seconds that a peer has at least, however short its interval is."""
+"""Lower bound on the liveness time, in seconds, however short the interval is."""
 MIN_REFUSED = 3
 """Packets in a row that must be refused before a tunnel is failing."""
 MIN_FAILING = 2.0
@@ -29,7 +29,7 @@ FADE = 10.0
 PATIENCE = 5.0
 """Seconds without a good packet before refused ones say anything about a tunnel."""
 UNANSWERED = 10.0
-"""Seconds for which inner packets get no answer before that is worth a word."""
+"""Seconds for which inner packets get no answer before a cause is named."""
 
 _BEFORE_AUTHENTICATION = (
     DropReason.UNKNOWN_SPI,
@@ -69,7 +69,7 @@ class Sums:
 class Seen:
     """Samples of one interval that belong to a tunnel and are in no counter of its SAs.
 
-    `foreign`: packets of its peer with an SPI of nobody. `unmatched`: packets for its networks that
+    `foreign`: packets of its peer with an SPI of no SA. `unmatched`: packets for its networks that
     match no policy. `asked`: an inner packet that asks for an answer was delivered.
     """
 
@@ -95,16 +95,16 @@ class Streak:
         self.counts.update(counts)
 
     def clear(self) -> None:
-        """A good packet has ended it."""
+        """End the streak, because a good packet came."""
         self.counts.clear()
 
     def fade(self, now: float) -> None:
-        """End it if nothing was refused for a while."""
+        """End the streak if nothing was refused for FADE seconds."""
         if now - self._last >= FADE:
             self.counts.clear()
 
     def lasts(self, now: float) -> bool:
-        """Return True while it is long enough to say something, and goes on."""
+        """Return True while the streak is long enough to be evidence, and has not faded."""
         return (
             self.counts.total() >= MIN_REFUSED
             and self._last - self._first >= MIN_FAILING
@@ -141,7 +141,7 @@ class Tracker:
 
     def look(self, sums: Sums, seen: Seen, now: float) -> None:
         """Take the counters of this moment, and the samples since the last one."""
-        # The first counters are those of the time before.
+        # The first look is the baseline: its counters are those of the time before.
         before, self._sums = self._sums or sums, sums
         drops_in = _grown(before.drops_in, sums.drops_in)
         drops_out = _grown(before.drops_out, sums.drops_out)
@@ -201,7 +201,7 @@ class Tracker:
 
     @property
     def expects(self) -> bool:
-        """True if the peer has to send something now and then."""
+        """True if the peer was told to send keepalives, or was heard to send them."""
         return self.liveness > 0 or self._gap > 0
 
     @property

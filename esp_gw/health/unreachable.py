@@ -5,8 +5,7 @@ from __future__ import annotations
 from esp_gw.health.causes import Ends
 from esp_gw.model import Encapsulation
 from esp_gw.network.icmp import Unreachable, What
-
-_IPPROTO_UDP = 17
+from esp_gw.protocol import IPPROTO_UDP
 
 
 def quotes(error: Unreachable, ends: Ends) -> bool:
@@ -18,7 +17,7 @@ def quotes(error: Unreachable, ends: Ends) -> bool:
     return (
         error.remote == ends.remote
         and (error.local == ends.local or ends.local.is_unspecified)
-        and (error.protocol == _IPPROTO_UDP) == is_udp
+        and (error.protocol == IPPROTO_UDP) == is_udp
         and (not is_udp or error.remote_port == ends.remote_port)
     )
 

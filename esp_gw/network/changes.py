@@ -22,8 +22,8 @@ class Step(enum.IntEnum):
     Prefixes become unreachable before they are routed into the TUN, but for those inside a prefix
     that is routed there already, which nothing may interrupt. What the kernel may refuse comes
     before SAs where it can. SAs are installed before the policies that need them, and removed after
-    them. Inbound SAs come first: packets of a peer that
-    already uses the new key must be accepted before the gateway replies with it.
+    them. Inbound SAs come first: packets of a peer that already uses the new key must be accepted
+    before the gateway replies with it.
     """
 
     GUARD_ROUTES = enum.auto()

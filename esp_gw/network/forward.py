@@ -51,7 +51,7 @@ def dropping_chain(
     """Return the first base chain at the forward hook that ends in a drop for an IP version.
 
     `ruleset` are the entries of `nft -j list ruleset`. A chain with a rule that accepts packets
-    from or to the interface was made for it, and is not meant.
+    from or to the interface is skipped: it was made for the gateway.
     """
     rules: dict[Chain, list[Expressions]] = {}
     for rule in (entry["rule"] for entry in ruleset if "rule" in entry):
@@ -132,7 +132,7 @@ def _values(right: Any) -> Iterable[object]:
 
 
 def _names(value: object, interface: str) -> bool:
-    """Return True if a name, or one that ends in a wildcard, means an interface."""
+    """Return True if a name, which may end in a wildcard, matches an interface."""
     if not isinstance(value, str):
         return False
     return interface.startswith(value[:-1]) if value.endswith("*") else value == interface

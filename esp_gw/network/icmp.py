@@ -13,17 +13,22 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from esp_gw.model import IPAddress
-from esp_gw.protocol import IPPROTO_ESP, IPV4_HEADER_LEN, IPV6_HEADER_LEN, UDP_HEADER_LEN
+from esp_gw.protocol import (
+    IPPROTO_ESP,
+    IPPROTO_UDP,
+    IPV4_HEADER_LEN,
+    IPV6_HEADER_LEN,
+    UDP_HEADER_LEN,
+)
 
 UNREACHABLE_4 = 3
 UNREACHABLE_6, PARAMETER_PROBLEM_6 = 1, 4
-_IPPROTO_UDP = 17
 _UNKNOWN_NEXT_HEADER = 1
 _ICMP_HEADER_LEN = 8
 
 
 class What(enum.StrEnum):
-    """Meaning of an error, whatever the IP version."""
+    """Meaning of an error, the same in both IP versions."""
 
     NETWORK = "network"
     HOST = "host"
@@ -98,7 +103,7 @@ def _quoted(version: int, packet: bytes, source: IPAddress, what: What) -> Unrea
         local, remote = IPv6Address(packet[8:24]), IPv6Address(packet[24:40])
     if protocol == IPPROTO_ESP:
         return Unreachable(source, what, local, remote, protocol, 0, _spi(packet, start))
-    if protocol != _IPPROTO_UDP or len(packet) < start + 4:
+    if protocol != IPPROTO_UDP or len(packet) < start + 4:
         return None
     (port,) = struct.unpack_from("!H", packet, start + 2)
     spi = _spi(packet, start + UDP_HEADER_LEN)

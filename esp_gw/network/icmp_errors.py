@@ -1,4 +1,4 @@
-"""Raw sockets for ICMP errors, which are read now and then and never woken for.
+"""Raw sockets for ICMP errors, which are polled and wake nobody.
 
 Sources: icmp(7), linux/icmp.h, RFC 3542 3.2.
 """
@@ -19,8 +19,8 @@ from esp_gw.network.icmp import (
     Unreachable,
     parse_error,
 )
+from esp_gw.protocol import IPPROTO_ICMPV6
 
-_IPPROTO_ICMPV6 = 58
 _SOL_RAW, _ICMP_FILTER, _ICMP6_FILTER = 255, 1, 1
 _BUFFER = 64 * 1024
 """Bytes of errors that wait for the next look; the kernel drops further ones."""
@@ -69,10 +69,10 @@ def _open_4() -> socket.socket:
 
 
 def _open_6() -> socket.socket:
-    sock = _open(socket.AF_INET6, _IPPROTO_ICMPV6)
+    sock = _open(socket.AF_INET6, IPPROTO_ICMPV6)
     passed = 1 << UNREACHABLE_6 | 1 << PARAMETER_PROBLEM_6
     mask = struct.pack("=8I", 0xFFFFFFFF & ~passed, *[0xFFFFFFFF] * 7)
-    sock.setsockopt(_IPPROTO_ICMPV6, _ICMP6_FILTER, mask)
+    sock.setsockopt(IPPROTO_ICMPV6, _ICMP6_FILTER, mask)
     return sock
 
 

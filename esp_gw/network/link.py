@@ -171,9 +171,9 @@ def refuse_close_tables(table: int, taken: Iterable[tuple[int, str]]) -> None:
 
 
 async def read_host(ipr: Any, index: int, fwmark: int) -> Host:
-    """Return what is around the host, but for the interface with this index.
+    """Return the host's addresses, networks and routers, without the interface of this index.
 
-    Packets with the mark of outer ones show the way to the default gateways.
+    The routers are the default gateways of packets with the mark `fwmark`, as outer ones have.
     """
     addresses: set[IPAddress] = set()
     connected: set[IPNetwork] = set()

@@ -197,7 +197,7 @@ def _own_dhcp() -> Sequence[Json]:
 
 
 def _transit(firewall: Firewall) -> list[Sequence[Json]]:
-    """Forwarded packets on their way into the TUN: those that came from it, and forged ones."""
+    """Return the rules against forwarded packets that came from the TUN, or are forged."""
     name = firewall.interface
     into = _match(_meta("oifname"), name)
     rules: list[Sequence[Json]] = []

@@ -1,4 +1,4 @@
-"""Source addresses of what the gateway itself sends into its tunnels, or others send by way of it.
+"""Source addresses of packets that the gateway itself, or masquerade, sends into its tunnels.
 
 A selector takes a packet by its source, too: the host's own packets need an address that lies in
 one of the local prefixes which go with the remote one.
@@ -47,7 +47,7 @@ class SourceHints:
     def for_masquerade(self, own: Set[IPAddress], desired: Desired) -> set[IPAddress]:
         """Return addresses of other interfaces to be added to the TUN, one of an IP version.
 
-        There is none where an address of the TUN's `own` comes before it, or any source will do.
+        None for an IP version in which the TUN has an `own` address, or any source will do.
         """
         tunnels = {sa.name for sa in desired.sas if sa.mode is Mode.TUNNEL}
         prefixes = dict.fromkeys(

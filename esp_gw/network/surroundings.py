@@ -1,7 +1,7 @@
 """Clashes between what is wanted and the networks around this host, each in a sentence.
 
-What would cut off the host, or the person who is logged in to it, is told apart: it is refused
-unless the configuration allows it.
+Those that would cut off the host, or a person who is logged in to it, are kept apart: they are
+refused unless the configuration allows them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Taken:
 
 
 class Ways:
-    """The ways of the host's own packets, as the rules of `plan_rules` decide them."""
+    """Routing of the host's own packets by the rules of `plan_rules`."""
 
     def __init__(self, desired: Desired, host: Host) -> None:
         near = near_prefixes(desired, host)
@@ -104,7 +104,7 @@ def cut_off(desired: Desired, host: Host) -> list[str]:
     for router in sorted(host.routers, key=str):
         own = host.address_beside(router)
         if own is None or router.is_link_local or not any(router in each for each in prefixes):
-            # Beside its networks, as on a point-to-point link, nothing is addressed to it.
+            # Outside of the host's networks (point-to-point links) no packet is addressed to it.
             continue
         taken = Ways(desired, host).taken(own, router, None, None)
         if taken is not None:
@@ -117,7 +117,7 @@ def cut_off(desired: Desired, host: Host) -> list[str]:
 
 
 def resolvers_behind(desired: Desired, host: Host, servers: Iterable[IPAddress]) -> list[str]:
-    """Return a sentence for each resolver that a tunnel leads to, where a peer has a name."""
+    """Return a sentence for each resolver that only a tunnel reaches, if a peer has a name."""
     names = sorted({sa.remote_name for sa in desired.sas if sa.remote_name is not None})
     found = []
     for server in dict.fromkeys(servers if names else ()):

@@ -43,7 +43,7 @@ reasons! {
     QueueFull "queue-full" "The socket is full, and newer packets took its place in the queue."
     QueueTimeout "queue-timeout" "It waited too long for a full socket."
     SendError "send-error" "The packet could not be sent."
-    SocketOverflow "socket-overflow" "The kernel dropped it at an outer socket, which is full, or for its checksum."
+    SocketOverflow "socket-overflow" "The kernel dropped it at an outer socket: no room, or a wrong checksum."
     TooShort "too-short" "Too few bytes for an ESP packet."
     Truncated "truncated" "A datagram longer than any packet can be."
     IkeDatagram "ike-datagram" "A datagram for the key-management port (RFC 3948 2.2)."

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use esp_core::offload::coalesce::MergeKind;
 
-/// The kinds that any worker has met refused.
+/// The kinds that the TUN has refused to any worker.
 #[derive(Debug, Default)]
 pub struct MergeRefusal {
     tcp: AtomicBool,

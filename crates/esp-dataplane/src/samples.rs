@@ -1,8 +1,8 @@
-//! Samples of refused packets and of openings, for the control plane: what a person needs to see
-//! of packets that are only counted.
+//! Samples of refused packets and of openings, for the control plane: the addresses and SPIs that a
+//! counter doesn't show.
 //!
-//! Each worker has a drawer. It never waits for the control plane, and has no work to do for a
-//! packet that it carries, nor much for a flood: a sample that it has taken it knows by itself.
+//! Each worker has a drawer, and never waits for the control plane. A packet of a known flow costs
+//! nothing. In a flood a packet costs a comparison: the worker remembers the samples it has taken.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,7 +43,7 @@ pub struct Refused {
     pub reason: DropReason,
     /// The SA that counts it, if any.
     pub sa: Option<Arc<str>>,
-    /// The source; of a packet without ports with port 0.
+    /// The source; its port is 0 for a packet without ports.
     pub source: SocketAddr,
     /// The destination of an inner packet.
     pub destination: Option<SocketAddr>,
@@ -60,7 +60,7 @@ pub struct Opening {
     pub sa: Arc<str>,
     /// The inner source.
     pub source: IpAddr,
-    /// The inner destination; of an echo request with port 0.
+    /// The inner destination; its port is 0 for an echo request.
     pub destination: SocketAddr,
     /// TCP, ICMP or `ICMPv6`.
     pub protocol: u8,
@@ -83,10 +83,10 @@ impl Drawer {
             return Vec::new();
         }
         let mut found = std::mem::take(&mut *held);
-        // Under the lock: what is known of the former samples is known of no later one.
+        // Under the lock: whoever adds the next sample has forgotten those that were taken.
         self.taken.fetch_add(1, Ordering::Relaxed);
         drop(held);
-        // Both directions of a worker know their own.
+        // Each direction of a worker has a bound of its own.
         let mut counts = [0; DropReason::COUNT];
         found.retain(|refused| {
             let count = &mut counts[refused.reason.index()];
@@ -157,7 +157,7 @@ impl Sampler {
     #[cold]
     pub(crate) fn packet(&mut self, reason: DropReason, sa: Option<&Arc<str>>, packet: &[u8]) {
         if self.has_room(reason) {
-            // A fragment that was joined may lack what the whole packet has.
+            // After a reassembly `packet` is cut to the length of the last fragment.
             if let Ok(inner) = wire::parse(packet) {
                 self.inner(reason, sa, &inner);
             }
@@ -188,7 +188,7 @@ impl Sampler {
             .is_some_and(|kind| kind >= OUTER_REASONS && self.known[kind].count < MAX_SAMPLES)
     }
 
-    /// Samples the first packet of a flow, which has no extension headers, if it asks.
+    /// Samples the first packet of a flow, without extension headers, if it asks for an answer.
     pub(crate) fn opening(&self, sa: &Arc<str>, packet: &[u8], inner: &Inner) {
         if !asks(packet, inner) {
             return;
@@ -221,7 +221,7 @@ impl Sampler {
             return;
         }
         {
-            // The control plane holds it for a moment; the next packet is as good a sample.
+            // The control plane holds the lock for a moment; the next packet is as good a sample.
             let drawer = &self.drawer;
             let Ok(mut held) = drawer.refused.try_lock() else {
                 return;

@@ -26,7 +26,7 @@ pub struct Shared {
     pub stop: AtomicBool,
     /// The tallies of packets without an SA, outbound.
     pub outbound: Tallies,
-    /// The tallies of packets without an SA, inbound; the packets are keepalives.
+    /// The tallies of packets without an SA, inbound; the carried ones are keepalives.
     pub inbound: Tallies,
     /// Datagrams that the kernel dropped at the outer sockets.
     pub socket_drops: SocketDrops,
@@ -36,7 +36,7 @@ pub struct Shared {
     pub merge_refusal: MergeRefusal,
     /// The mark of outer packets.
     pub fwmark: u32,
-    /// Bytes of an outer packet up to which it is fragmented rather than refused.
+    /// Outer packets of at most this many bytes are fragmented rather than refused.
     pub min_mtu: usize,
 }
 

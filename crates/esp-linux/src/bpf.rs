@@ -29,7 +29,7 @@ const RETURN_A: u32 = libc::BPF_RET | libc::BPF_A;
 /// begin with the Non-ESP Marker (RFC 3948 2.2) go to the first socket. A super-packet goes where
 /// its first ESP packet does, whatever SPIs the others have.
 ///
-/// Attached to a socket that isn't bound yet and has `SO_REUSEPORT`, it is there before the group
+/// If the socket isn't bound yet and has `SO_REUSEPORT`, the program is in place before the group
 /// has a second member (`reuseport_attach_prog`).
 ///
 /// # Errors

@@ -15,7 +15,7 @@ use crate::sockopt::{self as options, SocketOptions};
 pub struct RawSocket {
     fd: OwnedFd,
     options: SocketOptions,
-    /// Of the first IPv6 socket of a group; it only has to be open.
+    /// Belongs to the first IPv6 socket of a group; it only has to stay open.
     _path_mtu_learner: Option<OwnedFd>,
 }
 
@@ -77,7 +77,7 @@ impl RawSocket {
 fn path_mtu_learner(options: &SocketOptions) -> Result<OwnedFd> {
     let fd = options::open(options, SocketType::RAW, ipproto::ESP)?;
     bpf::accept_nothing(&fd)?;
-    // The kernel's least.
+    // The kernel raises it to its minimum.
     sockopt::set_socket_recv_buffer_size(&fd, 0).step("SO_RCVBUF")?;
     options::set_u32(fd.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1).step("IPV6_RECVERR")?;
     rustix::net::bind(&fd, &options.local).step("bind")?;

@@ -8,11 +8,11 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::error::{Errno, Result, Step, check};
 
-/// Open files that a send-only socket, which can be done without, leaves to the rest of the process.
+/// Open files that a send-only socket, which is optional, has to leave to the rest of the process.
 const FILES_FOR_OTHERS: u64 = 128;
-/// Of `asm-generic/socket.h`; libc does not have it.
+/// From `asm-generic/socket.h`; libc lacks it.
 const SO_MEMINFO: i32 = 55;
-/// Of `linux/udp.h`; libc does not have it.
+/// From `linux/udp.h`; libc lacks it.
 const UDP_NO_CHECK6_RX: i32 = 102;
 /// `SK_MEMINFO_DROPS` and `SK_MEMINFO_VARS` of `linux/sock_diag.h`.
 const MEMINFO_DROPS: usize = 8;
@@ -78,7 +78,7 @@ pub(crate) fn open(
     Ok(fd)
 }
 
-/// Opens a socket as [`open`] does, for one that only sends.
+/// Opens a send-only socket, with the options of [`open`].
 ///
 /// # Errors
 /// The error of the system call; EMFILE also if few more files could be opened.
@@ -94,7 +94,7 @@ pub(crate) fn open_to_send(
     if limit.is_some_and(|limit| limit.saturating_sub(number) <= FILES_FOR_OTHERS) {
         return Err(Errno::MFILE).step("socket");
     }
-    // The kernel's least.
+    // The kernel raises it to its minimum.
     sockopt::set_socket_recv_buffer_size(&fd, 0).step("SO_RCVBUF")?;
     Ok(fd)
 }

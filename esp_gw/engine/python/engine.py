@@ -293,7 +293,7 @@ class PythonEngine:
         return self._samples.take_openings()
 
     def forget_flows(self) -> None:
-        """Take every inbound flow for a new one, whose next packet may be an opening."""
+        """Treat every inbound flow as new: its next packet may be an opening."""
         for state in self._inbound.sas.values():
             state.flows.clear()
 

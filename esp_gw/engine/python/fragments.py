@@ -1,4 +1,4 @@
-"""Verdicts on packets in fragments, of which only the first fragment has ports (RFC 4301 7.3)."""
+"""Verdicts on fragmented packets: only the first fragment has the ports (RFC 4301 7.3)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from esp_gw.engine.python.wire import Inner
 from esp_gw.protocol import FRAGMENT_HEADER, IPV6_HEADER_LEN
 
 MAX_DATAGRAMS = 64
-"""Packets whose fragments are under way at a time; the oldest makes room for a new one."""
+"""Bound on the fragmented packets that are remembered; the oldest makes room for a new one."""
 
 Verdict = TypeVar("Verdict")
 
 
 class Fragment(NamedTuple):
-    """The packet that a fragment is a part of, and its place."""
+    """Identity of the packet that a fragment is a part of, and the place of the fragment."""
 
     datagram: tuple[int, int, int, int]
     is_first: bool

@@ -143,8 +143,8 @@ class InboundPath:
         ipv4 = state.sa.local.version == 4
         if udp is not outer.is_udp or ipv4 is not outer.is_ipv4:
             raise Drop(DropReason.WRONG_ENCAPSULATION)
-        # Only the newest packet counts: a delayed or replayed one must not redirect replies. What
-        # is in an authentic packet decides nothing about where it came from.
+        # Only the newest packet counts: a delayed or replayed one must not redirect replies. The
+        # content of an authentic packet decides nothing about where it came from.
         try:
             length, next_header, newest = state.esp.decap(datagram, self._payload)
         except AuthenticDrop as drop:

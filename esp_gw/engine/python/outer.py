@@ -1,7 +1,7 @@
 """The outer sockets: ESP in UDP (RFC 3948) and ESP as IP protocol 50, over IPv4 and IPv6.
 
-A peer that meets a full outer socket gets a send-only socket of its own, so that none waits for the
-packets of another. Packets that a full socket refuses wait in a queue of its own, in order.
+A peer that meets a full outer socket gets a send-only socket of its own, so that no peer waits for
+another's packets. Packets that a full socket refuses wait in a queue of its own, in order.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from esp_gw.protocol import IPV4_HEADER_LEN, IPV6_HEADER_LEN, UDP_HEADER_LEN
 MAX_OWN = 16
 """Bound on the peers of one outer socket that have a socket of their own."""
 OPEN_INTERVAL = 0.1
-"""Least interval between two tries to open one where that has failed, in seconds."""
+"""Least interval between a failure to open such a socket and the next try, in seconds."""
 
 
 class Outer:
@@ -101,7 +101,7 @@ class Outer:
         return None
 
     def is_full(self, address: SocketAddress) -> bool:
-        """Return True while packets wait for the socket by which this address is sent to."""
+        """Return True while packets wait for the socket that serves this address."""
         return bool(self._socket_of(address).waiting)
 
     def send_now(self, state: Sender, packet: memoryview) -> DropReason | None:

@@ -156,7 +156,7 @@ class InboundState:
         return any(selector.matches_inbound(inner) for selector in self.selectors)
 
     def carries_fragment(self, packet: memoryview, inner: Inner) -> bool:
-        """Return carries() of a packet; a later fragment, without ports, shares the first one's."""
+        """Return carries() of a packet, or of the first fragment, which alone has the ports."""
         carries = self.carries(inner)
         fragment = fragment_of(packet, inner)
         if fragment is None:

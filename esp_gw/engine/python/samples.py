@@ -10,7 +10,7 @@ from esp_gw.engine.python.drop import Drop
 from esp_gw.engine.python.peers import SocketAddress
 from esp_gw.engine.python.wire import NO_PORT, Inner, parse
 from esp_gw.model import DropReason, IPAddress
-from esp_gw.protocol import IPPROTO_ESP, IPPROTO_TCP, IPPROTO_UDP
+from esp_gw.protocol import IPPROTO_ESP, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP
 
 _OUTER = frozenset(
     (
@@ -31,7 +31,7 @@ _INNER = frozenset(
 )
 _SYN, _ACK = 0x02, 0x10
 _FLAGS_OFFSET = 13
-_ECHO_REQUESTS = {(4, 1): 8, (6, 58): 128}
+_ECHO_REQUESTS = {(4, IPPROTO_ICMP): 8, (6, IPPROTO_ICMPV6): 128}
 """Types of echo requests by IP version and protocol: ICMP, ICMPv6."""
 
 
@@ -70,12 +70,12 @@ class Samples:
             try:
                 inner = parse(packet, length)
             except Drop:
-                # A fragment that was joined: the whole packet is longer.
+                # After a reassembly `length` is that of the last fragment, not of the packet.
                 return
             self.inner(reason, sa, inner)
 
     def opening(self, sa: str, packet: memoryview, inner: Inner) -> None:
-        """Sample the first packet of a flow, which has no extension headers, if it asks."""
+        """Sample a flow's first packet, without extension headers, if it asks for an answer."""
         if len(self._openings) < MAX_SAMPLES and _asks(packet, inner):
             source, destination = _addresses(inner)
             port = _port(inner.dst_port)

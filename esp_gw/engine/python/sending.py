@@ -1,4 +1,4 @@
-"""A socket as what sends, with the queue of what it doesn't take."""
+"""The sending side of a socket, with the queue of the packets that it doesn't take."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class SendingSocket:
         except BlockingIOError:
             raise
         except OSError as error:
-            if error.errno == errno.ENOBUFS:  # what a full raw socket says (ip_append_data)
+            if error.errno == errno.ENOBUFS:  # a full raw socket (ip_append_data)
                 raise BlockingIOError from error
             if error.errno == errno.EMSGSIZE:
                 return DropReason.TOO_BIG
@@ -97,7 +97,7 @@ class SendingSocket:
         return True
 
     def wait(self, packet: WaitingPacket) -> None:
-        """Queue a packet, for the socket is full."""
+        """Queue a packet, because the socket is full."""
         self.needed = self._loop.time()
         if not self.waiting:
             self._next_try = self.needed + TRY_INTERVAL
@@ -106,7 +106,7 @@ class SendingSocket:
         self.waiting.add(packet)
 
     def retry(self) -> None:
-        """Send what waits, if there was no try for TRY_INTERVAL."""
+        """Send the queued packets, unless the last try is less than TRY_INTERVAL ago."""
         if self._loop.time() >= self._next_try:
             self._send_waiting()
 
@@ -116,7 +116,7 @@ class SendingSocket:
         self._stop_waiting()
 
     def hand_over(self, other: SendingSocket) -> None:
-        """Let what waits wait for another socket."""
+        """Move the queued packets to the queue of another socket."""
         for packet in self.waiting.take():
             other.wait(packet)
         self._stop_waiting()
@@ -155,7 +155,7 @@ class SendingSocket:
         self._stop_waiting()
 
     def _stop_waiting(self) -> None:
-        """Poll the socket for writing no longer, and stop the timer, once nothing waits."""
+        """Stop polling for writing, and the timer, if the queue is empty."""
         if not self.waiting:
             self._loop.remove_writer(self.sock)
             if self._timer is not None:

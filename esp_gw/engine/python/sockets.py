@@ -1,4 +1,4 @@
-"""Outer sockets as the kernel has them: their options, and a filter that they need.
+"""System calls of outer sockets: their options, and the BPF program that they need.
 
 Send-only sockets have the address, port and options of an outer socket, and receive nothing:
 
@@ -76,7 +76,7 @@ def open_outer(wanted: OuterSocket, port: int, fwmark: int) -> socket.socket:
 
 
 def open_send_only(wanted: OuterSocket, fwmark: int, outer: socket.socket) -> socket.socket:
-    """Open a socket beside `outer`, to be closed before it, which receives nothing.
+    """Open a send-only socket beside `outer`; it has to be closed before `outer`.
 
     Raises OSError; with EMFILE also if few more files could be opened.
     """
@@ -84,7 +84,7 @@ def open_send_only(wanted: OuterSocket, fwmark: int, outer: socket.socket) -> so
         sock = _unbound(wanted, fwmark, undo)
         if not has_files_left(sock.fileno()):
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        # The kernel's least.
+        # The kernel raises it to its minimum.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
         if _is_udp(wanted):
             _share_port(outer, True)
@@ -108,7 +108,7 @@ def open_path_mtu_learner(wanted: OuterSocket, fwmark: int) -> socket.socket:
         with ExitStack() as undo:
             sock = _unbound(wanted, fwmark, undo)
             _attach(sock, _SO_ATTACH_FILTER)
-            # The kernel's least.
+            # The kernel raises it to its minimum.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
             sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
             _bind(sock, wanted, 0)

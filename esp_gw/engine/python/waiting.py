@@ -43,7 +43,7 @@ class Sender(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WaitingPacket:
-    """A sealed packet, with the time since which it waits; `Outer.send` has the others."""
+    """A sealed packet that waits since the loop's time `since`; the rest is as in `Outer.send`."""
 
     state: Sender
     packet: bytes
@@ -54,7 +54,7 @@ class WaitingPacket:
 
     @property
     def cost(self) -> int:
-        """Its part of MAX_BYTES."""
+        """The bytes that count towards MAX_BYTES."""
         return len(self.packet) + OVERHEAD
 
 

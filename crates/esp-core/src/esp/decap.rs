@@ -68,7 +68,7 @@ pub enum SaOpener {
 }
 
 impl SaOpener {
-    /// Opens a packet that this end has sealed, whose IV is its number; `text` as in
+    /// Opens a packet that this end has sealed: its IV is its sequence number. `text` is as for
     /// [`Opener::open`].
     ///
     /// # Errors
@@ -83,7 +83,7 @@ impl SaOpener {
         read_trailer(text)
     }
 
-    /// [`Opener::text_len`].
+    /// The length of the text of an ESP packet, as [`Opener::text_len`].
     ///
     /// # Errors
     /// `TooShort` if no ESP packet has this length.

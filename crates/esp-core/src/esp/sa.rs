@@ -124,7 +124,7 @@ impl SaSpec {
         maker.make(self.suite, self.keymat.key())
     }
 
-    /// Makes an opener of the packets that are sealed with the key.
+    /// Makes an opener for packets that were sealed with the SA's key.
     ///
     /// # Errors
     /// `ProviderError` if there is no AEAD for the suite.
@@ -223,7 +223,7 @@ impl InboundSa {
     }
 
     /// True if a packet is an ICMP error of a router that answers a flow of this tunnel
-    /// (RFC 4301 6.2). No later packet may be judged by it: another one quotes something else.
+    /// (RFC 4301 6.2). The verdict holds for this packet alone: another one quotes something else.
     #[cold]
     #[must_use]
     pub fn carries_error(&self, packet: &[u8], inner: &Inner) -> bool {

@@ -45,8 +45,8 @@ impl Sum {
         Self(self.0 + double.to_be() as u64)
     }
 
-    /// The folded sum: the seed of a partial checksum, and 0xFFFF where
-    /// data with its checksum was summed and is right.
+    /// The folded sum: the seed of a partial checksum. It is 0xFFFF for data that includes its
+    /// right checksum.
     #[must_use]
     pub const fn folded(self) -> u16 {
         u16::from_be(fold(self.0))

@@ -1,16 +1,16 @@
-//! Verdicts on packets in fragments, of which only the first fragment has ports (RFC 4301 7.3).
+//! Verdicts on fragmented packets: only the first fragment has the ports (RFC 4301 7.3).
 
 use std::collections::VecDeque;
 
 use super::protocol::FRAGMENT;
 use super::{IPV6_HEADER_LEN, Inner, u16_at, u32_at};
 
-/// Packets whose fragments are under way at a time; the oldest makes room for a new one.
+/// Most fragmented packets that are remembered; the oldest makes room for a new one.
 pub const MAX_DATAGRAMS: usize = 64;
 
 type Datagram = (u8, u128, u128, u8, u32);
 
-/// The packet that a fragment is a part of, and its place.
+/// Identity of the packet that a fragment is a part of, and the place of the fragment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {
     datagram: Datagram,

@@ -37,7 +37,7 @@ impl SubmittedOpens {
         text_len: usize,
     ) -> Result<(), Failure> {
         if self.packets.back().is_none_or(|last| last.text.is_some()) {
-            // The rest of the batch before was never opened.
+            // The rest of the previous batch was never opened.
             self.packets.clear();
             self.bytes.clear();
         }

@@ -103,8 +103,8 @@ impl Engine {
         self.tell_first(Command::Dummy(Arc::from(name)))
     }
 
-    /// Takes every inbound flow for a new one: its next packet is checked as the first one is, and
-    /// may be an opening.
+    /// Treats every inbound flow as new: its next packet is checked as the first one is, and may be
+    /// an opening.
     ///
     /// # Errors
     /// The error of the system call.

@@ -61,8 +61,8 @@ pub struct Settings {
     pub port: u16,
     /// The mark of outer packets.
     pub fwmark: u32,
-    /// Bytes of an outer packet, IP header included, that every path has to take: up to it, one
-    /// that exceeds the path MTU is fragmented.
+    /// Outer packets of at most this many bytes, IP header included, are fragmented rather than
+    /// refused where they exceed the path MTU.
     pub min_mtu: usize,
     /// Number of workers, at most [`MAX_WORKERS`]; None for one on each allowed processor.
     pub workers: Option<usize>,

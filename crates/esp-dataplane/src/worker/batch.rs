@@ -55,7 +55,8 @@ impl Batch {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Packet {
     pub(crate) bytes: u64,
-    /// True if every path has to take it: an IPv6 packet that any link takes, or a small outer packet.
+    /// True if it is fragmented rather than refused: an IPv6 packet that any link takes (RFC 8200 5),
+    /// or an outer packet of at most `min_mtu` bytes.
     pub(crate) any_link: bool,
 }
 
@@ -109,8 +110,7 @@ impl BatchSender<'_> {
         while batch.done < batch.len {
             let (first, next) = (batch.packets_done(), batch.next_packet());
             let alone = next.len() >= too_big;
-            // An IPv6 packet that any link takes (RFC 8200 5) is never refused, nor an outer packet of
-            // `min_mtu`: it is fragmented.
+            // A packet with `any_link` is sent alone below, and may be fragmented.
             if alone && (batch.may_fragment || !packets[first].any_link) {
                 self.tally.dropped(DropReason::TooBig, 1);
                 batch.done = next.end;

@@ -1,4 +1,4 @@
-//! The fragments that an inbound SA may carry: later ones have no ports.
+//! Selector check of inbound fragments: a later one has no ports, and shares the first one's verdict.
 
 use esp_core::esp::sa::InboundSa;
 use esp_core::wire::Inner;
@@ -9,7 +9,7 @@ use esp_core::wire::fragments::{Fragment, Fragments};
 pub(super) struct CarriedFragments(Fragments<Option<usize>>);
 
 impl CarriedFragments {
-    /// True if the SA with the index `owner` may carry a packet, or the first fragment of it.
+    /// True if the SA with the index `owner` may carry a packet, or was allowed its first fragment.
     pub(super) fn carry(
         &mut self,
         sa: &InboundSa,

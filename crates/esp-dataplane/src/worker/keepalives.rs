@@ -36,8 +36,8 @@ impl OutboundPath {
         }
     }
 
-    /// Sends a dummy packet (RFC 4303 2.6) by an SA, between two turns. One that the socket does
-    /// not take is a drop of the SA.
+    /// Sends a dummy packet (RFC 4303 2.6) by an SA, between two turns. A refusal by the socket is
+    /// counted as a drop of the SA.
     ///
     /// # Errors
     /// The error of the system call, if the socket is unusable.
@@ -53,7 +53,7 @@ impl OutboundPath {
     }
 
     fn send_dummy(&mut self, index: usize, sockets: &Sockets) -> Result<PacketResult<()>> {
-        // Packets that wait for the socket have earlier numbers, or are to be sent before.
+        // Waiting packets come first: the sealed ones have earlier numbers.
         if self.full_socket_of(index, sockets).is_some() {
             return Ok(Err(DropReason::QueueFull));
         }

@@ -20,7 +20,7 @@ pub enum Command {
     Keepalive(OuterSocket, SocketAddr),
     /// Send a dummy packet by the SA of this name.
     Dummy(Arc<str>),
-    /// Take every inbound flow for a new one.
+    /// Treat every inbound flow as new.
     ForgetFlows,
 }
 

@@ -1,5 +1,5 @@
-//! Send-only sockets of the peers that have met a full outer socket: none waits for the packets of
-//! another.
+//! Send-only sockets of the peers that have met a full outer socket, so that no peer waits for
+//! another's packets.
 //!
 //! Such a socket has the address, port and options of the outer socket. It is the peer's until
 //! another peer needs its place, no SA has the peer any more, or the outer socket closes.
@@ -16,12 +16,12 @@ use crate::tables::OuterSocket;
 
 /// Most peers of one outer socket that have a socket of their own.
 const MAX_OWN: usize = 16;
-/// Least interval between two tries to open one where that has failed.
+/// Least interval between a failure to open such a socket and the next try.
 const OPEN_INTERVAL: Duration = Duration::from_millis(100);
 /// The least poll token of a peer's socket.
 const FIRST_TOKEN: u64 = 1 << 63;
 
-/// A socket as what sends: the outer socket, or the one that it has for a peer alone.
+/// A socket in its role of sender: the outer socket, or a peer's own one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SendingSocket {
     /// The outer socket.
@@ -43,7 +43,7 @@ impl SendingSocket {
 pub(super) struct OwnSockets {
     /// Each key has a peer.
     open: HashMap<SendingSocket, Own>,
-    /// The time of the next try, where one has failed.
+    /// The time of the next try, after a failure.
     next_try: HashMap<OuterSocket, Instant>,
     next_token: u64,
 }
@@ -66,7 +66,7 @@ impl OwnSockets {
         }
     }
 
-    /// The socket of a peer alone, if it has one.
+    /// The peer's own socket, if it has one.
     #[inline]
     pub(super) fn of(&self, outer: OuterSocket, peer: IpAddr) -> Option<&Socket> {
         if self.open.is_empty() {
@@ -113,8 +113,8 @@ impl OwnSockets {
         Some(&own.into_mut().socket)
     }
 
-    /// Closes the socket that nothing waits for and that was needed longest ago, if there is no
-    /// place; true if there is one now.
+    /// Makes room for a socket, if need be by closing the one that was needed longest ago and that
+    /// nothing waits for; true if there is room.
     fn make_room(&mut self, outer: OuterSocket, waits: impl Fn(&SendingSocket) -> bool) -> bool {
         let of_outer = || self.open.iter().filter(|(key, _)| key.outer == outer);
         if of_outer().count() < MAX_OWN {
@@ -149,8 +149,7 @@ impl OwnSockets {
     ) -> Result<()> {
         for (key, own) in &mut self.open {
             match (waits(key), own.polled) {
-                // Unpolled, where the kernel has no room for it, it is still tried while packets
-                // come.
+                // A failure does no harm: an unpolled socket is still tried while packets come.
                 (true, false) => {
                     let added = poller.add(&own.socket, own.token, Interest::WRITE);
                     own.polled = added.is_ok();

@@ -193,7 +193,7 @@ struct Run<'a> {
     offset: usize,
     next_header: u8,
     ipv6: bool,
-    /// Bytes of an ESP packet that every path has to take.
+    /// ESP packets of at most this many bytes are fragmented rather than refused.
     any_path: usize,
 }
 

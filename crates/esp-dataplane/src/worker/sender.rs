@@ -1,4 +1,4 @@
-//! Sends batches by a worker's sockets, and counts what becomes of them.
+//! Sends batches by a worker's sockets, and counts the outcome.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -79,7 +79,7 @@ impl Sender {
         Ok(outcome)
     }
 
-    /// Asks for the path MTU, if that was not done a moment ago.
+    /// Looks up the path MTU and reports it; false if that was done a moment ago.
     fn ask_path_mtu(&self, slot: &mut Slot, batch: &Batch) -> bool {
         let now = self.began.elapsed();
         if now < slot.next_mtu_question {
@@ -93,8 +93,8 @@ impl Sender {
         true
     }
 
-    /// Samples a packet of a batch of which some exceed the path MTU. It is opened again: the inner
-    /// packet is overwritten by now.
+    /// Samples a packet that exceeds the path MTU. It is opened again, because the inner packet is
+    /// overwritten by now.
     fn sample_too_big(
         &mut self,
         entry: &OutboundEntry,

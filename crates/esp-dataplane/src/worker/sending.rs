@@ -13,8 +13,8 @@ use super::waiting::{Sealed, Waiting};
 use crate::socket::Sockets;
 
 impl OutboundPath {
-    /// Completes and sends the batch. What the outer socket doesn't take goes by a socket of the
-    /// peer's own; what that doesn't take waits for it.
+    /// Completes and sends the batch. What the outer socket doesn't take goes by the peer's own
+    /// socket, which is opened if possible; the rest is queued.
     ///
     /// # Errors
     /// The error of the system call, if the socket is unusable.

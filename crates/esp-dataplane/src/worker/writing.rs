@@ -1,4 +1,4 @@
-//! Writes packets and super-packets to the TUN, and counts what becomes of them.
+//! Writes packets and super-packets to the TUN, and counts the outcome.
 
 use std::io::IoSlice;
 use std::sync::Arc;
