@@ -44,7 +44,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Viewpoint:
-    """As whom something is looked at: `who` in words, an identity to take, faults of the unit."""
+    """Perspective of a look: `who` looks, in words, the identity to take, faults of the unit."""
 
     who: str
     identity: Identity | None = None

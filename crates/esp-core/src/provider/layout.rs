@@ -25,7 +25,8 @@ pub(super) fn split_sealed<'a>(
         .filter(|(_, icv)| icv.len() == icv_len)
 }
 
-/// The verdict of an open. Deciphered bytes whose ICV doesn't hold must not be there to be used.
+/// The verdict of an open; deciphered bytes whose ICV doesn't hold are erased, so that nobody uses
+/// them.
 #[inline]
 pub(super) fn verdict(is_authentic: bool, out: &mut [u8]) -> Result<(), AuthError> {
     if is_authentic {

@@ -112,7 +112,7 @@ impl Engine {
         self.tell(|_| Some(Command::ForgetFlows))
     }
 
-    /// One worker is enough for a keepalive: the sockets of all have the same address and port.
+    /// Sends a keepalive's command to one worker: the sockets of all have the same address and port.
     fn tell_first(&self, command: Command) -> Result<()> {
         let first = self.mailboxes.first();
         let first = first.ok_or(Error::Argument("there is no worker"))?;
