@@ -9,6 +9,7 @@ from tests.support.labtools import (
     drops,
     edit,
     forwarding,
+    keep_multicast_off,
     ping,
     site_host,
 )
@@ -56,6 +57,7 @@ def test_a_router_behind_the_gateway_is_seen_and_its_smaller_mtu_is_learned(
         forwarding(pair.b.namespace)
         for gateway in (pair.a, pair.b):
             edit(gateway, lambda config: config["gateway"].pop("address"))
+        keep_multicast_off(pair.a.namespace, "esp0")
         pair.start()
         for version, target in HOST.items():
             assert ping(peer_host, target, count=3) == 3

@@ -262,6 +262,20 @@ def running(namespace: Namespace, script: str, *arguments: str) -> Iterator[None
         end(process)
 
 
+def keep_multicast_off(host: Namespace, device: str) -> None:
+    """Drop what the host itself sends to multicast groups, before it reaches a device.
+
+    A router's kernel reports its own membership of ff02::2 on each interface, at random times
+    (RFC 4861 6.2.2, RFC 3810 6.1): an exact count of refused packets has to be without it.
+    """
+    rules = (
+        "add table inet quiet; add chain inet quiet out { type filter hook output priority 0; }; "
+        f'add rule inet quiet out oifname "{device}" ip6 daddr ff00::/8 drop; '
+        f'add rule inet quiet out oifname "{device}" ip daddr 224.0.0.0/4 drop'
+    )
+    host.run("nft", rules)
+
+
 def site_host(host: Namespace, router: Namespace, number: int) -> None:
     """Connect a host behind a gateway, its router; its addresses are 10.N.0.10 and fd00:N::10."""
     router.ip(*("link", "add", "lan", "type", "veth", "peer", "name", "eth0", "netns", host.name))
