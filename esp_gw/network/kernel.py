@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from itertools import groupby
@@ -41,11 +41,12 @@ from esp_gw.network.changes import (
 )
 from esp_gw.network.firewall import Firewall
 from esp_gw.network.link import GET_LINK, GET_ROUTE, GONE, TunLink
+from esp_gw.network.messages import MessageSocket, refusal
 from esp_gw.network.monitor import drain, route_monitor
 from esp_gw.network.nft import NftTable
 from esp_gw.network.objects import MAIN_TABLE, MAX_BYPASS_RULES, Host, Network, Rule
-from esp_gw.network.routes import FAMILY, PROTOCOL, RouteSocket, refusal
-from esp_gw.network.rule_messages import read_rule, rule_request
+from esp_gw.network.routes import Routes
+from esp_gw.network.rule_messages import our_rules, rule_request
 from esp_gw.network.tun_queues import TunQueues, delete_link, read_tun_queues
 
 SETTLE_TIME = 0.1
@@ -68,6 +69,7 @@ class KernelNetwork:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="netlink")
         self._runner = asyncio.Runner(loop_factory=asyncio.SelectorEventLoop)
         self._ipr: Any = None
+        self._messages: Any = None
         self._routes: Any = None
         self._link: TunLink | None = None
         self._filter = NftTable(table, former)
@@ -137,7 +139,7 @@ class KernelNetwork:
 
     async def host(self, fwmark: int) -> Host:
         """Return addresses, networks and routers of all other interfaces, by this mark's routes."""
-        return await self._call(links.read_host(self._ipr, self._index, fwmark))
+        return await self._call(links.read_host(self._ipr, self._messages, self._index, fwmark))
 
     async def path_mtu(self, remote: IPAddress, fwmark: int) -> int | None:
         """Return the path MTU to `remote` in bytes, or None if there is no route."""
@@ -192,27 +194,28 @@ class KernelNetwork:
 
     async def _open(self) -> None:
         self._ipr = AsyncIPRoute()
-        self._routes = RouteSocket(0)
-        self._neighbours = await links.neighbours(self._ipr, 0)
+        self._messages = MessageSocket()
+        self._routes = Routes(self._messages, 0)
+        self._neighbours = links.neighbours(self._messages, 0)
 
     async def _attach(self, interface: str) -> None:
         # Claim first, then check the others' claims: of two that start at once, never both go on.
-        await (await links.find_link(self._ipr, interface)).claim(self._table)
+        found = await links.find_link(self._ipr, self._messages, interface)
+        await found.claim(self._table)
         await self._join(interface)
         self.refuse_neighbours()
         await self._tun.bring_up()
 
     async def _join(self, interface: str) -> None:
-        self._link = await links.find_link(self._ipr, interface)
-        self._neighbours = await links.neighbours(self._ipr, self._link.index)
-        self._routes.close()
-        self._routes = RouteSocket(self._link.index)
+        self._link = await links.find_link(self._ipr, self._messages, interface)
+        self._neighbours = links.neighbours(self._messages, self._link.index)
+        self._routes = Routes(self._messages, self._link.index)
 
     async def _close(self) -> None:
         if self._ipr is not None:
             self._ipr.close()
-        if self._routes is not None:
-            self._routes.close()
+        if self._messages is not None:
+            self._messages.close()
 
     @property
     def _tables(self) -> list[int]:
@@ -221,27 +224,21 @@ class KernelNetwork:
     async def _observe(self) -> Network:
         if self._link is None:
             # A gateway may have started since.
-            self._neighbours = await links.neighbours(self._ipr, 0)
+            self._neighbours = links.neighbours(self._messages, 0)
         mtu, is_up = (0, True) if self._link is None else await self._link.state()
         return Network(
             mtu=mtu,
             is_up=is_up,
-            addresses=frozenset() if self._link is None else await self._link.addresses(),
+            addresses=frozenset() if self._link is None else self._link.addresses(),
             routes=frozenset(self._routes.routes(self._tables)),
-            rules=frozenset([rule async for rule in self._our_rules()]),
+            rules=frozenset(self._our_rules()),
             firewall=self._filter.observe(),
         )
 
-    async def _our_rules(self) -> Any:
-        for version, family in FAMILY.items():
-            async for message in await self._ipr.rule("dump", family=family):
-                ours = (
-                    message["family"] == family
-                    and message.get("protocol") == PROTOCOL
-                    and self._is_our_rule(message.get("priority"), message.get("table"))
-                )
-                if ours:
-                    yield read_rule(message, version)
+    def _our_rules(self) -> Iterator[Rule]:
+        for rule in our_rules(self._messages):
+            if self._is_our_rule(rule.priority, rule.table):
+                yield rule
 
     def _is_our_rule(self, priority: int, table: int) -> bool:
         if not any(priority in _priorities(ours) for ours in self._owned):

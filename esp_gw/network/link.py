@@ -20,8 +20,9 @@ from pyroute2.netlink.rtnl import RTM_GETLINK, RTM_GETROUTE
 
 from esp_gw.errors import NetworkError
 from esp_gw.model import IPAddress, IPNetwork
+from esp_gw.network import dumps
+from esp_gw.network.messages import MessageSocket, refusal
 from esp_gw.network.objects import MAX_BYPASS_RULES, Host
-from esp_gw.network.routes import refusal
 from esp_gw.protocol import MIN_IPV6_MTU
 
 TX_QUEUE_LEN = 1000
@@ -55,10 +56,14 @@ _ADDRESSES_6 = _PROC_NET / "if_inet6"
 
 
 class TunLink:
-    """The interface `name` with this `index`; requests go through pyroute2's `ipr`."""
+    """The interface `name` with this `index`; requests go through pyroute2's `ipr`.
 
-    def __init__(self, ipr: Any, name: str, index: int) -> None:
+    Addresses come by `messages`.
+    """
+
+    def __init__(self, ipr: Any, messages: MessageSocket, name: str, index: int) -> None:
         self._ipr = ipr
+        self._messages = messages
         self.name = name
         self.index = index
 
@@ -81,7 +86,7 @@ class TunLink:
         await self._set(mtu=mtu)
         if former < MIN_IPV6_MTU <= mtu:
             await self._disable_autoconfiguration()
-            for address in await self.addresses():
+            for address in self.addresses():
                 if address.is_link_local:
                     await self.address("del", address, _LINK_LOCAL_LEN)
 
@@ -106,15 +111,9 @@ class TunLink:
         statistics = link.get("stats64") or link.get("stats")
         return 0 if statistics is None else int(statistics["tx_dropped"])
 
-    async def addresses(self) -> frozenset[IPAddress]:
-        """Return the interface's addresses."""
-        return frozenset(
-            [
-                ip_address(message.get("address"))
-                async for message in await self._ipr.addr("dump", index=self.index)
-                if message["index"] == self.index
-            ]
-        )
+    def addresses(self) -> frozenset[IPAddress]:
+        """Return the interface's addresses. Raises NetworkError, OSError."""
+        return frozenset(each.address for each in dumps.addresses(self._messages, self.index))
 
     async def address(self, command: str, address: IPAddress, length: int | None = None) -> None:
         """Carry out `add` or `del`; a repeated one is no error. Raises NetworkError.
@@ -136,25 +135,25 @@ class TunLink:
         await request(what, self._ipr.link("set", index=self.index, **values), ignore)
 
 
-async def find_link(ipr: Any, name: str) -> TunLink:
+async def find_link(ipr: Any, messages: MessageSocket, name: str) -> TunLink:
     """Return the interface called `name`. Raises NetworkError."""
     try:
         found = await ipr.link(GET_LINK, ifname=name)
     except NetlinkError:
         raise NetworkError("the TUN device is gone", where=name) from None
-    return TunLink(ipr, name, found[0]["index"])
+    return TunLink(ipr, messages, name, found[0]["index"])
 
 
-async def neighbours(ipr: Any, index: int) -> dict[int, str]:
+def neighbours(messages: MessageSocket, index: int) -> dict[int, str]:
     """Return the routing tables claimed by other gateways, with the names of their interfaces.
 
-    `index` is the own interface, 0 for none.
+    `index` is the own interface, 0 for none. Raises NetworkError, OSError.
     """
     found: dict[int, str] = {}
-    async for link in await ipr.link("dump"):
-        claim = _ALIAS_PATTERN.fullmatch(link.get("ifalias") or "")
-        if claim is not None and link["index"] != index:
-            found[int(claim[1])] = link.get("ifname")
+    for other, name, alias in dumps.links(messages):
+        claim = _ALIAS_PATTERN.fullmatch(alias)
+        if claim is not None and other != index:
+            found[int(claim[1])] = name
     return found
 
 
@@ -170,27 +169,23 @@ def refuse_close_tables(table: int, taken: Iterable[tuple[int, str]]) -> None:
             )
 
 
-async def read_host(ipr: Any, index: int, fwmark: int) -> Host:
+async def read_host(ipr: Any, messages: MessageSocket, index: int, fwmark: int) -> Host:
     """Return the host's addresses, networks and routers, without the interface of this index.
 
     The routers are the default gateways of packets with the mark `fwmark`, as outer ones have.
     """
     addresses: set[IPAddress] = set()
     connected: set[IPNetwork] = set()
-    async for message in await ipr.addr("dump"):
-        if message["index"] == index:
+    for found in dumps.addresses(messages):
+        if found.index == index:
             continue
-        # On a point-to-point link IFA_ADDRESS is the peer's address.
-        peer = message.get("address")
-        own = ip_address(message.get("local") or peer)
-        addresses.add(own)
-        network = ip_network(f"{peer}/{message['prefixlen']}", strict=False)
+        addresses.add(found.address)
         if (
-            message["index"] != _LOOPBACK_INDEX
-            and message["scope"] < _RT_SCOPE_LINK
-            and network != ip_network(own)
+            found.index != _LOOPBACK_INDEX
+            and found.scope < _RT_SCOPE_LINK
+            and found.network != ip_network(found.address)
         ):
-            connected.add(network)
+            connected.add(found.network)
     versions = _versions()
     routers = {
         await _router(ipr, anywhere, fwmark) for v, anywhere in _ANYWHERE.items() if v in versions

@@ -1,17 +1,27 @@
-"""The gateway's `ip rule`s as pyroute2 writes and reads them.
+"""The gateway's `ip rule`s: as pyroute2 writes them, and as the kernel dumps them.
 
 Source: linux/fib_rules.h.
 """
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator
 from ipaddress import ip_network
 from typing import Any
 
 from esp_gw.model import IPNetwork, PortRange
+from esp_gw.network.messages import FAMILY, NUMBER, MessageSocket, attributes, number, text
 from esp_gw.network.objects import Rule
-from esp_gw.network.routes import FAMILY, PROTOCOL
+from esp_gw.network.routes import PROTOCOL
 
+_RULE = struct.Struct("=BBBBB2xBI")
+"""struct fib_rule_hdr: family, dst_len, src_len, TOS, table, action, flags."""
+_PORTS = struct.Struct("=HH")
+_RTM_GETRULE = 34
+_FRA_DST, _FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK = 1, 2, 3, 6, 10
+_FRA_SUPPRESS_PREFIXLEN, _FRA_TABLE = 14, 15
+_FRA_PROTOCOL, _FRA_IP_PROTO, _FRA_SPORT_RANGE, _FRA_DPORT_RANGE = 21, 22, 23, 24
 _FR_ACT_TO_TBL = 1
 _FIB_RULE_INVERT = 2
 _FIB_RULE_FIND_SADDR = 0x00010000
@@ -48,31 +58,43 @@ def rule_request(rule: Rule) -> dict[str, Any]:
     return arguments
 
 
-def read_rule(message: Any, version: int) -> Rule:
-    """Return the rule in a message of the kernel."""
+def our_rules(messages: MessageSocket) -> Iterator[Rule]:
+    """Yield the rules with our protocol number. Raises NetworkError, OSError."""
+    for version, family in FAMILY.items():
+        request = _RULE.pack(family, 0, 0, 0, 0, 0, 0)
+        for body in messages.dump(_RTM_GETRULE, request, "rules"):
+            rule = read_rule(body, version)
+            if rule is not None:
+                yield rule
+
+
+def read_rule(body: bytes, version: int) -> Rule | None:
+    """Return the rule in a message body if it is ours and of this IP version, else None."""
+    family, destination_bits, source_bits, _, _, _, flags = _RULE.unpack_from(body)
+    fields = dict(attributes(body[_RULE.size :]))
+    if family != FAMILY[version] or fields.get(_FRA_PROTOCOL) != bytes([PROTOCOL]):
+        return None
+    protocol = fields.get(_FRA_IP_PROTO)
     return Rule(
         version=version,
-        priority=message.get("priority"),
-        table=message.get("table"),
-        fwmark=message.get("fwmark"),
-        inverted=bool(message["flags"] & _FIB_RULE_INVERT),
-        suppress_default=message.get("FRA_SUPPRESS_PREFIXLEN") == 0,
-        find_source=bool(message["flags"] & _FIB_RULE_FIND_SADDR),
-        own_output=message.get("iifname") == _LOOPBACK,
-        source=_prefix(message.get("src"), message["src_len"]),
-        destination=_prefix(message.get("dst"), message["dst_len"]),
-        protocol=message.get("ip_proto"),
-        source_port=_ports(message.get("sport_range")),
-        destination_port=_ports(message.get("dport_range")),
+        priority=number(fields.get(_FRA_PRIORITY)),
+        table=number(fields.get(_FRA_TABLE)),
+        fwmark=number(fields[_FRA_FWMARK]) if _FRA_FWMARK in fields else None,
+        inverted=bool(flags & _FIB_RULE_INVERT),
+        suppress_default=fields.get(_FRA_SUPPRESS_PREFIXLEN) == NUMBER.pack(0),
+        find_source=bool(flags & _FIB_RULE_FIND_SADDR),
+        own_output=text(fields.get(_FRA_IIFNAME)) == _LOOPBACK,
+        source=_prefix(fields.get(_FRA_SRC), source_bits),
+        destination=_prefix(fields.get(_FRA_DST), destination_bits),
+        protocol=None if protocol is None else protocol[0],
+        source_port=_ports(fields.get(_FRA_SPORT_RANGE)),
+        destination_port=_ports(fields.get(_FRA_DPORT_RANGE)),
     )
 
 
-def _prefix(address: str | None, length: int) -> IPNetwork | None:
-    return None if address is None else ip_network(f"{address}/{length}")
+def _prefix(packed: bytes | None, length: int) -> IPNetwork | None:
+    return None if packed is None else ip_network((packed, length), strict=False)
 
 
-def _ports(text: str | None) -> PortRange | None:
-    if text is None:
-        return None
-    first, _, last = text.partition(":")
-    return PortRange(int(first), int(last or first))
+def _ports(packed: bytes | None) -> PortRange | None:
+    return None if packed is None else PortRange(*_PORTS.unpack(packed))

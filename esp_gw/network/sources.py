@@ -11,6 +11,7 @@ local prefix on the TUN, a container's packets would have one that no selector t
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence, Set
 
 from esp_gw.desired import Desired
@@ -28,9 +29,12 @@ class SourceHints:
 
     def __init__(self, preferred: Sequence[IPAddress], host: Iterable[IPAddress]) -> None:
         self._preferred = preferred
-        self._host = sorted(
-            (each for each in host if not (each.is_loopback or each.is_link_local)), key=int
-        )
+        usable = [each for each in host if not (each.is_loopback or each.is_link_local)]
+        # Thousands of local prefixes may meet thousands of addresses.
+        self._host = {
+            version: sorted((each for each in usable if each.version == version), key=int)
+            for version in (4, 6)
+        }
         # Thousands of tunnels have a few local prefixes.
         self._known: dict[IPNetwork, IPAddress | None] = {}
 
@@ -67,7 +71,12 @@ class SourceHints:
             if not prefix.prefixlen:
                 return None
             if prefix not in self._known:
-                self._known[prefix] = next((each for each in self._host if each in prefix), None)
+                self._known[prefix] = self._lowest(prefix)
             if (found := self._known[prefix]) is not None:
                 return found
         return None
+
+    def _lowest(self, prefix: IPNetwork) -> IPAddress | None:
+        there = self._host[prefix.version]
+        at = bisect_left(there, int(prefix.network_address), key=int)
+        return there[at] if at < len(there) and there[at] in prefix else None

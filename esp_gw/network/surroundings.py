@@ -119,10 +119,12 @@ def cut_off(desired: Desired, host: Host) -> list[str]:
 def resolvers_behind(desired: Desired, host: Host, servers: Iterable[IPAddress]) -> list[str]:
     """Return a sentence for each resolver that only a tunnel reaches, if a peer has a name."""
     names = sorted({sa.remote_name for sa in desired.sas if sa.remote_name is not None})
+    if not names:
+        return []
     found = []
-    for server in dict.fromkeys(servers if names else ()):
+    ways = Ways(desired, host)
+    for server in dict.fromkeys(servers):
         sources = [each for each in host.addresses if each.version == server.version]
-        ways = Ways(desired, host)
         taken = [ways.taken(source, server, None, None) for source in sources]
         policies = [each.policy for each in taken if each is not None]
         if server not in host.addresses and policies and len(policies) == len(taken):
