@@ -54,7 +54,7 @@ from esp_gw.logs import log
 from esp_gw.model import IPAddress, Policy, Sa
 from esp_gw.network.changes import Change, NetworkChange, ReplaceFirewall, Step
 from esp_gw.network.guard import GuardState, hold, release, without_guard
-from esp_gw.network.kernel import KernelNetwork
+from esp_gw.network.kernel import FILTER_RETRY, KernelNetwork
 from esp_gw.network.objects import Network, missing_from
 from esp_gw.network.plan import plan_network
 from esp_gw.network.watch import CheckResult, Watch
@@ -108,6 +108,7 @@ class Gateway:
         self._network = Network(mtu=0)
         self._around = Around(kernel)
         self._needs_filter = False
+        self._looked = 0.0
         self._watch = Watch(kernel.changed, self._look, self._next_deadline)
         self.names = Names(ledger.path.parent / NAMES_NAME, self._watch.wake)
         self._was_down = False
@@ -229,11 +230,8 @@ class Gateway:
         warnings += [*self.names.missing, *self._locals.missing, *self._around.warnings]
         if self._guard.is_opened:
             warnings.append("the guard is open: a restart of the gateway closes it again")
-        elif self._needs_filter and self._kernel.filter_fault is not None:
-            warnings.append(
-                "not closed to sockets bound to a device, to cleartext from protected prefixes and "
-                f"to forged sources: {self._kernel.filter_fault}"
-            )
+        elif self._needs_filter and self._kernel.filter_warning is not None:
+            warnings.append(self._kernel.filter_warning)
         return warnings
 
     @property
@@ -419,7 +417,7 @@ class Gateway:
                 mtus[remote] = max(mtu, desired.settings.min_mtu)
         self._paths.tell(mtus)
         network = plan_network(desired, mtus, await self._around.look(desired))
-        self._needs_filter = network.firewall is not None
+        self._needs_filter, self._looked = network.firewall is not None, _now()
         return without_guard(network) if self._guard.is_opened else network
 
     def _where_peers_are(self, desired: Desired) -> Desired:
@@ -442,6 +440,8 @@ class Gateway:
 
     def _next_deadline(self) -> float | None:
         ends = [self._paths.next_expiry, *self._sas.retired.values(), *self._lingering.values()]
+        if self._needs_filter and self._kernel.filter_warning is not None:
+            ends.append(self._looked + FILTER_RETRY)
         return min((end for end in ends if end is not None), default=None)
 
     def _on_event(self, event: Event) -> None:

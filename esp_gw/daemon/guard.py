@@ -19,7 +19,7 @@ from esp_gw.errors import EngineError, EspGwError, NetworkError
 from esp_gw.logs import log
 from esp_gw.model import Action
 from esp_gw.network.guard import GuardState, Held, hold
-from esp_gw.network.kernel import KernelNetwork
+from esp_gw.network.kernel import FILTER_RETRY, KernelNetwork
 from esp_gw.network.objects import Network
 from esp_gw.network.owned_tables import TABLES_NAME, OwnedTables
 from esp_gw.network.watch import CheckResult, Watch
@@ -130,7 +130,8 @@ class _Watcher:
             self._notifier.ready(f"{count} protected prefixes closed without the gateway")
             log.info("guarding", prefixes=count)
             background = Background(self._fail)
-            background.repeat("the watch of the network", Watch(self._changed, self._check).step)
+            watch = Watch(self._changed, self._check, self._next_look)
+            background.repeat("the watch of the network", watch.step)
             await self._stopping.wait()
             await background.stop()
             self._notifier.stopping()
@@ -148,7 +149,13 @@ class _Watcher:
         else:
             await self._kernel.changed()
 
+    def _next_look(self) -> float | None:
+        if self._kernel is None or self._kernel.filter_warning is None:
+            return None
+        return self._looked + FILTER_RETRY
+
     async def _check(self) -> CheckResult:
+        self._looked = self._loop.time()
         with self._guard.without_gateway() as is_free:
             if not is_free:
                 await self._close()

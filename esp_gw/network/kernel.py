@@ -51,6 +51,8 @@ from esp_gw.network.tun_queues import TunQueues, delete_link, read_tun_queues
 
 SETTLE_TIME = 0.1
 """Seconds between the kernel's first notification and a check: changes come in bursts."""
+FILTER_RETRY = 10.0
+"""Seconds from a look at which nft failed to the next one."""
 
 T = TypeVar("T")
 
@@ -74,6 +76,7 @@ class KernelNetwork:
         self._link: TunLink | None = None
         self._filter = NftTable(table, former)
         self._filter_fault: str | None = None
+        self._filter_unseen: str | None = None
 
     async def open(self) -> None:
         """Open the netlink sockets. Raises NetworkError."""
@@ -174,6 +177,21 @@ class KernelNetwork:
         """The reason that the planned packet filter is not in place, or None."""
         return self._filter_fault
 
+    @property
+    def filter_warning(self) -> str | None:
+        """The sentence on a planned packet filter that is not in place, or can't be looked at."""
+        if self._filter_fault is not None:
+            return (
+                "not closed to sockets bound to a device, to cleartext from protected prefixes and "
+                f"to forged sources: {self._filter_fault}"
+            )
+        if self._filter_unseen is not None:
+            return (
+                "the packet filter is in place, unless another program changed it, which can't be "
+                f"looked at: {self._filter_unseen}"
+            )
+        return None
+
     async def _call(self, work: Coroutine[Any, Any, T]) -> T:
         loop = asyncio.get_running_loop()
         where = None if self._link is None else self._link.name
@@ -232,8 +250,15 @@ class KernelNetwork:
             addresses=frozenset() if self._link is None else self._link.addresses(),
             routes=frozenset(self._routes.routes(self._tables)),
             rules=frozenset(self._our_rules()),
-            firewall=self._filter.observe(),
+            firewall=self._observe_filter(),
         )
+
+    def _observe_filter(self) -> Firewall | None:
+        found = self._filter.observe()
+        if self._filter.unseen is not None and self._filter_unseen is None:
+            log.warning("the packet filter can't be looked at", reason=self._filter.unseen)
+        self._filter_unseen = self._filter.unseen
+        return found
 
     def _our_rules(self) -> Iterator[Rule]:
         for rule in our_rules(self._messages):

@@ -40,6 +40,8 @@ class NftTable:
         self._dirty = True
         self._in_place: Firewall | None = None
         self._reference: Json | None = None
+        self.unseen: str | None = None
+        """The reason that the filter in place could not be looked at, or None."""
 
     @property
     def monitors(self) -> list[socket.socket]:
@@ -64,12 +66,17 @@ class NftTable:
     def observe(self) -> Firewall | None:
         """Return the filter in place: the one last applied, `UNKNOWN`, or None if there is none.
 
-        A table of an earlier run is unknown, as is one that another program changed.
+        A table of an earlier run is unknown, as is one that another program changed. While nft
+        fails, the one in place is taken to be there still.
         """
         self.drain()
         if self._dirty:
-            self._dirty = False
-            listing = self._listing()
+            try:
+                listing = self._listing()
+            except NetworkError as error:
+                self.unseen = None if self._in_place is None else str(error)
+                return self._in_place
+            self._dirty, self.unseen = False, None
             if listing is None:
                 self._in_place = None
             elif listing != self._reference:
@@ -104,10 +111,16 @@ class NftTable:
         _run("-j", "-f", "/proc/self/fd/0", standard_input=json.dumps(transaction))
 
     def _listing(self) -> Json | None:
-        """Return the table as the kernel has it, without handles and counts; None if it's gone."""
+        """Return the table as the kernel has it, without handles and counts; None if it's gone.
+
+        Raises NetworkError if nft fails, which says in words alone that there is no such table.
+        """
         try:
             reply = _run("-j", "list", "table", FAMILY, self._name)
         except NetworkError:
+            tables = [each["table"] for each in _run("-j", "list", "tables") if "table" in each]
+            if any((each["family"], each["name"]) == (FAMILY, self._name) for each in tables):
+                raise
             return None
         return {"nftables": [_without_counts(entry) for entry in reply]}
 

@@ -19,6 +19,11 @@ from esp_gw.logs import log
 FIRST_PAUSE = 1.0
 """Seconds between a repair and the next check, before any back-off."""
 LONGEST_PAUSE = 60.0
+LONGEST_ADAPTATION = 10.0
+"""Seconds of the longest pause after changes by which nothing of ours was lost.
+
+Addresses that come and go for a while are followed soon after the last of it.
+"""
 _REST_FACTOR = 10
 """A check is followed by a pause of this many times its duration: routing daemons may be busy."""
 _NAMED = 5
@@ -96,10 +101,12 @@ class Watch:
         self._report(result)
         self._again = result.fault is not None and not result.waits
         if not self._again and not result.done:
-            await asyncio.sleep(_REST_FACTOR * (_now() - began))
+            await asyncio.sleep(min(_REST_FACTOR * (_now() - began), LONGEST_ADAPTATION))
             return
         in_a_row = self._rested and began - self._rested < self._pause
-        self._pause = min(2 * self._pause, LONGEST_PAUSE) if in_a_row else FIRST_PAUSE
+        is_adaptation = not (result.missing or self._again)
+        longest = LONGEST_ADAPTATION if is_adaptation else LONGEST_PAUSE
+        self._pause = min(2 * self._pause, longest) if in_a_row else FIRST_PAUSE
         await asyncio.sleep(FIRST_PAUSE)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._woken.wait(), self._pause - FIRST_PAUSE)
@@ -127,9 +134,7 @@ class Watch:
     def _report(self, result: CheckResult) -> None:
         if result.missing:
             self._repairs += 1
-            names = ", ".join(result.missing[:_NAMED])
-            if len(result.missing) > _NAMED:
-                names += f" and {len(result.missing) - _NAMED} more"
+            names = _named(result.missing)
             log.warning("another program removed part of the gateway's network", missing=names)
             self._loss = (
                 f"another program removed {names} at {time.strftime('%Y-%m-%d %H:%M:%S')}, "
@@ -137,13 +142,18 @@ class Watch:
                 "gateway's routing alone, then run 'esp-gw reload'"
             )
         elif result.done:
-            log.info("the network changed", changes=", ".join(result.done))
+            log.info("the network changed", changes=_named(result.done))
         if result.fault != self._fault:
             if result.fault is None:
                 log.info("the gateway's network is in place again")
             else:
                 log.warning("the gateway's network is not in place", reason=result.fault)
         self._fault = result.fault
+
+
+def _named(objects: tuple[str, ...]) -> str:
+    more = f" and {len(objects) - _NAMED} more" if len(objects) > _NAMED else ""
+    return ", ".join(objects[:_NAMED]) + more
 
 
 def _now() -> float:

@@ -264,3 +264,64 @@ def test_without_nft_status_says_what_is_not_closed_and_the_tunnel_carries(
     edit(sites.a, lambda config: config.update(tunnels={}))
     sites.a.cli("reload")
     assert "not closed" not in str(sites.a.ask("status")["warnings"])
+
+
+def test_an_nft_that_fails_for_a_while_is_said_once_and_leaves_the_filter_in_place(
+    sites: TwoSites, tmp_path: Path
+) -> None:
+    places = PLACES[4]
+    sites.configure("tunnel", places.local_ts, places.remote_ts, places)
+    broken = tmp_path / "broken"
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    script = f'[ -e {broken} ] && {{ echo "netlink: Error: No buffer space" >&2; exit 1; }}'
+    (folder / "nft").write_text(f'#!/bin/sh\n{script}\nexec /usr/sbin/nft "$@"\n')
+    (folder / "nft").chmod(0o755)
+    sites.a.env["PATH"] = f"{folder}:/usr/sbin:/usr/bin:/sbin:/bin"
+    sites.start()
+    a = sites.ns_a
+
+    def ours() -> str:
+        return a.run("nft", "-s", "list", "table", "inet", "esp_gw", check=False).stdout
+
+    def warnings() -> str:
+        return str(sites.a.ask("status")["warnings"])
+
+    whole = ours()
+    broken.touch()
+    for number in range(3):
+        # Every program's change is a reason to look.
+        a.run("nft", f"add table inet users{number}")
+        until(lambda: "can't be looked at" in warnings(), "a warning", 30)
+    assert ours() == whole
+    assert ping(a, places.far, count=2) == 2
+    a.run("nft", "delete table inet esp_gw")
+    broken.unlink()
+    until(lambda: ours() == whole, "the table is there again without another change", 40)
+    until(lambda: "looked at" not in warnings(), "no warning", 40)
+    log = sites.a.log.read_text()
+    assert log.count("the packet filter can't be looked at") == 1
+    assert "the packet filter is not in place" not in log
+
+
+def test_a_filter_that_nft_could_not_set_is_set_once_nft_works(
+    sites: TwoSites, tmp_path: Path
+) -> None:
+    places = PLACES[4]
+    sites.configure("tunnel", places.local_ts, places.remote_ts, places)
+    nft = tmp_path / "bin" / "nft"
+    nft.parent.mkdir()
+    nft.write_text("#!/bin/sh\necho Error: busy >&2; exit 1\n")
+    nft.chmod(0o755)
+    sites.a.env["PATH"] = f"{nft.parent}:/usr/sbin:/usr/bin:/sbin:/bin"
+    sites.start()
+    assert "not closed" in str(sites.a.ask("status")["warnings"])
+    nft.unlink()
+    until(
+        lambda: "not closed" not in str(sites.a.ask("status")["warnings"]),
+        "the filter is in place without a change of the network",
+        40,
+    )
+    sites.ns_a.run("nft", "list", "table", "inet", "esp_gw")
+    since = sites.a.log.read_text().partition(" ready ")[2]
+    assert "not in place" not in since

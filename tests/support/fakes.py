@@ -241,6 +241,7 @@ class FakeKernel:
         self.there = Host()
         self.sources: dict[IPAddress, IPAddress] = {}
         self.filter_fault: str | None = None
+        self.filter_warning: str | None = None
         self.events = asyncio.Semaphore(0)
         self._failing: int | None = None
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from esp_gw.errors import NetworkError
-from esp_gw.network.watch import LONGEST_PAUSE, CheckResult, Watch
+from esp_gw.network.watch import LONGEST_ADAPTATION, LONGEST_PAUSE, CheckResult, Watch
+from tests.support.fakes import captured_logs
 from tests.support.virtual_time import run_virtually
 
 LOSS = CheckResult(missing=("rule 4499 (IPv4)",), done=("rule 4499 added",))
@@ -70,6 +71,31 @@ def test_it_backs_off_from_a_program_that_keeps_undoing_repairs() -> None:
     assert "repair 9 " in warning
 
 
+def test_what_others_change_is_followed_at_most_some_seconds_late() -> None:
+    adapted = CheckResult(done=("rule 4400 added",))
+    scene, watch = watched([adapted] * 8)
+    assert scene.pauses == pytest.approx([1, 2, 4, 8, 10, 10, 10, 10])
+    assert scene.pauses[-1] == pytest.approx(LONGEST_ADAPTATION)
+    assert watch.warnings == []
+
+
+def test_a_check_that_takes_long_is_followed_by_a_bounded_rest() -> None:
+    checked: list[float] = []
+
+    async def check() -> CheckResult:
+        await asyncio.sleep(20)  # as long as nft may take
+        checked.append(asyncio.get_running_loop().time())
+        return NOTHING
+
+    async def two_steps() -> None:
+        watch = Watch(lambda: asyncio.sleep(0), check)
+        for _ in range(2):
+            await watch.step()
+
+    run_virtually(two_steps())
+    assert checked[1] - checked[0] == pytest.approx(20 + LONGEST_ADAPTATION)
+
+
 def test_the_check_after_its_own_change_does_not_reset_the_back_off() -> None:
     scene, _ = watched([LOSS, NOTHING] * 4)
     assert [pause for pause in scene.pauses if pause > 0.01] == pytest.approx([1, 2, 4, 8])
@@ -96,6 +122,14 @@ def test_a_fault_is_a_warning_until_it_is_gone() -> None:
     assert watch.warnings == []
     assert scene.waited == 3
     assert scene.pauses == pytest.approx([0, 0])
+
+
+def test_many_changes_make_one_short_line() -> None:
+    with captured_logs() as lines:
+        watched([CheckResult(done=tuple(f"rule {n} added" for n in range(1500)))])
+    (line,) = lines
+    assert line["changes"].endswith("rule 4 added and 1495 more")
+    assert len(line["changes"]) < 300
 
 
 def test_many_missing_objects_make_one_line() -> None:
