@@ -62,6 +62,17 @@ def look_if_home(local: IPAddress) -> Here | None:
     return here if here.is_home_of([local]) else None
 
 
+def outer_address(remote: IPAddress) -> IPAddress:
+    """Return the address of the route to a peer. Raises EspGwError if there is none."""
+    found = asyncio.run(_source(remote))
+    if found is None:
+        raise EspGwError(
+            f"there is no route to {remote} here, and so no address that 'auto' stands for",
+            hint="run it on A, or give its address",
+        )
+    return found
+
+
 def judge(here: Here, force: bool, desired: Desired) -> None:
     """Warn of clashes. Raises EspGwError for one that would cut off this machine, unless forced."""
     lost = here.cut_off(desired)
@@ -114,5 +125,15 @@ async def _look(settings: GatewaySettings, login: Login | None) -> Here:
             # A login by way of the running gateway doesn't count.
             login = None if device == settings.interface else login
         return Here(host, login)
+    finally:
+        await kernel.close()
+
+
+async def _source(remote: IPAddress) -> IPAddress | None:
+    settings = GatewaySettings()
+    kernel = KernelNetwork(settings.table)
+    await kernel.open()
+    try:
+        return await kernel.source(remote, settings.fwmark)
     finally:
         await kernel.close()

@@ -20,8 +20,9 @@ from esp_gw.cli.options import (
     SA_COUNT,
     SUITE,
 )
+from esp_gw.cli.options import local_address as local_or_auto
 from esp_gw.errors import printable
-from esp_gw.model import DEFAULT_SUITE, NO_AES, SUITES, Encapsulation, Mode
+from esp_gw.model import AUTO, DEFAULT_SUITE, NO_AES, SUITES, Encapsulation, Mode
 
 suite_option = click.option(
     "--suite",
@@ -43,7 +44,13 @@ sas_option = click.option(
 
 
 @click.command()
-@click.option("--local", type=OUTER_ADDRESS, required=True, metavar="IP", help="A's outer address.")
+@click.option(
+    "--local",
+    type=local_or_auto,
+    required=True,
+    metavar="IP",
+    help="A's outer address; 'auto' on A itself, where it changes.",
+)
 @click.option(
     "--remote", type=OUTER_ADDRESS, required=True, metavar="IP", help="B's outer address."
 )
@@ -111,7 +118,11 @@ def init(
     out: Path,
 ) -> None:
     """Write matching configurations and keys for two gateways, A and B."""
-    from esp_gw.cli.here import judge, look_if_home  # noqa: PLC0415 - imports netlink, which is slow
+    from esp_gw.cli.here import (  # noqa: PLC0415 - imports netlink, which is slow
+        judge,
+        look_if_home,
+        outer_address,
+    )
     from esp_gw.config.provision import make_pair  # noqa: PLC0415 - pydantic is slow to import
 
     if mode == Mode.TUNNEL and not (local_net and remote_net):
@@ -119,11 +130,13 @@ def init(
             "tunnel mode joins the networks behind A and B: give --local-net and --remote-net"
         )
     chosen, why = _suite(suite, same_boards)
-    here = look_if_home(ip_address(local))
+    peer = ip_address(remote)
+    outer = outer_address(peer) if local == AUTO else ip_address(local)
+    here = look_if_home(outer)
     pair = make_pair(
         out,
-        local=ip_address(local),
-        remote=ip_address(remote),
+        local=outer,
+        remote=peer,
         local_nets=[ip_network(net) for net in local_net],
         remote_nets=[ip_network(net) for net in remote_net],
         names=(name_a, name_b),
@@ -136,13 +149,14 @@ def init(
         local_settings={"allow_cut_off": True} if force else {},
         own=frozenset() if here is None else here.host.addresses,
         routers=frozenset() if here is None else here.host.routers,
+        written_local=AUTO if local == AUTO else None,
         judge=None if here is None else partial(judge, here, force),
     )
     folders = (pair.local.parent, pair.remote.parent)
     for folder, file in zip(folders, (pair.local, pair.remote), strict=True):
         click.echo(printable(f"wrote {file} and the keys in {folder / 'keys'}"))
     click.echo(f"suite: {chosen}. {why}")
-    for folder, host in zip(folders, (local, remote), strict=True):
+    for folder, host in zip(folders, (outer, peer), strict=True):
         click.echo(f"\nCopy the folder {_word(folder)} to {host} and run there:")
         click.echo(f"  sudo cp -r {_word(folder.name)}/. /etc/esp-gw")
         click.echo("  sudo chown -R esp-gw: /etc/esp-gw")

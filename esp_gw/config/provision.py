@@ -47,6 +47,7 @@ class _Side:
     """One end: its outer address, the networks behind it, its inner address, its settings.
 
     `own` are further addresses of the machine, `routers` its default gateways, as far as known.
+    `written` stands in its own configuration instead of the outer address.
     """
 
     name: str
@@ -56,6 +57,7 @@ class _Side:
     settings: Mapping[str, object]
     own: Collection[IPAddress] = ()
     routers: Collection[IPAddress] = ()
+    written: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,7 @@ def make_pair(
     remote_settings: Mapping[str, object] | None = None,
     own: Collection[IPAddress] = (),
     routers: Collection[IPAddress] = (),
+    written_local: str | None = None,
     judge: Callable[[Desired], None] | None = None,
 ) -> Pair:
     """Write OUTPUT/NAME/gateway.yaml and OUTPUT/NAME/keys/*.key for both sides of a tunnel.
@@ -105,9 +108,10 @@ def make_pair(
     `liveness` the interval of authentic keepalives in seconds, 0 for none. The inner address of a
     gateway defaults to the first host of its first prefix in each family. There is none for a
     prefix that is everything, and where the machine has an address inside already: its outer one,
-    or one of its `own`. None is taken from its `routers`. Both are those of the local side. The
-    settings are further fields of the `gateway` section of a side. Folders have mode 0700 and files
-    0600. Raises EspGwError, also if a target exists already or `judge` refuses the local side;
+    or one of its `own`. None is taken from its `routers`. Both are those of the local side, whose
+    own file has `written_local`, such as `auto`, instead of an address that changes. The settings
+    are further fields of the `gateway` section of a side. Folders have mode 0700 and files 0600.
+    Raises EspGwError, also if a target exists already or `judge` refuses the local side;
     everything created so far is then removed.
     """
     if names[0] == names[1]:
@@ -118,7 +122,14 @@ def make_pair(
         except FieldError as error:
             raise EspGwError(str(error), where=f"name {printable(name)}") from None
     ours = _Side(
-        names[0], local, tuple(local_nets), local_address, local_settings or {}, own, routers
+        names[0],
+        local,
+        tuple(local_nets),
+        local_address,
+        local_settings or {},
+        own,
+        routers,
+        written_local,
     )
     theirs = _Side(names[1], remote, tuple(remote_nets), remote_address, remote_settings or {})
     terms = _Terms(mode, encapsulation, suite, sas, liveness)
@@ -214,9 +225,11 @@ def _config_text(here: _Side, there: _Side, terms: _Terms, outbound: _Way, inbou
         f"    mode: {terms.mode}",
         f"    encapsulation: {terms.encapsulation}",
         "    # Where the two gateways reach each other.",
-        f"    local: {_scalar(here.outer)}",
-        f"    remote: {_scalar(there.outer)}",
+        f"    local: {_scalar(here.written or here.outer)}",
     ]
+    if there.written is not None:
+        lines.append(f"    # At first: in UDP {there.name} is followed to each new address.")
+    lines.append(f"    remote: {_scalar(there.outer)}")
     if here.nets or there.nets:
         lines += [
             "    # The networks behind this gateway and behind the other one.",

@@ -160,9 +160,21 @@ def refuse_cut_off(desired: Desired, host: Host, before: Desired) -> None:
 ALLOW = "'allow_cut_off: true' in 'gateway' goes on regardless"
 
 
+def _outer(desired: Desired, host: Host) -> set[IPAddress]:
+    """Return the local outer addresses; an automatic one is beside the peer, or a router."""
+    written = {sa.local for sa in desired.sas if not sa.local.is_unspecified}
+    peers = {sa.remote for sa in desired.sas if sa.local.is_unspecified}
+    if not peers:
+        return written
+    connected = PrefixIndex({network: network for network in host.connected})
+    beside = {network: peer for peer in peers for network in connected.around(ip_network(peer))}
+    automatic = {host.address_beside(each) for each in (*beside.values(), *host.routers)}
+    return written | {each for each in automatic if each is not None}
+
+
 def _foreign_addresses(desired: Desired, host: Host) -> Iterator[str]:
     """Sentences for addresses of the gateway that another machine has, or may have."""
-    outer = {sa.local for sa in desired.sas}
+    outer = _outer(desired, host)
     for address in desired.settings.addresses:
         own = host.address_beside(address)
         if address in host.addresses:
@@ -193,7 +205,7 @@ def _shadowed(desired: Desired, host: Host) -> Iterator[str]:
 
 def _uplinks_inside(desired: Desired, host: Host) -> Iterator[str]:
     """Sentences for networks of an outer address that lie inside a protected prefix."""
-    outer = {sa.local for sa in desired.sas}
+    outer = _outer(desired, host)
     uplinks = {
         network: local
         for network in host.connected

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
+import yaml
 
 from esp_gw.demo.netns import add_address
 from esp_gw.demo.traffic import iperf, iperf_server
@@ -72,4 +76,48 @@ def test_an_address_becomes_auto_and_the_other_way_round(make_pair: MakePair) ->
     assert ping(pair.a.namespace, "10.2.0.1", count=3) == 3
     edit(pair.a, lambda config: tunnel(config).update(local="192.0.2.1"))
     pair.a.cli("reload")
+    assert ping(pair.a.namespace, "10.2.0.1", count=3) == 3
+
+
+def test_an_automatic_address_behind_a_nat_is_a_likely_cause_of_silence(
+    make_pair_of_one_engine: MakePair,
+) -> None:
+    pair = make_pair_of_one_engine(liveness=1)
+    edit(pair.a, lambda config: tunnel(config).update(local="auto"))
+    host = pair.a.namespace
+    host.ip("address", "replace", "192.168.7.1/24", "dev", "wan")
+    host.ip("address", "del", "192.0.2.1/24", "dev", "wan")
+    host.ip("route", "replace", "192.0.2.0/24", "dev", "wan", "src", "192.168.7.1")
+    # The NAT of the peer, which nothing passes and which answers nothing.
+    host.ip("neighbour", "replace", "192.0.2.2", "lladdr", "02:00:00:00:00:02", "dev", "wan")
+    pair.a.start()
+
+    def causes() -> str:
+        (entry,) = pair.a.call("ListTunnels")["tunnels"]
+        return str(entry["causes"])
+
+    until(lambda: "this end is behind a NAT" in causes(), "the suspicion", 30)
+
+
+def test_init_writes_an_automatic_address_where_the_peer_has_a_route(
+    make_pair: MakePair, tmp_path: Path
+) -> None:
+    pair = make_pair()
+    nets = ("--local-net", "10.1.0.0/24", "--remote-net", "10.2.0.0/24")
+    options = ("--local", "auto", *nets, "--out", str(tmp_path / "made"))
+    refused = pair.a.cli("init", *options, "--remote", "203.0.113.9", check=False)
+    assert refused.returncode == 1
+    assert "there is no route to 203.0.113.9 here" in refused.stderr
+    assert not (tmp_path / "made").exists()
+    pair.a.cli("init", *options, "--remote", "192.0.2.2")
+    for gateway in (pair.a, pair.b):
+        made = tmp_path / "made" / gateway.config.parent.name
+        shutil.copytree(made / "keys", gateway.config.parent / "keys", dirs_exist_ok=True)
+        settings = yaml.safe_load(gateway.config.read_text())["gateway"]
+        config = yaml.safe_load((made / "gateway.yaml").read_text())
+        config["gateway"] = {**config["gateway"], **settings}
+        gateway.config.write_text(yaml.safe_dump(config))
+    assert tunnel(yaml.safe_load(pair.a.config.read_text()))["local"] == "auto"
+    assert tunnel(yaml.safe_load(pair.b.config.read_text()))["remote"] == "192.0.2.1"
+    pair.start()
     assert ping(pair.a.namespace, "10.2.0.1", count=3) == 3

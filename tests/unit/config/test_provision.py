@@ -120,6 +120,15 @@ def test_the_other_end_has_no_address_either_where_its_outer_one_is_inside(tmp_p
     assert b.settings.addresses == ()
 
 
+def test_an_automatic_address_is_in_its_own_file_alone(tmp_path: Path) -> None:
+    a, b = make(tmp_path, local_nets=[ip_network("192.0.2.0/24")], written_local="auto")
+    assert {sa.local for sa in a.sas} == {ip_address("0.0.0.0")}
+    assert {sa.remote for sa in b.sas} == {ip_address("192.0.2.1")}
+    assert a.settings.addresses == ()
+    lines = (tmp_path / "pi-b" / "gateway.yaml").read_text().splitlines()
+    assert "followed to each new address" in lines[lines.index("    remote: 192.0.2.1") - 1]
+
+
 def test_what_the_judge_refuses_leaves_nothing_behind(tmp_path: Path) -> None:
     def judge(desired: Desired) -> None:
         assert [str(sa.local) for sa in desired.sas] == ["192.0.2.1"] * 2

@@ -158,6 +158,19 @@ def test_an_address_beside_the_outer_one_may_be_another_hosts() -> None:
     assert clashes(tunnel("10.1.0.0/24", "10.2.0.0/24", address="10.1.0.1"), host()) == []
 
 
+@pytest.mark.parametrize("peer", ["203.0.113.9", "192.168.1.77"])
+def test_an_automatic_address_is_taken_for_that_of_the_way_to_the_peer(peer: str) -> None:
+    """Before a gateway runs: behind the default gateway, or beside the peer."""
+    routers = () if peer.startswith("192.168") else ("192.168.1.1",)
+    there = host("192.168.1.10", "10.9.0.1", routers=routers)
+    wanted = tunnel("10.1.0.0/24", "192.168.0.0/16", address="192.168.1.50")
+    sa = replace(wanted.sas[0], local=ip_address("0.0.0.0"), remote=ip_address(peer))
+    found = clashes(replace(wanted, sas=(sa,)), there)
+    assert found == clashes(wanted, there)
+    assert any("the network of 192.168.1.10, lies inside" in text for text in found)
+    assert any("lies in the network of 192.168.1.10" in text for text in found)
+
+
 def test_the_network_of_the_uplink_inside_a_protected_prefix_is_named() -> None:
     (text,) = clashes(tunnel("10.1.0.0/24", "192.168.0.0/16"), host())
     assert text.startswith("192.168.1.0/24, the network of 192.168.1.10, lies inside 192.168.0.0")
