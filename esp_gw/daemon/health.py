@@ -85,11 +85,9 @@ class Health:
         )
         for _ in self._roster.look(look, self._chains):
             await asyncio.sleep(0)
-        gateway.names.ask_again(
-            each.peer_name
-            for each in self._tunnels()
-            if each.peer_name is not None and each.state is not TunnelState.UP
-        )
+        named = [(each.peer_name, each.state) for each in self._tunnels() if each.peer_name]
+        gateway.names.ask_again(name for name, state in named if state is not TunnelState.UP)
+        gateway.names.try_others(name for name, state in named if state is TunnelState.DOWN)
         one_way = any(each.tracker.is_one_way(now) for each in self._tunnels())
         if one_way and now >= self._next_openings:
             # Requests of a flow that was answered before count again.

@@ -27,6 +27,8 @@ INTERVAL = 10.0
 """Minimum seconds between two queries for a name."""
 TIMEOUT = 10.0
 """Seconds for an answer."""
+TURN = 30.0
+"""Seconds for which each of several addresses is tried while the peer is not heard."""
 MAX_NAMES_LEN = 1 << 20
 _STEP = 1.0
 _NAMED = 5
@@ -75,6 +77,8 @@ class Names:
         self._faults: dict[str, str] = {}
         self._next: dict[str, float] = {}
         self._asked: set[str] = set()
+        self._silent: set[str] = set()
+        self._since: dict[str, float] = {}
         # The IP version that a name has to have: that of a written local address, or 0.
         self._wanted: dict[str, int] = {}
         self._placed: tuple[Desired, Desired] | None = None
@@ -116,10 +120,15 @@ class Names:
         """Have names resolved again whose peers are not heard."""
         self._asked.update(names)
 
+    def try_others(self, names: Iterable[str]) -> None:
+        """Ask for names whose peers are down, and try each of several addresses in turn."""
+        self._silent.update(names)
+        self._asked.update(self._silent)
+
     async def step(self, own: Callable[[], frozenset[IPAddress]]) -> None:
         """Pause, and resolve the names that are due; `own` returns the addresses of this host."""
         await asyncio.sleep(_STEP)
-        now = asyncio.get_running_loop().time()
+        now = _now()
         for name, version in list(self._wanted.items()):
             wanted = name not in self._known or name in self._asked
             if wanted and now >= self._next.get(name, 0.0):
@@ -129,21 +138,31 @@ class Names:
         self._next = {name: at for name, at in self._next.items() if name in self._wanted}
 
     async def _ask(self, name: str, version: int, own: frozenset[IPAddress]) -> None:
+        is_silent = name in self._silent
+        self._silent.discard(name)
         try:
             found = await self._resolve(name)
         except (OSError, TimeoutError) as error:
             self._fail(name, getattr(error, "strerror", None) or "no answer")
             return
-        usable = [each for each in found if _is_usable(each, own)]
-        usable = [each for each in usable if version in (0, each.version)]
+        usable = [each for each in found if _is_usable(each, own) and version in (0, each.version)]
         if not usable:
-            self._fail(name, "none of its addresses can be a peer's" if found else "no address")
+            self._fail(name, _unusable(found, own, version))
             return
         self._faults.pop(name, None)
-        if self._known.get(name) in usable:
-            return
-        log.info("a peer's name has a new address", name=name, address=str(usable[0]))
-        self._known[name] = usable[0]
+        known = self._known.get(name)
+        if known not in usable:
+            log.info("a peer's name has a new address", name=name, address=str(usable[0]))
+            await self._take(name, usable[0])
+        elif (
+            is_silent and len(usable) > 1 and _now() >= self._since.setdefault(name, _now()) + TURN
+        ):
+            # Not one line for each turn: the tunnel is down, which has one.
+            log.debug("the next address of a peer's name is tried", name=name)
+            await self._take(name, _after(known, usable))
+
+    async def _take(self, name: str, address: IPAddress) -> None:
+        self._known[name], self._since[name] = address, _now()
         await asyncio.to_thread(self._write)
         self._changed()
 
@@ -167,6 +186,28 @@ def _at(sa: Sa, address: IPAddress) -> Sa:
 def _is_usable(address: IPAddress, own: frozenset[IPAddress]) -> bool:
     refused = address.is_unspecified or address.is_multicast or address.is_link_local
     return not refused and address not in own
+
+
+def _unusable(found: list[IPAddress], own: frozenset[IPAddress], version: int) -> str:
+    """Return the reason that none of the addresses can be a peer's."""
+    if not found:
+        return "no address"
+    ours = next((each for each in found if each in own), None)
+    if ours is not None:
+        return f"{ours} is an address of this host"
+    if version and all(each.version != version for each in found):
+        return f"no IPv{version} address, as 'local' is"
+    return f"{found[0]} can't be a peer's"
+
+
+def _after(known: IPAddress, usable: list[IPAddress]) -> IPAddress:
+    """Return the next address in an order that a resolver's turns don't change."""
+    ordered = sorted(usable, key=lambda each: (each.version, int(each)))
+    return ordered[(ordered.index(known) + 1) % len(ordered)]
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _read(path: Path) -> dict[str, IPAddress]:

@@ -76,3 +76,39 @@ def test_a_name_that_nobody_knows_keeps_its_tunnel_closed_and_listed(
     assert (entry["state"], entry["remote"]) == ("down", "nobody.invalid")
     assert "nobody.invalid" in pair.a.cli("tunnel", "list").stdout
     assert ping(pair.a.namespace, "10.2.0.1", count=1) == 0
+
+
+def test_a_name_of_our_own_address_or_of_the_other_family_is_named_until_it_has_the_peers(
+    make_pair: MakePair, hosts: dict[str, Path]
+) -> None:
+    pair = make_pair(liveness=1)
+    path = hosts_of(pair.a.namespace, hosts, "192.0.2.1 gw.example\n")
+    edit(pair.a, lambda config: tunnel(config).update(remote="gw.example"))
+    pair.start()
+
+    def says(text: str) -> bool:
+        return text in str(pair.a.call("GetStatus")["warnings"])
+
+    until(lambda: says("gw.example has no address (192.0.2.1 is an address of this host)"), "own")
+    path.write_text("2001:db8::2 gw.example\n")
+    until(lambda: says("gw.example has no address (no IPv4 address, as 'local' is)"), "IPv6", 30)
+    assert ping(pair.a.namespace, "10.2.0.1", count=1) == 0
+    addresses = [f"192.0.2.{last}" for last in (1, 2)] + ["2001:db8::2", "224.0.0.1"]
+    path.write_text("".join(f"{address} gw.example\n" for address in addresses))
+    until(lambda: ping(pair.a.namespace, "10.2.0.1", count=1) == 1, "an answer", 30)
+    assert not says("gw.example")
+
+
+def test_the_peer_is_found_at_the_other_of_two_addresses_of_its_name(
+    make_pair: MakePair, hosts: dict[str, Path]
+) -> None:
+    pair = make_pair(liveness=1)
+    # The resolver prefers the address that has more in common with ours, and nobody is there.
+    text = "192.0.2.3 gw.example\n192.0.2.2 gw.example\n"
+    hosts_of(pair.a.namespace, hosts, text)
+    edit(pair.a, lambda config: tunnel(config).update(remote="gw.example"))
+    # The peer can't lead the way: it looks for us where we are not.
+    edit(pair.b, lambda config: tunnel(config).update(remote="192.0.2.99"))
+    pair.start()
+    until(lambda: ping(pair.a.namespace, "10.2.0.1", count=1) == 1, "an answer", 90)
+    assert pair.a.call("ListTunnels")["tunnels"][0]["remote"] == "192.0.2.2"

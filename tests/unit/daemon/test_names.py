@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
-from esp_gw.daemon.names import INTERVAL, Names
+from esp_gw.daemon.names import INTERVAL, TURN, Names
 from esp_gw.desired import Desired
 from esp_gw.model import Direction, IPAddress
 from tests.support.builders import desired, make_sa
+from tests.support.fakes import captured_logs
 from tests.support.virtual_time import run_virtually
 
 NAME = "gw.example"
@@ -57,10 +59,11 @@ class Rig:
     def remote(self) -> IPAddress | None:
         return next((sa.remote for sa in self.place().sas if sa.name == "t/out"), None)
 
-    def live(self, seconds: int) -> None:
+    def live(self, seconds: int, each_second: Callable[[], None] = lambda: None) -> None:
         async def steps() -> None:
             for _ in range(seconds):
                 self.place()
+                each_second()
                 await self.names.step(lambda: OWN)
 
         run_virtually(steps())
@@ -129,6 +132,52 @@ def test_addresses_of_the_other_family_and_our_own_are_no_peers(tmp_path: Path) 
     rig = Rig(tmp_path, Resolver(SIX, *OWN, TWO, ONE))
     rig.live(3)
     assert rig.remote == TWO
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ([SIX], "no IPv4 address, as 'local' is"),
+        ([next(iter(OWN)), SIX], "192.0.2.1 is an address of this host"),
+        ([ip_address("224.0.0.1"), SIX], "224.0.0.1 can't be a peer's"),
+        ([], "no address"),
+    ],
+)
+def test_a_warning_says_why_no_address_will_do(
+    tmp_path: Path, answer: list[IPAddress], why: str
+) -> None:
+    rig = Rig(tmp_path, Resolver(*answer))
+    with captured_logs() as lines:
+        rig.live(60)
+    (warning,) = rig.names.missing
+    assert f"gw.example has no address ({why}):" in warning
+    assert [line["reason"] for line in lines] == [why]
+
+
+def test_each_of_ten_addresses_has_its_turn_while_the_peer_is_down(tmp_path: Path) -> None:
+    ten = [ip_address(f"192.0.2.{last}") for last in range(10, 20)]
+    resolver = Resolver(*ten)
+    rig = Rig(tmp_path, resolver)
+    tried: list[IPAddress | None] = []
+
+    def second() -> None:
+        rig.names.try_others([NAME])
+        if rig.remote not in tried[-1:]:
+            tried.append(rig.remote)
+        # A resolver gives the same addresses in another order each time.
+        resolver.addresses = resolver.addresses[3:] + resolver.addresses[:3]
+
+    with captured_logs() as lines:
+        rig.live(int(10 * (TURN + INTERVAL)), second)
+    assert set(tried) == {None, *ten}
+    assert len(tried) <= 15
+    assert len([line for line in lines if line["log_level"] != "debug"]) == 1
+
+
+def test_one_address_stays_though_its_peer_is_down(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Resolver(ONE))
+    rig.live(int(3 * TURN), lambda: rig.names.try_others([NAME]))
+    assert (rig.remote, rig.changes) == (ONE, 1)
 
 
 def test_with_local_auto_either_family_will_do(tmp_path: Path) -> None:
