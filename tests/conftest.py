@@ -32,6 +32,8 @@ LONGEST = (
     "lab/test_network.py",
     "lab/test_attacks.py",
     "lab/test_memory.py",
+    "lab/test_flapping.py",
+    "lab/test_named_peer.py",
     "vm/test_machine.py",
     "lab/test_reload.py",
     "lab/test_limits.py",

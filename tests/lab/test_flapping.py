@@ -10,7 +10,7 @@ from esp_gw.demo.netns import Namespace, wire
 from esp_gw.demo.pair import GatewayPair
 from tests.support.labtools import MakePair, answers, edit, ping, start_pings, tunnel, until, write
 
-ROUNDS = 60
+ROUNDS = 50
 """Each takes two tenths of a second."""
 MAX_LINES = 12
 MIB = 1 << 20
