@@ -87,6 +87,7 @@ class DropReason(enum.StrEnum):
     POLICY_DISCARD = "policy-discard"
     POLICY_BYPASS = "policy-bypass"
     NO_SA = "no-sa"
+    NO_PEER = "no-peer"
     FRAGMENT = "fragment"
     UNSUPPORTED_HEADER = "unsupported-header"
     LEASE_EXHAUSTED = "lease-exhausted"
@@ -216,12 +217,12 @@ class Selector:
 class Sa:
     """The desired parameters of one security association; its run-time state is in the engine.
 
-    `local` and `remote` are the outer addresses, `remote_port` the peer's UDP port. `selectors`
-    define the inner packets that the SA may carry. `keepalive` is the interval of NAT keepalives
-    (RFC 3948 4) of an outbound SA in seconds, 0 for none; `liveness` is that of its authentic
-    keepalives, dummy packets (RFC 4303 2.6). `pair` names the SA of the opposite direction.
-    `used_seq` is the highest sequence number that another program may have used with the key, 0 for
-    none.
+    `local` and `remote` are the outer addresses, `remote_port` the peer's UDP port. A `remote` that
+    is unspecified without a `remote_name` is learned from the peer. `selectors` define the inner
+    packets that the SA may carry. `keepalive` is the interval of NAT keepalives (RFC 3948 4) of an
+    outbound SA in seconds, 0 for none; `liveness` is that of its authentic keepalives, dummy
+    packets (RFC 4303 2.6). `pair` names the SA of the opposite direction. `used_seq` is the highest
+    sequence number that another program may have used with the key, 0 for none.
     """
 
     name: str
@@ -244,6 +245,16 @@ class Sa:
     pair: str | None = None
     origin: Origin = Origin.CONFIG
     used_seq: int = 0
+
+    @property
+    def learns_peer(self) -> bool:
+        """True if the peer may be anywhere: its first authentic packet tells where."""
+        return self.remote.is_unspecified and self.remote_name is None
+
+    @property
+    def follows_peer(self) -> bool:
+        """True if the peer's newest packet tells where it is now (RFC 7296 2.23)."""
+        return self.encapsulation is Encapsulation.UDP or self.learns_peer
 
     @property
     def last_seq(self) -> int:
@@ -275,6 +286,20 @@ class Lease:
     end: int
 
 
+@dataclass(frozen=True, slots=True)
+class Reception:
+    """The numbers received under a key, as far as the ledger knows.
+
+    Every number up to `floor` counts as seen. Numbers up to `fence` may have been received before
+    this process, which is more than those up to the floor after a crash. No number above `ceiling`
+    is received before a higher ceiling is on disk.
+    """
+
+    floor: int = 0
+    fence: int = 0
+    ceiling: int = 0
+
+
 ENGINES = ("auto", "python", "native")
 """Values of `gateway.engine`."""
 
@@ -287,6 +312,8 @@ PROVIDERS = (PROVIDER_AUTO, OPENSSL, AWS_LC)
 NO_AES = "none"
 """Reported instead of AES instructions for a processor without any."""
 
+ANY = "any"
+"""Value of `remote`: the peer may be anywhere, and is learned from its first authentic packet."""
 AUTO, OFF = "auto", "off"
 """Values of `gateway.firewall` and `gateway.source_check`."""
 
@@ -312,3 +339,8 @@ class Tunnel:
     sas: tuple[str, ...]
     policies: tuple[str, ...]
     remote_name: str | None = None
+
+    @property
+    def learns_peer(self) -> bool:
+        """True if the peer may be anywhere: its first authentic packet tells where."""
+        return self.remote.is_unspecified and self.remote_name is None

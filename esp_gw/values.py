@@ -221,8 +221,14 @@ _HOST_NAME = re.compile(
 """The last label begins with a letter (RFC 1123 2.1): a mistyped address is no name."""
 
 
+_MEANT_ANY = ("%any", "*")
+"""Words of other programs for a peer that may be anywhere."""
+
+
 def parse_remote(value: object) -> IPAddress | str:
-    """An outer address of a peer, or a name that a resolver knows, in lower case."""
+    """An outer address of a peer, a name that a resolver knows, in lower case, or `any`."""
+    if isinstance(value, str) and (value in _MEANT_ANY or _is_unspecified(value)):
+        raise FieldError(f"{value} is not the address of a host: write any for a peer anywhere")
     if isinstance(value, str) and _HOST_NAME.fullmatch(value) and not looks_like_a_key(value):
         return value.rstrip(".").lower()
     return parse_outer_address(value)
@@ -232,6 +238,11 @@ def parse_remote(value: object) -> IPAddress | str:
 def _address(value: str) -> IPAddress:
     """Share one object for an address common to thousands of tunnels, as their local end."""
     return ipaddress.ip_address(value)
+
+
+def _is_unspecified(value: str) -> bool:
+    bare = _bare(value)
+    return bare is not None and ipaddress.ip_address(bare).is_unspecified
 
 
 def _bare(value: str) -> str | None:

@@ -4,12 +4,13 @@ Every class but `NativeEngine` is immutable. Constructors raise ValueError for a
 be, and OverflowError for a number that doesn't fit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import ClassVar, Literal, final
 
 __all__ = [
     "AfAlgLost",
+    "CeilingNear",
     "Counters",
     "Direction",
     "Encapsulation",
@@ -199,9 +200,12 @@ class OutboundSa:
 
 @final
 class InboundSa:
-    """An inbound SA whose window treats every number up to `highest_seq` as seen."""
+    """An inbound SA whose window treats every number up to `highest_seq` as seen.
 
-    def __new__(cls, sa: Sa, highest_seq: int) -> InboundSa: ...
+    Numbers up to `fence` never tell where the peer is; the first above `notice_at` is reported.
+    """
+
+    def __new__(cls, sa: Sa, highest_seq: int, fence: int, notice_at: int) -> InboundSa: ...
 
 @final
 class ReplacedSa:
@@ -337,6 +341,17 @@ class PeerAddressChanged:
     def port(self) -> int: ...
 
 @final
+class CeilingNear:
+    """An inbound SA has received the number `highest`, above the one that is watched."""
+
+    __match_args__: ClassVar[tuple[Literal["sa"], Literal["highest"]]]
+    def __new__(cls, sa: str, highest: int) -> CeilingNear: ...
+    @property
+    def sa(self) -> str: ...
+    @property
+    def highest(self) -> int: ...
+
+@final
 class PathMtuChanged:
     """The kernel knows the path MTU to `remote`: bytes, outer IP header included."""
 
@@ -390,6 +405,7 @@ _Event = (
     | SoftExpired
     | HardExpired
     | PeerAddressChanged
+    | CeilingNear
     | PathMtuChanged
     | GsoRefused
     | MergeRefused
@@ -451,6 +467,12 @@ class NativeEngine:
 
     def extend_lease(self, name: str, lease: Lease) -> None:
         """Give an outbound SA more sequence numbers, used after those it has."""
+
+    def watch_numbers(self, notices: Mapping[str, int]) -> None:
+        """Report the next number of each of these inbound SAs above the given one."""
+
+    def place_peer(self, name: str, address: _Address, port: int) -> None:
+        """Send to this address until the peer of an SA is heard, unless its address is known."""
 
     def keepalive(self, name: str) -> None:
         """Send a NAT keepalive for an outbound SA."""

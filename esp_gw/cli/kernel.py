@@ -84,7 +84,7 @@ def export(daemon: Daemon, form: str, target: str, remote: str | None, config: P
     _refuse_open_stdout(target)
     wanted = load_config(config)
     wanted = merge(wanted, Store(Path(wanted.settings.state_dir) / STORE_NAME).load())
-    peers = sorted({str(sa.remote) for sa in wanted.sas})
+    peers = sorted({str(sa.remote) for sa in wanted.sas if not sa.remote.is_unspecified})
     if remote is None and len(peers) == 1:
         (remote,) = peers
     if remote not in peers:

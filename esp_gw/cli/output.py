@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from esp_gw.errors import printable
-from esp_gw.model import DropReason, Encapsulation
+from esp_gw.model import ANY, DropReason, Encapsulation
 
 
 def print_json(document: Mapping[str, object]) -> None:
@@ -103,8 +103,8 @@ def endpoint(address: str, port: int | None) -> str:
 
 def remote(entry: Mapping[str, Any]) -> str:
     """Format the peer of an SA or tunnel, with its port where ESP is in UDP."""
-    is_udp = entry["encapsulation"] == Encapsulation.UDP
-    return endpoint(entry["remote"], entry["remote_port"] if is_udp else None)
+    has_port = entry["encapsulation"] == Encapsulation.UDP and entry["remote"] != ANY
+    return endpoint(entry["remote"], entry["remote_port"] if has_port else None)
 
 
 def drops(counters: Mapping[str, int] | int | None) -> str:

@@ -115,7 +115,11 @@ def show(daemon: Daemon, name: str, reveal_keys: bool, as_json: bool) -> None:
     help="Our outer address; auto: that of the route to the peer.",
 )
 @click.option(
-    "--remote", type=REMOTE, required=True, metavar="IP|NAME", help="The peer's, or its name."
+    "--remote",
+    type=REMOTE,
+    required=True,
+    metavar="IP|NAME|any",
+    help="The peer's, or its name; any: learned from its first authentic packet.",
 )
 @click.option("--remote-port", type=PORT, metavar="N", help="The peer's UDP port.")
 @click.option("--mode", type=MODE)

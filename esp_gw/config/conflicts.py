@@ -85,6 +85,8 @@ def _duplicate_spis(sas: Sequence[Sa]) -> Iterator[Conflict]:
             f"SPI {second.spi:#x} is already used by the inbound SA {first.name}: "
             "every inbound SA needs its own",
         )
+    # Peers that may be anywhere may be two, each with an SPI of its own choice.
+    outbound = [sa for sa in outbound if not sa.learns_peer]
     for first, second in _repeated(outbound, lambda sa: (sa.spi, sa.remote_name or sa.remote)):
         yield Conflict(
             (first.name, second.name),

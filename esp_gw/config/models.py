@@ -29,6 +29,7 @@ from esp_gw.config.types import Strict
 from esp_gw.desired import GatewaySettings, Setting, settings_of
 from esp_gw.errors import KeyFileError
 from esp_gw.model import (
+    ANY,
     DEFAULT_REPLAY_WINDOW,
     DEFAULT_SUITE,
     Action,
@@ -138,7 +139,8 @@ class HalfModel(Strict):
 class SaFields(Strict):
     """Fields common to a configured tunnel and a single SA added by the CLI.
 
-    `local` and `remote` are outer addresses; a `local` of None follows the route to the peer.
+    `local` and `remote` are outer addresses; a `local` of None follows the route to the peer, and a
+    `remote` of `any` is learned from the peer.
     `remote_port` is the UDP port of the peer;
     `local_ts`, `remote_ts`, `protocol`, `local_ts_port` and `remote_ts_port` select inner traffic.
     """
@@ -175,10 +177,16 @@ class SaFields(Strict):
     def _is_another_host(cls, remote: types.Remote, info: ValidationInfo) -> types.Remote:
         local = info.data.get("local")
         if isinstance(remote, str):
+            what = "any" if remote == ANY else "a name"
             if info.data.get("mode") is Mode.TRANSPORT:
                 raise FieldError(
-                    "transport mode protects one address: write it instead of a name, or use "
+                    f"transport mode protects one address: write it instead of {what}, or use "
                     "tunnel mode"
+                )
+            if remote == ANY and local is None and "local" in info.data:
+                raise FieldError(
+                    "any needs a written local address: auto is that of the route to the peer, "
+                    "which is not known"
                 )
             return remote
         if local is not None and local == remote:
@@ -192,6 +200,8 @@ class SaFields(Strict):
     def _has_udp(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value and info.data.get("encapsulation") is Encapsulation.NONE:
             raise FieldError("is valid only with encapsulation: udp")
+        if value and info.field_name == "remote_port" and info.data.get("remote") == ANY:
+            raise FieldError("is learned with the address of remote: any; leave it out")
         return value
 
     @field_validator("local_ts", "remote_ts")
@@ -229,7 +239,7 @@ class SaFields(Strict):
 
     @property
     def outer_remote(self) -> types.OuterAddress:
-        """The peer's outer address; unspecified if it has a name."""
+        """The peer's outer address; unspecified for a name and for `any`."""
         if isinstance(self.remote, str):
             return IPv4Address(0) if self.local is None else type(self.local)(0)
         return self.remote
@@ -237,7 +247,7 @@ class SaFields(Strict):
     @property
     def remote_name(self) -> str | None:
         """The peer's name, if it has one."""
-        return self.remote if isinstance(self.remote, str) else None
+        return self.remote if isinstance(self.remote, str) and self.remote != ANY else None
 
     @property
     def local_prefixes(self) -> Prefixes:

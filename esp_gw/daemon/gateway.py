@@ -21,7 +21,7 @@ from esp_gw.daemon.names import NAMES_NAME, Names
 from esp_gw.daemon.notices import Notices
 from esp_gw.daemon.ownership import evict, open_alone
 from esp_gw.daemon.paths import PathMtus
-from esp_gw.daemon.peer_log import PeerLog
+from esp_gw.daemon.peers import PEERS_NAME, Peers
 from esp_gw.daemon.queue import ChangeQueue
 from esp_gw.daemon.reconcile import (
     GRACE,
@@ -37,6 +37,7 @@ from esp_gw.daemon.reconcile import (
 from esp_gw.daemon.sas import InstalledSas, Totals
 from esp_gw.desired import Desired
 from esp_gw.engine.base import (
+    CeilingNear,
     Counters,
     Engine,
     EngineFailed,
@@ -79,8 +80,6 @@ class Gateway:
     engine: Engine
     placed: Desired
     """The state in place, with looked-up addresses filled in; SAs that lack one are left out."""
-    peers_moved: bool
-    """True if a peer has been at another address than the configured one."""
 
     def __init__(
         self,
@@ -102,8 +101,7 @@ class Gateway:
         self._paths = PathMtus()
         self._locals = LocalAddresses()
         self._remotes: frozenset[IPAddress] = frozenset()
-        self.peers_moved = False
-        self._peer_log = PeerLog()
+        self.peers = Peers(ledger.path.parent / PEERS_NAME)
         self._notices = Notices()
         self._network = Network(mtu=0)
         self._around = Around(kernel)
@@ -145,6 +143,7 @@ class Gateway:
         await self._remember()
         self._background.repeat("the writing of replay floors", self._keep_floors)
         self._background.repeat("the watch of the network", self._watch.step)
+        self._background.repeat("the keeping of the peers' addresses", self.peers.step)
         self._background.repeat(
             "the resolution of names", lambda: self.names.step(lambda: self.host_addresses)
         )
@@ -184,6 +183,7 @@ class Gateway:
 
     async def _end(self) -> None:
         await self._background.stop()
+        await self.peers.keep()
         await self._changes.run(self._stop_sas)
 
     async def _stop_sas(self) -> None:
@@ -381,6 +381,7 @@ class Gateway:
                     self._sockets = sockets
                 case InstallSa():
                     await self._sas.install(_of(InstallSa, run), ready, _now())
+                    self.peers.place(self.engine, self._sas.sas)
                 case RemoveSa():
                     await self._sas.remove([each.name for each in _of(RemoveSa, run)], ready)
                 case RetireSa():
@@ -406,30 +407,22 @@ class Gateway:
 
     async def _plan(self, desired: Desired) -> Network:
         desired = self._where_peers_are(desired)
-        self._remotes = frozenset(sa.remote for sa in desired.sas)
-        self._paths.keep(self._remotes)
-        mtus: dict[IPAddress, int] = {}
-        for remote in sorted(self._remotes, key=str):
-            there = await self._kernel.path_mtu(remote, desired.settings.fwmark)
-            mtu = self._paths.look_up(remote, there, _now())
-            if mtu is not None:
-                # A report that any host can forge makes no tunnel useless: the engine fragments.
-                mtus[remote] = max(mtu, desired.settings.min_mtu)
-        self._paths.tell(mtus)
+        self._remotes = frozenset(sa.remote for sa in desired.sas if not sa.remote.is_unspecified)
+        settings = desired.settings
+        mtus = await self._paths.look_up_all(
+            self._remotes,
+            settings.min_mtu,
+            lambda remote: self._kernel.path_mtu(remote, settings.fwmark),
+        )
         network = plan_network(desired, mtus, await self._around.look(desired))
         self._needs_filter, self._looked = network.firewall is not None, _now()
         return without_guard(network) if self._guard.is_opened else network
 
     def _where_peers_are(self, desired: Desired) -> Desired:
         """Return the desired state with the current addresses of peers that moved."""
-        if not self.peers_moved:
+        if not self.peers.have_moved:
             return desired
-        there = self.engine.counters().sas
-        sas = tuple(
-            replace(sa, remote=there[sa.name].remote) if sa.name in there else sa
-            for sa in desired.sas
-        )
-        return replace(desired, sas=sas)
+        return self.peers.placed(desired, self.engine.counters().sas)
 
     def _observed(self, network: Network) -> Observed:
         now = _now()
@@ -462,18 +455,19 @@ class Gateway:
                 if remote in self._remotes and self._paths.report(remote, mtu, _now()):
                     self._watch.wake()
             case PeerAddressChanged(name, address, port):
-                self._peer_moved(name, address, port)
+                if address not in self._remotes:
+                    self._watch.wake()
+                if (sa := self._sas.find(name)) is not None:
+                    self.peers.follow(sa, address, port, _now())
+            case CeilingNear(name, highest):
+                if self._sas.near(name, highest):
+                    self._background.retry(
+                        "the writing of ceilings", lambda: self._sas.raise_ceilings(_now())
+                    )
             case EngineFailed(reason):
                 self._on_failure(reason)
             case notice:
                 self._notices.tell(notice)
-
-    def _peer_moved(self, name: str, address: IPAddress, port: int) -> None:
-        self.peers_moved = True
-        if address not in self._remotes:
-            self._watch.wake()
-        if (sa := self._sas.find(name)) is not None:
-            self._peer_log.moved(sa, address, port, _now())
 
     async def _extend_lease(self, name: str) -> None:
         if await self._sas.extend_lease(name):

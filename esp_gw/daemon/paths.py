@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from esp_gw.logs import log
@@ -35,6 +37,27 @@ class PathMtus:
         changed = {remote: mtu for remote, mtu in mtus.items() if before.get(remote, mtu) != mtu}
         for remote, mtu in list(changed.items())[:_NAMED]:
             log.info("the path MTU changed", remote=str(remote), mtu=mtu)
+
+    async def look_up_all(
+        self,
+        remotes: frozenset[IPAddress],
+        least: int,
+        ask: Callable[[IPAddress], Awaitable[int | None]],
+    ) -> dict[IPAddress, int]:
+        """Return the path MTUs to all peers as far as known, `least` at least, and log changes.
+
+        `ask` returns the kernel's answer, None without a route.
+        """
+        self.keep(remotes)
+        mtus: dict[IPAddress, int] = {}
+        for remote in sorted(remotes, key=str):
+            there = await ask(remote)
+            mtu = self.look_up(remote, there, asyncio.get_running_loop().time())
+            if mtu is not None:
+                # A report that any host can forge makes no tunnel useless: the engine fragments.
+                mtus[remote] = max(mtu, least)
+        self.tell(mtus)
+        return mtus
 
     def report(self, remote: IPAddress, mtu: int, now: float) -> bool:
         """Take a router's report; return True if it is new."""

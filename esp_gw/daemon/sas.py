@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
+from esp_gw.daemon.ceilings import Ceilings
 from esp_gw.daemon.reconcile import GRACE, RETIRED_MARK, InstallSa, RetireSa, retired_name
 from esp_gw.engine.base import Engine, SaCounters
 from esp_gw.errors import LedgerError
 from esp_gw.ledger.thread import LedgerThread
 from esp_gw.logs import log
-from esp_gw.model import Direction, DropReason, KeyMaterial, Lease, Sa
+from esp_gw.model import Direction, DropReason, KeyMaterial, Lease, Reception, Sa
 
 DUMMY_WAIT = 600.0
 """Longest time, in seconds, for which a replay floor advanced by dummies alone is not written.
@@ -52,14 +53,14 @@ class Totals:
 class _Installed:
     """An SA in the engine; `lease` is the leased range whose unused part the ledger takes back.
 
-    `accepted` counts the packets other than dummies that an inbound SA had accepted when its floor
-    was last written. A retired SA is there `until` the end of its grace time; `origin` was its name
-    before.
+    `numbers` are those that an inbound SA may have received before. `accepted` counts the packets
+    other than dummies that it had accepted when its floor was last written. A retired SA is there
+    `until` the end of its grace time; `origin` was its name before.
     """
 
     sa: Sa
     lease: Lease | None = None
-    floor: int = 0
+    numbers: Reception = field(default_factory=Reception)
     accepted: int = 0
     until: float | None = None
     origin: str = ""
@@ -79,6 +80,8 @@ class InstalledSas:
         self._installed: dict[str, _Installed] = {}
         self._floors: dict[KeyMaterial, int] = {}
         self._unwritten_since: dict[KeyMaterial, float] = {}
+        self._ceilings = Ceilings()
+        self._near: dict[str, int] = {}
         self._former: dict[str, Totals] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -128,10 +131,11 @@ class InstalledSas:
             return {}
         outbound = [sa for sa in sas if sa.direction is Direction.OUTBOUND]
         inbound = [sa for sa in sas if sa.direction is Direction.INBOUND]
-        leases, floors = await self._ledger.begin(outbound, inbound)
+        leases, received = await self._ledger.begin(outbound, inbound)
         ready = {sa.name: _Installed(sa, lease) for sa, lease in zip(outbound, leases, strict=True)}
-        for sa, floor in zip(inbound, floors, strict=True):
-            ready[sa.name] = _Installed(sa, floor=max(floor, self._floors.get(sa.keymat, 0)))
+        for sa, numbers in zip(inbound, received, strict=True):
+            floor = max(numbers.floor, self._floors.get(sa.keymat, 0))
+            ready[sa.name] = _Installed(sa, numbers=replace(numbers, floor=floor))
         return ready
 
     async def install(self, changes: Sequence[InstallSa], ready: Registered, now: float) -> None:
@@ -157,8 +161,9 @@ class InstalledSas:
                 if entry.lease is not None:
                     self._engine.install_outbound(entry.sa, entry.lease)
                 else:
-                    floor = max(entry.floor, self._highest(change))
-                    self._engine.install_inbound(entry.sa, floor)
+                    floor = max(entry.numbers.floor, self._highest(change))
+                    ceiling = self._ceilings.begin(entry.sa.keymat, entry.numbers, now)
+                    self._engine.install_inbound(entry.sa, floor, ceiling.fence, ceiling.notice_at)
         moved = {c.name: self._installed.pop(c.moves) for c in changes if c.moves is not None}
         retired = self._retire(retiring, {name: name for name in retiring}, now)
         for change in changes:
@@ -167,6 +172,8 @@ class InstalledSas:
             if RETIRED_MARK not in change.name:
                 entry.until, entry.origin = None, ""
             self._installed[change.name] = entry
+        # What the engine has told with a former name may be lost.
+        self._watch({entry.sa.keymat for entry in (*moved.values(), *retired)})
         # The engine sends nothing through it any more.
         await self.remove([entry.sa.name for entry in retired if entry.lease is not None])
 
@@ -176,7 +183,8 @@ class InstalledSas:
         with self._engine.at_once():
             for name, sa in retiring.items():
                 self._engine.replace_sa(name, sa)
-        self._retire(retiring, {change.sa.name: change.heir for change in changes}, now)
+        retired = self._retire(retiring, {change.sa.name: change.heir for change in changes}, now)
+        self._watch({entry.sa.keymat for entry in retired})
 
     def _retire(
         self, retiring: Mapping[str, Sa], origins: Mapping[str, str], now: float
@@ -208,7 +216,8 @@ class InstalledSas:
             origin = entry.origin or entry.sa.name
             self._former[origin] = self._former.get(origin, Totals()).plus(last)
             if (successor := successors.get(entry.sa.keymat)) is not None:
-                successor.floor = max(successor.floor, last.seq)
+                numbers = successor.numbers
+                successor.numbers = replace(numbers, floor=max(numbers.floor, last.seq))
         # Where a key goes on, the ledger has leased numbers after these.
         used = {entry.sa.keymat for entry in self._installed.values()} | successors.keys()
         await self._write([(entry, last.seq) for entry, last in gone], used)
@@ -256,25 +265,75 @@ class InstalledSas:
         Raises LedgerError; the floors are then written by the next call.
         """
         advanced = self._engine.advanced_replay_floors()
-        if not advanced and not self._floors:
+        if not advanced and not self._floors and not self._ceilings.is_moving:
             return
         # Counted before the floors are read: a packet that is in a floor and not in the counters
         # yet is in those of the next call.
         accepted = self._accepted()
         advanced |= self._engine.advanced_replay_floors()
+        arrived: dict[KeyMaterial, int] = {}
         for name, seq in advanced.items():
             # A key may be there under two SPIs.
             key = self._installed[name].sa.keymat
             self._floors[key] = max(seq, self._floors.get(key, 0))
-        idle = self._only_dummies(accepted, now)
+            arrived[key] = self._floors[key]
+        self._ceilings.count(arrived, now)
+        excessive = self._ceilings.excessive()
+        idle = self._only_dummies(accepted, now) - excessive
         floors = {key: seq for key, seq in self._floors.items() if key not in idle}
-        if not floors:
+        if not floors and not excessive:
             return
-        await self._ledger.end([], list(floors.items()))
-        self._drop_written(floors)
+        await self._write_ahead(floors, self._ceilings.choose(floors.keys() | excessive))
         for entry, count in accepted:
             if entry.sa.keymat in floors:
                 entry.accepted = count
+
+    def near(self, name: str, highest: int) -> bool:
+        """Note that an inbound SA nears its ceiling; return True if that has to be raised."""
+        is_first = not self._near
+        self._near[name] = highest
+        return is_first
+
+    async def raise_ceilings(self, now: float) -> None:
+        """Write the next ceilings of all SAs that near theirs, with their floors.
+
+        Raises LedgerError; the ceilings are then written by the next call.
+        """
+        while near := dict(self._near):
+            floors: dict[KeyMaterial, int] = {}
+            for name, highest in near.items():
+                if (entry := self._installed.get(name)) is not None:
+                    key = entry.sa.keymat
+                    floors[key] = max(highest, floors.get(key, 0))
+            chosen = {key: self._ceilings.reach(key, seq, now) for key, seq in floors.items()}
+            if chosen:
+                await self._write_ahead(floors, chosen)
+            for name, highest in near.items():
+                if self._near.get(name) == highest:
+                    del self._near[name]
+
+    async def _write_ahead(
+        self, floors: dict[KeyMaterial, int], chosen: Mapping[KeyMaterial, int]
+    ) -> None:
+        """Write floors and ceilings; the engine tells when numbers near these. Raises LedgerError.
+
+        A lower ceiling is watched before it is on disk, a higher one after that.
+        """
+        self._watch(self._ceilings.lowered(chosen))
+        await self._ledger.end([], list(floors.items()), list(chosen.items()))
+        self._watch(chosen.keys())
+        self._drop_written(floors)
+
+    def _watch(self, keys: Set[KeyMaterial]) -> None:
+        if not keys:
+            return
+        self._engine.watch_numbers(
+            {
+                name: self._ceilings.of(entry.sa.keymat).notice_at
+                for name, entry in self._installed.items()
+                if entry.lease is None and entry.sa.keymat in keys
+            }
+        )
 
     def _accepted(self) -> list[tuple[_Installed, int]]:
         """Return the inbound SAs, each with the packets other than dummies that it has accepted."""
@@ -310,13 +369,14 @@ class InstalledSas:
         """Write the last sequence numbers of removed SAs to the ledger; keys in `used` go on."""
         floors = {entry.sa.keymat: seq for entry, seq in gone if entry.lease is None}
         self._floors |= floors
+        ceilings = self._ceilings.end((key, seq) for key, seq in floors.items() if key not in used)
         leases = [
             (entry.sa.keymat, entry.lease, seq)
             for entry, seq in gone
             if entry.lease is not None and entry.sa.keymat not in used
         ]
         try:
-            await self._ledger.end(leases, list(floors.items()))
+            await self._ledger.end(leases, list(floors.items()), list(ceilings.items()))
         except LedgerError as error:
             # IVs are safe: the rest of the lease counts as used.
             names = ", ".join(entry.sa.name for entry, _ in gone[:_NAMED])

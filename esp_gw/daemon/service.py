@@ -31,7 +31,7 @@ from esp_gw.daemon.health import Health
 from esp_gw.daemon.parameters import Parameters, name_of, refuse_existing
 from esp_gw.daemon.queue import ChangeQueue
 from esp_gw.daemon.status import status_text
-from esp_gw.daemon.views import policy_view, sa_view, tunnel_view, waiting_view
+from esp_gw.daemon.views import policy_view, remote_view, sa_view, tunnel_view, waiting_view
 from esp_gw.desired import Desired, GatewaySettings, settings_of
 from esp_gw.engine.base import SaCounters
 from esp_gw.errors import ConfigError, ControlError, EspGwError
@@ -141,7 +141,7 @@ class Service:
 
     def _where_peers_are(self) -> Desired:
         """Return the configuration with the current addresses of peers that moved."""
-        if not self._gateway.peers_moved:
+        if not self._gateway.peers.have_moved:
             return self._configured
         counters = self._gateway.counters().sas
         tunnels = tuple(
@@ -344,7 +344,7 @@ class Service:
         values = asdict(counters)
         values["drops"] = {**counters.drops, **outside}
         for name, entry in counters.sas.items():
-            values["sas"][name]["remote"] = str(entry.remote)
+            values["sas"][name]["remote"] = remote_view(entry.remote)
         return values
 
     async def list_events(self, parameters: Parameters, caller: Caller) -> Parameters:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from esp_gw.daemon.health import Condition
 from esp_gw.daemon.sas import Totals
 from esp_gw.engine.base import SaCounters
-from esp_gw.model import AUTO, IPAddress, Policy, Sa, Selector, Tunnel, TunnelState
+from esp_gw.model import ANY, AUTO, IPAddress, Policy, Sa, Selector, Tunnel, TunnelState
 from esp_gw.protocol import UDP_ENCAP_PORT
 
 
@@ -23,7 +23,7 @@ def sa_view(sa: Sa, counters: SaCounters, condition: Condition) -> dict[str, obj
         "mode": sa.mode,
         "encapsulation": sa.encapsulation,
         "local": str(sa.local),
-        "remote": str(counters.remote),
+        "remote": remote_view(counters.remote),
         "remote_port": counters.remote_port,
         "local_ts": sorted({str(selector.local) for selector in sa.selectors}),
         "remote_ts": sorted({str(selector.remote) for selector in sa.selectors}),
@@ -65,7 +65,7 @@ def tunnel_view(
         "encapsulation": tunnel.encapsulation,
         "suite": tunnel.suite.name,
         "local": str(local),
-        "remote": str(counters[tunnel.sas[0]].remote),
+        "remote": remote_view(counters[tunnel.sas[0]].remote),
         "remote_port": counters[tunnel.sas[0]].remote_port,
         "local_ts": [str(prefix) for prefix in tunnel.local_ts],
         "remote_ts": [str(prefix) for prefix in tunnel.remote_ts],
@@ -87,7 +87,7 @@ def waiting_view(tunnel: Tunnel) -> dict[str, object]:
         "encapsulation": tunnel.encapsulation,
         "suite": tunnel.suite.name,
         "local": AUTO if tunnel.local.is_unspecified else str(tunnel.local),
-        "remote": tunnel.remote_name or str(tunnel.remote),
+        "remote": tunnel.remote_name or remote_view(tunnel.remote),
         "remote_port": UDP_ENCAP_PORT,
         "local_ts": [str(prefix) for prefix in tunnel.local_ts],
         "remote_ts": [str(prefix) for prefix in tunnel.remote_ts],
@@ -114,6 +114,11 @@ def policy_view(policy: Policy) -> dict[str, object]:
         "tunnel": policy.tunnel,
         "origin": policy.origin,
     }
+
+
+def remote_view(address: IPAddress) -> str:
+    """Return where a peer is now: `any` until one is learned."""
+    return ANY if address.is_unspecified else str(address)
 
 
 def _selector_view(selector: Selector) -> dict[str, object]:

@@ -50,6 +50,17 @@ class PeerAddressChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class CeilingNear:
+    """An inbound SA has received a number, `highest`, above the one that `watch_numbers` gave.
+
+    Reported once for each such number.
+    """
+
+    sa: str
+    highest: int
+
+
+@dataclass(frozen=True, slots=True)
 class PathMtuChanged:
     """The kernel learned a path MTU to `remote`, in bytes, outer IP header included."""
 
@@ -91,6 +102,7 @@ Event = (
     | SoftExpired
     | HardExpired
     | PeerAddressChanged
+    | CeilingNear
     | PathMtuChanged
     | GsoRefused
     | MergeRefused
@@ -104,7 +116,8 @@ class SaCounters:
     """Counters of one SA; `bytes` counts inner packets.
 
     `seq` is the next number of an outbound SA and the highest authenticated one of an inbound SA.
-    `lease_end` is 0 for an inbound SA. `remote` and `remote_port` are the peer's current address.
+    `lease_end` is 0 for an inbound SA. `remote` and `remote_port` are the peer's current address,
+    unspecified while it is not known.
     """
 
     packets: int
@@ -129,6 +142,9 @@ class Counters:
     drops: Mapping[str, int]
     sas: Mapping[str, SaCounters]
 
+
+NEVER = 2**64 - 1
+"""A number for `watch_numbers` above which there is none."""
 
 MAX_SAMPLES = 8
 """Bound on distinct samples of one reason and worker, and on openings, until they are taken."""
@@ -231,8 +247,26 @@ class Engine(Protocol):
     def install_outbound(self, sa: Sa, lease: Lease) -> None:
         """Add an outbound SA that begins at the lease's first sequence number."""
 
-    def install_inbound(self, sa: Sa, highest_seq: int) -> None:
-        """Add an inbound SA whose window treats every number up to `highest_seq` as seen."""
+    def install_inbound(
+        self, sa: Sa, highest_seq: int, fence: int = 0, notice_at: int = NEVER
+    ) -> None:
+        """Add an inbound SA whose window treats every number up to `highest_seq` as seen.
+
+        Numbers up to `fence` never tell where the peer is: they may be replays from before a crash.
+        `notice_at` is as in `watch_numbers`.
+        """
+
+    def watch_numbers(self, notices: Mapping[str, int]) -> None:
+        """Report CeilingNear with the next number of each of these inbound SAs above its one.
+
+        SAs that are not there are ignored.
+        """
+
+    def place_peer(self, name: str, address: IPAddress, port: int) -> None:
+        """Send to this address until the peer of an SA is heard, unless its address is known.
+
+        Does nothing for an SA that is not there, and with an address of the other IP version.
+        """
 
     def at_once(self) -> AbstractContextManager[None]:
         """Return a context at whose end the SAs installed and replaced inside take effect together.

@@ -16,7 +16,9 @@ from esp_gw.crypto.aead import AfAlgStatus
 from esp_gw.crypto.measure import Sealer
 from esp_gw.desired import EngineSettings
 from esp_gw.engine.base import (
+    NEVER,
     AfAlgLost,
+    CeilingNear,
     Counters,
     EngineFailed,
     EngineStatus,
@@ -48,6 +50,7 @@ from esp_gw.model import (
     Direction,
     DropReason,
     Encapsulation,
+    IPAddress,
     Lease,
     Mode,
     Policy,
@@ -140,11 +143,21 @@ class NativeEngine:
             wanted = core.OutboundSa(_sa(sa), core.Lease(lease.first, lease.end))
         self._install(sa, wanted)
 
-    def install_inbound(self, sa: Sa, highest_seq: int) -> None:
+    def install_inbound(
+        self, sa: Sa, highest_seq: int, fence: int = 0, notice_at: int = NEVER
+    ) -> None:
         """Add an inbound SA whose window treats every number up to `highest_seq` as seen."""
         with _blamed_on(sa):
-            wanted = core.InboundSa(_sa(sa), highest_seq)
+            wanted = core.InboundSa(_sa(sa), highest_seq, fence, notice_at)
         self._install(sa, wanted)
+
+    def watch_numbers(self, notices: Mapping[str, int]) -> None:
+        """Report CeilingNear with the next number of each of these inbound SAs above its one."""
+        self._core.watch_numbers(notices)
+
+    def place_peer(self, name: str, address: IPAddress, port: int) -> None:
+        """Send to this address until the peer of an SA is heard, unless its address is known."""
+        self._core.place_peer(name, address, port)
 
     def replace_sa(self, name: str, sa: Sa) -> None:
         """Make the SA `name` into `sa`, which has the same key and direction."""
@@ -320,6 +333,8 @@ class NativeEngine:
                     self._on_event(HardExpired(sa))
                 case core.PeerAddressChanged(sa, address, port):
                     self._on_event(PeerAddressChanged(sa, address, port))
+                case core.CeilingNear(sa, highest):
+                    self._on_event(CeilingNear(sa, highest))
                 case core.PathMtuChanged(remote, mtu):
                     self._on_event(PathMtuChanged(remote, mtu))
                 case core.GsoRefused(remote, error):

@@ -29,7 +29,9 @@ from esp_gw.model import KeyMaterial
 
 SECRET_LEN = 32
 
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
+_WITHOUT_CEILINGS = 2
+"""The schema before: all of its rows are good ones of the present schema."""
 _SCHEMA = {
     "settings": "CREATE TABLE settings (machine TEXT NOT NULL, secret BLOB NOT NULL)",
     "keys": (
@@ -81,11 +83,20 @@ class Role(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Record of a key: role, highest number used or seen, first use in seconds since 1970."""
+    """Record of a key: role, highest number used or seen, first use in seconds since 1970.
+
+    No number above `ceiling` was received under an inbound key, beside those up to `highest`.
+    """
 
     role: Role
     highest: int
     first_use: int
+    ceiling: int = 0
+
+    def numbers(self) -> bytes:
+        """The numbers as the file has them: 8 bytes, or 16 with a ceiling ahead of the highest."""
+        ahead = _blob(self.ceiling) if self.ceiling > self.highest else b""
+        return _blob(self.highest) + ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +121,7 @@ class Contents:
 
     def row_mac(self, name: bytes, row: Row) -> bytes:
         """The MAC of one row, 32 bytes."""
-        numbers = row.highest.to_bytes(8, "big") + row.first_use.to_bytes(8, "big")
+        numbers = row.numbers() + _blob(row.first_use)
         return hmac.digest(self._row_key, name + numbers + row.role.encode(), hashlib.sha256)
 
     def seal(self) -> bytes:
@@ -298,7 +309,7 @@ def store(connection: sqlite3.Connection, contents: Contents, changes: Mapping[b
     connection.executemany(
         _REPLACE_KEY,
         [
-            (name, row.role.value, _blob(row.highest), row.first_use, contents.row_mac(name, row))
+            (name, row.role.value, row.numbers(), row.first_use, contents.row_mac(name, row))
             for name, row in changes.items()
         ],
     )
@@ -318,6 +329,8 @@ def _commit(connection: sqlite3.Connection, contents: Contents) -> None:
 
     The checkpoint makes the loss of a -wal file harmless: it is empty when a lease is granted.
     """
+    if _all(connection, "PRAGMA user_version") == [(_WITHOUT_CEILINGS,)]:
+        connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
     connection.execute(_REPLACE_KEY, (_SEAL, *_seal_values(contents)))
     connection.execute("COMMIT")
     ((busy, _, _),) = _all(connection, "PRAGMA wal_checkpoint(TRUNCATE)")
@@ -375,11 +388,12 @@ def _parse(name: object, role: object, highest: object, first_use: object) -> Ro
     """The row of a key from its columns, or None if they can't be one."""
     if not (isinstance(name, bytes) and len(name) == _FINGERPRINT_LEN and role in tuple(Role)):
         return None
-    if not (isinstance(highest, bytes) and len(highest) == 8):
+    if not (isinstance(highest, bytes) and len(highest) in (8, 16)):
         return None
     if not (isinstance(first_use, int) and 0 <= first_use <= _LATEST):
         return None
-    return Row(Role(str(role)), int.from_bytes(highest, "big"), first_use)
+    known, ahead = int.from_bytes(highest[:8], "big"), int.from_bytes(highest[8:], "big")
+    return Row(Role(str(role)), known, first_use, max(known, ahead))
 
 
 def salvage(path: Path) -> Contents:

@@ -36,7 +36,7 @@ _MACHINE_ID_FORM = re.compile(rb"[0-9a-f]{32}")
 _HASH = "[0-9a-f]{64}"
 _JOINT_RECORD = re.compile(_HASH)
 _RECORD = re.compile(f"{_MACHINE_ID}={_HASH}( {_BOARD_SERIAL}={_HASH})?( {_PRODUCT_UUID}={_HASH})?")
-RECORD_FORMS = {1: _JOINT_RECORD, 2: _RECORD}
+RECORD_FORMS = {1: _JOINT_RECORD, 2: _RECORD, 3: _RECORD}
 """The form of a record, by the ledger's schema: one hash of all, or one of each component."""
 
 
@@ -55,7 +55,7 @@ class MachineIdentity:
     hides_uuid: bool = False
 
     def record(self) -> str:
-        """The identity as a ledger holds it, by schema 2."""
+        """The identity as a ledger holds it, since schema 2."""
         return " ".join(f"{name}={value}" for name, value in self._components())
 
     def names(self) -> list[str]:

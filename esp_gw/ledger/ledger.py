@@ -28,12 +28,13 @@ from esp_gw.errors import KeyReuseError, LedgerError, LedgerForeignError
 from esp_gw.ledger import file as ledger_file
 from esp_gw.ledger.file import NEW_KEYS, REPLACE, Contents, Role, Row
 from esp_gw.ledger.identity import MachineIdentity
-from esp_gw.model import KeyMaterial, Lease
+from esp_gw.model import KeyMaterial, Lease, Reception
 
 __all__ = [
     "LEASE_ESN",
     "LEASE_NO_ESN",
     "LEDGER_NAME",
+    "MIN_MARGIN",
     "FloorRequest",
     "LeaseRequest",
     "Ledger",
@@ -55,6 +56,9 @@ LEASE_NO_ESN = 2**16
 
 A crash costs at most two leases, a 32768th of the key's life.
 """
+
+MIN_MARGIN = 256
+"""Numbers by which a ceiling is ahead of the replay floor, at least."""
 
 _MAX_SEQ = 2**64 - 1
 
@@ -220,13 +224,14 @@ class Ledger:
         Registers a fresh key. Raises KeyReuseError if the key was used outbound or is retired;
         LedgerError.
         """
-        return self.begin([], [FloorRequest(keymat, sa)])[1][0]
+        return self.begin([], [FloorRequest(keymat, sa)])[1][0].floor
 
     def begin(
         self, outbound: Sequence[LeaseRequest], inbound: Sequence[FloorRequest]
-    ) -> tuple[list[Lease], list[int]]:
-        """Lease numbers for all outbound keys and return the floors of all inbound ones, or fail.
+    ) -> tuple[list[Lease], list[Reception]]:
+        """Lease numbers for all outbound keys and return the numbers of all inbound ones, or fail.
 
+        The ceiling of an inbound key is MIN_MARGIN or more ahead of its floor on return.
         One write serves all, so thousands of SAs don't wait for the disk one after the other.
         Raises as `lease` and `replay_floor`; on an error no number is used and no key registered.
         """
@@ -250,16 +255,20 @@ class Ledger:
                 changes[name] = replace(row, highest=end - 1)
                 firsts.setdefault(name, first)
                 leases.append(Lease(first, end))
-            floors = []
+            numbers = []
             for asked in inbound:
                 name, row = self._find(asked.keymat, Role.INBOUND, asked.sa, changes)
                 floor = max(row.highest, asked.used)
-                if name not in self._contents.rows or floor > row.highest:
-                    changes[name] = replace(row, highest=floor)
-                floors.append(floor)
+                fence = max(row.ceiling, floor)
+                # No further than that: many crashes in a row don't take it away from the peer.
+                ceiling = min(max(fence, floor + MIN_MARGIN), _MAX_SEQ)
+                begun = replace(row, highest=floor, ceiling=ceiling)
+                if begun != row or name not in self._contents.rows:
+                    changes[name] = begun
+                numbers.append(Reception(floor, fence, ceiling))
             self._write(changes)
             self._first = firsts | self._first
-            return leases, floors
+            return leases, numbers
 
     def release(self, keymat: KeyMaterial, lease: Lease, next_seq: int) -> None:
         """Give back the numbers from `next_seq` on, once the engine has forgotten the SA.
@@ -282,9 +291,11 @@ class Ledger:
         self,
         leases: Sequence[tuple[KeyMaterial, Lease, int]],
         floors: Sequence[tuple[KeyMaterial, int]],
+        ceilings: Sequence[tuple[KeyMaterial, int]] = (),
     ) -> None:
-        """Release each of `leases` as `release` does, and store `floors`, in one write.
+        """Release each of `leases` as `release` does, and store `floors` and `ceilings`, at once.
 
+        A ceiling may go down, to the floor at most; one that is not given stays.
         Raises as `release` and `store_replay_floors`; on an error nothing is released or stored.
         """
         with self._mutex:
@@ -305,7 +316,13 @@ class Ledger:
                     raise ValueError("not a sequence number")
                 name, row = self._find(keymat, Role.INBOUND, None, changes)
                 if highest > row.highest or name not in self._contents.rows:
-                    changes[name] = replace(row, highest=max(highest, row.highest))
+                    floor = max(highest, row.highest)
+                    changes[name] = replace(row, highest=floor, ceiling=max(floor, row.ceiling))
+            for keymat, ceiling in ceilings:
+                name, row = self._find(keymat, Role.INBOUND, None, changes)
+                above = min(max(ceiling, row.highest), _MAX_SEQ)
+                if above != row.ceiling:
+                    changes[name] = replace(row, ceiling=above)
             for name in released:
                 del self._first[name]
             self._write(changes)

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from esp_gw.ledger.identity import machine_identity
 from esp_gw.ledger.ledger import LEASE_ESN, LEASE_NO_ESN, FloorRequest, LeaseRequest, Ledger
-from esp_gw.model import KeyMaterial, Lease, Sa
+from esp_gw.model import KeyMaterial, Lease, Reception, Sa
 
 T = TypeVar("T")
 
@@ -33,8 +33,8 @@ class LedgerThread:
 
     async def begin(
         self, outbound: Sequence[Sa], inbound: Sequence[Sa]
-    ) -> tuple[list[Lease], list[int]]:
-        """Reserve numbers for all outbound SAs, and return the replay floors of all inbound SAs.
+    ) -> tuple[list[Lease], list[Reception]]:
+        """Reserve numbers for all outbound SAs, and return what all inbound SAs may have received.
 
         One write puts all on disk. Raises LedgerError; no number is used in this case.
         """
@@ -49,13 +49,14 @@ class LedgerThread:
         self,
         leases: Sequence[tuple[KeyMaterial, Lease, int]],
         floors: Sequence[tuple[KeyMaterial, int]],
+        ceilings: Sequence[tuple[KeyMaterial, int]] = (),
     ) -> None:
-        """Release the unused rest of leases, and store replay floors, in one write.
+        """Release the unused rest of leases, and store replay floors and ceilings, in one write.
 
         A lease is a key, the lease and the next number; its key must not be used for any further
         packet. Raises LedgerError.
         """
-        await self._run(lambda: self._open().end(leases, floors))
+        await self._run(lambda: self._open().end(leases, floors, ceilings))
 
     async def close(self) -> None:
         """Close the ledger and end the thread."""

@@ -270,10 +270,11 @@ class World:
         self.engine, self.kernel = ChaosEngine(self.chaos), ChaosKernel(self.chaos)
         self.store, self.guard = ChaosStore(self.chaos), ChaosGuard(self.chaos)
         self.failed: list[str] = []
+        self.ledger = ChaosLedger(self.chaos)
         self.gateway = Gateway(
             lambda: self.engine,
             self.kernel,
-            cast(LedgerThread, ChaosLedger(self.chaos)),
+            cast(LedgerThread, self.ledger),
             cast(GuardState, self.guard),
             self.failed.append,
         )
@@ -360,7 +361,7 @@ class World:
             case Traffic(packets):
                 for name, sa in self.engine.sas.items():
                     if sa.direction is Direction.INBOUND:
-                        self.engine.used[name] = self.engine.used.get(name, 0) + packets
+                        self.engine.receive(name, packets)
             case Addresses(host):
                 self.kernel.there = HOSTS[host]
                 self.kernel.events.release()
@@ -449,8 +450,17 @@ class World:
             self.kernel.there,
         )
         assert self.guard.plan == wanted
+        self.assert_ceilings()
         assert self.failed == []
         assert [text for text in self.gateway.warnings if "fails" in text] == []
+
+    def assert_ceilings(self) -> None:
+        """Check that nothing was received above a ceiling on disk, nor below a fence that moves."""
+        for name, there in self.engine.sas.items():
+            if there.direction is Direction.INBOUND:
+                received = self.engine.used.get(name, self.engine.floors[name])
+                assert received <= self.ledger.ceilings[there.keymat]
+                assert self.engine.notices[name] < self.ledger.ceilings[there.keymat]
 
     def at_their_places(self, wanted: Desired) -> Desired:
         peers = self.engine.peers

@@ -12,7 +12,8 @@ from esp_gw.config.added import StoredState
 from esp_gw.desired import Desired
 from esp_gw.engine.base import OuterSocket, SaCounters
 from esp_gw.errors import EngineError, EspGwError, LedgerError, NetworkError
-from esp_gw.model import Direction, IPAddress, KeyMaterial, Lease, Policy, Sa
+from esp_gw.ledger.ledger import MIN_MARGIN
+from esp_gw.model import Direction, IPAddress, KeyMaterial, Lease, Policy, Reception, Sa
 from esp_gw.network import changes
 from esp_gw.network.objects import Host, Network
 from tests.support.fakes import FakeEngine, FakeKernel
@@ -132,7 +133,7 @@ class ChaosKernel(FakeKernel):
 
 
 class ChaosLedger:
-    """A ledger whose leases never overlap; `floors` are those on disk."""
+    """A ledger whose leases never overlap; `floors` and `ceilings` are those on disk."""
 
     path = Path("/nonexistent/ledger.db")
 
@@ -140,6 +141,7 @@ class ChaosLedger:
         self._chaos = chaos
         self._next: dict[KeyMaterial, int] = {}
         self.floors: dict[KeyMaterial, int] = {}
+        self.ceilings: dict[KeyMaterial, int] = {}
 
     async def lease(self, sa: Sa) -> Lease:
         (lease,), _ = await self.begin([sa], [])
@@ -147,7 +149,7 @@ class ChaosLedger:
 
     async def begin(
         self, outbound: Sequence[Sa], inbound: Sequence[Sa]
-    ) -> tuple[list[Lease], list[int]]:
+    ) -> tuple[list[Lease], list[Reception]]:
         await self._chaos.slow_point("ledger")
         leases = []
         for sa in outbound:
@@ -155,12 +157,19 @@ class ChaosLedger:
             first = self._next.get(sa.keymat, 1)
             leases.append(Lease(first, first + 1000))
             self._next[sa.keymat] = first + 1000
-        return leases, [self.floors.get(sa.keymat, 0) for sa in inbound]
+        return leases, [self._begin(sa.keymat) for sa in inbound]
+
+    def _begin(self, key: KeyMaterial) -> Reception:
+        floor = self.floors.get(key, 0)
+        fence = max(floor, self.ceilings.get(key, 0))
+        self.ceilings[key] = max(fence, floor + MIN_MARGIN)
+        return Reception(floor, fence, self.ceilings[key])
 
     async def end(
         self,
         leases: Sequence[tuple[KeyMaterial, Lease, int]],
         floors: Sequence[tuple[KeyMaterial, int]],
+        ceilings: Sequence[tuple[KeyMaterial, int]] = (),
     ) -> None:
         await self._chaos.slow_point("ledger")
         for keymat, lease, seq in leases:
@@ -168,6 +177,9 @@ class ChaosLedger:
                 self._next[keymat] = max(seq, lease.first)
         for keymat, seq in floors:
             self.floors[keymat] = max(seq, self.floors.get(keymat, 0))
+            self.ceilings[keymat] = max(self.floors[keymat], self.ceilings.get(keymat, 0))
+        for keymat, ceiling in ceilings:
+            self.ceilings[keymat] = max(ceiling, self.floors.get(keymat, 0))
 
     async def close(self) -> None: ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 from esp_gw.crypto.aead import AfAlgStatus
 from esp_gw.desired import EngineSettings
 from esp_gw.engine.base import (
+    NEVER,
+    CeilingNear,
     Counters,
     EngineStatus,
     Event,
@@ -67,7 +69,9 @@ _Wanted = tuple[str, Sa, Lease | int | None]
 class FakeEngine:
     """An engine that only records its calls; `used` is the last sequence number of each SA.
 
-    `dummies` has how many of the numbers of an inbound SA were those of dummies.
+    `fences` and `notices` have the numbers of inbound SAs that are watched, `placed` the addresses
+    that peers were last at. `dummies` has how many of the numbers of an inbound SA were those of
+    dummies.
     `replaced` has the former and the new name of each SA that `replace_sa` has changed.
     """
 
@@ -81,6 +85,10 @@ class FakeEngine:
         self.sas: dict[str, Sa] = {}
         self.leases: dict[str, Lease] = {}
         self.floors: dict[str, int] = {}
+        self.fences: dict[str, int] = {}
+        self.notices: dict[str, int] = {}
+        self._begins: dict[str, tuple[int, int]] = {}
+        self.placed: dict[str, tuple[IPAddress, int]] = {}
         self.used: dict[str, int] = {}
         self.dummies: dict[str, int] = {}
         self._reported: dict[str, int] = {}
@@ -111,8 +119,17 @@ class FakeEngine:
     def install_outbound(self, sa: Sa, lease: Lease) -> None:
         self._collect("", sa, lease)
 
-    def install_inbound(self, sa: Sa, highest_seq: int) -> None:
+    def install_inbound(
+        self, sa: Sa, highest_seq: int, fence: int = 0, notice_at: int = NEVER
+    ) -> None:
+        self._begins[sa.name] = (fence, notice_at)
         self._collect("", sa, highest_seq)
+
+    def watch_numbers(self, notices: Mapping[str, int]) -> None:
+        self.notices |= {name: at for name, at in notices.items() if name in self.sas}
+
+    def place_peer(self, name: str, address: IPAddress, port: int) -> None:
+        self.placed[name] = (address, port)
 
     def replace_sa(self, name: str, sa: Sa) -> None:
         self._collect(name, sa, None)
@@ -155,6 +172,7 @@ class FakeEngine:
                 raise EngineError("another SA has this name or SPI")
         self.sas = {sa.name: sa for sa in after}
         states: list[dict[str, Any]] = [self.leases, self.floors, self.used, self._reported]
+        states += [self.fences, self.notices]
         moved = [
             (state, sa.name, state.pop(name))
             for name, sa in replaced.items()
@@ -170,7 +188,15 @@ class FakeEngine:
                 self.leases[sa.name] = begin
             elif begin is not None:
                 self.floors[sa.name] = begin
+                self.fences[sa.name], self.notices[sa.name] = self._begins[sa.name]
         self.replaced += [(name, sa.name) for name, sa in replaced.items()]
+
+    def receive(self, name: str, packets: int) -> None:
+        """Receive packets with the next numbers of an inbound SA."""
+        self.used[name] = self.used.get(name, self.floors[name]) + packets
+        if self.used[name] > self.notices[name]:
+            self.notices[name] = NEVER
+            self.tell(CeilingNear(name, self.used[name]))
 
     def remove_sas(self, names: Sequence[str]) -> list[SaCounters]:
         counters = self.counters().sas

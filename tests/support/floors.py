@@ -9,27 +9,41 @@ from esp_gw.daemon.reconcile import InstallSa
 from esp_gw.daemon.sas import InstalledSas
 from esp_gw.engine.base import Engine
 from esp_gw.errors import LedgerError
-from esp_gw.model import KeyMaterial, Lease, Sa
+from esp_gw.ledger.ledger import MIN_MARGIN
+from esp_gw.model import KeyMaterial, Lease, Reception, Sa
 
 
 class CountingLedger:
-    """Ledger thread as InstalledSas uses it; `writes` has the floors of each write."""
+    """Ledger thread as InstalledSas uses it; `writes` has the floors of each write.
+
+    `numbers` are those of the keys that it knows, `ceilings` those on disk.
+    """
 
     def __init__(self) -> None:
         self.writes: list[dict[KeyMaterial, int]] = []
+        self.numbers: dict[KeyMaterial, Reception] = {}
+        self.ceilings: dict[KeyMaterial, int] = {}
         self.refuses = False
 
     async def begin(
         self, outbound: Sequence[Sa], inbound: Sequence[Sa]
-    ) -> tuple[list[Lease], list[int]]:
-        return [Lease(1, 2**20) for _ in outbound], [0 for _ in inbound]
+    ) -> tuple[list[Lease], list[Reception]]:
+        fresh = Reception(0, 0, MIN_MARGIN)
+        received = [self.numbers.get(sa.keymat, fresh) for sa in inbound]
+        for sa, numbers in zip(inbound, received, strict=True):
+            self.ceilings[sa.keymat] = numbers.ceiling
+        return [Lease(1, 2**20) for _ in outbound], received
 
     async def end(
-        self, leases: Sequence[object], floors: Sequence[tuple[KeyMaterial, int]]
+        self,
+        leases: Sequence[object],
+        floors: Sequence[tuple[KeyMaterial, int]],
+        ceilings: Sequence[tuple[KeyMaterial, int]] = (),
     ) -> None:
         if self.refuses:
             raise LedgerError("the disk is full")
         self.writes.append(dict(floors))
+        self.ceilings |= dict(ceilings)
 
 
 async def installed(engine: Engine, ledger: CountingLedger, *sas: Sa) -> InstalledSas:

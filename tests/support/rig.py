@@ -15,7 +15,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.packet import Packet, Raw
 
 from esp_gw.crypto.openssl import make_aead
-from esp_gw.engine.base import Event
+from esp_gw.engine.base import NEVER, Event
 from esp_gw.engine.python.inbound import InboundPath
 from esp_gw.engine.python.outbound import BATCH, OutboundPath
 from esp_gw.engine.python.peers import Peers
@@ -186,8 +186,9 @@ class Side:
         self.outbound.forget_flows()
         return state
 
-    def install_inbound(self, sa: Sa, highest_seq: int = 0) -> InboundState:
-        state = InboundState(sa, highest_seq, make_aead(sa.suite, sa.keymat), self.peers.place(sa))
+    def install_inbound(self, sa: Sa, highest_seq: int = 0, fence: int = 0) -> InboundState:
+        numbers = (highest_seq, fence, NEVER)
+        state = InboundState(sa, numbers, make_aead(sa.suite, sa.keymat), self.peers.place(sa))
         self.inbound.sas[sa.spi] = state
         return state
 

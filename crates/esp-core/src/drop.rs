@@ -35,6 +35,7 @@ reasons! {
     PolicyDiscard "policy-discard" "A discard policy matches it."
     PolicyBypass "policy-bypass" "A bypass policy matches it, but a TUN packet can't go around the tunnel."
     NoSa "no-sa" "The policy's SA is not installed."
+    NoPeer "no-peer" "The SA's peer may be anywhere, and nothing authentic has come from it yet."
     Fragment "fragment" "A fragment that never became part of a whole datagram."
     UnsupportedHeader "unsupported-header" "Transport mode can't carry its options or extension headers."
     LeaseExhausted "lease-exhausted" "The SA's leased sequence numbers are used up."

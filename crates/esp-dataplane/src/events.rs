@@ -23,6 +23,8 @@ pub enum Event {
     HardExpired(Arc<str>),
     /// The newest authenticated packet of an inbound SA came from here; replies go there now.
     PeerAddressChanged(Arc<str>, SocketAddr),
+    /// An inbound SA has received this number, above the one that is watched.
+    CeilingNear(Arc<str>, u64),
     /// The kernel knows the path MTU to an address: bytes with the outer IP header.
     PathMtuChanged(IpAddr, u32),
     /// The kernel refuses GSO sends to an address, with this errno; packets are sent one by one.

@@ -16,4 +16,5 @@ mod socket;
 mod socket_drops;
 pub mod tables;
 mod tallies;
+mod watched;
 mod worker;

@@ -7,6 +7,8 @@
 //! may move its tunnel at once if it was heard at the tunnel's present address, for then its packet
 //! is the newer one. Any other SA has to wait until the tunnel has been there for `SETTLE`: no
 //! packet in flight is that old.
+//!
+//! A peer that may be anywhere has the unspecified address until one of its packets tells where it is.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -15,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use esp_core::esp::sa::{Encapsulation, SaSpec};
+use esp_core::esp::sa::SaSpec;
 
 /// Time after a move in which only SAs heard at the present address can move the peer again.
 pub const SETTLE: Duration = Duration::from_secs(5);
@@ -56,6 +58,26 @@ impl Peer {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.0.load().address
+    }
+
+    /// True while it is not known where the peer is: nothing can be sent to it.
+    #[must_use]
+    pub fn is_nowhere(&self) -> bool {
+        self.address().ip().is_unspecified()
+    }
+
+    /// Takes the peer to be at this address, unless it is known or of the other IP version.
+    pub fn place(&self, address: SocketAddr) {
+        let place = self.0.load();
+        if place.address.ip().is_unspecified() && place.address.is_ipv4() == address.is_ipv4() {
+            let next = Place {
+                address,
+                moves: place.moves,
+                moved: None,
+            };
+            // A packet of the peer itself may have been quicker.
+            self.0.compare_and_swap(&place, Arc::new(next));
+        }
     }
 
     /// True if an SA's newest packet came from the present address; records that the SA was heard
@@ -175,7 +197,7 @@ impl Peers {
     }
 }
 
-/// None without UDP: the peer of such an SA doesn't move.
+/// None for a peer that doesn't move.
 fn keys(spec: &SaSpec) -> impl Iterator<Item = Key> + use<> {
     let (remote, port) = (spec.remote, spec.remote_port);
     let tunnel = spec.tunnel.clone().map(Bond::Tunnel);
@@ -184,8 +206,8 @@ fn keys(spec: &SaSpec) -> impl Iterator<Item = Key> + use<> {
         .into_iter()
         .chain(pair)
         .chain([Bond::Sa(spec.name.clone())]);
-    let is_udp = spec.encapsulation == Encapsulation::Udp;
+    let follows = spec.follows_peer();
     bonds
-        .filter(move |_| is_udp)
+        .filter(move |_| follows)
         .map(move |bond| (bond, remote, port))
 }

@@ -10,6 +10,7 @@ use esp_core::policy::spd::Spd;
 
 use crate::peers::{GsoRefusal, Heard, Peer};
 use crate::tallies::Tallies;
+use crate::watched::Watched;
 
 /// An installed outbound SA with its peer and tallies.
 ///
@@ -37,6 +38,10 @@ pub struct InboundEntry {
     pub peer: Arc<Peer>,
     /// The peer's move after which the SA was last heard at the present address.
     pub heard: Arc<Heard>,
+    /// True if the peer's newest packet tells where it is.
+    pub follows: bool,
+    /// The numbers that the control plane watches.
+    pub watched: Arc<Watched>,
     /// The replay floor last reported; only the control plane reads and writes it.
     pub reported_floor: AtomicU64,
     /// The packets that it has carried and dropped.

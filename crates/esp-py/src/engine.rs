@@ -1,6 +1,7 @@
 //! The engine, as the control plane commands it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 
 use esp_dataplane::engine::{Engine, SadChange};
@@ -127,6 +128,15 @@ impl NativeEngine {
         self.0
             .extend_lease(name, lease.0)
             .map_err(|error| os_error(&error))
+    }
+
+    #[allow(clippy::needless_pass_by_value)] // PyO3 makes it
+    fn watch_numbers(&self, notices: HashMap<String, u64>) {
+        self.0.watch_numbers(&notices);
+    }
+
+    fn place_peer(&self, name: &str, address: IpAddr, port: u16) {
+        self.0.place_peer(name, SocketAddr::new(address, port));
     }
 
     fn keepalive(&self, name: &str) -> PyResult<()> {

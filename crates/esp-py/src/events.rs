@@ -48,6 +48,8 @@ event_classes! {
     HardExpired(sa: String);
     /// The newest authenticated packet of an inbound SA came from elsewhere.
     PeerAddressChanged(sa: String, address: IpAddr, port: u16);
+    /// An inbound SA has received a number above the one that is watched.
+    CeilingNear(sa: String, highest: u64);
     /// The kernel has learned a path MTU.
     PathMtuChanged(remote: IpAddr, mtu: u32);
     /// The kernel refuses GSO sends to an address.
@@ -67,6 +69,7 @@ pub(crate) enum Event {
     SoftExpired(SoftExpired),
     HardExpired(HardExpired),
     PeerAddressChanged(PeerAddressChanged),
+    CeilingNear(CeilingNear),
     PathMtuChanged(PathMtuChanged),
     GsoRefused(GsoRefused),
     MergeRefused(MergeRefused),
@@ -85,6 +88,10 @@ impl From<events::Event> for Event {
                 sa: sa.to_string(),
                 address: peer.ip(),
                 port: peer.port(),
+            }),
+            Native::CeilingNear(sa, highest) => Self::CeilingNear(CeilingNear {
+                sa: sa.to_string(),
+                highest,
             }),
             Native::PathMtuChanged(remote, mtu) => {
                 Self::PathMtuChanged(PathMtuChanged { remote, mtu })

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use esp_core::esp::sa::{self, KeyMaterial, SaSpec};
 use esp_core::esp::seq;
 use esp_core::esp::suite::Suite;
+use esp_dataplane::engine::Numbers;
 use pyo3::prelude::*;
 
 use crate::counters::Direction;
@@ -120,25 +121,30 @@ impl OutboundSa {
     }
 }
 
-/// An inbound SA with the number up to which its window treats all as seen.
+/// An inbound SA with the numbers that it begins with.
 #[pyclass(module = "esp_gw_core", frozen)]
 pub(crate) struct InboundSa {
     sa: Py<Sa>,
-    highest_seq: u64,
+    numbers: Numbers,
 }
 
 #[pymethods]
 impl InboundSa {
     #[new]
-    fn new(sa: Py<Sa>, highest_seq: u64) -> Self {
-        Self { sa, highest_seq }
+    fn new(sa: Py<Sa>, highest_seq: u64, fence: u64, notice_at: u64) -> Self {
+        let numbers = Numbers {
+            highest_seq,
+            fence,
+            notice_at,
+        };
+        Self { sa, numbers }
     }
 }
 
 impl InboundSa {
     /// Gives what the engine installs.
-    pub(crate) fn wanted(&self) -> (SaSpec, u64) {
-        (self.sa.get().0.clone(), self.highest_seq)
+    pub(crate) fn wanted(&self) -> (SaSpec, Numbers) {
+        (self.sa.get().0.clone(), self.numbers)
     }
 }
 

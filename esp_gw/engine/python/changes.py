@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from esp_gw.engine.python.sad import Watched
 from esp_gw.errors import EngineError
 from esp_gw.model import Direction, Lease, Sa
 
@@ -13,7 +14,7 @@ class SadChange:
 
     def __init__(self) -> None:
         self.outbound: list[tuple[Sa, Lease]] = []
-        self.inbound: list[tuple[Sa, int]] = []
+        self.inbound: list[tuple[Sa, Watched]] = []
         self.replaced: dict[str, Sa] = {}
 
     def replace(self, name: str, sa: Sa) -> None:

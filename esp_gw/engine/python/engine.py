@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 
@@ -20,6 +20,7 @@ from esp_gw.crypto.measure import Sealer
 from esp_gw.crypto.processor import aes_path
 from esp_gw.desired import EngineSettings, Offloads
 from esp_gw.engine.base import (
+    NEVER,
     AfAlgLost,
     Counters,
     EngineFailed,
@@ -42,7 +43,17 @@ from esp_gw.engine.python.sad import InboundState, OutboundState
 from esp_gw.engine.python.samples import Samples
 from esp_gw.engine.python.tun import open_tun
 from esp_gw.errors import EngineError
-from esp_gw.model import AF_ALG_ON, AWS_LC, Direction, DropReason, Lease, Policy, Sa
+from esp_gw.model import (
+    AF_ALG_ON,
+    AWS_LC,
+    Direction,
+    DropReason,
+    Encapsulation,
+    IPAddress,
+    Lease,
+    Policy,
+    Sa,
+)
 
 
 class PythonEngine:
@@ -115,10 +126,27 @@ class PythonEngine:
         with self._collected() as change:
             change.outbound.append((sa, lease))
 
-    def install_inbound(self, sa: Sa, highest_seq: int) -> None:
+    def install_inbound(
+        self, sa: Sa, highest_seq: int, fence: int = 0, notice_at: int = NEVER
+    ) -> None:
         """Add an inbound SA whose window treats every number up to `highest_seq` as seen."""
         with self._collected() as change:
-            change.inbound.append((sa, highest_seq))
+            change.inbound.append((sa, (highest_seq, fence, notice_at)))
+
+    def watch_numbers(self, notices: Mapping[str, int]) -> None:
+        """Report CeilingNear with the next number of each of these inbound SAs above its one."""
+        for name, notice_at in notices.items():
+            if (spi := self._inbound_spi.get(name)) is not None:
+                self._inbound.sas[spi].notice_at = notice_at
+
+    def place_peer(self, name: str, address: IPAddress, port: int) -> None:
+        """Send to this address until the peer of an SA is heard, unless its address is known."""
+        spi = self._inbound_spi.get(name, 0)
+        found = (self._outbound.sas.get(name), self._inbound.sas.get(spi))
+        for state in found:
+            if state is not None:
+                is_udp = state.sa.encapsulation is Encapsulation.UDP
+                state.peer.place(address, port if is_udp else 0)
 
     def replace_sa(self, name: str, sa: Sa) -> None:
         """Make the SA `name` into `sa`, which has the same key and direction."""
@@ -163,10 +191,10 @@ class PythonEngine:
             for sa, lease in change.outbound:
                 outer, aead = self._outer_of(sa), self._make_aead(sa, undo)
                 new_out.append(OutboundState(sa, lease, aead, outer, peers.place(sa)))
-            for sa, floor in change.inbound:
+            for sa, numbers in change.inbound:
                 self._outer_of(sa)
                 aead = self._make_aead(sa, undo)
-                new_in.append(InboundState(sa, floor, aead, peers.place(sa)))
+                new_in.append(InboundState(sa, numbers, aead, peers.place(sa)))
             undo.pop_all()
         self._peers = peers
         self._replace_inbound(replaced_in)
@@ -347,7 +375,7 @@ class PythonEngine:
         self._keepalives[state.sa.name] = self._loop.call_later(
             rhythm.interval / 2, self._arm_keepalive, state, rhythm, active
         )
-        if active != seen:
+        if active != seen or not state.peer.is_known:
             return
         if rhythm.authentic:
             self._keepalives_out += self._outbound.send_dummy(state)

@@ -15,8 +15,9 @@ import asyncio
 import os
 from collections import Counter, deque
 from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address
 
-from esp_gw.engine.base import Event, PeerAddressChanged
+from esp_gw.engine.base import NEVER, CeilingNear, Event, PeerAddressChanged
 from esp_gw.engine.python.drop import AuthenticDrop, Drop
 from esp_gw.engine.python.icmp import answered
 from esp_gw.engine.python.outbound import BATCH, MAX_FLOWS, MAX_PACKET, ROOM, TURN_BYTES
@@ -43,6 +44,7 @@ _KEEPALIVE = 0xFF
 _NON_ESP_MARKER = 0
 _CONTROL_LEN = 64
 _MSG_TRUNC = 0x20
+_NOWHERE = tuple(str(kind(0)) for kind in (IPv4Address, IPv6Address))
 MAX_QUEUED = 256
 """Bound on packets queued for the TUN; further ones are dropped as tun-queue-full."""
 
@@ -148,21 +150,30 @@ class InboundPath:
         try:
             length, next_header, newest = state.esp.decap(datagram, self._payload)
         except AuthenticDrop as drop:
-            if drop.newest and udp:
-                self._track_peer(state, address)
+            if drop.newest:
+                self._take_newest(state, address)
             raise
-        if newest and udp:
-            self._track_peer(state, address)
+        if newest:
+            self._take_newest(state, address)
         if state.transport:
             packet = self._transport(state, length, next_header, tos)
         else:
             packet = self._tunnel(length, next_header, tos)
         self._deliver(state, packet)
 
-    def _track_peer(self, state: InboundState, address: SocketAddress) -> None:
+    def _take_newest(self, state: InboundState, address: SocketAddress) -> None:
+        seq = state.esp.window.highest
+        if seq > state.notice_at:
+            state.notice_at = NEVER
+            self._on_event(CeilingNear(state.sa.name, seq))
+        if not state.follows:
+            return
         peer = state.peer
         if address == peer.address:
             state.heard = peer.moves
+        elif seq <= state.fence or _is_nowhere(address):
+            # It may be a replay from before a crash; or no answer can reach it.
+            return
         elif peer.follow(address, state.heard, self._loop.time()):
             state.heard = peer.moves
             remote, port = peer.ends(state.sa)
@@ -251,6 +262,10 @@ class InboundPath:
                 state.drops[drop.reason] += 1
             self._queue.popleft()
         self._loop.remove_writer(self._tun)
+
+
+def _is_nowhere(address: SocketAddress) -> bool:
+    return address[0] in _NOWHERE
 
 
 def _tos(control: list[tuple[int, int, bytes]]) -> int:

@@ -176,6 +176,8 @@ class OutboundPath:
             target = self._find_answered(packet, length, key)
         if not isinstance(target, OutboundState):
             raise Drop(target)
+        if not target.peer.is_known:
+            raise Drop(DropReason.NO_PEER)
         return target
 
     def _find_answered(

@@ -9,6 +9,8 @@ before the move, and it must not move the other SAs back. An SA may therefore mo
 last packet came from the tunnel's current address, because its new packet is then the newer one.
 Any other SA has to wait until the tunnel has been at its address for SETTLE seconds, after which no
 packet from before the move is still in flight.
+
+The peer of `remote: any` is nowhere until one of its packets tells where it is.
 """
 
 from __future__ import annotations
@@ -30,17 +32,26 @@ _Key = tuple[str, str, IPAddress, int]
 
 
 class Peer:
-    """The current address of a peer, shared by its SAs; `moves` counts its address changes."""
+    """The current address of a peer, shared by its SAs; `moves` counts its address changes.
 
-    __slots__ = ("__weakref__", "_moved", "address", "moves")
+    While `is_known` is False, nothing can be sent to it.
+    """
+
+    __slots__ = ("__weakref__", "_moved", "address", "is_known", "moves")
 
     def __init__(self, sa: Sa) -> None:
         # Raw sockets have port 0.
         port = sa.remote_port if sa.encapsulation is Encapsulation.UDP else 0
-        ipv6_rest = () if sa.remote.version == 4 else (0, 0)
-        self.address: SocketAddress = (str(sa.remote), port, *ipv6_rest)
+        self.address = _socket_address(sa.remote, port)
+        self.is_known = not sa.learns_peer
         self.moves = 0
         self._moved = -math.inf
+
+    def place(self, address: IPAddress, port: int) -> None:
+        """Take the peer to be at an address, unless it is known or of the other IP version."""
+        here = _socket_address(address, port)
+        if not self.is_known and len(here) == len(self.address):
+            self.address, self.is_known = here, True
 
     def follow(self, address: SocketAddress, heard: int, now: float) -> bool:
         """Move the peer to the source of an SA's newest packet; return True if it was allowed to.
@@ -50,7 +61,7 @@ class Peer:
         """
         if heard != self.moves and now - self._moved < SETTLE:
             return False
-        self.address = address
+        self.address, self.is_known = address, True
         self.moves += 1
         self._moved = now
         return True
@@ -99,13 +110,17 @@ class Peers:
         return peer
 
 
+def _socket_address(address: IPAddress, port: int) -> SocketAddress:
+    return (str(address), port) if address.version == 4 else (str(address), port, 0, 0)
+
+
 def _end(sa: Sa) -> tuple[Encapsulation, IPAddress, int]:
     return sa.encapsulation, sa.remote, sa.remote_port
 
 
 def _keys(sa: Sa) -> list[_Key]:
-    """Return the keys that SAs of one peer share; none without UDP, whose peers don't move."""
-    if sa.encapsulation is not Encapsulation.UDP:
+    """Return the keys that SAs of one peer share; none for peers that don't move."""
+    if not sa.follows_peer:
         return []
     bonds = [("tunnel", sa.tunnel), ("sa", sa.pair), ("sa", sa.name)]
     return [(kind, name, sa.remote, sa.remote_port) for kind, name in bonds if name is not None]

@@ -14,6 +14,8 @@ from esp_gw.engine.python.spd import CompiledSelector
 from esp_gw.engine.python.wire import Inner
 from esp_gw.model import Lease, Mode, Sa
 
+Watched = tuple[int, int, int]
+"""Numbers of an inbound SA: the highest one, the fence, and the one above which it is reported."""
 NEVER = 2**64 + 1
 """A threshold above every sequence number, and above the one after the last."""
 
@@ -61,6 +63,8 @@ class OutboundState:
         if (outer.is_udp, outer.is_ipv4) != (before.is_udp, before.is_ipv4):
             # The former socket can't reach the peer's new address.
             before.discard(self)
+        elif not peer.is_known:
+            before.discard(self)
         if sa.last_seq != former.last_seq:
             self._live(sa)
         if sa.name != former.name:
@@ -104,7 +108,8 @@ class InboundState:
     """An inbound SA: its codec with the replay window, its selectors, and its counters.
 
     `heard` is the value of `peer.moves` when it last received from the peer's current address.
-    `reported_floor` is the highest sequence number reported to the control plane.
+    `reported_floor` is the highest sequence number reported to the control plane. Numbers up to
+    `fence` never tell where the peer is. The first one above `notice_at` is reported.
     """
 
     __slots__ = (
@@ -112,10 +117,13 @@ class InboundState:
         "bytes",
         "drops",
         "esp",
+        "fence",
         "flows",
+        "follows",
         "fragments",
         "heard",
         "local",
+        "notice_at",
         "packets",
         "peer",
         "remote",
@@ -125,7 +133,8 @@ class InboundState:
         "transport",
     )
 
-    def __init__(self, sa: Sa, highest_seq: int, aead: Aead, peer: Peer) -> None:
+    def __init__(self, sa: Sa, numbers: Watched, aead: Aead, peer: Peer) -> None:
+        highest_seq, self.fence, self.notice_at = numbers
         self.aead = aead
         self.esp = InboundEsp(sa, highest_seq, aead)
         self.reported_floor = highest_seq
@@ -145,6 +154,7 @@ class InboundState:
     def _set(self, sa: Sa, peer: Peer) -> None:
         self.sa = sa
         self.peer = peer
+        self.follows = sa.follows_peer
         self.selectors = [CompiledSelector(selector) for selector in sa.selectors]
         self.flows: set[tuple[int, bytes]] = set()
         self.fragments: Fragments[bool] = Fragments()

@@ -69,7 +69,7 @@ def test_a_file_that_is_no_ledger_is_damage_is_left_alone_and_can_be_replaced(
         "CREATE TRIGGER back AFTER INSERT ON keys BEGIN DELETE FROM keys; END",
         "CREATE INDEX role ON keys (role)",
         "PRAGMA user_version = 1",
-        "PRAGMA user_version = 3",
+        "PRAGMA user_version = 4",
     ],
 )
 def test_an_edited_ledger_is_damaged(ledger: Ledger, path: Path, statement: str) -> None:

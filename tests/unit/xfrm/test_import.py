@@ -280,13 +280,13 @@ def test_the_ledger_starts_a_key_after_the_numbers_used_elsewhere(tmp_path: Path
     Ledger.create(tmp_path / "ledger.db", MACHINE)
     ledger = Ledger.open(tmp_path / "ledger.db", MACHINE)
     out, in_ = KeyMaterial(b"o" * 16, b"salt"), KeyMaterial(b"i" * 16, b"salt")
-    (lease,), (floor,) = ledger.begin(
+    (lease,), (received,) = ledger.begin(
         [LeaseRequest(out, 10, 2**32 - 1, None, 1000)], [FloorRequest(in_, None, 50)]
     )
-    assert (lease, floor) == (Lease(1001, 1011), 50)
+    assert (lease, received.floor) == (Lease(1001, 1011), 50)
     ledger.close()
     ledger = Ledger.open(tmp_path / "ledger.db", MACHINE)
-    (lease,), (floor,) = ledger.begin(
+    (lease,), (received,) = ledger.begin(
         [LeaseRequest(out, 10, 2**32 - 1, None, 1000)], [FloorRequest(in_, None, 20)]
     )
-    assert (lease, floor) == (Lease(1011, 1021), 50), "neither goes back"
+    assert (lease, received.floor) == (Lease(1011, 1021), 50), "neither goes back"

@@ -1,7 +1,7 @@
 //! Security associations and the state of one that all workers share (RFC 4301 4.4.2.1).
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use zeroize::Zeroizing;
@@ -88,7 +88,7 @@ pub struct SaSpec {
     pub encapsulation: Encapsulation,
     /// The outer address on this side.
     pub local: IpAddr,
-    /// The outer address of the peer.
+    /// The outer address of the peer; unspecified if it may be anywhere.
     pub remote: IpAddr,
     /// The peer's UDP port.
     pub remote_port: u16,
@@ -109,6 +109,19 @@ impl SaSpec {
     #[must_use]
     pub const fn last_seq(&self) -> u64 {
         if self.esn { u64::MAX } else { u32::MAX as u64 }
+    }
+
+    /// True if the peer's newest packet tells where it is now (RFC 7296 2.23).
+    #[must_use]
+    pub fn follows_peer(&self) -> bool {
+        self.encapsulation == Encapsulation::Udp || self.remote.is_unspecified()
+    }
+
+    /// A peer's address as it is shown: a raw socket has no port.
+    #[must_use]
+    pub const fn shown(&self, peer: SocketAddr) -> SocketAddr {
+        let port = peer.port();
+        SocketAddr::new(peer.ip(), if port == 0 { self.remote_port } else { port })
     }
 
     /// True if the key is the same, and the suite that it is used with.

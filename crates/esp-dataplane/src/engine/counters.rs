@@ -94,7 +94,7 @@ pub(super) fn outbound_counters(entry: &OutboundEntry) -> SaCounters {
         counters: entry.tallies.sum(),
         seq: u128::from(entry.sa.seq.used()) + 1,
         lease_end: u128::from(entry.sa.seq.limit()) + 1,
-        peer: entry.peer.address(),
+        peer: entry.sa.spec.shown(entry.peer.address()),
     }
 }
 
@@ -103,6 +103,6 @@ pub(super) fn inbound_counters(entry: &InboundEntry) -> SaCounters {
         counters: entry.tallies.sum(),
         seq: entry.sa.window.highest().into(),
         lease_end: 0,
-        peer: entry.peer.address(),
+        peer: entry.sa.spec.shown(entry.peer.address()),
     }
 }

@@ -10,6 +10,6 @@ mod status;
 
 pub use counters::SaCounters;
 pub use lifecycle::Engine;
-pub use sad_change::{Refused, SadChange};
+pub use sad_change::{Numbers, Refused, SadChange};
 pub use settings::{MAX_WORKERS, Offloads, Settings};
 pub use status::OffloadStatus;

@@ -14,6 +14,7 @@ use crate::events::Event;
 use crate::peers::Peers;
 use crate::tables::{InboundEntry, OutboundEntry, Tables};
 use crate::tallies::Tallies;
+use crate::watched::Watched;
 
 /// An SA that can't be installed, with the reason.
 #[derive(Debug)]
@@ -37,12 +38,23 @@ impl std::error::Error for Refused {}
 pub struct SadChange {
     /// New outbound SAs, which begin at the first number of their lease.
     pub outbound: Vec<(SaSpec, Lease)>,
-    /// New inbound SAs, whose windows treat every number up to the given one as seen.
-    pub inbound: Vec<(SaSpec, u64)>,
+    /// New inbound SAs, each with the numbers that it begins with.
+    pub inbound: Vec<(SaSpec, Numbers)>,
     /// Outbound SAs by their present names, and what they become.
     pub replaced_outbound: Vec<(Arc<str>, SaSpec)>,
     /// Inbound SAs by their present names, and what they become.
     pub replaced_inbound: Vec<(Arc<str>, SaSpec)>,
+}
+
+/// The numbers that an inbound SA begins with.
+#[derive(Clone, Copy, Debug)]
+pub struct Numbers {
+    /// The window treats every number up to this one as seen.
+    pub highest_seq: u64,
+    /// Numbers up to this one never tell where the peer is.
+    pub fence: u64,
+    /// The first number above this one is reported.
+    pub notice_at: u64,
 }
 
 type Verdict<T> = std::result::Result<T, Refused>;
@@ -79,8 +91,8 @@ impl Engine {
         for (spec, lease) in wanted.outbound {
             next.add_outbound(self.outbound(spec, lease, &mut peers)?)?;
         }
-        for (spec, highest_seq) in wanted.inbound {
-            next.add_inbound(self.inbound(spec, highest_seq, &mut peers)?)?;
+        for (spec, numbers) in wanted.inbound {
+            next.add_inbound(self.inbound(spec, numbers, &mut peers)?)?;
         }
         self.publish(next).map_err(|why| Refused {
             sa: Arc::from(""),
@@ -148,14 +160,16 @@ impl Engine {
         })
     }
 
-    fn inbound(&self, spec: SaSpec, highest_seq: u64, peers: &mut Peers) -> Verdict<InboundEntry> {
+    fn inbound(&self, spec: SaSpec, numbers: Numbers, peers: &mut Peers) -> Verdict<InboundEntry> {
         self.check_aead(&spec)?;
         let peer = peers.place(&spec);
         Ok(InboundEntry {
-            sa: InboundSa::new(spec, highest_seq),
+            follows: spec.follows_peer(),
+            watched: Arc::new(Watched::new(numbers.fence, numbers.notice_at)),
+            sa: InboundSa::new(spec, numbers.highest_seq),
             peer,
             heard: Arc::default(),
-            reported_floor: AtomicU64::new(highest_seq),
+            reported_floor: AtomicU64::new(numbers.highest_seq),
             tallies: Arc::new(Tallies::new(self.workers())),
         })
     }
@@ -201,6 +215,8 @@ fn continued_inbound(former: &Arc<InboundEntry>, spec: SaSpec, peers: &mut Peers
             Arc::default()
         },
         peer,
+        follows: spec.follows_peer(),
+        watched: Arc::clone(&former.watched),
         sa: former.sa.continued(spec),
         reported_floor: AtomicU64::new(former.reported_floor.load(Ordering::Relaxed)),
         tallies: Arc::clone(&former.tallies),
@@ -216,6 +232,8 @@ fn settled(entry: &InboundEntry) -> Arc<InboundEntry> {
         },
         peer: Arc::clone(&entry.peer),
         heard: Arc::clone(&entry.heard),
+        follows: entry.follows,
+        watched: Arc::clone(&entry.watched),
         reported_floor: AtomicU64::new(entry.reported_floor.load(Ordering::Relaxed)),
         tallies: Arc::clone(&entry.tallies),
     })

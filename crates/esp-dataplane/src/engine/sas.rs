@@ -1,8 +1,10 @@
 //! The policies and the installed SAs, as the control plane changes them.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
+use esp_core::esp::sa::Encapsulation;
 use esp_core::esp::seq::Lease;
 use esp_core::policy::spd::{Policy, Spd};
 use esp_linux::{Error, Result};
@@ -75,6 +77,29 @@ impl Engine {
             .seq
             .extend(lease)
             .map_err(|_| Error::Argument("the lease goes back"))
+    }
+
+    /// Reports the next number of each of these inbound SAs above the given one; nothing without
+    /// the SA.
+    pub fn watch_numbers(&self, notices: &HashMap<String, u64>) {
+        for entry in self.shared.tables.load().inbound.values() {
+            if let Some(&notice_at) = notices.get(&*entry.sa.spec.name) {
+                entry.watched.watch(notice_at);
+            }
+        }
+    }
+
+    /// Sends to this address until the peer of an SA is heard, unless its address is known; nothing
+    /// without the SA. The port is that of ESP in UDP.
+    pub fn place_peer(&self, name: &str, address: SocketAddr) {
+        let tables = self.shared.tables.load();
+        for (spec, peer) in tables.peers().filter(|(spec, _)| &*spec.name == name) {
+            let port = match spec.encapsulation {
+                Encapsulation::Udp => address.port(),
+                Encapsulation::None => 0,
+            };
+            peer.place(SocketAddr::new(address.ip(), port));
+        }
     }
 
     /// Sends a NAT keepalive for an outbound SA.

@@ -12,7 +12,6 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
 
 use esp_core::DropReason;
 use esp_core::esp::aead::{Aead, BatchAead, MAX_ANNOUNCED};
@@ -27,6 +26,7 @@ use esp_linux::tun::{TunFeatures, TunQueue};
 use esp_linux::{RecvArena, RecvMeta, Result};
 
 use super::carried::CarriedFragments;
+use super::newest::take_newest;
 use super::turn::Turn;
 use super::writing::write;
 use crate::events::Event;
@@ -442,8 +442,8 @@ impl Delivery {
         let newest = window.commit(seq)?;
         // Only the newest packet counts: an old one, delayed or resent, must not turn replies away.
         // The content of an authentic packet decides nothing about where it came from.
-        if newest && outer.in_udp && !entry.peer.is_at(outer.src, &entry.heard) {
-            follow(entry, outer.src, &self.shared);
+        if newest {
+            take_newest(entry, seq, outer.src, &self.shared);
         }
         let opened = read_trailer(text)?;
         let spec = &entry.sa.spec;
@@ -482,11 +482,4 @@ impl Delivery {
 fn part<'a>(buffers: &'a Slots, index: usize, range: &Range<usize>) -> &'a [u8] {
     let buffer = buffers.get(index).unwrap_or_default();
     buffer.get(range.clone()).unwrap_or_default()
-}
-
-fn follow(entry: &InboundEntry, src: SocketAddr, shared: &Shared) {
-    if entry.peer.follow(src, &entry.heard, Instant::now()) {
-        let name = Arc::clone(&entry.sa.spec.name);
-        shared.events.push(Event::PeerAddressChanged(name, src));
-    }
 }

@@ -30,6 +30,9 @@ const DUMMY: Shape = Shape {
 impl OutboundPath {
     /// Sends a NAT keepalive (RFC 3948 2.3); a failure is ignored.
     pub fn keepalive(&mut self, outer: OuterSocket, peer: SocketAddr, sockets: &Sockets) {
+        if peer.ip().is_unspecified() {
+            return;
+        }
         let own = self.own.of(outer, peer.ip());
         if let Some(socket) = own.or_else(|| sockets.get(&outer).map(Arc::as_ref)) {
             let _ = self.sender.keepalive(socket, peer, &NAT_KEEPALIVE);
@@ -45,6 +48,9 @@ impl OutboundPath {
         let Some(index) = self.targets.named(sa) else {
             return Ok(());
         };
+        if self.targets[index].entry.peer.is_nowhere() {
+            return Ok(());
+        }
         if let Err(reason) = self.send_dummy(index, sockets)? {
             let tally = self.targets[index].entry.tallies.of(self.worker);
             tally.dropped(reason, 1);

@@ -8,6 +8,7 @@ mod full_sockets;
 mod inbound;
 mod keepalives;
 mod mailbox;
+mod newest;
 mod outbound;
 mod own_sockets;
 mod sealing;

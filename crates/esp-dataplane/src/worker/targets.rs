@@ -100,7 +100,10 @@ impl Targets {
             None => self.look_up(&inner, spread),
         };
         if let Some(key) = key {
-            self.flows.insert(key, target);
+            // Not known for long: the peer's next packet tells where it is.
+            if target != Err(DropReason::NoPeer) {
+                self.flows.insert(key, target);
+            }
         }
         if target == Err(DropReason::NoPolicy) {
             return self.of_answered(packet, &inner, key);
@@ -158,6 +161,9 @@ impl Targets {
         // While a reload replaces SAs, an old policy may name a new SA that leads to another peer.
         if !entry.sa.carries(inner) {
             return Err(DropReason::SelectorMismatch);
+        }
+        if entry.peer.is_nowhere() {
+            return Err(DropReason::NoPeer);
         }
         self.slot_of(entry).ok_or(DropReason::NoSa)
     }

@@ -1,0 +1,112 @@
+"""Where the peers are: those that moved, and where those of `remote: any` were last.
+
+The last address of such a peer is kept in a file, so that after a restart the gateway can send
+before it hears the peer. It is no more than that: only a packet that is newer than all that were
+ever received moves a peer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+
+from esp_gw import files
+from esp_gw.daemon.peer_log import PeerLog
+from esp_gw.desired import Desired
+from esp_gw.engine.base import Engine, SaCounters
+from esp_gw.logs import log
+from esp_gw.model import IPAddress, Sa
+
+PEERS_NAME = "peers.json"
+INTERVAL = 10.0
+"""Seconds between two writes of the addresses, at least."""
+MAX_PEERS_LEN = 1 << 22
+
+Place = tuple[IPAddress, int]
+
+
+class Peers:
+    """The present and the last addresses of peers; those of `any` are kept in the file `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._log = PeerLog()
+        self._last = _read(path)
+        self._wanted: set[str] = set()
+        self._is_new = asyncio.Event()
+        self.have_moved = False
+        """True if a peer has been at another address than the configured one."""
+
+    def follow(self, sa: Sa, address: IPAddress, port: int, now: float) -> None:
+        """Take note of the new address of an SA's peer; `now` is in seconds."""
+        self.have_moved = True
+        self._log.moved(sa, address, port, now)
+        if sa.learns_peer:
+            self._last |= dict.fromkeys(_names(sa), (address, port))
+            self._is_new.set()
+
+    def place(self, engine: Engine, sas: Mapping[str, Sa]) -> None:
+        """Let the engine send to where the peers of these SAs were last, if they are unknown."""
+        learning = {name: sa for name, sa in sas.items() if sa.learns_peer}
+        self._wanted = {bond for sa in learning.values() for bond in _names(sa)}
+        for name, sa in learning.items():
+            known = [self._last[bond] for bond in _names(sa) if bond in self._last]
+            if known:
+                self.have_moved = True
+                engine.place_peer(name, *known[0])
+
+    def placed(self, desired: Desired, there: Mapping[str, SaCounters]) -> Desired:
+        """Return the desired state with the current addresses of peers that moved."""
+        sas = tuple(
+            replace(sa, remote=there[sa.name].remote) if sa.name in there else sa
+            for sa in desired.sas
+        )
+        return replace(desired, sas=sas)
+
+    async def step(self) -> None:
+        """Write the addresses once there are new ones, and pause."""
+        await self._is_new.wait()
+        await self.keep()
+        await asyncio.sleep(INTERVAL)
+
+    async def keep(self) -> None:
+        """Write the addresses if there are new ones."""
+        if not self._is_new.is_set():
+            return
+        self._is_new.clear()
+        self._last = {name: at for name, at in self._last.items() if name in self._wanted}
+        content = {name: [str(address), port] for name, (address, port) in self._last.items()}
+        try:
+            await asyncio.to_thread(files.replace, self._path, json.dumps(content).encode() + b"\n")
+        except OSError as error:
+            # Without the file a restart waits for the peers.
+            log.warning("the peers' addresses can't be kept", reason=error.strerror)
+
+
+def _names(sa: Sa) -> list[str]:
+    """Return the names under which the address of an SA's peer is kept, as the engines share it."""
+    if sa.tunnel is not None:
+        return [f"tunnel {sa.tunnel}"]
+    return [f"sa {name}" for name in (sa.name, sa.pair) if name is not None]
+
+
+def _read(path: Path) -> dict[str, Place]:
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
+        with files.open_regular(path) as (fd, _):
+            document = json.loads(files.read_bounded(fd, MAX_PEERS_LEN))
+        return {
+            str(name): (ip_address(str(address)), _port(port))
+            for name, (address, port) in document.items()
+        }
+    return {}
+
+
+def _port(port: object) -> int:
+    if not isinstance(port, int) or not 0 < port < 1 << 16:
+        raise ValueError("not a port")
+    return port
