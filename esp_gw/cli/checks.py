@@ -14,6 +14,8 @@ from esp_gw.desired import Desired
 from esp_gw.errors import ConfigError, NetworkError, Problem
 from esp_gw.network.surroundings import ALLOW, resolvers_behind
 
+_NAMED = 5
+
 
 def check_file(path: Path) -> dict[str, Any]:
     """Return the outcome as a JSON object: `problems`, or sizes and warnings, and `as` whom.
@@ -41,10 +43,26 @@ def check_file(path: Path) -> dict[str, Any]:
         "policies": len(desired.policies),
         "warnings": [
             *around,
+            *_one_sided(desired),
             *desired.warnings,
             *advice(desired.settings).hints(desired.tunnels),
         ],
     }
+
+
+def _one_sided(desired: Desired) -> list[str]:
+    """Return a warning for tunnels that wait for their peers: what they need of the other end."""
+    waiting = [tunnel for tunnel in desired.tunnels if tunnel.learns_peer]
+    if not waiting:
+        return []
+    names, ours = (
+        ", ".join(sorted({str(each) for each in found})[:_NAMED])
+        for found in ([tunnel.name for tunnel in waiting], [tunnel.local for tunnel in waiting])
+    )
+    return [
+        f"remote: any ({names}): nothing is sent before the other end has sent to {ours}; it needs "
+        "this address or a name of it, for with any at both ends none finds the other"
+    ]
 
 
 def _around(path: Path, desired: Desired) -> tuple[list[str], list[Problem]]:

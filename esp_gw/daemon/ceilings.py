@@ -21,8 +21,10 @@ SLOW_AHEAD, SLOW_MARGIN = 1200.0, 2400
 many numbers."""
 BUSY_MARGIN = 2**14
 """Numbers that a ceiling is ahead after traffic has run into the former one."""
-BUSY = MIN_MARGIN / 10
+BUSY = 16.0
 """Packets a second of more than keepalives."""
+_LEAST_TIME = 1.0
+"""Seconds over which a rate is measured, at least: one early packet is no burst."""
 EXCESS = 2 * SLOW_MARGIN
 """Numbers beyond which a ceiling is lowered when the traffic has ended.
 
@@ -35,13 +37,14 @@ class Ceiling:
     """The ceiling of one key.
 
     Numbers up to `fence` may have been received before this process. `value` is the last ceiling
-    that was given to the ledger, `margin` how far it was ahead. `seen` is the highest number at the
-    time `at`, `rate` the packets a second before it.
+    that was given to the ledger, `margin` how far it was ahead of the highest number `seen`. `rate`
+    is the packets a second since the time `at`, when `counted` was the highest number.
     """
 
     fence: int
     value: int
     seen: int
+    counted: int
     at: float
     margin: int = MIN_MARGIN
     rate: float = 0.0
@@ -51,18 +54,23 @@ class Ceiling:
     @classmethod
     def begun(cls, numbers: Reception, now: float) -> Ceiling:
         """Return the ceiling of a key that this process begins to receive."""
-        return cls(numbers.fence, numbers.ceiling, numbers.floor, now)
+        return cls(numbers.fence, numbers.ceiling, numbers.floor, numbers.floor, now)
 
     @property
     def notice_at(self) -> int:
         """The number above which the next ceiling has to be written."""
         return max(self.value - self.margin // 2, 0)
 
-    def count(self, highest: int, now: float, since: float) -> None:
+    def reach(self, highest: int, now: float, since: float) -> None:
         """Take the highest number at `now`; none has come from `at` to `since`."""
-        elapsed = max(now - max(self.at, since), 0.001)
-        self.rate = max(highest - self.seen, 0) / elapsed
-        self.seen, self.at = max(highest, self.seen), now
+        self.seen = max(highest, self.seen)
+        elapsed = max(now - max(self.at, since), _LEAST_TIME)
+        self.rate = (self.seen - self.counted) / elapsed
+
+    def count(self, highest: int, now: float, since: float) -> None:
+        """Take the highest number as `reach` does, and measure the next rate from here."""
+        self.reach(highest, now, since)
+        self.counted, self.at = self.seen, now
 
     def choose(self, least: int = 0) -> int:
         """Choose the next ceiling, `least` or more ahead of what was received, and return it."""
@@ -143,5 +151,5 @@ class Ceilings:
     def reach(self, key: KeyMaterial, highest: int, now: float) -> int:
         """Return the next ceiling of a key whose numbers near the present one."""
         known = self._known[key]
-        known.count(highest, now, self._counted_at)
+        known.reach(highest, now, self._counted_at)
         return known.choose(BUSY_MARGIN if known.rate > BUSY else 0)

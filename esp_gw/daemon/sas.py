@@ -266,6 +266,7 @@ class InstalledSas:
         """
         advanced = self._engine.advanced_replay_floors()
         if not advanced and not self._floors and not self._ceilings.is_moving:
+            self._ceilings.count({}, now)
             return
         # Counted before the floors are read: a packet that is in a floor and not in the counters
         # yet is in those of the next call.

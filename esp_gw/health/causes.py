@@ -283,6 +283,14 @@ def _silent(tracker: Tracker, ends: Ends, observed: Observations, now: float) ->
     through = "ESP (protocol 50)"
     if ends.encapsulation is Encapsulation.UDP:
         through = f"UDP port {ends.remote_port}"
+    if ends.remote.is_unspecified:
+        yield Cause(
+            Kind.SILENT,
+            "its peer may be anywhere, and nothing authentic has come from it yet: the other end "
+            f"has to send first, to {ends.local}; with 'remote: any' at both ends none finds the "
+            "other",
+        )
+        return
     if not tracker.heard and _is_private(ends.local) and not _is_private(ends.remote):
         yield Cause(
             Kind.BOTH_BEHIND_NAT,

@@ -56,6 +56,15 @@ def test_a_sound_pair_has_no_conflict() -> None:
     assert find_conflicts([], []) == []
 
 
+def test_two_peers_that_may_be_anywhere_may_choose_one_spi_and_not_share_ours() -> None:
+    anywhere = replace(OUT, remote=ip_address("0.0.0.0"))
+    other = replace(anywhere, name="c/out", keymat=keymat(3))
+    assert find_conflicts([anywhere, other], []) == []
+    ours = replace(IN, remote=anywhere.remote)
+    conflict = only(find_conflicts([ours, replace(ours, name="c/in", keymat=keymat(4))], []))
+    assert "every inbound SA needs its own" in conflict.message
+
+
 def test_one_spi_in_both_directions_is_fine() -> None:
     assert find_conflicts([OUT, replace(IN, spi=OUT.spi)], [PROTECT]) == []
 
