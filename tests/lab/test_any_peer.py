@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tests.support.labtools import (
     send_frames,
     tunnel,
     until,
+    write_key,
 )
 
 SHAPES = [(way, version) for way in Encapsulation for version in (4, 6)]
@@ -233,14 +235,11 @@ def test_two_peers_that_may_be_anywhere_are_told_apart_by_their_spis(make_pair: 
     pair = any_pair(make_pair, Encapsulation.UDP, 4)
 
     def add_another(config: dict[str, Any]) -> None:
-        other = dict(tunnel(config))
-        keys = pair.b.folder
+        other = deepcopy(tunnel(config))
         other |= {"remote_ts": "10.3.0.0/24"}
-        for number, half in enumerate(("outbound", "inbound")):
-            path = keys / f"other-{number}.key"
-            path.write_text(f"{number + 1:02x}" * 36)
-            path.chmod(0o600)
-            spi = 0x7001 if half == "inbound" else tunnel(config)["outbound"]["spi"]
+        spis = {"outbound": tunnel(config)["outbound"]["spi"], "inbound": 0x7001}
+        for half, spi in spis.items():
+            path = write_key(pair.b.folder / f"other-{half}.key")
             other[half] = {"spi": spi, "key": {"file": str(path)}}
         config["tunnels"]["other"] = other
 
