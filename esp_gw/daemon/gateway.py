@@ -381,7 +381,8 @@ class Gateway:
                     self._sockets = sockets
                 case InstallSa():
                     await self._sas.install(_of(InstallSa, run), ready, _now())
-                    self.peers.place(self.engine, self._sas.sas)
+                    if not self.peers.place(self.engine, self._sas.sas) <= self._remotes:
+                        self._watch.wake()
                 case RemoveSa():
                     await self._sas.remove([each.name for each in _of(RemoveSa, run)], ready)
                 case RetireSa():

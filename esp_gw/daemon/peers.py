@@ -50,15 +50,21 @@ class Peers:
             self._last |= dict.fromkeys(_names(sa), (address, port))
             self._is_new.set()
 
-    def place(self, engine: Engine, sas: Mapping[str, Sa]) -> None:
-        """Let the engine send to where the peers of these SAs were last, if they are unknown."""
+    def place(self, engine: Engine, sas: Mapping[str, Sa]) -> frozenset[IPAddress]:
+        """Let the engine send to where the peers of these SAs were last, if they are unknown.
+
+        Returns these addresses.
+        """
         learning = {name: sa for name, sa in sas.items() if sa.learns_peer}
         self._wanted = {bond for sa in learning.values() for bond in _names(sa)}
+        places = set()
         for name, sa in learning.items():
             known = [self._last[bond] for bond in _names(sa) if bond in self._last]
             if known:
                 self.have_moved = True
                 engine.place_peer(name, *known[0])
+                places.add(known[0][0])
+        return frozenset(places)
 
     def placed(self, desired: Desired, there: Mapping[str, SaCounters]) -> Desired:
         """Return the desired state with the current addresses of peers that moved."""

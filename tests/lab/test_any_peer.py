@@ -15,18 +15,21 @@ from scapy.packet import Packet, Raw
 from esp_gw.demo.gateways import LabGateway
 from esp_gw.demo.netns import add_address
 from esp_gw.demo.pair import GatewayPair
-from esp_gw.model import Encapsulation
+from esp_gw.model import DEFAULT_SUITE, Encapsulation
+from tests.support.builders import make_sa
 from tests.support.labtools import (
     MakePair,
     StartCapture,
     drops,
     edit,
+    forge,
     frames,
     mac,
     ping,
     sas,
     send_frames,
     tunnel,
+    udp_frame,
     until,
     write_key,
 )
@@ -228,6 +231,47 @@ def test_a_followed_peer_of_an_ordinary_tunnel_is_not_moved_by_a_replay_after_a_
     )
     assert where(pair.b) == str(pair.plan.outer[0])
     assert answers(pair, 1) == 1
+
+
+def test_sas_of_the_command_line_learn_their_peer_and_know_it_again(make_pair: MakePair) -> None:
+    pair = make_pair()
+    pair.start()
+    common = {
+        "mode": "tunnel",
+        "local": "192.0.2.2",
+        "remote": "any",
+        "local_ts": "10.2.0.0/24",
+        "remote_ts": "10.9.0.0/24",
+    }
+    key = make_sa(spi=0x9001, suite=DEFAULT_SUITE)
+    ways = {"x-in": ("inbound", 0x9001, "x-out"), "x-out": ("outbound", 0x9002, "x-in")}
+
+    def add() -> None:
+        for name, (direction, spi, other) in ways.items():
+            keymat = make_sa(spi=spi, suite=DEFAULT_SUITE).keymat.to_bytes().hex()
+            fields = {"direction": direction, "spi": spi, "key": keymat, "pair": other}
+            pair.b.call("AddSa", name=name, **fields, **common)
+
+    add()
+    assert {sas(pair.b)[name]["remote"] for name in ways} == {"any"}
+    inner = IP(src="10.9.0.1", dst="10.2.0.1") / UDP(dport=9)
+    frame = udp_frame(
+        *(pair.a.namespace, pair.b.namespace, forge(key, 1, inner)), src=ATTACKER[4], sport=5555
+    )
+    send_frames(pair.a.namespace, [frame])
+    until(lambda: sas(pair.b)["x-out"]["remote"] == ATTACKER[4], "the pair follows")
+    assert sas(pair.b)["x-out"]["remote_port"] == 5555
+    pair.b.call("FlushSas")
+    add()
+    assert {sas(pair.b)[name]["remote"] for name in ways} == {ATTACKER[4]}
+    refused = pair.b.cli(
+        *("sa", "add", "y", "--direction", "inbound", "--spi", "0x9009", "--local", "auto"),
+        *("--remote", "any", "--local-ts", "10.2.0.0/24", "--remote-ts", "10.9.0.0/24"),
+        *("--key-file", str(write_key(pair.b.folder / "y.key"))),
+        check=False,
+    )
+    assert refused.returncode != 0
+    assert "any needs a written local address" in refused.stderr
 
 
 @pytest.mark.either_engine

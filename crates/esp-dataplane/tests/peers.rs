@@ -33,6 +33,25 @@ fn a_peer_is_where_it_is_configured_until_any_sa_hears_from_elsewhere() {
 }
 
 #[test]
+fn a_peer_that_may_be_anywhere_is_nowhere_until_it_is_heard_or_was_somewhere_last() {
+    let nowhere = || Peer::new(SocketAddr::from(([0, 0, 0, 0], 4500)));
+    let (now, heard) = (Instant::now(), Heard::default());
+    let peer = nowhere();
+    assert!(peer.is_nowhere());
+    peer.place(SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 4500)));
+    assert!(peer.is_nowhere(), "of the other IP version");
+    peer.place(at(1));
+    assert!(!peer.is_nowhere() && peer.address() == at(1));
+    // A place from before is no more than that: the first packet from elsewhere moves the peer.
+    assert!(hear(&peer, &heard, at(2), now));
+    peer.place(at(1));
+    assert_eq!(peer.address(), at(2));
+    let unheard = nowhere();
+    assert!(hear(&unheard, &Heard::default(), at(3), now));
+    assert_eq!(unheard.address(), at(3));
+}
+
+#[test]
 fn a_late_packet_of_a_quiet_sa_does_not_turn_the_tunnel_back() {
     let (peer, start) = (Peer::new(at(1)), Instant::now());
     let (busy, quiet, silent) = (Heard::default(), Heard::default(), Heard::default());
