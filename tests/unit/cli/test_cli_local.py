@@ -157,6 +157,19 @@ def test_init_chooses_the_suite_for_boards_that_are_known(
     assert "suite: aes256gcm16. The default.\n" in out
 
 
+def test_check_says_what_a_peer_that_may_be_anywhere_needs(tmp_path: Path, capsys: Capture) -> None:
+    run(capsys, *INIT, "--out", str(tmp_path))
+    file = tmp_path / "pi-a" / "gateway.yaml"
+    text = file.read_text()
+    remote = next(line for line in text.splitlines() if line.strip().startswith("remote:"))
+    file.write_text(text.replace(remote, "    remote: any"))
+    (entry,) = json.loads(run(capsys, "check", "--json", str(file)))["files"]
+    assert entry["ok"]
+    (warning,) = [each for each in entry["warnings"] if "any" in each]
+    assert warning.startswith("remote: any (pi-b): nothing is sent before the other end has sent")
+    assert "any at both ends" in warning
+
+
 def test_check_hints_at_a_faster_suite_and_finds_nothing_wrong(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from tests.support.fakes import FakeEngine
 from tests.support.virtual_time import run_virtually
 
 NOWHERE = ip_address("0.0.0.0")
-ONE, TWO, SIX = (ip_address(text) for text in ("192.0.2.7", "192.0.2.8", "2001:db8::7"))
+ONE, TWO = (ip_address(text) for text in ("192.0.2.7", "192.0.2.8"))
 IN = replace(make_sa("t/in", Direction.INBOUND, 0x2001), remote=NOWHERE, tunnel="t")
 OUT = replace(make_sa("t/out", Direction.OUTBOUND, 0x2002), remote=NOWHERE, tunnel="t")
 FIXED = make_sa("u/in", Direction.INBOUND, 0x2003)

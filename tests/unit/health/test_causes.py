@@ -195,6 +195,16 @@ def test_a_peer_that_should_send_keepalives_and_does_not_is_down() -> None:
     assert (life.state, life.kinds) == ("up", [])
 
 
+def test_a_peer_that_may_be_anywhere_and_never_came_has_to_send_first() -> None:
+    life = TunnelLife(liveness=10, remote=ip_address("0.0.0.0"))
+    life.second(seconds=29)
+    assert (life.state, life.kinds) == ("quiet", [])
+    life.second(seconds=2)
+    assert (life.state, life.kinds) == ("down", [Kind.SILENT])
+    assert f"has to send first, to {OUT.local}" in life.text
+    assert "0.0.0.0" not in life.text
+
+
 def test_a_peer_heard_to_send_keepalives_is_down_without_them() -> None:
     life = TunnelLife()
     for _ in range(5):
