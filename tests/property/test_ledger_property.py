@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from esp_gw.errors import KeyReuseError
-from esp_gw.ledger.ledger import Ledger, Role
-from esp_gw.model import KeyMaterial, Lease
+from esp_gw.ledger.ledger import MIN_MARGIN, FloorRequest, Ledger, Role
+from esp_gw.model import KeyMaterial, Lease, Reception
 from tests.support.ledgers import MACHINE
 
 KEYS = [KeyMaterial(bytes([number]) * 32, b"salt") for number in range(3)]
@@ -25,7 +25,7 @@ fractions = st.sampled_from([0, 0.1, 0.25, 0.5, 0.75, 1])
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """The model: each key's role, its next or highest number, and its newest lease.
+    """The model: each key's role, its next or highest number, its ceiling, and its newest lease.
 
     `spent` is the independent check: the last number that may have been sent on the wire.
     """
@@ -37,6 +37,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.roles: dict[int, Role] = {}
         self.next: dict[int, int] = {}
         self.highest: dict[int, int] = {}
+        self.ceilings: dict[int, int] = {}
         self.spent: dict[int, int] = {}
         self.newest: dict[int, Lease] = {}
         self.joined: dict[int, Lease] = {}
@@ -101,8 +102,13 @@ class LedgerMachine(RuleBasedStateMachine):
             with pytest.raises(KeyReuseError):
                 self.ledger.replay_floor(KEYS[key])
             return
-        assert self.ledger.replay_floor(KEYS[key]) == self.highest.setdefault(key, 0)
+        _, (numbers,) = self.ledger.begin([], [FloorRequest(KEYS[key], None)])
+        floor = self.highest.setdefault(key, 0)
+        fence = max(floor, self.ceilings.get(key, 0))
+        ceiling = min(max(fence, floor + MIN_MARGIN), 2**64 - 1)
+        assert numbers == Reception(floor, fence, ceiling)
         self.roles[key] = Role.INBOUND
+        self.ceilings[key] = ceiling
 
     @rule(floors=st.lists(st.tuples(keys, st.integers(0, 2**64 - 1)), max_size=4))
     def store_floors(self, floors: list[tuple[int, int]]) -> None:
@@ -115,6 +121,19 @@ class LedgerMachine(RuleBasedStateMachine):
         for key, highest in floors:
             self.roles[key] = Role.INBOUND
             self.highest[key] = max(highest, self.highest.get(key, 0))
+            self.ceilings[key] = max(self.highest[key], self.ceilings.get(key, 0))
+
+    @rule(key=keys, ceiling=st.integers(0, 2**64))
+    def store_ceiling(self, key: int, ceiling: int) -> None:
+        if not self.allowed(key, Role.INBOUND):
+            with pytest.raises(KeyReuseError):
+                self.ledger.end([], [], [(KEYS[key], ceiling)])
+            return
+        self.ledger.end([], [], [(KEYS[key], ceiling)])
+        if key in self.roles or ceiling:
+            self.roles[key] = Role.INBOUND
+            floor = self.highest.setdefault(key, 0)
+            self.ceilings[key] = min(max(ceiling, floor), 2**64 - 1)
 
     @rule()
     def restart(self) -> None:
