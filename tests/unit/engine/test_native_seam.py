@@ -65,7 +65,7 @@ def test_an_sa_gives_nothing_back() -> None:
     sa = core_sa()
     outbound = core.OutboundSa(sa, core.Lease(1, 2))
     replaced = core.ReplacedSa("to-b", core.Direction.OUTBOUND, sa)
-    for value in (sa, outbound, core.InboundSa(sa, 0), replaced):
+    for value in (sa, outbound, core.InboundSa(sa, 0, 0, 9), replaced):
         assert {name for name in dir(value) if not name.startswith("__")} == set()
         assert repr(value) == object.__repr__(value)
         assert gc.get_referents(value) in ([], [type(value)])
