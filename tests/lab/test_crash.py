@@ -5,6 +5,7 @@ So does one that ends by itself because its data plane failed.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -14,9 +15,12 @@ from esp_gw.demo.netns import Namespace, end
 from esp_gw.demo.pair import GatewayPair
 from esp_gw.demo.tap import Tap
 from esp_gw.demo.traffic import iperf_server
+from esp_gw.ledger.identity import machine_identity
+from esp_gw.ledger.ledger import FloorRequest, Ledger
 from tests.support.labtools import (
     MakePair,
     StartCapture,
+    configured_sa,
     esp_packets,
     guard,
     network,
@@ -113,6 +117,25 @@ def test_packets_accepted_before_the_last_floor_are_refused_after_a_kill(
     pair.b.start()
     (sa,) = [sa for sa in pair.b.ask("sa", "list")["sas"] if sa["name"] == name]
     assert sa["seq"] >= 10
+
+
+def test_a_kill_under_load_leaves_a_ceiling_above_all_that_was_received(
+    make_pair: MakePair, capture: StartCapture
+) -> None:
+    pair = make_pair()
+    pair.start()
+    target = pair.plan.inner(1)
+    into = configured_sa(pair.b, "pi-a/in")
+    wire = capture(pair.b.namespace)
+    with iperf_server(pair.b.namespace, target):
+        client = pair.a.namespace.start("iperf3", "-c", target, "-t", "30")
+        until(lambda: pair.b.call("GetStats")["packets_in"] > 30_000, "traffic flows", 30)
+        pair.b.kill()
+        end(client)
+    numbers = [packet.seq_lo for packet in esp_packets(wire.stop()) if packet.spi == into.spi]
+    with contextlib.closing(Ledger.open(pair.b.folder / "ledger.db", machine_identity())) as ledger:
+        _, (received,) = ledger.begin([], [FloorRequest(into.keymat, None)])
+    assert received.floor < max(numbers) <= received.fence
 
 
 def test_a_clean_restart_wastes_no_sequence_numbers(
