@@ -202,7 +202,8 @@ class OutboundSa:
 class InboundSa:
     """An inbound SA whose window treats every number up to `highest_seq` as seen.
 
-    Numbers up to `fence` never tell where the peer is; the first above `notice_at` is reported.
+    Numbers up to `fence` don't tell where a peer is that may be anywhere; the first above
+    `notice_at` is reported.
     """
 
     def __new__(cls, sa: Sa, highest_seq: int, fence: int, notice_at: int) -> InboundSa: ...

@@ -163,10 +163,7 @@ class InstalledSas:
                 else:
                     floor = max(entry.numbers.floor, self._highest(change))
                     ceiling = self._ceilings.begin(entry.sa.keymat, entry.numbers, now)
-                    # A peer with an address is followed at once: behind a NAT whose mapping changed
-                    # it would be lost for as long as its numbers take to pass the ceiling.
-                    fence = ceiling.fence if entry.sa.learns_peer else 0
-                    self._engine.install_inbound(entry.sa, floor, fence, ceiling.notice_at)
+                    self._engine.install_inbound(entry.sa, floor, ceiling.fence, ceiling.notice_at)
         moved = {c.name: self._installed.pop(c.moves) for c in changes if c.moves is not None}
         retired = self._retire(retiring, {name: name for name in retiring}, now)
         for change in changes:

@@ -252,7 +252,9 @@ class Engine(Protocol):
     ) -> None:
         """Add an inbound SA whose window treats every number up to `highest_seq` as seen.
 
-        Numbers up to `fence` never tell where the peer is: they may be replays from before a crash.
+        Numbers up to `fence`, which may be replays from before a crash, don't tell where a peer is
+        that may be anywhere. A peer with an address is followed at once: behind a NAT whose mapping
+        changed it would be lost for as long as its numbers take to pass the fence.
         `notice_at` is as in `watch_numbers`.
         """
 

@@ -11,7 +11,8 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// Numbers up to `fence` never tell where the peer is; the first above `notice_at` is reported.
+    /// Numbers up to `fence` don't tell where a peer is that may be anywhere; the first above
+    /// `notice_at` is reported.
     #[must_use]
     pub const fn new(fence: u64, notice_at: u64) -> Self {
         Self {

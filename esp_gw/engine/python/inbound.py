@@ -171,7 +171,7 @@ class InboundPath:
         peer = state.peer
         if address == peer.address:
             state.heard = peer.moves
-        elif seq <= state.fence or _is_nowhere(address):
+        elif (state.sa.learns_peer and seq <= state.fence) or _is_nowhere(address):
             # It may be a replay from before a crash; or no answer can reach it.
             return
         elif peer.follow(address, state.heard, self._loop.time()):

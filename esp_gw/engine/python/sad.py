@@ -109,7 +109,8 @@ class InboundState:
 
     `heard` is the value of `peer.moves` when it last received from the peer's current address.
     `reported_floor` is the highest sequence number reported to the control plane. Numbers up to
-    `fence` never tell where the peer is. The first one above `notice_at` is reported.
+    `fence` don't tell where a peer is that may be anywhere. The first one above `notice_at` is
+    reported.
     """
 
     __slots__ = (

@@ -111,10 +111,16 @@ impl SaSpec {
         if self.esn { u64::MAX } else { u32::MAX as u64 }
     }
 
+    /// True if the peer may be anywhere: its first authentic packet tells where.
+    #[must_use]
+    pub const fn learns_peer(&self) -> bool {
+        self.remote.is_unspecified()
+    }
+
     /// True if the peer's newest packet tells where it is now (RFC 7296 2.23).
     #[must_use]
     pub fn follows_peer(&self) -> bool {
-        self.encapsulation == Encapsulation::Udp || self.remote.is_unspecified()
+        self.encapsulation == Encapsulation::Udp || self.learns_peer()
     }
 
     /// A peer's address as it is shown: a raw socket has no port.

@@ -51,7 +51,7 @@ pub struct SadChange {
 pub struct Numbers {
     /// The window treats every number up to this one as seen.
     pub highest_seq: u64,
-    /// Numbers up to this one never tell where the peer is.
+    /// Numbers up to this one don't tell where a peer is that may be anywhere.
     pub fence: u64,
     /// The first number above this one is reported.
     pub notice_at: u64,

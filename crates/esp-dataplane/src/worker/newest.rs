@@ -28,10 +28,11 @@ fn report(entry: &InboundEntry, seq: u64, shared: &Shared) {
     }
 }
 
-/// Follows the peer, unless the packet may be a replay from before a crash, or no answer can reach
-/// its source.
+/// Follows the peer, unless no answer can reach the packet's source. A peer without an address of its
+/// own isn't followed by what may be a replay from before a crash.
 fn follow(entry: &InboundEntry, seq: u64, src: SocketAddr, shared: &Shared) {
-    if !entry.watched.is_new(seq) || src.ip().is_unspecified() {
+    let may_be_replayed = entry.sa.spec.learns_peer() && !entry.watched.is_new(seq);
+    if may_be_replayed || src.ip().is_unspecified() {
         return;
     }
     if entry.peer.follow(src, &entry.heard, Instant::now()) {

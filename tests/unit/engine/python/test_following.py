@@ -99,15 +99,29 @@ def test_no_packet_puts_a_peer_nowhere(version: int) -> None:
         assert gateways.b_in.peer.address == home
 
 
+@pytest.mark.parametrize("is_known", [False, True])
 @pytest.mark.parametrize("seq", [9, 10, 11])
-def test_numbers_up_to_the_fence_neither_teach_nor_move_a_peer(seq: int) -> None:
+def test_numbers_up_to_the_fence_neither_teach_nor_move_a_peer_that_may_be_anywhere(
+    seq: int, is_known: bool
+) -> None:
     with pair(V4, V6) as gateways:
-        gateways.b_in.fence = 10
-        home = gateways.b_in.peer.address
+        anywhere, _ = let_be_anywhere(gateways)
+        anywhere.fence = 10
+        if is_known:
+            anywhere.peer.place(ip_address("203.0.113.1"), 4501)
+        before = anywhere.peer.address
         dummy = seal(gateways.a_out.sa, seq, TEXTS[DropReason.DUMMY])
         gateways.b.receive(dummy, address=ELSEWHERE[4])
         assert gateways.b.drops_in() == {DropReason.DUMMY: 1}
-        assert gateways.b_in.peer.address == (ELSEWHERE[4] if seq > 10 else home)
+        assert anywhere.peer.address == (ELSEWHERE[4] if seq > 10 else before)
+
+
+def test_a_peer_with_an_address_is_followed_below_the_fence() -> None:
+    with pair(V4, V6) as gateways:
+        gateways.b_in.fence = 10
+        dummy = seal(gateways.a_out.sa, 9, TEXTS[DropReason.DUMMY])
+        gateways.b.receive(dummy, address=ELSEWHERE[4])
+        assert gateways.b_in.peer.address == ELSEWHERE[4]
 
 
 def test_the_passing_of_a_watched_number_is_reported_once() -> None:
