@@ -25,6 +25,7 @@ LONGEST = (
     "vm/test_blocked.py",
     "property/test_gateway_property.py",
     "lab/test_guard.py",
+    "lab/test_any_peer.py",
     "lab/test_full_sockets.py",
     "lab/test_standing_state.py",
     "lab/test_traffic.py",
