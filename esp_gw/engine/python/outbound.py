@@ -17,15 +17,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from esp_gw.engine.base import Event, HardExpired, LeaseLow, PathMtuChanged, SoftExpired
+from esp_gw.engine.base import Event, HardExpired, LeaseLow, SoftExpired
 from esp_gw.engine.python.drop import Drop
 from esp_gw.engine.python.fragments import Fragments, fragment_of
 from esp_gw.engine.python.icmp import answered
 from esp_gw.engine.python.reassembly import Reassembler
 from esp_gw.engine.python.sad import NEVER, OutboundState
 from esp_gw.engine.python.samples import Samples
-from esp_gw.engine.python.sockets import path_mtu
 from esp_gw.engine.python.spd import Spd
+from esp_gw.engine.python.too_big import TooBig
 from esp_gw.engine.python.wire import (
     Inner,
     address_key,
@@ -42,7 +42,6 @@ from esp_gw.protocol import (
     IPPROTO_IPV6,
     IPV4_HEADER_LEN,
     IPV6_HEADER_LEN,
-    MIN_IPV6_MTU,
     NO_NEXT_HEADER,
     ROUTING,
 )
@@ -60,9 +59,6 @@ MAX_FLOWS = 4096
 DUMMY_LEN = 4
 """Bytes of a dummy packet's payload (RFC 4303 2.6), all zero."""
 
-MTU_QUERY_INTERVAL = 0.2
-"""Minimum seconds between two path MTU queries of an SA, however many packets were too big."""
-
 Target = OutboundState | DropReason
 
 
@@ -73,7 +69,7 @@ class OutboundPath:
         self, tun: int, min_mtu: int, on_event: Callable[[Event], None], samples: Samples
     ) -> None:
         self._tun = tun
-        self._min_mtu = min_mtu
+        self._too_big = TooBig(tun, min_mtu, on_event)
         self._on_event = on_event
         self._samples = samples
         self._packet = memoryview(bytearray(MAX_PACKET + ROOM))
@@ -263,13 +259,10 @@ class OutboundPath:
             self._notice(state)
         dropped = state.outer.send(state, self._out[:size], end, tos, whole)
         if dropped is DropReason.TOO_BIG:
-            any_link = packet[0] >> 4 == 6 and end <= MIN_IPV6_MTU
-            if any_link or size + state.outer.headers <= self._min_mtu:
-                # IPv6 needs an MTU of 1280 (RFC 8200 5), and below min_mtu no report is believed:
-                # fragment the outer packet instead.
+            if self._too_big.is_fragmented(state, packet, end, size):
                 dropped = state.outer.send(state, self._out[:size], end, tos, True)
             else:
-                self._too_big(state)
+                self._too_big.refused(state, packet, end)
         if dropped is not None:
             raise Drop(dropped)
 
@@ -282,15 +275,6 @@ class OutboundPath:
             state.soft = NEVER
             self._on_event(SoftExpired(state.sa.name))
         state.notice_at = min(state.low, state.soft)
-
-    def _too_big(self, state: OutboundState) -> None:
-        now = time.monotonic()
-        if now < state.next_mtu_query:
-            return
-        state.next_mtu_query = now + MTU_QUERY_INTERVAL
-        mtu = path_mtu(state.outer.sock, state.peer.address)
-        if mtu is not None:
-            self._on_event(PathMtuChanged(state.peer.ends(state.sa)[0], mtu))
 
 
 def _tunneled(packet: memoryview) -> tuple[int, int]:

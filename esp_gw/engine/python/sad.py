@@ -21,11 +21,16 @@ NEVER = 2**64 + 1
 
 
 class OutboundState:
-    """An outbound SA: its codec, socket and peer, and its counters."""
+    """An outbound SA: its codec, socket and peer, and its counters.
+
+    `path_mtu` is the answer to the last query, None if there is none; until the next query, at
+    `next_mtu_query`, `answers_left` of the packets that are too big get an ICMP error.
+    """
 
     __slots__ = (
         "aead",
         "bytes",
+        "answers_left",
         "drops",
         "esp",
         "expired",
@@ -35,6 +40,7 @@ class OutboundState:
         "outer",
         "packets",
         "peer",
+        "path_mtu",
         "sa",
         "selectors",
         "soft",
@@ -49,6 +55,8 @@ class OutboundState:
         self.drops: Counter[str] = Counter()
         self.next_mtu_query = 0.0
         self._set(sa, outer, peer)
+        self.path_mtu: int | None = None
+        self.answers_left = 0
         self._live(sa)
         self.watch()
 

@@ -87,6 +87,14 @@ impl Suite {
     pub const fn esp_len(&self, payload_len: usize) -> usize {
         self.overhead() + text_len(payload_len)
     }
+
+    /// Bytes of the largest payload whose ESP packet is not longer than `esp_len`; 0 if there is
+    /// none.
+    #[must_use]
+    pub const fn max_payload(&self, esp_len: usize) -> usize {
+        let text_len = esp_len.saturating_sub(self.overhead()) / 4 * 4;
+        text_len.saturating_sub(TRAILER_LEN)
+    }
 }
 
 impl fmt::Display for Suite {

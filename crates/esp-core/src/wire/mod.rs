@@ -16,7 +16,7 @@ mod vnet;
 pub use checksum::{Sum, pseudo_header, update_checksum};
 pub use fields::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
 pub(crate) use fields::{put_u16, u16_at, u32_at};
-pub use icmp::answered;
+pub use icmp::{answered, too_big};
 pub use ip::{
     Inner, MAX_EXTENSION_HEADERS, has_ports, packet_length, parse, set_ecn, traffic_class, version,
     write_ipv4_header, write_ipv6_header,

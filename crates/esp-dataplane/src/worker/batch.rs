@@ -55,8 +55,8 @@ impl Batch {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Packet {
     pub(crate) bytes: u64,
-    /// True if it is fragmented rather than refused: an IPv6 packet that any link takes (RFC 8200 5),
-    /// or an outer packet of at most `min_mtu` bytes.
+    /// True if every path has to take it: an IPv6 packet that any link takes, an IPv4 packet that may
+    /// be fragmented, or a small outer packet.
     pub(crate) any_link: bool,
 }
 
@@ -110,7 +110,8 @@ impl BatchSender<'_> {
         while batch.done < batch.len {
             let (first, next) = (batch.packets_done(), batch.next_packet());
             let alone = next.len() >= too_big;
-            // A packet with `any_link` is sent alone below, and may be fragmented.
+            // An IPv6 packet that any link takes (RFC 8200 5) is never refused, nor an IPv4 packet
+            // without DF, nor an outer packet of `min_mtu`: it is fragmented.
             if alone && (batch.may_fragment || !packets[first].any_link) {
                 self.tally.dropped(DropReason::TooBig, 1);
                 batch.done = next.end;

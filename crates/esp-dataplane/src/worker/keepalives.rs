@@ -23,7 +23,7 @@ const DUMMY: Shape = Shape {
     offset: 0,
     next_header: NO_NEXT_HEADER,
     tos: 0,
-    ipv6: false,
+    fragmented_len: 0,
     whole: false,
 };
 

@@ -17,6 +17,7 @@ mod sending;
 mod supervise;
 mod targets;
 mod thread;
+mod too_big;
 mod turn;
 mod waiting;
 mod writing;

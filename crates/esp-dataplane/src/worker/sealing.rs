@@ -18,7 +18,9 @@ use crate::events::Event;
 use crate::socket::Sockets;
 
 /// RFC 8200 5: no IPv6 link takes less.
-const MIN_IPV6_MTU: usize = 1280;
+pub(super) const MIN_IPV6_MTU: usize = 1280;
+/// Don't fragment, in the byte of IPv4's flags.
+const DF: u8 = 0x40;
 
 impl OutboundPath {
     /// Seals the segments of a packet; `left` counts the unsealed ones, which an error drops.
@@ -39,7 +41,7 @@ impl OutboundPath {
             offset,
             next_header,
             tos: wire::traffic_class(&self.input),
-            ipv6: wire::version(&self.input) == 6,
+            fragmented_len: fragmented_len(&self.input),
             whole,
         };
         self.seal(index, segments, left, shape, sockets)
@@ -59,7 +61,7 @@ impl OutboundPath {
             offset,
             next_header,
             tos,
-            ipv6,
+            fragmented_len,
             whole,
         } = shape;
         // Empty: refilled before the first segment.
@@ -88,7 +90,7 @@ impl OutboundPath {
                 suite,
                 offset,
                 next_header,
-                ipv6,
+                fragmented_len,
                 any_path,
             };
             // Dispatch once per run, not per packet; flush dispatches once more per batch.
@@ -173,7 +175,8 @@ pub(super) struct Shape {
     pub(super) offset: usize,
     pub(super) next_header: u8,
     pub(super) tos: u8,
-    pub(super) ipv6: bool,
+    /// Bytes of an inner packet up to which its outer packet is fragmented, never refused.
+    pub(super) fragmented_len: usize,
     /// True if the outer packet may be fragmented.
     pub(super) whole: bool,
 }
@@ -192,13 +195,23 @@ struct Run<'a> {
     /// Bytes of a segment in front of its payload.
     offset: usize,
     next_header: u8,
-    ipv6: bool,
-    /// ESP packets of at most this many bytes are fragmented rather than refused.
+    fragmented_len: usize,
+    /// Bytes of an ESP packet that every path has to take.
     any_path: usize,
 }
 
+/// Bytes of an inner packet up to which its outer packet is fragmented: what any IPv6 link takes, and
+/// all of IPv4 that may be fragmented (RFC 4301 8.1).
+fn fragmented_len(packet: &[u8]) -> usize {
+    match packet.get(6) {
+        _ if wire::version(packet) == 6 => MIN_IPV6_MTU,
+        Some(flags) if flags & DF != 0 => 0,
+        _ => usize::MAX,
+    }
+}
+
 /// Bytes in front of an ESP packet.
-const fn outer_headers(ipv4: bool, encapsulation: Encapsulation) -> usize {
+pub(super) const fn outer_headers(ipv4: bool, encapsulation: Encapsulation) -> usize {
     let udp = match encapsulation {
         Encapsulation::Udp => 8,
         Encapsulation::None => 0,
@@ -232,7 +245,7 @@ impl Run<'_> {
             batch.closed = size < batch.segment;
             packets.push(Packet {
                 bytes: range.len() as u64,
-                any_link: (self.ipv6 && range.len() <= MIN_IPV6_MTU) || size <= self.any_path,
+                any_link: range.len() <= self.fragmented_len || size <= self.any_path,
             });
             *self.left -= 1;
             range = match self.segments.next(self.input) {

@@ -2,34 +2,29 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use esp_core::DropReason;
-use esp_core::esp::sa::Mode;
-use esp_core::wire::inner::{transport_header, transport_header_len};
-use esp_linux::udp::path_mtu;
 use esp_linux::{Result, SendArena, SendOutcome, Transmit};
 
 use super::batch::{Batch, BatchOutcome, BatchSender, Packet};
 use super::targets::Slot;
-use crate::events::Event;
 use crate::samples::Sampler;
 use crate::shared::Shared;
 use crate::socket::Socket;
-use crate::tables::OutboundEntry;
 
 /// Packets of one sendmmsg.
 const SEND_BATCH: usize = 64;
-/// Least interval between two path MTU queries of an SA, however many packets were too big.
-const MTU_QUESTION_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The sending half of a worker.
 pub(super) struct Sender {
     worker: usize,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     arena: SendArena,
-    began: Instant,
+    pub(super) began: Instant,
     pub(super) sampler: Sampler,
+    /// ICMP errors for the TUN.
+    pub(super) answers: Vec<Vec<u8>>,
 }
 
 impl Sender {
@@ -40,6 +35,7 @@ impl Sender {
             shared,
             arena: SendArena::new(SEND_BATCH),
             began: Instant::now(),
+            answers: Vec::new(),
         }
     }
 
@@ -73,56 +69,10 @@ impl Sender {
             events: &self.shared.events,
         };
         let outcome = sender.flush(batch, packets, sealed)?;
-        if outcome == BatchOutcome::TooBig && self.ask_path_mtu(slot, batch) {
-            self.sample_too_big(&slot.entry, batch, packets, sealed);
+        if outcome == BatchOutcome::TooBig {
+            self.too_big(slot, batch, packets, sealed);
         }
         Ok(outcome)
-    }
-
-    /// Looks up the path MTU and reports it; false if that was done a moment ago.
-    fn ask_path_mtu(&self, slot: &mut Slot, batch: &Batch) -> bool {
-        let now = self.began.elapsed();
-        if now < slot.next_mtu_question {
-            return false;
-        }
-        slot.next_mtu_question = now + MTU_QUESTION_INTERVAL;
-        let remote = batch.dst.ip();
-        if let Ok(mtu) = path_mtu(remote, self.shared.fwmark) {
-            self.shared.events.push(Event::PathMtuChanged(remote, mtu));
-        }
-        true
-    }
-
-    /// Samples a packet that exceeds the path MTU. It is opened again, because the inner packet is
-    /// overwritten by now.
-    fn sample_too_big(
-        &mut self,
-        entry: &OutboundEntry,
-        batch: &Batch,
-        packets: &[Packet],
-        sealed: &[u8],
-    ) -> Option<()> {
-        if !self.sampler.has_room(DropReason::TooBig) {
-            return None;
-        }
-        // The last of the full size: those behind the first refused one are refused, too.
-        let mut full_size = sealed.chunks_exact(batch.segment).zip(packets);
-        let (esp, _) = full_size.rfind(|(_, packet)| batch.may_fragment || !packet.any_link)?;
-        let spec = &entry.sa.spec;
-        let header_len = match spec.mode {
-            Mode::Tunnel => 0,
-            Mode::Transport => transport_header_len(spec.local),
-        };
-        let mut opener = spec.opener(&self.shared.aeads).ok()?;
-        let mut packet = vec![0; header_len + opener.text_len(esp.len()).ok()?];
-        let opened = opener.reopen(esp, &mut packet[header_len..]).ok()?;
-        let packet = packet.get_mut(..header_len + opened.payload_len)?;
-        if spec.mode == Mode::Transport {
-            transport_header(packet, spec.local, spec.remote, opened.next_header, 0).ok()?;
-        }
-        let sampler = &mut self.sampler;
-        sampler.packet(DropReason::TooBig, Some(&spec.name), packet);
-        Some(())
     }
 
     /// Sends a keepalive, of one byte or a sealed dummy packet; it is counted if the kernel takes it.

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
-use std::time::Duration;
 
 use esp_core::DropReason;
 use esp_core::esp::encap::SaSealer;
@@ -13,6 +12,7 @@ use esp_core::wire::flow::{FlowCache, FlowKey, WORKER_FLOWS};
 use esp_core::wire::fragments::{Fragment, Fragments};
 use esp_core::wire::{self, Inner};
 
+use super::too_big::TooBig;
 use crate::shared::Shared;
 use crate::tables::{OutboundEntry, OuterSocket, Tables};
 
@@ -25,7 +25,7 @@ pub(crate) struct Slot {
     pub(crate) sealer: SaSealer,
     pub(crate) outer: OuterSocket,
     pub(crate) transport: bool,
-    pub(crate) next_mtu_question: Duration,
+    pub(crate) too_big: TooBig,
 }
 
 /// The SAs that this worker has used since the tables changed, each with an index.
@@ -177,7 +177,7 @@ impl Targets {
             sealer: entry.sa.sealer(&self.shared.aeads).ok()?,
             outer: OuterSocket::of(spec),
             transport: spec.mode == Mode::Transport,
-            next_mtu_question: Duration::ZERO,
+            too_big: TooBig::default(),
             entry: Arc::clone(entry),
         });
         let index = self.slots.len() - 1;

@@ -109,6 +109,7 @@ impl Worker {
                     token => self.serve(token, event.readable, event.writable)?,
                 }
             }
+            self.outbound.answer(&self.tun)?;
             self.poll_full_sockets()?;
         }
         Ok(())

@@ -20,7 +20,7 @@ from scapy.layers.inet6 import (
 from scapy.packet import Packet, Raw
 
 from esp_gw.engine.base import HardExpired, LeaseLow, SoftExpired
-from esp_gw.engine.python import inbound, outbound
+from esp_gw.engine.python import inbound, outbound, too_big
 from esp_gw.model import SUITES, Direction, DropReason, Encapsulation, Lease, Mode, PortRange, Suite
 from tests.support.builders import OUTER, bypass, discard, make_sa, protect, selector
 from tests.support.esp import encap
@@ -36,6 +36,8 @@ from tests.support.rig import (
     pair,
 )
 
+WHOLE = {4: IP(src="10.1.0.1", dst="10.2.0.1", flags="DF"), 6: HEADS[6]}
+"""Heads of packets that may not be fragmented."""
 both_versions = pytest.mark.parametrize("version", [4, 6])
 encapsulations = pytest.mark.parametrize("encapsulation", Encapsulation)
 
@@ -191,9 +193,9 @@ def test_what_is_no_packet_is_malformed(tunnel: Pair, size: int) -> None:
 def test_a_packet_that_the_socket_refuses_counts_only_as_a_drop(
     tunnel: Pair, reason: DropReason, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbound, "path_mtu", lambda *_: None)
+    monkeypatch.setattr(too_big, "path_mtu", lambda *_: None)
     tunnel.a.outer.verdicts.append(reason)
-    assert tunnel.a.forward(packet()) == []
+    assert tunnel.a.forward(packet(WHOLE[4])) == []
     assert (tunnel.a_out.packets, tunnel.a_out.bytes) == (0, 0)
     assert tunnel.a_out.drops == {reason: 1}
     assert tunnel.a_out.esp.next_seq == 2, "the number was spent"
@@ -202,9 +204,9 @@ def test_a_packet_that_the_socket_refuses_counts_only_as_a_drop(
 def test_a_packet_that_is_too_big_reports_the_path_mtu(
     tunnel: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbound, "path_mtu", lambda *_: 1400)
+    monkeypatch.setattr(too_big, "path_mtu", lambda *_: 1400)
     tunnel.a.outer.verdicts.append(DropReason.TOO_BIG)
-    tunnel.a.forward(packet())
+    tunnel.a.forward(packet(WHOLE[4]))
     (event,) = tunnel.a.events
     assert (event.remote, event.mtu) == (ip_address("192.0.2.2"), 1400)
 
@@ -213,7 +215,7 @@ def test_a_packet_that_is_too_big_reports_the_path_mtu(
 def test_an_ipv6_packet_up_to_the_minimum_mtu_is_fragmented_outside(
     tunnel: Pair, size: int, passes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbound, "path_mtu", lambda *_: None)
+    monkeypatch.setattr(too_big, "path_mtu", lambda *_: None)
     tunnel.a.outer.verdicts.append(DropReason.TOO_BIG)
     octets = packet(HEADS[6], bytes(size))
     sent = tunnel.a.forward(octets)
