@@ -90,6 +90,7 @@ impl UdpSocket {
     /// The error of the system call; EMFILE also if few more files could be opened.
     pub fn send_only(&self) -> Result<Self> {
         let fd = options::open_to_send(&self.options, SocketType::DGRAM, ipproto::UDP)?;
+        self.leave_checksums_out(&fd)?;
         if self.gro {
             // GRO asks any socket of the group if packets may be merged.
             set_gro(&fd).step("UDP_GRO")?;
@@ -112,12 +113,23 @@ impl UdpSocket {
             1
         };
         let gro = wanted.gro && set_gro(&fd).is_ok();
-        Ok(Self {
+        let socket = Self {
             fd,
             options: *options,
             max_segments,
             gro,
-        })
+        };
+        socket.leave_checksums_out(&socket.fd)?;
+        Ok(socket)
+    }
+
+    /// Leaves the checksums of sent datagrams out, over IPv4 and without GSO (RFC 3948 2.1): the
+    /// kernel refuses GSO without them (net/ipv4/udp.c, `udp_send_skb`).
+    fn leave_checksums_out(&self, fd: &OwnedFd) -> Result<()> {
+        if self.max_segments > 1 || !self.is_ipv4() {
+            return Ok(());
+        }
+        options::set_u32(fd.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).step("SO_NO_CHECK")
     }
 
     /// The address and port that the socket is bound to.
