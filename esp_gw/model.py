@@ -221,8 +221,10 @@ class Sa:
     is unspecified without a `remote_name` is learned from the peer. `selectors` define the inner
     packets that the SA may carry. `keepalive` is the interval of NAT keepalives (RFC 3948 4) of an
     outbound SA in seconds, 0 for none; `liveness` is that of its authentic keepalives, dummy
-    packets (RFC 4303 2.6). `pair` names the SA of the opposite direction. `used_seq` is the highest
-    sequence number that another program may have used with the key, 0 for none.
+    packets (RFC 4303 2.6). `pair` names the SA of the opposite direction. `local_original` and
+    `remote_original` are the addresses that the peer's inner packets had before a NAT, in transport
+    mode (RFC 3948 3.1.2); None where it has changed none. `used_seq` is the highest sequence number
+    that another program may have used with the key, 0 for none.
     """
 
     name: str
@@ -241,6 +243,8 @@ class Sa:
     keepalive: int = 0
     liveness: int = 0
     remote_name: str | None = None
+    local_original: IPAddress | None = None
+    remote_original: IPAddress | None = None
     tunnel: str | None = None
     pair: str | None = None
     origin: Origin = Origin.CONFIG

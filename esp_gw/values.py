@@ -72,6 +72,17 @@ def family(value: IPAddress | IPNetwork) -> str:
     return f"IPv{value.version}"
 
 
+_PRIVATE = [
+    ipaddress.ip_network(prefix)
+    for prefix in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
+]
+
+
+def is_private(address: IPAddress) -> bool:
+    """True for addresses behind a NAT, if the peer is elsewhere (RFC 1918, RFC 6598, RFC 4193)."""
+    return any(address.version == each.version and address in each for each in _PRIVATE)
+
+
 def host_network(address: IPAddress) -> IPNetwork:
     """The prefix that contains only this address."""
     return ipaddress.ip_network(address)

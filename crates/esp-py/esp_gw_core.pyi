@@ -179,6 +179,8 @@ class Sa:
         local: _Address,
         remote: _Address,
         remote_port: int,
+        local_original: _Address | None,
+        remote_original: _Address | None,
         selectors: Sequence[Selector],
         esn: bool,
         replay_window: int,

@@ -189,6 +189,8 @@ def reload(daemon: Daemon, config: Path | None, as_json: bool) -> None:
         return
     for change in reply["changes"] or ["nothing has changed"]:
         click.echo(printable(str(change)))
+    for warning in reply.get("warnings", []):
+        click.echo(printable(f"warning: {warning}"), err=True)
 
 
 def _keep_caller(daemon: Daemon, config: Path | None) -> None:

@@ -16,6 +16,7 @@ from esp_gw.cli.options import (
     KEEPALIVE,
     LIVENESS,
     MODE,
+    OUTER_ADDRESS,
     PORT,
     PORTS,
     REMOTE,
@@ -122,6 +123,18 @@ def show(daemon: Daemon, name: str, reveal_keys: bool, as_json: bool) -> None:
     help="The peer's, or its name; any: learned from its first authentic packet.",
 )
 @click.option("--remote-port", type=PORT, metavar="N", help="The peer's UDP port.")
+@click.option(
+    "--local-original",
+    type=OUTER_ADDRESS,
+    metavar="IP",
+    help="Transport mode: our address as the peer has it, before a NAT.",
+)
+@click.option(
+    "--remote-original",
+    type=OUTER_ADDRESS,
+    metavar="IP",
+    help="Transport mode: the peer's own address, before a NAT.",
+)
 @click.option("--mode", type=MODE)
 @click.option("--encapsulation", type=ENCAPSULATION)
 @click.option("--suite", type=SUITE, metavar="NAME", help=f"One of {', '.join(SUITES)}.")
@@ -227,6 +240,8 @@ def _print_sa(entry: dict[str, Any]) -> None:
             "mode": f"{entry['mode']}, encapsulation {entry['encapsulation']}",
             "local": entry["local"],
             "remote": output.remote(entry),
+            "local original": entry["local_original"] or "",
+            "remote original": entry["remote_original"] or "",
             "local ts": output.joined(entry["local_ts"]),
             "remote ts": output.joined(entry["remote_ts"]),
             "esn": "yes" if entry["esn"] else "no",

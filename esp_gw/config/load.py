@@ -19,6 +19,7 @@ from esp_gw.config.models import (
     TunnelModel,
     gateway_settings,
 )
+from esp_gw.config.nat import needs_local_original
 from esp_gw.config.redundancy import find_redundant
 from esp_gw.config.types import Location, Strict, describe, unknown_field
 from esp_gw.crypto.providers import provider_fault
@@ -328,6 +329,7 @@ class _Reader:
         for redundant in find_redundant(policies):
             document, place = self._places[redundant.name]
             self._warnings.append(str(document.problem(place, redundant.message)))
+        self._check_nats()
         mtu = self._settings.mtu
         if mtu is not None and mtu < MIN_IPV6_MTU:
             for policy in self._protects:
@@ -336,6 +338,13 @@ class _Reader:
                     self._complain(self._homes["gateway"], ("gateway", "mtu"), text)
                     break
         self._check_provider()
+
+    def _check_nats(self) -> None:
+        for sa in self._sas:
+            # One for each tunnel.
+            if sa.name == f"{sa.tunnel}/in" and (text := needs_local_original(sa)) is not None:
+                document, place = self._places[str(sa.tunnel)]
+                self._warnings.append(str(document.problem((*place, "local"), text)))
 
     def _check_provider(self) -> None:
         provider = self._settings.provider

@@ -141,7 +141,8 @@ class SaFields(Strict):
 
     `local` and `remote` are outer addresses; a `local` of None follows the route to the peer, and a
     `remote` of `any` is learned from the peer.
-    `remote_port` is the UDP port of the peer;
+    `remote_port` is the UDP port of the peer. `local_original` and `remote_original` are the ends
+    of transport mode as the peer has them, where a NAT is between.
     `local_ts`, `remote_ts`, `protocol`, `local_ts_port` and `remote_ts_port` select inner traffic.
     """
 
@@ -150,6 +151,8 @@ class SaFields(Strict):
     local: types.LocalAddress
     remote: types.Remote
     remote_port: types.UdpPort | None = None
+    local_original: types.OuterAddress | None = None
+    remote_original: types.OuterAddress | None = None
     local_ts: types.Prefixes | None = Field(default=None, validate_default=True)
     remote_ts: types.Prefixes | None = Field(default=None, validate_default=True)
     protocol: types.ProtocolNumber = None
@@ -202,6 +205,22 @@ class SaFields(Strict):
             raise FieldError("is valid only with encapsulation: udp")
         if value and info.field_name == "remote_port" and info.data.get("remote") == ANY:
             raise FieldError("is learned with the address of remote: any; leave it out")
+        return value
+
+    @field_validator("local_original", "remote_original")
+    @classmethod
+    def _has_a_nat(
+        cls, value: types.OuterAddress | None, info: ValidationInfo
+    ) -> types.OuterAddress | None:
+        if value is None:
+            return value
+        if info.data.get("mode") is Mode.TUNNEL:
+            raise FieldError("is valid only with mode: transport")
+        if info.data.get("encapsulation") is Encapsulation.NONE:
+            raise FieldError("is valid only with encapsulation: udp: no NAT changes the address")
+        local = info.data.get("local")
+        if local is not None and local.version != value.version:
+            raise FieldError(f"is an {family(value)} address, local is {family(local)}")
         return value
 
     @field_validator("local_ts", "remote_ts")
@@ -300,6 +319,8 @@ class SaFields(Strict):
             local=self.outer_local,
             remote=self.outer_remote,
             remote_name=self.remote_name,
+            local_original=self.local_original,
+            remote_original=self.remote_original,
             selectors=selectors,
             remote_port=self.remote_port or UDP_ENCAP_PORT,
             esn=self.esn,

@@ -8,7 +8,7 @@ import gc
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from esp_gw import __version__
@@ -28,6 +28,7 @@ from esp_gw.control.server import Caller, Handler
 from esp_gw.crypto.advice import Advice
 from esp_gw.daemon.gateway import Gateway
 from esp_gw.daemon.health import Health
+from esp_gw.daemon.nats import nats, where_peers_are
 from esp_gw.daemon.parameters import Parameters, name_of, refuse_existing
 from esp_gw.daemon.queue import ChangeQueue
 from esp_gw.daemon.status import status_text
@@ -133,24 +134,13 @@ class Service:
             "ledger": str(self._gateway.ledger_path),
             "warnings": [
                 *self._faults(),
-                *network_warnings(self._where_peers_are(), settings.interface),
+                *network_warnings(
+                    where_peers_are(self._configured, self._gateway), settings.interface
+                ),
                 *self._health.guesses(),
                 *self._hints,
             ],
         }
-
-    def _where_peers_are(self) -> Desired:
-        """Return the configuration with the current addresses of peers that moved."""
-        if not self._gateway.peers.have_moved:
-            return self._configured
-        counters = self._gateway.counters().sas
-        tunnels = tuple(
-            replace(tunnel, remote=counters[tunnel.sas[0]].remote)
-            if tunnel.sas[0] in counters
-            else tunnel
-            for tunnel in self._configured.tunnels
-        )
-        return replace(self._configured, tunnels=tunnels)
 
     def status_text(self) -> str:
         """Return on one line what runs, and what is wrong, as far as the gateway is told of it.
@@ -167,6 +157,7 @@ class Service:
             *self._health.warnings(),
             *self._gateway.warnings,
             *self._warnings(),
+            *nats(self._gateway),
         ]
 
     async def list_sas(self, parameters: Parameters, caller: Caller) -> Parameters:
@@ -360,7 +351,8 @@ class Service:
         """Reload the configuration, changing only what differs; return the changes."""
         self._refuse_other(parameters.get("config"))
         try:
-            return {"changes": await self.reload_files()}
+            changes = await self.reload_files()
+            return {"changes": changes, "warnings": [*self._warnings(), *nats(self._gateway)]}
         except ConfigError as error:
             hint = f"nothing has changed; see 'esp-gw check {self._config}'"
             raise ControlError("Refused", error.summary, hint=hint) from None
@@ -404,7 +396,7 @@ class Service:
         return changes
 
     def _warn(self) -> None:
-        for warning in self._warnings():
+        for warning in (*self._warnings(), *nats(self._gateway)):
             log.warning(warning)
 
     def _warnings(self) -> list[str]:

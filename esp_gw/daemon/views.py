@@ -25,6 +25,8 @@ def sa_view(sa: Sa, counters: SaCounters, condition: Condition) -> dict[str, obj
         "local": str(sa.local),
         "remote": remote_view(counters.remote),
         "remote_port": counters.remote_port,
+        "local_original": _text(sa.local_original),
+        "remote_original": _text(sa.remote_original),
         "local_ts": sorted({str(selector.local) for selector in sa.selectors}),
         "remote_ts": sorted({str(selector.remote) for selector in sa.selectors}),
         "esn": sa.esn,
@@ -132,3 +134,7 @@ def _selector_view(selector: Selector) -> dict[str, object]:
         "local_port": ports(selector.local_port),
         "remote_port": ports(selector.remote_port),
     }
+
+
+def _text(address: IPAddress | None) -> str | None:
+    return None if address is None else str(address)

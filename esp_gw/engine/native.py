@@ -424,6 +424,8 @@ def _sa(sa: Sa) -> core.Sa:
         local=sa.local,
         remote=sa.remote,
         remote_port=sa.remote_port,
+        local_original=sa.local_original,
+        remote_original=sa.remote_original,
         selectors=[_selector(selector) for selector in sa.selectors],
         esn=sa.esn,
         replay_window=sa.replay_window,

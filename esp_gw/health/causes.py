@@ -9,16 +9,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_network
 
 from esp_gw.health.tracker import Tracker
 from esp_gw.model import DropReason, Encapsulation, IPAddress, TunnelState
+from esp_gw.values import is_private
 
-_PRIVATE = [
-    ip_network(prefix)
-    for prefix in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
-]
-"""RFC 1918, RFC 6598, RFC 4193: addresses behind a NAT, if the peer is elsewhere."""
 _NAMED = 8
 
 
@@ -291,7 +286,7 @@ def _silent(tracker: Tracker, ends: Ends, observed: Observations, now: float) ->
             "other",
         )
         return
-    if not tracker.heard and _is_private(ends.local) and not _is_private(ends.remote):
+    if not tracker.heard and is_private(ends.local) and not is_private(ends.remote):
         yield Cause(
             Kind.BOTH_BEHIND_NAT,
             f"nothing ever came from {ends.remote}, and this end is behind a NAT: if the peer is, "
@@ -310,10 +305,6 @@ def _silent(tracker: Tracker, ends: Ends, observed: Observations, now: float) ->
     if not tracker.heard_dummies:
         text += "; or it has no 'liveness': set it there, too, or leave it out here"
     yield Cause(Kind.SILENT, text)
-
-
-def _is_private(address: IPAddress) -> bool:
-    return any(address.version == each.version and address in each for each in _PRIVATE)
 
 
 def _unanswered(

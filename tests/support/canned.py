@@ -13,7 +13,8 @@ from esp_gw.control.server import Caller, ControlServer, Handler
 SA_OUT: dict[str, Any] = {
     "name": "office/out", "direction": "outbound", "spi": 0x1001, "suite": "aes256gcm16",
     "mode": "tunnel", "encapsulation": "udp", "local": "192.0.2.1", "remote": "198.51.100.7",
-    "remote_port": 4500, "local_ts": ["10.1.0.0/24"], "remote_ts": ["10.2.0.0/24", "10.3.0.0/24"],
+    "remote_port": 4500, "local_original": None, "remote_original": None,
+    "local_ts": ["10.1.0.0/24"], "remote_ts": ["10.2.0.0/24", "10.3.0.0/24"],
     "esn": True, "replay_window": 1024, "keepalive": 20, "liveness": 0, "origin": "config",
     "tunnel": "office", "pair": "office/in", "seq": 42, "lease_end": 65536, "packets": 41,
     "bytes": 5_500_000, "drops": {"too-big": 3, "queue-full": 0}, "state": "failing",

@@ -65,6 +65,8 @@ fn impossible() -> SaSpec {
         local: LOCAL,
         remote: IpAddr::V6(Ipv6Addr::LOCALHOST),
         remote_port: 4500,
+        local_original: None,
+        remote_original: None,
         selectors: vec![everything_from_the_tun()],
         esn: true,
         replay_window: 64,

@@ -144,6 +144,8 @@ fn spec(name: &str, tunnel: Option<&str>, pair: Option<&str>) -> SaSpec {
         local: [192, 0, 2, 1].into(),
         remote: at(4500).ip(),
         remote_port: 4500,
+        local_original: None,
+        remote_original: None,
         selectors: Vec::new(),
         esn: true,
         replay_window: 64,

@@ -45,7 +45,8 @@ pub(crate) struct Sa(SaSpec);
 impl Sa {
     #[new]
     #[pyo3(signature = (*, name, spi, suite, keymat, mode, encapsulation, local, remote,
-                        remote_port, selectors, esn, replay_window, pair, tunnel))]
+                        remote_port, local_original, remote_original, selectors, esn, replay_window,
+                        pair, tunnel))]
     #[allow(clippy::too_many_arguments)] // by name alone
     fn new(
         name: &str,
@@ -57,6 +58,8 @@ impl Sa {
         local: IpAddr,
         remote: IpAddr,
         remote_port: u16,
+        local_original: Option<IpAddr>,
+        remote_original: Option<IpAddr>,
         selectors: Vec<Py<Selector>>,
         esn: bool,
         replay_window: u16,
@@ -75,6 +78,8 @@ impl Sa {
             local,
             remote,
             remote_port,
+            local_original,
+            remote_original,
             selectors: self::selectors(&selectors),
             esn,
             replay_window,

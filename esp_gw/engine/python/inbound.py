@@ -4,7 +4,7 @@ drain       one turn: receive datagrams, at most BATCH and TURN_BYTES
 _receive    classify the datagram and demultiplex it by SPI
   _accept     decap; track the peer's address, whatever an authentic packet holds
   _tunnel     the inner packet, its ECN (RFC 6040)
-  _transport  rebuild the IP header of the payload
+  _transport  rebuild the IP header of the payload, mend its checksum after a NAT
 _deliver    check the SA's selectors (RFC 4301 5.2, 6.2)
 _write      write to the TUN
 """
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 
 from esp_gw.engine.base import NEVER, CeilingNear, Event, PeerAddressChanged
+from esp_gw.engine.python.checksums import mend
 from esp_gw.engine.python.drop import AuthenticDrop, Drop
 from esp_gw.engine.python.icmp import answered
 from esp_gw.engine.python.outbound import BATCH, MAX_FLOWS, MAX_PACKET, ROOM, TURN_BYTES
@@ -206,9 +207,11 @@ class InboundPath:
         start = IPV6_HEADER_LEN - header_len
         packet = self._plain[start : IPV6_HEADER_LEN + length]
         write = write_ipv4_header if ipv4 else write_ipv6_header
-        # The SA's addresses, not the datagram's: those a NAT rewrote would break the checksums of
-        # the payload (RFC 3948 3.1.2).
+        # The SA's addresses, not the datagram's: the selectors and the sockets of this host know
+        # no others, wherever the peer has moved.
         write(packet, state.remote, state.local, next_header, length, tos)
+        if state.address_change:
+            mend(packet, state.address_change)
         return packet
 
     def _deliver(self, state: InboundState, packet: memoryview) -> None:

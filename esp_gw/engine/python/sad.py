@@ -6,6 +6,7 @@ from collections import Counter
 
 from esp_gw.crypto.aead import Aead
 from esp_gw.engine.base import SaCounters
+from esp_gw.engine.python.checksums import address_change
 from esp_gw.engine.python.esp import InboundEsp, OutboundEsp
 from esp_gw.engine.python.fragments import Fragments, fragment_of
 from esp_gw.engine.python.outer import Outer
@@ -29,8 +30,8 @@ class OutboundState:
 
     __slots__ = (
         "aead",
-        "bytes",
         "answers_left",
+        "bytes",
         "drops",
         "esp",
         "expired",
@@ -39,8 +40,8 @@ class OutboundState:
         "notice_at",
         "outer",
         "packets",
-        "peer",
         "path_mtu",
+        "peer",
         "sa",
         "selectors",
         "soft",
@@ -54,9 +55,9 @@ class OutboundState:
         self.bytes = 0
         self.drops: Counter[str] = Counter()
         self.next_mtu_query = 0.0
-        self._set(sa, outer, peer)
         self.path_mtu: int | None = None
         self.answers_left = 0
+        self._set(sa, outer, peer)
         self._live(sa)
         self.watch()
 
@@ -118,10 +119,12 @@ class InboundState:
     `heard` is the value of `peer.moves` when it last received from the peer's current address.
     `reported_floor` is the highest sequence number reported to the control plane. Numbers up to
     `fence` don't tell where a peer is that may be anywhere. The first one above `notice_at` is
-    reported.
+    reported. `address_change` mends the
+    checksums of transport mode, 0 if there is nothing to mend.
     """
 
     __slots__ = (
+        "address_change",
         "aead",
         "bytes",
         "drops",
@@ -169,6 +172,7 @@ class InboundState:
         self.fragments: Fragments[bool] = Fragments()
         self.transport = sa.mode is Mode.TRANSPORT
         self.local, self.remote = int(sa.local), int(sa.remote)
+        self.address_change = address_change(sa)
 
     def carries(self, inner: Inner) -> bool:
         """Return True if the SA may carry a packet that was opened with it (RFC 4301 5.2)."""

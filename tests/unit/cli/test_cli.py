@@ -233,7 +233,8 @@ def test_sa_add_sends_all_options_under_their_names(
     key = tmp_path / "k"
     write_key_file(key, [generate(SUITES["aes128gcm8"])])
     options = shlex.split(
-        "--remote-port 4501 --mode tunnel --encapsulation udp --suite aes128gcm8 --protocol tcp "
+        "--remote-port 4501 --local-original 192.0.2.9 --remote-original 10.0.0.2 "
+        "--mode tunnel --encapsulation udp --suite aes128gcm8 --protocol tcp "
         "--local-ts 10.1.0.0/24 --local-ts 10.4.0.1 --remote-ts fd00::/64 --local-ts-port 80 "
         "--remote-ts-port 1000-2000 --no-esn --replay-window 128 --keepalive 0 --liveness 5 "
         "--pair b/in"
@@ -242,7 +243,8 @@ def test_sa_add_sends_all_options_under_their_names(
     (_, parameters), = gateway.asked  # fmt: skip
     assert parameters == {
         "name": "b/out", "direction": "outbound", "spi": 0x1001, "local": "192.0.2.1",
-        "remote": "198.51.100.7", "key": key_in(key), "remote_port": 4501, "mode": "tunnel",
+        "remote": "198.51.100.7", "key": key_in(key), "remote_port": 4501,
+        "local_original": "192.0.2.9", "remote_original": "10.0.0.2", "mode": "tunnel",
         "encapsulation": "udp", "suite": "aes128gcm8", "protocol": 6,
         "local_ts": ["10.1.0.0/24", "10.4.0.1/32"], "remote_ts": ["fd00::/64"],
         "local_ts_port": "80", "remote_ts_port": "1000-2000", "esn": False, "replay_window": 128,

@@ -79,6 +79,8 @@ fn spec(suite: &'static Suite, name: &str) -> SaSpec {
         local: address,
         remote: address,
         remote_port: 4500,
+        local_original: None,
+        remote_original: None,
         selectors: vec![selector()],
         esn: true,
         replay_window: 4096,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
+use crate::DropReason;
 use crate::esp::aead::{MakeAead, ProviderError, SaAead};
 use crate::esp::decap::{Opener, SaOpener};
 use crate::esp::encap::{SaSealer, Sealer};
@@ -13,7 +14,8 @@ use crate::esp::replay::ReplayWindow;
 use crate::esp::seq::{Lease, LeaseError, SeqCounter};
 use crate::esp::suite::{SALT_LEN, Suite};
 use crate::policy::selector::Selector;
-use crate::wire::{self, Inner};
+use crate::wire::inner::transport_header;
+use crate::wire::{self, AddressChange, Inner};
 
 /// The part of a packet that ESP protects (RFC 4301 4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +94,10 @@ pub struct SaSpec {
     pub remote: IpAddr,
     /// The peer's UDP port.
     pub remote_port: u16,
+    /// The destination of the peer's inner packets, in transport mode through a NAT.
+    pub local_original: Option<IpAddr>,
+    /// The source of the peer's inner packets, in transport mode through a NAT.
+    pub remote_original: Option<IpAddr>,
     /// Selectors of the inner packets that the SA may carry; one must match.
     pub selectors: Vec<Selector>,
     /// True if sequence numbers have 64 bits (RFC 4303 2.2.1).
@@ -214,6 +220,8 @@ pub struct InboundSa {
     pub spec: SaSpec,
     /// Its anti-replay window.
     pub window: ReplayWindow,
+    /// What a NAT has changed in the inner packets of transport mode.
+    readdressed: Option<AddressChange>,
 }
 
 impl InboundSa {
@@ -221,7 +229,7 @@ impl InboundSa {
     #[must_use]
     pub fn new(spec: SaSpec, highest_seq: u64) -> Self {
         let window = ReplayWindow::new(spec.replay_window, highest_seq);
-        Self { spec, window }
+        Self::with(spec, window)
     }
 
     /// An SA with the same key that replaces this one, and has seen the same numbers. They are
@@ -229,7 +237,50 @@ impl InboundSa {
     #[must_use]
     pub fn continued(&self, spec: SaSpec) -> Self {
         let window = self.window.continued(spec.replay_window);
-        Self { spec, window }
+        Self::with(spec, window)
+    }
+
+    /// The same SA with a window of one ring.
+    #[must_use]
+    pub fn settled(&self) -> Self {
+        Self {
+            spec: self.spec.clone(),
+            window: self.window.settled(),
+            readdressed: self.readdressed,
+        }
+    }
+
+    fn with(spec: SaSpec, window: ReplayWindow) -> Self {
+        let after = [spec.remote, spec.local];
+        let before = [
+            spec.remote_original.unwrap_or(spec.remote),
+            spec.local_original.unwrap_or(spec.local),
+        ];
+        Self {
+            readdressed: AddressChange::new(before, after),
+            spec,
+            window,
+        }
+    }
+
+    /// Makes the payload of transport mode at the end of `packet` an IP packet, and mends its
+    /// checksum where a NAT has broken it (RFC 3948 3.1.2).
+    ///
+    /// The addresses are the SA's, not the datagram's: the selectors and the sockets of this host
+    /// know no others, wherever the peer has moved.
+    ///
+    /// # Errors
+    /// `MalformedInner` if the packet would be longer than 65535 bytes, or has a broken header.
+    pub fn transport_packet(
+        &self,
+        packet: &mut [u8],
+        next_header: u8,
+        tos: u8,
+    ) -> Result<(), DropReason> {
+        let SaSpec { remote, local, .. } = self.spec;
+        transport_header(packet, remote, local, next_header, tos)?;
+        self.readdressed
+            .map_or(Ok(()), |change| change.mend(packet))
     }
 
     /// True if the SA may carry a packet that was opened with it (RFC 4301 5.2).

@@ -77,9 +77,6 @@ pub const fn transport_header_len(address: IpAddr) -> usize {
 /// Writes the IP header of a transport-mode payload that lies `transport_header_len` behind the
 /// beginning of `packet`, which ends where the payload ends.
 ///
-/// The addresses are the SA's, not the datagram's: a NAT on the way would break the checksums of
-/// the payload (RFC 3948 3.1.2).
-///
 /// # Errors
 /// `MalformedInner` if the packet would be longer than 65535 bytes.
 pub fn transport_header(

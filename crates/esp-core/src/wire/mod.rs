@@ -10,6 +10,7 @@ mod icmp;
 pub mod inner;
 mod ip;
 pub mod protocol;
+mod readdress;
 pub mod reassembly;
 mod vnet;
 
@@ -22,6 +23,7 @@ pub use ip::{
     write_ipv4_header, write_ipv6_header,
 };
 pub(crate) use ip::{ihl, is_extension};
+pub use readdress::AddressChange;
 pub use vnet::{
     GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VnetHdr, complete_checksum,
 };

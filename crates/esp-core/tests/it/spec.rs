@@ -18,6 +18,8 @@ pub fn tunnel(suite: &'static Suite, keymat: KeyMaterial) -> SaSpec {
         local: address,
         remote: address,
         remote_port: 4500,
+        local_original: None,
+        remote_original: None,
         selectors: Vec::new(),
         esn: true,
         replay_window: 64,

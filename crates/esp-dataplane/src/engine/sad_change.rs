@@ -226,10 +226,7 @@ fn continued_inbound(former: &Arc<InboundEntry>, spec: SaSpec, peers: &mut Peers
 /// The entry of an SA whose window has one ring.
 fn settled(entry: &InboundEntry) -> Arc<InboundEntry> {
     Arc::new(InboundEntry {
-        sa: InboundSa {
-            spec: entry.sa.spec.clone(),
-            window: entry.sa.window.settled(),
-        },
+        sa: entry.sa.settled(),
         peer: Arc::clone(&entry.peer),
         heard: Arc::clone(&entry.heard),
         follows: entry.follows,

@@ -20,7 +20,7 @@ use esp_core::esp::sa::{Encapsulation, Mode};
 use esp_core::offload::coalesce::{Coalescer, MergeKind, Merging};
 use esp_core::wire;
 use esp_core::wire::flow::{FlowCache, FlowKey, WORKER_FLOWS};
-use esp_core::wire::inner::{transport_header, transport_header_len, tunnel_packet};
+use esp_core::wire::inner::{transport_header_len, tunnel_packet};
 use esp_linux::mem::Slots;
 use esp_linux::tun::{TunFeatures, TunQueue};
 use esp_linux::{RecvArena, RecvMeta, Result};
@@ -452,9 +452,8 @@ impl Delivery {
             tunnel_packet(payload, opened.next_header, outer.tos)?
         } else {
             let length = slot.header_len + opened.payload_len;
-            let packet = &mut place[..length];
-            let (src, dst) = (spec.remote, spec.local);
-            transport_header(packet, src, dst, opened.next_header, outer.tos)?;
+            let (packet, sa) = (&mut place[..length], &entry.sa);
+            sa.transport_packet(packet, opened.next_header, outer.tos)?;
             length
         };
         let packet = &place[..length];

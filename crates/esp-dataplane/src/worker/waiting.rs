@@ -215,6 +215,8 @@ mod tests {
             local,
             remote: local,
             remote_port: 4500,
+            local_original: None,
+            remote_original: None,
             selectors: Vec::new(),
             esn: true,
             replay_window: WINDOW,
