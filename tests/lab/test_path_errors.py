@@ -6,14 +6,24 @@ import struct
 import sys
 
 import pytest
-from scapy.layers.inet import ICMP, IP
+from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6PacketTooBig, IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
 from esp_gw.demo.pair import GatewayPair
 from esp_gw.model import Encapsulation
-from tests.support.labtools import MakePair, carry_tcp, drops, mac, ping, running, until
+from tests.support.labtools import (
+    MakePair,
+    StartCapture,
+    carry_tcp,
+    drops,
+    frames,
+    mac,
+    ping,
+    running,
+    until,
+)
 
 SEND_FOR_EVER = """
 import socket, sys, time
@@ -25,10 +35,12 @@ while True:
         s.send(frame); time.sleep(0.003)
 """
 SEND_UNCHECKED = """
-import socket, struct
-s = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_UDP)
-s.bind(("2001:db8::2", 0))
-s.sendto(struct.pack("!HHHH", 4500, 4500, 48, 0) + b"\\x77" * 40, ("2001:db8::1", 0))
+import socket, struct, sys
+here, there = sys.argv[1:]
+family = socket.AF_INET6 if ":" in here else socket.AF_INET
+s = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_UDP)
+s.bind((here, 0))
+s.sendto(struct.pack("!HHHH", 4500, 4500, 48, 0) + b"\\x77" * 40, (there, 0))
 """
 ESP = Raw(struct.pack("!II", 0x1000, 1) + bytes(40))
 
@@ -71,11 +83,39 @@ def test_protocol_50_learns_a_path_mtu_and_no_other_error_loses_a_packet(
     assert drops(pair.a).keys() <= {"too-big"}
 
 
-def test_an_outer_packet_without_a_udp_checksum_is_taken_over_ipv6(make_pair: MakePair) -> None:
-    pair = make_pair(outer_version=6)
+@pytest.mark.parametrize("version", [4, 6])
+def test_an_outer_packet_without_a_udp_checksum_is_taken(make_pair: MakePair, version: int) -> None:
+    pair = make_pair(outer_version=version)
     pair.start()
-    pair.b.namespace.run(sys.executable, "-c", SEND_UNCHECKED)
+    here, there = (str(each) for each in pair.plan.outer)
+    pair.b.namespace.run(sys.executable, "-c", SEND_UNCHECKED, there, here)
     until(lambda: drops(pair.a)["unknown-spi"] == 1, "the datagram reaches the engine")
+
+
+@pytest.mark.parametrize("gso", [True, False])
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_udp_checksum_is_left_out_over_ipv4_where_there_is_no_gso(
+    make_pair: MakePair, capture: StartCapture, version: int, gso: bool
+) -> None:
+    pair = make_pair(outer_version=version, settings={"offload": {"udp_gso": gso}})
+    pair.start()
+    native = pair.a.ask("status")["engine"] == "native"
+    wire = capture(pair.a.namespace)
+    assert ping(pair.a.namespace, pair.plan.inner(1), count=3) == 3
+    carry_tcp(pair.a.namespace, pair.b.namespace, pair.plan.inner(1))
+    without = []
+    for frame in list(frames(wire.stop()))[:200]:
+        packet = Ether(frame)
+        if UDP not in packet or packet[UDP].dport != 4500:
+            continue
+        there = packet[UDP].chksum
+        without.append(there == 0)
+        if there:
+            packet[UDP].chksum = None
+            assert Ether(bytes(packet))[UDP].chksum == there
+    assert len(without) > 6
+    left_out = version == 4 and not (native and gso)
+    assert without == [left_out] * len(without)
 
 
 @pytest.mark.parametrize("encapsulation", [Encapsulation.UDP, Encapsulation.NONE])

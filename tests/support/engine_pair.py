@@ -11,6 +11,7 @@ import json
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from esp_gw.daemon.engines import make_engine
 from esp_gw.demo.netns import Namespace, add_address, namespaces, wire
 from esp_gw.desired import EngineSettings
 from esp_gw.engine.base import EngineFailed, Event, OuterSocket
-from esp_gw.model import Encapsulation
+from esp_gw.model import Direction, Encapsulation, Lease, Mode, Sa
 from lab.waiting import comes_to_hold
-from tests.support.builders import OUTER
+from tests.support.builders import OUTER, make_sa, mirrored, protect, selector
 from tests.support.kernel_peer import inside
 
 DEVICE = "esp0"
@@ -128,3 +129,40 @@ async def engine_pair(kind: str) -> AsyncIterator[tuple[Side, Side]]:
             stack.callback(side.engine.close)
             sides.append(side)
         yield sides[0], sides[1]
+
+
+def outbound(mode: Mode = Mode.TUNNEL, way: Encapsulation = Encapsulation.UDP) -> Sa:
+    """The first side's SA."""
+    ends = OUTER[4] if mode is Mode.TRANSPORT else INNER
+    return make_sa(
+        "a/out", Direction.OUTBOUND, 0x1001, selector(*ends), mode=mode, encapsulation=way
+    )
+
+
+def inbound(sa: Sa) -> Sa:
+    """The same SA at the second side."""
+    return replace(
+        sa,
+        name="b/in",
+        direction=Direction.INBOUND,
+        local=sa.remote,
+        remote=sa.local,
+        selectors=mirrored(sa.selectors),
+    )
+
+
+def install(pair: tuple[Side, Side], sa: Sa) -> None:
+    """Install an SA at both sides, and the policy that sends into it."""
+    pair[1].engine.install_inbound(inbound(sa), 0)
+    pair[0].engine.install_outbound(sa, Lease(1, 10_000))
+    pair[0].engine.replace_policies([protect("p", sa.name, *sa.selectors)])
+
+
+def remove(pair: tuple[Side, Side], sa: Sa) -> None:
+    """Take back what `install` did, and what was seen meanwhile."""
+    pair[0].engine.replace_policies([])
+    pair[0].engine.remove_sas([sa.name])
+    pair[1].engine.remove_sas(["b/in"])
+    for side in pair:
+        side.engine.refused()
+        side.engine.openings()
