@@ -89,6 +89,12 @@ def test_an_empty_list_is_one_line(
     assert run(capsys, *command) == says
 
 
+def test_reload_prints_the_changes_and_warns(gateway: Gateway, capsys: Capture) -> None:
+    gateway.replies["Reload"] = {"changes": ["added SA x"], "warnings": ["a NAT is between"]}
+    assert main(["reload"]) == 0
+    assert capsys.readouterr() == ("added SA x\n", "warning: a NAT is between\n")
+
+
 def test_sa_show_prints_the_fields_of_its_direction(gateway: Gateway, capsys: Capture) -> None:
     outbound = run(capsys, "sa", "show", "office/out")
     assert outbound.startswith("sa: office/out\n  direction: outbound\n  spi: 0x00001001\n")

@@ -192,6 +192,17 @@ def test_transport_mode_is_between_the_outer_addresses(folder: Path) -> None:
     assert load(folder, given).sas[0].selectors == (selector,)
 
 
+def test_the_original_addresses_of_transport_mode_are_asked_for_once(folder: Path) -> None:
+    behind = transport(TUNNEL.replace("192.0.2.1", "10.0.0.2")) + "    sas: 1\n"
+    (warning,) = load(folder, behind).warnings
+    assert "gw.yaml:3: tunnels.b.local: a NAT is between 10.0.0.2" in warning
+    given = behind + "    local_original: 198.51.100.1\n    remote_original: 10.9.0.1\n"
+    desired = load(folder, given)
+    assert desired.warnings == ()
+    ends = {(str(sa.local_original), str(sa.remote_original)) for sa in desired.sas}
+    assert ends == {("198.51.100.1", "10.9.0.1")}
+
+
 def test_without_udp_there_is_no_keepalive(folder: Path) -> None:
     assert load(folder, TUNNEL + "    encapsulation: none\n").sas[0].keepalive == 0
 

@@ -222,6 +222,8 @@ def test_one_fault_is_one_line_with_its_place(folder: Path, old: str, new: str, 
     [
         ("encapsulation: none\n    remote_port: 4500", "remote_port: is valid only with"),
         ("encapsulation: none\n    keepalive: 20", "keepalive: is valid only with"),
+        ("local_original: 10.0.0.2", "local_original: is valid only with mode: transport"),
+        ("remote_original: 10.0.0.2", "remote_original: is valid only with mode: transport"),
         ("replay_window: 32", "replay_window: expected a number from 64 to 8192"),
         ("replay_window: 100", "replay_window: expected a multiple of 64"),
         ("replay_window: 8256", "replay_window: expected a number from 64 to 8192"),
@@ -262,6 +264,23 @@ def test_the_gateways_settings_are_checked(folder: Path, line: str, words: str) 
 def test_transport_mode_refuses_other_networks(folder: Path) -> None:
     text = only_fault(folder, transport() + "    local_ts: 192.0.2.0/24\n")
     assert "192.0.2.1/32" in text
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("local_original: fd00::2", "local_original: is an IPv6 address, local is IPv4"),
+        ("remote_original: any", "remote_original: expected an IPv4 or IPv6"),
+        (
+            "encapsulation: none\n    remote_original: 10.0.0.2",
+            "remote_original: is valid only with encapsulation: udp: no NAT changes the address",
+        ),
+    ],
+)
+def test_original_addresses_are_those_of_esp_in_udp_and_of_one_family(
+    folder: Path, lines: str, words: str
+) -> None:
+    assert f"tunnels.b.{words}" in only_fault(folder, f"{transport()}    {lines}\n")
 
 
 def test_ipv6_needs_its_minimum_mtu(folder: Path) -> None:

@@ -11,6 +11,7 @@ mod mailbox;
 mod newest;
 mod outbound;
 mod own_sockets;
+mod path_mtu;
 mod sealing;
 mod sender;
 mod sending;

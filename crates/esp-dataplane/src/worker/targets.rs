@@ -12,7 +12,7 @@ use esp_core::wire::flow::{FlowCache, FlowKey, WORKER_FLOWS};
 use esp_core::wire::fragments::{Fragment, Fragments};
 use esp_core::wire::{self, Inner};
 
-use super::too_big::TooBig;
+use super::path_mtu::PathMtu;
 use crate::shared::Shared;
 use crate::tables::{OutboundEntry, OuterSocket, Tables};
 
@@ -25,7 +25,7 @@ pub(crate) struct Slot {
     pub(crate) sealer: SaSealer,
     pub(crate) outer: OuterSocket,
     pub(crate) transport: bool,
-    pub(crate) too_big: TooBig,
+    pub(crate) path_mtu: PathMtu,
 }
 
 /// The SAs that this worker has used since the tables changed, each with an index.
@@ -177,7 +177,7 @@ impl Targets {
             sealer: entry.sa.sealer(&self.shared.aeads).ok()?,
             outer: OuterSocket::of(spec),
             transport: spec.mode == Mode::Transport,
-            too_big: TooBig::default(),
+            path_mtu: PathMtu::default(),
             entry: Arc::clone(entry),
         });
         let index = self.slots.len() - 1;

@@ -1,7 +1,5 @@
 //! Packets that exceed the path MTU: the control plane learns the MTU, and their senders do at once.
 
-use std::time::Duration;
-
 use esp_core::DropReason;
 use esp_core::esp::sa::{Mode, SaSpec};
 use esp_core::wire;
@@ -19,21 +17,8 @@ use super::targets::Slot;
 use crate::events::Event;
 use crate::tables::OutboundEntry;
 
-/// Least interval between two path MTU queries of an SA, however many packets were too big.
-const QUESTION_INTERVAL: Duration = Duration::from_millis(200);
-/// Most ICMP errors for an SA's packets in one interval.
-const MAX_ANSWERS: u8 = 8;
 /// Most ICMP errors that wait for the TUN.
 const MAX_WAITING: usize = 64;
-
-/// An SA's path MTU as asked for last, and what is left to do with it.
-#[derive(Debug, Default)]
-pub(crate) struct TooBig {
-    next_question: Duration,
-    /// Bytes of the outer packet; 0 if unknown.
-    path_mtu: usize,
-    answers_left: u8,
-}
 
 impl Sender {
     /// Sees to a batch of which some packets exceed the path MTU.
@@ -53,7 +38,7 @@ impl Sender {
     /// Asks for the path MTU, if that was not done a moment ago.
     fn ask_path_mtu(&self, slot: &mut Slot, batch: &Batch) -> bool {
         let now = self.began.elapsed();
-        if now < slot.too_big.next_question {
+        if !slot.path_mtu.is_due(now) {
             return false;
         }
         let remote = batch.dst.ip();
@@ -61,11 +46,7 @@ impl Sender {
         if let Some(mtu) = mtu {
             self.shared.events.push(Event::PathMtuChanged(remote, mtu));
         }
-        slot.too_big = TooBig {
-            next_question: now + QUESTION_INTERVAL,
-            path_mtu: mtu.and_then(|mtu| usize::try_from(mtu).ok()).unwrap_or(0),
-            answers_left: MAX_ANSWERS,
-        };
+        slot.path_mtu.take(mtu, now);
         true
     }
 
@@ -92,11 +73,11 @@ impl Sender {
     /// Makes ICMP errors of the first and the last packet of the batch that have one: its packets are
     /// of one flow, or of few.
     fn answer(&mut self, slot: &mut Slot, batch: &Batch, packets: &[Packet], sealed: &[u8]) {
-        let (spec, state) = (&slot.entry.sa.spec, &mut slot.too_big);
-        if state.path_mtu == 0 || batch.may_fragment {
+        let (spec, path) = (&slot.entry.sa.spec, &mut slot.path_mtu);
+        let (Some(path_mtu), false) = (path.mtu, batch.may_fragment) else {
             return;
-        }
-        let path_mtu = state.path_mtu.max(self.shared.min_mtu);
+        };
+        let path_mtu = path_mtu.max(self.shared.min_mtu);
         let mut refused = sealed.chunks(batch.segment).zip(packets);
         let exceeds = |(_, packet): &(&[u8], &Packet)| {
             !packet.any_link && packet.bytes > inner_mtu(spec, path_mtu) as u64
@@ -104,7 +85,7 @@ impl Sender {
         let ends = [refused.find(exceeds), refused.rfind(exceeds)];
         let mut answered = None;
         for (esp, _) in ends.into_iter().flatten() {
-            if state.answers_left == 0 || self.answers.len() >= MAX_WAITING {
+            if !path.may_answer() || self.answers.len() >= MAX_WAITING {
                 return;
             }
             let Some(packet) = self.reopen(spec, esp) else {
@@ -121,7 +102,7 @@ impl Sender {
             };
             let mtu = u32::try_from(mtu).unwrap_or(u32::MAX);
             if let Some(error) = wire::too_big(&packet, mtu) {
-                state.answers_left -= 1;
+                path.answered();
                 self.answers.push(error);
             }
         }
