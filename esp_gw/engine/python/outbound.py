@@ -259,10 +259,11 @@ class OutboundPath:
             self._notice(state)
         dropped = state.outer.send(state, self._out[:size], end, tos, whole)
         if dropped is DropReason.TOO_BIG:
+            self._too_big.ask(state)
             if self._too_big.is_fragmented(state, packet, end, size):
                 dropped = state.outer.send(state, self._out[:size], end, tos, True)
             else:
-                self._too_big.refused(state, packet, end)
+                self._too_big.answer(state, packet, end)
         if dropped is not None:
             raise Drop(dropped)
 

@@ -45,15 +45,19 @@ class TooBig:
             return True
         return length <= MIN_IPV6_MTU if packet[0] >> 4 == 6 else not packet[6] & _DF
 
-    def refused(self, state: OutboundState, packet: memoryview, length: int) -> None:
-        """Report the path MTU, and answer the packet by an ICMP error into the TUN."""
+    def ask(self, state: OutboundState) -> None:
+        """Ask for the path MTU and report it, if that was not done a moment ago."""
         now = time.monotonic()
-        if now >= state.next_mtu_query:
-            state.next_mtu_query = now + QUERY_INTERVAL
-            state.path_mtu = path_mtu(state.outer.sock, state.peer.address)
-            state.answers_left = MAX_ANSWERS
-            if state.path_mtu is not None:
-                self._on_event(PathMtuChanged(state.peer.ends(state.sa)[0], state.path_mtu))
+        if now < state.next_mtu_query:
+            return
+        state.next_mtu_query = now + QUERY_INTERVAL
+        state.path_mtu = path_mtu(state.outer.sock, state.peer.address)
+        state.answers_left = MAX_ANSWERS
+        if state.path_mtu is not None:
+            self._on_event(PathMtuChanged(state.peer.ends(state.sa)[0], state.path_mtu))
+
+    def answer(self, state: OutboundState, packet: memoryview, length: int) -> None:
+        """Answer a packet by an ICMP error into the TUN, if its SA has any left."""
         if state.path_mtu is None or not state.answers_left:
             return
         mtu = self._inner_mtu(state, state.path_mtu, packet[0] >> 4)

@@ -131,6 +131,8 @@ def test_an_ipv4_packet_without_df_is_fragmented_outside(tunnel: Pair) -> None:
     (sent,) = tunnel.a.forward(octets)
     assert sent.may_fragment
     assert tunnel.a.from_tun() == []
+    # The routes follow nevertheless.
+    assert [type(event) for event in tunnel.a.events] == [PathMtuChanged]
     assert tunnel.b.receive(sent.packet) == [octets]
 
 
