@@ -13,7 +13,7 @@ from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 from scapy.packet import Packet, Raw
 
 from esp_gw.engine.base import HardExpired, LeaseLow, SoftExpired
-from esp_gw.engine.python import outbound
+from esp_gw.engine.python import too_big
 from esp_gw.model import DropReason, Encapsulation, Lease, Mode
 from tests.support.builders import OUTER, discard, protect, selector
 from tests.support.rig import (
@@ -79,11 +79,11 @@ def test_a_packet_from_the_tun_is_sent_dropped_or_a_pending_fragment(
         side.outbound.replace_policies(
             [discard("d", selector("10.1.0.0/24", "10.2.0.9/32")), gateways.policy]
         )
-        path_mtu, outbound.path_mtu = outbound.path_mtu, lambda *_: None
+        path_mtu, too_big.path_mtu = too_big.path_mtu, lambda *_: 100
         try:
             sent = side.forward(*octets)
         finally:
-            outbound.path_mtu = path_mtu
+            too_big.path_mtu = path_mtu
         held = sum(len(d.parts) for d in side.outbound._reassembler._datagrams.values())
         assert len(octets) == gateways.a_out.packets + side.drops_out().total() + held
         assert len(sent) == gateways.a_out.packets
