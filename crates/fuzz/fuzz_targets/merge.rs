@@ -3,6 +3,7 @@
 
 use arbitrary::Arbitrary;
 use esp_core::offload::coalesce::{Coalescer, Merging, Ready};
+use esp_core::wire::flow::FlowKey;
 use esp_core::wire::{VnetHdr, packet_length};
 use esp_fuzz::build::{Packet, sum};
 use esp_fuzz::{Changes, Recipe, change, split};
@@ -15,6 +16,8 @@ struct Input {
     udp: bool,
     max_segments: u8,
     flows: Vec<Flow>,
+    /// True if the flows come in turn, a packet of each.
+    in_turn: bool,
 }
 
 #[derive(Arbitrary, Debug)]
@@ -54,40 +57,61 @@ fuzz_target!(|input: Input| {
     };
     let mut coalescer = Coalescer::new(merging);
     let (mut came, mut written) = (Vec::new(), Vec::new());
-    for flow in input.flows.iter().take(8) {
-        for packet in packets(flow) {
-            let place = coalescer.place(packet.len() + 6).expect("no jumbogram");
-            if flow.not_authentic {
-                place.fill(0);
-                coalescer.cancel();
-                continue;
-            }
-            place[..packet.len()].copy_from_slice(&packet);
-            place[packet.len()..].fill(0xEE);
-            assert_eq!(coalescer.placed()[..packet.len()], packet);
-            let ready = coalescer.accept(packet.len(), flow.owner.into());
-            written.extend(
-                ready
-                    .into_iter()
-                    .flat_map(|ready| taken_apart(merging, &ready)),
-            );
-            came.push((packet, flow.owner.into()));
-        }
+    let flows = input.flows.iter().take(12);
+    let mut all: Vec<_> = flows
+        .flat_map(|flow| {
+            (0..)
+                .zip(packets(flow))
+                .map(move |(k, packet)| (k, flow, packet))
+        })
+        .collect();
+    if input.in_turn {
+        all.sort_by_key(|(k, ..)| *k);
     }
-    let ready = coalescer.flush();
-    written.extend(
-        ready
-            .into_iter()
-            .flat_map(|ready| taken_apart(merging, &ready)),
-    );
+    for (_, flow, packet) in all {
+        let place = coalescer.place(packet.len() + 6).expect("no jumbogram");
+        if flow.not_authentic {
+            place.fill(0);
+            coalescer.cancel();
+            continue;
+        }
+        place[..packet.len()].copy_from_slice(&packet);
+        place[packet.len()..].fill(0xEE);
+        assert_eq!(coalescer.placed()[..packet.len()], packet);
+        coalescer.accept(packet.len(), flow.owner.into());
+        while let Some(ready) = coalescer.due() {
+            written.extend(taken_apart(merging, &ready));
+        }
+        came.push((packet, flow.owner.into()));
+    }
+    coalescer.flush();
+    while let Some(ready) = coalescer.due() {
+        written.extend(taken_apart(merging, &ready));
+    }
     let comparable = |packets: Vec<(Vec<u8>, u64)>| -> Vec<_> {
         packets
             .into_iter()
             .map(|(packet, owner)| (without_id(packet), owner))
             .collect()
     };
-    assert_eq!(comparable(written), comparable(came));
+    let (written, came) = (comparable(written), comparable(came));
+    assert_eq!(written.len(), came.len());
+    for (packet, owner) in &came {
+        let with = |(other, of): &&(Vec<u8>, u64)| of == owner && are_ordered(packet, other);
+        let order =
+            |all: &[(Vec<u8>, u64)]| -> Vec<_> { all.iter().filter(with).cloned().collect() };
+        assert_eq!(order(&written), order(&came));
+    }
 });
+
+/// True for packets of one flow, and for one that belongs to no flow beside a flow of its addresses.
+fn are_ordered(flow: &[u8], other: &[u8]) -> bool {
+    let key = |packet| FlowKey::of(packet).or_else(|| FlowKey::of_addresses(packet));
+    match (key(flow), key(other)) {
+        (Some(flow), Some(key)) if FlowKey::of(other).is_none() => key.has_addresses_of(&flow),
+        (flow, other) => flow == other,
+    }
+}
 
 /// With DF the id has no meaning (RFC 6864 4.1), and a fixed one counts up when the super-packet is
 /// split again. A checksum that doesn't hold is kept, for it must not be repaired.

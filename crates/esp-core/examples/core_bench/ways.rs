@@ -269,12 +269,14 @@ impl Inbound {
                 assert!(self.sa.carries(&wire::parse(packet).unwrap()));
                 self.flows.insert(key, slot);
             }
-            if let Some(ready) = self.coalescer.accept(length, slot as u64) {
+            self.coalescer.accept(length, slot as u64);
+            while let Some(ready) = self.coalescer.due() {
                 black_box(ready.frame);
             }
             packets += 1;
         }
-        if let Some(ready) = self.coalescer.flush() {
+        self.coalescer.flush();
+        while let Some(ready) = self.coalescer.due() {
             black_box(ready.frame);
         }
         packets

@@ -1,22 +1,26 @@
-//! GRO: packets are opened in place and merged with their neighbours into super-packets for one TUN
-//! write.
+//! GRO: packets are opened in place and merged with others of their flow into super-packets for one
+//! TUN write.
 //!
-//! A text is opened where its payload continues the payload before it; its headers then lie over
-//! the end of that payload, which is saved and restored. A packet that can't be merged moves to the
-//! other of two buffers and begins a new super-packet there.
+//! A text is opened where its payload continues the payload of the packet before it; its headers
+//! then lie over the end of that payload, which is saved and restored. A packet that can't continue
+//! there moves to the spare buffer. From it, it joins the super-packet of its own flow, or takes
+//! that one's place, or begins another.
+//!
+//! Packets of a flow leave in the order in which they came, those of different flows may not. A
+//! packet that belongs to no flow, such as a fragment, leaves behind all with its addresses.
 
 use crate::DropReason;
-use crate::offload::merge::{
-    MAX_HEADERS, Shape, checksums_hold, finish, id_fits, same_flow, tcp_seq, tcp_window,
-};
-use crate::wire::VnetHdr;
-use crate::wire::protocol::{TCP, UDP};
+use crate::offload::merge::{MAX_HEADERS, Shape};
+use crate::offload::super_packet::Super;
+use crate::wire::flow::FlowKey;
 
+/// Super-packets that are open at once; the flow that began first gives way to one more.
+pub const MAX_OPEN: usize = 8;
 /// Bytes of the largest super-packet.
 pub const MAX_LEN: usize = 65535;
 /// Room in front of a packet, for the `virtio_net_hdr`; a cache line, so that the packet begins
 /// one.
-const HEADROOM: usize = 64;
+pub(super) const HEADROOM: usize = 64;
 /// Beyond the largest packet: a rebuilt header, a trailer.
 const TAILROOM: usize = 512;
 
@@ -56,45 +60,49 @@ pub struct Ready<'a> {
     pub owner: u64,
 }
 
-/// The open super-packet, from `HEADROOM` on in its buffer.
-#[derive(Clone, Copy, Debug)]
-struct Super {
-    owner: u64,
-    length: usize,
-    packets: u16,
-    bytes: u64,
-    /// None if no packet can be merged with it.
-    shape: Option<Shape>,
-    gso_size: usize,
-    push: bool,
-    window: u16,
-    fixed_id: Option<bool>,
-    /// True if the first packet's checksums hold; verified when a second one arrives.
-    verified: bool,
-}
-
 /// The place of the packet that is being opened.
 #[derive(Clone, Copy, Debug)]
 struct Placed {
     at: usize,
     length: usize,
-    /// True if it may continue the super-packet: it lies in the same buffer, over its end.
+    /// True if it may continue the recent super-packet: it lies in its buffer, over its end.
     continues: bool,
+}
+
+/// A buffer, and the super-packet that is open in it.
+#[derive(Debug)]
+struct Slot {
+    buffer: Box<[u8]>,
+    open: Option<Open>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    building: Super,
+    flow: FlowKey,
+    /// `Coalescer::begun` when it began.
+    since: u64,
 }
 
 /// Builds super-packets; one a worker and TUN queue.
 #[derive(Debug)]
 pub struct Coalescer {
     merging: Merging,
-    current: Box<[u8]>,
-    other: Box<[u8]>,
-    building: Option<Super>,
+    slots: [Slot; MAX_OPEN],
+    /// The slot of the packet before; packets come in trains.
+    recent: usize,
+    /// Super-packets begun so far.
+    begun: u64,
+    spare: Box<[u8]>,
     placed: Option<Placed>,
     overwritten: [u8; MAX_HEADERS],
+    /// Bits of the slots that are to be written, before `due_spare`.
+    due: u32,
+    due_spare: Option<Super>,
 }
 
 impl Coalescer {
-    /// Makes the two buffers, 130 KiB in all.
+    /// Makes the buffers, 65 KiB for each open super-packet and a spare one.
     #[must_use]
     pub fn new(merging: Merging) -> Self {
         let buffer = || vec![0; HEADROOM + MAX_LEN + TAILROOM].into_boxed_slice();
@@ -103,15 +111,21 @@ impl Coalescer {
                 vnet_len: merging.vnet_len.min(HEADROOM),
                 ..merging
             },
-            current: buffer(),
-            other: buffer(),
-            building: None,
+            slots: std::array::from_fn(|_| Slot {
+                buffer: buffer(),
+                open: None,
+            }),
+            recent: 0,
+            begun: 0,
+            spare: buffer(),
             placed: None,
             overwritten: [0; MAX_HEADERS],
+            due: 0,
+            due_spare: None,
         }
     }
 
-    /// Returns the `length` bytes to open a packet into, at the place that continues the
+    /// Returns the `length` bytes to open a packet into, at the place that continues the recent
     /// super-packet. In transport mode they include the rebuilt IP header in front of the text. An
     /// earlier place that was not accepted is released.
     ///
@@ -119,13 +133,10 @@ impl Coalescer {
     /// `MalformedInner` for more bytes than any packet has.
     pub fn place(&mut self, length: usize) -> Result<&mut [u8], DropReason> {
         self.cancel();
-        let over = self
-            .building
-            .as_ref()
-            .and_then(|building| self.continuation(building, length));
-        let placed = match over {
+        let slot = &self.slots[self.recent];
+        let placed = match slot.continuation(length) {
             Some((at, headers_len)) => {
-                let kept = self.current.get(at..at + headers_len).unwrap_or_default();
+                let kept = slot.buffer.get(at..at + headers_len).unwrap_or_default();
                 self.overwritten[..kept.len()].copy_from_slice(kept);
                 Placed {
                     at,
@@ -139,52 +150,31 @@ impl Coalescer {
                 continues: false,
             },
         };
-        let buffer = if placed.continues {
-            &mut self.current
-        } else {
-            &mut self.other
-        };
-        let place = buffer.get_mut(placed.at..placed.at + length);
-        if place.is_some() {
-            self.placed = Some(placed);
+        let place = self
+            .buffer_of(&placed)
+            .get_mut(placed.at..placed.at + length);
+        if place.is_none() {
+            return Err(DropReason::MalformedInner);
         }
-        place.ok_or(DropReason::MalformedInner)
+        self.placed = Some(placed);
+        Ok(self.placed())
     }
 
-    /// The place at which a packet continues the super-packet, and the length of its headers.
-    fn continuation(&self, building: &Super, length: usize) -> Option<(usize, usize)> {
-        let shape = building.shape.as_ref()?;
-        let open = !building.push
-            && building.packets < self.merging.max_segments
-            // A packet shorter than the first ends the super-packet.
-            && building.bytes
-                == (building.gso_size + shape.headers_len) as u64 * u64::from(building.packets)
-            && length > shape.headers_len
-            && building.length + length - shape.headers_len <= MAX_LEN + TAILROOM;
-        open.then(|| {
-            (
-                HEADROOM + building.length - shape.headers_len,
-                shape.headers_len,
-            )
-        })
+    fn buffer_of(&mut self, placed: &Placed) -> &mut [u8] {
+        if placed.continues {
+            &mut self.slots[self.recent].buffer
+        } else {
+            &mut self.spare
+        }
     }
 
     /// The current place, empty if there is none.
     pub fn placed(&mut self) -> &mut [u8] {
-        let Some(Placed {
-            at,
-            length,
-            continues,
-        }) = self.placed
-        else {
+        let Some(placed) = self.placed else {
             return &mut [];
         };
-        let buffer = if continues {
-            &mut self.current
-        } else {
-            &mut self.other
-        };
-        buffer.get_mut(at..at + length).unwrap_or_default()
+        let range = placed.at..placed.at + placed.length;
+        self.buffer_of(&placed).get_mut(range).unwrap_or_default()
     }
 
     /// Releases the place of a dropped packet.
@@ -200,34 +190,30 @@ impl Coalescer {
     }
 
     fn put_back(&mut self, at: usize) {
-        let headers_len = self
-            .building
-            .as_ref()
-            .and_then(|b| b.shape.as_ref())
-            .map_or(0, |s| s.headers_len);
-        if let Some(end) = self.current.get_mut(at..at + headers_len) {
+        let slot = &mut self.slots[self.recent];
+        let headers_len = slot.headers_len();
+        if let Some(end) = slot.buffer.get_mut(at..at + headers_len) {
             end.copy_from_slice(&self.overwritten[..headers_len]);
         }
     }
 
     /// Accepts the packet in the first `length` bytes of the place: it is merged or begins a new
-    /// super-packet. A super-packet that it can't join is returned, and must be written before the
-    /// next `place`. Packets of different owners (SAs) are not merged.
-    pub fn accept(&mut self, length: usize, owner: u64) -> Option<Ready<'_>> {
-        let placed = self.placed.take()?;
+    /// super-packet. Whatever `due` returns then must be written before the next `place`. Packets of
+    /// different owners (SAs) are not merged.
+    pub fn accept(&mut self, length: usize, owner: u64) {
+        let Some(placed) = self.placed.take() else {
+            return;
+        };
         let length = length.min(placed.length);
-        if placed.continues && self.continue_with(placed.at, length, owner) {
-            return None;
+        if !(placed.continues && self.continue_with(placed.at, length, owner)) {
+            self.sort_in(length, owner);
         }
-        let before = self.building.take();
-        std::mem::swap(&mut self.current, &mut self.other);
-        self.building = Some(self.begin(length, owner));
-        before.map(|before| ready(&self.merging, &mut self.other, &before))
     }
 
-    /// Merges the packet at `at`, or moves it to the other buffer.
+    /// Merges the packet at `at` with the recent super-packet, or moves it to the spare buffer.
     fn continue_with(&mut self, at: usize, length: usize, owner: u64) -> bool {
-        let Some(mut building) = self.building else {
+        let slot = &self.slots[self.recent];
+        let Some(Open { mut building, .. }) = slot.open else {
             return false;
         };
         let Some(shape) = building.shape else {
@@ -236,53 +222,105 @@ impl Coalescer {
         let mut headers = [0; MAX_HEADERS];
         let headers_len = shape.headers_len.min(length);
         let headers = &mut headers[..headers_len];
-        let packet = &self.current[at..at + length];
-        let fits = owner == building.owner
-            && building.length + length.saturating_sub(headers_len) <= MAX_LEN
-            && Shape::of(packet).is_some_and(|next| {
-                next == Shape {
-                    push: next.push,
-                    ..shape
-                }
-            });
+        let packet = &slot.buffer[at..at + length];
+        let fits =
+            owner == building.owner && Shape::of(packet).is_some_and(|next| next.extends(&shape));
         headers.copy_from_slice(&packet[..headers_len]);
         self.put_back(at);
+        let slot = &mut self.slots[self.recent];
         let end = HEADROOM + building.length;
         let (whole, payload) =
-            self.current[HEADROOM..end + length - headers_len].split_at(end - HEADROOM);
+            slot.buffer[HEADROOM..end + length - headers_len].split_at(end - HEADROOM);
         if fits && building.takes(&shape, whole, headers, payload) {
-            self.building = Some(building);
+            self.grow(self.recent, building);
             return true;
         }
-        let moved = &mut self.other[HEADROOM..HEADROOM + length];
+        let moved = &mut self.spare[HEADROOM..HEADROOM + length];
         moved[..headers_len].copy_from_slice(headers);
         moved[headers_len..].copy_from_slice(payload);
         false
     }
 
-    /// Begins a super-packet with the packet at the beginning of the current buffer.
-    fn begin(&self, length: usize, owner: u64) -> Super {
-        let packet = &self.current[HEADROOM..HEADROOM + length];
-        let shape = Shape::of(packet).filter(|shape| {
-            self.merging.vnet_len != 0
-                && match shape.protocol {
-                    TCP => self.merging.tcp,
-                    UDP => self.merging.udp,
-                    _ => false,
-                }
-        });
-        Super {
-            owner,
-            length,
-            packets: 1,
-            bytes: length as u64,
-            gso_size: shape.map_or(0, |shape| length - shape.headers_len),
-            push: shape.is_some_and(|shape| shape.push),
-            window: shape.map_or(0, |shape| tcp_window(&shape, packet)),
-            shape,
-            fixed_id: None,
-            verified: false,
+    /// Finds a super-packet or a slot for the packet in the spare buffer.
+    #[inline(never)]
+    fn sort_in(&mut self, length: usize, owner: u64) {
+        let packet = &self.spare[HEADROOM..HEADROOM + length];
+        let next = Super::of(packet, owner, &self.merging);
+        let Some(flow) = FlowKey::of(packet) else {
+            let Some(flow) = FlowKey::of_addresses(packet) else {
+                self.due_spare = Some(next);
+                return;
+            };
+            self.due |=
+                self.bits(|open| open.building.owner == owner && open.flow.has_addresses_of(&flow));
+            self.due_spare = Some(next);
+            return;
+        };
+        let same = self.bits(|open| open.building.owner == owner && open.flow == flow);
+        let found = (same != 0).then(|| same.trailing_zeros() as usize);
+        if found.is_some_and(|index| self.append(index, &next)) {
+            return;
         }
+        if !next.is_open(&self.merging) {
+            self.due |= same;
+            self.due_spare = Some(next);
+            return;
+        }
+        self.recent = found.unwrap_or_else(|| self.free_slot());
+        self.begun += 1;
+        let slot = &mut self.slots[self.recent];
+        std::mem::swap(&mut slot.buffer, &mut self.spare);
+        let before = slot.open.replace(Open {
+            building: next,
+            flow,
+            since: self.begun,
+        });
+        self.due_spare = before.map(|before| before.building);
+    }
+
+    /// Merges the packet in the spare buffer with a super-packet.
+    fn append(&mut self, index: usize, next: &Super) -> bool {
+        let slot = &mut self.slots[index];
+        let (Some(open), Some(shape)) = (slot.open, next.shape) else {
+            return false;
+        };
+        let mut building = open.building;
+        let packet = &self.spare[HEADROOM..HEADROOM + next.length];
+        let (headers, payload) = packet.split_at(shape.headers_len);
+        let end = HEADROOM + building.length;
+        let takes = building.shape.is_some_and(|first| {
+            shape.extends(&first)
+                && building.takes(&first, &slot.buffer[HEADROOM..end], headers, payload)
+        });
+        if takes {
+            slot.buffer[end..end + payload.len()].copy_from_slice(payload);
+            self.recent = index;
+            self.grow(index, building);
+        }
+        takes
+    }
+
+    /// Keeps a super-packet that has grown; one that is complete is due.
+    fn grow(&mut self, index: usize, building: Super) {
+        if let Some(open) = &mut self.slots[index].open {
+            open.building = building;
+        }
+        if !building.is_open(&self.merging) {
+            self.due |= 1 << index;
+        }
+    }
+
+    /// An unused slot, or that of the super-packet that began first.
+    fn free_slot(&self) -> usize {
+        let since = |index: &usize| self.slots[*index].open.map_or(0, |open| open.since);
+        (0..MAX_OPEN).min_by_key(since).unwrap_or_default()
+    }
+
+    fn bits(&self, wanted: impl Fn(&Open) -> bool) -> u32 {
+        (0..)
+            .zip(&self.slots)
+            .filter(|(_, slot)| slot.open.as_ref().is_some_and(&wanted))
+            .fold(0, |bits, (index, _)| bits | 1 << index)
     }
 
     /// Merges no more packets of a kind, TCP or UDP, from the next super-packet on.
@@ -293,58 +331,38 @@ impl Coalescer {
         }
     }
 
-    /// Returns the open super-packet, which must be written before the next `place`.
-    pub fn flush(&mut self) -> Option<Ready<'_>> {
+    /// Makes every open super-packet due.
+    pub fn flush(&mut self) {
         self.cancel();
-        let building = self.building.take()?;
-        Some(ready(&self.merging, &mut self.current, &building))
+        self.due = self.bits(|_| true);
+    }
+
+    /// Returns the next super-packet that is to be written, which is no longer kept; None once there
+    /// is none.
+    pub fn due(&mut self) -> Option<Ready<'_>> {
+        if self.due == 0 {
+            let building = self.due_spare.take()?;
+            return Some(building.ready(&self.merging, &mut self.spare));
+        }
+        let index = self.due.trailing_zeros() as usize;
+        self.due &= self.due - 1;
+        let slot = &mut self.slots[index];
+        let open = slot.open.take()?;
+        Some(open.building.ready(&self.merging, &mut slot.buffer))
     }
 }
 
-impl Super {
-    /// Adds a packet if its headers and checksums allow it; the payload is behind `whole`.
-    fn takes(&mut self, shape: &Shape, whole: &[u8], headers: &[u8], payload: &[u8]) -> bool {
-        let (first, merged) = whole.split_at(shape.headers_len);
-        let is_tcp = shape.protocol == TCP;
-        #[allow(clippy::cast_possible_truncation)] // less than 65536
-        let next_seq = tcp_seq(shape, first).wrapping_add(merged.len() as u32);
-        let neighbours = payload.len() <= self.gso_size
-            && same_flow(shape, first, headers)
-            && id_fits(first, headers, self.packets, &mut self.fixed_id)
-            && (!is_tcp || tcp_seq(shape, headers) == next_seq);
-        if !neighbours {
-            return false;
-        }
-        self.verified = self.verified || checksums_hold(shape, first, merged);
-        if !self.verified || !checksums_hold(shape, headers, payload) {
-            return false;
-        }
-        self.length += payload.len();
-        self.packets += 1;
-        self.bytes += (headers.len() + payload.len()) as u64;
-        if is_tcp {
-            self.push = headers[shape.ip_len + 13] & 0x08 != 0;
-            self.window = tcp_window(shape, headers);
-        }
-        true
+impl Slot {
+    fn headers_len(&self) -> usize {
+        let shape = self.open.and_then(|open| open.building.shape);
+        shape.map_or(0, |shape| shape.headers_len)
     }
-}
 
-fn ready<'a>(merging: &Merging, buffer: &'a mut [u8], building: &Super) -> Ready<'a> {
-    let frame = &mut buffer[HEADROOM - merging.vnet_len..HEADROOM + building.length];
-    let (header, packet) = frame.split_at_mut(merging.vnet_len);
-    let vnet = match building.shape {
-        Some(shape) if building.packets > 1 => {
-            let gso_size = u16::try_from(building.gso_size).unwrap_or(u16::MAX);
-            finish(&shape, packet, gso_size, building.push, building.window)
-        }
-        _ => VnetHdr::default(),
-    };
-    vnet.write(header);
-    Ready {
-        frame,
-        packets: building.packets,
-        bytes: building.bytes,
-        owner: building.owner,
+    /// The place at which a packet continues the super-packet, and the length of its headers.
+    fn continuation(&self, length: usize) -> Option<(usize, usize)> {
+        let building = self.open.as_ref()?.building;
+        let headers_len = building.shape?.headers_len;
+        let end = building.length + length.checked_sub(headers_len + 1)?;
+        (end < MAX_LEN + TAILROOM).then(|| (HEADROOM + building.length - headers_len, headers_len))
     }
 }

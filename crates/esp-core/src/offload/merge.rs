@@ -66,6 +66,15 @@ impl Shape {
         })
     }
 
+    /// True if a packet of this shape may follow one of the other in a super-packet.
+    pub(crate) fn extends(&self, first: &Self) -> bool {
+        *self
+            == Self {
+                push: self.push,
+                ..*first
+            }
+    }
+
     fn checksum_offset(&self) -> u16 {
         if self.protocol == TCP { 16 } else { 6 }
     }

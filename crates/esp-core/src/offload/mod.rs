@@ -3,3 +3,4 @@
 pub mod coalesce;
 mod merge;
 pub mod segment;
+mod super_packet;

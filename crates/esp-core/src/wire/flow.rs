@@ -56,6 +56,12 @@ impl FlowKey {
         Self::new(packet, 0, 0)
     }
 
+    /// True if version and addresses are those of the other.
+    #[must_use]
+    pub fn has_addresses_of(&self, other: &Self) -> bool {
+        self.0[0] >> 40 == other.0[0] >> 40 && self.0[1..] == other.0[1..]
+    }
+
     fn new(packet: &[u8], protocol: u8, ports: u32) -> Option<Self> {
         let version = version(packet);
         let kind = u64::from(version) << 40 | u64::from(protocol) << 32 | u64::from(ports);

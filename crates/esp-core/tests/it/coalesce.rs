@@ -1,4 +1,5 @@
-use esp_core::offload::coalesce::{Coalescer, Merging};
+use esp_core::offload::coalesce::{Coalescer, MAX_OPEN, Merging, Ready};
+use esp_core::wire::flow::FlowKey;
 use esp_core::wire::{VnetHdr, update_checksum};
 use proptest::prelude::*;
 
@@ -26,7 +27,7 @@ struct Written {
 fn merge(merging: Merging, packets: &[(Vec<u8>, u64)]) -> Vec<Written> {
     let mut coalescer = Coalescer::new(merging);
     let mut written = Vec::new();
-    let write = |ready: esp_core::offload::coalesce::Ready<'_>| {
+    let write = |ready: Ready<'_>| {
         let (vnet, packet) = ready.frame.split_at(merging.vnet_len);
         Written {
             vnet: VnetHdr::read(vnet).unwrap_or_default(),
@@ -44,11 +45,63 @@ fn merge(merging: Merging, packets: &[(Vec<u8>, u64)]) -> Vec<Written> {
         place[..packet.len()].copy_from_slice(packet);
         place[packet.len()..].fill(0xEE);
         assert_eq!(&coalescer.placed()[..packet.len()], packet);
-        written.extend(coalescer.accept(packet.len(), *owner).map(write));
+        coalescer.accept(packet.len(), *owner);
+        written.extend(due(&mut coalescer, write));
     }
-    written.extend(coalescer.flush().map(write));
-    assert!(coalescer.flush().is_none());
+    coalescer.flush();
+    written.extend(due(&mut coalescer, write));
+    coalescer.flush();
+    assert_eq!(coalescer.due(), None);
     written
+}
+
+fn due(coalescer: &mut Coalescer, write: impl Fn(Ready<'_>) -> Written) -> Vec<Written> {
+    let mut written = Vec::new();
+    while let Some(ready) = coalescer.due() {
+        written.push(write(ready));
+    }
+    written
+}
+
+/// The packets of each flow of an owner in their order, each with those of its addresses that belong
+/// to no flow.
+fn by_flow(packets: &[(Vec<u8>, u64)]) -> Vec<Vec<&Vec<u8>>> {
+    let key = |packet: &[u8]| FlowKey::of(packet).or_else(|| FlowKey::of_addresses(packet));
+    let mut flows: Vec<_> = packets
+        .iter()
+        .map(|(packet, owner)| (*owner, key(packet).unwrap()))
+        .collect();
+    flows.sort_by_key(|flow| format!("{flow:?}"));
+    flows.dedup();
+    flows
+        .iter()
+        .map(|(owner, flow)| {
+            packets
+                .iter()
+                .filter(|(packet, of)| {
+                    let alone = FlowKey::of(packet).is_none()
+                        && key(packet).unwrap().has_addresses_of(flow);
+                    of == owner && (key(packet).unwrap() == *flow || alone)
+                })
+                .map(|(packet, _)| packet)
+                .collect()
+        })
+        .collect()
+}
+
+/// Takes the packets of several trains in an order in which each train keeps its own.
+fn shuffled(trains: Vec<Vec<(Vec<u8>, u64)>>, mut seed: u64) -> Vec<(Vec<u8>, u64)> {
+    let mut trains: Vec<_> = trains.into_iter().map(Vec::into_iter).collect();
+    let mut all = Vec::new();
+    while !trains.is_empty() {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let at = (seed >> 33) as usize % trains.len();
+        match trains[at].next() {
+            Some(packet) => all.push(packet),
+            None => drop(trains.remove(at)),
+        }
+    }
+    all
 }
 
 fn merge_all(packets: &[Packet]) -> Vec<Written> {
@@ -103,10 +156,12 @@ proptest! {
         flows in prop::collection::vec(
             (packet(400), 1..300_usize, any::<u8>(), 0..3_u64, any::<bool>()), 1..6,
         ),
+        interleaved in prop::option::of(any::<u64>()),
         damaged in prop::collection::vec((any::<prop::sample::Index>(), any::<u16>()), 0..3),
     ) {
-        let mut came = Vec::new();
+        let mut trains = Vec::new();
         for (whole, gso_size, twist, owner, small) in flows {
+            let mut came = Vec::new();
             let whole = if small { Packet { payload: vec![1; 9], ..whole } } else { whole };
             let flags = if twist & 1 == 0 { ACK } else { whole.flags };
             for (k, segment) in
@@ -116,7 +171,12 @@ proptest! {
                 let seq = segment.seq.wrapping_add(u32::from(twist & 4 != 0 && k > 1));
                 came.push((Packet { id, seq, ..segment }.bytes(), owner));
             }
+            trains.push(came);
         }
+        let mut came = match interleaved {
+            Some(seed) => shuffled(trains, seed),
+            None => trains.concat(),
+        };
         for (index, bit) in damaged {
             let packet = &mut index.get_mut(&mut came).0;
             // Not the length: that is looked at before.
@@ -133,7 +193,8 @@ proptest! {
             prop_assert_eq!(packets.len(), usize::from(written.packets));
             out.extend(packets.into_iter().map(|packet| (packet, written.owner)));
         }
-        prop_assert_eq!(out, came);
+        prop_assert_eq!(out.len(), came.len());
+        prop_assert_eq!(by_flow(&out), by_flow(&came));
     }
 }
 
@@ -335,4 +396,89 @@ fn a_super_packet_ends_before_64_kib() {
         );
         assert!(written[0].packet.len() <= 65535);
     }
+}
+
+/// The segments of as many flows, one of each in turn.
+fn in_turn(flows: usize, tcp: bool) -> Vec<Packet> {
+    let trains: Vec<_> = (0..flows)
+        .map(|flow| {
+            Packet {
+                tcp,
+                ports: (1000 + flow as u16, 80),
+                payload: vec![7; 500],
+                ..Packet::default()
+            }
+            .segments(100)
+        })
+        .collect();
+    (0..5)
+        .flat_map(|k| trains.iter().map(move |train| train[k].clone()))
+        .collect()
+}
+
+#[test]
+fn interleaved_flows_are_merged_each_with_its_own() {
+    for tcp in [true, false] {
+        assert_eq!(sizes(&in_turn(MAX_OPEN, tcp)), [5; MAX_OPEN]);
+    }
+}
+
+#[test]
+fn with_more_flows_than_places_the_one_that_began_first_is_written() {
+    let mut packets = in_turn(MAX_OPEN, true);
+    packets.truncate(MAX_OPEN);
+    let more = Packet {
+        ports: (9, 9),
+        payload: vec![7; 200],
+        ..Packet::default()
+    };
+    packets.extend(more.segments(100));
+    let written = merge_all(&packets);
+    assert_eq!(written.len(), MAX_OPEN + 1);
+    assert_eq!(written[0].packet, packets[0].bytes());
+    assert_eq!(written.iter().filter(|one| one.packets == 2).count(), 1);
+}
+
+#[test]
+fn a_packet_that_ends_a_super_packet_is_not_kept_until_the_end() {
+    let mut packets = in_turn(2, true);
+    packets[2].flags |= PSH;
+    packets.truncate(4);
+    let written = merge_all(&packets);
+    let ports: Vec<_> = written.iter().map(|one| one.packet[21]).collect();
+    assert_eq!(ports, [232, 233]);
+    let mut coalescer = Coalescer::new(ALL);
+    for packet in packets.iter().take(3) {
+        let bytes = packet.bytes();
+        coalescer
+            .place(bytes.len())
+            .unwrap()
+            .copy_from_slice(&bytes);
+        coalescer.accept(bytes.len(), 0);
+    }
+    assert_eq!(coalescer.due().map(|ready| ready.packets), Some(2));
+    assert_eq!(coalescer.due(), None);
+}
+
+#[test]
+fn a_fragment_leaves_behind_the_flows_of_its_addresses_alone() {
+    let [one, other] = [(1, 2), (3, 4)].map(|hosts| Packet {
+        hosts,
+        payload: vec![7; 200],
+        ..Packet::default()
+    });
+    let mut bytes: Vec<_> = one
+        .segments(100)
+        .iter()
+        .chain(&other.segments(100))
+        .map(|packet| (packet.bytes(), 0))
+        .collect();
+    let mut fragment = other.segments(100)[0].bytes();
+    fragment[7] = 9;
+    bytes.insert(3, (fragment.clone(), 0));
+    let written = merge(ALL, &bytes);
+    let packets: Vec<_> = written.iter().map(|one| one.packets).collect();
+    assert_eq!(packets, [1, 1, 2, 1]);
+    assert_eq!(written[0].packet, bytes[2].0);
+    assert_eq!(written[1].packet, fragment);
 }

@@ -108,12 +108,19 @@ proptest! {
                 continue;
             }
             placed += 1;
-            written += coalescer.accept(bytes.len(), 0).map_or(0, |ready| ready.packets);
+            coalescer.accept(bytes.len(), 0);
+            while let Some(ready) = coalescer.due() {
+                written += ready.packets;
+            }
         }
-        written += coalescer.flush().map_or(0, |ready| ready.packets);
+        coalescer.flush();
+        while let Some(ready) = coalescer.due() {
+            written += ready.packets;
+        }
         prop_assert_eq!(placed, written);
         prop_assert!(coalescer.place(70_000).is_err());
-        prop_assert!(coalescer.accept(5, 0).is_none());
+        coalescer.accept(5, 0);
+        prop_assert_eq!(coalescer.due(), None);
     }
 
     #[test]

@@ -384,14 +384,10 @@ impl InboundPath {
         Some(place)
     }
 
-    /// Merges the packet in place with the open super-packet, or writes that.
+    /// Merges the packet in place with others of its flow, and writes what can't grow.
     fn deliver(&mut self, owner: usize, length: usize, tun: &TunQueue) -> Result<()> {
-        let Some(mut ready) = self.delivery.coalescer.accept(length, owner as u64) else {
-            return Ok(());
-        };
-        let refused = write(&mut ready, &self.entries, self.worker, tun)?;
-        self.delivery.stop_merging(refused);
-        Ok(())
+        self.delivery.coalescer.accept(length, owner as u64);
+        self.write_due(tun)
     }
 
     /// Writes the merged packets.
@@ -399,11 +395,15 @@ impl InboundPath {
     /// # Errors
     /// The error of the system call, if the TUN is unusable.
     pub fn flush(&mut self, tun: &TunQueue) -> Result<()> {
-        let Some(mut ready) = self.delivery.coalescer.flush() else {
-            return Ok(());
-        };
-        let refused = write(&mut ready, &self.entries, self.worker, tun)?;
-        self.delivery.stop_merging(refused);
+        self.delivery.coalescer.flush();
+        self.write_due(tun)
+    }
+
+    fn write_due(&mut self, tun: &TunQueue) -> Result<()> {
+        while let Some(mut ready) = self.delivery.coalescer.due() {
+            let refused = write(&mut ready, &self.entries, self.worker, tun)?;
+            self.delivery.stop_merging(refused);
+        }
         Ok(())
     }
 }
