@@ -11,32 +11,14 @@
 
 use crate::DropReason;
 use crate::offload::merge::{MAX_HEADERS, Shape};
-use crate::offload::super_packet::Super;
+use crate::offload::super_packet::{HEADROOM, Super};
+pub use crate::offload::super_packet::{MAX_LEN, Merging, Ready};
 use crate::wire::flow::FlowKey;
 
 /// Super-packets that are open at once; the flow that began first gives way to one more.
 pub const MAX_OPEN: usize = 8;
-/// Bytes of the largest super-packet.
-pub const MAX_LEN: usize = 65535;
-/// Room in front of a packet, for the `virtio_net_hdr`; a cache line, so that the packet begins
-/// one.
-pub(super) const HEADROOM: usize = 64;
 /// Beyond the largest packet: a rebuilt header, a trailer.
 const TAILROOM: usize = 512;
-
-/// The limits of merging; `vnet_len` is 10, 12, or 0 for a TUN without `virtio_net_hdr`, to which
-/// nothing merged can be written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Merging {
-    /// Bytes of the `virtio_net_hdr` in front of each packet.
-    pub vnet_len: usize,
-    /// True if TCP segments are merged.
-    pub tcp: bool,
-    /// True if UDP datagrams are merged (USO).
-    pub udp: bool,
-    /// Packets in one super-packet at most.
-    pub max_segments: u16,
-}
 
 /// A kind of super-packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,19 +27,6 @@ pub enum MergeKind {
     Tcp,
     /// UDP datagrams.
     Udp,
-}
-
-/// A packet or super-packet, ready to be written to the TUN in one piece.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Ready<'a> {
-    /// The `virtio_net_hdr`, if there is one, and the packet.
-    pub frame: &'a mut [u8],
-    /// Packets in it, as they were sealed.
-    pub packets: u16,
-    /// Their bytes.
-    pub bytes: u64,
-    /// The owner that was given to `accept`.
-    pub owner: u64,
 }
 
 /// The place of the packet that is being opened.

@@ -1,9 +1,42 @@
 //! A super-packet that grows: the first packet's headers and the payloads of its neighbours.
 
-use super::coalesce::{HEADROOM, MAX_LEN, Merging, Ready};
-use super::merge::{Shape, checksums_hold, finish, id_fits, same_flow, tcp_seq, tcp_window};
+use crate::offload::merge::{
+    Shape, checksums_hold, finish, id_fits, same_flow, tcp_seq, tcp_window,
+};
 use crate::wire::VnetHdr;
 use crate::wire::protocol::{TCP, UDP};
+
+/// Bytes of the largest super-packet.
+pub const MAX_LEN: usize = 65535;
+/// Room in front of a packet, for the `virtio_net_hdr`; a cache line, so that the packet begins
+/// one.
+pub(super) const HEADROOM: usize = 64;
+/// The limits of merging; `vnet_len` is 10, 12, or 0 for a TUN without `virtio_net_hdr`, to which
+/// nothing merged can be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Merging {
+    /// Bytes of the `virtio_net_hdr` in front of each packet.
+    pub vnet_len: usize,
+    /// True if TCP segments are merged.
+    pub tcp: bool,
+    /// True if UDP datagrams are merged (USO).
+    pub udp: bool,
+    /// Packets in one super-packet at most.
+    pub max_segments: u16,
+}
+
+/// A packet or super-packet, ready to be written to the TUN in one piece.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ready<'a> {
+    /// The `virtio_net_hdr`, if there is one, and the packet.
+    pub frame: &'a mut [u8],
+    /// Packets in it, as they were sealed.
+    pub packets: u16,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The owner that was given to `accept`.
+    pub owner: u64,
+}
 
 /// A super-packet, from `HEADROOM` on in its buffer.
 #[derive(Clone, Copy, Debug)]
