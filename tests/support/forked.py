@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import cast
 
 from esp_gw.demo.gateways import LabGateway
-from esp_gw.demo.netns import NETNS_DIR
+from esp_gw.demo.netns import NETNS_DIR, Namespace
 from tests.support.engines import ENGINES
 
 _PRELOADED = ["esp_gw.cli.main", "esp_gw.cli.guard", "esp_gw.daemon.main", __name__]
@@ -75,7 +75,7 @@ class ForkedProcess:
 
 
 def fork_daemons() -> None:
-    """Fork every LabGateway without an environment of its own; the others are executed."""
+    """Fork every LabGateway that has no environment or kind of namespace of its own."""
     _context.set_forkserver_preload([*_PRELOADED, *(_OF_AN_ENGINE[name] for name in ENGINES)])
     LabGateway.spawn = _spawn  # type: ignore[method-assign]
 
@@ -83,7 +83,8 @@ def fork_daemons() -> None:
 def _spawn(
     gateway: LabGateway, arguments: Sequence[str], env: Mapping[str, str]
 ) -> subprocess.Popen[str]:
-    if gateway.env:
+    # A namespace of another class runs its programs in a world of its own.
+    if gateway.env or type(gateway.namespace) is not Namespace:
         return _spawn_by_exec(gateway, arguments, env)
     parameters = (gateway.namespace.name, list(arguments), dict(env), gateway.log)
     process = _context.Process(target=_run, args=parameters, daemon=True)

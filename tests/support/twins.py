@@ -241,6 +241,13 @@ class Twin:
         written = []
         for kind in dict.fromkeys(step.kind for step in steps):
             written += await self._written(kind, split)
+        # Where packets are merged, the marker overtakes other flows. New tables come behind them.
+        self.engine.replace_policies(MARKER_POLICIES)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                written += _packets(self._from_tun.recv(1 << 17), split)
+        # The order of different flows is an engine's own.
+        written.sort(key=_flow)
         return await self._end(before, [(packet, 0) for packet in written], sas)
 
     def _begin(self) -> Counters:
@@ -320,12 +327,26 @@ class Twin:
         written: list[bytes] = []
         while True:
             frame = await _ready(self._from_tun, lambda s: s.recv(1 << 17))
-            vnet, octets = frame[:_VNET_LEN], frame[_VNET_LEN:]
-            if octets == marker:
+            if frame[_VNET_LEN:] == marker:
                 return written
-            # Flag 1 is a partial checksum; a non-zero GSO type is a super-packet.
-            packets = split(frame) if vnet[0] & 1 or vnet[1] else [octets]
-            written += [without_id(packet) for packet in packets]
+            written += _packets(frame, split)
+
+
+def _packets(frame: bytes, split: Splitter) -> list[bytes]:
+    """Return the packets of a frame of the TUN."""
+    vnet, octets = frame[:_VNET_LEN], frame[_VNET_LEN:]
+    # Flag 1 is a partial checksum; a non-zero GSO type is a super-packet.
+    packets = split(frame) if vnet[0] & 1 or vnet[1] else [octets]
+    return [without_id(packet) for packet in packets]
+
+
+def _flow(packet: bytes) -> bytes:
+    """Return addresses, protocol and ports of a packet; of a fragment or another the addresses."""
+    if packet[0] >> 4 == 6:
+        ports = packet[40:44] if packet[6] in (6, 17) else b""
+        return packet[8:40] + packet[6:7] + ports
+    whole = packet[0] == 0x45 and not int.from_bytes(packet[6:8]) & 0x3FFF
+    return packet[12:20] + (packet[9:10] + packet[20:24] if whole and packet[9] in (6, 17) else b"")
 
 
 class Splitter:
