@@ -85,9 +85,16 @@ class Health:
         )
         for _ in self._roster.look(look, self._chains):
             await asyncio.sleep(0)
-        named = [(each.peer_name, each.state) for each in self._tunnels() if each.peer_name]
-        gateway.names.ask_again(name for name, state in named if state is not TunnelState.UP)
-        gateway.names.try_others(name for name, state in named if state is TunnelState.DOWN)
+        named = [
+            ((each.peer_name, each.ends.remote.version), each.state)
+            for each in self._tunnels()
+            if each.peer_name
+        ]
+        gateway.names.ask_again(peer[0] for peer, state in named if state is not TunnelState.UP)
+        # What another tunnel hears the peer at is its address.
+        up = {peer for peer, state in named if state is TunnelState.UP}
+        down = {peer for peer, state in named if state is TunnelState.DOWN}
+        gateway.names.try_others(down - up)
         one_way = any(each.tracker.is_one_way(now) for each in self._tunnels())
         if one_way and now >= self._next_openings:
             # Requests of a flow that was answered before count again.

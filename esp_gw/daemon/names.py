@@ -21,6 +21,7 @@ from esp_gw.desired import Desired
 from esp_gw.errors import printable
 from esp_gw.logs import log
 from esp_gw.model import IPAddress, Sa
+from esp_gw.values import FieldError, parse_outer_address
 
 NAMES_NAME = "names.json"
 INTERVAL = 10.0
@@ -34,6 +35,11 @@ _STEP = 1.0
 _NAMED = 5
 
 Resolve = Callable[[str], Awaitable[list[IPAddress]]]
+Query = tuple[str, int]
+"""A name, and the IP version that its address has to have: that of a written local address, or 0.
+
+Tunnels of both IP versions may have one name.
+"""
 
 
 async def resolve(name: str) -> list[IPAddress]:
@@ -74,23 +80,22 @@ class Names:
         self._changed = changed
         self._resolve = resolve
         self._known = _read(path)
-        self._faults: dict[str, str] = {}
-        self._next: dict[str, float] = {}
-        self._asked: set[str] = set()
-        self._silent: set[str] = set()
-        self._since: dict[str, float] = {}
-        # The IP version that a name has to have: that of a written local address, or 0.
-        self._wanted: dict[str, int] = {}
+        self._faults: dict[Query, str] = {}
+        self._next: dict[Query, float] = {}
+        self._asked: set[Query] = set()
+        self._silent: set[Query] = set()
+        self._since: dict[Query, float] = {}
+        self._wanted: tuple[Query, ...] = ()
         self._placed: tuple[Desired, Desired] | None = None
 
     @property
     def missing(self) -> list[str]:
         """Warnings about names without an address."""
         return [
-            f"{name} has no address ({self._faults.get(name, 'not asked yet')}): no tunnel to it "
-            "works until its resolver answers"
-            for name in list(self._wanted)
-            if name not in self._known
+            f"{query[0]} has no address ({self._faults.get(query, 'not asked yet')}): no tunnel to "
+            "it works until its resolver answers"
+            for query in self._wanted
+            if query not in self._known
         ][:_NAMED]
 
     def place(self, desired: Desired) -> Desired:
@@ -98,12 +103,12 @@ class Names:
 
         The same object is returned while nothing changes.
         """
-        named = {sa.name: sa.remote_name for sa in desired.sas if sa.remote_name is not None}
-        self._wanted = {
-            sa.remote_name: 0 if sa.local.is_unspecified else sa.local.version
+        named = {
+            sa.name: (sa.remote_name, 0 if sa.local.is_unspecified else sa.local.version)
             for sa in desired.sas
             if sa.remote_name is not None
         }
+        self._wanted = tuple(dict.fromkeys(named.values()))
         if not named:
             return desired
         sas = tuple(
@@ -118,61 +123,68 @@ class Names:
 
     def ask_again(self, names: Iterable[str]) -> None:
         """Have names resolved again whose peers are not heard."""
-        self._asked.update(names)
+        asked = set(names)
+        self._asked.update(query for query in self._wanted if query[0] in asked)
 
-    def try_others(self, names: Iterable[str]) -> None:
-        """Ask for names whose peers are down, and try each of several addresses in turn."""
-        self._silent.update(names)
+    def try_others(self, peers: Iterable[tuple[str, int]]) -> None:
+        """Ask for names whose peers are down now, and try each of several addresses in turn.
+
+        `peers` are names, each with the IP version of the address that it has.
+        """
+        down = set(peers)
+        known = ((query, self._known.get(query)) for query in self._wanted)
+        self._silent = {q for q, at in known if at is not None and (q[0], at.version) in down}
         self._asked.update(self._silent)
 
     async def step(self, own: Callable[[], frozenset[IPAddress]]) -> None:
         """Pause, and resolve the names that are due; `own` returns the addresses of this host."""
         await asyncio.sleep(_STEP)
         now = _now()
-        for name, version in list(self._wanted.items()):
-            wanted = name not in self._known or name in self._asked
-            if wanted and now >= self._next.get(name, 0.0):
-                self._next[name] = now + INTERVAL
-                self._asked.discard(name)
-                await self._ask(name, version, own())
-        self._next = {name: at for name, at in self._next.items() if name in self._wanted}
+        for query in self._wanted:
+            wanted = query not in self._known or query in self._asked
+            if wanted and now >= self._next.get(query, 0.0):
+                self._next[query] = now + INTERVAL
+                self._asked.discard(query)
+                await self._ask(query, own())
+        self._next = {query: at for query, at in self._next.items() if query in self._wanted}
 
-    async def _ask(self, name: str, version: int, own: frozenset[IPAddress]) -> None:
-        is_silent = name in self._silent
-        self._silent.discard(name)
+    async def _ask(self, query: Query, own: frozenset[IPAddress]) -> None:
+        name, version = query
         try:
             found = await self._resolve(name)
         except (OSError, TimeoutError) as error:
-            self._fail(name, getattr(error, "strerror", None) or "no answer")
+            self._fail(query, getattr(error, "strerror", None) or "no answer")
             return
         usable = [each for each in found if _is_usable(each, own) and version in (0, each.version)]
         if not usable:
-            self._fail(name, _unusable(found, own, version))
+            self._fail(query, _unusable(found, own, version))
             return
-        self._faults.pop(name, None)
-        known = self._known.get(name)
+        self._faults.pop(query, None)
+        known = self._known.get(query)
         if known not in usable:
             log.info("a peer's name has a new address", name=name, address=str(usable[0]))
-            await self._take(name, usable[0])
+            await self._take(query, usable[0])
         elif (
-            is_silent and len(usable) > 1 and _now() >= self._since.setdefault(name, _now()) + TURN
+            query in self._silent
+            and len(usable) > 1
+            and _now() >= self._since.setdefault(query, _now()) + TURN
         ):
             # Not one line for each turn: the tunnel is down, which has one.
             log.debug("the next address of a peer's name is tried", name=name)
-            await self._take(name, _after(known, usable))
+            await self._take(query, _after(known, usable))
 
-    async def _take(self, name: str, address: IPAddress) -> None:
-        self._known[name], self._since[name] = address, _now()
+    async def _take(self, query: Query, address: IPAddress) -> None:
+        self._known[query], self._since[query] = address, _now()
         await asyncio.to_thread(self._write)
         self._changed()
 
-    def _fail(self, name: str, why: str) -> None:
-        if self._faults.get(name) != why:
-            log.warning("a peer's name can't be resolved", name=name, reason=printable(why))
-        self._faults[name] = why
+    def _fail(self, query: Query, why: str) -> None:
+        if self._faults.get(query) != why:
+            log.warning("a peer's name can't be resolved", name=query[0], reason=printable(why))
+        self._faults[query] = why
 
     def _write(self) -> None:
-        known = {name: str(at) for name, at in self._known.items() if name in self._wanted}
+        known = [[*query, str(at)] for query, at in self._known.items() if query in self._wanted]
         # Without the file a restart asks again.
         with contextlib.suppress(OSError):
             files.replace(self._path, json.dumps(known).encode() + b"\n")
@@ -184,8 +196,11 @@ def _at(sa: Sa, address: IPAddress) -> Sa:
 
 
 def _is_usable(address: IPAddress, own: frozenset[IPAddress]) -> bool:
-    refused = address.is_unspecified or address.is_multicast or address.is_link_local
-    return not refused and address not in own
+    try:
+        parse_outer_address(address)
+    except FieldError:
+        return False
+    return not address.is_loopback and address not in own
 
 
 def _unusable(found: list[IPAddress], own: frozenset[IPAddress], version: int) -> str:
@@ -210,10 +225,11 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _read(path: Path) -> dict[str, IPAddress]:
+def _read(path: Path) -> dict[Query, IPAddress]:
     try:
         with files.open_regular(path) as (fd, _):
             document = json.loads(files.read_bounded(fd, MAX_NAMES_LEN))
-        return {name: ip_address(str(at)) for name, at in document.items()}
-    except (OSError, ValueError, AttributeError, RecursionError):
+        read = {(name, version): parse_outer_address(at) for name, version, at in document}
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}
+    return {query: at for query, at in read.items() if query[1] in (0, at.version)}

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
+from esp_gw.demo.gateways import LabGateway
 from esp_gw.demo.netns import Namespace, add_address
-from tests.support.labtools import MakePair, edit, ping, tunnel, until
+from esp_gw.demo.pair import NETS, OUTER
+from tests.support.labtools import MakePair, edit, ping, tunnel, until, write_key
 
 pytestmark = pytest.mark.either_engine
 
@@ -112,3 +115,57 @@ def test_the_peer_is_found_at_the_other_of_two_addresses_of_its_name(
     pair.start()
     until(lambda: ping(pair.a.namespace, "10.2.0.1", count=1) == 1, "an answer", 90)
     assert pair.a.call("ListTunnels")["tunnels"][0]["remote"] == "192.0.2.2"
+
+
+def test_tunnels_of_both_families_find_their_peer_by_one_name(
+    make_pair: MakePair, hosts: dict[str, Path]
+) -> None:
+    pair = make_pair(liveness=1)
+    hosts_of(pair.a.namespace, hosts, "2001:db8::2 gw.example\n192.0.2.2 gw.example\n")
+    names = {pair.a: "gw.example", pair.b: "2001:db8::1"}
+    keys = {half: write_key(pair.a.folder / f"{half}.key") for half in ("one", "two")}
+
+    def add_another(gateway: LabGateway) -> None:
+        side = int(gateway is pair.b)
+        halves = [{"spi": 0x7001 + n, "key": {"file": str(keys[k])}} for n, k in enumerate(keys)]
+        document = yaml.safe_load(gateway.config.read_text())
+        first = tunnel(document)
+        document["tunnels"]["six"] = first | {
+            "local": str(OUTER[6][side]),
+            "remote": names[gateway],
+            "local_ts": [str(NETS[6][side])],
+            "remote_ts": [str(NETS[6][1 - side])],
+            "outbound": halves[side],
+            "inbound": halves[1 - side],
+        }
+        document["gateway"]["address"] = [str(NETS[version][side][1]) for version in (4, 6)]
+        if gateway is pair.a:
+            first["remote"] = "gw.example"
+        gateway.config.write_text(yaml.safe_dump(document))
+
+    for gateway in names:
+        add_another(gateway)
+    pair.start()
+    for address in ("10.2.0.1", "fd00:2::1"):
+        until(lambda at=address: ping(pair.a.namespace, at, count=1) == 1, f"{address} answers", 20)
+    there = {entry["name"]: entry["remote"] for entry in pair.a.call("ListTunnels")["tunnels"]}
+    assert there == {"pi-b": "192.0.2.2", "six": "2001:db8::2"}
+
+
+def test_a_peer_that_moved_is_followed_to_the_other_family_of_its_name(
+    make_pair: MakePair, hosts: dict[str, Path]
+) -> None:
+    pair = make_pair(liveness=1)
+    path = hosts_of(pair.a.namespace, hosts, "192.0.2.99 gw.example\n")
+    edit(pair.a, lambda config: tunnel(config).update(remote="gw.example", local="auto"))
+    pair.start()
+    # The peer's packets say that it is elsewhere.
+    until(lambda: ping(pair.a.namespace, "10.2.0.1", count=1) == 1, "an answer", 20)
+    pair.b.stop()
+    path.write_text("2001:db8::2 gw.example\n")
+    ends = {"local": "2001:db8::2", "remote": "2001:db8::1"}
+    edit(pair.b, lambda config: tunnel(config).update(ends))
+    pair.b.start()
+    until(lambda: ping(pair.a.namespace, "10.2.0.1", count=1) == 1, "an answer", 40)
+    (entry,) = pair.a.call("ListTunnels")["tunnels"]
+    assert entry["remote"] == "2001:db8::2"

@@ -125,7 +125,9 @@ def test_failures_are_told_once_and_tried_again_at_intervals(
 
 
 def test_addresses_of_the_other_family_and_our_own_are_no_peers(tmp_path: Path) -> None:
-    for answer in ([SIX], [next(iter(OWN))], [ip_address("224.0.0.1")], [ANY], []):
+    mapped = ip_address("::ffff:192.0.2.9")
+    others = [ip_address(text) for text in ("224.0.0.1", "255.255.255.255", "127.0.1.1")]
+    for answer in ([SIX], [mapped], [next(iter(OWN))], *([each] for each in others), [ANY], []):
         rig = Rig(tmp_path / str(answer), Resolver(*answer))
         rig.live(3)
         assert rig.remote is None
@@ -161,7 +163,7 @@ def test_each_of_ten_addresses_has_its_turn_while_the_peer_is_down(tmp_path: Pat
     tried: list[IPAddress | None] = []
 
     def second() -> None:
-        rig.names.try_others([NAME])
+        rig.names.try_others([(NAME, 4)])
         if rig.remote not in tried[-1:]:
             tried.append(rig.remote)
         # A resolver gives the same addresses in another order each time.
@@ -176,7 +178,7 @@ def test_each_of_ten_addresses_has_its_turn_while_the_peer_is_down(tmp_path: Pat
 
 def test_one_address_stays_though_its_peer_is_down(tmp_path: Path) -> None:
     rig = Rig(tmp_path, Resolver(ONE))
-    rig.live(int(3 * TURN), lambda: rig.names.try_others([NAME]))
+    rig.live(int(3 * TURN), lambda: rig.names.try_others([(NAME, 4)]))
     assert (rig.remote, rig.changes) == (ONE, 1)
 
 
@@ -187,7 +189,55 @@ def test_with_local_auto_either_family_will_do(tmp_path: Path) -> None:
     assert (sa.remote, sa.local) == (SIX, ip_address("::"))
 
 
-@pytest.mark.parametrize("text", ["", "[", "[]", '{"gw.example": 5}', '{"gw.example": "x"}'])
+def test_tunnels_of_both_families_may_have_one_name(tmp_path: Path) -> None:
+    resolver = Resolver(SIX, TWO, ONE)
+    rig = Rig(tmp_path, resolver)
+    four, other = rig.wanted.sas
+    six = replace(four, name="v/out", local=ip_address("2001:db8::1"), remote=ip_address("::"))
+
+    def ends() -> dict[str, IPAddress]:
+        return {sa.name: sa.remote for sa in rig.place().sas if sa.name != other.name}
+
+    rig.wanted = desired((four, six, other), ())
+    rig.live(3)
+    assert ends() == {"t/out": TWO, "v/out": SIX}
+    # The silence of one says nothing of the other.
+    rig.live(int(3 * TURN), lambda: rig.names.try_others([(NAME, 6)]))
+    assert ends() == {"t/out": TWO, "v/out": SIX}
+    resolver.addresses = [ONE]
+    rig.names.ask_again([NAME])
+    rig.live(int(INTERVAL) + 2)
+    assert ends() == {"t/out": ONE, "v/out": SIX}
+    # Over a restart, too.
+    rig.names = Names(tmp_path / "names.json", lambda: None, resolver)
+    assert ends() == {"t/out": ONE, "v/out": SIX}
+
+
+def test_a_kept_address_is_none_for_a_local_address_of_the_other_family(tmp_path: Path) -> None:
+    Rig(tmp_path, Resolver(ONE)).live(2)
+    rig = Rig(tmp_path, Resolver(ONE, SIX), local=ip_address("2001:db8::1"))
+    assert rig.remote is None
+    rig.live(2)
+    assert rig.remote == SIX
+
+
+def test_a_peer_that_is_heard_again_keeps_its_address(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Resolver(ONE, TWO))
+    rig.live(2)
+    rig.live(int(TURN) - 1, lambda: rig.names.try_others([(NAME, 4)]))
+    # It was down when the question fell due, and is up when it is asked.
+    rig.live(100, lambda: rig.names.try_others([]))
+    assert (rig.remote, rig.changes) == (ONE, 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[", "{}", "5", '[["gw.example", 4, 5]]', '[["gw.example", 4, "x"]]'),
+        *('[["gw.example", 4, "2001:db8::7"]]', '[["gw.example", 4, "224.0.0.1"]]'),
+        *('[[["gw.example"], 4, "192.0.2.7"]]', '[["gw.example"]]', '{"gw.example": "192.0.2.7"}'),
+    ],
+)
 def test_a_damaged_file_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "names.json").write_text(text)
     rig = Rig(tmp_path, Resolver(ONE))
