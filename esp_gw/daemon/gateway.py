@@ -423,7 +423,7 @@ class Gateway:
         """Return the desired state with the current addresses of peers that moved."""
         if not self.peers.have_moved:
             return desired
-        return self.peers.placed(desired, self.engine.counters().sas)
+        return self.peers.placed(desired, self._sas.sas, self.engine.counters().sas)
 
     def _observed(self, network: Network) -> Observed:
         now = _now()

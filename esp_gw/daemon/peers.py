@@ -12,7 +12,6 @@ import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from ipaddress import ip_address
 from pathlib import Path
 
 from esp_gw import files
@@ -21,6 +20,7 @@ from esp_gw.desired import Desired
 from esp_gw.engine.base import Engine, SaCounters
 from esp_gw.logs import log
 from esp_gw.model import IPAddress, Sa
+from esp_gw.values import parse_outer_address
 
 PEERS_NAME = "peers.json"
 INTERVAL = 10.0
@@ -66,10 +66,18 @@ class Peers:
                 places.add(known[0][0])
         return frozenset(places)
 
-    def placed(self, desired: Desired, there: Mapping[str, SaCounters]) -> Desired:
-        """Return the desired state with the current addresses of peers that moved."""
+    def placed(
+        self, desired: Desired, installed: Mapping[str, Sa], there: Mapping[str, SaCounters]
+    ) -> Desired:
+        """Return the desired state with the current addresses of peers that moved.
+
+        An SA that is to have another peer than the `installed` one is not where that one is.
+        """
+        moved = {name: there[name].remote for name in there.keys() & installed.keys()}
         sas = tuple(
-            replace(sa, remote=there[sa.name].remote) if sa.name in there else sa
+            replace(sa, remote=moved[sa.name])
+            if sa.name in moved and installed[sa.name].remote == sa.remote
+            else sa
             for sa in desired.sas
         )
         return replace(desired, sas=sas)
@@ -106,7 +114,7 @@ def _read(path: Path) -> dict[str, Place]:
         with files.open_regular(path) as (fd, _):
             document = json.loads(files.read_bounded(fd, MAX_PEERS_LEN))
         return {
-            str(name): (ip_address(str(address)), _port(port))
+            str(name): (parse_outer_address(address), _port(port))
             for name, (address, port) in document.items()
         }
     return {}

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from esp_gw.daemon.peers import INTERVAL, PEERS_NAME, Peers
+from esp_gw.engine.base import SaCounters
 from esp_gw.model import Direction, IPAddress, Sa
-from tests.support.builders import make_sa
+from tests.support.builders import desired, make_sa
 from tests.support.fakes import FakeEngine
 from tests.support.virtual_time import run_virtually
 
@@ -90,7 +91,8 @@ def test_peers_that_nobody_wants_any_more_leave_the_file(path: Path) -> None:
     [
         *("", "[]", "{", "[" * 100_000, '{"tunnel t": 5}', '{"tunnel t": ["x", 4500]}'),
         *('{"tunnel t": ["192.0.2.7", 0]}', '{"tunnel t": ["192.0.2.7", "4500"]}'),
-        '{"tunnel t": ["192.0.2.7", 70000]}',
+        *('{"tunnel t": ["192.0.2.7", 70000]}', '{"tunnel t": ["0.0.0.0", 4500]}'),
+        *('{"tunnel t": ["224.0.0.1", 4500]}', '{"tunnel t": ["fe80::1%lo", 4500]}'),
     ],
 )
 def test_a_file_of_rubbish_is_no_file(path: Path, content: str) -> None:
@@ -125,3 +127,23 @@ def test_a_peer_that_flaps_is_written_at_once_and_then_now_and_then(path: Path) 
 
 def test_a_file_that_can_not_be_written_costs_no_more_than_itself(tmp_path: Path) -> None:
     learn(tmp_path / "gone" / PEERS_NAME, (IN, ONE, 4500), sas=(IN,))
+
+
+def test_an_sa_that_is_to_have_another_peer_is_not_where_the_former_one_went(path: Path) -> None:
+    async def moved() -> dict[str, IPAddress]:
+        peers = Peers(path)
+        there = {
+            sa.name: SaCounters(0, 0, 0, 0, ip_address("192.0.2.99"), 4500) for sa in (IN, FIXED)
+        }
+        other = replace(FIXED, remote=ip_address("2001:db8::7"))
+        found = {}
+        for sa in (FIXED, other):
+            placed = peers.placed(desired((sa, OUT), ()), by_name(IN, FIXED), there)
+            found[str(sa.remote)] = placed.sas[0].remote
+            assert placed.sas[1] == OUT
+        return found
+
+    assert run_virtually(moved()) == {
+        str(FIXED.remote): ip_address("192.0.2.99"),
+        "2001:db8::7": ip_address("2001:db8::7"),
+    }
