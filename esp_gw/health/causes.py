@@ -64,6 +64,11 @@ class Ends:
     outbound: frozenset[int] = frozenset()
     inbound: frozenset[int] = frozenset()
 
+    @property
+    def peer(self) -> str:
+        """The peer in a sentence: its address, as far as it has one."""
+        return "its peer" if self.remote.is_unspecified else str(self.remote)
+
 
 @dataclass(frozen=True, slots=True)
 class Observations:
@@ -115,7 +120,7 @@ def _no_address(
 def _refused(tracker: Tracker, ends: Ends, observed: Observations, now: float) -> Iterator[Cause]:
     if not tracker.inbound_fails(now):
         return
-    streak, peer = tracker.refused_in, ends.remote
+    streak, peer = tracker.refused_in, ends.peer
     match streak.worst:
         case DropReason.UNKNOWN_SPI:
             yield _spi(ends, observed)
@@ -155,7 +160,7 @@ def _parts(tracker: Tracker, ends: Ends, observed: Observations, now: float) -> 
     if next_spi in observed.foreign_spis and tracker.state(now) is TunnelState.UP:
         yield Cause(
             Kind.NUMBER_OF_SAS,
-            f"{ends.remote} sends the SPI behind the last one of this tunnel (0x{next_spi:08x}), "
+            f"{ends.peer} sends the SPI behind the last one of this tunnel (0x{next_spi:08x}), "
             "too: 'sas' is larger there; make it equal at both ends",
         )
 
@@ -165,12 +170,12 @@ def _spi(ends: Ends, observed: Observations) -> Cause:
     if ends.outbound & set(observed.foreign_spis):
         return Cause(
             Kind.SWAPPED_SPIS,
-            f"{ends.remote} sends {spis}, which is the SPI of our outbound SA: the two SPIs are "
+            f"{ends.peer} sends {spis}, which is the SPI of our outbound SA: the two SPIs are "
             "swapped at one end",
         )
     return Cause(
         Kind.FOREIGN_SPI,
-        f"{ends.remote} sends SPIs of no SA here ({spis}): compare the SPIs of both ends",
+        f"{ends.peer} sends SPIs of no SA here ({spis}): compare the SPIs of both ends",
     )
 
 
@@ -192,7 +197,7 @@ def _mismatched(
         which = f" ({inner})" if inner else ""
         yield Cause(
             Kind.SELECTORS_IN,
-            f"{ends.remote} sends what this tunnel may not carry{which}: its local_ts and "
+            f"{ends.peer} sends what this tunnel may not carry{which}: its local_ts and "
             "remote_ts have to mirror those of this end",
         )
 
@@ -208,7 +213,7 @@ def _rejected(tracker: Tracker, ends: Ends, observed: Observations, now: float) 
         case DropReason.BAD_NEXT_HEADER | DropReason.MALFORMED_INNER | DropReason.BAD_PADDING:
             yield Cause(
                 Kind.MODE,
-                f"authentic packets of {ends.remote} hold no IP packet: one end uses transport "
+                f"authentic packets of {ends.peer} hold no IP packet: one end uses transport "
                 "mode, the other tunnel mode",
             )
         case DropReason.TUN_QUEUE_FULL | DropReason.TUN_ERROR:
@@ -216,7 +221,7 @@ def _rejected(tracker: Tracker, ends: Ends, observed: Observations, now: float) 
                 Kind.TUN, f"the TUN device takes no packet ({reason}): it is down, or the host busy"
             )
         case _:
-            yield Cause(Kind.OTHER, f"packets of {ends.remote} are dropped as {reason}")
+            yield Cause(Kind.OTHER, f"packets of {ends.peer} are dropped as {reason}")
 
 
 def _unsent(tracker: Tracker, ends: Ends, observed: Observations, now: float) -> Iterator[Cause]:

@@ -195,6 +195,14 @@ def test_a_peer_that_should_send_keepalives_and_does_not_is_down() -> None:
     assert (life.state, life.kinds) == ("up", [])
 
 
+def test_a_peer_that_may_be_anywhere_has_no_address_in_a_sentence() -> None:
+    life = TunnelLife(remote=ip_address("0.0.0.0"))
+    for _ in range(AWHILE):
+        life.second(drops={DropReason.AUTH_FAILED: 1})
+    assert (life.state, life.kinds) == ("failing", [Kind.KEY])
+    assert "no packet of its peer is authentic" in life.text
+
+
 def test_a_peer_that_may_be_anywhere_and_never_came_has_to_send_first() -> None:
     life = TunnelLife(liveness=10, remote=ip_address("0.0.0.0"))
     life.second(seconds=29)
