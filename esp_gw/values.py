@@ -240,6 +240,8 @@ def parse_remote(value: object) -> IPAddress | str:
     """An outer address of a peer, a name that a resolver knows, in lower case, or `any`."""
     if isinstance(value, str) and (value in _MEANT_ANY or _is_unspecified(value)):
         raise FieldError(f"{value} is not the address of a host: write any for a peer anywhere")
+    if isinstance(value, str) and value.lower() == AUTO:
+        raise FieldError("auto is for local: write an address, a name, or any for a peer anywhere")
     if isinstance(value, str) and _HOST_NAME.fullmatch(value) and not looks_like_a_key(value):
         return value.rstrip(".").lower()
     return parse_outer_address(value)

@@ -47,6 +47,7 @@ def test_a_name_and_an_address_are_not_learned(folder: Path) -> None:
             "tunnels.b.remote: transport mode protects one address: write it instead of any",
         ),
         (TUNNEL.replace("local: 192.0.2.1", "local: any"), "tunnels.b.local: expected an IPv4"),
+        (TUNNEL.replace("192.0.2.2", "auto"), "tunnels.b.remote: auto is for local"),
         (TUNNEL.replace("192.0.2.2", "'any '"), "tunnels.b.remote: expected an IPv4"),
         (TUNNEL.replace("192.0.2.2", "[any]"), "tunnels.b.remote: expected an IPv4"),
     ],
