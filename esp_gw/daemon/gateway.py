@@ -241,6 +241,11 @@ class Gateway:
         return [sa for name, sa in self._sas.sas.items() if name not in retired]
 
     @property
+    def waiting(self) -> list[Sa]:
+        """The wanted SAs that wait for an address."""
+        return [sa for sa in self._wanted.sas if sa.name not in self._sas]
+
+    @property
     def retired(self) -> list[tuple[Sa, float]]:
         """The inbound SAs under a replaced key, with the seconds for which they go on."""
         sas = self._sas.sas

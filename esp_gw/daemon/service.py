@@ -32,7 +32,14 @@ from esp_gw.daemon.nats import nats, where_peers_are
 from esp_gw.daemon.parameters import Parameters, name_of, refuse_existing
 from esp_gw.daemon.queue import ChangeQueue
 from esp_gw.daemon.status import status_text
-from esp_gw.daemon.views import policy_view, remote_view, sa_view, tunnel_view, waiting_view
+from esp_gw.daemon.views import (
+    policy_view,
+    remote_view,
+    sa_view,
+    tunnel_view,
+    waiting_sa_view,
+    waiting_view,
+)
 from esp_gw.desired import Desired, GatewaySettings, settings_of
 from esp_gw.engine.base import SaCounters
 from esp_gw.errors import ConfigError, ControlError, EspGwError
@@ -163,7 +170,8 @@ class Service:
     async def list_sas(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return every SA, without its key; one under a replaced key with the rest of its grace."""
         counters = self._gateway.counters().sas
-        sas = [self._sa_view(sa, counters) for sa in self._gateway.sas]
+        there = [*self._gateway.sas, *self._gateway.waiting]
+        sas = [self._sa_view(sa, counters) for sa in there]
         sas += [
             {**self._sa_view(sa, counters), "grace_s": round(seconds, 1)}
             for sa, seconds in self._gateway.retired
@@ -433,10 +441,12 @@ class Service:
         self._state, self._left_out = state, left_out
 
     def _sa_view(self, sa: Sa, counters: Mapping[str, SaCounters]) -> Parameters:
+        if sa.name not in counters:
+            return waiting_sa_view(sa)
         return sa_view(sa, counters[sa.name], self._health.of_sa(sa.name))
 
     def _find_sa(self, name: str) -> Sa:
-        for sa in self._gateway.sas:
+        for sa in (*self._gateway.sas, *self._gateway.waiting):
             if sa.name == name:
                 return sa
         raise ControlError(

@@ -12,6 +12,8 @@ from esp_gw.engine.base import SaCounters
 from esp_gw.model import ANY, AUTO, IPAddress, Policy, Sa, Selector, Tunnel, TunnelState
 from esp_gw.protocol import UDP_ENCAP_PORT
 
+_WAITS = "it waits for an address: see the warnings of 'esp-gw status'"
+
 
 def sa_view(sa: Sa, counters: SaCounters, condition: Condition) -> dict[str, object]:
     """Return an SA with its counters and its tunnel's condition, without its key."""
@@ -22,8 +24,8 @@ def sa_view(sa: Sa, counters: SaCounters, condition: Condition) -> dict[str, obj
         "suite": sa.suite.name,
         "mode": sa.mode,
         "encapsulation": sa.encapsulation,
-        "local": str(sa.local),
-        "remote": remote_view(counters.remote),
+        "local": _local_view(sa),
+        "remote": _remote_of(sa) if counters.remote.is_unspecified else str(counters.remote),
         "remote_port": counters.remote_port,
         "local_original": _text(sa.local_original),
         "remote_original": _text(sa.remote_original),
@@ -43,6 +45,12 @@ def sa_view(sa: Sa, counters: SaCounters, condition: Condition) -> dict[str, obj
         "bytes": counters.bytes,
         "drops": dict(counters.drops),
     }
+
+
+def waiting_sa_view(sa: Sa) -> dict[str, object]:
+    """Return an SA without an address at one of its ends, which is not installed."""
+    none = SaCounters(0, 0, 0, 0, sa.remote, sa.remote_port)
+    return sa_view(sa, none, Condition(TunnelState.DOWN, None, None, (_WAITS,)))
 
 
 def tunnel_view(
@@ -88,8 +96,8 @@ def waiting_view(tunnel: Tunnel) -> dict[str, object]:
         "mode": tunnel.mode,
         "encapsulation": tunnel.encapsulation,
         "suite": tunnel.suite.name,
-        "local": AUTO if tunnel.local.is_unspecified else str(tunnel.local),
-        "remote": tunnel.remote_name or remote_view(tunnel.remote),
+        "local": _local_view(tunnel),
+        "remote": _remote_of(tunnel),
         "remote_port": UDP_ENCAP_PORT,
         "local_ts": [str(prefix) for prefix in tunnel.local_ts],
         "remote_ts": [str(prefix) for prefix in tunnel.remote_ts],
@@ -97,7 +105,7 @@ def waiting_view(tunnel: Tunnel) -> dict[str, object]:
         "state": TunnelState.DOWN,
         "last_in_s": None,
         "last_out_s": None,
-        "causes": ["it waits for an address: see the warnings of 'esp-gw status'"],
+        "causes": [_WAITS],
         "packets_out": 0,
         "bytes_out": 0,
         "packets_in": 0,
@@ -121,6 +129,14 @@ def policy_view(policy: Policy) -> dict[str, object]:
 def remote_view(address: IPAddress) -> str:
     """Return where a peer is now: `any` until one is learned."""
     return ANY if address.is_unspecified else str(address)
+
+
+def _remote_of(end: Sa | Tunnel) -> str:
+    return end.remote_name or remote_view(end.remote)
+
+
+def _local_view(end: Sa | Tunnel) -> str:
+    return AUTO if end.local.is_unspecified else str(end.local)
 
 
 def _selector_view(selector: Selector) -> dict[str, object]:

@@ -12,7 +12,7 @@ import yaml
 from esp_gw.demo.gateways import LabGateway
 from esp_gw.demo.netns import Namespace, add_address
 from esp_gw.demo.pair import NETS, OUTER
-from tests.support.labtools import MakePair, edit, ping, tunnel, until, write_key
+from tests.support.labtools import MakePair, edit, ping, sas, tunnel, until, write_key
 
 pytestmark = pytest.mark.either_engine
 
@@ -169,3 +169,24 @@ def test_a_peer_that_moved_is_followed_to_the_other_family_of_its_name(
     until(lambda: ping(pair.a.namespace, "10.2.0.1", count=1) == 1, "an answer", 40)
     (entry,) = pair.a.call("ListTunnels")["tunnels"]
     assert entry["remote"] == "2001:db8::2"
+
+
+def test_an_sa_of_the_command_line_waits_for_its_name_and_is_listed(
+    make_pair: MakePair, hosts: dict[str, Path]
+) -> None:
+    pair = make_pair()
+    path = hosts_of(pair.a.namespace, hosts, "127.0.0.1 localhost\n")
+    pair.a.start()
+    added = pair.a.cli(
+        *("sa", "add", "x", "--direction", "inbound", "--spi", "0x9009", "--local", "auto"),
+        *("--remote", "gw.example", "--local-ts", "10.1.0.0/24", "--remote-ts", "10.9.0.0/24"),
+        *("--key-file", str(write_key(pair.a.folder / "x.key"))),
+    )
+    assert "remote: gw.example" in added.stdout
+    waiting = sas(pair.a)["x"]
+    assert (waiting["local"], waiting["remote"]) == ("auto", "gw.example")
+    assert (waiting["state"], len(waiting["causes"])) == ("down", 1)
+    assert pair.a.call("GetSa", name="x")["sa"] == waiting
+    path.write_text("192.0.2.2 gw.example\n")
+    until(lambda: sas(pair.a)["x"]["remote"] == "192.0.2.2", "it has an address", 30)
+    assert sas(pair.a)["x"]["local"] == "192.0.2.1"
