@@ -28,6 +28,8 @@ INTERVAL = 10.0
 """Minimum seconds between two queries for a name."""
 TIMEOUT = 10.0
 """Seconds for an answer."""
+AT_ONCE = 8
+"""Names that are asked for at a time."""
 TURN = 30.0
 """Seconds for which each of several addresses is tried while the peer is not heard."""
 MAX_NAMES_LEN = 1 << 20
@@ -140,12 +142,21 @@ class Names:
         """Pause, and resolve the names that are due; `own` returns the addresses of this host."""
         await asyncio.sleep(_STEP)
         now = _now()
-        for query in self._wanted:
-            wanted = query not in self._known or query in self._asked
-            if wanted and now >= self._next.get(query, 0.0):
-                self._next[query] = now + INTERVAL
-                self._asked.discard(query)
-                await self._ask(query, own())
+        due = [
+            query
+            for query in self._wanted
+            if (query not in self._known or query in self._asked)
+            and now >= self._next.get(query, 0.0)
+        ]
+        # Those that wait longest first: a resolver that gives no answer holds up few of the others.
+        due = sorted(due, key=lambda query: self._next.get(query, 0.0))[:AT_ONCE]
+        for query in due:
+            self._next[query] = now + INTERVAL
+            self._asked.discard(query)
+        before = dict(self._known)
+        await asyncio.gather(*(self._ask(query, own()) for query in due))
+        if self._known != before:
+            await asyncio.to_thread(self._write)
         self._next = {query: at for query, at in self._next.items() if query in self._wanted}
 
     async def _ask(self, query: Query, own: frozenset[IPAddress]) -> None:
@@ -163,7 +174,7 @@ class Names:
         known = self._known.get(query)
         if known not in usable:
             log.info("a peer's name has a new address", name=name, address=str(usable[0]))
-            await self._take(query, usable[0])
+            self._take(query, usable[0])
         elif (
             query in self._silent
             and len(usable) > 1
@@ -171,11 +182,10 @@ class Names:
         ):
             # Not one line for each turn: the tunnel is down, which has one.
             log.debug("the next address of a peer's name is tried", name=name)
-            await self._take(query, _after(known, usable))
+            self._take(query, _after(known, usable))
 
-    async def _take(self, query: Query, address: IPAddress) -> None:
+    def _take(self, query: Query, address: IPAddress) -> None:
         self._known[query], self._since[query] = address, _now()
-        await asyncio.to_thread(self._write)
         self._changed()
 
     def _fail(self, query: Query, why: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from esp_gw.daemon.names import INTERVAL, TURN, Names
+from esp_gw.daemon.names import AT_ONCE, INTERVAL, TIMEOUT, TURN, Names
 from esp_gw.desired import Desired
 from esp_gw.model import Direction, IPAddress
 from tests.support.builders import desired, make_sa
@@ -89,6 +89,30 @@ def test_a_name_with_an_address_is_asked_for_only_when_its_peer_is_not_heard(
     rig.live(100)
     assert (rig.remote, rig.changes) == (TWO, 2)
     assert len(rig.resolver.times) == 2
+
+
+def test_names_that_get_no_answer_hold_up_no_other(tmp_path: Path) -> None:
+    found: dict[str, float] = {}
+
+    async def resolve(name: str) -> list[IPAddress]:
+        if name == NAME:
+            found[name] = asyncio.get_running_loop().time()
+            return [ONE]
+        await asyncio.sleep(TIMEOUT)
+        raise TimeoutError
+
+    async def steps() -> float:
+        names = Names(tmp_path / "names.json", lambda: None, resolve)
+        out = make_sa("t/out", Direction.OUTBOUND, 0x1001)
+        asked = [f"silent-{number}.example" for number in range(2 * AT_ONCE)] + [NAME]
+        sas = [replace(out, name=name, remote=ANY, remote_name=name) for name in asked]
+        names.place(desired(tuple(sas), ()))
+        began = asyncio.get_running_loop().time()
+        while NAME not in found:
+            await names.step(lambda: OWN)
+        return found[NAME] - began
+
+    assert run_virtually(steps()) < 3 * (TIMEOUT + 1)
 
 
 def test_the_current_address_stays_while_the_name_has_it_among_others(tmp_path: Path) -> None:
