@@ -6,7 +6,7 @@ refused unless the configuration allows them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_network
 
@@ -124,15 +124,30 @@ def resolvers_behind(desired: Desired, host: Host, servers: Iterable[IPAddress])
     found = []
     ways = Ways(desired, host)
     for server in dict.fromkeys(servers):
-        sources = [each for each in host.addresses if each.version == server.version]
-        taken = [ways.taken(source, server, None, None) for source in sources]
+        if server.is_loopback or server.is_link_local or server in host.addresses:
+            continue
+        taken = [ways.taken(source, server, None, None) for source in _sources(host, server)]
         policies = [each.policy for each in taken if each is not None]
-        if server not in host.addresses and policies and len(policies) == len(taken):
+        if policies and len(policies) == len(taken):
             found.append(
                 f"the resolver {server} is behind {policies[0]}, and {names[0]} has to be resolved "
                 "without a tunnel: use another resolver, or write the peer's address"
             )
     return found
+
+
+def _sources(host: Host, target: IPAddress) -> Collection[IPAddress]:
+    """Return the addresses that a packet of this host for a target may come from."""
+    beside = host.address_beside(target)
+    if beside is not None:
+        return {beside}
+    by_routers = {host.address_beside(each) for each in host.routers}
+    found = {each for each in by_routers if each is not None and each.version == target.version}
+    return found or {
+        each
+        for each in host.addresses
+        if each.version == target.version and not (each.is_loopback or each.is_link_local)
+    }
 
 
 def cut_off_login(desired: Desired, host: Host, login: Login) -> list[str]:

@@ -197,3 +197,22 @@ def test_a_resolver_that_the_tunnel_leads_to_can_not_find_its_peer(
     found = resolvers_behind(named, host(), servers)
     assert bool(found) is is_behind
     assert all(server in text and "gw.example" in text for text in found)
+
+
+@pytest.mark.parametrize("local_ts", ["192.168.1.0/24", "0.0.0.0/0"])
+@pytest.mark.parametrize(
+    ("server", "is_behind"),
+    [
+        *(("198.51.100.53", True), ("10.2.0.53", True), ("fe80::1", False)),
+        *(("192.168.1.1", False), ("172.17.0.9", False), ("127.0.0.53", False)),
+    ],
+)
+def test_a_tunnel_of_everything_leads_to_a_resolver_from_the_address_of_the_uplink(
+    local_ts: str, server: str, is_behind: bool
+) -> None:
+    wanted = tunnel(local_ts, "0.0.0.0/0")
+    named = replace(wanted, sas=tuple(replace(sa, remote_name="gw.example") for sa in wanted.sas))
+    # Nothing goes there from the addresses of the loopback and of a bridge.
+    here = host("192.168.1.10", "172.17.0.1")
+    here = replace(here, addresses=here.addresses | {ip_address("127.0.0.1")})
+    assert bool(resolvers_behind(named, here, [ip_address(server)])) is is_behind
