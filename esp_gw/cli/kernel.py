@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -12,6 +13,7 @@ import click
 from esp_gw.cli import output
 from esp_gw.cli.options import ADDRESS, Daemon, config_option, json_option
 from esp_gw.control.protocol import MAX_REQUEST, encode_request
+from esp_gw.desired import Desired
 from esp_gw.errors import ControlError, EspGwError, printable
 from esp_gw.model import Direction, Encapsulation
 
@@ -90,7 +92,7 @@ def export(daemon: Daemon, form: str, target: str, remote: str | None, config: P
     if remote not in peers:
         raise EspGwError(
             f"there is no SA with {remote}" if remote else "the other end is not one host",
-            hint=f"choose it with --remote: {', '.join(peers) or 'there are no SAs'}",
+            hint=_hint(wanted, peers),
         )
     sas = [sa for sa in wanted.sas if str(sa.remote) == remote]
     seqs = _seqs(daemon.of(wanted.settings.control_socket))
@@ -98,6 +100,12 @@ def export(daemon: Daemon, form: str, target: str, remote: str | None, config: P
     if any(sa.encapsulation is Encapsulation.UDP for sa in sas):
         _note("a program at the other end must hold the UDP port with UDP_ENCAP, like IKE daemons")
     _write(target, text)
+
+
+def _hint(wanted: Desired, peers: Sequence[str]) -> str:
+    if peers or not wanted.sas:
+        return f"choose it with --remote: {', '.join(peers) or 'there are no SAs'}"
+    return "write its address as 'remote': the kernel needs one, and has none of a name or 'any'"
 
 
 def _seqs(daemon: Daemon) -> dict[str, int]:

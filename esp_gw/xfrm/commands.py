@@ -42,7 +42,7 @@ def batch(
     for sa in sas:
         if sa.local.is_unspecified or sa.remote.is_unspecified:
             raise EspGwError(
-                "the kernel needs the address of each end, and one is auto or a name",
+                "the kernel needs the address of each end, and one is auto, any or a name",
                 where=f"SA {sa.name}",
                 hint="write the addresses",
             )

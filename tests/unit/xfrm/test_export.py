@@ -184,3 +184,15 @@ def test_a_gateway_without_sas_has_nothing_to_export(
     config.write_text(yaml.safe_dump({"gateway": document["gateway"]}))
     assert export(config, tmp_path / "batch") == 1
     assert "there are no SAs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("remote", ["any", "gw.example"])
+def test_a_peer_without_an_address_is_asked_for_one(
+    config: Path, tmp_path: Path, capsys: Capture, remote: str
+) -> None:
+    document = yaml.safe_load(config.read_text())
+    for tunnel in document["tunnels"].values():
+        tunnel["remote"] = remote
+    config.write_text(yaml.safe_dump(document))
+    assert export(config, tmp_path / "batch") == 1
+    assert "write its address as 'remote'" in capsys.readouterr().err
