@@ -39,6 +39,7 @@ class Kind(enum.StrEnum):
     SENDING = "sending"
     TUN = "tun"
     BOTH_BEHIND_NAT = "both-behind-nat"
+    UNLEARNED = "unlearned"
     SILENT = "silent"
     FORWARDING = "forwarding"
     NO_WAY_BACK = "no-way-back"
@@ -277,6 +278,17 @@ def _unreachable(
         yield Cause(Kind.UNREACHABLE, observed.unreachable)
 
 
+def _unlearned(tracker: Tracker, ends: Ends, observed: Observations, now: float) -> Iterator[Cause]:
+    """Yield that nothing goes to a peer that is heard: it may be replays, after a crash."""
+    if ends.outbound and ends.remote.is_unspecified and tracker.heard:
+        yield Cause(
+            Kind.UNLEARNED,
+            "its peer is heard, and nothing is sent to it yet: after a crash of this gateway the "
+            "next packets may be replays, and do not tell where it is; let it send some hundred "
+            "packets, or write its address as 'remote' and run 'esp-gw reload'",
+        )
+
+
 def _silent(tracker: Tracker, ends: Ends, observed: Observations, now: float) -> Iterator[Cause]:
     if tracker.state(now) is not TunnelState.DOWN:
         return
@@ -315,7 +327,7 @@ def _silent(tracker: Tracker, ends: Ends, observed: Observations, now: float) ->
 def _unanswered(
     tracker: Tracker, ends: Ends, observed: Observations, now: float
 ) -> Iterator[Cause]:
-    if not tracker.is_unanswered(now) or observed.asked is None:
+    if not tracker.is_unanswered(now) or observed.asked is None or ends.remote.is_unspecified:
         return
     if observed.forward_chain is not None and not observed.asked_is_here:
         yield Cause(
@@ -338,6 +350,7 @@ _FINDERS: tuple[Finder, ...] = (
     _unreachable,
     _unmatched,
     _parts,
+    _unlearned,
     _silent,
     _unanswered,
 )

@@ -210,8 +210,12 @@ def test_a_replay_after_a_crash_teaches_no_peer(
         f"they are counted in {received}",
     )
     assert where(pair.b) == "any"
+    assert answers(pair, 0, count=3) == 0
+    said = "is up: its peer is heard, and nothing is sent to it yet"
+    until(lambda: said in str(pair.b.call("GetStatus")["warnings"]), "status says why")
     ping(pair.a.namespace, pair.plan.inner(1), count=300, interval=0.003)
     assert where(pair.b) == str(pair.plan.outer[0])
+    until(lambda: said not in str(pair.b.call("GetStatus")["warnings"]), "and no longer")
 
 
 def test_a_peer_with_an_address_is_followed_at_once_after_a_crash(make_pair: MakePair) -> None:

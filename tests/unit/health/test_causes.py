@@ -203,6 +203,14 @@ def test_a_peer_that_may_be_anywhere_has_no_address_in_a_sentence() -> None:
     assert "no packet of its peer is authentic" in life.text
 
 
+def test_a_peer_that_is_heard_and_not_learned_is_named_and_no_host_behind() -> None:
+    life = TunnelLife(remote=ip_address("0.0.0.0"))
+    asked = Opening("t/in", ip_address("10.2.0.1"), ip_address("10.1.0.7"), 1, 0)
+    for _ in range(int(UNANSWERED) + AWHILE):
+        life.second(delivered=1, openings=[asked])
+    assert (life.state, life.kinds) == ("up", [Kind.UNLEARNED])
+
+
 def test_a_peer_that_may_be_anywhere_and_never_came_has_to_send_first() -> None:
     life = TunnelLife(liveness=10, remote=ip_address("0.0.0.0"))
     life.second(seconds=29)
