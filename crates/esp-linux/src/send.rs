@@ -32,11 +32,9 @@ fn outcome(errno: Errno, step: &'static str) -> Result<SendOutcome> {
         Errno::IO => Ok(SendOutcome::NoOffload),
         Errno::INVAL => Ok(SendOutcome::Invalid),
         Errno::MSGSIZE => Ok(SendOutcome::TooBig),
-        // Misuse, or no socket. All others come from routes, neighbours, devices and filters, and
-        // eBPF may return any: they concern this packet only.
-        Errno::BADF | Errno::NOTSOCK | Errno::FAULT | Errno::AFNOSUPPORT | Errno::DESTADDRREQ => {
-            Err(Error::System { step, errno })
-        }
+        // No socket, or memory that isn't ours. All others come from the destination, routes,
+        // neighbours, devices and filters, and eBPF may return any: they concern this packet only.
+        Errno::BADF | Errno::NOTSOCK | Errno::FAULT => Err(Error::System { step, errno }),
         _ => Ok(SendOutcome::Lost(errno)),
     }
 }
@@ -133,6 +131,10 @@ mod tests {
             (Errno::INVAL, Ok(SendOutcome::Invalid)),
             (Errno::MSGSIZE, Ok(SendOutcome::TooBig)),
             (Errno::PERM, Ok(SendOutcome::Lost(Errno::PERM))),
+            (
+                Errno::AFNOSUPPORT,
+                Ok(SendOutcome::Lost(Errno::AFNOSUPPORT)),
+            ),
             (Errno::NOBUFS, Ok(SendOutcome::WouldBlock)),
             (
                 Errno::BADF,
