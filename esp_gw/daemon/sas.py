@@ -164,6 +164,12 @@ class InstalledSas:
                     floor = max(entry.numbers.floor, self._highest(change))
                     ceiling = self._ceilings.begin(entry.sa.keymat, entry.numbers, now)
                     self._engine.install_inbound(entry.sa, floor, ceiling.fence, ceiling.notice_at)
+                    if entry.sa.learns_peer and ceiling.fence > floor:
+                        log.warning(
+                            "after a crash the peer is followed only once these packets have come",
+                            sa=change.name,
+                            packets=ceiling.fence - floor,
+                        )
         moved = {c.name: self._installed.pop(c.moves) for c in changes if c.moves is not None}
         retired = self._retire(retiring, {name: name for name in retiring}, now)
         for change in changes:

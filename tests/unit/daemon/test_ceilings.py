@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 
@@ -13,7 +14,7 @@ from esp_gw.daemon.sas import DUMMY_WAIT, InstalledSas
 from esp_gw.engine.base import CeilingNear, Event, OuterSocket
 from esp_gw.errors import LedgerError
 from esp_gw.ledger.ledger import MIN_MARGIN
-from esp_gw.model import Direction, Reception
+from esp_gw.model import Direction, Reception, Sa
 from tests.support.builders import make_sa
 from tests.support.fakes import FakeEngine
 from tests.support.floors import CountingLedger, installed
@@ -24,7 +25,8 @@ IN = make_sa("t/in", Direction.INBOUND, 0x2001)
 class Rig:
     """An inbound SA, its floor and its ceiling, on a clock of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, sa: Sa = IN) -> None:
+        self.sa = sa
         self.now = 1000.0
         self.events: list[CeilingNear] = []
         self.engine = FakeEngine()
@@ -40,7 +42,7 @@ class Rig:
         self.engine.open(None, take)  # type: ignore[arg-type]
         self.engine.start()
         self.engine.set_outer_sockets([OuterSocket(IN.local, IN.encapsulation)])
-        self.sas = await installed(self.engine, self.ledger, IN)
+        self.sas = await installed(self.engine, self.ledger, self.sa)
 
     @property
     def ceiling(self) -> int:
@@ -76,6 +78,28 @@ async def test_the_engine_begins_with_the_fence_and_half_a_margin_below_the_ceil
     await rig.begin(40, 90, 296)
     assert (rig.engine.floors["t/in"], rig.engine.fences["t/in"]) == (40, 90)
     assert rig.engine.notices["t/in"] == 296 - MIN_MARGIN // 2
+
+
+@pytest.mark.parametrize(
+    ("remote", "numbers", "said"),
+    [
+        ("0.0.0.0", (40, 90, 296), [("t/in", 50)]),
+        ("0.0.0.0", (90, 90, 296), []),
+        ("192.0.2.2", (40, 90, 296), []),
+    ],
+)
+async def test_a_peer_that_may_be_anywhere_and_is_not_followed_yet_is_named(
+    remote: str,
+    numbers: tuple[int, int, int],
+    said: list[tuple[str, int]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await Rig(replace(IN, remote=ip_address(remote))).begin(*numbers)
+    lines = [
+        (vars(record)["fields"]["sa"], vars(record)["fields"]["packets"])
+        for record in caplog.records
+    ]
+    assert lines == said
 
 
 async def test_nothing_is_received_above_the_ceiling_while_each_burst_fits_half_a_margin(
