@@ -309,14 +309,15 @@ def test_a_filter_that_nft_could_not_set_is_set_once_nft_works(
 ) -> None:
     places = PLACES[4]
     sites.configure("tunnel", places.local_ts, places.remote_ts, places)
-    nft = tmp_path / "bin" / "nft"
+    nft, works = tmp_path / "bin" / "nft", tmp_path / "works"
     nft.parent.mkdir()
-    nft.write_text("#!/bin/sh\necho Error: busy >&2; exit 1\n")
+    script = f'[ -e {works} ] && exec /usr/sbin/nft "$@"\necho Error: busy >&2; exit 1'
+    nft.write_text(f"#!/bin/sh\n{script}\n")
     nft.chmod(0o755)
     sites.a.env["PATH"] = f"{nft.parent}:/usr/sbin:/usr/bin:/sbin:/bin"
     sites.start()
     assert "not closed" in str(sites.a.ask("status")["warnings"])
-    nft.unlink()
+    works.touch()
     until(
         lambda: "not closed" not in str(sites.a.ask("status")["warnings"]),
         "the filter is in place without a change of the network",

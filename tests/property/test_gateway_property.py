@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
 
+import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
@@ -482,6 +483,7 @@ def tun_routes(network: Any) -> frozenset[Any]:
     return frozenset(route for route in network.routes if route.kind is RouteKind.TUN)
 
 
+@pytest.mark.timeout(600)
 @given(scripts)
 @settings(max_examples=80, deadline=None)
 def test_the_state_at_rest_is_that_of_the_last_request_that_succeeded(script: list[Step]) -> None:
