@@ -91,7 +91,7 @@ class Health:
             if each.peer_name
         ]
         gateway.names.ask_again(peer[0] for peer, state in named if state is not TunnelState.UP)
-        # What another tunnel hears the peer at is its address.
+        # The address at which another tunnel hears the peer is its address.
         up = {peer for peer, state in named if state is TunnelState.UP}
         down = {peer for peer, state in named if state is TunnelState.DOWN}
         gateway.names.try_others(down - up)

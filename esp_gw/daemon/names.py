@@ -148,7 +148,7 @@ class Names:
             if (query not in self._known or query in self._asked)
             and now >= self._next.get(query, 0.0)
         ]
-        # Those that wait longest first: a resolver that gives no answer holds up few of the others.
+        # The longest waiting first: a resolver that gives no answer holds up few of the others.
         due = sorted(due, key=lambda query: self._next.get(query, 0.0))[:AT_ONCE]
         for query in due:
             self._next[query] = now + INTERVAL

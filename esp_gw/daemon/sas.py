@@ -178,7 +178,7 @@ class InstalledSas:
             if RETIRED_MARK not in change.name:
                 entry.until, entry.origin = None, ""
             self._installed[change.name] = entry
-        # What the engine has told with a former name may be lost.
+        # Events of the engine with a former name may be lost.
         self._watch({entry.sa.keymat for entry in (*moved.values(), *retired)})
         # The engine sends nothing through it any more.
         await self.remove([entry.sa.name for entry in retired if entry.lease is not None])

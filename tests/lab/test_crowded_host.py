@@ -101,7 +101,7 @@ def test_a_tunnel_of_everything_runs_on_a_crowded_host(make_pair: MakePair, tmp_
     edit(pair.b, lambda config: tunnel(config).update(local_ts=["0.0.0.0/0"]))
     pair.start()
     assert ping(a, "10.2.0.1") == 5
-    # What is connected stays near, and nothing of it is in a line of the log.
+    # Connected networks stay near, and no log line names them all.
     (first,) = json.loads(a.ip("-j", "route", "get", "100.64.0.18"))
     assert first["dev"] == "wan"
     assert max(len(line) for line in pair.a.log.read_text().splitlines()) < 1000

@@ -220,7 +220,7 @@ pub struct InboundSa {
     pub spec: SaSpec,
     /// Its anti-replay window.
     pub window: ReplayWindow,
-    /// What a NAT has changed in the inner packets of transport mode.
+    /// The change that a NAT has made to the inner packets of transport mode.
     readdressed: Option<AddressChange>,
 }
 

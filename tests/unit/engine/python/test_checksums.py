@@ -147,7 +147,7 @@ def test_what_ends_before_its_checksum_is_left_alone(protocol: int, size: int) -
     own, target = INSIDE[4]
     sent = ip(4, own, target, proto=protocol) / Raw(bytes(size))
     with pair(HOSTS[4], mode=Mode.TRANSPORT) as gateways:
-        # What an earlier packet left behind it.
+        # Leftovers of an earlier packet.
         gateways.b.inbound._plain[60:80] = bytes(range(20))
         assert through(gateways, sent)[20:] == bytes(size)
 
