@@ -22,7 +22,6 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.packet import Packet
 
-from esp_gw.demo.gateways import LabGateway
 from esp_gw.demo.netns import Namespace, add_address, namespaces, wire
 from esp_gw.demo.traffic import iperf_server
 from tests.support.engines import ENGINES
@@ -39,6 +38,7 @@ from tests.support.labtools import (
     until,
     write_key,
 )
+from tests.support.two_sites import new_gateway
 
 PORT = 7000
 MAPPED_PORT = 61000
@@ -117,14 +117,7 @@ class NatRig:
     def __init__(self, folder: Path, engine: str, hosts: list[Namespace], both: bool) -> None:
         self._folder, self._engine, self._both = folder, engine, both
         host_a, self.router, host_b = hosts
-        self.a, self.b = (self._gateway("a", host_a), self._gateway("b", host_b))
-
-    def _gateway(self, name: str, namespace: Namespace) -> LabGateway:
-        folder = self._folder / name
-        folder.mkdir(mode=0o700)
-        gateway = LabGateway(namespace, folder / "gateway.yaml", folder)
-        gateway.create_ledger()
-        return gateway
+        self.a, self.b = (new_gateway(folder / "a", host_a), new_gateway(folder / "b", host_b))
 
     def configure(self, version: int, **settings: Any) -> None:
         """Write the configurations, with the original addresses that a NAT has changed."""

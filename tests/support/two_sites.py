@@ -96,6 +96,14 @@ PLACES = {
 _LENGTH = {4: (24, 32), 6: (64, 128)}
 
 
+def new_gateway(folder: Path, namespace: Namespace) -> LabGateway:
+    """Make a gateway with an empty ledger, and without a configuration, in a new folder."""
+    folder.mkdir(mode=0o700)
+    gateway = LabGateway(namespace, folder / "gateway.yaml", folder)
+    gateway.create_ledger()
+    return gateway
+
+
 class TwoSites:
     """The namespaces and gateways, configured by `configure`, not started."""
 
@@ -104,14 +112,9 @@ class TwoSites:
         self._folder = folder
         self._engine = engine
         self._captures = 0
-        self.a, self.b = (self._gateway(name, hosts[at]) for name, at in (("a", 1), ("b", 3)))
-
-    def _gateway(self, name: str, namespace: Namespace) -> LabGateway:
-        folder = self._folder / name
-        folder.mkdir(mode=0o700)
-        gateway = LabGateway(namespace, folder / "gateway.yaml", folder)
-        gateway.create_ledger()
-        return gateway
+        self.a, self.b = (
+            new_gateway(folder / name, hosts[at]) for name, at in (("a", 1), ("b", 3))
+        )
 
     def configure(
         self, mode: str, local_ts: str, remote_ts: str, places: Places, **more: Any
