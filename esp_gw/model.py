@@ -224,7 +224,8 @@ class Sa:
     packets (RFC 4303 2.6). `pair` names the SA of the opposite direction. `local_original` and
     `remote_original` are the addresses that the peer's inner packets had before a NAT, in transport
     mode (RFC 3948 3.1.2); None where it has changed none. `used_seq` is the highest sequence number
-    that another program may have used with the key, 0 for none.
+    that another program may have used with the key, 0 for none. `lane` is the SA's position among
+    those of its tunnel and direction, the same at both ends; None for an SA that is the only one.
     """
 
     name: str
@@ -249,6 +250,7 @@ class Sa:
     pair: str | None = None
     origin: Origin = Origin.CONFIG
     used_seq: int = 0
+    lane: int | None = None
 
     @property
     def learns_peer(self) -> bool:
@@ -272,7 +274,7 @@ class Sa:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """One entry of the SPD; `sas` names the outbound SAs of a protect policy; a flow uses one."""
+    """One entry of the SPD; `sas` names the outbound SAs of a protect policy, in order of lanes."""
 
     name: str
     action: Action

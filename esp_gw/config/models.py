@@ -358,7 +358,7 @@ class TunnelModel(SaFields):
         """The tunnel, its SAs NAME/out and NAME/in, and its protect policy NAME.
 
         Further SAs are NAME/out.2 and NAME/in.2 and so on, so a change of the number of SAs does
-        not rename any that remain.
+        not rename any that remain. Where there are several, each has its lane.
         """
         selectors = self.selectors()
         sas: list[Sa] = []
@@ -383,6 +383,8 @@ class TunnelModel(SaFields):
                 tunnel=name,
                 pair=names[0],
             )
+            if len(keymats_out) > 1:
+                outbound, inbound = replace(outbound, lane=index), replace(inbound, lane=index)
             if index:
                 # All SAs share one peer and one NAT mapping: the first SA's keepalives are enough.
                 outbound = replace(outbound, keepalive=0, liveness=0)

@@ -38,6 +38,7 @@ def sa_view(sa: Sa, counters: SaCounters, condition: Condition) -> dict[str, obj
         "origin": sa.origin,
         "tunnel": sa.tunnel,
         "pair": sa.pair,
+        "lane": sa.lane,
         **asdict(condition),
         "seq": counters.seq,
         "lease_end": counters.lease_end,

@@ -55,6 +55,7 @@ def test_spis_keys_and_pairs_follow_one_another(tmp_path: Path) -> None:
     assert [sa.keymat for sa in inbound] == made["b.in"]
     for out, in_ in zip(outbound, inbound, strict=True):
         assert (out.pair, in_.pair) == (in_.name, out.name)
+    assert [sa.lane for sa in outbound] == [sa.lane for sa in inbound] == [0, 1, 2]
     (policy,) = desired.policies
     assert policy.sas == tuple(sa.name for sa in outbound)
     assert set(desired.tunnels[0].sas) == {sa.name for sa in desired.sas}
@@ -201,8 +202,10 @@ def changes(before: Desired, after: Desired) -> list[str]:
     found = []
     for change in reconcile(after, plan_network(after, {}, Host()), observed):
         match change:
-            case InstallSa(sa):
+            case InstallSa(sa, None, None):
                 found.append(f"install {sa.name}")
+            case InstallSa(sa, moves, None) if moves == sa.name:
+                found.append(f"change {sa.name}")
             case RemoveSa(name):
                 found.append(f"remove {name}")
             case RetireSa(sa):
@@ -214,18 +217,34 @@ def changes(before: Desired, after: Desired) -> list[str]:
     return found
 
 
-def test_another_number_of_sas_leaves_the_remaining_ones_untouched(tmp_path: Path) -> None:
+def test_an_sa_without_sisters_has_no_lane(tmp_path: Path) -> None:
+    keys(tmp_path, 1, 1)
+    desired = load(tmp_path, TUNNEL.replace("sas: 3", "sas: 1"))
+    assert [sa.lane for sa in desired.sas] == [None, None]
+
+
+def test_another_number_of_sas_keeps_key_and_numbers_of_those_that_remain(tmp_path: Path) -> None:
     made = keys(tmp_path)
     three = load(tmp_path, TUNNEL)
     for name, keymats in made.items():
+        replace_key_file(tmp_path, name, keymats[:2])
+    two = load(tmp_path, TUNNEL.replace("sas: 3", "sas: 2"))
+    for name, keymats in made.items():
         replace_key_file(tmp_path, name, keymats[:1])
     one = load(tmp_path, TUNNEL.replace("sas: 3", "sas: 1"))
-    further = ["b/in.2", "b/in.3", "b/out.2", "b/out.3"]
-    assert changes(one, three) == [*(f"install {name}" for name in further), "policies"]
-    first, *rest = changes(three, one)
-    assert first == "policies"
-    gone = ["remove b/out.2", "remove b/out.3", "retire b/in.2", "retire b/in.3"]
-    assert sorted(rest) == gone
+    assert changes(one, three) == [
+        *("change b/in", "install b/in.2", "install b/in.3"),
+        *("change b/out", "install b/out.2", "install b/out.3"),
+        "policies",
+    ]
+    first = ["change b/in", "change b/out"]
+    assert changes(three, one) == [
+        *(*first, "policies", "retire b/in.2", "retire b/in.3"),
+        *("remove b/out.2", "remove b/out.3"),
+    ]
+    # With sisters at both times the first one isn't touched.
+    assert changes(two, three) == ["install b/in.3", "install b/out.3", "policies"]
+    assert changes(three, two) == ["policies", "retire b/in.3", "remove b/out.3"]
 
 
 @pytest.fixture

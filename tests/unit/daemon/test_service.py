@@ -245,7 +245,9 @@ async def test_a_tunnel_of_several_sas_is_listed_as_one(rig: Rig) -> None:
     rig.edit(lambda config: config["tunnels"]["pi-b"].update(sas=2))
     assert sorted((await rig.call("Reload"))["changes"]) == [
         "1 policies in place",
+        "sa pi-b/in changed",
         "sa pi-b/in.2 installed",
+        "sa pi-b/out changed",
         "sa pi-b/out.2 installed",
     ]
     await rig.health.look(asyncio.get_running_loop().time())
