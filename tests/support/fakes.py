@@ -71,7 +71,7 @@ class FakeEngine:
 
     `fences` and `notices` have the numbers of inbound SAs that are watched, `placed` the addresses
     that peers were last at. `dummies` has how many of the numbers of an inbound SA were those of
-    dummies.
+    dummies. `flows` has how many flows an SA carries.
     `replaced` has the former and the new name of each SA that `replace_sa` has changed.
     """
 
@@ -90,6 +90,7 @@ class FakeEngine:
         self._begins: dict[str, tuple[int, int]] = {}
         self.placed: dict[str, tuple[IPAddress, int]] = {}
         self.used: dict[str, int] = {}
+        self.flows: dict[str, int] = {}
         self.dummies: dict[str, int] = {}
         self._reported: dict[str, int] = {}
         self.extensions: list[tuple[str, Lease]] = []
@@ -230,6 +231,9 @@ class FakeEngine:
     def openings(self) -> list[Opening]:
         return []
 
+    def lane_flows(self) -> dict[str, int]:
+        return {name: self.flows.get(name, 0) for name, sa in self.sas.items() if _is_laned(sa)}
+
     def forget_flows(self) -> None: ...
 
     def counters(self) -> Counters:
@@ -247,6 +251,10 @@ class FakeEngine:
         dummies = self.dummies.get(sa.name, 0)
         packets = (used or 0) - dummies
         return SaCounters(packets, 0, seq, 0, sa.remote, sa.remote_port, {"dummy": dummies})
+
+
+def _is_laned(sa: Sa) -> bool:
+    return sa.lane is not None and sa.direction is Direction.OUTBOUND
 
 
 def _is_inbound(sa: Sa) -> bool:

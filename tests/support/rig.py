@@ -17,6 +17,7 @@ from scapy.packet import Packet, Raw
 from esp_gw.crypto.openssl import make_aead
 from esp_gw.engine.base import NEVER, Event
 from esp_gw.engine.python.inbound import InboundPath
+from esp_gw.engine.python.lanes import LaneFlows
 from esp_gw.engine.python.outbound import BATCH, OutboundPath
 from esp_gw.engine.python.peers import Peers
 from esp_gw.engine.python.sad import InboundState, OutboundState
@@ -175,8 +176,9 @@ class Side:
         self.peers = Peers()
         fd = self._inner.fileno()
         self.samples = Samples()
-        self.outbound = OutboundPath(fd, 0, self.events.append, self.samples)
-        self.inbound = InboundPath(fd, self.events.append, cast("Any", self.loop), self.samples)
+        events, samples, lane_flows = self.events.append, self.samples, LaneFlows()
+        self.outbound = OutboundPath(fd, 0, events, samples, lane_flows, self.loop.time)
+        self.inbound = InboundPath(fd, events, cast("Any", self.loop), samples, lane_flows)
 
     def install_outbound(self, sa: Sa, lease: Lease | None = None) -> OutboundState:
         aead = make_aead(sa.suite, sa.keymat)

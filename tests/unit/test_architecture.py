@@ -48,6 +48,7 @@ SANS_IO = {
     "engine.python.esp",
     "engine.python.fragments",
     "engine.python.icmp",
+    "engine.python.lanes",
     "engine.python.reassembly",
     "engine.python.replay",
     "engine.python.spd",

@@ -36,6 +36,7 @@ from esp_gw.engine.base import (
 from esp_gw.engine.keepalives import Rhythm, rhythm_of
 from esp_gw.engine.python.changes import SadChange
 from esp_gw.engine.python.inbound import InboundPath
+from esp_gw.engine.python.lanes import LaneFlows
 from esp_gw.engine.python.outbound import OutboundPath
 from esp_gw.engine.python.outer import Outer
 from esp_gw.engine.python.peers import Peer, Peers
@@ -89,8 +90,18 @@ class PythonEngine:
         self._on_event = on_event
         self._tun = open_tun(settings.interface)
         self._samples = Samples()
-        self._outbound = OutboundPath(self._tun, settings.min_mtu, on_event, self._samples)
-        self._inbound = InboundPath(self._tun, on_event, self._loop, self._samples)
+        self._lane_flows = LaneFlows()
+        self._outbound = OutboundPath(
+            self._tun,
+            settings.min_mtu,
+            on_event,
+            self._samples,
+            self._lane_flows,
+            self._loop.time,
+        )
+        self._inbound = InboundPath(
+            self._tun, on_event, self._loop, self._samples, self._lane_flows
+        )
 
     def start(self) -> None:
         """Start reading the TUN device."""
@@ -319,6 +330,15 @@ class PythonEngine:
     def openings(self) -> list[Opening]:
         """Return the first inner packets since the last call that ask for an answer."""
         return self._samples.take_openings()
+
+    def lane_flows(self) -> dict[str, int]:
+        """Return the flows that each outbound SA with a lane carried in the last 10 s, by name."""
+        carried = self._lane_flows.carried(int(self._loop.time() * 1000))
+        return {
+            name: carried[name]
+            for name, state in self._outbound.sas.items()
+            if state.sa.lane is not None
+        }
 
     def forget_flows(self) -> None:
         """Treat every inbound flow as new: its next packet may be an opening."""

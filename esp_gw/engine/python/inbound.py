@@ -5,7 +5,7 @@ _receive    classify the datagram and demultiplex it by SPI
   _accept     decap; track the peer's address, whatever an authentic packet holds
   _tunnel     the inner packet, its ECN (RFC 6040)
   _transport  rebuild the IP header of the payload, mend its checksum after a NAT
-_deliver    check the SA's selectors (RFC 4301 5.2, 6.2)
+_deliver    check the SA's selectors (RFC 4301 5.2, 6.2); note what comes by a bulk lane
 _write      write to the TUN
 """
 
@@ -21,12 +21,14 @@ from esp_gw.engine.base import NEVER, CeilingNear, Event, PeerAddressChanged
 from esp_gw.engine.python.checksums import mend
 from esp_gw.engine.python.drop import AuthenticDrop, Drop
 from esp_gw.engine.python.icmp import answered
+from esp_gw.engine.python.lanes import LaneFlows, fold
 from esp_gw.engine.python.outbound import BATCH, MAX_FLOWS, MAX_PACKET, ROOM, TURN_BYTES
 from esp_gw.engine.python.outer import Outer
 from esp_gw.engine.python.peers import SocketAddress
 from esp_gw.engine.python.sad import InboundState
 from esp_gw.engine.python.samples import Samples
 from esp_gw.engine.python.wire import (
+    address_key,
     flow_key,
     packet_length,
     parse,
@@ -59,11 +61,13 @@ class InboundPath:
         on_event: Callable[[Event], None],
         loop: asyncio.AbstractEventLoop,
         samples: Samples,
+        lane_flows: LaneFlows,
     ) -> None:
         self._tun = tun
         self._on_event = on_event
         self._loop = loop
         self._samples = samples
+        self._lane_flows = lane_flows
         self._datagram = memoryview(bytearray(MAX_PACKET + ROOM))
         self._receive_into = [self._datagram]
         # Headroom for the largest IP header that transport mode rebuilds in front of the payload.
@@ -229,6 +233,8 @@ class InboundPath:
                 if len(state.flows) >= MAX_FLOWS:
                     state.flows.clear()
                 state.flows.add(key)
+        if state.is_bulk:
+            self._lane_flows.heard(fold(key or address_key(packet)), int(self._loop.time() * 1000))
         if self._queue:
             self._enqueue(state, packet)
             return

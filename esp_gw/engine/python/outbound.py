@@ -4,6 +4,7 @@ drain       one turn: read packets from the TUN, at most BATCH and TURN_BYTES
 _forward    carry one packet through the steps below
   _reassemble join fragments for transport mode
   _state      look up the SA by the selectors, once per flow; an ICMP error's by what it quotes
+  _by_lane    choose among several SAs of a tunnel, for each packet
   _protect    encap the payload and send
   _notice     report lease and lifetime thresholds
 
@@ -16,11 +17,13 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from esp_gw.engine.base import Event, HardExpired, LeaseLow, SoftExpired
 from esp_gw.engine.python.drop import Drop
 from esp_gw.engine.python.fragments import Fragments, fragment_of
 from esp_gw.engine.python.icmp import answered
+from esp_gw.engine.python.lanes import LaneFlows, bulk_lane, choose, fold
 from esp_gw.engine.python.reassembly import Reassembler
 from esp_gw.engine.python.sad import NEVER, OutboundState
 from esp_gw.engine.python.samples import Samples
@@ -59,19 +62,44 @@ MAX_FLOWS = 4096
 DUMMY_LEN = 4
 """Bytes of a dummy packet's payload (RFC 4303 2.6), all zero."""
 
-Target = OutboundState | DropReason
+
+class LanedFlow(NamedTuple):
+    """A flow of a tunnel with several SAs: its folded key, its bulk lane, and the lanes' SAs.
+
+    A lane is None if its SA is not installed, or may not carry the flow.
+    """
+
+    key: tuple[int, bytes]
+    bulk_lane: int
+    lanes: tuple[OutboundState | None, ...]
+
+    @property
+    def transport(self) -> bool:
+        """True in transport mode, which all lanes share."""
+        return any(lane is not None and lane.transport for lane in self.lanes)
+
+
+Target = OutboundState | LanedFlow | DropReason
 
 
 class OutboundPath:
     """The packet path from the TUN to the outer sockets."""
 
     def __init__(
-        self, tun: int, min_mtu: int, on_event: Callable[[Event], None], samples: Samples
+        self,
+        tun: int,
+        min_mtu: int,
+        on_event: Callable[[Event], None],
+        samples: Samples,
+        lane_flows: LaneFlows,
+        clock: Callable[[], float],
     ) -> None:
         self._tun = tun
         self._too_big = TooBig(tun, min_mtu, on_event)
         self._on_event = on_event
         self._samples = samples
+        self._lane_flows = lane_flows
+        self._clock = clock
         self._packet = memoryview(bytearray(MAX_PACKET + ROOM))
         self._out = memoryview(bytearray(MAX_PACKET + ROOM))
         self._read_into = [self._packet[:MAX_PACKET]]
@@ -152,7 +180,11 @@ class OutboundPath:
 
     def _dropped(self, state: OutboundState, reason: DropReason) -> None:
         state.drops[reason] += 1
-        if reason is DropReason.SEQ_EXHAUSTED and not state.expired:
+        if reason is DropReason.SEQ_EXHAUSTED:
+            self._expire(state)
+
+    def _expire(self, state: OutboundState) -> None:
+        if not state.expired:
             state.expired = True
             self._on_event(HardExpired(state.sa.name))
 
@@ -171,10 +203,26 @@ class OutboundPath:
             # Never cached: another packet between the same addresses quotes something else.
             target = self._find_answered(packet, length, key)
         if not isinstance(target, OutboundState):
-            raise Drop(target)
+            if isinstance(target, DropReason):
+                raise Drop(target)
+            target = self._by_lane(target, length)
         if not target.peer.is_known:
             raise Drop(DropReason.NO_PEER)
         return target
+
+    def _by_lane(self, target: LanedFlow, length: int) -> OutboundState:
+        """Return the SA for the next packet of a flow. Raises Drop(NO_SA)."""
+        flow = self._lane_flows.sent(target.key, length, int(self._clock() * 1000))
+        wanted = target.bulk_lane if flow.is_bulk else 0
+        state = choose(target.lanes, wanted)
+        if state is not target.lanes[wanted]:
+            for lane in target.lanes:
+                if lane is not None and lane.is_exhausted:
+                    self._expire(lane)
+        if state is None:
+            raise Drop(DropReason.NO_SA)
+        flow.carrier = state.sa.name
+        return state
 
     def _find_answered(
         self, packet: memoryview, length: int, key: tuple[int, bytes] | None
@@ -185,9 +233,9 @@ class OutboundPath:
             return DropReason.NO_POLICY
         target = self._find(flow, key or address_key(packet))
         # Transport mode has no room for the address of a router.
-        if isinstance(target, OutboundState) and not target.transport:
-            return target
-        return DropReason.NO_POLICY
+        if isinstance(target, DropReason) or target.transport:
+            return DropReason.NO_POLICY
+        return target
 
     def _find_parsed(self, packet: memoryview, inner: Inner, flow: tuple[int, bytes]) -> Target:
         """Return the SA of a packet; a later fragment, without ports, has that of the first one."""
@@ -210,18 +258,14 @@ class OutboundPath:
             return DropReason.POLICY_DISCARD
         if policy.action is Action.BYPASS:
             return DropReason.POLICY_BYPASS
-        state = self._sa_of(policy, flow)
-        if state is None:
+        there = tuple(self.sas.get(name) for name in policy.sas)
+        if not any(there):
             return DropReason.NO_SA
         # While a reload replaces SAs, an old policy may name a new SA that leads to another peer.
-        if not any(selector.matches_outbound(inner) for selector in state.selectors):
-            return DropReason.SELECTOR_MISMATCH
-        return state
-
-    def _sa_of(self, policy: Policy, flow: tuple[int, bytes]) -> OutboundState | None:
-        if not policy.sas:
-            return None
-        return self.sas.get(policy.sas[spread(flow) % len(policy.sas)])
+        lanes = tuple(state if state and state.may_carry(inner) else None for state in there)
+        if len(lanes) > 1 and any(lanes):
+            return LanedFlow(fold(flow), bulk_lane(spread(flow), len(lanes)), lanes)
+        return lanes[0] or DropReason.SELECTOR_MISMATCH
 
     def _transport_candidate(self, packet: memoryview, length: int) -> OutboundState | None:
         """Return the transport-mode SA that may carry the datagram this packet is a fragment of.
@@ -231,9 +275,10 @@ class OutboundPath:
         inner = parse(packet, length)
         if inner.fragment:
             for policy in self._spd.candidates(inner):
-                state = self._sa_of(policy, address_key(packet))
-                if state is not None and state.transport:
-                    return state
+                for name in policy.sas:
+                    state = self.sas.get(name)
+                    if state is not None and state.transport:
+                        return state
         return None
 
     def _reassemble(self, state: OutboundState, packet: memoryview, length: int) -> int:

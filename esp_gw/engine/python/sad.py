@@ -99,6 +99,15 @@ class OutboundState:
         self.low = self.esp.low
         self.notice_at = min(self.low, self.soft)
 
+    def may_carry(self, inner: Inner) -> bool:
+        """Return True if the selectors match an outbound packet."""
+        return any(selector.matches_outbound(inner) for selector in self.selectors)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """True if the last sequence number is used."""
+        return self.esp.next_seq > self.sa.last_seq
+
     def counters(self) -> SaCounters:
         """Return a snapshot of the SA's counters."""
         remote, remote_port = self.peer.ends(self.sa)
@@ -119,8 +128,8 @@ class InboundState:
     `heard` is the value of `peer.moves` when it last received from the peer's current address.
     `reported_floor` is the highest sequence number reported to the control plane. Numbers up to
     `fence` don't tell where a peer is that may be anywhere. The first one above `notice_at` is
-    reported. `address_change` mends the
-    checksums of transport mode, 0 if there is nothing to mend.
+    reported. `address_change` mends the checksums of transport mode, 0 if there is nothing to mend.
+    `is_bulk` is true for an SA that is a bulk lane of its tunnel.
     """
 
     __slots__ = (
@@ -134,6 +143,7 @@ class InboundState:
         "follows",
         "fragments",
         "heard",
+        "is_bulk",
         "local",
         "notice_at",
         "packets",
@@ -167,6 +177,7 @@ class InboundState:
         self.sa = sa
         self.peer = peer
         self.follows = sa.follows_peer
+        self.is_bulk = bool(sa.lane)
         self.selectors = [CompiledSelector(selector) for selector in sa.selectors]
         self.flows: set[tuple[int, bytes]] = set()
         self.fragments: Fragments[bool] = Fragments()

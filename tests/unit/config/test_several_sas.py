@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -24,6 +24,7 @@ from esp_gw.daemon.reconcile import (
     reconcile,
 )
 from esp_gw.desired import Desired
+from esp_gw.engine.base import HardExpired
 from esp_gw.engine.python.sad import OutboundState
 from esp_gw.engine.python.wire import flow_key, spread
 from esp_gw.model import DEFAULT_SUITE, Direction, DropReason, KeyMaterial
@@ -31,7 +32,7 @@ from esp_gw.network.objects import Host
 from esp_gw.network.plan import plan_network
 from tests.support import config_files
 from tests.support.config_files import load, only_fault, replace_key_file, write_keys
-from tests.support.rig import HEADS, V4, V6, Pair, packet, pair
+from tests.support.rig import HEADS, V4, V6, Pair, Sent, packet, pair
 
 TUNNEL = config_files.TUNNEL.replace("    outbound:", "    sas: 3\n    outbound:").replace(
     "4098", "0x2001"
@@ -261,47 +262,98 @@ def four() -> Iterator[tuple[Pair, list[OutboundState]]]:
         yield gateways, states
 
 
+def spis(sent: Sequence[Sent]) -> list[int]:
+    return [int.from_bytes(each.packet[:4]) for each in sent]
+
+
 @pytest.mark.parametrize("version", [4, 6])
-def test_a_flow_has_one_sa_and_many_flows_have_all(
+def test_sparse_flows_have_lane_0_and_bulk_ones_all_the_others(
     four: tuple[Pair, list[OutboundState]], version: int
 ) -> None:
     gateways, states = four
-    taken = []
-    for port in range(200):
-        octets = packet(HEADS[version], sport=port)
-        sent = gateways.a.forward(octets, octets, octets)
-        (spi,) = {int.from_bytes(esp.packet[:4]) for esp in sent}
+    taken = set()
+    for port in range(100):
+        octets = packet(HEADS[version], bytes(1000), sport=port)
+        first, *_, last = spis(gateways.a.forward(*[octets] * 40))
         key = flow_key(memoryview(octets))
         assert key is not None
-        assert spi == states[spread(key) % 4].sa.spi
-        taken.append(spi)
-    assert {state.sa.spi for state in states} == set(taken)
-    assert all(state.packets == 3 * taken.count(state.sa.spi) for state in states)
+        assert first == states[0].sa.spi
+        assert last == states[1 + spread(key) % 3].sa.spi
+        taken.add(last)
+    assert taken == {state.sa.spi for state in states[1:]}
+
+
+def test_a_bulk_flow_is_sparse_again_after_a_pause(
+    four: tuple[Pair, list[OutboundState]],
+) -> None:
+    gateways, states = four
+    octets = packet(HEADS[4], bytes(1000))
+    assert spis(gateways.a.forward(*[octets] * 40))[-1] != states[0].sa.spi
+    gateways.a.loop.advance(5)
+    assert spis(gateways.a.forward(octets)) == [states[0].sa.spi]
 
 
 def test_fragments_of_a_packet_have_one_sa_whatever_its_ports(
     four: tuple[Pair, list[OutboundState]],
 ) -> None:
     gateways, _ = four
-    spis = set()
-    for port in range(20):
+    taken = set()
+    for port in range(5):
         whole = IP(src="10.1.0.1", dst="10.2.0.1") / UDP(sport=port, dport=7) / Raw(bytes(3000))
         sent = gateways.a.forward(*map(bytes, fragment(whole, fragsize=1000)))
         assert len(sent) == 4
-        spis |= {esp.packet[:4] for esp in sent}
-    assert len(spis) == 1
+        taken |= set(spis(sent))
+    assert len(taken) == 1
 
 
-def test_a_missing_sa_is_counted_and_no_other_takes_its_flows(
+@pytest.mark.parametrize("heard", [0, 1, 3])
+def test_a_flow_that_comes_by_a_bulk_lane_answers_by_one(
+    four: tuple[Pair, list[OutboundState]], heard: int
+) -> None:
+    gateways, states = four
+    inbound = replace(gateways.a_in.sa, spi=0x9000, name="by-lane", lane=heard)
+    gateways.a.install_inbound(inbound)
+    gateways.b.install_outbound(
+        replace(gateways.b_out.sa, name="ba", spi=0x9000, keymat=inbound.keymat)
+    )
+    back = packet(HEADS[4].__class__(src="10.2.0.1", dst="10.1.0.1"), sport=2000, dport=1000)
+    assert len(gateways.b_to_a(back)) == 1
+    (spi,) = spis(gateways.a.forward(packet(HEADS[4], sport=1000, dport=2000)))
+    assert (spi == states[0].sa.spi) == (heard == 0)
+
+
+def test_a_missing_sa_is_passed_over_and_none_at_all_is_counted(
     four: tuple[Pair, list[OutboundState]],
 ) -> None:
     gateways, states = four
-    packets = [packet(sport=port) for port in range(100)]
-    before = gateways.a.forward(*packets)
-    del gateways.a.outbound.sas["ab.3"]
-    gateways.a.outbound.forget_flows()
-    after = gateways.a.forward(*packets)
-    lost = [esp for esp in before if esp.packet[:4] == states[2].sa.spi.to_bytes(4)]
-    assert gateways.a.drops_out() == {DropReason.NO_SA: len(lost)}
-    assert len(after) + len(lost) == len(packets)
-    assert [e.packet[:4] for e in after] == [e.packet[:4] for e in before if e not in lost]
+    packets = [packet(sport=port) for port in range(20)]
+    for gone, carrier in zip(states, [*states[1:], None], strict=True):
+        assert set(spis(gateways.a.forward(*packets))) == {gone.sa.spi}
+        del gateways.a.outbound.sas[gone.sa.name]
+        gateways.a.outbound.forget_flows()
+        sent = spis(gateways.a.forward(*packets))
+        assert sent == ([carrier.sa.spi] * 20 if carrier else [])
+    assert gateways.a.drops_out() == {DropReason.NO_SA: 20}
+
+
+def test_an_exhausted_sa_is_reported_once_and_its_flows_lose_nothing(
+    four: tuple[Pair, list[OutboundState]],
+) -> None:
+    gateways, states = four
+    octets = packet(HEADS[4], bytes(1000))
+    own = spis(gateways.a.forward(*[octets] * 40))[-1]
+    number = next(n for n, state in enumerate(states) if state.sa.spi == own)
+    end_numbers_of(states[number])
+    after = states[1 + number % 3]
+    assert set(spis(gateways.a.forward(*[octets] * 3))) == {after.sa.spi}
+    expired = [event for event in gateways.a.events if isinstance(event, HardExpired)]
+    assert expired == [HardExpired(states[number].sa.name)]
+    for state in states:
+        end_numbers_of(state)
+    assert gateways.a.forward(octets, octets) == []
+    assert gateways.a.drops_out() == {DropReason.SEQ_EXHAUSTED: 2}
+
+
+def end_numbers_of(state: OutboundState) -> None:
+    """Use all sequence numbers of an SA."""
+    state.esp.next_seq = state.esp.lease_end = state.sa.last_seq + 1

@@ -1,0 +1,140 @@
+"""Lanes of a tunnel with several SAs: lane 0 for sparse flows, the others for bulk.
+
+A flow begins on lane 0. It moves to a bulk lane once it sends much in an interval, or is heard by a
+bulk lane, and back once it has been quiet; it moves at most once in HOLD. The native engine has the
+same rules and constants (crates/esp-core/src/policy/lanes.rs). Times are in ms of one clock.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+INTERVAL = 100
+"""Length of the interval in which a flow's bytes are counted, in ms."""
+BULK = 32768
+"""Bytes in an interval that make a sparse flow bulk."""
+STAY = 8192
+"""Bytes in an interval that keep a bulk flow bulk."""
+QUIET = 2000
+"""Time without STAY bytes in any interval after which a bulk flow is sparse again, in ms."""
+HOLD = 1000
+"""Least time between two moves of a flow, in ms."""
+LANE_FLOWS = 8192
+"""Bound on the flows whose state is kept."""
+RECENT = 10_000
+"""Time since its last packet for which a flow counts as carried, in ms."""
+
+FlowKey = tuple[int, bytes]
+"""Protocol, and addresses with ports, as of wire.flow_key."""
+_NEVER = -(2**63)
+
+
+class Lane(Protocol):
+    """An outbound SA as seen by the choice of a lane."""
+
+    @property
+    def is_exhausted(self) -> bool:
+        """True if no sequence number is left."""
+
+
+L = TypeVar("L", bound=Lane)
+
+
+def fold(key: FlowKey) -> FlowKey:
+    """Return the key that both directions of a flow share."""
+    protocol, data = key
+    size = 4 if len(data) < 32 else 16
+    one = data[:size] + data[2 * size : 2 * size + 2]
+    other = data[size : 2 * size] + data[2 * size + 2 :]
+    return protocol, one + other if one <= other else other + one
+
+
+def bulk_lane(spread: int, count: int) -> int:
+    """Return the lane of a bulk flow, of `count` lanes, two or more: the same at both ends."""
+    return 1 + spread % (count - 1)
+
+
+def choose(lanes: Sequence[L | None], wanted: int) -> L | None:
+    """Return the SA of the wanted lane, or of the next one that works; None stands for no SA.
+
+    A bulk flow tries the bulk lanes from its own on, cyclically, and lane 0 at last; a sparse flow
+    all in order. Where no lane works, an exhausted one is returned if there is one.
+    """
+    lane = lanes[wanted]
+    if lane is not None and not lane.is_exhausted:
+        return lane
+    bulk = len(lanes) - 1
+    others = [1 + (wanted - 1 + i) % bulk for i in range(bulk)] if wanted else range(1, bulk + 1)
+    there = [each for each in (lane, *(lanes[i] for i in others), lanes[0]) if each is not None]
+    working = (each for each in there if not each.is_exhausted)
+    return next(working, there[0] if there else None)
+
+
+class Flow:
+    """State of one flow; `carrier` is the name of the SA that carried its last packet, at `sent`.
+
+    `start` and `bytes` are the current interval's, `busy` the last time at which the flow had much
+    to send or was heard by a bulk lane, `moved` that of its last move.
+    """
+
+    __slots__ = ("busy", "bytes", "carrier", "is_bulk", "moved", "sent", "start")
+
+    def __init__(self, now: int) -> None:
+        self.start = now
+        self.bytes = 0
+        self.busy = self.moved = self.sent = _NEVER
+        self.is_bulk = False
+        self.carrier = ""
+
+    def note_busy(self, now: int) -> None:
+        """Move to a bulk lane, unless the flow is there or moved less than HOLD ago."""
+        self.busy = now
+        if not self.is_bulk and now - self.moved >= HOLD:
+            self.is_bulk, self.moved = True, now
+
+
+class LaneFlows:
+    """States of at most LANE_FLOWS flows, by their folded keys; flows not seen for long go first.
+
+    Two generations of half the size: the older one goes as a whole when the younger is full.
+    """
+
+    def __init__(self) -> None:
+        self._young: dict[FlowKey, Flow] = {}
+        self._old: dict[FlowKey, Flow] = {}
+
+    def __len__(self) -> int:
+        """The number of flows whose state is kept."""
+        return len(self._young) + len(self._old)
+
+    def sent(self, key: FlowKey, size: int, now: int) -> Flow:
+        """Count a packet of `size` bytes that a flow is about to send; return the flow's state."""
+        flow = self._young.get(key) or self._find(key, now)
+        # Before its bytes are counted: after a pause a flow begins on lane 0 again.
+        if flow.is_bulk and now - flow.busy >= QUIET and now - flow.moved >= HOLD:
+            flow.is_bulk, flow.moved = False, now
+        if now - flow.start >= INTERVAL:
+            flow.start, flow.bytes = now, 0
+        flow.bytes += size
+        flow.sent = now
+        if flow.bytes >= (STAY if flow.is_bulk else BULK):
+            flow.note_busy(now)
+        return flow
+
+    def heard(self, key: FlowKey, now: int) -> None:
+        """Note that an authentic packet of a flow came in by a bulk lane."""
+        (self._young.get(key) or self._find(key, now)).note_busy(now)
+
+    def carried(self, now: int) -> Counter[str]:
+        """Return how many flows each SA carried in the last RECENT ms, by its name."""
+        flows = (*self._young.values(), *self._old.values())
+        return Counter(flow.carrier for flow in flows if now - flow.sent < RECENT)
+
+    def _find(self, key: FlowKey, now: int) -> Flow:
+        flow = self._old.pop(key, None) or Flow(now)
+        if len(self._young) >= LANE_FLOWS // 2:
+            self._old, self._young = self._young, {}
+        self._young[key] = flow
+        return flow
