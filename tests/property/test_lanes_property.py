@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from esp_gw.engine.python.lanes import LANE_FLOWS, LaneFlows, bulk_lane, choose
 
-KEYS = [(6, number.to_bytes(12)) for number in range(3)]
-SIZES = st.one_of(st.integers(40, 1500), st.sampled_from([8191, 8192, 8193, 32767, 32768, 65535]))
-STEPS = st.one_of(
-    st.integers(0, 30), st.sampled_from([99, 100, 101, 999, 1000, 1001, 1999, 2000, 2001, 9000])
+KEYS = [(6, number.to_bytes(12)) for number in range(2)]
+SIZES = st.sampled_from([40, 1500, 8191, 8192, 16384, 32767, 32768, 65535])
+PAUSES = st.one_of(
+    st.tuples(st.just("now"), st.integers(0, 3000)),
+    st.tuples(st.sampled_from(["now", "interval", "busy", "moved"]), st.integers(-1, 1)),
 )
 
 
@@ -58,21 +59,31 @@ class Lanes(RuleBasedStateMachine):
         self.histories = {key: History() for key in KEYS}
         self.now = 50_000
 
-    @rule(step=STEPS)
-    def wait(self, step: int) -> None:
-        self.now += step
+    def wait(self, history: History, pause: tuple[str, int]) -> None:
+        """Wait for some ms, or until about the time at which something changes for a flow."""
+        what, time = pause
+        since, period = {
+            "now": ([self.now], 0),
+            "interval": ([begin for begin, _ in history.intervals], 100),
+            "busy": (history.busy_at, 2000),
+            "moved": (history.moved_at, 1000),
+        }[what]
+        if since:
+            self.now = max(self.now, since[-1] + period + time)
 
-    @rule(key=st.sampled_from(KEYS), size=SIZES, times=st.integers(1, 30))
-    def send(self, key: tuple[int, bytes], size: int, times: int) -> None:
+    @rule(key=st.sampled_from(KEYS), pause=PAUSES, size=SIZES, times=st.integers(1, 3))
+    def send(self, key: tuple[int, bytes], pause: tuple[str, int], size: int, times: int) -> None:
         history = self.histories[key]
+        self.wait(history, pause)
         for _ in range(times):
             flow = self.flows.sent(key, size, self.now)
             history.send(size, self.now)
             assert flow.is_bulk == history.is_bulk
 
-    @rule(key=st.sampled_from(KEYS))
-    def hear(self, key: tuple[int, bytes]) -> None:
+    @rule(key=st.sampled_from(KEYS), pause=PAUSES)
+    def hear(self, key: tuple[int, bytes], pause: tuple[str, int]) -> None:
         history = self.histories[key]
+        self.wait(history, pause)
         if not history.intervals:
             # The first interval begins with the flow.
             history.intervals.append((self.now, []))
@@ -87,6 +98,7 @@ class Lanes(RuleBasedStateMachine):
 
 
 TestLanes = Lanes.TestCase
+TestLanes.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
 
 
 @given(
