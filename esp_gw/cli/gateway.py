@@ -91,6 +91,7 @@ def status(daemon: Daemon, as_json: bool) -> int:
                 name for name, entry in reply["offload"].items() if entry["in_use"]
             ),
             "AF_ALG": output.joined(_af_alg(reply["af_alg"])),
+            "lanes": _lanes(reply),
             "not offloaded": output.joined(_faults(reply["offload"])),
             "interface": f"{reply['interface']}, mtu {reply['mtu']}",
             "config": str(reply["config"]),
@@ -113,6 +114,26 @@ def _engine(reply: Mapping[str, Any]) -> str:
     if reply["busy_poll_us"]:
         words.append(f"busy poll {reply['busy_poll_us']} us")
     return ", ".join(words)
+
+
+def _lanes(reply: Mapping[str, Any]) -> str:
+    """Return how the lanes of tunnels with several SAs reach the workers, empty without lanes."""
+    lanes = reply["lanes"]
+    wanted, limit = lanes["wanted"], lanes["limit"]
+    if not wanted:
+        return ""
+    if not limit:
+        return "one worker for all"
+    if not lanes["steered"]:
+        if wanted > limit:
+            return f"not steered: {wanted} inbound SPIs, at most {limit} can be"
+        return "not steered: one worker for all" if reply["workers"] == 1 else "not steered"
+    words = [f"{lanes['listed']} inbound SPIs steered"]
+    if lanes["priority"] is not None:
+        words.append(f"nice {lanes['priority']} for lane 0")
+    if lanes["priority_refused"] is not None:
+        words.append(f"no priority for lane 0 ({lanes['priority_refused']})")
+    return output.joined(words)
 
 
 def _cryptography(reply: Mapping[str, Any]) -> str:
@@ -154,6 +175,7 @@ def stats(daemon: Daemon, as_json: bool) -> None:
     if as_json:
         output.print_json(reply)
         return
+    bulk = reply["bulk_on_lane0"]
     output.print_block(
         "traffic",
         "inner packets",
@@ -161,8 +183,12 @@ def stats(daemon: Daemon, as_json: bool) -> None:
             "out": f"{reply['packets_out']} packets, {output.size(reply['bytes_out'])}",
             "in": f"{reply['packets_in']} packets, {output.size(reply['bytes_in'])}",
             "keepalives": f"{reply['keepalives_out']} out, {reply['keepalives_in']} in",
+            "bulk on lane 0": output.counted(bulk, "packet") if bulk else "",
         },
     )
+    lanes = {name: output.lanes(there) for name, there in reply["lanes"].items()}
+    if lanes:
+        output.print_block("flows", "by lane", lanes)
     dropped = {reason: str(count) for reason, count in reply["drops"].items() if count}
     if dropped:
         output.print_block("drops", f"{sum(map(int, dropped.values()))} packets", dropped)

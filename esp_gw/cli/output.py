@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -92,6 +93,19 @@ def age(seconds: float | None) -> str:
 def counted(number: int, noun: str) -> str:
     """Format a number with its noun: `1 tunnel`, `2 tunnels`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def lanes(entries: Iterable[Mapping[str, Any]]) -> str:
+    """Format the flows that each lane of a tunnel carries: `0: 3, 1: 0`, empty without lanes."""
+    return ", ".join(f"{number}: {entry['flows']}" for number, entry in enumerate(entries))
+
+
+def print_wrapped(text: str) -> None:
+    """Print a line, broken between words where it is wider than a small terminal."""
+    lines = textwrap.wrap(
+        printable(text), 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    click.echo("\n".join(lines))
 
 
 def endpoint(address: str, port: int | None) -> str:

@@ -251,6 +251,7 @@ def _print_sa(entry: dict[str, Any]) -> None:
             "origin": entry["origin"],
             "tunnel": entry["tunnel"] or "",
             "pair": entry["pair"] or "",
+            "lane": "" if entry["lane"] is None else str(entry["lane"]),
             "state": entry["state"],
             "last packet": output.age(_last(entry)),
             "likely cause": output.joined(entry["causes"][:1]),

@@ -5,7 +5,17 @@ from __future__ import annotations
 import click
 
 from esp_gw.cli.options import Daemon, json_option
-from esp_gw.cli.output import age, drops, joined, print_json, print_table, remote, size
+from esp_gw.cli.output import (
+    age,
+    drops,
+    joined,
+    lanes,
+    print_json,
+    print_table,
+    print_wrapped,
+    remote,
+    size,
+)
 
 
 @click.group()
@@ -17,7 +27,7 @@ def tunnel() -> None:
 @json_option
 @click.pass_obj
 def list_(daemon: Daemon, as_json: bool) -> None:
-    """List the tunnels with their counters."""
+    """List the tunnels with their counters, the flows of their lanes, and causes of losses."""
     reply = daemon.call("ListTunnels")
     if as_json:
         print_json(reply)
@@ -58,3 +68,8 @@ def list_(daemon: Daemon, as_json: bool) -> None:
         ],
         none="no tunnels",
     )
+    for entry in reply["tunnels"]:
+        if flows := lanes(entry["lanes"]):
+            print_wrapped(f"flows of {entry['name']} by lane: {flows}")
+        for cause in entry["causes"]:
+            print_wrapped(f"{entry['name']}: {cause}")

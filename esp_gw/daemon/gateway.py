@@ -473,7 +473,7 @@ class Gateway:
             case EngineFailed(reason):
                 self._on_failure(reason)
             case notice:
-                self._notices.tell(notice)
+                self._notices.tell(notice, self._sas.sas)
 
     async def _extend_lease(self, name: str) -> None:
         if await self._sas.extend_lease(name):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
+from pathlib import Path
 
 from esp_gw.errors import ControlError
 
@@ -24,4 +26,14 @@ def refuse_existing(kind: str, name: str, names: Collection[str]) -> None:
             "AlreadyExists",
             f"the {kind} {name} exists already",
             hint="choose another name, or delete it first",
+        )
+
+
+def refuse_other(config: object, ours: Path) -> None:
+    """Raise ControlError for a caller that means another gateway's configuration."""
+    if config is not None and os.path.realpath(str(config)) != os.path.realpath(ours):
+        raise ControlError(
+            "InvalidParameter",
+            f"the gateway at this socket reads {ours}, not {config}",
+            hint="name its socket with --socket, or restart it with the other configuration",
         )

@@ -29,10 +29,12 @@ from esp_gw.crypto.advice import Advice
 from esp_gw.daemon.gateway import Gateway
 from esp_gw.daemon.health import Health
 from esp_gw.daemon.nats import nats, where_peers_are
-from esp_gw.daemon.parameters import Parameters, name_of, refuse_existing
+from esp_gw.daemon.parameters import Parameters, name_of, refuse_existing, refuse_other
 from esp_gw.daemon.queue import ChangeQueue
 from esp_gw.daemon.status import status_text
 from esp_gw.daemon.views import (
+    all_lanes_view,
+    engine_view,
     policy_view,
     remote_view,
     sa_view,
@@ -124,11 +126,11 @@ class Service:
     async def get_status(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return the state of the daemon and its engine, with warnings for the operator."""
         settings = self._configured.settings
-        status = asdict(self._gateway.engine.status())
+        engine = self._gateway.engine
         return {
             "version": __version__,
-            "engine": self._gateway.engine.name,
-            **status,
+            "engine": engine.name,
+            **engine_view(engine.status(), self._gateway.sas),
             "interface": settings.interface,
             "mtu": self._gateway.mtu,
             "pid": os.getpid(),
@@ -312,7 +314,7 @@ class Service:
     async def list_tunnels(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return the configuration's tunnels with the counters of their SAs."""
         counters = self._gateway.counters().sas
-        totals = self._gateway.totals(counters)
+        totals, flows = self._gateway.totals(counters), self._gateway.engine.lane_flows()
         placed = {sa.name for sa in self._gateway.placed.sas}
         return {
             "tunnels": [
@@ -322,6 +324,7 @@ class Service:
                     totals,
                     self._health.of_sa(tunnel.sas[0]),
                     self._find_sa(tunnel.sas[0]).local,
+                    flows,
                 )
                 for tunnel in self._configured.tunnels
                 # During a reload some SAs may be removed already.
@@ -342,6 +345,8 @@ class Service:
         counters = self._gateway.counters()
         values = asdict(counters)
         values["drops"] = {**counters.drops, **outside}
+        flows = self._gateway.engine.lane_flows()
+        values["lanes"] = all_lanes_view(self._configured.tunnels, flows)
         for name, entry in counters.sas.items():
             values["sas"][name]["remote"] = remote_view(entry.remote)
         return values
@@ -357,7 +362,7 @@ class Service:
 
     async def reload(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Reload the configuration, changing only what differs; return the changes."""
-        self._refuse_other(parameters.get("config"))
+        refuse_other(parameters.get("config"), self._config)
         try:
             changes = await self.reload_files()
             return {"changes": changes, "warnings": [*self._warnings(), *nats(self._gateway)]}
@@ -475,15 +480,6 @@ class Service:
                     f"the policy {entry.name} is placed before {entry.before}",
                     hint=f"run 'esp-gw policy delete {entry.name}' first",
                 )
-
-    def _refuse_other(self, config: object) -> None:
-        """Refuse to reload for a caller that means another gateway's configuration."""
-        if config is not None and os.path.realpath(str(config)) != os.path.realpath(self._config):
-            raise ControlError(
-                "InvalidParameter",
-                f"the gateway at this socket reads {self._config}, not {config}",
-                hint="name its socket with --socket, or restart it with the other configuration",
-            )
 
     def _refuse_fixed(self, configured: Desired) -> None:
         """Refuse changes of settings that are fixed when the daemon starts."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
 from esp_gw.daemon.health import Condition
 from esp_gw.daemon.sas import Totals
-from esp_gw.engine.base import SaCounters
-from esp_gw.model import ANY, AUTO, IPAddress, Policy, Sa, Selector, Tunnel, TunnelState
+from esp_gw.engine.base import EngineStatus, SaCounters
+from esp_gw.model import ANY, AUTO, Direction, IPAddress, Policy, Sa, Selector, Tunnel, TunnelState
 from esp_gw.protocol import UDP_ENCAP_PORT
 
 _WAITS = "it waits for an address: see the warnings of 'esp-gw status'"
@@ -60,10 +60,11 @@ def tunnel_view(
     totals: Mapping[str, Totals],
     condition: Condition,
     local: IPAddress,
+    flows: Mapping[str, int],
 ) -> dict[str, object]:
     """Return a tunnel with the counters of its SAs, those under replaced keys included.
 
-    `local` is the address that it uses now.
+    `local` is the address that it uses now; `flows` are those of each lane's SA.
     """
     # The SAs of a tunnel alternate: outbound, inbound.
     outbound, inbound = ([totals[name] for name in tunnel.sas[first::2]] for first in (0, 1))
@@ -81,6 +82,7 @@ def tunnel_view(
         "local_ts": [str(prefix) for prefix in tunnel.local_ts],
         "remote_ts": [str(prefix) for prefix in tunnel.remote_ts],
         "sas": list(tunnel.sas),
+        "lanes": lanes_view(tunnel, flows),
         **asdict(condition),
         "packets_out": sum(sa.packets for sa in outbound),
         "bytes_out": sum(sa.bytes for sa in outbound),
@@ -88,6 +90,26 @@ def tunnel_view(
         "bytes_in": sum(sa.bytes for sa in inbound),
         "drops": dict(drops),
     }
+
+
+def lanes_view(tunnel: Tunnel, flows: Mapping[str, int]) -> list[dict[str, object]]:
+    """Return the lanes of a tunnel with several SAs, in order, with the flows that each carries."""
+    outbound = tunnel.sas[::2]
+    if len(outbound) == 1:
+        return []
+    return [{"sa": name, "flows": flows.get(name, 0)} for name in outbound]
+
+
+def all_lanes_view(tunnels: Iterable[Tunnel], flows: Mapping[str, int]) -> dict[str, object]:
+    """Return the lanes of every tunnel that has several SAs, by its name."""
+    lanes = {tunnel.name: lanes_view(tunnel, flows) for tunnel in tunnels}
+    return {name: there for name, there in lanes.items() if there}
+
+
+def engine_view(status: EngineStatus, sas: Iterable[Sa]) -> dict[str, object]:
+    """Return an engine's status; `lanes` with the number of inbound SAs that have a lane."""
+    laned = sum(sa.lane is not None and sa.direction is Direction.INBOUND for sa in sas)
+    return {**asdict(status), "lanes": {**asdict(status.lanes), "wanted": laned}}
 
 
 def waiting_view(tunnel: Tunnel) -> dict[str, object]:
@@ -103,6 +125,7 @@ def waiting_view(tunnel: Tunnel) -> dict[str, object]:
         "local_ts": [str(prefix) for prefix in tunnel.local_ts],
         "remote_ts": [str(prefix) for prefix in tunnel.remote_ts],
         "sas": list(tunnel.sas),
+        "lanes": lanes_view(tunnel, {}),
         "state": TunnelState.DOWN,
         "last_in_s": None,
         "last_out_s": None,

@@ -36,6 +36,7 @@ class Kind(enum.StrEnum):
     SOURCE = "source"
     MTU = "mtu"
     SEQUENCE_NUMBERS = "sequence-numbers"
+    LANE = "lane"
     SENDING = "sending"
     TUN = "tun"
     BOTH_BEHIND_NAT = "both-behind-nat"
@@ -72,6 +73,15 @@ class Ends:
 
 
 @dataclass(frozen=True, slots=True)
+class DeadLane:
+    """A lane that carries nothing, while another does: its SA is exhausted, or not installed."""
+
+    number: int
+    sa: str
+    is_exhausted: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Observations:
     """Observations of one tunnel beside its counters.
 
@@ -91,6 +101,7 @@ class Observations:
     asked_is_here: bool = False
     parts: Mapping[str, Tracker] = field(default_factory=dict)
     peer_is_heard: bool = False
+    dead_lanes: tuple[DeadLane, ...] = ()
 
 
 Finder = Callable[[Tracker, Ends, Observations, float], Iterator[Cause]]
@@ -260,6 +271,21 @@ def _unsent(tracker: Tracker, ends: Ends, observed: Observations, now: float) ->
             yield Cause(Kind.OTHER, f"packets to {ends.remote} are dropped as {reason}")
 
 
+def _lanes(tracker: Tracker, ends: Ends, observed: Observations, now: float) -> Iterator[Cause]:
+    """Yield the lanes that carry nothing; where none works, `_unsent` has the cause."""
+    parts = [
+        f"lane {lane.number} carries nothing: its SA {lane.sa} "
+        + (
+            "has used its last sequence number; give it a new key"
+            if lane.is_exhausted
+            else "is not installed"
+        )
+        for lane in observed.dead_lanes[:_NAMED]
+    ]
+    if parts:
+        yield Cause(Kind.LANE, "; ".join(parts))
+
+
 def _unmatched(tracker: Tracker, ends: Ends, observed: Observations, now: float) -> Iterator[Cause]:
     if tracker.unmatched.lasts(now):
         inner = observed.refused.get(DropReason.NO_POLICY, "no addresses seen")
@@ -350,6 +376,7 @@ _FINDERS: tuple[Finder, ...] = (
     _unreachable,
     _unmatched,
     _parts,
+    _lanes,
     _unlearned,
     _silent,
     _unanswered,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from esp_gw.desired import Desired
 from esp_gw.engine.base import Opening, Refused, SaCounters
-from esp_gw.health.causes import Cause, Ends, Observations, likely_causes
+from esp_gw.health.causes import Cause, DeadLane, Ends, Observations, likely_causes
 from esp_gw.health.tracker import MIN_FAILING, Seen, Sums, Tracker
 from esp_gw.health.unreachable import quotes, words
 from esp_gw.model import Direction, DropReason, IPAddress, IPNetwork, Sa, TunnelState
@@ -57,6 +57,8 @@ class Watched:
     unreachable: tuple[str, float, float] | None = None
     """An ICMP error in words, and when it came first and last."""
     parts: dict[str, Tracker] = field(default_factory=dict)
+    lanes: tuple[Sa, ...] = ()
+    """Its outbound SAs in order, where there are several."""
     identity: frozenset[int] = frozenset()
     asked: IPAddress | None = None
     causes: tuple[Cause, ...] = ()
@@ -91,7 +93,7 @@ class Roster:
             watched, known = new, before.get(new.name)
             if known is not None and _is_same(known, new):
                 known.tracker.liveness = new.tracker.liveness
-                watched = replace(known, ends=new.ends, remote_ts=new.remote_ts)
+                watched = replace(known, ends=new.ends, remote_ts=new.remote_ts, lanes=new.lanes)
             self.tunnels[watched.name] = watched
             for name in (*watched.outbound, *watched.inbound):
                 self._by_sa[name] = watched
@@ -141,6 +143,7 @@ class Roster:
                 for each in self._peers.get(ends.remote, ())
                 if each is not watched
             ),
+            dead_lanes=_dead_lanes(watched.lanes, look.counters),
         )
         watched.state = watched.tracker.state(now)
         watched.causes = likely_causes(watched.tracker, ends, observed, now)
@@ -237,6 +240,7 @@ def _watch(name: str, sas: Sequence[Sa], now: float, *, is_tunnel: bool) -> Watc
             frozenset(sa.spi for sa in outbound),
             frozenset(sa.spi for sa in inbound),
         ),
+        lanes=tuple(sa for sa in outbound if sa.lane is not None),
         parts={sa.name: Tracker(0, now) for sa in inbound} if len(inbound) > 1 else {},
         identity=frozenset(hash((sa.name, sa.spi, sa.keymat)) for sa in sas),
         peer_name=first.remote_name,
@@ -253,6 +257,16 @@ def _move(watched: Watched, counters: Mapping[str, SaCounters]) -> None:
     there = next((counters[name] for name in watched.outbound if name in counters), None)
     if there is not None:
         watched.ends = replace(watched.ends, remote=there.remote, remote_port=there.remote_port)
+
+
+def _dead_lanes(lanes: Sequence[Sa], counters: Mapping[str, SaCounters]) -> tuple[DeadLane, ...]:
+    """Return the lanes that carry nothing, if there is another one that does."""
+    dead = []
+    for number, sa in enumerate(lanes):
+        there = counters.get(sa.name)
+        if there is None or there.seq > sa.last_seq:
+            dead.append(DeadLane(number, sa.name, there is not None))
+    return tuple(dead) if len(dead) < len(lanes) else ()
 
 
 def _sums(watched: Watched, look: Look) -> Sums:

@@ -32,8 +32,9 @@ class TunnelLife:
         self.sent = self.delivered = self.numbers = 0
         self.drops_out: Counter[str] = Counter()
         self.drops_in: Counter[str] = Counter()
-        # Drops of further inbound SAs, by name.
+        # Drops of further inbound SAs, and the next numbers of further outbound ones, by name.
         self.more: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.next: dict[str, int] = {}
         self.look()
 
     @property
@@ -83,6 +84,9 @@ class TunnelLife:
         counters = {
             sa.name: SaCounters(0, 0, seq, 0, sa.remote, sa.remote_port)
             for sa, seq in ((self.out, self.numbers), (self.inbound, 0))
+        } | {
+            name: SaCounters(0, 0, seq, 0, self.out.remote, self.out.remote_port)
+            for name, seq in self.next.items()
         }
         carried = {
             self.out.name: (self.sent, dict(self.drops_out)),

@@ -480,6 +480,23 @@ async def test_a_failed_data_plane_is_reported_once_and_an_expired_sa_is_no_fail
     assert rig.failures == ["the TUN device is gone"]
 
 
+async def test_a_lane_without_numbers_is_a_warning_and_the_last_one_an_error(rig: Rig) -> None:
+    lanes = [
+        make_sa(f"t/out.{n}", Direction.OUTBOUND, 0x1010 + n, *OUT.selectors) for n in range(3)
+    ]
+    lanes = [replace(sa, tunnel="t", lane=number) for number, sa in enumerate(lanes)]
+    await rig.gateway.apply(desired((*lanes, IN), ()))
+    with captured_logs() as lines:
+        for number in (2, 0, 1):
+            rig.engine.tell(HardExpired(f"t/out.{number}"))
+    assert [(line["log_level"], line["sa"], line.get("lane")) for line in lines] == [
+        ("warning", "t/out.2", 2),
+        ("warning", "t/out.0", 0),
+        ("error", "t/out.1", None),
+    ]
+    assert lines[0]["tunnel"] == "t"
+
+
 async def test_a_change_while_the_gateway_stops_is_refused(rig: Rig) -> None:
     stop = asyncio.create_task(rig.gateway.stop())
     await until(lambda: not rig.engine.sas)

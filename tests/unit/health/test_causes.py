@@ -338,6 +338,48 @@ def test_one_sa_of_several_that_loses_everything_is_named_beside_traffic() -> No
     assert "its SA t/in.1 loses every packet" in watched.causes[0].text
 
 
+def laned(count: int) -> TunnelLife:
+    """Return the life of a tunnel with several outbound SAs without ESN, all installed."""
+    life = TunnelLife()
+    lanes = [
+        replace(life.out, name=f"t/out.{n}", spi=life.out.spi + n, tunnel="t", lane=n, esn=False)
+        for n in range(count)
+    ]
+    sas = [sa for out in lanes for sa in (out, replace(life.inbound, name=f"in {out.name}"))]
+    tunnel = Tunnel(
+        *("t", Mode.TUNNEL, Encapsulation.UDP, DEFAULT_SUITE, OUT.local, OUT.remote, (), ()),
+        tuple(sa.name for sa in sas),
+        ("t",),
+    )
+    life.desired = replace(life.desired, sas=tuple(sas), tunnels=(tunnel,))
+    life.next = {sa.name: 7 for sa in lanes}
+    life.look()
+    return life
+
+
+def test_a_lane_that_carries_nothing_is_named_while_another_works() -> None:
+    life = laned(4)
+    tunnel = life.roster.tunnels["t"]
+    life.next["t/out.3"] = 2**32 - 1
+    life.second()
+    assert tunnel.causes == (), "it has a number left"
+    life.next["t/out.3"] = 2**32
+    life.second()
+    (cause,) = tunnel.causes
+    assert (tunnel.state, cause.kind) == ("quiet", Kind.LANE)
+    assert cause.text == (
+        "lane 3 carries nothing: its SA t/out.3 has used its last sequence number; "
+        "give it a new key"
+    )
+    del life.next["t/out.0"]
+    life.second()
+    (cause,) = tunnel.causes
+    assert cause.text.startswith("lane 0 carries nothing: its SA t/out.0 is not installed; lane 3 ")
+    life.next |= {f"t/out.{n}": 2**32 for n in range(4)}
+    life.second()
+    assert tunnel.causes == (), "no lane works, which the drops tell"
+
+
 def test_a_peer_with_more_sas_is_named_beside_traffic() -> None:
     life = TunnelLife()
     for _ in range(AWHILE):
