@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from functools import partial
 from ipaddress import ip_address, ip_network
@@ -31,15 +32,6 @@ suite_option = click.option(
     show_default=True,
     metavar="NAME",
     help=f"One of {', '.join(SUITES)}.",
-)
-
-sas_option = click.option(
-    "--sas",
-    type=SA_COUNT,
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="SAs of the tunnel in each direction, each with its own key.",
 )
 
 
@@ -89,7 +81,14 @@ sas_option = click.option(
     is_flag=True,
     help="A and B are machines like this one: measure which suite is fastest.",
 )
-@sas_option
+@click.option(
+    "--sas",
+    type=SA_COUNT,
+    default=None,
+    show_default="this machine's processors, 2 to 4",
+    metavar="N",
+    help="SAs of the tunnel in each direction, each with its own key; 1 if B allows only one.",
+)
 @click.option(
     "--force", is_flag=True, help="Go on where this machine, A, would be cut off from its network."
 )
@@ -113,7 +112,7 @@ def init(
     encapsulation: str,
     suite: str | None,
     same_boards: bool,
-    sas: int,
+    sas: int | None,
     force: bool,
     out: Path,
 ) -> None:
@@ -130,6 +129,7 @@ def init(
             "tunnel mode joins the networks behind A and B: give --local-net and --remote-net"
         )
     chosen, why = _suite(suite, same_boards)
+    count = _default_sas() if sas is None else sas
     peer = ip_address(remote)
     outer = outer_address(peer) if local == AUTO else ip_address(local)
     here = look_if_home(outer)
@@ -143,7 +143,7 @@ def init(
         mode=Mode(mode),
         encapsulation=Encapsulation(encapsulation),
         suite=SUITES[chosen],
-        sas=sas,
+        sas=count,
         local_address=None if local_address is None else ip_address(local_address),
         remote_address=None if remote_address is None else ip_address(remote_address),
         local_settings={"allow_cut_off": True} if force else {},
@@ -156,6 +156,8 @@ def init(
     for folder, file in zip(folders, (pair.local, pair.remote), strict=True):
         click.echo(printable(f"wrote {file} and the keys in {folder / 'keys'}"))
     click.echo(f"suite: {chosen}. {why}")
+    if sas is None:
+        click.echo(f"sas: {count}. The default; a peer that allows one SA each way needs --sas 1.")
     for folder, host in zip(folders, (outer, peer), strict=True):
         click.echo(f"\nCopy the folder {_word(folder)} to {host} and run there:")
         click.echo(f"  sudo cp -r {_word(folder.name)}/. /etc/esp-gw")
@@ -167,7 +169,14 @@ def init(
 
 @click.command()
 @suite_option
-@sas_option
+@click.option(
+    "--sas",
+    type=SA_COUNT,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="SAs of the tunnel in each direction, each with its own key.",
+)
 @click.option(
     "--out", type=FILE, required=True, metavar="FILE", help="The key file to create, mode 0600."
 )
@@ -179,6 +188,11 @@ def keygen(suite: str, sas: int, out: Path) -> None:
     write_key_file(out, keymats, f"Key and salt for {suite}.")
     what = "a key" if sas == 1 else f"{sas} keys"
     click.echo(printable(f"wrote {out}: {what} for {suite}"))
+
+
+def _default_sas() -> int:
+    """Return a lane for sparse flows, and one for bulk on each further processor up to four."""
+    return min(max(len(os.sched_getaffinity(0)), 2), 4)
 
 
 def _suite(wanted: str | None, same_boards: bool) -> tuple[str, str]:

@@ -246,7 +246,7 @@ def _config_text(here: _Side, there: _Side, terms: _Terms, outbound: _Way, inbou
         ]
     if terms.sas > 1:
         lines += [
-            "    # Flows are spread over as many SAs each way; each SPI is one more than the last.",
+            "    # As many SAs each way, and as many lanes; each SPI is one more than the last.",
             f"    sas: {terms.sas}",
         ]
     lines += [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from contextlib import closing
@@ -47,7 +48,8 @@ def test_init_writes_a_pair_that_check_accepts_and_prints_the_next_commands(
     for key in tmp_path.glob("*/keys/*.key"):
         assert key.read_text().splitlines()[-1] not in out
     *checked, whom = run(capsys, "check", *map(str, folders)).splitlines()
-    assert checked == [f"{folder}: ok, 1 tunnel, 2 SAs" for folder in folders]
+    sas = 2 * min(max(len(os.sched_getaffinity(0)), 2), 4)
+    assert checked == [f"{folder}: ok, 1 tunnel, {sas} SAs" for folder in folders]
     assert whom.startswith("looked as ")
     here, there = (load_config(folder).tunnels[0] for folder in folders)
     assert (here.local, here.remote, here.local_ts) == (there.remote, there.local, there.remote_ts)
@@ -72,6 +74,27 @@ def test_init_of_a_tunnel_without_networks_names_the_options(
     assert "give --local-net and --remote-net" in err
     assert list(tmp_path.iterdir()) == []
     run(capsys, "init", *ends, "--mode", "transport")
+
+
+@pytest.mark.parametrize(("processors", "sas"), [(1, 2), (2, 2), (3, 3), (4, 4), (64, 4)])
+def test_init_writes_a_lane_for_sparse_flows_and_bulk_ones_by_the_processors(
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    processors: int,
+    sas: int,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(processors)))
+    assert f"\nsas: {sas}. The default" in run(capsys, *INIT, "--out", str(tmp_path))
+    for folder in (tmp_path / "pi-a", tmp_path / "pi-b"):
+        assert len(load_config(folder).sas) == 2 * sas
+
+
+def test_init_makes_one_sa_for_a_peer_that_allows_one(tmp_path: Path, capsys: Capture) -> None:
+    assert "sas:" not in run(capsys, *INIT, "--out", str(tmp_path), "--sas", "1")
+    for folder in (tmp_path / "pi-a", tmp_path / "pi-b"):
+        assert [sa.lane for sa in load_config(folder).sas] == [None, None]
+        assert "sas:" not in (folder / "gateway.yaml").read_text()
 
 
 def test_init_never_overwrites(tmp_path: Path, capsys: Capture) -> None:
@@ -100,7 +123,7 @@ def test_check_names_every_problem_with_its_line(tmp_path: Path, capsys: Capture
 
 
 def test_check_reports_its_findings_as_json(tmp_path: Path, capsys: Capture) -> None:
-    run(capsys, *INIT, "--out", str(tmp_path))
+    run(capsys, *INIT, "--sas", "1", "--out", str(tmp_path))
     run(capsys, *INIT, "--sas", "4", "--out", str(tmp_path / "four"))
     assert "1 tunnel, 8 SAs\n" in run(capsys, "check", str(tmp_path / "four" / "pi-b"))
     (entry,) = json.loads(run(capsys, "check", "--json", str(tmp_path / "pi-a")))["files"]
@@ -173,7 +196,7 @@ def test_check_says_what_a_peer_that_may_be_anywhere_needs(tmp_path: Path, capsy
 def test_check_hints_at_a_faster_suite_and_finds_nothing_wrong(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(capsys, *INIT, "--out", str(tmp_path))
+    run(capsys, *INIT, "--sas", "1", "--out", str(tmp_path))
     file = str(tmp_path / "pi-a")
     lacking_aes(monkeypatch, chacha_ns=250)
     hint, ok, whom = run(capsys, "check", file).splitlines()
@@ -312,7 +335,7 @@ def test_without_any_configuration_the_ledger_is_in_the_usual_place(
 def used(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Return a gateway whose keys were used: configuration, state directory, ledger, keys."""
     monkeypatch.setattr("esp_gw.ledger.identity.machine_identity", lambda _: MACHINE)
-    run(capsys, *INIT, "--out", str(tmp_path))
+    run(capsys, *INIT, "--sas", "1", "--out", str(tmp_path))
     config, state = tmp_path / "pi-a", tmp_path / "state"
     run(capsys, "ledger", "create", "--state-dir", str(state))
     added = parse_sa_entry(
