@@ -11,7 +11,8 @@ from esp_gw.logs import log
 CONTROL_NICE = -5
 """Nice value of the control plane, relative to that of the workers.
 
-They keep theirs: with a worse one, overload by other programs took half of their throughput.
+They keep theirs: with a worse one, overload by other programs took half of their throughput. The
+worker of lane 0 has a better one, -11, which the native engine asks for: it carries little.
 """
 
 
