@@ -2,6 +2,8 @@
 
 flows.py echo ADDRESS PORT                echoes datagrams until it is terminated
 flows.py send ADDRESS PORT FLOWS COUNT    prints {"answered": N, "out_of_order": N}
+flows.py each ADDRESS PORT FLOWS COUNT    the same, one flow after the other with the largest size:
+                                          as fast as it goes, so that each is bulk for a while
 
 A flow has up to WINDOW datagrams in flight, so that no buffer on the path overflows. All its
 datagrams have one size, which some other flows share. The flows are the same in every run.
@@ -35,13 +37,13 @@ def echo(address: str, port: int) -> None:
 class Flow:
     """One flow: counters of sent, answered and reordered datagrams."""
 
-    def __init__(self, number: int, address: str, port: int, count: int) -> None:
+    def __init__(self, number: int, size: int, address: str, port: int, count: int) -> None:
         self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.sock.bind(("", FIRST_PORT + number))
         self.sock.connect((address, port))
         self.sock.setblocking(False)
         self.count = count
-        self._data = bytes(SIZES[number % len(SIZES)])
+        self._data = bytes(size)
         self.sent = self.answered = self.out_of_order = 0
         self._last = -1
 
@@ -66,7 +68,20 @@ class Flow:
 
 def send(address: str, port: int, flows: int, count: int) -> dict[str, int]:
     """Return the number of datagrams that came back, and of those out of order."""
-    all_flows = [Flow(number, address, port, count) for number in range(flows)]
+    sizes = [SIZES[number % len(SIZES)] for number in range(flows)]
+    return carry([Flow(n, size, address, port, count) for n, size in enumerate(sizes)], count)
+
+
+def each(address: str, port: int, flows: int, count: int) -> dict[str, int]:
+    """Return what `send` does, for flows that are sent one after the other."""
+    found = [
+        carry([Flow(number, max(SIZES), address, port, count)], count) for number in range(flows)
+    ]
+    return {name: sum(one[name] for one in found) for name in found[0]}
+
+
+def carry(all_flows: list[Flow], count: int) -> dict[str, int]:
+    """Send `count` datagrams of each flow, at the same time."""
     by_sock = {flow.sock: flow for flow in all_flows}
     open_flows = list(all_flows)
     deadline = time.monotonic() + TIMEOUT
@@ -88,4 +103,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "echo":
         echo(sys.argv[2], int(sys.argv[3]))
     else:
-        print(json.dumps(send(sys.argv[2], *map(int, sys.argv[3:]))))
+        run = {"send": send, "each": each}[sys.argv[1]]
+        print(json.dumps(run(sys.argv[2], *map(int, sys.argv[3:]))))

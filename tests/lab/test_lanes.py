@@ -1,0 +1,320 @@
+"""Lanes of a tunnel with several SAs: sparse flows by the first one, bulk by the others."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from esp_gw.config.keyfile import format_keymat
+from esp_gw.demo.gateways import LabGateway
+from esp_gw.demo.netns import Namespace, end
+from esp_gw.demo.pair import GatewayPair, PairPlan, gateway_pair
+from esp_gw.demo.traffic import iperf_server
+from esp_gw.ledger.identity import machine_identity
+from esp_gw.ledger.ledger import LEDGER_NAME, Ledger
+from esp_gw.model import Encapsulation
+from tests.support.engine_pair import RATES
+from tests.support.labtools import (
+    MakePair,
+    answers,
+    carry_tcp_both_ways,
+    configured_sa,
+    drops,
+    edit,
+    ping,
+    sas,
+    send_tcp,
+    start_pings,
+    tunnel,
+    until,
+)
+
+LANED = ["python"]
+"""The engines that have lanes."""
+SAS = 4
+BULK_LANES = [".2", ".3", ".4"]
+FLOWS = 12
+COUNT = 200
+"""Datagrams of a flow that is bulk for a while."""
+PORT = 7000
+INNER = ("10.1.0.1", "10.2.0.1")
+LAST_SEQ = 2**32 - 1
+LEFT = 50
+"""Sequence numbers that an SA has left when its gateway starts."""
+SUPPORT = Path(__file__).parents[1] / "support"
+
+
+@pytest.fixture(params=LANED)
+def engine(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def make_laned(engine: str, tmp_path: Path, stack: contextlib.ExitStack) -> MakePair:
+    """Build a pair of gateways whose tunnel has SAS SAs, not started."""
+
+    def make(**fields: object) -> GatewayPair:
+        fields = {"sas": SAS, "settings": {"engine": engine}} | fields
+        return stack.enter_context(gateway_pair(tmp_path, PairPlan(**fields)))  # type: ignore[arg-type]
+
+    return make
+
+
+def packets(gateway: LabGateway, direction: str) -> Counter[str]:
+    """Packets carried by the SAs of a direction, by the suffix of their names, "" for lane 0."""
+    start = f"/{direction}"
+    return Counter(
+        {
+            name.partition(start)[2]: sa["packets"]
+            for name, sa in sas(gateway).items()
+            if start in name
+        }
+    )
+
+
+def lanes_used(pair: GatewayPair) -> list[set[str]]:
+    """The bulk lanes that carried at least 100 packets, for both directions at both ends."""
+    return [
+        {lane for lane, count in packets(gateway, way).items() if lane and count >= 100}
+        for gateway, way in ((pair.a, "out"), (pair.b, "in"), (pair.b, "out"), (pair.a, "in"))
+    ]
+
+
+@contextlib.contextmanager
+def program(namespace: Namespace, name: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """Run a program of tests/support that says when it is ready."""
+    command = (sys.executable, str(SUPPORT / name), *map(str, arguments))
+    process = namespace.start(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert next(iter(process.stdout or ()), "") == "ready\n"
+        yield process
+    finally:
+        end(process)
+
+
+def send_bulk(pair: GatewayPair, flows: int = FLOWS) -> dict[str, int]:
+    """Send flows that are bulk, one after the other, from a to b and back."""
+    with program(pair.b.namespace, "flows.py", "echo", INNER[1], PORT):
+        arguments = ("each", INNER[1], PORT, flows, COUNT)
+        command = (sys.executable, str(SUPPORT / "flows.py"), *map(str, arguments))
+        found: dict[str, int] = json.loads(pair.a.namespace.run(*command).stdout)
+    return found
+
+
+@pytest.mark.parametrize("encapsulation", list(Encapsulation))
+@pytest.mark.parametrize("version", [4, 6])
+def test_pings_have_lane_0_and_the_stream_beside_them_another_one_at_both_ends(
+    make_laned: MakePair, encapsulation: Encapsulation, version: int
+) -> None:
+    pair = make_laned(encapsulation=encapsulation, inner_versions=(version,))
+    pair.start()
+    target = pair.plan.inner(1)
+    assert ping(pair.a.namespace, target, count=5) == 5
+    for gateway in (pair.a, pair.b):
+        for way in ("in", "out"):
+            assert packets(gateway, way) == {"": 5, ".2": 0, ".3": 0, ".4": 0}
+    with iperf_server(pair.b.namespace, target):
+        pings = start_pings(pair.a.namespace, target, 300)
+        send_tcp(pair.a.namespace, target)
+        assert answers(pings) > 0
+    used = lanes_used(pair)
+    (lane,) = used[0]
+    assert used == [{lane}] * 4
+    # The stream's beginning, iperf3's control connection, and all pings.
+    assert packets(pair.a, "out")[""] >= 305
+    assert packets(pair.a, "out")[lane] > packets(pair.a, "out")[""]
+    assert not {"auth-failed", "no-sa", "unknown-spi"} & (drops(pair.a) | drops(pair.b)).keys()
+
+
+def test_bulk_flows_are_spread_over_the_bulk_lanes_and_keep_their_order(
+    make_laned: MakePair,
+) -> None:
+    pair = make_laned()
+    pair.start()
+    assert send_bulk(pair) == {"answered": FLOWS * COUNT, "out_of_order": 0}
+    assert lanes_used(pair) == [set(BULK_LANES)] * 4
+    assert packets(pair.a, "out") == packets(pair.b, "in")
+    assert packets(pair.b, "out") == packets(pair.a, "in")
+    for gateway in (pair.a, pair.b):
+        out = packets(gateway, "out")
+        assert 0 < out[""] < out.total() / 2
+        assert drops(gateway) == {}
+
+
+def test_the_lists_show_the_flows_of_each_lane(make_laned: MakePair) -> None:
+    pair = make_laned()
+    pair.start()
+    send_bulk(pair, flows=1)
+    assert ping(pair.a.namespace, INNER[1], count=1) == 1
+    (row,) = pair.a.ask("tunnel", "list")["tunnels"]
+    assert [lane["sa"] for lane in row["lanes"]] == [
+        "pi-b/out",
+        *(f"pi-b/out{n}" for n in BULK_LANES),
+    ]
+    sparse, *bulk = (lane["flows"] for lane in row["lanes"])
+    assert (sparse, sorted(bulk)) == (1, [0, 0, 1])
+    assert pair.a.ask("stats")["lanes"] == {"pi-b": row["lanes"]}
+    text = pair.a.cli("tunnel", "list").stdout
+    assert f"flows of pi-b by lane: 0: 1, 1: {bulk[0]}, 2: {bulk[1]}, 3: {bulk[2]}\n" in text
+    assert "\n  lanes: " in pair.a.cli("status", check=False).stdout
+    until(
+        lambda: not any(lane["flows"] for lane in pair.a.ask("stats")["lanes"]["pi-b"]),
+        "no flow has sent for a while",
+        20,
+    )
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_peer_that_sends_by_one_sa_for_all_loses_nothing(
+    make_laned: MakePair, number: int
+) -> None:
+    pair = make_laned()
+    add_single_sas(pair, number)
+    assert send_bulk(pair) == {"answered": FLOWS * COUNT, "out_of_order": 0}
+    carry_tcp_both_ways(pair.a.namespace, pair.b.namespace, INNER[1])
+    taken = {lane for lane, count in packets(pair.a, "in").items() if count}
+    assert taken == {suffix(number)}
+    assert all(packets(pair.a, "out")[lane] for lane in BULK_LANES)
+    lost = drops(pair.a) | drops(pair.b)
+    assert not {"auth-failed", "no-sa", "unknown-spi", "selector-mismatch"} & lost.keys()
+
+
+def suffix(number: int) -> str:
+    """The end of the name of a lane's SA."""
+    return f".{number + 1}" if number else ""
+
+
+def add_single_sas(pair: GatewayPair, number: int) -> None:
+    """Start both, b with the same SAs added one by one, and a policy with one of them alone."""
+    edit(pair.b, lambda config: config.update(tunnels={}))
+    pair.start()
+    ends = ("--local", "192.0.2.2", "--remote", "192.0.2.1")
+    nets = ("--local-ts", "10.2.0.0/24", "--remote-ts", "10.1.0.0/24")
+    for index in range(SAS):
+        for theirs, direction in (("out", "inbound"), ("in", "outbound")):
+            sa = configured_sa(pair.a, f"pi-b/{theirs}{suffix(index)}")
+            key = pair.b.folder / f"{direction}.{index}"
+            key.touch(0o600)
+            key.write_text(format_keymat(sa.keymat))
+            pair.b.cli(
+                *("sa", "add", f"{direction}{index}", "--direction", direction),
+                *("--spi", str(sa.spi), "--key-file", str(key), *ends, *nets),
+            )
+    sa_name = f"outbound{number}"
+    pair.b.cli("policy", "add", "all", "--action", "protect", "--sa", sa_name, *nets)
+
+
+class Keys:
+    """The keys of a pair's tunnel, of which a configuration may use the first ones alone."""
+
+    def __init__(self, pair: GatewayPair) -> None:
+        self._lines = {
+            path: path.read_text().splitlines(keepends=True)
+            for gateway in (pair.a, pair.b)
+            for path in (gateway.config.parent / "keys").iterdir()
+        }
+
+    def configure(self, gateway: LabGateway, number: int) -> None:
+        """Configure a gateway with a number of SAs."""
+        edit(gateway, lambda config: tunnel(config).update(sas=number))
+        for path, lines in self._lines.items():
+            if path.is_relative_to(gateway.config.parent):
+                path.write_text("".join(lines[: number - SAS or None]))
+
+    def reload(self, number: int, *order: LabGateway) -> None:
+        """Reload both ends with a number of SAs, the receiver of a new SA before its sender."""
+        for gateway in order:
+            self.configure(gateway, number)
+            gateway.cli("reload")
+
+
+def test_a_reload_to_several_sas_and_back_loses_nothing_of_a_bulk_flow(
+    make_laned: MakePair, engine: str
+) -> None:
+    pair = make_laned()
+    keys = Keys(pair)
+    for gateway in (pair.a, pair.b):
+        keys.configure(gateway, 1)
+    pair.start()
+    with (
+        program(pair.b.namespace, "numbered.py", "receive", INNER[1], PORT) as receiver,
+        program(pair.a.namespace, "numbered.py", "send", *INNER, PORT, RATES[engine]) as sender,
+    ):
+        until(lambda: packets(pair.b, "in")[""] > 200, "the flow has begun")
+        seq = sas(pair.a)["pi-b/out"]["seq"]
+        for _ in range(2):
+            keys.reload(SAS, pair.b, pair.a)
+            until(lambda: lanes_used(pair)[0], "the flow has a bulk lane")
+            keys.reload(1, pair.a, pair.b)
+            before = packets(pair.b, "in")[""]
+            until(lambda at=before: packets(pair.b, "in")[""] > at + 200, "the flow is back")
+        sent = int(sender.communicate("", timeout=30)[0])
+        report = json.loads(receiver.communicate("", timeout=30)[0])
+    assert report == {"received": sent, "repeated": 0, "highest": sent}
+    # The first SA has its key and its numbers from the beginning to the end.
+    assert sas(pair.a)["pi-b/out"]["seq"] > seq
+    assert drops(pair.a) == drops(pair.b) == {}
+
+
+def test_a_reload_to_several_sas_and_back_breaks_no_connection(make_laned: MakePair) -> None:
+    pair = make_laned()
+    keys = Keys(pair)
+    for gateway in (pair.a, pair.b):
+        keys.configure(gateway, 1)
+    pair.start()
+    with iperf_server(pair.b.namespace, INNER[1]):
+        command = ("iperf3", "-J", "-c", INNER[1], "--bidir", "-t", "60", "-b", "20M")
+        transfer = pair.a.namespace.start(*command, stdout=subprocess.PIPE)
+        try:
+            until(lambda: packets(pair.b, "in")[""] > 500, "it has begun")
+            keys.reload(SAS, pair.b, pair.a)
+            until(lambda: all(lanes_used(pair)), "it has a bulk lane both ways")
+            keys.reload(1, pair.a, pair.b)
+            before = packets(pair.b, "in")[""], packets(pair.a, "in")[""]
+            until(lambda: packets(pair.b, "in")[""] > before[0] + 500, "it goes on")
+            until(lambda: packets(pair.a, "in")[""] > before[1] + 500, "it comes back, too")
+            assert transfer.poll() is None
+        finally:
+            end(transfer)
+
+
+def use_up(gateway: LabGateway, name: str) -> None:
+    """Let the ledger of a gateway that doesn't run have LEFT numbers left for an SA without ESN."""
+    ledger = Ledger.open(gateway.folder / LEDGER_NAME, machine_identity())
+    try:
+        ledger.lease(configured_sa(gateway, name).keymat, LAST_SEQ - LEFT, LAST_SEQ)
+    finally:
+        ledger.close()
+
+
+def test_a_lane_without_numbers_has_its_flows_carried_by_others_with_a_warning(
+    make_laned: MakePair,
+) -> None:
+    pair = make_laned()
+    for gateway in (pair.a, pair.b):
+        edit(gateway, lambda config: tunnel(config).update(esn=False))
+    use_up(pair.a, "pi-b/out.2")
+    pair.start()
+    assert send_bulk(pair) == {"answered": FLOWS * COUNT, "out_of_order": 0}
+    out = packets(pair.a, "out")
+    assert out[".2"] == LEFT
+    assert out[".3"] > out[".2"]
+    assert drops(pair.a) == drops(pair.b) == {}
+    cause = (
+        "lane 1 carries nothing: its SA pi-b/out.2 has used its last sequence number; "
+        "give it a new key"
+    )
+    until(lambda: pair.a.ask("tunnel", "list")["tunnels"][0]["causes"] == [cause], "it is told")
+    assert cause in " ".join(pair.a.cli("tunnel", "list").stdout.split())
+    assert f"warning: tunnel pi-b: {cause}" in pair.a.cli("status", check=False).stdout
+    (line,) = [each for each in pair.a.log.read_text().splitlines() if "a lane carries" in each]
+    assert "warning" in line
+    assert "lane=1" in line
