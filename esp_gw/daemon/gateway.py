@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
 
 from esp_gw.daemon.around import Around
 from esp_gw.daemon.background import Background
+from esp_gw.daemon.lanes import Lanes
 from esp_gw.daemon.local_addresses import LocalAddresses
 from esp_gw.daemon.names import NAMES_NAME, Names
 from esp_gw.daemon.notices import Notices
@@ -31,8 +31,10 @@ from esp_gw.daemon.reconcile import (
     ReplacePolicies,
     RetireSa,
     SetSockets,
+    changes_of,
     reconcile,
     sockets_left,
+    step_of,
 )
 from esp_gw.daemon.sas import InstalledSas, Totals
 from esp_gw.desired import Desired
@@ -42,6 +44,7 @@ from esp_gw.engine.base import (
     Engine,
     EngineFailed,
     Event,
+    HardExpired,
     LeaseLow,
     OuterSocket,
     PathMtuChanged,
@@ -53,7 +56,7 @@ from esp_gw.errors import EngineError, EspGwError, NetworkError
 from esp_gw.ledger.thread import LedgerThread
 from esp_gw.logs import log
 from esp_gw.model import IPAddress, Policy, Sa
-from esp_gw.network.changes import Change, NetworkChange, ReplaceFirewall, Step
+from esp_gw.network.changes import Change, NetworkChange, ReplaceFirewall
 from esp_gw.network.guard import GuardState, hold, release, without_guard
 from esp_gw.network.kernel import FILTER_RETRY, KernelNetwork
 from esp_gw.network.objects import Network, missing_from
@@ -63,7 +66,6 @@ from esp_gw.network.watch import CheckResult, Watch
 FLOOR_INTERVAL = 5.0
 """Seconds between writes of the replay floors, and so the replays that a crash lets in."""
 
-C = TypeVar("C", bound=Change)
 Record = Callable[[], Awaitable[None]]
 
 
@@ -103,6 +105,7 @@ class Gateway:
         self._remotes: frozenset[IPAddress] = frozenset()
         self.peers = Peers(ledger.path.parent / PEERS_NAME)
         self._notices = Notices()
+        self._lanes = Lanes(ledger)
         self._network = Network(mtu=0)
         self._around = Around(kernel)
         self._needs_filter = False
@@ -242,8 +245,12 @@ class Gateway:
 
     @property
     def waiting(self) -> list[Sa]:
-        """The wanted SAs that wait for an address."""
+        """The wanted SAs that wait for an address, or have no sequence number left."""
         return [sa for sa in self._wanted.sas if sa.name not in self._sas]
+
+    def is_used_up(self, sa: Sa) -> bool:
+        """Return True for an SA that is left out because it has no sequence number left."""
+        return sa.name in self._lanes.left_out
 
     @property
     def retired(self) -> list[tuple[Sa, float]]:
@@ -373,10 +380,10 @@ class Gateway:
         """Apply changes in order, adjacent ones of one step, or of the network, as one batch."""
         new = [c.sa for c in changes if isinstance(c, InstallSa) and c.moves is None]
         ready = await self._sas.register(new)
-        for step, group in groupby(changes, _step):
+        for step, group in groupby(changes, step_of):
             run = list(group)
             if step is None:
-                await self._kernel.apply(_of(NetworkChange, run))
+                await self._kernel.apply(changes_of(NetworkChange, run))
                 continue
             match run[0]:
                 case SetSockets(sockets):
@@ -385,13 +392,13 @@ class Gateway:
                     self.engine.set_outer_sockets(sorted(sockets, key=str))
                     self._sockets = sockets
                 case InstallSa():
-                    await self._sas.install(_of(InstallSa, run), ready, _now())
+                    await self._sas.install(changes_of(InstallSa, run), ready, _now())
                     if not self.peers.place(self.engine, self._sas.sas) <= self._remotes:
                         self._watch.wake()
                 case RemoveSa():
-                    await self._sas.remove([each.name for each in _of(RemoveSa, run)], ready)
+                    await self._sas.remove([each.name for each in changes_of(RemoveSa, run)], ready)
                 case RetireSa():
-                    self._sas.retire(_of(RetireSa, run), _now())
+                    self._sas.retire(changes_of(RetireSa, run), _now())
                 case ReplacePolicies(policies):
                     self._policies = None
                     self.engine.replace_policies(policies)
@@ -400,7 +407,7 @@ class Gateway:
                     raise TypeError(f"no way to carry out {type(unknown).__name__}")
 
     async def _place(self, desired: Desired) -> Desired:
-        """Return the desired state with looked-up addresses, without SAs that lack one."""
+        """Return the desired state with looked-up addresses, without SAs that can't be there."""
         desired = self.names.place(desired)
         peers = {sa.name: sa.remote for sa in self._where_peers_are(desired).sas}
         mark = desired.settings.fwmark
@@ -409,7 +416,7 @@ class Gateway:
         )
         for left in sockets_left(placed, self._sas.sas):
             self._lingering[left] = _now() + GRACE
-        return placed
+        return await self._lanes.pass_over(placed, self._sas.sas)
 
     async def _plan(self, desired: Desired) -> Network:
         desired = self._where_peers_are(desired)
@@ -470,10 +477,13 @@ class Gateway:
                     self._background.retry(
                         "the writing of ceilings", lambda: self._sas.raise_ceilings(_now())
                     )
+            case HardExpired(name):
+                if self._lanes.expire(name, self._sas.sas):
+                    self._watch.wake()
             case EngineFailed(reason):
                 self._on_failure(reason)
             case notice:
-                self._notices.tell(notice, self._sas.sas)
+                self._notices.tell(notice)
 
     async def _extend_lease(self, name: str) -> None:
         if await self._sas.extend_lease(name):
@@ -486,12 +496,3 @@ class Gateway:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _step(change: Change) -> Step | None:
-    """Return the step of a change, or None for the network, whose changes are one batch."""
-    return None if isinstance(change, NetworkChange) else change.step
-
-
-def _of(kind: type[C], changes: Sequence[Change]) -> list[C]:
-    return [change for change in changes if isinstance(change, kind)]

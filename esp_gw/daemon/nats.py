@@ -14,13 +14,11 @@ def where_peers_are(configured: Desired, gateway: Gateway) -> Desired:
     if not gateway.peers.have_moved:
         return configured
     counters = gateway.counters().sas
-    tunnels = tuple(
-        replace(tunnel, remote=counters[tunnel.sas[0]].remote)
-        if tunnel.sas[0] in counters
-        else tunnel
-        for tunnel in configured.tunnels
-    )
-    return replace(configured, tunnels=tunnels)
+    tunnels = []
+    for tunnel in configured.tunnels:
+        there = next((counters[name] for name in tunnel.sas if name in counters), None)
+        tunnels.append(tunnel if there is None else replace(tunnel, remote=there.remote))
+    return replace(configured, tunnels=tuple(tunnels))
 
 
 def nats(gateway: Gateway) -> list[str]:

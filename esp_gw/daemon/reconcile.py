@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from esp_gw.desired import Desired
 from esp_gw.engine.base import OuterSocket
 from esp_gw.model import Direction, KeyMaterial, Policy, Sa, Suite
-from esp_gw.network.changes import Change, Step, network_changes
+from esp_gw.network.changes import Change, NetworkChange, Step, network_changes
 from esp_gw.network.objects import Network
+
+C = TypeVar("C", bound=Change)
 
 GRACE = 60.0
 """Seconds for which packets under a replaced key or SPI are accepted."""
@@ -175,6 +178,16 @@ def reconcile(desired: Desired, network: Network, observed: Observed) -> list[Ch
     if desired.policies != observed.policies:
         changes.append(ReplacePolicies(desired.policies))
     return sorted(changes, key=lambda change: change.step)
+
+
+def step_of(change: Change) -> Step | None:
+    """Return the step of a change, or None for the network, whose changes are one batch."""
+    return None if isinstance(change, NetworkChange) else change.step
+
+
+def changes_of(kind: type[C], changes: Sequence[Change]) -> list[C]:
+    """Return the changes of one kind."""
+    return [change for change in changes if isinstance(change, kind)]
 
 
 def _socket_changes(

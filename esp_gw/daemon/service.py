@@ -315,25 +315,29 @@ class Service:
         """Return the configuration's tunnels with the counters of their SAs."""
         counters = self._gateway.counters().sas
         totals, flows = self._gateway.totals(counters), self._gateway.engine.lane_flows()
-        placed = {sa.name for sa in self._gateway.placed.sas}
+        placed = {sa.name: sa for sa in self._gateway.placed.sas}
+        there = {
+            tunnel.name: [name for name in tunnel.sas if name in placed]
+            for tunnel in self._configured.tunnels
+        }
         return {
             "tunnels": [
                 tunnel_view(
                     tunnel,
                     counters,
                     totals,
-                    self._health.of_sa(tunnel.sas[0]),
-                    self._find_sa(tunnel.sas[0]).local,
+                    self._health.of_sa(there[tunnel.name][0]),
+                    placed[there[tunnel.name][0]].local,
                     flows,
                 )
                 for tunnel in self._configured.tunnels
                 # During a reload some SAs may be removed already.
-                if counters.keys() >= set(tunnel.sas)
+                if there[tunnel.name] and counters.keys() >= set(there[tunnel.name])
             ]
             + [
                 waiting_view(tunnel)
                 for tunnel in self._configured.tunnels
-                if placed.isdisjoint(tunnel.sas)
+                if not there[tunnel.name]
             ]
         }
 
@@ -447,7 +451,7 @@ class Service:
 
     def _sa_view(self, sa: Sa, counters: Mapping[str, SaCounters]) -> Parameters:
         if sa.name not in counters:
-            return waiting_sa_view(sa)
+            return waiting_sa_view(sa, used_up=self._gateway.is_used_up(sa))
         return sa_view(sa, counters[sa.name], self._health.of_sa(sa.name))
 
     def _find_sa(self, name: str) -> Sa:

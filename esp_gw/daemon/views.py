@@ -12,6 +12,7 @@ from esp_gw.engine.base import EngineStatus, SaCounters
 from esp_gw.model import ANY, AUTO, Direction, IPAddress, Policy, Sa, Selector, Tunnel, TunnelState
 from esp_gw.protocol import UDP_ENCAP_PORT
 
+_USED_UP = "it has used its last sequence number: give it a new key"
 _WAITS = "it waits for an address: see the warnings of 'esp-gw status'"
 
 
@@ -48,10 +49,11 @@ def sa_view(sa: Sa, counters: SaCounters, condition: Condition) -> dict[str, obj
     }
 
 
-def waiting_sa_view(sa: Sa) -> dict[str, object]:
-    """Return an SA without an address at one of its ends, which is not installed."""
+def waiting_sa_view(sa: Sa, *, used_up: bool) -> dict[str, object]:
+    """Return an SA that is not installed: it lacks an address, or has no sequence number left."""
     none = SaCounters(0, 0, 0, 0, sa.remote, sa.remote_port)
-    return sa_view(sa, none, Condition(TunnelState.DOWN, None, None, (_WAITS,)))
+    why = _USED_UP if used_up else _WAITS
+    return sa_view(sa, none, Condition(TunnelState.DOWN, None, None, (why,)))
 
 
 def tunnel_view(
@@ -67,7 +69,10 @@ def tunnel_view(
     `local` is the address that it uses now; `flows` are those of each lane's SA.
     """
     # The SAs of a tunnel alternate: outbound, inbound.
-    outbound, inbound = ([totals[name] for name in tunnel.sas[first::2]] for first in (0, 1))
+    outbound, inbound = (
+        [totals.get(name, Totals()) for name in tunnel.sas[first::2]] for first in (0, 1)
+    )
+    peer = counters[next(name for name in tunnel.sas if name in counters)]
     drops: Counter[str] = Counter()
     for sa in (*outbound, *inbound):
         drops.update(sa.drops)
@@ -77,8 +82,8 @@ def tunnel_view(
         "encapsulation": tunnel.encapsulation,
         "suite": tunnel.suite.name,
         "local": str(local),
-        "remote": remote_view(counters[tunnel.sas[0]].remote),
-        "remote_port": counters[tunnel.sas[0]].remote_port,
+        "remote": remote_view(peer.remote),
+        "remote_port": peer.remote_port,
         "local_ts": [str(prefix) for prefix in tunnel.local_ts],
         "remote_ts": [str(prefix) for prefix in tunnel.remote_ts],
         "sas": list(tunnel.sas),

@@ -14,7 +14,7 @@ from esp_gw.engine.base import Opening, Refused, SaCounters
 from esp_gw.health.causes import Cause, DeadLane, Ends, Observations, likely_causes
 from esp_gw.health.tracker import MIN_FAILING, Seen, Sums, Tracker
 from esp_gw.health.unreachable import quotes, words
-from esp_gw.model import Direction, DropReason, IPAddress, IPNetwork, Sa, TunnelState
+from esp_gw.model import Direction, DropReason, IPAddress, IPNetwork, Sa, Tunnel, TunnelState
 from esp_gw.network.icmp import Unreachable
 
 MEMORY = 30.0
@@ -57,8 +57,9 @@ class Watched:
     unreachable: tuple[str, float, float] | None = None
     """An ICMP error in words, and when it came first and last."""
     parts: dict[str, Tracker] = field(default_factory=dict)
-    lanes: tuple[Sa, ...] = ()
-    """Its outbound SAs in order, where there are several."""
+    lanes: tuple[tuple[str, int], ...] = ()
+    """Its outbound SAs in order, where there are several, each with the last number that it may
+    send: 0 for one that is left out because it has used it."""
     identity: frozenset[int] = frozenset()
     asked: IPAddress | None = None
     causes: tuple[Cause, ...] = ()
@@ -207,7 +208,9 @@ def _watched(desired: Desired, now: float) -> Iterator[Watched]:
     for tunnel in desired.tunnels:
         mine = [sas[name] for name in tunnel.sas if name in sas]
         if mine:
-            yield _watch(tunnel.name, mine, now, is_tunnel=True)
+            watched = _watch(tunnel.name, mine, now, is_tunnel=True)
+            watched.lanes = _lanes(tunnel, sas)
+            yield watched
     # In a pair, only one SA may name the other.
     back = {sa.pair: sa.name for sa in desired.sas if sa.pair is not None}
     done: set[str] = set()
@@ -240,7 +243,6 @@ def _watch(name: str, sas: Sequence[Sa], now: float, *, is_tunnel: bool) -> Watc
             frozenset(sa.spi for sa in outbound),
             frozenset(sa.spi for sa in inbound),
         ),
-        lanes=tuple(sa for sa in outbound if sa.lane is not None),
         parts={sa.name: Tracker(0, now) for sa in inbound} if len(inbound) > 1 else {},
         identity=frozenset(hash((sa.name, sa.spi, sa.keymat)) for sa in sas),
         peer_name=first.remote_name,
@@ -259,13 +261,23 @@ def _move(watched: Watched, counters: Mapping[str, SaCounters]) -> None:
         watched.ends = replace(watched.ends, remote=there.remote, remote_port=there.remote_port)
 
 
-def _dead_lanes(lanes: Sequence[Sa], counters: Mapping[str, SaCounters]) -> tuple[DeadLane, ...]:
+def _lanes(tunnel: Tunnel, sas: Mapping[str, Sa]) -> tuple[tuple[str, int], ...]:
+    # The SAs of a tunnel alternate: outbound, inbound.
+    outbound = tunnel.sas[::2]
+    if len(outbound) == 1:
+        return ()
+    return tuple((name, sas[name].last_seq if name in sas else 0) for name in outbound)
+
+
+def _dead_lanes(
+    lanes: Sequence[tuple[str, int]], counters: Mapping[str, SaCounters]
+) -> tuple[DeadLane, ...]:
     """Return the lanes that carry nothing, if there is another one that does."""
     dead = []
-    for number, sa in enumerate(lanes):
-        there = counters.get(sa.name)
-        if there is None or there.seq > sa.last_seq:
-            dead.append(DeadLane(number, sa.name, there is not None))
+    for number, (name, last_seq) in enumerate(lanes):
+        there = counters.get(name)
+        if there is None or there.seq > last_seq:
+            dead.append(DeadLane(number, name, there is not None or not last_seq))
     return tuple(dead) if len(dead) < len(lanes) else ()
 
 

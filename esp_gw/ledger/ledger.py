@@ -270,6 +270,15 @@ class Ledger:
             self._first = firsts | self._first
             return leases, numbers
 
+    def is_used_up(self, keymat: KeyMaterial, last: int, used: int = 0) -> bool:
+        """Return True for an outbound key without a number left up to `last`; nothing is leased.
+
+        Numbers up to `used` were used elsewhere.
+        """
+        with self._mutex:
+            row = self._contents.rows.get(self._contents.fingerprint(keymat))
+        return row is not None and row.role is Role.OUTBOUND and max(row.highest, used) >= last
+
     def release(self, keymat: KeyMaterial, lease: Lease, next_seq: int) -> None:
         """Give back the numbers from `next_seq` on, once the engine has forgotten the SA.
 

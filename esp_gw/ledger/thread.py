@@ -45,6 +45,19 @@ class LedgerThread:
         floors = [FloorRequest(sa.keymat, sa.name, sa.used_seq) for sa in inbound]
         return await self._run(lambda: self._open().begin(leases, floors))
 
+    async def used_up(self, sas: Sequence[Sa]) -> list[Sa]:
+        """Return those of some outbound SAs that have no sequence number left.
+
+        Raises LedgerError.
+        """
+        if not sas:
+            return []
+        return await self._run(
+            lambda: [
+                sa for sa in sas if self._open().is_used_up(sa.keymat, sa.last_seq, sa.used_seq)
+            ]
+        )
+
     async def end(
         self,
         leases: Sequence[tuple[KeyMaterial, Lease, int]],

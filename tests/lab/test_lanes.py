@@ -314,7 +314,14 @@ def test_a_lane_without_numbers_has_its_flows_carried_by_others_with_a_warning(
     )
     until(lambda: pair.a.ask("tunnel", "list")["tunnels"][0]["causes"] == [cause], "it is told")
     assert cause in " ".join(pair.a.cli("tunnel", "list").stdout.split())
-    assert f"warning: tunnel pi-b: {cause}" in pair.a.cli("status", check=False).stdout
-    (line,) = [each for each in pair.a.log.read_text().splitlines() if "a lane carries" in each]
+    assert f"warning: tunnel pi-b is up: {cause}" in pair.a.cli("status", check=False).stdout
+    # Without a number left the ledger refuses it: the others start without it.
+    pair.a.stop()
+    pair.a.start()
+    assert send_bulk(pair)["answered"] == FLOWS * COUNT
+    until(lambda: pair.a.ask("tunnel", "list")["tunnels"][0]["causes"] == [cause], "it is told")
+    assert pair.a.ask("sa", "show", "pi-b/out.2")["sa"]["state"] == "down"
+    assert {lane for lane, count in packets(pair.a, "out").items() if count} == {"", ".3", ".4"}
+    (line, _) = [each for each in pair.a.log.read_text().splitlines() if "a lane carries" in each]
     assert "warning" in line
     assert "lane=1" in line

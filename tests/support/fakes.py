@@ -206,7 +206,7 @@ class FakeEngine:
         return [counters[name] for name in names]
 
     def replace_policies(self, policies: Sequence[Policy]) -> None:
-        assert {name for policy in policies for name in policy.sas} <= self.sas.keys()
+        assert all(self.sas.keys() & set(policy.sas) for policy in policies if policy.sas)
         self.policies = tuple(policies)
 
     def extend_lease(self, name: str, lease: Lease) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from esp_gw.daemon import background as background_module
 from esp_gw.daemon import gateway as gateway_module
 from esp_gw.daemon import sas as sas_module
-from esp_gw.daemon.gateway import Gateway
 from esp_gw.desired import Desired
 from esp_gw.engine.base import (
     AfAlgLost,
@@ -31,7 +29,6 @@ from esp_gw.errors import (
     LedgerMissingError,
     NetworkError,
 )
-from esp_gw.ledger import thread as ledger_thread
 from esp_gw.ledger.ledger import LEASE_ESN, Ledger
 from esp_gw.ledger.thread import LedgerThread
 from esp_gw.model import Direction, Lease, Sa
@@ -39,7 +36,8 @@ from esp_gw.network.guard import GuardState
 from esp_gw.network.objects import RouteKind
 from esp_gw.network.plan import protection
 from tests.support.builders import desired, make_sa, protect, selector
-from tests.support.fakes import FakeEngine, FakeKernel, captured_logs, until
+from tests.support.fakes import captured_logs, until
+from tests.support.gateway_rig import MakeRig, Rig, rigs
 from tests.support.ledgers import MACHINE
 
 OUT = make_sa("t/out", Direction.OUTBOUND, 0x1001, pair="t/in")
@@ -50,53 +48,11 @@ ONE = desired((OUT, IN), (protect("t", "t/out", *OUT.selectors),))
 TWO = desired((OUT, IN, MORE), (*ONE.policies, protect("m", "m/out", *MORE.selectors)))
 
 
-class Rig:
-    """A gateway and its dependencies; `failures` are the reasons passed to on_failure."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "ledger.db"
-        self.engine = FakeEngine()
-        self.kernel = FakeKernel()
-        self.guard = GuardState(folder)
-        self.failures: list[str] = []
-        self.gateway = Gateway(
-            lambda: self.engine,
-            self.kernel,
-            LedgerThread(self.path),
-            self.guard,
-            self.failures.append,
-        )
-
-    def seen(self) -> tuple[object, ...]:
-        """Return all state that a change could affect."""
-        return (
-            dict(self.engine.sas),
-            self.engine.policies,
-            self.engine.sockets,
-            self.kernel.network,
-            [sa.name for sa in self.gateway.sas],
-        )
-
-
-MakeRig = Callable[[], Rig]
-
-
 @pytest.fixture
 async def make_rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MakeRig]:
     monkeypatch.setattr(gateway_module, "FLOOR_INTERVAL", 0.01)
-    monkeypatch.setattr(background_module, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(ledger_thread, "machine_identity", lambda: MACHINE)
-    Ledger.create(tmp_path / "ledger.db", MACHINE)
-    rigs: list[Rig] = []
-
-    def make() -> Rig:
-        rigs.append(Rig(tmp_path))
-        return rigs[-1]
-
-    yield make
-    for rig in rigs:
-        if rig.engine.is_open:
-            await rig.gateway.stop()
+    async with rigs(tmp_path, monkeypatch) as make:
+        yield make
 
 
 @pytest.fixture
@@ -478,23 +434,6 @@ async def test_a_failed_data_plane_is_reported_once_and_an_expired_sa_is_no_fail
     assert rig.failures == []
     rig.engine.tell(EngineFailed("the TUN device is gone"))
     assert rig.failures == ["the TUN device is gone"]
-
-
-async def test_a_lane_without_numbers_is_a_warning_and_the_last_one_an_error(rig: Rig) -> None:
-    lanes = [
-        make_sa(f"t/out.{n}", Direction.OUTBOUND, 0x1010 + n, *OUT.selectors) for n in range(3)
-    ]
-    lanes = [replace(sa, tunnel="t", lane=number) for number, sa in enumerate(lanes)]
-    await rig.gateway.apply(desired((*lanes, IN), ()))
-    with captured_logs() as lines:
-        for number in (2, 0, 1):
-            rig.engine.tell(HardExpired(f"t/out.{number}"))
-    assert [(line["log_level"], line["sa"], line.get("lane")) for line in lines] == [
-        ("warning", "t/out.2", 2),
-        ("warning", "t/out.0", 0),
-        ("error", "t/out.1", None),
-    ]
-    assert lines[0]["tunnel"] == "t"
 
 
 async def test_a_change_while_the_gateway_stops_is_refused(rig: Rig) -> None:

@@ -10,7 +10,7 @@ import pytest
 from esp_gw.engine.base import Opening
 from esp_gw.health.causes import Kind
 from esp_gw.health.tracker import FADE, UNANSWERED
-from esp_gw.model import DEFAULT_SUITE, DropReason, Encapsulation, Mode, Tunnel
+from esp_gw.model import DEFAULT_SUITE, Direction, DropReason, Encapsulation, Mode, Tunnel
 from esp_gw.network.icmp import Unreachable, What
 from tests.support.tunnel_life import OUT, TunnelLife, inner, outer
 
@@ -310,12 +310,14 @@ def test_of_two_tunnels_with_one_peer_foreign_spis_belong_to_the_one_that_never_
 
 
 def several(count: int) -> TunnelLife:
-    """Return the life of a tunnel with further inbound SAs, of which only the first has traffic."""
+    """Return the life of a tunnel with further SAs, of which only the first has traffic."""
     life = TunnelLife()
     more = [
-        replace(life.inbound, name=f"t/in.{n}", spi=life.inbound.spi + n, tunnel="t")
+        replace(sa, name=f"{sa.name}.{n}", spi=sa.spi + 0x1000 * n, tunnel="t")
         for n in range(1, count)
+        for sa in (life.out, life.inbound)
     ]
+    life.next = {sa.name: 1 for sa in more if sa.direction is Direction.OUTBOUND}
     sas = (replace(life.out, tunnel="t"), replace(life.inbound, tunnel="t"), *more)
     tunnel = Tunnel(
         *("t", Mode.TUNNEL, Encapsulation.UDP, DEFAULT_SUITE, OUT.local, OUT.remote, (), ()),
@@ -375,9 +377,15 @@ def test_a_lane_that_carries_nothing_is_named_while_another_works() -> None:
     life.second()
     (cause,) = tunnel.causes
     assert cause.text.startswith("lane 0 carries nothing: its SA t/out.0 is not installed; lane 3 ")
+    life.next["t/out.0"] = 7
+    left_out = [sa for sa in life.desired.sas if sa.name != "t/out.1"]
+    life.desired = replace(life.desired, sas=tuple(left_out))
+    life.second()
+    (cause,) = life.roster.tunnels["t"].causes
+    assert cause.text.startswith("lane 1 carries nothing: its SA t/out.1 has used its last seq")
     life.next |= {f"t/out.{n}": 2**32 for n in range(4)}
     life.second()
-    assert tunnel.causes == (), "no lane works, which the drops tell"
+    assert life.roster.tunnels["t"].causes == (), "no lane works, which the drops tell"
 
 
 def test_a_peer_with_more_sas_is_named_beside_traffic() -> None:
