@@ -64,8 +64,11 @@ class Lanes:
         self, desired: Desired, lanes: list[Sa], installed: Mapping[str, Sa]
     ) -> Desired:
         changed: dict[str, Sa | None] = {}
-        for first in [sa for sa in lanes if sa.lane == 0]:
-            tunnel = [first, *_sisters(first, lanes)]
+        tunnels: dict[str | None, list[Sa]] = {}
+        for sa in lanes:
+            tunnels.setdefault(sa.tunnel, []).append(sa)
+        for first, *others in tunnels.values():
+            tunnel = [first, *others]
             working = [sa for sa in tunnel if sa.keymat not in self._used_up]
             if not working:
                 continue

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from itertools import count as counting
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,8 @@ LANED = ["python"]
 SAS = 4
 BULK_LANES = [".2", ".3", ".4"]
 FLOWS = 12
+FIRST = counting(0, FLOWS)
+"""The numbers of bulk flows that were not there before."""
 COUNT = 200
 """Datagrams of a flow that is bulk for a while."""
 PORT = 7000
@@ -103,7 +106,7 @@ def program(namespace: Namespace, name: str, *arguments: object) -> Iterator[sub
 def send_bulk(pair: GatewayPair, flows: int = FLOWS) -> dict[str, int]:
     """Send flows that are bulk, one after the other, from a to b and back."""
     with program(pair.b.namespace, "flows.py", "echo", INNER[1], PORT):
-        arguments = ("each", INNER[1], PORT, flows, COUNT)
+        arguments = ("each", INNER[1], PORT, flows, COUNT, next(FIRST))
         command = (sys.executable, str(SUPPORT / "flows.py"), *map(str, arguments))
         found: dict[str, int] = json.loads(pair.a.namespace.run(*command).stdout)
     return found

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,8 @@ from tests.support.labtools import (
 SAS = 4
 FLOWS = 24
 PORT = 7000
+FIRST = count(0, FLOWS)
+"""The numbers of bulk flows that were not there before."""
 BULK = 200
 """Datagrams of a flow that is bulk for a while."""
 FAR = 5_000_000
@@ -56,12 +59,21 @@ def echo(gateway: LabGateway, address: str) -> Iterator[None]:
         end(process)
 
 
-def send_flows(pair: GatewayPair, count: int, how: str = "send") -> None:
-    """Send `count` datagrams of each of FLOWS flows from a to b and back, each flow in order."""
+def send_flows(pair: GatewayPair, datagrams: int) -> None:
+    """Send datagrams of each of FLOWS flows from a to b and back, each flow in order."""
+    carry(pair, "send", datagrams)
+
+
+def send_bulk(pair: GatewayPair) -> None:
+    """Send BULK datagrams of each of FLOWS new flows, one after the other."""
+    carry(pair, "each", BULK, next(FIRST))
+
+
+def carry(pair: GatewayPair, how: str, datagrams: int, *first: int) -> None:
     with echo(pair.b, INNER[1]):
-        program = (sys.executable, FLOWS_PROGRAM, how, INNER[1], str(PORT))
-        result = pair.a.namespace.run(*program, str(FLOWS), str(count))
-    assert json.loads(result.stdout) == {"answered": FLOWS * count, "out_of_order": 0}
+        arguments = (how, INNER[1], PORT, FLOWS, datagrams, *first)
+        result = pair.a.namespace.run(sys.executable, FLOWS_PROGRAM, *map(str, arguments))
+    assert json.loads(result.stdout) == {"answered": FLOWS * datagrams, "out_of_order": 0}
 
 
 def packets(gateway: LabGateway, direction: str) -> Counter[str]:
@@ -93,7 +105,7 @@ def add_nat(host: Namespace, inside: str, outside: str, port: int) -> None:
 def reaches(pair: GatewayPair) -> bool:
     """Send flows from a to b and back; return True if they used all SAs."""
     before = packets(pair.a, "in")
-    send_flows(pair, BULK, "each")
+    send_bulk(pair)
     return len(packets(pair.a, "in") - before) == SAS
 
 
@@ -103,7 +115,7 @@ def test_flows_are_spread_over_all_sas_and_stay_in_order(
 ) -> None:
     pair = make_pair(sas=SAS, encapsulation=encapsulation, settings={"workers": SAS})
     pair.start()
-    send_flows(pair, BULK, "each")
+    send_bulk(pair)
     for gateway in (pair.a, pair.b):
         for direction in ("in", "out"):
             carried = packets(gateway, direction)
@@ -136,9 +148,9 @@ def turns_of_workers(gateway: LabGateway) -> dict[str, int]:
     return turns
 
 
-@pytest.mark.parametrize("count", [1, SAS])
-def test_each_sa_has_its_own_worker(make_pair: MakePair, count: int) -> None:
-    pair = make_pair(sas=count, settings={"workers": SAS})
+@pytest.mark.parametrize("number", [1, SAS])
+def test_each_sa_has_its_own_worker(make_pair: MakePair, number: int) -> None:
+    pair = make_pair(sas=number, settings={"workers": SAS})
     pair.start()
     if pair.a.ask("status")["engine"] == "python":
         assert turns_of_workers(pair.b) == {}
@@ -148,7 +160,7 @@ def test_each_sa_has_its_own_worker(make_pair: MakePair, count: int) -> None:
     after = turns_of_workers(pair.b)
     assert len(after) == SAS
     busy = [name for name, turns in after.items() if turns - before[name] >= 20]
-    assert len(busy) == count
+    assert len(busy) == number
 
 
 def test_listings_name_every_sa_and_sum_their_counters(make_pair: MakePair) -> None:

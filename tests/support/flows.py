@@ -2,8 +2,10 @@
 
 flows.py echo ADDRESS PORT                echoes datagrams until it is terminated
 flows.py send ADDRESS PORT FLOWS COUNT    prints {"answered": N, "out_of_order": N}
-flows.py each ADDRESS PORT FLOWS COUNT    the same, one flow after the other with the largest size:
-                                          as fast as it goes, so that each is bulk for a while
+flows.py each ADDRESS PORT FLOWS COUNT FIRST
+                                          the same for the flows from FIRST on, one after the other
+                                          with the largest size: as fast as it goes, so that each
+                                          is bulk for a while
 
 A flow has up to WINDOW datagrams in flight, so that no buffer on the path overflows. All its
 datagrams have one size, which some other flows share. The flows are the same in every run.
@@ -72,11 +74,10 @@ def send(address: str, port: int, flows: int, count: int) -> dict[str, int]:
     return carry([Flow(n, size, address, port, count) for n, size in enumerate(sizes)], count)
 
 
-def each(address: str, port: int, flows: int, count: int) -> dict[str, int]:
+def each(address: str, port: int, flows: int, count: int, first: int) -> dict[str, int]:
     """Return what `send` does, for flows that are sent one after the other."""
-    found = [
-        carry([Flow(number, max(SIZES), address, port, count)], count) for number in range(flows)
-    ]
+    numbers = range(first, first + flows)
+    found = [carry([Flow(n, max(SIZES), address, port, count)], count) for n in numbers]
     return {name: sum(one[name] for one in found) for name in found[0]}
 
 
@@ -103,5 +104,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "echo":
         echo(sys.argv[2], int(sys.argv[3]))
     else:
-        run = {"send": send, "each": each}[sys.argv[1]]
-        print(json.dumps(run(sys.argv[2], *map(int, sys.argv[3:]))))
+        numbers = list(map(int, sys.argv[3:]))
+        print(json.dumps((each if sys.argv[1] == "each" else send)(sys.argv[2], *numbers)))
