@@ -49,6 +49,22 @@ def test_a_lease_ends_at_the_last_sequence_number_and_then_none_is_left(
     ledger.close()
 
 
+@pytest.mark.parametrize("last", [NO_ESN, ESN])
+def test_a_key_is_used_up_exactly_where_it_gets_no_lease(
+    ledger: Ledger, path: Path, last: int
+) -> None:
+    assert not ledger.is_used_up(key(1), last), "a fresh one"
+    ledger.lease(key(1), last - 1, last)
+    assert not ledger.is_used_up(key(1), last)
+    assert ledger.is_used_up(key(1), last, last), "another program used the rest"
+    ledger.lease(key(1), 1, last)
+    with closing(reopened(ledger, path)) as again:
+        assert again.is_used_up(key(1), last)
+        assert again.is_used_up(key(1), ESN) == (last == ESN)
+        again.replay_floor(key(2))
+        assert not again.is_used_up(key(2), last), "an inbound key is refused for another reason"
+
+
 def test_turning_esn_off_does_not_wrap_and_turning_it_on_continues(ledger: Ledger) -> None:
     ledger.lease(key(1), NO_ESN, NO_ESN)
     assert ledger.lease(key(1), 10, ESN).first == 2**32
