@@ -186,6 +186,7 @@ class Sa:
         replay_window: int,
         pair: str | None,
         tunnel: str | None,
+        lane: int | None,
     ) -> Sa: ...
 
 @final
@@ -293,6 +294,26 @@ class Opening:
     def protocol(self) -> int: ...
     @property
     def destination_port(self) -> int: ...
+
+@final
+class LaneStatus:
+    """State of the lanes' steering: inbound SPIs by lane (`steered`) or modulo the workers.
+
+    `listed` counts the inbound SAs that have a lane, of which at most `limit` can be steered.
+    `priority` is the nice value of lane 0's worker, None if it is that of the others,
+    `priority_refused` the kernel's reason.
+    """
+
+    @property
+    def steered(self) -> bool: ...
+    @property
+    def listed(self) -> int: ...
+    @property
+    def limit(self) -> int: ...
+    @property
+    def priority(self) -> int | None: ...
+    @property
+    def priority_refused(self) -> str | None: ...
 
 @final
 class OffloadStatus:
@@ -498,5 +519,11 @@ class NativeEngine:
     def forget_flows(self) -> None:
         """Treat every inbound flow as new."""
 
+    def lane_status(self) -> LaneStatus:
+        """The state of the lanes' steering."""
+    def lane_flows(self) -> dict[str, int]:
+        """The outbound SAs with a lane, each with the flows that it carried in the last 10 s."""
+    def bulk_on_lane0(self) -> int:
+        """The outbound bulk packets that lane 0's worker sealed."""
     def rest(self, direction: Direction) -> Counters:
         """Return the counters of packets without an SA."""

@@ -1,7 +1,7 @@
 //! State shared by all workers and the engine.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 
@@ -34,6 +34,11 @@ pub struct Shared {
     pub drawers: Box<[Arc<Drawer>]>,
     /// The kinds of super-packets that the TUN refuses.
     pub merge_refusal: MergeRefusal,
+    /// Outbound bulk packets that lane 0's worker sealed.
+    pub bulk_on_lane0: AtomicU64,
+    /// The nice value of lane 0's worker, if it differs from that of the others, and the reason
+    /// for a refusal.
+    pub priority: Mutex<(Option<i32>, String)>,
     /// The mark of outer packets.
     pub fwmark: u32,
     /// Outer packets of at most this many bytes are fragmented rather than refused.
@@ -45,6 +50,12 @@ impl Shared {
     #[must_use]
     pub fn drawer(&self, worker: usize) -> &Arc<Drawer> {
         &self.drawers[worker % self.drawers.len()]
+    }
+
+    /// Number of workers.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.drawers.len()
     }
 
     /// True if the workers have to stop.

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use esp_core::esp::sa::Encapsulation;
+use esp_linux::bpf::Steering;
 use esp_linux::raw::RawSocket;
 use esp_linux::udp::UdpSocket;
 use esp_linux::{BatchSocket, RecvArena, RecvMeta, Result, SendArena, SendOutcome, Transmit};
@@ -45,6 +46,30 @@ impl Socket {
             Self::Udp(udp) => udp.send_only().map(Self::Udp),
             Self::Raw(raw) => raw.send_only().map(Self::Raw),
         }
+    }
+
+    /// Steers the sockets of a group, in the order of their indices, by `after` in place of
+    /// `before`.
+    ///
+    /// A packet that comes in between goes to one socket of a UDP group; to one raw socket or to
+    /// two, of which the replay window drops one packet.
+    ///
+    /// # Errors
+    /// The error of the system call; the group is steered by `before` or `after`, or by both.
+    pub fn steer(group: &[Arc<Self>], before: &Steering, after: &Steering) -> Result<()> {
+        if group.len() < 2 {
+            return Ok(());
+        }
+        for steerings in [&[before, after][..], &[after]] {
+            for (index, socket) in (0..).zip(group) {
+                match &**socket {
+                    Self::Udp(udp) if index == 0 => udp.steer(after)?,
+                    Self::Udp(_) => {}
+                    Self::Raw(raw) => raw.accept(index, steerings)?,
+                }
+            }
+        }
+        Ok(())
     }
 
     /// True if ESP is in UDP.

@@ -73,6 +73,7 @@ fn impossible() -> SaSpec {
         replay_window: 64,
         pair: None,
         tunnel: None,
+        lane: None,
     }
 }
 

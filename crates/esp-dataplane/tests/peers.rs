@@ -151,6 +151,7 @@ fn spec(name: &str, tunnel: Option<&str>, pair: Option<&str>) -> SaSpec {
         replay_window: 64,
         pair: pair.map(Into::into),
         tunnel: tunnel.map(Into::into),
+        lane: None,
     }
 }
 

@@ -23,6 +23,7 @@ pub mod mem;
 #[allow(unsafe_code)]
 mod message;
 pub mod poll;
+pub mod priority;
 pub mod random;
 pub mod raw;
 #[allow(unsafe_code)]

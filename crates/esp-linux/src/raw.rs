@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{SocketType, ipproto, sockopt};
 
 use crate::batch_socket::BatchSocket;
-use crate::bpf;
+use crate::bpf::{self, Steering};
 use crate::error::{Result, Step};
 use crate::sockopt::{self as options, SocketOptions};
 
@@ -20,20 +20,20 @@ pub struct RawSocket {
 }
 
 impl RawSocket {
-    /// Binds `count` sockets to one address; the socket of index i gets the packets whose SPI
-    /// modulo `count` is i (see [`bpf::accept_spi`]).
+    /// Binds sockets to one address, as many as `steering` has; the socket of index i gets the
+    /// packets that it steers there (see [`bpf::accept`]).
     ///
     /// # Errors
     /// The error of the system call: EPERM without `CAP_NET_RAW`.
-    pub fn bind_group(options: &SocketOptions, count: u32) -> Result<Vec<Self>> {
+    pub fn bind_group(options: &SocketOptions, steering: &Steering) -> Result<Vec<Self>> {
         let mut options = *options;
         options.local.set_port(0);
         let ipv4 = options.local.is_ipv4();
         let mut group = Vec::new();
-        for index in 0..count {
+        for index in 0..steering.count() {
             let fd = options::open(&options, SocketType::RAW, ipproto::ESP)?;
-            if count > 1 {
-                bpf::accept_spi(&fd, ipv4, index, count)?;
+            if steering.count() > 1 {
+                bpf::accept(&fd, ipv4, index, &[steering])?;
             }
             rustix::net::bind(&fd, &options.local).step("bind")?;
             let learner = (!ipv4 && index == 0).then(|| path_mtu_learner(&options));
@@ -44,6 +44,14 @@ impl RawSocket {
             });
         }
         Ok(group)
+    }
+
+    /// Receives from now on what any of `steerings` gives to the socket of this index.
+    ///
+    /// # Errors
+    /// The error of the system call.
+    pub fn accept(&self, index: u32, steerings: &[&Steering]) -> Result<()> {
+        bpf::accept(&self.fd, self.is_ipv4(), index, steerings)
     }
 
     /// Opens a socket of the same address and options whose clones of packets are discarded.

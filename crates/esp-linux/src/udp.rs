@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{SocketType, ipproto, sockopt};
 
 use crate::batch_socket::BatchSocket;
-use crate::bpf;
+use crate::bpf::{self, Steering};
 use crate::error::{Errno, Error, Result, Step};
 use crate::message::Transmit;
 use crate::send::{SendOutcome, send_one};
@@ -44,8 +44,8 @@ pub struct UdpSocket {
 }
 
 impl UdpSocket {
-    /// Binds `count` sockets to one address and port, steered by SPI modulo `count`: the socket of
-    /// index i gets the packets whose SPI modulo `count` is i (see [`bpf::steer_by_spi`]).
+    /// Binds sockets to one address and port, as many as `steering` has; the socket of index i gets
+    /// the packets that it steers there (see [`bpf::steer`]).
     ///
     /// The kernel keeps the order while no socket of the group is closed, so keep all of them open
     /// until the last is dropped. Sockets of [`Self::send_only`] come behind them.
@@ -56,13 +56,13 @@ impl UdpSocket {
     pub fn bind_group(
         options: &SocketOptions,
         wanted: UdpFeatures,
-        count: u32,
+        steering: &Steering,
     ) -> Result<Vec<Self>> {
         let open = |options| options::open(options, SocketType::DGRAM, ipproto::UDP);
         let first = open(options)?;
         // Steered from the first packet on, also where the group comes later.
         share_port(&first, true)?;
-        bpf::steer_by_spi(&first, count)?;
+        bpf::steer(&first, steering)?;
         // With SO_REUSEPORT the first bind could join another program's group and lose packets to
         // it. Without, the kernel doesn't look at the group.
         share_port(&first, false)?;
@@ -74,12 +74,20 @@ impl UdpSocket {
             ..*options
         };
         let mut group = vec![Self { options, ..first }];
-        for _ in 1..count {
+        for _ in 1..steering.count() {
             let fd = open(&options)?;
             group[0].join(&fd)?;
             group.push(Self::new(fd, &options, wanted)?);
         }
         Ok(group)
+    }
+
+    /// Steers the group of this socket anew, in one step.
+    ///
+    /// # Errors
+    /// The error of the system call.
+    pub fn steer(&self, steering: &Steering) -> Result<()> {
+        bpf::steer(&self.fd, steering)
     }
 
     /// Opens a socket of the same address, port and options that steering never leads to: the

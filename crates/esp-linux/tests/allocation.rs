@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use common::{ALL, Netns, address, ip, options, tun_queues, udp};
 use esp_core::wire::VnetHdr;
+use esp_linux::bpf::Steering;
 use esp_linux::mem::Slots;
 use esp_linux::poll::{Events, Interest, Poller, Waker};
 use esp_linux::raw::RawSocket;
@@ -29,7 +30,7 @@ fn the_counter_counts() {
 fn sockets_reuse_their_arenas_and_buffers() {
     let _netns = Netns::enter_new();
     let (sender, receiver) = (udp("127.0.0.1:0", ALL), udp("127.0.0.1:0", ALL));
-    let raw = RawSocket::bind_group(&options("127.0.0.1:0"), 1)
+    let raw = RawSocket::bind_group(&options("127.0.0.1:0"), &Steering::by_spi(1).unwrap())
         .unwrap()
         .remove(0);
     let (mut outgoing, mut incoming) = (SendArena::new(32), RecvArena::new(32));

@@ -10,6 +10,7 @@ mod common;
 
 use common::{ALL, Netns, options, udp};
 use esp_linux::Errno;
+use esp_linux::bpf::Steering;
 use esp_linux::raw::RawSocket;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -17,7 +18,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 fn the_last_open_files_are_left_to_others() {
     let _netns = Netns::enter_new();
     let udp = udp("127.0.0.1:0", ALL);
-    let raw = RawSocket::bind_group(&options("127.0.0.1:0"), 1)
+    let raw = RawSocket::bind_group(&options("127.0.0.1:0"), &Steering::by_spi(1).unwrap())
         .unwrap()
         .remove(0);
     let before = getrlimit(Resource::Nofile);

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::{ALL, NONE, Netns, address, options, readable, receive, receive_udp, udp};
+use esp_linux::bpf::Steering;
 use esp_linux::raw::RawSocket;
 use esp_linux::udp::{UdpFeatures, UdpSocket};
 use esp_linux::{BatchSocket, Errno, RecvMeta, SendArena, SendOutcome, SocketOptions, Transmit};
@@ -57,7 +58,8 @@ fn udp_packets_go_to_the_socket_of_their_spi_while_others_that_only_send_come_an
         (LOOPBACKS[1], 1),
         (LOOPBACKS[1], 3),
     ] {
-        let group = UdpSocket::bind_group(&options(local), NONE, count).unwrap();
+        let group = UdpSocket::bind_group(&options(local), NONE, &Steering::by_spi(count).unwrap())
+            .unwrap();
         let mut own = Vec::new();
         let mut sent: BTreeMap<u32, usize> = BTreeMap::new();
         for round in 0..40 {
@@ -97,7 +99,8 @@ fn raw_packets_go_to_the_socket_of_their_spi_while_others_that_only_send_come_an
     let _netns = Netns::enter_new();
     for (local, offset) in [(LOOPBACKS[0], 20), (LOOPBACKS[1], 0)] {
         for count in [1, 3] {
-            let group = RawSocket::bind_group(&options(local), count).unwrap();
+            let group =
+                RawSocket::bind_group(&options(local), &Steering::by_spi(count).unwrap()).unwrap();
             let mut own = vec![group[0].send_only().unwrap()];
             let mut sent: BTreeMap<u32, usize> = BTreeMap::new();
             for round in 0..12 {
@@ -198,6 +201,6 @@ fn a_lone_socket_shares_its_port_with_no_other_program() {
     sockopt::set_socket_reuseport(&fd, true).unwrap();
     assert_eq!(rustix::net::bind(&fd, &taken.local), Err(Errno::ADDRINUSE));
     let wanted = UdpFeatures { ..NONE };
-    let refused = UdpSocket::bind_group(&taken, wanted, 1).unwrap_err();
+    let refused = UdpSocket::bind_group(&taken, wanted, &Steering::by_spi(1).unwrap()).unwrap_err();
     assert_eq!(refused.errno(), Some(Errno::ADDRINUSE));
 }

@@ -14,6 +14,7 @@ use common::{
     ALL, NONE, Netns, PATIENCE, address, eventually, ip, options, pattern, readable, receive_udp,
     udp,
 };
+use esp_linux::bpf::Steering;
 use esp_linux::udp::{MAX_GSO_PAYLOAD_V4, MAX_GSO_PAYLOAD_V6, UdpFeatures, UdpSocket, path_mtu};
 use esp_linux::{
     BatchSocket, Errno, Error, RecvArena, SendArena, SendOutcome, SocketOptions, Transmit,
@@ -388,7 +389,9 @@ fn a_full_send_buffer_would_block() {
         buffer: 4096,
         ..options("192.0.2.1:0")
     };
-    let socket = UdpSocket::bind_group(&small, ALL, 1).unwrap().remove(0);
+    let socket = UdpSocket::bind_group(&small, ALL, &Steering::by_spi(1).unwrap())
+        .unwrap()
+        .remove(0);
     let message = Transmit {
         dst: "192.0.2.2:4500".parse().unwrap(),
         payload: &[0; 1400],
@@ -406,9 +409,11 @@ fn a_full_send_buffer_would_block() {
 fn a_port_that_another_shares_is_refused() {
     let _netns = Netns::enter_new();
     for local in ["127.0.0.1:4500", "[::1]:4500"] {
-        let theirs = UdpSocket::bind_group(&options(local), NONE, 2).unwrap();
+        let theirs =
+            UdpSocket::bind_group(&options(local), NONE, &Steering::by_spi(2).unwrap()).unwrap();
         assert_eq!(address(&theirs[1]), local.parse().unwrap());
-        let ours = UdpSocket::bind_group(&options(local), NONE, 2).unwrap_err();
+        let ours = UdpSocket::bind_group(&options(local), NONE, &Steering::by_spi(2).unwrap())
+            .unwrap_err();
         assert_eq!(ours.errno(), Some(Errno::ADDRINUSE));
         assert_eq!(ours.step(), Some("bind"));
     }
@@ -461,7 +466,9 @@ fn the_mark_chooses_the_route_of_what_is_sent() {
             busy_poll_us: 50,
             ..options("127.0.0.1:0")
         };
-        let socket = UdpSocket::bind_group(&marked, ALL, 1).unwrap().remove(0);
+        let socket = UdpSocket::bind_group(&marked, ALL, &Steering::by_spi(1).unwrap())
+            .unwrap()
+            .remove(0);
         let own = socket.send_only().unwrap();
         for socket in [socket, own] {
             assert_eq!(socket.send_gso(&message), Ok(outcome));

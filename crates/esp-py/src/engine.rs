@@ -12,6 +12,7 @@ use crate::counters::{Counters, Direction, OffloadStatus, SaCounters};
 use crate::errors::value_error;
 use crate::errors::{os_error, sa_refused};
 use crate::events::Event;
+use crate::lanes::LaneStatus;
 use crate::policy::Policy;
 use crate::sa::{InboundSa, Lease, OutboundSa, ReplacedSa};
 use crate::samples::{Opening, Refused};
@@ -170,6 +171,20 @@ impl NativeEngine {
 
     fn openings(&self) -> Vec<Opening> {
         self.0.openings().into_iter().map(Opening::from).collect()
+    }
+
+    fn lane_status(&self) -> LaneStatus {
+        self.0.lanes().into()
+    }
+
+    fn lane_flows(&self, py: Python<'_>) -> PyResult<HashMap<String, u64>> {
+        let flows = py.detach(|| self.0.lane_flows());
+        let flows = flows.map_err(|error| os_error(&error))?.into_iter();
+        Ok(flows.map(|(sa, count)| (sa.to_string(), count)).collect())
+    }
+
+    fn bulk_on_lane0(&self) -> u64 {
+        self.0.bulk_on_lane0()
     }
 
     fn rest(&self, direction: Direction) -> Counters {

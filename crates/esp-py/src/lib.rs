@@ -9,6 +9,7 @@ mod counters;
 mod engine;
 mod errors;
 mod events;
+mod lanes;
 mod measure;
 mod policy;
 mod sa;
@@ -47,6 +48,7 @@ fn esp_gw_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<counters::Direction>()?;
     module.add_class::<counters::OffloadStatus>()?;
     module.add_class::<counters::SaCounters>()?;
+    module.add_class::<lanes::LaneStatus>()?;
     module.add_class::<samples::Opening>()?;
     module.add_class::<samples::Refused>()?;
     events::add_classes(module)

@@ -46,7 +46,7 @@ impl Sa {
     #[new]
     #[pyo3(signature = (*, name, spi, suite, keymat, mode, encapsulation, local, remote,
                         remote_port, local_original, remote_original, selectors, esn, replay_window,
-                        pair, tunnel))]
+                        pair, tunnel, lane))]
     #[allow(clippy::too_many_arguments)] // by name alone
     fn new(
         name: &str,
@@ -65,6 +65,7 @@ impl Sa {
         replay_window: u16,
         pair: Option<&str>,
         tunnel: Option<&str>,
+        lane: Option<u8>,
     ) -> PyResult<Self> {
         let suite = Suite::by_name(suite).ok_or_else(|| value_error("no such suite"))?;
         Ok(Self(SaSpec {
@@ -85,6 +86,7 @@ impl Sa {
             replay_window,
             pair: pair.map(Arc::from),
             tunnel: tunnel.map(Arc::from),
+            lane,
         }))
     }
 }

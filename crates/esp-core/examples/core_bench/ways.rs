@@ -86,6 +86,7 @@ fn spec(suite: &'static Suite, name: &str) -> SaSpec {
         replay_window: 4096,
         pair: None,
         tunnel: None,
+        lane: None,
     }
 }
 

@@ -108,6 +108,8 @@ pub struct SaSpec {
     pub pair: Option<Arc<str>>,
     /// The tunnel whose SAs share one peer address.
     pub tunnel: Option<Arc<str>>,
+    /// Its position in the tunnel's list; None if it is the only SA of its direction.
+    pub lane: Option<u8>,
 }
 
 impl SaSpec {

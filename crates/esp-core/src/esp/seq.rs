@@ -229,6 +229,12 @@ impl SeqCounter {
         }
     }
 
+    /// True if the SA's last number is given out: no lease helps.
+    #[must_use]
+    pub fn is_exhausted(&self) -> bool {
+        self.used() >= self.lifetime.last_seq
+    }
+
     /// The highest number given out, 0 for none; the next packet's is one more, or the next
     /// lease's first.
     #[must_use]

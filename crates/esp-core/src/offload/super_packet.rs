@@ -36,6 +36,16 @@ pub struct Ready<'a> {
     pub bytes: u64,
     /// The owner that was given to `accept`.
     pub owner: u64,
+    /// Bytes of the `virtio_net_hdr`.
+    pub(super) vnet_len: usize,
+}
+
+impl Ready<'_> {
+    /// The packet, behind the `virtio_net_hdr`.
+    #[must_use]
+    pub fn packet(&self) -> &[u8] {
+        self.frame.get(self.vnet_len..).unwrap_or_default()
+    }
 }
 
 /// A super-packet, from `HEADROOM` on in its buffer.
@@ -143,6 +153,7 @@ impl Super {
             packets: self.packets,
             bytes: self.bytes,
             owner: self.owner,
+            vnet_len: merging.vnet_len,
         }
     }
 }

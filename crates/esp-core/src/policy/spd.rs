@@ -26,17 +26,8 @@ pub struct Policy {
     pub action: PolicyAction,
     /// Selectors; one must match.
     pub selectors: Vec<Selector>,
-    /// The outbound SAs of a protect policy; each flow has one of them.
+    /// The outbound SAs of a protect policy, by lane (see [`crate::policy::lanes`]).
     pub sas: Vec<Arc<str>>,
-}
-
-impl Policy {
-    /// The SA of a flow by its `FlowKey::spread`; None if the policy has no SA.
-    #[must_use]
-    pub fn sa_of(&self, spread: u64) -> Option<&Arc<str>> {
-        let index = spread.checked_rem(self.sas.len() as u64)?;
-        self.sas.get(usize::try_from(index).ok()?)
-    }
 }
 
 /// The policies in their order: the first match decides.
@@ -50,6 +41,7 @@ pub struct Spd {
     entries: Vec<(usize, usize)>,
     /// The entries with one local and one remote prefix, in order.
     by_prefixes: HashMap<(Prefix, Prefix), Vec<usize>>,
+    has_lanes: bool,
     /// The pairs of prefix lengths in use: IP version, local bits, remote bits.
     lengths: HashSet<(u8, u8, u8)>,
 }
@@ -59,6 +51,7 @@ impl Spd {
     #[must_use]
     pub fn new(policies: Vec<Policy>) -> Self {
         let mut spd = Self {
+            has_lanes: policies.iter().any(|policy| policy.sas.len() > 1),
             policies,
             ..Self::default()
         };
@@ -81,6 +74,12 @@ impl Spd {
     #[must_use]
     pub fn policies(&self) -> &[Policy] {
         &self.policies
+    }
+
+    /// True if a policy has several SAs.
+    #[must_use]
+    pub const fn has_lanes(&self) -> bool {
+        self.has_lanes
     }
 
     /// The first policy that matches an outbound packet.

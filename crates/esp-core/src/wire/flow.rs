@@ -48,6 +48,14 @@ impl FlowKey {
         Self::new(packet, header[6], ports)
     }
 
+    /// Reads the key of a packet, or the addresses alone where the ports aren't at a fixed place.
+    ///
+    /// None only for a packet that hasn't passed `packet_length`.
+    #[must_use]
+    pub fn of_any(packet: &[u8]) -> Option<Self> {
+        Self::of(packet).or_else(|| Self::of_addresses(packet))
+    }
+
     /// Reads the addresses alone, which all fragments of a packet have in common.
     ///
     /// None only for a packet that hasn't passed `packet_length`.
@@ -87,12 +95,18 @@ impl FlowKey {
     /// SA. With two, packets would overtake each other and fall out of the peer's replay window.
     #[must_use]
     pub fn spread(&self) -> u64 {
+        self.folded().hash(0x9E37_79B9_7F4A_7C15)
+    }
+
+    /// The same key for both directions of a flow.
+    #[must_use]
+    pub fn folded(&self) -> Self {
         let [kind, src_hi, src_lo, dst_hi, dst_lo] = self.0;
         let src = (src_hi, src_lo, kind >> 16 & 0xFFFF);
         let dst = (dst_hi, dst_lo, kind & 0xFFFF);
         let (low, high) = (src.min(dst), src.max(dst));
         let kind = kind >> 32 << 32 | low.2 << 16 | high.2;
-        Self([kind, low.0, low.1, high.0, high.1]).hash(0x9E37_79B9_7F4A_7C15)
+        Self([kind, low.0, low.1, high.0, high.1])
     }
 
     fn hash(&self, seed: u64) -> u64 {
@@ -161,6 +175,36 @@ impl<V: Clone> FlowCache<V> {
         }
         place.rotate_right(1);
         place[0] = Some((key, value));
+    }
+
+    /// The value of a flow; a new flow takes the place of the one whose value is older by `age`,
+    /// which is less for older ones.
+    pub fn get_or_insert(&mut self, key: FlowKey, new: V, age: impl Fn(&V) -> u64) -> &mut V {
+        let place = &mut self.places[self.index(&key)];
+        let is_held = |held: &Option<(FlowKey, V)>| held.as_ref().is_some_and(|(k, _)| *k == key);
+        let way = place.iter().position(is_held).unwrap_or_else(|| {
+            let age_of = |way: &usize| place[*way].as_ref().map(|(_, value)| age(value));
+            (0..WAYS).min_by_key(age_of).unwrap_or_default()
+        });
+        if !is_held(&place[way]) {
+            place[way] = None;
+        }
+        &mut place[way].get_or_insert((key, new)).1
+    }
+
+    /// Every value.
+    pub fn values(&self) -> impl Iterator<Item = &V> {
+        self.places
+            .iter()
+            .flatten()
+            .flatten()
+            .map(|(_, value)| value)
+    }
+
+    /// Every value, to change it.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
+        let held = self.places.iter_mut().flatten().flatten();
+        held.map(|(_, value)| value)
     }
 
     /// Evicts every flow.

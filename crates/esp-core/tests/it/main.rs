@@ -8,6 +8,7 @@ mod coalesce;
 mod esp;
 mod flow;
 mod inner;
+mod lanes;
 mod no_panic;
 mod readdress;
 mod reassembly;

@@ -25,5 +25,6 @@ pub fn tunnel(suite: &'static Suite, keymat: KeyMaterial) -> SaSpec {
         replay_window: 64,
         pair: None,
         tunnel: None,
+        lane: None,
     }
 }

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
 use esp_core::esp::sa::Encapsulation;
+use esp_core::sync::lock;
 use esp_linux::poll::Waker;
 use esp_linux::raw::RawSocket;
 use esp_linux::tun::TunFeatures;
@@ -16,6 +17,7 @@ use esp_linux::udp::{UdpFeatures, UdpSocket};
 use esp_linux::{Error, Result, SocketOptions, cpu};
 
 use super::settings::{MAX_WORKERS, Offloads, Settings};
+use super::steering::Steered;
 use crate::aead_factory::AeadFactory;
 use crate::af_alg::AfAlgKeys;
 use crate::events::Events;
@@ -42,6 +44,8 @@ pub struct Engine {
     threads: Vec<JoinHandle<()>>,
     /// The open sockets, with the UDP features in use.
     pub(super) sockets: HashMap<OuterSocket, UdpFeatures>,
+    /// The sockets' steering to the workers.
+    pub(super) steered: Mutex<Steered>,
     /// The TUN's offloads: supported, enabled.
     pub(super) tun: (TunFeatures, TunFeatures),
 }
@@ -71,6 +75,8 @@ impl Engine {
             socket_drops: SocketDrops::default(),
             drawers: (0..count).map(|_| Arc::default()).collect(),
             merge_refusal: MergeRefusal::default(),
+            bulk_on_lane0: AtomicU64::new(0),
+            priority: Mutex::default(),
             fwmark: settings.fwmark,
             min_mtu: settings.min_mtu,
         });
@@ -81,6 +87,7 @@ impl Engine {
             mailboxes: Vec::new(),
             threads: Vec::new(),
             sockets: HashMap::new(),
+            steered: Steered::new(count)?,
             tun: (TunFeatures::empty(), TunFeatures::empty()),
             settings,
         })
@@ -167,6 +174,7 @@ impl Engine {
             .collect();
         for outer in gone {
             self.sockets.remove(&outer);
+            lock(&self.steered).close(&outer);
             self.tell(|_| Some(Command::Close(outer)))?;
         }
         Ok(())
@@ -179,27 +187,30 @@ impl Engine {
             buffer: SOCKET_BUFFER,
             busy_poll_us: u32::try_from(self.settings.busy_poll.as_micros()).unwrap_or(u32::MAX),
         };
-        let count = u32::try_from(self.workers()).unwrap_or(1);
         let mut got = UdpFeatures {
             gso: false,
             gro: false,
         };
+        let mut steered = lock(&self.steered);
         let sockets: Vec<Socket> = match outer.encapsulation {
             Encapsulation::Udp => {
                 let wanted = UdpFeatures {
                     gso: self.settings.offloads.contains(Offloads::UDP_GSO),
                     gro: self.settings.offloads.contains(Offloads::UDP_GRO),
                 };
-                let group = UdpSocket::bind_group(&options, wanted, count)?;
+                let group = UdpSocket::bind_group(&options, wanted, steered.now())?;
                 got.gso = group.iter().all(|socket| socket.max_segments() > 1);
                 got.gro = group.iter().all(UdpSocket::gro);
                 group.into_iter().map(Socket::Udp).collect()
             }
             Encapsulation::None => {
-                let group = RawSocket::bind_group(&options, count)?;
+                let group = RawSocket::bind_group(&options, steered.now())?;
                 group.into_iter().map(Socket::Raw).collect()
             }
         };
+        let sockets: Vec<Arc<Socket>> = sockets.into_iter().map(Arc::new).collect();
+        steered.open(outer, &sockets);
+        drop(steered);
         let mut sockets = sockets.into_iter();
         self.tell(|_| sockets.next().map(|socket| Command::Open(outer, socket)))?;
         self.sockets.insert(outer, got);

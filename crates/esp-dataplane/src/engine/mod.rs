@@ -7,9 +7,12 @@ mod sad_change;
 mod sas;
 mod settings;
 mod status;
+mod steering;
 
 pub use counters::SaCounters;
 pub use lifecycle::Engine;
 pub use sad_change::{Numbers, Refused, SadChange};
 pub use settings::{MAX_WORKERS, Offloads, Settings};
 pub use status::OffloadStatus;
+pub use steering::LaneStatus;
+pub(crate) use steering::{LANE0_WORKER, worker_of};

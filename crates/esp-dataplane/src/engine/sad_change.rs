@@ -115,6 +115,7 @@ impl Engine {
             tables.outbound = outbound;
             tables.inbound = inbound;
         })?;
+        self.steer()?;
         if unsettled.is_empty() {
             return Ok(());
         }

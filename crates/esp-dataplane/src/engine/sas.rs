@@ -44,6 +44,7 @@ impl Engine {
                 }
             }
         })?;
+        self.steer()?;
         Ok(found
             .into_iter()
             .map(|removal| match removal {

@@ -1,6 +1,7 @@
 //! Outbound, first stage: packets and super-packets of the TUN, and the SA of each.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use esp_core::DropReason;
@@ -23,6 +24,7 @@ impl OutboundPath {
     /// # Errors
     /// The error of the system call, if the TUN or a socket is unusable, or the TUN is gone.
     pub fn drain(&mut self, tun: &TunQueue, sockets: &Sockets) -> Result<()> {
+        self.advance_lanes();
         let mut turn = Turn::default();
         while !turn.is_over() {
             let (vnet, length) = match tun.read(&mut self.input[..MAX_PACKET])? {
@@ -114,6 +116,10 @@ impl OutboundPath {
     ) -> PacketResult<()> {
         let index = self.targets.of(&self.input[..arrival.length], key)?;
         let mut left = segments.count();
+        if self.targets[index].is_strange {
+            let bulk = &self.shared.bulk_on_lane0;
+            bulk.fetch_add(left as u64, Ordering::Relaxed);
+        }
         if let Some(full) = self.full_socket_of(index, sockets) {
             self.wait(index, &full, arrival, left);
             return Ok(());
@@ -121,6 +127,9 @@ impl OutboundPath {
         if let Err(reason) = self.protect(index, segments, &mut left, arrival.whole, sockets) {
             let tally = self.targets[index].entry.tallies.of(self.worker);
             tally.dropped(reason, left as u64);
+            if reason == DropReason::SeqExhausted {
+                self.targets.pass_over(index);
+            }
         }
         Ok(())
     }

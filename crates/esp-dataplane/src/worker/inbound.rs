@@ -112,6 +112,8 @@ pub struct InboundPath {
     by_spi: HashMap<u32, Place>,
     /// The SAs of both groups, in the order of their first packets.
     entries: Vec<Arc<InboundEntry>>,
+    /// The flows of this turn that came by a bulk lane; neighbours once.
+    bulk_flows: Vec<FlowKey>,
     delivery: Delivery,
 }
 
@@ -149,6 +151,7 @@ impl InboundPath {
             batched: SaGroup::new(),
             by_spi: HashMap::new(),
             entries: Vec::new(),
+            bulk_flows: Vec::new(),
             delivery: Delivery {
                 sampler: Sampler::new(shared.drawer(worker)),
                 shared,
@@ -184,6 +187,7 @@ impl InboundPath {
     /// # Errors
     /// The error of the system call, if the socket or the TUN is unusable.
     pub fn drain(&mut self, socket: &Socket, tun: &TunQueue) -> Result<()> {
+        self.bulk_flows.clear();
         let mut turn = Turn::default();
         while !turn.is_over() {
             let wanted = turn.reads_left(self.longest).min(BUFFERS);
@@ -399,8 +403,21 @@ impl InboundPath {
         self.write_due(tun)
     }
 
+    /// The flows of the last turn that came by a bulk lane.
+    pub fn bulk_flows(&self) -> &[FlowKey] {
+        &self.bulk_flows
+    }
+
     fn write_due(&mut self, tun: &TunQueue) -> Result<()> {
         while let Some(mut ready) = self.delivery.coalescer.due() {
+            let entry = usize::try_from(ready.owner).ok();
+            let entry = entry.and_then(|owner| self.entries.get(owner));
+            if entry.is_some_and(|entry| entry.sa.spec.lane > Some(0)) {
+                let flow = FlowKey::of_any(ready.packet());
+                if flow.is_some() && flow.as_ref() != self.bulk_flows.last() {
+                    self.bulk_flows.extend(flow);
+                }
+            }
             let refused = write(&mut ready, &self.entries, self.worker, tun)?;
             self.delivery.stop_merging(refused);
         }

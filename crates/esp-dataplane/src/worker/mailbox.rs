@@ -1,6 +1,8 @@
 //! Mailbox of a worker: commands, and the wait until it uses new tables.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use esp_core::sync::lock;
@@ -13,7 +15,7 @@ use crate::tables::OuterSocket;
 /// A request of the control plane to a worker.
 pub enum Command {
     /// Serve another outer socket.
-    Open(OuterSocket, Socket),
+    Open(OuterSocket, Arc<Socket>),
     /// Close an outer socket.
     Close(OuterSocket),
     /// Send a keepalive through the socket of this outer address.
@@ -22,6 +24,10 @@ pub enum Command {
     Dummy(Arc<str>),
     /// Treat every inbound flow as new.
     ForgetFlows,
+    /// Run before the other workers, or no longer.
+    Prefer(bool),
+    /// Count the flows that each outbound SA with a lane carried lately.
+    CountFlows(Sender<HashMap<Arc<str>, u64>>),
 }
 
 /// The queued commands of a worker, and the generation of its tables.

@@ -12,6 +12,7 @@ mod newest;
 mod outbound;
 mod own_sockets;
 mod path_mtu;
+mod preference;
 mod sealing;
 mod sender;
 mod sending;

@@ -19,6 +19,7 @@ use std::time::Instant;
 use esp_core::DropReason;
 use esp_core::esp::suite::TRAILER_ROOM;
 use esp_core::wire::VnetHdr;
+use esp_core::wire::flow::FlowKey;
 use esp_core::wire::reassembly::Reassembler;
 use esp_linux::mem::Region;
 use esp_linux::tun::MAX_PACKET;
@@ -71,7 +72,7 @@ impl OutboundPath {
     pub fn new(worker: usize, shared: Arc<Shared>) -> Result<Self> {
         Ok(Self {
             worker,
-            targets: Targets::new(Arc::clone(&shared)),
+            targets: Targets::new(worker, Arc::clone(&shared)),
             input: Region::new(MAX_PACKET + TRAILER_ROOM)?,
             output: Region::new(OUT_LEN)?,
             sender: Sender::new(worker, Arc::clone(&shared)),
@@ -103,6 +104,32 @@ impl OutboundPath {
                 index.is_some()
             });
         }
+    }
+
+    /// Sets the time of the lanes for this turn; the clock isn't read where nothing has lanes.
+    pub(super) fn advance_lanes(&mut self) {
+        if self.targets.has_lanes() {
+            let now = self.began.elapsed().as_millis();
+            let now = u64::try_from(now).unwrap_or(u64::MAX);
+            self.targets.lanes.advance(now);
+        }
+    }
+
+    /// Records flows whose packets came by a bulk lane.
+    pub fn heard(&mut self, flows: &[FlowKey]) {
+        if flows.is_empty() {
+            return;
+        }
+        self.advance_lanes();
+        for flow in flows {
+            self.targets.lanes.heard(flow);
+        }
+    }
+
+    /// The flows that each SA with a lane carried lately.
+    pub fn count_flows(&mut self) -> HashMap<Arc<str>, u64> {
+        self.advance_lanes();
+        self.targets.count_flows()
     }
 
     /// True if packets wait for a socket.

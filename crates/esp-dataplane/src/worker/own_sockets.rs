@@ -192,6 +192,8 @@ mod tests {
     use esp_linux::poll::Events;
     use esp_linux::udp::{UdpFeatures, UdpSocket};
 
+    use esp_linux::bpf::Steering;
+
     use super::*;
 
     const OUTER: OuterSocket = OuterSocket {
@@ -211,7 +213,8 @@ mod tests {
             gso: false,
             gro: false,
         };
-        let mut group = UdpSocket::bind_group(&options, none, 1).unwrap();
+        let mut group =
+            UdpSocket::bind_group(&options, none, &Steering::by_spi(1).unwrap()).unwrap();
         Socket::Udp(group.remove(0))
     }
 

@@ -1,4 +1,5 @@
-//! One worker's outbound SAs, looked up by selectors once a flow.
+//! One worker's outbound SAs, looked up by selectors once a flow, and by its rate in a tunnel with
+//! lanes.
 
 use std::collections::HashMap;
 use std::ops::{Index, IndexMut};
@@ -7,14 +8,19 @@ use std::sync::Arc;
 use esp_core::DropReason;
 use esp_core::esp::encap::SaSealer;
 use esp_core::esp::sa::Mode;
-use esp_core::policy::spd::PolicyAction;
+use esp_core::policy::lanes::{self, Lanes};
+use esp_core::policy::spd::{Policy, PolicyAction};
 use esp_core::wire::flow::{FlowCache, FlowKey, WORKER_FLOWS};
 use esp_core::wire::fragments::{Fragment, Fragments};
 use esp_core::wire::{self, Inner};
 
 use super::path_mtu::PathMtu;
+use crate::engine::{LANE0_WORKER, worker_of};
 use crate::shared::Shared;
 use crate::tables::{OutboundEntry, OuterSocket, Tables};
+
+/// Milliseconds in which a flow was seen that is counted.
+const LATELY: u64 = 10_000;
 
 /// Result of a step of one packet; an error drops it.
 pub(crate) type PacketResult<T> = std::result::Result<T, DropReason>;
@@ -26,6 +32,19 @@ pub(crate) struct Slot {
     pub(crate) outer: OuterSocket,
     pub(crate) transport: bool,
     pub(crate) path_mtu: PathMtu,
+    /// True if another worker is meant for its flows: this is lane 0's.
+    pub(crate) is_strange: bool,
+    /// True if flows have other lanes since its last number was used.
+    passed_over: bool,
+}
+
+/// The SAs of a flow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// The policy has one.
+    Only(usize),
+    /// By the flow's rate.
+    Laned { sparse: usize, bulk: usize },
 }
 
 /// The SAs that this worker has used since the tables changed, each with an index.
@@ -34,12 +53,14 @@ pub(crate) struct Targets {
     tables: Arc<Tables>,
     slots: Vec<Slot>,
     by_name: HashMap<Arc<str>, usize>,
-    flows: FlowCache<PacketResult<usize>>,
-    fragments: Fragments<PacketResult<usize>>,
+    flows: FlowCache<PacketResult<Way>>,
+    fragments: Fragments<PacketResult<Way>>,
+    worker: usize,
+    pub(crate) lanes: Lanes,
 }
 
 impl Targets {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(worker: usize, shared: Arc<Shared>) -> Self {
         Self {
             tables: shared.tables.load_full(),
             shared,
@@ -47,7 +68,14 @@ impl Targets {
             by_name: HashMap::new(),
             flows: FlowCache::new(WORKER_FLOWS),
             fragments: Fragments::default(),
+            worker,
+            lanes: Lanes::default(),
         }
+    }
+
+    /// True if a policy has lanes.
+    pub(crate) fn has_lanes(&self) -> bool {
+        self.tables.spd.has_lanes()
     }
 
     /// Uses new tables; earlier indices become invalid.
@@ -57,6 +85,18 @@ impl Targets {
         self.by_name.clear();
         self.flows.clear();
         self.fragments.clear();
+        self.lanes.forget_carriers();
+    }
+
+    /// Has flows look for another lane, once an SA has used its last number.
+    #[cold]
+    pub(crate) fn pass_over(&mut self, index: usize) {
+        let slot = &mut self.slots[index];
+        if slot.entry.sa.spec.lane.is_some() && !slot.passed_over {
+            slot.passed_over = true;
+            self.flows.clear();
+            self.fragments.clear();
+        }
     }
 
     /// The index of an SA of the former tables, or of the one that it has become.
@@ -84,9 +124,34 @@ impl Targets {
 
     /// The SA of a packet whose flow has this key.
     pub(crate) fn of(&mut self, packet: &[u8], key: Option<FlowKey>) -> PacketResult<usize> {
-        if let Some(&target) = key.as_ref().and_then(|key| self.flows.get(key)) {
-            if target != Err(DropReason::NoPolicy) {
-                return target;
+        match self.way_of(packet, key)? {
+            Way::Only(index) => Ok(index),
+            Way::Laned { sparse, bulk } => {
+                let flow = key.or_else(|| FlowKey::of_addresses(packet));
+                Ok(flow.map_or(sparse, |flow| {
+                    self.lanes.carrier_of(&flow, packet.len(), sparse, bulk)
+                }))
+            }
+        }
+    }
+
+    /// The flows that each SA with a lane carried lately.
+    pub(crate) fn count_flows(&self) -> HashMap<Arc<str>, u64> {
+        let mut flows = HashMap::new();
+        for carrier in self.lanes.carriers(LATELY) {
+            if let Some(slot) = self.slots.get(carrier) {
+                *flows
+                    .entry(Arc::clone(&slot.entry.sa.spec.name))
+                    .or_default() += 1;
+            }
+        }
+        flows
+    }
+
+    fn way_of(&mut self, packet: &[u8], key: Option<FlowKey>) -> PacketResult<Way> {
+        if let Some(&way) = key.as_ref().and_then(|key| self.flows.get(key)) {
+            if way != Err(DropReason::NoPolicy) {
+                return way;
             }
             return self.of_answered(packet, &wire::parse(packet)?, key);
         }
@@ -95,39 +160,34 @@ impl Targets {
         // addresses.
         let flow = key.or_else(|| FlowKey::of_addresses(packet));
         let spread = flow.as_ref().map_or(0, FlowKey::spread);
-        let target = match Fragment::of(packet, &inner) {
+        let way = match Fragment::of(packet, &inner) {
             Some(fragment) => self.of_fragment(fragment, &inner, spread),
             None => self.look_up(&inner, spread),
         };
         if let Some(key) = key {
             // Not known for long: the peer's next packet tells where it is.
-            if target != Err(DropReason::NoPeer) {
-                self.flows.insert(key, target);
+            if way != Err(DropReason::NoPeer) {
+                self.flows.insert(key, way);
             }
         }
-        if target == Err(DropReason::NoPolicy) {
+        if way == Err(DropReason::NoPolicy) {
             return self.of_answered(packet, &inner, key);
         }
-        target
+        way
     }
 
-    /// The SA of a fragment: a later one, without ports, has that of the first.
-    fn of_fragment(
-        &mut self,
-        fragment: Fragment,
-        inner: &Inner,
-        spread: u64,
-    ) -> PacketResult<usize> {
+    /// The SAs of a fragment: a later one, without ports, has those of the first.
+    fn of_fragment(&mut self, fragment: Fragment, inner: &Inner, spread: u64) -> PacketResult<Way> {
         if fragment.is_first {
-            let target = self.look_up(inner, spread);
-            self.fragments.remember(fragment, target);
-            return target;
+            let way = self.look_up(inner, spread);
+            self.fragments.remember(fragment, way);
+            return way;
         }
         let known = self.fragments.get(&fragment);
         known.unwrap_or_else(|| self.look_up(inner, spread))
     }
 
-    /// The tunnel's SA of the flow that an ICMP error answers (RFC 4301 6.2). Never cached: another
+    /// The tunnel's SAs of the flow that an ICMP error answers (RFC 4301 6.2). Never cached: another
     /// packet between the same addresses quotes something else.
     #[cold]
     fn of_answered(
@@ -135,18 +195,21 @@ impl Targets {
         packet: &[u8],
         inner: &Inner,
         key: Option<FlowKey>,
-    ) -> PacketResult<usize> {
+    ) -> PacketResult<Way> {
         let answered = wire::answered(packet, inner).ok_or(DropReason::NoPolicy)?;
         let flow = key.or_else(|| FlowKey::of_addresses(packet));
-        let index = self.look_up(&answered, flow.as_ref().map_or(0, FlowKey::spread));
+        let way = self.look_up(&answered, flow.as_ref().map_or(0, FlowKey::spread));
+        let Ok(Way::Only(index) | Way::Laned { sparse: index, .. }) = way else {
+            return Err(DropReason::NoPolicy);
+        };
         // Transport mode has no room for the address of a router.
-        match index {
-            Ok(index) if !self.slots[index].transport => Ok(index),
-            _ => Err(DropReason::NoPolicy),
+        if self.slots[index].transport {
+            return Err(DropReason::NoPolicy);
         }
+        way
     }
 
-    fn look_up(&mut self, inner: &Inner, spread: u64) -> PacketResult<usize> {
+    fn look_up(&mut self, inner: &Inner, spread: u64) -> PacketResult<Way> {
         let tables = Arc::clone(&self.tables);
         let policy = tables.spd.lookup(inner).ok_or(DropReason::NoPolicy)?;
         match policy.action {
@@ -154,18 +217,24 @@ impl Targets {
             PolicyAction::Bypass => return Err(DropReason::PolicyBypass),
             PolicyAction::Protect => {}
         }
-        let entry = policy
-            .sa_of(spread)
-            .and_then(|name| tables.outbound.get(name))
-            .ok_or(DropReason::NoSa)?;
-        // While a reload replaces SAs, an old policy may name a new SA that leads to another peer.
-        if !entry.sa.carries(inner) {
-            return Err(DropReason::SelectorMismatch);
+        let mut slot = |is_bulk| {
+            let entry = working_sa(&tables, policy, spread, is_bulk).ok_or(DropReason::NoSa)?;
+            // While a reload replaces SAs, an old policy may name a new SA that leads to another
+            // peer.
+            if !entry.sa.carries(inner) {
+                return Err(DropReason::SelectorMismatch);
+            }
+            if entry.peer.is_nowhere() {
+                return Err(DropReason::NoPeer);
+            }
+            self.slot_of(entry).ok_or(DropReason::NoSa)
+        };
+        let sparse = slot(false)?;
+        if policy.sas.len() < 2 {
+            return Ok(Way::Only(sparse));
         }
-        if entry.peer.is_nowhere() {
-            return Err(DropReason::NoPeer);
-        }
-        self.slot_of(entry).ok_or(DropReason::NoSa)
+        let bulk = slot(true)?;
+        Ok(Way::Laned { sparse, bulk })
     }
 
     fn slot_of(&mut self, entry: &Arc<OutboundEntry>) -> Option<usize> {
@@ -178,6 +247,11 @@ impl Targets {
             outer: OuterSocket::of(spec),
             transport: spec.mode == Mode::Transport,
             path_mtu: PathMtu::default(),
+            is_strange: self.worker == LANE0_WORKER
+                && spec
+                    .lane
+                    .is_some_and(|lane| worker_of(lane, self.shared.workers()) != LANE0_WORKER),
+            passed_over: false,
             entry: Arc::clone(entry),
         });
         let index = self.slots.len() - 1;
@@ -194,11 +268,27 @@ impl Targets {
         let spread = FlowKey::of_addresses(packet).map_or(0, |flow| flow.spread());
         let tables = Arc::clone(&self.tables);
         Ok(tables.spd.candidates(&inner).find_map(|policy| {
-            let entry = tables.outbound.get(policy.sa_of(spread)?)?;
+            let entry = working_sa(&tables, policy, spread, false)?;
             let index = self.slot_of(entry)?;
             self.slots[index].transport.then_some(index)
         }))
     }
+}
+
+/// The SA of a flow in the lane that it tries first, of those that are installed and have numbers.
+/// None if no SA of the policy is installed.
+fn working_sa<'t>(
+    tables: &'t Tables,
+    policy: &Policy,
+    spread: u64,
+    is_bulk: bool,
+) -> Option<&'t Arc<OutboundEntry>> {
+    let installed = || {
+        let lanes = lanes::in_turn(policy, spread, is_bulk);
+        lanes.filter_map(|lane| tables.outbound.get(policy.sas.get(lane)?))
+    };
+    let working = installed().find(|entry| !entry.sa.seq.is_exhausted());
+    working.or_else(|| installed().next())
 }
 
 impl Index<usize> for Targets {

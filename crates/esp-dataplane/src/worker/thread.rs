@@ -13,6 +13,7 @@ use super::inbound::InboundPath;
 use super::mailbox::{Command, Mailbox};
 use super::outbound::OutboundPath;
 use super::own_sockets::SendingSocket;
+use super::preference::Preference;
 use crate::shared::Shared;
 use crate::socket::Sockets;
 use crate::tables::OuterSocket;
@@ -38,6 +39,7 @@ pub struct Worker {
     outbound: OutboundPath,
     inbound: InboundPath,
     busy_poll: BusyPoll,
+    preference: Preference,
     /// Generation of the tables in use.
     generation: u64,
     /// The sockets that are polled for writing: those that are full.
@@ -71,6 +73,7 @@ impl Worker {
             outbound: OutboundPath::new(index, Arc::clone(&shared))?,
             inbound: InboundPath::new(index, Arc::clone(&shared), mergeable)?,
             busy_poll: BusyPoll::new(busy_poll),
+            preference: Preference::default(),
             generation: shared.tables.load().generation,
             shared,
             mailbox,
@@ -146,7 +149,11 @@ impl Worker {
             self.outbound.writable(&shared, now, &self.sockets)?;
         }
         match self.sockets.get(outer) {
-            Some(socket) if readable => self.inbound.drain(socket, &self.tun),
+            Some(socket) if readable => {
+                self.inbound.drain(socket, &self.tun)?;
+                self.outbound.heard(self.inbound.bulk_flows());
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
@@ -200,7 +207,6 @@ impl Worker {
                 Command::Open(outer, socket) => {
                     self.poller.add(&socket, self.next_token, Interest::READ)?;
                     self.tokens.insert(self.next_token, outer);
-                    let socket = Arc::new(socket);
                     self.shared.socket_drops.open(self.index, outer, &socket);
                     self.sockets.insert(outer, socket);
                     self.next_token += 1;
@@ -222,6 +228,9 @@ impl Worker {
                     self.outbound.dummy(&sa, &self.sockets)?;
                 }
                 Command::ForgetFlows => self.inbound.forget_flows(),
+                Command::Prefer(is_preferred) => self.preference.set(is_preferred, &self.shared),
+                // The engine may wait no longer.
+                Command::CountFlows(counted) => drop(counted.send(self.outbound.count_flows())),
             }
         }
         self.follow_tables();

@@ -222,6 +222,7 @@ mod tests {
             replay_window: WINDOW,
             pair: None,
             tunnel: None,
+            lane: None,
         };
         let lease = Lease {
             first: 1,

@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use esp_linux::bpf::Steering;
 use esp_linux::poll::{Events, Interest, Poller};
 use esp_linux::tun::{TunFeatures, TunQueue};
 use esp_linux::tun_device::TunDevice;
@@ -106,7 +107,8 @@ pub const NONE: UdpFeatures = UdpFeatures {
 };
 
 pub fn udp(local: &str, wanted: UdpFeatures) -> UdpSocket {
-    let mut group = UdpSocket::bind_group(&options(local), wanted, 1).unwrap();
+    let mut group =
+        UdpSocket::bind_group(&options(local), wanted, &Steering::by_spi(1).unwrap()).unwrap();
     group.remove(0)
 }
 

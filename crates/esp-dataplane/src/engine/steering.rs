@@ -1,0 +1,203 @@
+//! The lanes' inbound SAs steered to their workers, and the priority of lane 0's worker.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use esp_core::sync::lock;
+use esp_linux::bpf::Steering;
+use esp_linux::{Error, Result};
+
+use super::lifecycle::Engine;
+use crate::socket::Socket;
+use crate::tables::{InboundEntry, OuterSocket, Tables};
+use crate::worker::Command;
+
+/// The worker of every tunnel's lane 0; with more than one worker it has no other lane.
+pub(crate) const LANE0_WORKER: usize = 0;
+/// Longest wait for the workers' counts of flows.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// The worker that receives for a lane.
+#[must_use]
+pub(crate) fn worker_of(lane: u8, workers: usize) -> usize {
+    let bulk = usize::from(lane).checked_sub(1);
+    match (bulk, workers.checked_sub(1)) {
+        (Some(bulk), Some(bulk_workers)) if bulk_workers > 0 => 1 + bulk % bulk_workers,
+        _ => LANE0_WORKER,
+    }
+}
+
+/// State of the lanes' steering.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LaneStatus {
+    /// True if each lane's packets come to its worker.
+    pub steered: bool,
+    /// Inbound SAs that have a lane.
+    pub laned: usize,
+    /// Most that can be steered.
+    pub limit: usize,
+    /// The nice value of lane 0's worker, if it differs from that of the others.
+    pub priority: Option<i32>,
+    /// Reason that the kernel refused the priority; empty if it was not.
+    pub priority_refused: String,
+}
+
+/// The sockets of each outer address, with their steering.
+#[derive(Debug)]
+pub(super) struct Steered {
+    now: Steering,
+    groups: HashMap<OuterSocket, Vec<Weak<Socket>>>,
+    laned: usize,
+    /// True if the list took every laned SA.
+    complete: bool,
+    /// The last answer that lane 0's worker was given to the question of its priority.
+    is_preferred: bool,
+}
+
+impl Steered {
+    /// Steers by SPI modulo the number of workers.
+    pub(super) fn new(workers: usize) -> Result<Mutex<Self>> {
+        Ok(Mutex::new(Self {
+            now: by_spi(workers)?,
+            groups: HashMap::new(),
+            laned: 0,
+            complete: false,
+            is_preferred: false,
+        }))
+    }
+
+    pub(super) const fn now(&self) -> &Steering {
+        &self.now
+    }
+
+    pub(super) fn open(&mut self, outer: OuterSocket, group: &[Arc<Socket>]) {
+        let group = group.iter().map(Arc::downgrade).collect();
+        self.groups.insert(outer, group);
+    }
+
+    pub(super) fn close(&mut self, outer: &OuterSocket) {
+        self.groups.remove(outer);
+    }
+
+    fn set(&mut self, wanted: Steering) -> Result<()> {
+        if wanted == self.now {
+            return Ok(());
+        }
+        for group in self.groups.values() {
+            let group: Vec<Arc<Socket>> = group.iter().filter_map(Weak::upgrade).collect();
+            Socket::steer(&group, &self.now, &wanted)?;
+        }
+        self.now = wanted;
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// Steers by the SAs of the present tables. Where the kernel refuses a list of SPIs, all go by
+    /// SPI modulo the number of workers.
+    pub(super) fn steer(&self) -> Result<()> {
+        let tables = self.shared.tables.load();
+        let workers = self.workers();
+        let listed = listed(&tables, workers);
+        let mut steered = lock(&self.steered);
+        steered.laned = listed.len();
+        let count = u32::try_from(workers).unwrap_or(1);
+        let by_list = Steering::by_list(count, listed);
+        steered.complete = by_list.and_then(|list| steered.set(list)).is_ok();
+        if !steered.complete {
+            steered.set(by_spi(workers)?)?;
+        }
+        let is_preferred = steered.complete && lane0_is_alone(&tables, workers);
+        if is_preferred != steered.is_preferred {
+            steered.is_preferred = is_preferred;
+            if let Some(mailbox) = self.mailboxes.get(LANE0_WORKER) {
+                mailbox.send(Command::Prefer(is_preferred))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The state of the lanes.
+    #[must_use]
+    pub fn lanes(&self) -> LaneStatus {
+        let steered = lock(&self.steered);
+        let (priority, priority_refused) = lock(&self.shared.priority).clone();
+        LaneStatus {
+            steered: steered.complete && steered.laned > 0 && self.workers() > 1,
+            laned: steered.laned,
+            limit: Steering::MAX_LISTED,
+            priority,
+            priority_refused,
+        }
+    }
+
+    /// The outbound bulk packets that lane 0's worker sealed: the TUN gave it their flows.
+    #[must_use]
+    pub fn bulk_on_lane0(&self) -> u64 {
+        self.shared.bulk_on_lane0.load(Ordering::Relaxed)
+    }
+
+    /// The outbound SAs of tunnels with lanes, each with the flows that it carried lately.
+    ///
+    /// # Errors
+    /// The error of the system call.
+    pub fn lane_flows(&self) -> Result<HashMap<Arc<str>, u64>> {
+        let (counted, counts) = mpsc::channel();
+        self.tell(|_| Some(Command::CountFlows(counted.clone())))?;
+        drop(counted);
+        let deadline = Instant::now() + PATIENCE;
+        let mut flows = HashMap::new();
+        for _ in 0..self.workers() {
+            let patience = deadline.saturating_duration_since(Instant::now());
+            // A worker that has ended counts nothing.
+            let Ok(count) = counts.recv_timeout(patience) else {
+                break;
+            };
+            for (sa, found) in count {
+                *flows.entry(sa).or_default() += found;
+            }
+        }
+        Ok(flows)
+    }
+}
+
+fn by_spi(workers: usize) -> Result<Steering> {
+    let count = u32::try_from(workers).map_err(|_| Error::Argument("too many workers"))?;
+    Steering::by_spi(count.max(1))
+}
+
+/// SPI and worker of each inbound SA that has a lane.
+fn listed(tables: &Tables, workers: usize) -> Vec<(u32, u32)> {
+    let place = |entry: &Arc<InboundEntry>| {
+        let worker = worker_of(entry.sa.spec.lane?, workers);
+        Some((entry.sa.spec.spi, u32::try_from(worker).ok()?))
+    };
+    tables.inbound.values().filter_map(place).collect()
+}
+
+/// True if lane 0's worker receives for no other SA.
+fn lane0_is_alone(tables: &Tables, workers: usize) -> bool {
+    let comes_here = |entry: &&Arc<InboundEntry>| match entry.sa.spec.lane {
+        Some(lane) => worker_of(lane, workers) == LANE0_WORKER,
+        None => entry.sa.spec.spi as usize % workers == LANE0_WORKER,
+    };
+    let here = tables.inbound.values().filter(comes_here);
+    let mut lanes = here.map(|entry| entry.sa.spec.lane).peekable();
+    workers > 1 && lanes.peek().is_some() && lanes.all(|lane| lane == Some(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lane_0_has_a_worker_of_its_own_and_the_others_share_the_rest() {
+        let of = |workers| -> Vec<usize> { (0..6).map(|lane| worker_of(lane, workers)).collect() };
+        assert_eq!(of(1), [0, 0, 0, 0, 0, 0]);
+        assert_eq!(of(2), [0, 1, 1, 1, 1, 1]);
+        assert_eq!(of(4), [0, 1, 2, 3, 1, 2]);
+    }
+}
