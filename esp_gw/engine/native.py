@@ -25,6 +25,7 @@ from esp_gw.engine.base import (
     Event,
     GsoRefused,
     HardExpired,
+    LaneStatus,
     LeaseLow,
     MergeRefused,
     OffloadStatus,
@@ -271,6 +272,7 @@ class NativeEngine:
             keepalives_in=rest_in.packets,
             drops=dict(drops),
             sas=sas,
+            bulk_on_lane0=self._core.bulk_on_lane0(),
         )
 
     def advanced_replay_floors(self) -> dict[str, int]:
@@ -304,7 +306,7 @@ class NativeEngine:
 
     def lane_flows(self) -> dict[str, int]:
         """Return the flows that each outbound SA with a lane carried in the last 10 s, by name."""
-        return {}
+        return self._core.lane_flows()
 
     def forget_flows(self) -> None:
         """Treat every inbound flow as new: its next packet may be an opening."""
@@ -324,6 +326,7 @@ class NativeEngine:
                 for name, status in self._core.offloads().items()
             },
             af_alg={suite: self._af_alg[suite] for suite in providers},
+            lanes=_lane_status(self._core.lane_status()),
         )
 
     def _take_events(self) -> None:
@@ -435,6 +438,13 @@ def _sa(sa: Sa) -> core.Sa:
         replay_window=sa.replay_window,
         pair=sa.pair,
         tunnel=sa.tunnel,
+        lane=sa.lane,
+    )
+
+
+def _lane_status(found: core.LaneStatus) -> LaneStatus:
+    return LaneStatus(
+        found.steered, found.listed, found.limit, found.priority, found.priority_refused
     )
 
 
