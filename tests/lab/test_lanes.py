@@ -37,7 +37,7 @@ from tests.support.labtools import (
     until,
 )
 
-LANED = ["python"]
+LANED = ["python", "native"]
 """The engines that have lanes."""
 SAS = 4
 BULK_LANES = [".2", ".3", ".4"]

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use std::time::Instant;
+
 use arc_swap::ArcSwap;
 
 use crate::aead_factory::AeadFactory;
@@ -34,6 +36,8 @@ pub struct Shared {
     pub drawers: Box<[Arc<Drawer>]>,
     /// The kinds of super-packets that the TUN refuses.
     pub merge_refusal: MergeRefusal,
+    /// The start of the clock by which workers judge the rates of flows.
+    pub began: Instant,
     /// Outbound bulk packets that lane 0's worker sealed.
     pub bulk_on_lane0: AtomicU64,
     /// The nice value of lane 0's worker, if it differs from that of the others, and the reason

@@ -132,11 +132,12 @@ impl Lanes {
         }
     }
 
-    /// The carrier of each flow that was seen in the last `span` milliseconds.
-    pub fn carriers(&self, span: u64) -> impl Iterator<Item = usize> {
-        let flows = self.flows.iter().flat_map(FlowCache::values);
-        let recent = flows.filter(move |rate| self.now - rate.seen <= span);
-        recent.filter_map(|rate| rate.carrier)
+    /// The flows that were seen in the last `span` milliseconds and have a carrier: key, time, and
+    /// carrier.
+    pub fn recent(&self, span: u64) -> impl Iterator<Item = (FlowKey, u64, usize)> {
+        let flows = self.flows.iter().flat_map(FlowCache::iter);
+        let recent = flows.filter(move |(_, rate)| self.now - rate.seen <= span);
+        recent.filter_map(|(flow, rate)| Some((*flow, rate.seen, rate.carrier?)))
     }
 
     fn rate(&mut self, flow: &FlowKey) -> &mut Rate {

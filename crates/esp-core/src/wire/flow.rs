@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use crate::wire::{has_ports, is_extension, u32_at, version};
 
 /// Protocol, addresses and ports of a packet, as five words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowKey([u64; 5]);
 
 impl FlowKey {
@@ -192,13 +192,10 @@ impl<V: Clone> FlowCache<V> {
         &mut place[way].get_or_insert((key, new)).1
     }
 
-    /// Every value.
-    pub fn values(&self) -> impl Iterator<Item = &V> {
-        self.places
-            .iter()
-            .flatten()
-            .flatten()
-            .map(|(_, value)| value)
+    /// Every flow with its value.
+    pub fn iter(&self) -> impl Iterator<Item = (&FlowKey, &V)> {
+        let held = self.places.iter().flatten().flatten();
+        held.map(|(key, value)| (key, value))
     }
 
     /// Every value, to change it.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use esp_core::esp::sa::Encapsulation;
@@ -75,6 +76,7 @@ impl Engine {
             socket_drops: SocketDrops::default(),
             drawers: (0..count).map(|_| Arc::default()).collect(),
             merge_refusal: MergeRefusal::default(),
+            began: Instant::now(),
             bulk_on_lane0: AtomicU64::new(0),
             priority: Mutex::default(),
             fwmark: settings.fwmark,

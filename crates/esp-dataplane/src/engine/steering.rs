@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use esp_core::sync::lock;
+use esp_core::wire::flow::FlowKey;
 use esp_linux::bpf::Steering;
 use esp_linux::{Error, Result};
 
@@ -17,7 +18,7 @@ use crate::worker::Command;
 
 /// The worker of every tunnel's lane 0; with more than one worker it has no other lane.
 pub(crate) const LANE0_WORKER: usize = 0;
-/// Longest wait for the workers' counts of flows.
+/// Longest wait for the workers' lists of flows.
 const PATIENCE: Duration = Duration::from_millis(200);
 
 /// The worker that receives for a lane.
@@ -145,20 +146,28 @@ impl Engine {
     /// # Errors
     /// The error of the system call.
     pub fn lane_flows(&self) -> Result<HashMap<Arc<str>, u64>> {
-        let (counted, counts) = mpsc::channel();
-        self.tell(|_| Some(Command::CountFlows(counted.clone())))?;
-        drop(counted);
+        let (listed, lists) = mpsc::channel();
+        self.tell(|_| Some(Command::RecentFlows(listed.clone())))?;
+        drop(listed);
         let deadline = Instant::now() + PATIENCE;
-        let mut flows = HashMap::new();
+        let mut carriers: HashMap<FlowKey, (u64, Arc<str>)> = HashMap::new();
         for _ in 0..self.workers() {
             let patience = deadline.saturating_duration_since(Instant::now());
-            // A worker that has ended counts nothing.
-            let Ok(count) = counts.recv_timeout(patience) else {
+            // A worker that has ended lists nothing.
+            let Ok(list) = lists.recv_timeout(patience) else {
                 break;
             };
-            for (sa, found) in count {
-                *flows.entry(sa).or_default() += found;
+            for (flow, seen, sa) in list {
+                // A flow that has moved from one worker to another is with the latter.
+                let before = carriers.get(&flow);
+                if before.is_none_or(|before| before.0 <= seen) {
+                    carriers.insert(flow, (seen, sa));
+                }
             }
+        }
+        let mut flows: HashMap<Arc<str>, u64> = HashMap::new();
+        for (_, sa) in carriers.into_values() {
+            *flows.entry(sa).or_default() += 1;
         }
         Ok(flows)
     }

@@ -127,9 +127,6 @@ impl OutboundPath {
         if let Err(reason) = self.protect(index, segments, &mut left, arrival.whole, sockets) {
             let tally = self.targets[index].entry.tallies.of(self.worker);
             tally.dropped(reason, left as u64);
-            if reason == DropReason::SeqExhausted {
-                self.targets.pass_over(index);
-            }
         }
         Ok(())
     }

@@ -1,6 +1,5 @@
 //! Mailbox of a worker: commands, and the wait until it uses new tables.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -9,6 +8,7 @@ use esp_core::sync::lock;
 use esp_linux::Result;
 use esp_linux::poll::Waker;
 
+use super::targets::CarriedFlow;
 use crate::socket::Socket;
 use crate::tables::OuterSocket;
 
@@ -26,8 +26,8 @@ pub enum Command {
     ForgetFlows,
     /// Run before the other workers, or no longer.
     Prefer(bool),
-    /// Count the flows that each outbound SA with a lane carried lately.
-    CountFlows(Sender<HashMap<Arc<str>, u64>>),
+    /// List the flows that outbound SAs with a lane carried lately.
+    RecentFlows(Sender<Vec<CarriedFlow>>),
 }
 
 /// The queued commands of a worker, and the generation of its tables.

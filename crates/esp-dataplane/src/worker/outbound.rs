@@ -28,7 +28,7 @@ use esp_linux::{Error, Result};
 use super::batch::{Batch, MAX_BATCH, OUT_LEN, Packet};
 use super::own_sockets::{OwnSockets, SendingSocket};
 use super::sender::Sender;
-use super::targets::Targets;
+use super::targets::{CarriedFlow, Targets};
 use super::waiting::Waiting;
 use crate::shared::Shared;
 use crate::tables::Tables;
@@ -109,7 +109,7 @@ impl OutboundPath {
     /// Sets the time of the lanes for this turn; the clock isn't read where nothing has lanes.
     pub(super) fn advance_lanes(&mut self) {
         if self.targets.has_lanes() {
-            let now = self.began.elapsed().as_millis();
+            let now = self.shared.began.elapsed().as_millis();
             let now = u64::try_from(now).unwrap_or(u64::MAX);
             self.targets.lanes.advance(now);
         }
@@ -126,10 +126,10 @@ impl OutboundPath {
         }
     }
 
-    /// The flows that each SA with a lane carried lately.
-    pub fn count_flows(&mut self) -> HashMap<Arc<str>, u64> {
+    /// The flows that SAs with a lane carried lately.
+    pub fn recent_flows(&mut self) -> Vec<CarriedFlow> {
         self.advance_lanes();
-        self.targets.count_flows()
+        self.targets.recent_flows()
     }
 
     /// True if packets wait for a socket.

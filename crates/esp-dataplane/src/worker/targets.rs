@@ -22,6 +22,9 @@ use crate::tables::{OutboundEntry, OuterSocket, Tables};
 /// Milliseconds in which a flow was seen that is counted.
 const LATELY: u64 = 10_000;
 
+/// A flow, the time at which it was last seen, and the outbound SA that carried it.
+pub(crate) type CarriedFlow = (FlowKey, u64, Arc<str>);
+
 /// Result of a step of one packet; an error drops it.
 pub(crate) type PacketResult<T> = std::result::Result<T, DropReason>;
 
@@ -88,17 +91,6 @@ impl Targets {
         self.lanes.forget_carriers();
     }
 
-    /// Has flows look for another lane, once an SA has used its last number.
-    #[cold]
-    pub(crate) fn pass_over(&mut self, index: usize) {
-        let slot = &mut self.slots[index];
-        if slot.entry.sa.spec.lane.is_some() && !slot.passed_over {
-            slot.passed_over = true;
-            self.flows.clear();
-            self.fragments.clear();
-        }
-    }
-
     /// The index of an SA of the former tables, or of the one that it has become.
     pub(crate) fn again(&mut self, entry: &OutboundEntry) -> Option<usize> {
         let tables = Arc::clone(&self.tables);
@@ -128,24 +120,39 @@ impl Targets {
             Way::Only(index) => Ok(index),
             Way::Laned { sparse, bulk } => {
                 let flow = key.or_else(|| FlowKey::of_addresses(packet));
-                Ok(flow.map_or(sparse, |flow| {
-                    self.lanes.carrier_of(&flow, packet.len(), sparse, bulk)
-                }))
+                let carried = |flow| {
+                    let lanes = &mut self.lanes;
+                    lanes.carrier_of(&flow, packet.len(), sparse, bulk)
+                };
+                let index = flow.map_or(sparse, carried);
+                if self.pass_over(index) {
+                    return self.of(packet, key);
+                }
+                Ok(index)
             }
         }
     }
 
-    /// The flows that each SA with a lane carried lately.
-    pub(crate) fn count_flows(&self) -> HashMap<Arc<str>, u64> {
-        let mut flows = HashMap::new();
-        for carrier in self.lanes.carriers(LATELY) {
-            if let Some(slot) = self.slots.get(carrier) {
-                *flows
-                    .entry(Arc::clone(&slot.entry.sa.spec.name))
-                    .or_default() += 1;
-            }
+    /// Has flows look for another lane, once an SA has used its last number; true if they have to.
+    fn pass_over(&mut self, index: usize) -> bool {
+        let slot = &mut self.slots[index];
+        if slot.passed_over || !slot.entry.sa.seq.is_exhausted() {
+            return false;
         }
-        flows
+        slot.passed_over = true;
+        self.flows.clear();
+        self.fragments.clear();
+        true
+    }
+
+    /// The flows that SAs with a lane carried lately.
+    pub(crate) fn recent_flows(&self) -> Vec<CarriedFlow> {
+        let recent = self.lanes.recent(LATELY);
+        let recent = recent.filter_map(|(flow, seen, carrier)| {
+            let name = &self.slots.get(carrier)?.entry.sa.spec.name;
+            Some((flow, seen, Arc::clone(name)))
+        });
+        recent.collect()
     }
 
     fn way_of(&mut self, packet: &[u8], key: Option<FlowKey>) -> PacketResult<Way> {

@@ -230,7 +230,7 @@ impl Worker {
                 Command::ForgetFlows => self.inbound.forget_flows(),
                 Command::Prefer(is_preferred) => self.preference.set(is_preferred, &self.shared),
                 // The engine may wait no longer.
-                Command::CountFlows(counted) => drop(counted.send(self.outbound.count_flows())),
+                Command::RecentFlows(listed) => drop(listed.send(self.outbound.recent_flows())),
             }
         }
         self.follow_tables();
