@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -18,8 +18,8 @@ from esp_gw.errors import INTERRUPTED, EspGwError, LabError
 from lab.bench import core, host, plots, report, scale
 from lab.bench.measures import TESTS
 from lab.bench.model import Observation, Sample
-from lab.bench.plan import SECTIONS, SYSTEMS, Options, Plan, make_plan
-from lab.bench.results import Results, as_json, summarise
+from lab.bench.plan import BASELINE, SECTIONS, SYSTEMS, Options, Plan, make_plan
+from lab.bench.results import Result, Results, as_json, summarise
 from lab.bench.rounds import FAULTS, Session, minutes, reason, scratch
 
 _PROGRAMS = ("ip", "setpriv", "nsenter", "ping", "iperf3", "ethtool")
@@ -58,7 +58,7 @@ def _several(values: Sequence[str]) -> click.Choice[str]:
     "--rounds",
     type=click.IntRange(1, 100),
     metavar="N",
-    help="Rounds in which each system takes its turn [default: 6, quick 2].",
+    help="Rounds in which each system takes its turn [default: 5, quick 2].",
 )
 @click.option(
     "--only",
@@ -83,8 +83,15 @@ def _several(values: Sequence[str]) -> click.Choice[str]:
     metavar="NAME",
     help=f"Only this test; {', '.join(TESTS)}.",
 )
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    metavar="DIR",
+    help="Also measure the native engine of this checkout: an earlier version, built.",
+)
 @click.option("--check", "is_check", is_flag=True, hidden=True)
 @click.option("--wireguard-go", default="wireguard-go", hidden=True)
+@click.option("--gotatun", default="gotatun", hidden=True)
 @click.option("--null-cipher", type=click.Path(path_type=Path), hidden=True)
 @click.option("--core-program", type=click.Path(path_type=Path), hidden=True)
 def bench(
@@ -95,8 +102,10 @@ def bench(
     sections: tuple[str, ...],
     systems: tuple[str, ...],
     tests: tuple[str, ...],
+    baseline: Path | None,
     is_check: bool,
     wireguard_go: str,
+    gotatun: str,
     null_cipher: Path | None,
     core_program: Path | None,
 ) -> None:
@@ -117,6 +126,8 @@ def bench(
             systems=systems,
             tests=tests,
             wireguard_go=wireguard_go,
+            gotatun=gotatun,
+            baseline=baseline,
             null_cipher=null_cipher,
             native=native or is_check,
         )
@@ -127,16 +138,15 @@ def bench(
     _check_machine()
     if not native:
         _say("the native engine is not installed: skipping it")
-    described = host.describe(wireguard_go)
+    described = host.describe(wireguard_go, gotatun)
     _say(f"about {minutes(plan.seconds)} (minutes:seconds) on {described['cores']} cores")
     with ended_by_signals():
         session = Session(plan, _say)
         session.run()
         if plan.scale_rounds:
             _measure_scale(session, plan)
-        results = Results(
-            [*summarise(session.observations), *_measure_core(session, plan, core_program, quick)]
-        )
+        core_results = _measure_core(session, plan, core_program, baseline, quick)
+        results = Results([*summarise(session.observations), *core_results])
     text = report.render(plan.rounds, results, session.failures, described)
     print(text)
     if json_file is not None:
@@ -160,21 +170,25 @@ def _measure_scale(session: Session, plan: Plan) -> None:
         scale.measure(folder, plan.lengths, plan.scale_rounds, "native", observe, fail)
 
 
-def _measure_core(session: Session, plan: Plan, program: Path | None, quick: bool) -> Results:
+def _measure_core(
+    session: Session, plan: Plan, program: Path | None, baseline: Path | None, quick: bool
+) -> Iterator[Result]:
     if not plan.core_seconds:
-        return Results(())
+        return
     session.progress("core: without the kernel")
     try:
         if program is None:
             raise LabError("core_bench is not built", hint="run ./scripts/bench")
+        yield from core.nanoseconds(program, _FEW_CORE_ROUNDS if quick else _CORE_ROUNDS)
         if quick:
-            return Results(core.measure(program, _FEW_CORE_ROUNDS, instructions=False))
+            return
         if shutil.which("valgrind") is None:
             raise LabError("valgrind is not installed", hint="run ./scripts/bench")
-        return Results(core.measure(program, _CORE_ROUNDS, instructions=True))
+        yield from core.instructions(program)
+        if baseline is not None:
+            yield from core.instructions(baseline / core.BUILT, BASELINE)
     except FAULTS as error:
         session.fail("core", "native", "core", reason(error))
-        return Results(())
 
 
 def _check_machine() -> None:

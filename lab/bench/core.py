@@ -13,6 +13,8 @@ from lab.bench.results import Result
 
 SUPER_LEN = 62500
 """Inner bytes of the program's super-packet."""
+BUILT = Path("crates/target/release/examples/core_bench")
+"""The program in a checkout in which ./scripts/bench has built it."""
 TIMEOUT = 600.0
 _UNITS = {
     "ns_per_packet": "ns",
@@ -21,16 +23,19 @@ _UNITS = {
 }
 
 
-def measure(program: Path, rounds: int, *, instructions: bool) -> list[Result]:
-    """Run the program, and again under valgrind if `instructions`. Raises LabError."""
+def nanoseconds(program: Path, rounds: int) -> list[Result]:
+    """Time of a packet, and what splitting a super-packet gains. Raises LabError."""
     entries = _run(program, "--rounds", str(rounds))
-    if instructions:
-        entries += _run(program, "--instructions")
-    return list(parse(entries))
+    return list(parse(entries + _run(program, "--split", "--rounds", str(rounds))))
 
 
-def parse(entries: Sequence[Mapping[str, Any]]) -> Iterator[Result]:
-    """Results from the program's JSON list; each provider is a system. Raises LabError."""
+def instructions(program: Path, system: str = "native") -> list[Result]:
+    """Instructions of a packet, counted by valgrind. Raises LabError."""
+    return list(parse(_run(program, "--instructions"), system))
+
+
+def parse(entries: Sequence[Mapping[str, Any]], system: str = "native") -> Iterator[Result]:
+    """Results from the program's JSON list; `system` with each provider is one. Raises LabError."""
     try:
         for entry in entries:
             metric = str(entry["metric"])
@@ -38,7 +43,7 @@ def parse(entries: Sequence[Mapping[str, Any]]) -> Iterator[Result]:
                 metric += f"_{entry['threads']}_threads_{entry['sas']}"
             yield Result(
                 section="core",
-                system=f"native-{entry['provider']}",
+                system=f"{system}-{entry['provider']}",
                 test=f"core_{entry['test']}_{entry['size']}",
                 metric=metric,
                 unit=_UNITS.get(str(entry["metric"]), ""),

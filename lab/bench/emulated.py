@@ -16,7 +16,7 @@ import click
 
 from esp_gw.demo.netns import run_command
 from esp_gw.errors import LabError
-from lab.bench.report import Table
+from lab.bench.table import Table
 
 SUITES = ("aes256gcm16", "chacha20poly1305")
 SIZES = (64, 576, 1400)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from esp_gw.demo.gateways import LabGateway
 from esp_gw.demo.pair import PairPlan, gateway_pair
+from esp_gw.errors import LabError
 from esp_gw.model import DEFAULT_SUITE, Encapsulation, Mode, Suite
+from lab.bench.hosts import wait_for_traffic
 from lab.bench.model import Link
-from lab.bench.systems import wait_for_traffic
+
+
+def default_sas() -> int:
+    """The number of SAs that `esp-gw init` writes on a machine like this one."""
+    return max(2, min(4, len(os.sched_getaffinity(0))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,18 +26,18 @@ class EspGw:
     """Two gateways; the default is tunnel mode, ESP in UDP, AES-256-GCM.
 
     `settings` are fields of the configuration section `gateway`, `crypto` of the section `crypto`.
-    `gso_max_size`, in bytes, is set on the TUN unless None. `extension` is a folder with another
-    build of the native engine.
+    `gso_max_size`, in bytes, is set on the TUN unless None. `env` extends the daemons' environment.
     """
 
     engine: str
     mode: Mode = Mode.TUNNEL
     encapsulation: Encapsulation = Encapsulation.UDP
     suite: Suite = DEFAULT_SUITE
+    sas: int = field(default_factory=default_sas)
     settings: Mapping[str, object] = field(default_factory=dict)
     crypto: Mapping[str, object] = field(default_factory=dict)
     gso_max_size: int | None = None
-    extension: Path | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def __call__(self, folder: Path) -> Iterator[Link]:
@@ -39,6 +46,7 @@ class EspGw:
             mode=self.mode,
             encapsulation=self.encapsulation,
             suite=self.suite,
+            sas=self.sas,
             settings={"engine": self.engine, **self.settings},
         )
         with gateway_pair(folder, plan) as pair:
@@ -65,7 +73,26 @@ class EspGw:
             gateway.config = gateway.config.parent
             lines = [f"  {name}: {value}" for name, value in self.crypto.items()]
             (gateway.config / "crypto.yaml").write_text("\n".join(["crypto:", *lines]) + "\n")
-        if self.extension is not None:
-            gateway.env["PYTHONPATH"] = str(self.extension)
-            # A build without a cipher protects nothing, so it refuses to start without this.
-            gateway.env["ESP_GW_NULL_CIPHER"] = "1"
+        gateway.env.update(self.env)
+
+
+def null_cipher(extension: Path) -> dict[str, str]:
+    """The environment in which a gateway runs with a folder's build without a cipher."""
+    # It protects nothing, so it refuses to start without this.
+    return {"PYTHONPATH": str(extension), "ESP_GW_NULL_CIPHER": "1"}
+
+
+def earlier_version(checkout: Path) -> dict[str, str]:
+    """The environment in which a gateway of another checkout runs, with its native engine.
+
+    Raises LabError if it has none.
+    """
+    built = next(checkout.glob(".venv/lib/python3*/site-packages/esp_gw_core"), None)
+    if built is None or not (checkout / "esp_gw").is_dir():
+        raise LabError(
+            "no checkout with a native engine",
+            where=str(checkout),
+            hint="run its ./scripts/bench --help, which builds it",
+        )
+    # Without PYTHONSAFEPATH the working directory would come first, which may be this checkout.
+    return {"PYTHONPATH": f"{checkout}:{built.parent}", "PYTHONSAFEPATH": "1"}

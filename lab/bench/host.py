@@ -16,30 +16,47 @@ from esp_gw.errors import LabError
 from lab.bench.systems import CHARON
 
 TIMEOUT = 10.0
+_MODULE = re.compile(r"^\tmod\t\S+\t(v\S+)", re.MULTILINE)
 _VERSION = re.compile(r"v?\d+(?:\.\d+)+\S*")
 
 
-def describe(wireguard_go: str) -> dict[str, object]:
+def describe(wireguard_go: str, gotatun: str) -> dict[str, object]:
     """Machine and versions; programs that are not installed are omitted."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
-        "versions": {name: text for name, text in _versions(wireguard_go).items() if text},
+        "versions": {name: text for name, text in _versions(wireguard_go, gotatun).items() if text},
     }
 
 
-def _versions(wireguard_go: str) -> dict[str, str]:
+def _versions(wireguard_go: str, gotatun: str) -> dict[str, str]:
     return {
         "esp_gw": __version__,
         "native": _package("esp-gw-core"),
         "python": f"{platform.python_version()}, cryptography {_package('cryptography')}",
         "strongswan": _program_version(("swanctl", "--version")) if CHARON.exists() else "",
-        "wireguard-go": _program_version((wireguard_go, "--version")),
+        "wireguard-go": _wireguard_go_version(wireguard_go),
+        "gotatun": _program_version((gotatun, "--version")),
         "openvpn": _program_version(("openvpn", "--version")),
         "iperf3": _program_version(("iperf3", "--version")),
     }
+
+
+def _wireguard_go_version(binary: str) -> str:
+    """The module's version, whose date is that of its last commit; else what the program says."""
+    try:
+        output = run_command(("go", "version", "-m", binary), TIMEOUT, False).stdout
+    except (LabError, OSError):
+        output = ""
+    return module_version(output) or _program_version((binary, "--version"))
+
+
+def module_version(output: str) -> str:
+    """The version of the main module in the output of `go version -m`; empty if it has none."""
+    found = _MODULE.search(output)
+    return found[1] if found else ""
 
 
 def _package(name: str) -> str:

@@ -14,7 +14,8 @@ from esp_gw.demo.netns import Namespace
 class Link:
     """Two hosts joined by a system; `pids` are its daemons, empty for a plain wire.
 
-    Traffic goes from the address `source` on `a` to the address `target` on `b`.
+    First those of `a`, then as many of `b`. Traffic goes from the address `source` on `a` to the
+    address `target` on `b`; `further` are such pairs of the tunnels after the first.
     """
 
     a: Namespace
@@ -22,6 +23,7 @@ class Link:
     source: str
     target: str
     pids: tuple[int, ...] = ()
+    further: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class Memory:
     rates: dict[str, float] = field(default_factory=dict)
 
 
+Run = Callable[[Link, Lengths, Memory], list[Sample]]
+"""The load of one test, and the figures taken from it."""
 Opener = Callable[[Path], AbstractContextManager[Link]]
 
 

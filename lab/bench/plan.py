@@ -9,17 +9,25 @@ from pathlib import Path
 from esp_gw.desired import Offloads
 from esp_gw.errors import LabError
 from esp_gw.model import SUITES, Encapsulation, Mode
-from lab.bench.gateways import EspGw
+from lab.bench.gateways import EspGw, default_sas, earlier_version, null_cipher
 from lab.bench.measures import TESTS
 from lab.bench.model import Lengths, Opener, Subject
-from lab.bench.systems import WireguardGo, openvpn, strongswan, veth
+from lab.bench.systems import openvpn, strongswan, veth
+from lab.bench.tunnels import EspGwTunnels
+from lab.bench.wireguard import Wireguard
 
 QUICK = Lengths(tcp=1, udp=1, pings=100, probes=2, idle=10)
 FULL = Lengths(tcp=2, udp=1, pings=200, probes=3, idle=15)
 
-SYSTEMS = ("veth", "native", "python", "strongswan", "wireguard-go", "openvpn")
-PEERS = ("strongswan", "wireguard-go", "openvpn")
-SYSTEM_TESTS = tuple(name for name in TESTS if name != "idle")
+BASELINE = "baseline"
+"""The native engine of another checkout, given by --baseline."""
+SYSTEMS = (
+    *("veth", "native", BASELINE, "python"),
+    *("strongswan", "wireguard-go", "gotatun", "openvpn"),
+)
+PEERS = ("strongswan", "wireguard-go", "gotatun", "openvpn")
+SYSTEM_TESTS = tuple(name for name in TESTS if name not in ("idle", "tcp_tunnels"))
+TWO_TUNNELS = "{}-2-tunnels"
 SWITCHES = tuple(switch.name for switch in fields(Offloads))
 SMALL_GSO_MAX_SIZE = 61_000
 """Bytes; a super-packet of this size fits into one send, one of 65,536 bytes does not."""
@@ -27,13 +35,14 @@ SMALL_GSO_MAX_SIZE = 61_000
 SECTIONS = {
     "systems": "every system, every test",
     "idle": "gateways without traffic",
+    "tunnels": "four TCP streams through two tunnels",
     "techniques": "the native engine with each technique switched off",
     "providers": "the native engine with each AEAD library",
     "suites": "suites and modes, and a build without the cipher",
     "scale": "2, 100 and 10,000 SAs",
     "core": "the core alone, without the kernel",
 }
-_SETUP = {"strongswan": 1.5, "openvpn": 3.0, "wireguard-go": 1.0, "veth": 0.3}
+_SETUP = {"strongswan": 1.5, "openvpn": 3.0, "wireguard-go": 1.0, "gotatun": 1.0, "veth": 0.3}
 _SCALE_SETUP = 60.0
 _SCALE_TURN = 10.0
 _CORE = 90.0
@@ -53,8 +62,9 @@ class Section:
 class Options:
     """Options of the command line; None or an empty collection selects everything.
 
-    `wireguard_go` is the binary to measure. `null_cipher` is a folder with the native engine built
-    without a cipher, None if there is no such build.
+    `wireguard_go` and `gotatun` are the binaries to measure. `null_cipher` is a folder with the
+    native engine built without a cipher, None if there is no such build. `baseline` is a checkout
+    of an earlier version with its native engine, measured beside this one.
     """
 
     quick: bool = False
@@ -63,7 +73,9 @@ class Options:
     systems: Collection[str] = ()
     tests: Collection[str] = ()
     wireguard_go: str = "wireguard-go"
+    gotatun: str = "gotatun"
     null_cipher: Path | None = None
+    baseline: Path | None = None
     native: bool = True
 
 
@@ -101,11 +113,12 @@ def turn_seconds(subject: Subject, lengths: Lengths) -> float:
 
 def make_plan(options: Options) -> Plan:
     """Expand the options into a plan. Raises LabError if nothing is left to measure."""
-    rounds = options.rounds or (2 if options.quick else 6)
+    rounds = options.rounds or (2 if options.quick else 5)
     few = min(rounds, 1 if options.quick else 3)
     subjects = {
         "systems": (_systems(options, SYSTEM_TESTS), rounds),
         "idle": (_systems(options, ("idle",))[: 3 if options.quick else None], 1),
+        "tunnels": (tuple(_tunnels(options)), rounds),
         "techniques": (tuple(_techniques()), few),
         "providers": (tuple(_providers()), few),
         "suites": (tuple(_suites(options.null_cipher)), few),
@@ -141,7 +154,7 @@ def _listed(names: Collection[str]) -> str:
 def _only(subjects: tuple[Subject, ...], options: Options, section: str) -> Iterator[Subject]:
     """The requested subjects, each with only the requested tests."""
     for subject in subjects:
-        is_native = subject.system.split("-")[0] == "native"
+        is_native = subject.system.split("-")[0] in ("native", BASELINE)
         if is_native and not options.native:
             continue
         if options.systems and (subject.system not in options.systems):
@@ -154,12 +167,16 @@ def _only(subjects: tuple[Subject, ...], options: Options, section: str) -> Iter
 
 
 def _systems(options: Options, tests: tuple[str, ...]) -> tuple[Subject, ...]:
-    openers: Mapping[str, Opener] = {
-        "veth": veth,
-        "native": EspGw("native"),
+    openers: dict[str, Opener] = {"veth": veth, "native": EspGw("native")}
+    if options.baseline is not None:
+        # As before there were lanes.
+        env = earlier_version(options.baseline.absolute())
+        openers[BASELINE] = EspGw("native", sas=1, env=env)
+    openers |= {
         "python": EspGw("python"),
         "strongswan": strongswan,
-        "wireguard-go": WireguardGo(options.wireguard_go),
+        "wireguard-go": Wireguard(_wireguard_go(options)),
+        "gotatun": Wireguard(_gotatun(options)),
         "openvpn": openvpn,
     }
     has_daemon = ("memory", "idle")
@@ -172,6 +189,23 @@ def _systems(options: Options, tests: tuple[str, ...]) -> tuple[Subject, ...]:
         )
         for name, opener in openers.items()
     )
+
+
+def _wireguard_go(options: Options) -> tuple[str, ...]:
+    return (options.wireguard_go, "-f")
+
+
+def _gotatun(options: Options) -> tuple[str, ...]:
+    # To drop privileges it asks for the name of the login session, and ends where there is none.
+    return (options.gotatun, "-f", "--disable-drop-privileges")
+
+
+def _tunnels(options: Options) -> Iterator[Subject]:
+    for name, opener in (
+        ("native", EspGwTunnels("native", 2, default_sas())),
+        ("wireguard-go", Wireguard(_wireguard_go(options), tunnels=2)),
+    ):
+        yield Subject(TWO_TUNNELS.format(name), ("tcp_tunnels",), opener)
 
 
 def _off(*switches: str) -> dict[str, object]:
@@ -192,13 +226,16 @@ def _techniques() -> Iterator[Subject]:
     }
     for name, opener in settings.items():
         yield Subject(f"native-{name}", ("tcp",), opener)
-    workers: Mapping[str, Mapping[str, object]] = {
+    one = EspGw("native", sas=1)
+    yield Subject("native-1-sa", ("tcp", "tcp_wire", "rtt", "rtt_loaded"), one)
+    chosen_settings: Mapping[str, Mapping[str, object]] = {
         "1-worker": {"workers": 1},
         "4-workers": {"workers": 4},
         "pinned": {"pin_workers": True},
         "busy-poll": {"busy_poll_us": 50},
+        "low-latency": {"latency": "low"},
     }
-    for name, chosen in workers.items():
+    for name, chosen in chosen_settings.items():
         yield Subject(f"native-{name}", ("tcp", "rtt", "memory"), EspGw("native", settings=chosen))
 
 
@@ -221,7 +258,7 @@ def suite_system(suite: str, mode: str, *, plain: bool = False) -> str:
     return f"native-{suite}-{mode}{'-none' if plain else ''}"
 
 
-def _suites(null_cipher: Path | None) -> Iterator[Subject]:
+def _suites(extension: Path | None) -> Iterator[Subject]:
     for mode in Mode:
         for name in SUITE_NAMES:
             opener = EspGw("native", mode=mode, suite=SUITES[name])
@@ -229,6 +266,6 @@ def _suites(null_cipher: Path | None) -> Iterator[Subject]:
             if name in BASELINE_SUITES:
                 opener = replace(opener, settings=_off(*SWITCHES))
                 yield Subject(suite_system(name, mode, plain=True), ("tcp",), opener)
-        if null_cipher is not None:
-            opener = EspGw("native", mode=mode, extension=null_cipher)
+        if extension is not None:
+            opener = EspGw("native", mode=mode, env=null_cipher(extension))
             yield Subject(suite_system(NULL, mode), ("tcp",), opener)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esp_gw.errors import LabError
 from esp_gw.model import Mode
+from lab.bench.measures import TESTS
 from lab.bench.plan import SUITE_LABELS, SYSTEMS, suite_system
-from lab.bench.report import LATENCY_TESTS, TECHNIQUES, THROUGHPUT_TESTS, UDP_TESTS
+from lab.bench.report_native import TECHNIQUES
+from lab.bench.report_systems import COST_TESTS, LATENCY_TESTS, THROUGHPUT_TESTS, UDP_TESTS
 from lab.bench.results import Result, Results
 
 if TYPE_CHECKING:
@@ -17,7 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("svg", "png")
-_COLOURS = ("#999999", "#0072b2", "#56b4e9", "#e69f00", "#009e73", "#cc79a7")
+_COLOURS = (
+    *("#999999", "#0072b2", "#000000", "#56b4e9"),
+    *("#e69f00", "#009e73", "#d55e00", "#cc79a7"),
+)
 """Colour-blind safe palette (Okabe and Ito), one colour for each system."""
 
 
@@ -39,6 +45,14 @@ def draw(results: Results, folder: Path, caption: str) -> list[Path]:
             results, UDP_TESTS, "packets", "packets/s", "UDP under 1 % loss, by bytes of payload"
         ),
         "latency": _latency(results),
+        "cost": _grouped(
+            *(results, COST_TESTS[:1], "gateways", "seconds per gigabit"),
+            "Processor time of the gateways at 1 Gbit/s of TCP",
+        ),
+        "cost-packets": _grouped(
+            *(results, COST_TESTS[1:], "gateways", "microseconds per packet"),
+            "Processor time of the gateways at 100,000 packets/s, by flows",
+        ),
         "techniques": _techniques(results),
         "suites": _suites(results),
     }
@@ -59,14 +73,16 @@ def draw(results: Results, folder: Path, caption: str) -> list[Path]:
     return written
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
+def _figure(
+    width: float, height: float, rows: int = 1, columns: int = 1
+) -> tuple[Figure, list[Any]]:
     from matplotlib.figure import Figure  # noqa: PLC0415
     from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: PLC0415
 
     # The rectangle leaves room for the caption below.
     layout = ConstrainedLayoutEngine(rect=(0, 0.03, 1, 0.97))
     figure = Figure(figsize=(width, height), layout=layout)
-    return figure, figure.subplots(1, columns)
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def _error(found: Sequence[Result]) -> tuple[list[float], list[float]]:
@@ -106,7 +122,7 @@ def _single_stream(results: Results) -> Figure | None:
     ]
     if not found:
         return None
-    figure, axes = _figure(8, 0.6 + 0.55 * len(found) + 0.8)
+    figure, (axes,) = _figure(8, 0.6 + 0.55 * len(found) + 0.8)
     kept = [result for result, _ in found]
     _bars(axes, [result.system for result in kept], kept, [colour for _, colour in found], "Gbit/s")
     axes.set_title("One TCP stream through a tunnel, AES-256-GCM (WireGuard: ChaCha20-Poly1305)")
@@ -124,7 +140,7 @@ def _grouped(
     tests = [test for test in tests if any(results.get(name, test, metric) for name, _ in systems)]
     if not systems:
         return None
-    figure, axes = _figure(10, 5)
+    figure, (axes,) = _figure(10, 5)
     width = 0.8 / len(systems)
     for index, (system, colour) in enumerate(systems):
         found = [
@@ -165,11 +181,13 @@ def _latency(results: Results) -> Figure | None:
     ]
     if not panels:
         return None
-    figure, all_axes = _figure(5 * len(panels) + 1, 4.5, len(panels))
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure, grid = _figure(5 * columns + 1, 4.5 * rows, rows, columns)
     colours = {"median": "#0072b2", "p99": "#e69f00"}
-    for axes, (test, systems) in zip(
-        all_axes if len(panels) > 1 else [all_axes], panels, strict=True
-    ):
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (test, systems) in zip(grid, panels, strict=False):
         for offset, metric in ((-0.2, "median"), (0.2, "p99")):
             kept = [found for name in systems if (found := results.get(name, test, metric))]
             axes.bar(
@@ -181,8 +199,8 @@ def _latency(results: Results) -> Figure | None:
                 label=metric,
                 color=colours[metric],
             )
-        title = "Ping, idle" if test == "rtt" else "Ping beside one TCP stream"
-        _finish_groups(axes, systems, "microseconds", title)
+        title = TESTS[test].what
+        _finish_groups(axes, systems, "microseconds", title[0].upper() + title[1:])
         axes.set_yscale("log")
         axes.tick_params(axis="x", rotation=30)
     return figure
@@ -196,7 +214,7 @@ def _techniques(results: Results) -> Figure | None:
     ]
     if not found:
         return None
-    figure, axes = _figure(11, 0.35 * len(found) + 1.4)
+    figure, (axes,) = _figure(11, 0.35 * len(found) + 1.4)
     kept = [result for _, result in found]
     colours = [_COLOURS[1] if result.system == "native-all" else _COLOURS[2] for result in kept]
     _bars(axes, [what for what, _ in found], kept, colours, "Gbit/s")
@@ -205,7 +223,7 @@ def _techniques(results: Results) -> Figure | None:
 
 
 def _suites(results: Results) -> Figure | None:
-    figure, axes = _figure(9, 4.5)
+    figure, (axes,) = _figure(9, 4.5)
     names = [
         name
         for name in SUITE_LABELS

@@ -11,6 +11,7 @@ from lab.bench.model import Failure, Observation
 
 Key = tuple[str, str, str]
 """System, test, metric."""
+_LESS_IS_BETTER = ("us", "us/packet", "s/Gbit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +82,11 @@ class Results:
         return first.median / second.median if second.median else None
 
     def best(self, systems: Sequence[str], test: str, metric: str) -> str | None:
-        """The system with the best median: the smallest for a time, otherwise the largest."""
+        """The system with the best median: the smallest of a time or cost, else the largest."""
         found = [result for name in systems if (result := self.get(name, test, metric))]
         if not found:
             return None
-        pick = min if found[0].unit == "us" else max
+        pick = min if found[0].unit in _LESS_IS_BETTER else max
         return pick(found, key=lambda result: result.median).system
 
 

@@ -1,12 +1,19 @@
-"""Parsing of the output of ping, iperf3, ethtool and core_bench."""
+"""Parsing of the output of ping, iperf3, ethtool, go and core_bench, and of /proc/stat."""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 
 from esp_gw.errors import LabError
 from lab.bench import core
-from lab.bench.measures import parse_features, parse_ping, percentile, received_gbit_s, udp_probe
+from lab.bench.cpu import Spent, parse_unused
+from lab.bench.host import module_version
+from lab.bench.ping import parse_ping, percentile
+from lab.bench.streams import parse_interval, received_gbit_s
+from lab.bench.tcp import parse_features, sender_seconds
+from lab.bench.udp import Exchange, count_at
 
 PING = """\
 PING 10.2.0.1 (10.2.0.1) from 10.1.0.1 : 56(84) bytes of data.
@@ -55,38 +62,75 @@ def test_both_ways_of_a_bidirectional_run_are_added() -> None:
     assert received_gbit_s(both) == 2.5
 
 
-def summary(sent: int, seen: int, lost: int, seconds: float = 1.0) -> dict[str, object]:
-    """iperf3's summary: the receiver saw the sequence up to `seen`, with `lost` missing."""
-    return {
-        "sum_sent": {"packets": sent, "seconds": seconds},
-        "sum_received": {
-            "packets": seen,
-            "lost_packets": lost,
-            "bytes": (seen - lost) * 64,
-            "seconds": seconds,
-        },
-    }
+def test_the_seconds_of_a_run_are_the_senders() -> None:
+    assert sender_seconds({"sum_sent": {"seconds": 2.01}, "sum_received": {"seconds": 2.2}}) == 2.01
+    assert sender_seconds({"sum": {"seconds": 1.5}}) == 1.5
+    assert sender_seconds({}) is None
 
 
-def test_loss_in_the_sequence_is_loss() -> None:
-    probe = udp_probe(summary(1000, 1000, 20), 64, (30.0,))
-    assert (probe.sent, probe.received, probe.loss) == (1000, 980, 0.02)
-    assert probe.cpu == (30.0,)
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("[  5]   1.00-2.00   sec   119 MBytes   999 Mbits/sec    0    390 KBytes", ("5", 999)),
+        ("[SUM]   0.00-1.00   sec  1.15 GBytes  9890.5 Mbits/sec  331", ("SUM", 9890.5)),
+        ("[ ID] Interval           Transfer     Bitrate         Retr  Cwnd", None),
+        ("- - - - - - - - -", None),
+    ],
+)
+def test_a_line_of_iperf3_has_its_stream_and_rate(
+    line: str, expected: tuple[str, float] | None
+) -> None:
+    assert parse_interval(line) == expected
+
+
+STAT = """\
+cpu  1000 1 300 5000 40 0 70 30 0 0
+cpu0 500 1 150 2500 20 0 35 15 0 0
+cpu1 500 0 150 2500 20 0 35 15 0 0
+intr 1 2 3
+"""
+
+
+def test_a_core_does_no_work_while_it_is_idle_waits_or_is_taken_away() -> None:
+    cores, unused = parse_unused(STAT)
+    assert cores == 2
+    assert unused * os.sysconf("SC_CLK_TCK") == pytest.approx(5000 + 40 + 30)
+
+
+def test_the_receiving_sides_daemons_are_the_second_half() -> None:
+    spent = Spent(2.0, (0.5, 0.25, 1.0, 0.125), 3.0)
+    assert spent.receiver == 1.125
+    assert spent.percent() == (25, 12.5, 50, 6.25)
+    assert spent.percent(1.0) == (50, 25, 100, 12.5)
+    assert Spent(1.0, (), 0.5).receiver == 0
+
+
+def test_a_count_between_two_marks_is_in_proportion() -> None:
+    marks = [(10.0, 0), (11.0, 100), (13.0, 500), (14.0, 500)]
+    assert [count_at(marks, at) for at in (9, 10, 10.5, 11, 12, 13.5, 20)] == [
+        *(0, 0, 50, 100, 300, 500, 500)
+    ]
+    assert count_at([], 1.0) == 0
+
+
+def test_loss_is_what_was_offered_and_not_received() -> None:
+    probe = Exchange(1000, 985.0, 0.5, Spent(0.55, (0.1, 0.05), 0.9)).probe
+    assert (probe.sent, probe.received) == (2000, 1970)
+    assert probe.loss == pytest.approx(0.015)
+    assert probe.cpu == pytest.approx((20, 10))
     assert not probe.is_good
+    more_than_sent = Exchange(1000, 1000.4, 1.0, Spent(1.0, (), 0.9)).probe
+    assert more_than_sent.loss == 0
 
 
-def test_packets_possibly_in_flight_at_the_end_are_not_lost() -> None:
-    assert udp_probe(summary(1000, 960, 0), 64, ()).is_good
-
-
-def test_packets_missing_at_the_end_of_the_run_are_lost() -> None:
-    probe = udp_probe(summary(1000, 700, 0), 64, ())
-    assert probe.loss == pytest.approx(0.25)
-
-
-def test_no_packet_at_all_is_an_error() -> None:
-    with pytest.raises(LabError, match="no UDP packet"):
-        udp_probe(summary(1000, 0, 0), 64, ())
+def test_the_version_of_a_go_program_is_its_modules() -> None:
+    output = (
+        "/cache/wireguard: go1.26.8\n\tpath\tgolang.zx2c4.com/wireguard\n"
+        "\tmod\tgolang.zx2c4.com/wireguard\tv0.0.0-20260522210424-ecfc5a8d5446\th1:x=\n"
+        "\tdep\tgolang.org/x/crypto\tv0.37.0\th1:y=\n"
+    )
+    assert module_version(output) == "v0.0.0-20260522210424-ecfc5a8d5446"
+    assert module_version("not a Go executable") == ""
 
 
 CORE = {
@@ -118,6 +162,8 @@ def test_figures_of_the_core_have_distinct_keys() -> None:
     assert ("native-openssl", "core_encap_1400", "speedup_2_threads_own") in keys
     assert (results[0].median, results[0].low, results[0].high) == (300.5, 299, 310)
     assert results[0].unit == "ns"
+    (earlier,) = core.parse([CORE], "baseline")
+    assert earlier.system == "baseline-openssl"
 
 
 @pytest.mark.parametrize("entry", [{}, {**CORE, "median": None}, {**CORE, "threads": "many"}])

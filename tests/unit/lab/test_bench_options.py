@@ -24,6 +24,8 @@ from lab.bench.__main__ import main
         (["--only", "everything"], "--only"),
         (["--system", "veth", "--system", "ipsec"], "no system is called 'ipsec'"),
         (["--system", "veth", "--test", "memory"], "nothing to measure"),
+        (["--baseline", "/nowhere"], "--baseline"),
+        (["--baseline", "/usr"], "/usr: no checkout with a native engine"),
         (["surplus"], "surplus"),
     ],
 )
