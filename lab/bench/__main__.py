@@ -39,7 +39,9 @@ def _several(values: Sequence[str]) -> click.Choice[str]:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Sections: " + "; ".join(f"{name} ({what})" for name, what in SECTIONS.items()) + ".",
 )
-@click.option("--quick", is_flag=True, help="Short runs and few rounds: a few minutes in total.")
+@click.option(
+    "--quick", is_flag=True, help="Short runs, few rounds: a quarter of an hour in total."
+)
 @click.option(
     "--json",
     "json_file",

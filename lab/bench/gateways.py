@@ -92,7 +92,7 @@ def earlier_version(checkout: Path) -> dict[str, str]:
         raise LabError(
             "no checkout with a native engine",
             where=str(checkout),
-            hint="run its ./scripts/bench --help, which builds it",
+            hint="build it there: ./scripts/bench --quick --system veth --test rtt",
         )
     # Without PYTHONSAFEPATH the working directory would come first, which may be this checkout.
     return {"PYTHONPATH": f"{checkout}:{built.parent}", "PYTHONSAFEPATH": "1"}

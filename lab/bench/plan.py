@@ -45,8 +45,8 @@ SECTIONS = {
 _SETUP = {"strongswan": 1.5, "openvpn": 3.0, "wireguard-go": 1.0, "gotatun": 1.0, "veth": 0.3}
 _SCALE_SETUP = 60.0
 _SCALE_TURN = 10.0
-_CORE = 90.0
-_QUICK_CORE = 30.0
+_CORE = 105.0
+_QUICK_CORE = 35.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,13 +48,15 @@ def efficiency(results: Results) -> Table:
 
 
 def costs(results: Results) -> Table:
-    """Processor time at a load that is the same for all."""
+    """Processor time: of TCP at full speed, and at loads that are the same for all."""
     columns = [
         (f"{test}, {metric}, {unit}", test, metric)
         for test, unit in zip(COST_TESTS, ("s/Gbit", "us/packet", "us/packet"), strict=True)
         for metric in ("gateways", "receiver", "machine")
     ]
-    return _columns(results, "Processor time at 1 Gbit/s of TCP, at 100,000 packets/s", columns)
+    columns.insert(0, ("tcp, gateways, s/Gbit", "tcp", "gateways"))
+    title = "Processor time of TCP at full speed and at 1 Gbit/s, of 100,000 packets/s"
+    return _columns(results, title, columns)
 
 
 Column = tuple[str, str, str]
@@ -81,6 +83,7 @@ def _columns(results: Results, title: str, columns: Sequence[Column]) -> Table:
 
 _METRICS = {
     **dict.fromkeys(THROUGHPUT_TESTS, ("throughput",)),
+    "tcp": ("throughput", "gateways"),
     **dict.fromkeys(UDP_TESTS, ("packets",)),
     **dict.fromkeys(("udp_64", *FLOW_TESTS), ("packets", "per_gateways_cpu", "per_machine_cpu")),
     **dict.fromkeys(LATENCY_TESTS, ("median", "p99")),
@@ -88,6 +91,8 @@ _METRICS = {
 }
 """The metrics of each test that are worth a ratio; with several, each is named."""
 _SAID = {
+    "gateways": ", of the gateways",
+    "machine": ", of the machine",
     "throughput": "",
     "packets": "",
     "per_gateways_cpu": ", packets per CPU-second of the gateways",
@@ -110,6 +115,8 @@ def ratios(results: Results) -> Table:
         to_best = None if best is None else results.ratio(key, (best, test, metric))
         if any(value is not None for value in found):
             name = TESTS[test].what + _SAID.get(metric, f", {metric}")
+            if (test, metric) == ("tcp", "gateways"):
+                name = f"processor time of {name}"
             to_best_text = MISSING if to_best is None else f"{number(to_best)} ({best})"
             rows.append((name, *map(ratio, found), to_best_text))
     head = ("native to", *others, "the best peer")

@@ -12,7 +12,7 @@ from typing import Any
 from esp_gw.demo.netns import Namespace, end
 from esp_gw.demo.traffic import iperf_server, iperf_summary
 from esp_gw.errors import LabError
-from lab.bench.cpu import metered
+from lab.bench.cpu import Spent, metered
 from lab.bench.model import Lengths, Link, Memory, Run, Sample
 from lab.bench.streams import CUBIC, congestion_control, received_gbit_s
 
@@ -25,7 +25,10 @@ _WIRE_SIZE = {
 
 
 def tcp(*options: str) -> Run:
-    """An iperf3 TCP test with `options`: Gbit/s received, both directions summed."""
+    """An iperf3 TCP test with `options`: Gbit/s received, both directions summed.
+
+    And the gateways' processor seconds a gigabit, at full speed.
+    """
 
     def run(link: Link, lengths: Lengths, memory: Memory) -> list[Sample]:
         control = congestion_control(CUBIC)
@@ -33,16 +36,21 @@ def tcp(*options: str) -> Run:
             summary = iperf_summary(
                 *(link.a, link.target, lengths.tcp), "-B", link.source, *control, *options
             )
-        cpu = spent[0].percent(sender_seconds(summary))
-        return [Sample("throughput", "Gbit/s", received_gbit_s(summary), cpu)]
+        return list(_samples(received_gbit_s(summary), spent[0], sender_seconds(summary)))
 
     return run
 
 
-def sender_seconds(summary: Mapping[str, Any]) -> float | None:
-    """The duration of an iperf3 run by its sender, None if the report has none."""
-    seconds: float | None = summary.get("sum_sent", summary.get("sum", {})).get("seconds")
-    return seconds
+def _samples(gbit_s: float, spent: Spent, seconds: float) -> Iterator[Sample]:
+    cpu = spent.percent(seconds)
+    yield Sample("throughput", "Gbit/s", gbit_s, cpu)
+    if spent.daemons:
+        yield Sample("gateways", "s/Gbit", sum(spent.daemons) / (gbit_s * seconds), cpu)
+
+
+def sender_seconds(summary: Mapping[str, Any]) -> float:
+    """The duration of an iperf3 run by its sender."""
+    return float(summary["sum_sent"]["seconds"])
 
 
 def tcp_wire(link: Link, lengths: Lengths, memory: Memory) -> list[Sample]:
@@ -73,8 +81,8 @@ def tcp_tunnels(link: Link, lengths: Lengths, memory: Memory) -> list[Sample]:
             servers.enter_context(iperf_server(link.b, target))
         with metered(link.pids) as spent:
             summaries = list(_at_once(link.a, ways, lengths.tcp, options))
-    cpu = spent[0].percent(sender_seconds(summaries[0]))
-    return [Sample("throughput", "Gbit/s", sum(map(received_gbit_s, summaries)), cpu)]
+    gbit_s = sum(map(received_gbit_s, summaries))
+    return list(_samples(gbit_s, spent[0], sender_seconds(summaries[0])))
 
 
 def _at_once(

@@ -34,6 +34,7 @@ def test_the_smallest_benchmark_measures_a_wire_and_a_gateway(tmp_path: Path) ->
         ("veth", "rtt", "median"),
         ("veth", "rtt", "p99"),
         ("python", "tcp", "throughput"),
+        ("python", "tcp", "gateways"),
         ("python", "rtt", "median"),
         ("python", "rtt", "p99"),
         ("python", "memory", "rss"),
