@@ -147,7 +147,7 @@ fn split_and_seal(
 
 #[divan::bench(args = SUITES)]
 fn super_packet_split_and_sealed(bencher: Bencher, name: &str) {
-    let (vnet, packet) = super_packet();
+    let (vnet, packet) = super_packet(SEGMENTS);
     let mut sealer = sealer(Provider::OpenSsl, name);
     let mut out = vec![0; 80_000];
     let mut buf = packet.clone();
@@ -171,7 +171,7 @@ fn super_packet_split_and_sealed(bencher: Bencher, name: &str) {
 
 #[divan::bench]
 fn super_packet_split_only(bencher: Bencher) {
-    let (vnet, packet) = super_packet();
+    let (vnet, packet) = super_packet(SEGMENTS);
     let mut buf = packet.clone();
     bencher
         .counter(BytesCount::new(SUPER_LEN))
@@ -189,7 +189,7 @@ fn super_packet_split_only(bencher: Bencher) {
 
 #[divan::bench(args = SUITES)]
 fn super_packet_opened_and_merged(bencher: Bencher, name: &str) {
-    let (vnet, mut packet) = super_packet();
+    let (vnet, mut packet) = super_packet(SEGMENTS);
     let mut sealer = sealer(Provider::OpenSsl, name);
     let mut opener = opener(Provider::OpenSsl, name);
     let mut out = vec![0; 80_000];

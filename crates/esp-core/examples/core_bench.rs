@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! cargo run --release -p esp-core --example core_bench -- [--rounds N] [--suite NAME]
+//! cargo run --release -p esp-core --example core_bench -- --split [--rounds N] [--suite NAME]
 //! cargo run --release -p esp-core --example core_bench -- --instructions [--suite NAME]
 //! cargo run --release -p esp-core --example core_bench -- --cases [--suite NAME]
 //! cargo run --release -p esp-core --example core_bench -- --case N --batches N [--suite NAME]
@@ -16,11 +17,14 @@
 //! counted by valgrind's callgrind, as the difference of two runs of different length; valgrind
 //! knows no AVX-512, so that `path` says what the processor was said to have. `--cases` prints what
 //! there is to measure, `--case` carries the packets of one, by its place in that list, and prints
-//! how many.
+//! how many. `--split` seals the segments of one super-packet by one thread and by two; its `size`
+//! is the number of segments, its `sas` says how the second thread waits (split.rs).
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../benches/packets/mod.rs"]
 mod packets;
+#[path = "core_bench/split.rs"]
+mod split;
 #[path = "core_bench/ways.rs"]
 mod ways;
 
@@ -62,7 +66,12 @@ fn main() {
         instructions(suite)
     } else {
         let rounds = value("--rounds").map_or(Ok(21), |rounds| rounds.parse());
-        nanoseconds(suite, rounds.expect("a number of rounds"))
+        let rounds = rounds.expect("a number of rounds");
+        if wants("--split") {
+            split::measure(suite, rounds)
+        } else {
+            nanoseconds(suite, rounds)
+        }
     };
     println!("{}", serde_json::to_string_pretty(&results).unwrap());
 }

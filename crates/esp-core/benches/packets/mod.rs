@@ -13,9 +13,10 @@ pub const TCP_HEADERS_LEN: usize = 40;
 pub const SUPER_LEN: usize = TCP_HEADERS_LEN + SEGMENTS * GSO_SIZE;
 
 /// A TCP super-packet over IPv4 with room for a trailer, its checksum left to be completed.
-pub fn super_packet() -> (VnetHdr, Vec<u8>) {
-    let mut packet = vec![7; SUPER_LEN + TRAILER_ROOM];
-    let length = u16::try_from(SUPER_LEN).unwrap();
+pub fn super_packet(segments: usize) -> (VnetHdr, Vec<u8>) {
+    let size = TCP_HEADERS_LEN + segments * GSO_SIZE;
+    let mut packet = vec![7; size + TRAILER_ROOM];
+    let length = u16::try_from(size).unwrap();
     write_ipv4_header(&mut packet, 0x0A00_0001, 0x0A00_0002, 6, length, 0);
     packet[20..40].copy_from_slice(&[
         0, 80, 1, 2, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 16, 1, 1, 0, 0, 0, 0,

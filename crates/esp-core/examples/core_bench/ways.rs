@@ -20,7 +20,7 @@ use esp_core::wire::flow::{FlowCache, FlowKey, WORKER_FLOWS};
 use esp_core::wire::inner::{tunnel_next_header, tunnel_packet};
 use esp_core::wire::{self, VnetHdr, pseudo_header, write_ipv4_header};
 
-use crate::packets::{GSO_SIZE, SUPER_LEN, TCP_HEADERS_LEN, super_packet};
+use crate::packets::{GSO_SIZE, SEGMENTS, SUPER_LEN, TCP_HEADERS_LEN, super_packet};
 
 /// Packets of one send and of one received buffer.
 const BATCH: usize = 64;
@@ -130,11 +130,25 @@ pub struct Outbound {
 
 impl Outbound {
     fn new(size: usize, provider: Provider, shared: &Shared) -> Self {
-        let (vnet, input) = if size == SUPER_LEN {
-            super_packet()
-        } else {
-            (VnetHdr::default(), datagram(size))
-        };
+        if size == SUPER_LEN {
+            return Self::of_segments(SEGMENTS, provider, shared);
+        }
+        let packet = (VnetHdr::default(), datagram(size));
+        Self::of_packet(packet, BATCH, provider, shared)
+    }
+
+    /// One super-packet a batch.
+    pub fn of_segments(segments: usize, provider: Provider, shared: &Shared) -> Self {
+        Self::of_packet(super_packet(segments), 1, provider, shared)
+    }
+
+    /// `reads` times the packet a batch, which has room for a trailer behind it.
+    fn of_packet(
+        (vnet, input): (VnetHdr, Vec<u8>),
+        reads: usize,
+        provider: Provider,
+        shared: &Shared,
+    ) -> Self {
         let sealer = shared.outbound.sealer(&Choice::Only(provider));
         let Ok(SaSealer::Plain(sealer)) = sealer else {
             panic!("{provider:?} has no AEAD for the suite");
@@ -142,10 +156,10 @@ impl Outbound {
         Self {
             vnet,
             head: *input.first_chunk().unwrap(),
-            length: size,
+            length: input.len() - TRAILER_ROOM,
             input,
             output: vec![0; 2 * (65535 + 512)],
-            reads: if size == SUPER_LEN { 1 } else { BATCH },
+            reads,
             flows: FlowCache::new(WORKER_FLOWS),
             spd: Arc::clone(&shared.spd),
             sealer,
@@ -153,7 +167,7 @@ impl Outbound {
         }
     }
 
-    fn batch(&mut self) -> u32 {
+    pub fn batch(&mut self) -> u32 {
         let (mut at, mut packets) = (0, 0);
         for _ in 0..self.reads {
             // Stands for a TUN read; only the headers must be restored.
