@@ -31,7 +31,7 @@ def cost_tcp(link: Link, lengths: Lengths, memory: Memory) -> list[Sample]:
         gigabits = sum(stream.second() for _ in range(lengths.tcp))
         spent = meter.spent()
     note = "" if gigabits >= _ENOUGH * GBIT_S * lengths.tcp else _TOO_FAST
-    return _costs(link, spent, gigabits, "s/Gbit", 1.0, note)
+    return costs(spent, gigabits, "s/Gbit", 1.0, note)
 
 
 def cost_udp(flows: int) -> Run:
@@ -40,17 +40,16 @@ def cost_udp(flows: int) -> Run:
     def run(link: Link, lengths: Lengths, memory: Memory) -> list[Sample]:
         seen = exchange(link, flows, SMALL, PACKETS_S, lengths.udp)
         note = "" if seen.received >= _ENOUGH * PACKETS_S * seen.seconds else _TOO_FAST
-        return _costs(link, seen.spent, seen.received, "us/packet", 1e6, note)
+        return costs(seen.spent, seen.received, "us/packet", 1e6, note)
 
     return run
 
 
-def _costs(
-    link: Link, spent: Spent, amount: float, unit: str, scale: float, note: str
-) -> list[Sample]:
+def costs(spent: Spent, amount: float, unit: str, scale: float, note: str) -> list[Sample]:
+    """Processor time of the machine, and of gateways if there are any, divided by `amount`."""
     cpu = spent.percent()
     figures = {"machine": spent.machine}
-    if link.pids:
+    if spent.daemons:
         figures |= {"gateways": sum(spent.daemons), "receiver": spent.receiver}
     return [
         Sample(metric, unit, scale * seconds / amount, cpu, note)

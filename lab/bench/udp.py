@@ -102,12 +102,13 @@ def udp(size: int, flows: int = 1) -> Run:
         if found.best is None:
             raise LabError("every rate tried lost more than 1 %")
         note = _SENDERS_LIMIT if found.is_senders_limit else ""
-        return list(_samples(runs[found.best], size, note))
+        return list(samples(runs[found.best], size, note))
 
     return run
 
 
-def _samples(best: Exchange, size: int, note: str) -> Iterator[Sample]:
+def samples(best: Exchange, size: int, note: str) -> Iterator[Sample]:
+    """Figures of the best run of a search; `note` is the limit of its rate, if known."""
     cpu = best.probe.cpu
     rate = best.received / best.seconds
     yield Sample("throughput", "Gbit/s", rate * size * 8 / 1e9, cpu, note)

@@ -6,9 +6,14 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from esp_gw.demo.netns import NETNS_DIR
+from lab.bench.ping import answers
+from lab.bench.tunnels import EspGwTunnels
 
 BENCH = (sys.executable, "-m", "lab.bench")
 SMALLEST = ("--quick", "--rounds", "1", "--only", "systems")
@@ -46,6 +51,47 @@ def test_the_smallest_benchmark_measures_a_wire_and_a_gateway(tmp_path: Path) ->
     assert "### TCP, Gbit/s" in output
     assert "round 1 of 1: systems, python" in progress
     assert namespaces_of(process.pid) == []
+
+
+def test_the_tests_beside_a_load_measure_a_wire_and_a_gateway(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    tests = ("rtt_loaded_4", "cost_tcp", "cost_udp_8")
+    chosen = [word for name in ("veth", "python") for word in ("--system", name)]
+    chosen += [word for name in tests for word in ("--test", name)]
+    result = subprocess.run(
+        [*BENCH, *SMALLEST, *chosen, "--json", str(file)],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    document = json.loads(file.read_text())
+    assert document["failures"] == []
+    found = {(each["system"], each["test"], each["metric"]): each for each in document["results"]}
+    costs = ("cost_tcp", "cost_udp_8")
+    of_all = {("rtt_loaded_4", metric) for metric in ("median", "p99")}
+    of_all |= {(test, "machine") for test in costs}
+    of_the_gateways = {(test, metric) for test in costs for metric in ("gateways", "receiver")}
+    assert {key[1:] for key in found if key[0] == "python"} == of_the_gateways | of_all
+    assert {key[1:] for key in found if key[0] == "veth"} == of_all
+    for each in document["results"]:
+        assert each["median"] > 0
+    for test in ("cost_tcp", "cost_udp_8"):
+        receiver, gateways, machine = (
+            found["python", test, metric]["median"]
+            for metric in ("receiver", "gateways", "machine")
+        )
+        # Ticks of /proc/stat are 10 ms.
+        assert receiver < gateways < 1.1 * machine
+
+
+@pytest.mark.parametrize("sas", [1, 2])
+def test_every_tunnel_of_several_carries_traffic(tmp_path: Path, sas: int) -> None:
+    with EspGwTunnels("python", 2, sas)(tmp_path) as link:
+        assert len(link.further) == 1
+        for source, target in ((link.source, link.target), *link.further):
+            assert answers(replace(link, source=source, target=target))
 
 
 def test_a_system_that_does_not_start_is_named_and_the_others_continue(tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ import pytest
 
 from esp_gw.errors import LabError
 from lab.bench import core
+from lab.bench.costs import costs
 from lab.bench.cpu import Spent, parse_unused
 from lab.bench.host import module_version
 from lab.bench.ping import parse_ping, percentile
 from lab.bench.streams import parse_interval, received_gbit_s
 from lab.bench.tcp import parse_features, sender_seconds
-from lab.bench.udp import Exchange, count_at
+from lab.bench.udp import Exchange, count_at, samples
 
 PING = """\
 PING 10.2.0.1 (10.2.0.1) from 10.1.0.1 : 56(84) bytes of data.
@@ -119,6 +120,28 @@ def test_loss_is_what_was_offered_and_not_received() -> None:
     assert not probe.is_good
     more_than_sent = Exchange(1000, 1000.4, 1.0, Spent(1.0, (), 0.9)).probe
     assert more_than_sent.loss == 0
+
+
+def test_packets_a_processor_second_are_those_received() -> None:
+    seen = Exchange(1100, 1000.0, 0.5, Spent(0.6, (0.25, 0.15), 0.8))
+    found = {each.metric: (each.value, each.note) for each in samples(seen, 64, "a limit")}
+    assert found == {
+        "throughput": (pytest.approx(2000 * 512 / 1e9), "a limit"),
+        "packets": (2000, "a limit"),
+        "per_gateways_cpu": (pytest.approx(2500), ""),
+        "per_machine_cpu": (pytest.approx(1250), ""),
+    }
+    plain = samples(Exchange(10, 10.0, 0.5, Spent(0.6, (), 0.8)), 64, "")
+    assert "per_gateways_cpu" not in {each.metric for each in plain}
+
+
+def test_costs_are_divided_by_what_was_carried() -> None:
+    spent = Spent(2.0, (0.25, 0.15), 0.8)
+    found = costs(spent, 200_000, "us/packet", 1e6, "")
+    values = {each.metric: pytest.approx(each.value) for each in found}
+    assert values == {"machine": 4.0, "gateways": 2.0, "receiver": 0.75}
+    assert {(each.unit, each.cpu) for each in found} == {("us/packet", spent.percent())}
+    assert [each.metric for each in costs(Spent(2.0, (), 0.8), 2.0, "s/Gbit", 1, "")] == ["machine"]
 
 
 def test_the_version_of_a_go_program_is_its_modules() -> None:
