@@ -21,7 +21,7 @@ from lab.bench.model import Lengths, Link, Memory, Run, Sample
 
 _QUEUED_S = 0.05
 """Seconds after the last packet was sent in which those on the way may still arrive."""
-_SENDERS_LIMIT = "the sender's own limit, the system could carry more"
+_SENDERS_LIMIT = "the sender found no time for more: the limit of the machine that all share"
 _FIRST_PROBES = 4
 """Runs added to the first search of a system, which starts without a guess."""
 

@@ -183,6 +183,10 @@ def test_figures_of_the_core_have_distinct_keys() -> None:
     assert ("native-openssl", "core_encap_1400", "speedup_2_threads_own") in keys
     assert (results[0].median, results[0].low, results[0].high) == (300.5, 299, 310)
     assert results[0].unit == "ns"
+    (split,) = core.parse(
+        [{**CORE, "test": "split", "size": 45, "threads": 2, "sas": "parked", "metric": "speedup"}]
+    )
+    assert (split.test, split.metric) == ("core_split_45", "speedup_2_threads_parked")
     (earlier,) = core.parse([CORE], "baseline")
     assert earlier.system == "baseline-openssl"
 
