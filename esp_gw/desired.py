@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from esp_gw import values
-from esp_gw.model import AF_ALG_AUTO, AUTO, PROVIDER_AUTO, IPAddress, Policy, Sa, Tunnel
+from esp_gw.model import AF_ALG_AUTO, AUTO, NORMAL, PROVIDER_AUTO, IPAddress, Policy, Sa, Tunnel
 from esp_gw.protocol import MIN_IPV6_MTU, UDP_ENCAP_PORT
 
 DEFAULT_TABLE = 4500
@@ -60,8 +60,8 @@ class EngineSettings:
 
     `interface` is the name of the TUN device, `port` the local UDP port. `fwmark` marks packets of
     the outer sockets so that routing keeps them out of the TUN. Only the native engine uses
-    `workers` (None: the number of processors of the process), `pin_workers`, `busy_poll_us`
-    (microseconds that an idle worker polls before it sleeps) and `offload`.
+    `workers` (None: the number of processors of the process), `pin_workers` and `offload`. A
+    `latency` of `low` keeps processors out of idle states while there is traffic.
     """
 
     interface: str = _setting("esp0", values.parse_interface)
@@ -70,7 +70,7 @@ class EngineSettings:
     workers: int | None = _setting(None, values.parse_workers)
     min_mtu: int = _setting(MIN_IPV6_MTU, values.parse_mtu)
     pin_workers: bool = _setting(False, values.parse_flag)
-    busy_poll_us: int = _setting(0, values.parse_busy_poll)
+    latency: str = _setting(NORMAL, values.parse_latency)
     offload: Offloads = _setting(Offloads(), Offloads)  # noqa: RUF009 - it is frozen
     provider: str = _setting(PROVIDER_AUTO, values.parse_provider, section="crypto")
     af_alg: str = _setting(AF_ALG_AUTO, values.parse_af_alg, section="crypto", key="offload")

@@ -327,6 +327,10 @@ AF_ALG_AUTO = "auto"
 AF_ALG_ON = "on"
 AF_ALG_OFF = "off"
 AF_ALG_CHOICES = (AF_ALG_AUTO, AF_ALG_ON, AF_ALG_OFF)
+
+NORMAL, LOW = "normal", "low"
+LATENCIES = (NORMAL, LOW)
+"""The choices of the wake-up latency of idle processors."""
 """Values of `crypto.offload`: use AF_ALG of the kernel if it is faster, always, or never."""
 
 

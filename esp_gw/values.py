@@ -17,6 +17,7 @@ from esp_gw.model import (
     AUTO,
     ENGINES,
     LAST_TABLE,
+    LATENCIES,
     MAX_REPLAY_WINDOW,
     MAX_SAS,
     MIN_REPLAY_WINDOW,
@@ -367,9 +368,8 @@ parse_liveness = integer(0, 3600)
 """Seconds."""
 parse_sa_count = integer(1, MAX_SAS)
 parse_workers = integer(1, 64)
-parse_busy_poll = integer(0, 1000)
-"""Microseconds."""
 parse_engine = one_of(*ENGINES)
 parse_provider = one_of(*PROVIDERS)
 parse_af_alg = one_of(*AF_ALG_CHOICES)
 parse_auto = one_of(AUTO, OFF)
+parse_latency = one_of(*LATENCIES)

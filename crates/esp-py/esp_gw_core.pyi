@@ -109,6 +109,8 @@ class Settings:
 
     `provider` is "auto" or a library's name, `af_alg` the names of the suites that the kernel seals
     and opens as long as it can, `workers` None for the processors that the process may use.
+    `low_latency_ms` is the time after its last packet for which a worker keeps processors out of
+    idle states, None for never.
     """
 
     def __new__(
@@ -120,7 +122,7 @@ class Settings:
         min_mtu: int,
         workers: int | None,
         pin_workers: bool,
-        busy_poll_us: int,
+        low_latency_ms: int | None,
         provider: str,
         af_alg: Sequence[str],
         offloads: Offloads,
@@ -459,6 +461,8 @@ class NativeEngine:
 
     def offloads(self) -> dict[str, OffloadStatus]:
         """Return the offloads by their names in the configuration."""
+    def latency(self) -> tuple[bool, int | None]:
+        """Return True if a request for a short latency is held, and the errno of a refused one."""
 
     def providers(self) -> dict[str, str]:
         """Return what seals and opens the suites in use, by their names."""

@@ -24,11 +24,11 @@ from esp_gw.crypto.probe import choose, find_faults
 from esp_gw.crypto.processor import aes_path
 from esp_gw.desired import Desired, GatewaySettings
 from esp_gw.engine.choose import is_native
-from esp_gw.engine.refusals import TUN_DEVICE, tun_not_opened
+from esp_gw.engine.refusals import LATENCY_DEVICE, TUN_DEVICE, latency_refused, tun_not_opened
 from esp_gw.errors import ConfigError, ControlError, EspGwError, LedgerError, NetworkError
 from esp_gw.ledger.identity import machine_identity
 from esp_gw.ledger.ledger import LEDGER_NAME, Ledger
-from esp_gw.model import AF_ALG_AUTO, AF_ALG_OFF, AF_ALG_ON, DEFAULT_SUITE, NO_AES, OFF
+from esp_gw.model import AF_ALG_AUTO, AF_ALG_OFF, AF_ALG_ON, DEFAULT_SUITE, LOW, NO_AES, OFF
 from esp_gw.network.forward import forward_warnings
 from esp_gw.network.nft import firewall_fault, list_ruleset
 from esp_gw.network.sysctl import network_warnings
@@ -88,6 +88,7 @@ def examine(config: Path, control_socket: Path) -> list[Finding]:
         ]
         if desired is not None:
             findings += _network(desired)
+            findings += _latency(view, desired.settings)
             findings.append(_firewall(desired.settings))
             path = Path(desired.settings.state_dir) / LEDGER_NAME
             findings.append(_seen(view, lambda: _ledger(path, running)))
@@ -230,6 +231,20 @@ def _network(desired: Desired) -> Iterator[Finding]:
     ):
         found, _, todo = text.partition("; ")
         yield Finding(State.WARNING, "network", found, todo)
+
+
+def _latency(view: Viewpoint, settings: GatewaySettings) -> Iterator[Finding]:
+    if settings.latency == LOW:
+        yield _seen(view, _latency_device)
+
+
+def _latency_device() -> Finding:
+    try:
+        os.close(os.open(LATENCY_DEVICE, os.O_WRONLY | os.O_CLOEXEC))
+    except OSError as error:
+        found, _, todo = latency_refused(error.errno or 0).partition("; ")
+        return Finding(State.WARNING, "latency", f"low has no effect: {found}", todo)
+    return Finding(State.OK, "latency", f"low, by {LATENCY_DEVICE}")
 
 
 def _firewall(settings: GatewaySettings) -> Finding:

@@ -12,7 +12,7 @@ import click
 from esp_gw.cli import output
 from esp_gw.cli.options import CONFIG, Daemon, config_option, json_option, log_level_option
 from esp_gw.errors import ControlError, EspGwError, Problem, printable
-from esp_gw.model import NO_AES, TunnelState
+from esp_gw.model import NO_AES, NORMAL, TunnelState
 
 RELOAD_TIMEOUT = 80.0
 """Seconds for a reload of thousands of tunnels on a slow disk; systemd ends it after 90."""
@@ -86,6 +86,7 @@ def status(daemon: Daemon, as_json: bool) -> int:
         {
             "running": f"for {output.span(reply['uptime_s'])}, pid {reply['pid']}",
             "engine": _engine(reply),
+            "latency": _latency(reply["latency"]),
             "cryptography": _cryptography(reply),
             "offload": output.joined(
                 name for name, entry in reply["offload"].items() if entry["in_use"]
@@ -111,8 +112,6 @@ def _engine(reply: Mapping[str, Any]) -> str:
     words = [str(reply["engine"]), output.counted(reply["workers"], "worker")]
     if reply["pinned"]:
         words.append("pinned")
-    if reply["busy_poll_us"]:
-        words.append(f"busy poll {reply['busy_poll_us']} us")
     return ", ".join(words)
 
 
@@ -134,6 +133,19 @@ def _lanes(reply: Mapping[str, Any]) -> str:
     if lanes["priority_refused"] is not None:
         words.append(f"no priority for lane 0 ({lanes['priority_refused']})")
     return output.joined(words)
+
+
+def _latency(latency: Mapping[str, Any]) -> str:
+    """Return a phrase on low latency with its cost, or nothing for the default."""
+    if latency["setting"] == NORMAL:
+        return ""
+    if latency["why"]:
+        return f"{latency['setting']}, without effect"
+    now = "they do now" if latency["held"] else "not now"
+    return (
+        f"{latency['setting']}, at the cost of power: processors stay out of idle states while "
+        f"there is traffic and {latency['rest_ms']} ms after it ({now})"
+    )
 
 
 def _cryptography(reply: Mapping[str, Any]) -> str:

@@ -42,6 +42,10 @@ Location = tuple[str | int, ...]
 MAX_LIST_LEN = 64
 MAX_PAIRS = 1024
 """Largest number of pairs of a local and a remote prefix in one tunnel, SA or policy."""
+_REMOVED = {
+    "busy_poll_us": "it made round trips longer; take it out, 'latency: low' is what shortens them"
+}
+"""Settings of earlier versions, each with why it went and what to write instead."""
 EVERYTHING: dict[int, IPNetwork] = {
     4: ipaddress.IPv4Network("0.0.0.0/0"),
     6: ipaddress.IPv6Network("::/0"),
@@ -123,6 +127,8 @@ def describe(error: ValidationError, model: type[BaseModel]) -> list[tuple[Locat
 
 def unknown_field(name: object, known: Iterable[str]) -> str:
     """The message for an unknown field, with the nearest known name if there is one."""
+    if isinstance(name, str) and name in _REMOVED:
+        return f"was removed: {_REMOVED[name]}"
     known = list(known)
     near = difflib.get_close_matches(str(name)[:MAX_NAME_LEN], known, n=1)
     return f"unknown field; {f'did you mean {near[0]}?' if near else 'known: ' + ', '.join(known)}"

@@ -167,6 +167,8 @@ class _Daemon:
         tables.write(former | {settings.table})
         await gateway.start(self._service.desired())
         tables.write(frozenset({settings.table}))
+        for warning in gateway.engine.status().latency.warnings:
+            log.warning(warning)
         if is_native(settings.engine):
             prefer_control()
         try:

@@ -126,11 +126,11 @@ class Service:
     async def get_status(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return the state of the daemon and its engine, with warnings for the operator."""
         settings = self._configured.settings
-        engine = self._gateway.engine
+        status = self._gateway.engine.status()
         return {
             "version": __version__,
-            "engine": engine.name,
-            **engine_view(engine.status(), self._gateway.sas),
+            "engine": self._gateway.engine.name,
+            **engine_view(status, self._gateway.sas),
             "interface": settings.interface,
             "mtu": self._gateway.mtu,
             "pid": os.getpid(),
@@ -148,6 +148,7 @@ class Service:
                 ),
                 *self._health.guesses(),
                 *self._hints,
+                *status.latency.warnings,
             ],
         }
 

@@ -17,6 +17,7 @@ from esp_gw.crypto.measure import Sealer
 from esp_gw.desired import EngineSettings
 from esp_gw.engine.base import (
     NEVER,
+    REST_MS,
     AfAlgLost,
     CeilingNear,
     Counters,
@@ -26,6 +27,7 @@ from esp_gw.engine.base import (
     GsoRefused,
     HardExpired,
     LaneStatus,
+    LatencyStatus,
     LeaseLow,
     MergeRefused,
     OffloadStatus,
@@ -40,6 +42,7 @@ from esp_gw.engine.base import (
 from esp_gw.engine.keepalives import Rhythm, rhythm_of
 from esp_gw.engine.refusals import (
     TUN_DEVICE,
+    latency_refused,
     socket_refused,
     tun_not_created,
     tun_not_opened,
@@ -47,6 +50,7 @@ from esp_gw.engine.refusals import (
 from esp_gw.errors import EngineError
 from esp_gw.model import (
     AF_ALG_ON,
+    LOW,
     Action,
     Direction,
     DropReason,
@@ -318,7 +322,7 @@ class NativeEngine:
         return EngineStatus(
             workers=self._core.workers(),
             pinned=self._settings.pin_workers,
-            busy_poll_us=self._settings.busy_poll_us,
+            latency=self._latency(),
             provider=providers,
             aes=core.aes_path,
             offload={
@@ -328,6 +332,11 @@ class NativeEngine:
             af_alg={suite: self._af_alg[suite] for suite in providers},
             lanes=_lane_status(self._core.lane_status()),
         )
+
+    def _latency(self) -> LatencyStatus:
+        held, refused = self._core.latency()
+        why = "" if refused is None else latency_refused(refused)
+        return LatencyStatus(self._settings.latency, held, why=why)
 
     def _take_events(self) -> None:
         for event in self._core.take_events():
@@ -413,7 +422,7 @@ def _settings(settings: EngineSettings, af_alg: Mapping[str, AfAlgStatus]) -> co
         min_mtu=settings.min_mtu,
         workers=settings.workers,
         pin_workers=settings.pin_workers,
-        busy_poll_us=settings.busy_poll_us,
+        low_latency_ms=REST_MS if settings.latency == LOW else None,
         provider=settings.provider,
         af_alg=[name for name, status in af_alg.items() if status.in_use],
         offloads=core.Offloads(**asdict(settings.offload)),

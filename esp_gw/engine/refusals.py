@@ -11,6 +11,7 @@ from esp_gw.errors import EngineError
 from esp_gw.model import Encapsulation
 
 TUN_DEVICE = "/dev/net/tun"
+LATENCY_DEVICE = "/dev/cpu_dma_latency"
 
 _OPEN_ADVICE = {
     errno.EACCES: (
@@ -29,6 +30,12 @@ _SOCKET_ADVICE = {
     errno.EADDRINUSE: (
         "another program listens there (an IKE daemon?): stop it, or set another 'port'"
     ),
+}
+
+_LATENCY_ADVICE = {
+    errno.EACCES: "udev opens it to the group esp-gw: run 'scripts/install' again",
+    errno.EPERM: f"the unit lacks 'DeviceAllow={LATENCY_DEVICE} rw': run 'scripts/install' again",
+    errno.ENOENT: "this kernel or container has none: set 'latency: normal'",
 }
 
 
@@ -65,3 +72,9 @@ def socket_refused(wanted: OuterSocket, port: int, error: OSError) -> EngineErro
         where=f"{wanted.address} port {port}/udp" if udp else f"{wanted.address} protocol 50",
         hint=_SOCKET_ADVICE.get(error.errno or 0),
     )
+
+
+def latency_refused(number: int) -> str:
+    """Return why there is no low latency, from an errno; behind '; ' what to do, if it is known."""
+    advice = _LATENCY_ADVICE.get(number)
+    return f"{LATENCY_DEVICE}: {os.strerror(number)}" + (f"; {advice}" if advice else "")

@@ -232,7 +232,6 @@ def _techniques() -> Iterator[Subject]:
         "1-worker": {"workers": 1},
         "4-workers": {"workers": 4},
         "pinned": {"pin_workers": True},
-        "busy-poll": {"busy_poll_us": 50},
         "low-latency": {"latency": "low"},
     }
     for name, chosen in chosen_settings.items():

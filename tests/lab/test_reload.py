@@ -128,7 +128,7 @@ FIXED = {
     "control_socket": "/nowhere/control.sock",
     "workers": 3,
     "pin_workers": True,
-    "busy_poll_us": 20,
+    "latency": "low",
     "offload": {"merge": False},
 }
 

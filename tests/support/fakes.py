@@ -17,6 +17,7 @@ from esp_gw.engine.base import (
     Counters,
     EngineStatus,
     Event,
+    LatencyStatus,
     OffloadStatus,
     Opening,
     OuterSocket,
@@ -82,6 +83,7 @@ class FakeEngine:
         self.is_open = False
         self.is_started = False
         self.af_alg: dict[str, AfAlgStatus] = {}
+        self.latency = LatencyStatus("normal")
         self.sas: dict[str, Sa] = {}
         self.leases: dict[str, Lease] = {}
         self.floors: dict[str, int] = {}
@@ -216,7 +218,7 @@ class FakeEngine:
     def status(self) -> EngineStatus:
         offload = {"udp_gso": OffloadStatus(True), "merge": OffloadStatus(False, "switched off")}
         suites = {sa.suite.name: "OpenSSL 3.6.0" for sa in self.sas.values()}
-        return EngineStatus(1, False, 0, suites, "AES-NI", offload, self.af_alg)
+        return EngineStatus(1, False, self.latency, suites, "AES-NI", offload, self.af_alg)
 
     def advanced_replay_floors(self) -> dict[str, int]:
         inbound = [sa.name for sa in self.sas.values() if sa.direction is Direction.INBOUND]

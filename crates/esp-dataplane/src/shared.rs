@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 
 use crate::aead_factory::AeadFactory;
 use crate::events::Events;
+use crate::latency::LatencyRequests;
 use crate::merge_refusal::MergeRefusal;
 use crate::samples::Drawer;
 use crate::socket_drops::SocketDrops;
@@ -43,6 +44,8 @@ pub struct Shared {
     /// The nice value of lane 0's worker, if it differs from that of the others, and the reason
     /// for a refusal.
     pub priority: Mutex<(Option<i32>, String)>,
+    /// The workers' requests for a short wake-up latency.
+    pub latency: Arc<LatencyRequests>,
     /// The mark of outer packets.
     pub fwmark: u32,
     /// Outer packets of at most this many bytes are fragmented rather than refused.

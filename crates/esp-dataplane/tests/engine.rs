@@ -11,7 +11,6 @@ mod common;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::sync::Arc;
-use std::time::Duration;
 
 use common::{Netns, PATIENCE, eventually, ip, ip_says, readable};
 use esp_core::DropReason;
@@ -35,7 +34,7 @@ fn settings() -> Settings {
         min_mtu: 1280,
         workers: Some(2),
         pin_workers: false,
-        busy_poll: Duration::ZERO,
+        low_latency: None,
         provider: Choice::Auto,
         af_alg: Vec::new(),
         offloads: Offloads::all(),

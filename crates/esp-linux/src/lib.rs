@@ -1,5 +1,5 @@
-//! TUN queues, outer sockets, the kernel's ciphers, readiness, memory and processors, as safe types
-//! over system calls.
+//! TUN queues, outer sockets, the kernel's ciphers, readiness, memory, processors and their idle
+//! states, as safe types over system calls.
 //!
 //! Of ESP only [`bpf`] knows anything: it reads the SPI. Nothing allocates after it was made but
 //! [`alg`], and no call blocks but [`poll::Poller::wait`] and [`alg::AlgKey::receive`].
@@ -18,6 +18,7 @@ pub mod bpf;
 mod cmsg;
 pub mod cpu;
 mod error;
+pub mod latency;
 #[allow(unsafe_code)]
 pub mod mem;
 #[allow(unsafe_code)]

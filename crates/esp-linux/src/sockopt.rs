@@ -29,9 +29,6 @@ pub struct SocketOptions {
     /// Bytes of the receive and of the send buffer. Over `net.core.rmem_max` and
     /// `wmem_max` only with `CAP_NET_ADMIN`; without it the kernel clamps them.
     pub buffer: usize,
-    /// Microseconds that a read may busy-poll the card's queue (`SO_BUSY_POLL`, if the kernel has
-    /// it); 0 for none.
-    pub busy_poll_us: u32,
 }
 
 /// Opens an unbound, nonblocking socket with all options that both kinds share.
@@ -50,11 +47,6 @@ pub(crate) fn open(
     let fd = rustix::net::socket_with(family, kind, flags, Some(protocol)).step("socket")?;
     if options.mark != 0 {
         set_u32(fd.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, options.mark).step("SO_MARK")?;
-    }
-    if options.busy_poll_us != 0 {
-        let us = options.busy_poll_us;
-        // An optimization that needs driver and kernel support; its failure is ignored.
-        let _ = set_u32(fd.as_fd(), libc::SOL_SOCKET, libc::SO_BUSY_POLL, us);
     }
     sockopt::set_socket_recv_buffer_size_force(&fd, options.buffer)
         .or_else(|_| sockopt::set_socket_recv_buffer_size(&fd, options.buffer))

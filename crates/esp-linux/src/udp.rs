@@ -230,7 +230,6 @@ fn probe_segments(local: IpAddr) -> Result<usize> {
         local: SocketAddr::new(local, 0),
         mark: 0,
         buffer: 0,
-        busy_poll_us: 0,
     };
     let fd = options::open(&options, SocketType::DGRAM, ipproto::UDP)?;
     if options::set_u32(fd.as_fd(), libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_err() {

@@ -463,7 +463,6 @@ fn the_mark_chooses_the_route_of_what_is_sent() {
     ] {
         let marked = SocketOptions {
             mark,
-            busy_poll_us: 50,
             ..options("127.0.0.1:0")
         };
         let socket = UdpSocket::bind_group(&marked, ALL, &Steering::by_spi(1).unwrap())

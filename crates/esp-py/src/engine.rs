@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 
 use esp_dataplane::engine::{Engine, SadChange};
+use esp_linux::Errno;
 use pyo3::prelude::*;
 
 use crate::counters::{Counters, Direction, OffloadStatus, SaCounters};
@@ -57,6 +58,13 @@ impl NativeEngine {
         offloads
             .map(|offload| (offload.name, offload.into()))
             .collect()
+    }
+
+    /// True if a worker holds a request for a short latency, and the errno of one that has none.
+    fn latency(&self) -> (bool, Option<i32>) {
+        let requests = self.0.latency();
+        let refused = requests.refused().map(Errno::raw_os_error);
+        (requests.held(), refused)
     }
 
     fn providers(&self) -> BTreeMap<&'static str, String> {

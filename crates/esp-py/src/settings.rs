@@ -77,7 +77,7 @@ pub(crate) struct Settings(pub(crate) engine::Settings);
 #[pymethods]
 impl Settings {
     #[new]
-    #[pyo3(signature = (*, interface, port, fwmark, min_mtu, workers, pin_workers, busy_poll_us,
+    #[pyo3(signature = (*, interface, port, fwmark, min_mtu, workers, pin_workers, low_latency_ms,
                         provider, af_alg, offloads))]
     #[allow(clippy::too_many_arguments)] // by name alone
     fn new(
@@ -87,7 +87,7 @@ impl Settings {
         min_mtu: usize,
         workers: Option<usize>,
         pin_workers: bool,
-        busy_poll_us: u64,
+        low_latency_ms: Option<u64>,
         provider: &str,
         af_alg: Vec<String>,
         offloads: &Offloads,
@@ -102,7 +102,7 @@ impl Settings {
             min_mtu,
             workers,
             pin_workers,
-            busy_poll: Duration::from_micros(busy_poll_us),
+            low_latency: low_latency_ms.map(Duration::from_millis),
             provider: Choice::by_name(provider)
                 .ok_or_else(|| value_error(format!("this build has no provider {provider}")))?,
             af_alg: af_alg.collect::<PyResult<_>>()?,

@@ -26,6 +26,7 @@ from esp_gw.engine.base import (
     EngineFailed,
     EngineStatus,
     Event,
+    LatencyStatus,
     LeaseLow,
     OffloadStatus,
     Opening,
@@ -37,6 +38,7 @@ from esp_gw.engine.keepalives import Rhythm, rhythm_of
 from esp_gw.engine.python.changes import SadChange
 from esp_gw.engine.python.inbound import InboundPath
 from esp_gw.engine.python.lanes import LaneFlows
+from esp_gw.engine.python.latency import LowLatency
 from esp_gw.engine.python.outbound import OutboundPath
 from esp_gw.engine.python.outer import Outer
 from esp_gw.engine.python.peers import Peer, Peers
@@ -47,6 +49,7 @@ from esp_gw.errors import EngineError
 from esp_gw.model import (
     AF_ALG_ON,
     AWS_LC,
+    LOW,
     Direction,
     DropReason,
     Encapsulation,
@@ -73,6 +76,7 @@ class PythonEngine:
         self._keepalives_out = 0
         self._drops_of_closed = 0
         self._change: SadChange | None = None
+        self._latency: LowLatency | None = None
 
     def open(self, settings: EngineSettings, on_event: Callable[[Event], None]) -> None:
         """Create the TUN device. Raises EngineError."""
@@ -105,6 +109,8 @@ class PythonEngine:
 
     def start(self) -> None:
         """Start reading the TUN device."""
+        if self._settings.latency == LOW:
+            self._latency = LowLatency(self._loop)
         self._loop.add_reader(self._tun, self._read_tun)
 
     def close(self) -> None:
@@ -116,6 +122,8 @@ class PythonEngine:
             outer.close()
         self._outers.clear()
         self._inbound.close()
+        if self._latency is not None:
+            self._latency.close()
         self._loop.remove_reader(self._tun)
         os.close(self._tun)
         self._factory.close()
@@ -126,7 +134,7 @@ class PythonEngine:
             if key not in self._outers:
                 outer = Outer(key, self._settings.port, self._settings.fwmark, self._loop)
                 self._outers[key] = outer
-                self._loop.add_reader(outer.sock, self._inbound.drain, outer)
+                self._loop.add_reader(outer.sock, self._read_outer, outer)
         for key in [key for key in self._outers if key not in wanted]:
             outer = self._outers.pop(key)
             self._drops_of_closed += outer.dropped()
@@ -353,12 +361,25 @@ class PythonEngine:
         return EngineStatus(
             workers=1,
             pinned=False,
-            busy_poll_us=0,
+            latency=self._latency_status(),
             provider={suite: self._factory.provider(suite) for suite in sorted(suites)},
             aes=aes_path(),
             offload={field.name: single for field in fields(Offloads)},
             af_alg={suite: self._factory.status(suite) for suite in sorted(suites)},
         )
+
+    def _latency_status(self) -> LatencyStatus:
+        if self._latency is None:
+            return LatencyStatus(self._settings.latency)
+        return LatencyStatus(LOW, self._latency.is_held, why=self._latency.why)
+
+    def _read_outer(self, outer: Outer) -> None:
+        self._inbound.drain(outer)
+        self._worked()
+
+    def _worked(self) -> None:
+        if self._latency is not None:
+            self._latency.worked()
 
     def _read_tun(self) -> None:
         try:
@@ -370,6 +391,7 @@ class PythonEngine:
                     f"{self._settings.interface}: the TUN device is gone: {error.strerror}"
                 )
             )
+        self._worked()
 
     def _outer_of(self, sa: Sa) -> Outer:
         outer = self._outers.get(OuterSocket(sa.local, sa.encapsulation))

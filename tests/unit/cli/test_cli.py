@@ -137,7 +137,11 @@ def test_tunnel_list_status_and_stats_are_human_readable(gateway: Gateway, capsy
     status = run(capsys, "status", status=1)
     assert "  tunnels: 1\n  states: 2 up, 1 failing\n" in status
     assert "running: for 2 h 3 min, pid 7\n" in status
-    assert "engine: python, 2 workers, pinned, busy poll 50 us\n" in status
+    assert "engine: python, 2 workers, pinned\n" in status
+    assert (
+        "latency: low, at the cost of power: processors stay out of idle states while there is "
+        "traffic and 40 ms after it (they do now)\n"
+    ) in status
     assert (
         "cryptography: AWS-LC 5.12.0 (aes256gcm16), OpenSSL 3.6.0 (aes256gcm8), "
         "AES by AES-NI, AVX2\n"

@@ -125,6 +125,21 @@ def test_a_healthy_machine_has_no_findings_but_ok(machine: Machine) -> None:
     assert machine.kernel.open == 0
 
 
+def test_a_latency_device_is_looked_at_where_low_latency_is_wanted(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = machine.folder / "cpu_dma_latency"
+    monkeypatch.setattr(doctor, "LATENCY_DEVICE", str(device))
+    assert "latency" not in machine.findings()
+    machine.edit(gateway={**machine.gateway(), "latency": "low"})
+    finding = machine.only()
+    assert (finding.what, finding.state) == ("latency", State.WARNING)
+    assert "low has no effect: /dev/cpu_dma_latency: No such file" in finding.found
+    assert "set 'latency: normal'" in finding.todo
+    device.touch()
+    assert machine.findings()["latency"].state is State.OK
+
+
 def test_a_missing_tun_device_is_a_fault(machine: Machine) -> None:
     machine.tun.unlink()
     finding = machine.only()

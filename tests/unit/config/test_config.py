@@ -100,7 +100,7 @@ gateway:
   min_mtu: 1300
   workers: 4
   pin_workers: yes
-  busy_poll_us: 1000
+  latency: low
   offload: {tso: no, uso: off, udp_gso: false, udp_gro: no, merge: no}
 crypto:
   provider: aws-lc
@@ -120,7 +120,7 @@ crypto:
         min_mtu=1300,
         workers=4,
         pin_workers=True,
-        busy_poll_us=1000,
+        latency="low",
         offload=Offloads(False, False, False, False, False),
         provider="aws-lc",
         af_alg="on",

@@ -339,7 +339,7 @@ gateway:
   engine: python
   workers: 65
   pin_workers: maybe
-  busy_poll_us: 1001
+  latency: lo
   offload:
     udp_gs: no
     tso: 1
@@ -351,19 +351,31 @@ crypto:
     assert [entry[:2] for entry in found] == [
         ["gw.yaml:3", "gateway.workers"],
         ["gw.yaml:4", "gateway.pin_workers"],
-        ["gw.yaml:5", "gateway.busy_poll_us"],
+        ["gw.yaml:5", "gateway.latency"],
         ["gw.yaml:7", "gateway.offload.udp_gs"],
         ["gw.yaml:8", "gateway.offload.tso"],
         ["gw.yaml:10", "crypto.provider"],
         ["gw.yaml:11", "crypto.offload"],
     ]
     assert "from 1 to 64" in found[0][2]
-    assert "from 0 to 1000" in found[2][2]
+    assert "expected normal or low, not 'lo'" in found[2][2]
     assert "did you mean udp_gso?" in found[3][2]
     assert "auto or openssl or aws-lc" in found[5][2]
     assert "auto or on or off" in found[6][2]
     assert "from 1 to 64" in only_fault(folder, "gateway: {workers: 0}")
     assert "expected a mapping with tso" in only_fault(folder, "gateway: {offload: no}")
+
+
+def test_a_removed_setting_is_refused_with_what_to_write_instead(folder: Path) -> None:
+    problem = only_fault(folder, "gateway: {busy_poll_us: 50}\n")
+    assert "gateway.busy_poll_us: was removed: it made round trips longer" in problem
+    assert "'latency: low'" in problem
+
+
+@pytest.mark.parametrize("value", ["lo", "LOW", "[low]", "0", "yes", "{low: yes}", "''"])
+def test_a_latency_is_normal_or_low(folder: Path, value: str) -> None:
+    problem = only_fault(folder, f"gateway: {{latency: {value}}}")
+    assert "gateway.latency: expected normal or low, not " in problem
 
 
 def test_aws_lc_needs_the_native_engine(folder: Path) -> None:

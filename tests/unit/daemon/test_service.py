@@ -14,6 +14,7 @@ from esp_gw.config.load import load_config
 from esp_gw.control.server import Caller
 from esp_gw.crypto.aead import AfAlgStatus
 from esp_gw.crypto.recommend import SIZES
+from esp_gw.engine.base import LatencyStatus
 from esp_gw.errors import ControlError, EspGwError, NetworkError
 from esp_gw.ledger import thread as ledger_thread
 from tests.support.ledgers import MACHINE
@@ -179,7 +180,7 @@ async def test_a_reload_for_another_configuration_is_refused(rig: Rig, tmp_path:
     [
         (lambda config: config["gateway"].update(workers=2), "gateway.workers"),
         (lambda config: config["gateway"].update(pin_workers=True), "gateway.pin_workers"),
-        (lambda config: config["gateway"].update(busy_poll_us=5), "gateway.busy_poll_us"),
+        (lambda config: config["gateway"].update(latency="low"), "gateway.latency"),
         (lambda config: config["gateway"].update(offload={"tso": False}), "gateway.offload"),
         (lambda config: config.update(crypto={"provider": "openssl"}), "crypto.provider"),
         (lambda config: config.update(crypto={"offload": "off"}), "crypto.offload"),
@@ -197,12 +198,27 @@ async def test_engine_settings_are_fixed_while_it_runs(
 async def test_status_reports_how_the_engine_works(rig: Rig) -> None:
     status = await rig.call("GetStatus")
     assert (status["engine"], status["workers"], status["pinned"]) == ("fake", 1, False)
-    assert (status["busy_poll_us"], status["aes"]) == (0, "AES-NI")
+    assert (status["latency"]["setting"], status["aes"]) == ("normal", "AES-NI")
     assert status["provider"] == {"aes256gcm16": "OpenSSL 3.6.0"}
     assert status["offload"] == {
         "udp_gso": {"in_use": True, "why": ""},
         "merge": {"in_use": False, "why": "switched off"},
     }
+
+
+async def test_a_latency_without_effect_is_a_warning_of_the_status(rig: Rig) -> None:
+    rig.engine.latency = LatencyStatus("low", why="/dev/cpu_dma_latency: Permission denied; ask")
+    status = await rig.call("GetStatus")
+    assert status["latency"] == {
+        "setting": "low",
+        "held": False,
+        "rest_ms": 40,
+        "why": "/dev/cpu_dma_latency: Permission denied; ask",
+    }
+    assert (
+        "'latency: low' has no effect: /dev/cpu_dma_latency: Permission denied; ask"
+        in (status["warnings"])
+    )
 
 
 async def test_an_addition_whose_suite_the_provider_lacks_is_left_out_with_a_warning(

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -15,7 +16,7 @@ use esp_linux::raw::RawSocket;
 use esp_linux::tun::TunFeatures;
 use esp_linux::tun_device::TunDevice;
 use esp_linux::udp::{UdpFeatures, UdpSocket};
-use esp_linux::{Error, Result, SocketOptions, cpu};
+use esp_linux::{Error, Result, SocketOptions, cpu, latency};
 
 use super::settings::{MAX_WORKERS, Offloads, Settings};
 use super::steering::Steered;
@@ -28,7 +29,7 @@ use crate::socket::Socket;
 use crate::socket_drops::SocketDrops;
 use crate::tables::{OuterSocket, Tables};
 use crate::tallies::Tallies;
-use crate::worker::{Command, Mailbox, Worker, run_supervised};
+use crate::worker::{Command, LowLatency, Mailbox, Worker, run_supervised};
 
 /// Buffer bytes requested for each outer socket and direction.
 const SOCKET_BUFFER: usize = 4 << 20;
@@ -79,6 +80,7 @@ impl Engine {
             began: Instant::now(),
             bulk_on_lane0: AtomicU64::new(0),
             priority: Mutex::default(),
+            latency: Arc::default(),
             fwmark: settings.fwmark,
             min_mtu: settings.min_mtu,
         });
@@ -107,7 +109,6 @@ impl Engine {
         }
         let processors = cpu::allowed()?;
         let merge = self.settings.offloads.contains(Offloads::MERGE);
-        let busy_poll = self.settings.busy_poll;
         let mut workers = Vec::new();
         let queues = device.set_up(self.settings.offloads.tun_features())?;
         for (index, tun) in queues.into_iter().enumerate() {
@@ -115,7 +116,9 @@ impl Engine {
             let mailbox = Arc::new(Mailbox::new()?);
             self.mailboxes.push(Arc::clone(&mailbox));
             let shared = Arc::clone(&self.shared);
-            let worker = Worker::new(index, merge, busy_poll, shared, mailbox, tun)?;
+            let rest = self.settings.low_latency;
+            let latency = LowLatency::new(rest, Path::new(latency::DEVICE), &shared.latency);
+            let worker = Worker::new(index, merge, latency, shared, mailbox, tun)?;
             workers.push(worker);
         }
         for (index, worker) in workers.into_iter().enumerate() {
@@ -187,7 +190,6 @@ impl Engine {
             local: SocketAddr::new(outer.address, self.settings.port),
             mark: self.settings.fwmark,
             buffer: SOCKET_BUFFER,
-            busy_poll_us: u32::try_from(self.settings.busy_poll.as_micros()).unwrap_or(u32::MAX),
         };
         let mut got = UdpFeatures {
             gso: false,

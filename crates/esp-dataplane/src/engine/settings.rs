@@ -68,8 +68,9 @@ pub struct Settings {
     pub workers: Option<usize>,
     /// True if each worker stays on one processor.
     pub pin_workers: bool,
-    /// Time that a worker busy-polls after its last packet.
-    pub busy_poll: Duration,
+    /// Time after its last packet for which a worker still keeps processors out of idle states;
+    /// None for never.
+    pub low_latency: Option<Duration>,
     /// The libraries that seal and open.
     pub provider: Choice,
     /// The suites that use `AF_ALG` before a library, until it fails.

@@ -9,6 +9,7 @@ use esp_linux::tun::TunFeatures;
 
 use super::lifecycle::Engine;
 use super::settings::Offloads;
+use crate::latency::LatencyRequests;
 
 /// Most peers named in the reason for a refused GSO.
 const MAX_NAMED: usize = 4;
@@ -38,6 +39,12 @@ impl Engine {
             OffloadStatus { name, in_use, why }
         };
         Offloads::NAMES.map(status).into()
+    }
+
+    /// The workers' requests for a short wake-up latency.
+    #[must_use]
+    pub fn latency(&self) -> &LatencyRequests {
+        &self.shared.latency
     }
 
     /// Each suite in use, with its provider.

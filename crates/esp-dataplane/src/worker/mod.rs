@@ -2,11 +2,11 @@
 
 mod arriving;
 mod batch;
-mod busy_poll;
 mod carried;
 mod full_sockets;
 mod inbound;
 mod keepalives;
+mod latency;
 mod mailbox;
 mod newest;
 mod outbound;
@@ -24,6 +24,7 @@ mod turn;
 mod waiting;
 mod writing;
 
+pub(crate) use latency::LowLatency;
 pub(crate) use mailbox::{Command, Mailbox};
 pub(crate) use supervise::run_supervised;
 pub(crate) use thread::Worker;

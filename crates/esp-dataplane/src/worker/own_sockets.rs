@@ -207,7 +207,6 @@ mod tests {
             local: SocketAddr::new(OUTER.address, 0),
             mark: 0,
             buffer: 1 << 16,
-            busy_poll_us: 0,
         };
         let none = UdpFeatures {
             gso: false,

@@ -8,8 +8,8 @@ use esp_linux::Result;
 use esp_linux::poll::{Events, Interest, Poller};
 use esp_linux::tun::{TunFeatures, TunQueue};
 
-use super::busy_poll::BusyPoll;
 use super::inbound::InboundPath;
+use super::latency::LowLatency;
 use super::mailbox::{Command, Mailbox};
 use super::outbound::OutboundPath;
 use super::own_sockets::SendingSocket;
@@ -38,8 +38,8 @@ pub struct Worker {
     next_token: u64,
     outbound: OutboundPath,
     inbound: InboundPath,
-    busy_poll: BusyPoll,
     preference: Preference,
+    latency: LowLatency,
     /// Generation of the tables in use.
     generation: u64,
     /// The sockets that are polled for writing: those that are full.
@@ -55,7 +55,7 @@ impl Worker {
     pub fn new(
         index: usize,
         merge: bool,
-        busy_poll: Duration,
+        latency: LowLatency,
         shared: Arc<Shared>,
         mailbox: Arc<Mailbox>,
         tun: TunQueue,
@@ -72,8 +72,8 @@ impl Worker {
             index,
             outbound: OutboundPath::new(index, Arc::clone(&shared))?,
             inbound: InboundPath::new(index, Arc::clone(&shared), mergeable)?,
-            busy_poll: BusyPoll::new(busy_poll),
             preference: Preference::default(),
+            latency,
             generation: shared.tables.load().generation,
             shared,
             mailbox,
@@ -120,11 +120,10 @@ impl Worker {
 
     /// The next wait's timeout: None to sleep until there is work.
     fn timeout(&mut self, worked: bool) -> Option<Duration> {
-        let busy = self.busy_poll.timeout(worked, Instant::now);
-        busy.or_else(|| {
-            let deadline = self.outbound.deadline()?;
-            Some(deadline.saturating_duration_since(Instant::now()))
-        })
+        let held = self.latency.after(worked, Instant::now);
+        let deadline = self.outbound.deadline();
+        let due = deadline.map(|due| due.saturating_duration_since(Instant::now()));
+        held.into_iter().chain(due).min()
     }
 
     fn drain_tun(&mut self) -> Result<()> {

@@ -93,7 +93,6 @@ pub fn options(local: &str) -> SocketOptions {
         local: local.parse().unwrap(),
         mark: 0,
         buffer: 1 << 22,
-        busy_poll_us: 0,
     }
 }
 
