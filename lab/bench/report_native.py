@@ -25,7 +25,6 @@ TECHNIQUES = {
     "native-1-worker": "all, 1 worker",
     "native-4-workers": "all, 4 workers",
     "native-pinned": "all, workers pinned",
-    "native-busy-poll": "all, busy_poll_us 50",
     "native-low-latency": "all, latency: low",
 }
 

@@ -159,7 +159,7 @@ class Debian:
         """Configure the gateway for the first time, as the guide has it."""
         if self._is_set_up:
             return
-        self.config["gateway"]["engine"] = engine
+        self.config["gateway"].update(engine=engine, latency="low")
         for name, text in self.keys.items():
             self.write(f"{ETC}/keys/{name}", text, mode="600")
         self.configure(self.config)

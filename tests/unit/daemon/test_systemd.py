@@ -17,6 +17,7 @@ import pytest
 from esp_gw.daemon.priority import CONTROL_NICE
 from esp_gw.daemon.systemd import Notifier, watchdog_interval
 from esp_gw.desired import GatewaySettings
+from esp_gw.engine.refusals import LATENCY_DEVICE, TUN_DEVICE
 from esp_gw.errors import WRONG_CONFIG, WRONG_STATE
 
 UNITS = Path(__file__).parents[3] / "systemd"
@@ -252,6 +253,24 @@ def test_the_unit_keeps_keys_out_of_dumps_and_swap_and_has_two_capabilities() ->
         assert [set(value.split()) for value in settings[name]] == [
             {"CAP_NET_ADMIN", "CAP_NET_RAW"}
         ]
+
+
+def test_the_unit_opens_two_devices_and_udev_gives_one_of_them_to_its_group() -> None:
+    settings = settings_of(SERVICE)
+    assert settings["DevicePolicy"] == ["closed"]
+    assert settings["DeviceAllow"] == [f"{TUN_DEVICE} rw", f"{LATENCY_DEVICE} rw"]
+    (rule,) = [
+        line
+        for line in (UNITS / "esp-gw.udev.rules").read_text().splitlines()
+        if not line.startswith("#")
+    ]
+    name = LATENCY_DEVICE.removeprefix("/dev/")
+    assert rule.split(", ") == [
+        'SUBSYSTEM=="misc"',
+        f'KERNEL=="{name}"',
+        f'GROUP="{settings["Group"][0]}"',
+        'MODE="0660"',
+    ]
 
 
 def test_the_unit_lets_lane_0_and_the_control_plane_run_before_the_other_workers() -> None:

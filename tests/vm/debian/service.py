@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from esp_gw.daemon.priority import CONTROL_NICE
+from esp_gw.engine.refusals import LATENCY_DEVICE
 from lab.vm.disk import CLONE
 from tests.support.debian import CONFIG, ETC, MISTAKE, STATE, Debian
 
@@ -21,6 +22,10 @@ class Installed:
             f"{ETC} root:esp-gw 750",
             f"{ETC}/keys root:esp-gw 750",
         ]
+
+    def test_its_group_may_keep_processors_awake(self, machine: Debian) -> None:
+        found = machine.ok("stat", "-c", "%U:%G %a", LATENCY_DEVICE)
+        assert found == "root:esp-gw 660\n"
 
     def test_it_has_started_and_enabled_nothing(self, machine: Debian) -> None:
         for command, state in (("is-enabled", "disabled\n"), ("is-active", "inactive\n")):
@@ -48,6 +53,10 @@ class Started:
         machine.shell("systemctl start esp-gw && ping -c 1 -W 20 10.2.0.1")
         machine.assert_carries()
         assert machine.show()["StatusText"] == f"2 SAs, engine {engine}"
+
+    def test_the_unit_lets_it_keep_processors_awake(self, machine: Debian) -> None:
+        latency = json.loads(machine.run("esp-gw", "status", "--json").stdout)["latency"]
+        assert (latency["setting"], latency["why"]) == ("low", "")
 
     def test_the_control_plane_runs_before_the_workers(self, machine: Debian, engine: str) -> None:
         tasks = machine.shell(f"cat /proc/{machine.show()['MainPID']}/task/*/stat").splitlines()
