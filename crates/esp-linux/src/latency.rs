@@ -10,9 +10,9 @@ use crate::error::{Error, Result, Step};
 
 /// The device that takes the requests.
 pub const DEVICE: &str = "/dev/cpu_dma_latency";
-/// The state without an idle state's latency: microseconds.
+/// No time to wake up, in microseconds.
 const NONE: i32 = 0;
-/// `PM_QOS_CPU_LATENCY_DEFAULT_VALUE`, with which a request asks for nothing: 2,000 s.
+/// Asks for nothing: `PM_QOS_CPU_LATENCY_DEFAULT_VALUE`, 2,000 s.
 const ANY: i32 = 2_000 * 1_000_000;
 
 /// One request. The kernel follows the smallest of all, and drops this one when its file is closed,
