@@ -60,6 +60,7 @@ def core_sa(keymat: bytes = KEYMAT) -> core.Sa:
         replay_window=64,
         pair=None,
         tunnel=None,
+        lane=None,
     )
 
 

@@ -19,7 +19,7 @@ use esp_linux::udp::{UdpFeatures, UdpSocket};
 use esp_linux::{Error, Result, SocketOptions, cpu, latency};
 
 use super::settings::{MAX_WORKERS, Offloads, Settings};
-use super::steering::Steered;
+use super::steered::Steered;
 use crate::aead_factory::AeadFactory;
 use crate::af_alg::AfAlgKeys;
 use crate::events::Events;

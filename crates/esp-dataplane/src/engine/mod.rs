@@ -7,6 +7,7 @@ mod sad_change;
 mod sas;
 mod settings;
 mod status;
+mod steered;
 mod steering;
 
 pub use counters::SaCounters;
@@ -15,4 +16,3 @@ pub use sad_change::{Numbers, Refused, SadChange};
 pub use settings::{MAX_WORKERS, Offloads, Settings};
 pub use status::OffloadStatus;
 pub use steering::LaneStatus;
-pub(crate) use steering::{LANE0_WORKER, worker_of};

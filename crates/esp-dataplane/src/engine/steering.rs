@@ -1,35 +1,24 @@
 //! The lanes' inbound SAs steered to their workers, and the priority of lane 0's worker.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use esp_core::sync::lock;
 use esp_core::wire::flow::FlowKey;
+use esp_linux::Result;
 use esp_linux::bpf::Steering;
-use esp_linux::{Error, Result};
 
 use super::lifecycle::Engine;
-use crate::socket::Socket;
-use crate::tables::{InboundEntry, OuterSocket, Tables};
+use super::steered::by_spi;
+use crate::lanes::{LANE0_WORKER, worker_of};
+use crate::tables::{InboundEntry, Tables};
 use crate::worker::Command;
 
-/// The worker of every tunnel's lane 0; with more than one worker it has no other lane.
-pub(crate) const LANE0_WORKER: usize = 0;
 /// Longest wait for the workers' lists of flows.
 const PATIENCE: Duration = Duration::from_millis(200);
-
-/// The worker that receives for a lane.
-#[must_use]
-pub(crate) fn worker_of(lane: u8, workers: usize) -> usize {
-    let bulk = usize::from(lane).checked_sub(1);
-    match (bulk, workers.checked_sub(1)) {
-        (Some(bulk), Some(bulk_workers)) if bulk_workers > 0 => 1 + bulk % bulk_workers,
-        _ => LANE0_WORKER,
-    }
-}
 
 /// State of the lanes' steering.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,56 +33,6 @@ pub struct LaneStatus {
     pub priority: Option<i32>,
     /// Reason that the kernel refused the priority; empty if it was not.
     pub priority_refused: String,
-}
-
-/// The sockets of each outer address, with their steering.
-#[derive(Debug)]
-pub(super) struct Steered {
-    now: Steering,
-    groups: HashMap<OuterSocket, Vec<Weak<Socket>>>,
-    laned: usize,
-    /// True if the list took every laned SA.
-    complete: bool,
-    /// The last answer that lane 0's worker was given to the question of its priority.
-    is_preferred: bool,
-}
-
-impl Steered {
-    /// Steers by SPI modulo the number of workers.
-    pub(super) fn new(workers: usize) -> Result<Mutex<Self>> {
-        Ok(Mutex::new(Self {
-            now: by_spi(workers)?,
-            groups: HashMap::new(),
-            laned: 0,
-            complete: false,
-            is_preferred: false,
-        }))
-    }
-
-    pub(super) const fn now(&self) -> &Steering {
-        &self.now
-    }
-
-    pub(super) fn open(&mut self, outer: OuterSocket, group: &[Arc<Socket>]) {
-        let group = group.iter().map(Arc::downgrade).collect();
-        self.groups.insert(outer, group);
-    }
-
-    pub(super) fn close(&mut self, outer: &OuterSocket) {
-        self.groups.remove(outer);
-    }
-
-    fn set(&mut self, wanted: Steering) -> Result<()> {
-        if wanted == self.now {
-            return Ok(());
-        }
-        for group in self.groups.values() {
-            let group: Vec<Arc<Socket>> = group.iter().filter_map(Weak::upgrade).collect();
-            Socket::steer(&group, &self.now, &wanted)?;
-        }
-        self.now = wanted;
-        Ok(())
-    }
 }
 
 impl Engine {
@@ -173,11 +112,6 @@ impl Engine {
     }
 }
 
-fn by_spi(workers: usize) -> Result<Steering> {
-    let count = u32::try_from(workers).map_err(|_| Error::Argument("too many workers"))?;
-    Steering::by_spi(count.max(1))
-}
-
 /// SPI and worker of each inbound SA that has a lane.
 fn listed(tables: &Tables, workers: usize) -> Vec<(u32, u32)> {
     let place = |entry: &Arc<InboundEntry>| {
@@ -196,17 +130,4 @@ fn lane0_is_alone(tables: &Tables, workers: usize) -> bool {
     let here = tables.inbound.values().filter(comes_here);
     let mut lanes = here.map(|entry| entry.sa.spec.lane).peekable();
     workers > 1 && lanes.peek().is_some() && lanes.all(|lane| lane == Some(0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lane_0_has_a_worker_of_its_own_and_the_others_share_the_rest() {
-        let of = |workers| -> Vec<usize> { (0..6).map(|lane| worker_of(lane, workers)).collect() };
-        assert_eq!(of(1), [0, 0, 0, 0, 0, 0]);
-        assert_eq!(of(2), [0, 1, 1, 1, 1, 1]);
-        assert_eq!(of(4), [0, 1, 2, 3, 1, 2]);
-    }
 }

@@ -8,7 +8,7 @@ use esp_core::sync::lock;
 use esp_linux::Result;
 use esp_linux::poll::Waker;
 
-use super::targets::CarriedFlow;
+use crate::lanes::CarriedFlow;
 use crate::socket::Socket;
 use crate::tables::OuterSocket;
 

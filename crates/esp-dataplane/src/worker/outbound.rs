@@ -28,8 +28,9 @@ use esp_linux::{Error, Result};
 use super::batch::{Batch, MAX_BATCH, OUT_LEN, Packet};
 use super::own_sockets::{OwnSockets, SendingSocket};
 use super::sender::Sender;
-use super::targets::{CarriedFlow, Targets};
+use super::targets::Targets;
 use super::waiting::Waiting;
+use crate::lanes::CarriedFlow;
 use crate::shared::Shared;
 use crate::tables::Tables;
 

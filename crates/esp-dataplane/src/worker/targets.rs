@@ -15,15 +15,12 @@ use esp_core::wire::fragments::{Fragment, Fragments};
 use esp_core::wire::{self, Inner};
 
 use super::path_mtu::PathMtu;
-use crate::engine::{LANE0_WORKER, worker_of};
+use crate::lanes::{CarriedFlow, LANE0_WORKER, worker_of};
 use crate::shared::Shared;
 use crate::tables::{OutboundEntry, OuterSocket, Tables};
 
 /// Milliseconds in which a flow was seen that is counted.
 const LATELY: u64 = 10_000;
-
-/// A flow, the time at which it was last seen, and the outbound SA that carried it.
-pub(crate) type CarriedFlow = (FlowKey, u64, Arc<str>);
 
 /// Result of a step of one packet; an error drops it.
 pub(crate) type PacketResult<T> = std::result::Result<T, DropReason>;
