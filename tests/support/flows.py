@@ -5,7 +5,8 @@ flows.py send ADDRESS PORT FLOWS COUNT    prints {"answered": N, "out_of_order":
 flows.py each ADDRESS PORT FLOWS COUNT FIRST
                                           the same for the flows from FIRST on, one after the other
                                           with the largest size: as fast as it goes, so that each
-                                          is bulk for a while
+                                          is bulk for a while; "settled" are the reordered ones of
+                                          the second half, when each has its lane
 
 A flow has up to WINDOW datagrams in flight, so that no buffer on the path overflows. All its
 datagrams have one size, which some other flows share. The flows are the same in every run.
@@ -46,7 +47,7 @@ class Flow:
         self.sock.setblocking(False)
         self.count = count
         self._data = bytes(size)
-        self.sent = self.answered = self.out_of_order = 0
+        self.sent = self.answered = self.out_of_order = self.settled = 0
         self._last = -1
 
     def fill(self) -> None:
@@ -64,7 +65,9 @@ class Flow:
             except BlockingIOError:
                 return
             self.answered += 1
-            self.out_of_order += number != self._last + 1
+            if number != self._last + 1:
+                self.out_of_order += 1
+                self.settled += self.answered > self.count // 2
             self._last = number
 
 
@@ -74,11 +77,13 @@ def send(address: str, port: int, flows: int, count: int) -> dict[str, int]:
     return carry([Flow(n, size, address, port, count) for n, size in enumerate(sizes)], count)
 
 
-def each(address: str, port: int, flows: int, count: int, first: int) -> dict[str, int]:
+def each(address: str, port: int, number: int, count: int, first: int) -> dict[str, int]:
     """Return what `send` does, for flows that are sent one after the other."""
-    numbers = range(first, first + flows)
-    found = [carry([Flow(n, max(SIZES), address, port, count)], count) for n in numbers]
-    return {name: sum(one[name] for one in found) for name in found[0]}
+    numbers = range(first, first + number)
+    flows = [Flow(n, max(SIZES), address, port, count) for n in numbers]
+    found = [carry([flow], count) for flow in flows]
+    sums = {name: sum(one[name] for one in found) for name in found[0]}
+    return sums | {"settled": sum(flow.settled for flow in flows)}
 
 
 def carry(all_flows: list[Flow], count: int) -> dict[str, int]:

@@ -84,18 +84,21 @@ def plans(draw: st.DrawFn, direction: Direction) -> Plan:
     )
     other = replace(other, keymat=make_sa(spi=0x1002, suite=sa.suite).keymat)
     sa = replace(sa, replay_window=window)
-    return Plan(kind, (sa, other), draw(policies(chosen, selectors)))
+    second = replace(sa, name="second", spi=0x1003)
+    second = replace(second, keymat=make_sa(spi=0x1003, suite=sa.suite).keymat)
+    return Plan(kind, (sa, other, second), draw(policies(chosen, selectors)))
 
 
 @st.composite
 def policies(
     draw: st.DrawFn, wide: tuple[Selector, ...], exact: tuple[Selector, ...]
 ) -> tuple[Policy, ...]:
-    """Policies, some wider than the SA, so that its selectors refuse."""
+    """Policies, some wider than the SA, so that its selectors refuse, some with several SAs."""
+    sas = draw(st.sampled_from([("sa",), ("sa", "second"), ("sa", "second", "gone")]))
     entries = [
         discard("d", selector("10.1.0.0/24", "10.2.0.9/32", draw(st.sampled_from([None, 17])))),
         bypass("b", selector("10.1.0.0/24", "10.2.0.2/32", 6)),
-        protect("p", "sa", *draw(st.sampled_from([exact, exact, wide]))),
+        replace(protect("p", "sa", *draw(st.sampled_from([exact, exact, wide]))), sas=sas),
         protect("o", "other", selector("10.1.0.0/24", "10.3.0.0/24")),
         protect("gone", "gone", selector("10.1.0.0/24", "10.4.0.0/24")),
     ]
