@@ -73,7 +73,9 @@ def carry(pair: GatewayPair, how: str, datagrams: int, *first: int) -> None:
     with echo(pair.b, INNER[1]):
         arguments = (how, INNER[1], PORT, FLOWS, datagrams, *first)
         result = pair.a.namespace.run(sys.executable, FLOWS_PROGRAM, *map(str, arguments))
-    assert json.loads(result.stdout) == {"answered": FLOWS * datagrams, "out_of_order": 0}
+    found = json.loads(result.stdout)
+    # A flow may be reordered when it moves to a bulk lane.
+    assert (found["answered"], found["settled"]) == (FLOWS * datagrams, 0)
 
 
 def packets(gateway: LabGateway, direction: str) -> Counter[str]:
@@ -156,7 +158,7 @@ def test_each_sa_has_its_own_worker(make_pair: MakePair, number: int) -> None:
         assert turns_of_workers(pair.b) == {}
         return
     before = turns_of_workers(pair.b)
-    send_flows(pair, 200)
+    send_bulk(pair)
     after = turns_of_workers(pair.b)
     assert len(after) == SAS
     busy = [name for name, turns in after.items() if turns - before[name] >= 20]

@@ -15,7 +15,7 @@ KEYS = [(6, number.to_bytes(12)) for number in range(2)]
 SIZES = st.sampled_from([40, 1500, 8191, 8192, 16384, 32767, 32768, 65535])
 PAUSES = st.one_of(
     st.tuples(st.just("now"), st.integers(0, 3000)),
-    st.tuples(st.sampled_from(["now", "interval", "busy", "moved"]), st.integers(-1, 1)),
+    st.tuples(st.sampled_from(["now", "interval", "busy", "moved", "seen"]), st.integers(-1, 1)),
 )
 
 
@@ -26,6 +26,7 @@ class History:
     intervals: list[tuple[int, list[int]]] = field(default_factory=list)
     busy_at: list[int] = field(default_factory=list)
     moved_at: list[int] = field(default_factory=list)
+    seen_at: list[int] = field(default_factory=list)
 
     @property
     def is_bulk(self) -> bool:
@@ -35,16 +36,31 @@ class History:
     def may_move(self, now: int) -> bool:
         return all(now - moved >= 1000 for moved in self.moved_at)
 
+    def see(self, now: int) -> None:
+        """Forget everything after two seconds of silence."""
+        if all(now - at >= 2000 for at in self.seen_at):
+            self.intervals.clear()
+            self.busy_at.clear()
+            self.moved_at.clear()
+        self.seen_at.append(now)
+        if not self.intervals:
+            self.intervals.append((now, []))
+
     def send(self, size: int, now: int) -> None:
-        if self.is_bulk and self.may_move(now) and all(now - at >= 2000 for at in self.busy_at):
-            self.moved_at.append(now)
-        if not self.intervals or now >= self.intervals[-1][0] + 100:
+        self.see(now)
+        if now >= self.intervals[-1][0] + 100:
             self.intervals.append((now, []))
         self.intervals[-1][1].append(size)
         if sum(self.intervals[-1][1]) >= (8192 if self.is_bulk else 32768):
-            self.hear(now)
+            self.note_busy(now)
+        elif self.is_bulk and self.may_move(now) and all(now - at >= 2000 for at in self.busy_at):
+            self.moved_at.append(now)
 
     def hear(self, now: int) -> None:
+        self.see(now)
+        self.note_busy(now)
+
+    def note_busy(self, now: int) -> None:
         self.busy_at.append(now)
         if not self.is_bulk and self.may_move(now):
             self.moved_at.append(now)
@@ -67,6 +83,7 @@ class Lanes(RuleBasedStateMachine):
             "interval": ([begin for begin, _ in history.intervals], 100),
             "busy": (history.busy_at, 2000),
             "moved": (history.moved_at, 1000),
+            "seen": (history.seen_at, 2000),
         }[what]
         if since:
             self.now = max(self.now, since[-1] + period + time)
@@ -84,9 +101,6 @@ class Lanes(RuleBasedStateMachine):
     def hear(self, key: tuple[int, bytes], pause: tuple[str, int]) -> None:
         history = self.histories[key]
         self.wait(history, pause)
-        if not history.intervals:
-            # The first interval begins with the flow.
-            history.intervals.append((self.now, []))
         self.flows.heard(key, self.now)
         history.hear(self.now)
 

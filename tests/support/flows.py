@@ -1,12 +1,12 @@
 """Sends numbered datagrams of many flows to an echo server, and counts reordered replies.
 
 flows.py echo ADDRESS PORT                echoes datagrams until it is terminated
-flows.py send ADDRESS PORT FLOWS COUNT    prints {"answered": N, "out_of_order": N}
+flows.py send ADDRESS PORT FLOWS COUNT    prints {"answered": N, "out_of_order": N, "settled": N};
+                                          "settled" are the reordered ones of a flow's second half
 flows.py each ADDRESS PORT FLOWS COUNT FIRST
                                           the same for the flows from FIRST on, one after the other
                                           with the largest size: as fast as it goes, so that each
-                                          is bulk for a while; "settled" are the reordered ones of
-                                          the second half, when each has its lane
+                                          is bulk for a while
 
 A flow has up to WINDOW datagrams in flight, so that no buffer on the path overflows. All its
 datagrams have one size, which some other flows share. The flows are the same in every run.
@@ -82,8 +82,7 @@ def each(address: str, port: int, number: int, count: int, first: int) -> dict[s
     numbers = range(first, first + number)
     flows = [Flow(n, max(SIZES), address, port, count) for n in numbers]
     found = [carry([flow], count) for flow in flows]
-    sums = {name: sum(one[name] for one in found) for name in found[0]}
-    return sums | {"settled": sum(flow.settled for flow in flows)}
+    return {name: sum(one[name] for one in found) for name in found[0]}
 
 
 def carry(all_flows: list[Flow], count: int) -> dict[str, int]:
@@ -102,6 +101,7 @@ def carry(all_flows: list[Flow], count: int) -> dict[str, int]:
     return {
         "answered": sum(flow.answered for flow in all_flows),
         "out_of_order": sum(flow.out_of_order for flow in all_flows),
+        "settled": sum(flow.settled for flow in all_flows),
     }
 
 

@@ -18,7 +18,8 @@ BULK = 32768
 STAY = 8192
 """Bytes in an interval that keep a bulk flow bulk."""
 QUIET = 2000
-"""Time without STAY bytes in any interval after which a bulk flow is sparse again, in ms."""
+"""Time without STAY bytes in any interval after which a bulk flow is sparse again, and without any
+packet after which a flow is as new, in ms."""
 HOLD = 1000
 """Least time between two moves of a flow, in ms."""
 LANE_FLOWS = 8192
@@ -76,17 +77,28 @@ class Flow:
     """State of one flow; `carrier` is the name of the SA that carried its last packet, at `sent`.
 
     `start` and `bytes` are the current interval's, `busy` the last time at which the flow had much
-    to send or was heard by a bulk lane, `moved` that of its last move.
+    to send or was heard by a bulk lane, `moved` that of its last move, `seen` that of its last
+    packet.
     """
 
-    __slots__ = ("busy", "bytes", "carrier", "is_bulk", "moved", "sent", "start")
+    __slots__ = ("busy", "bytes", "carrier", "is_bulk", "moved", "seen", "sent", "start")
 
     def __init__(self, now: int) -> None:
-        self.start = now
-        self.bytes = 0
-        self.busy = self.moved = self.sent = _NEVER
-        self.is_bulk = False
+        self.sent = _NEVER
         self.carrier = ""
+        self._begin(now)
+
+    def _begin(self, now: int) -> None:
+        self.start = self.seen = now
+        self.bytes = 0
+        self.busy = self.moved = _NEVER
+        self.is_bulk = False
+
+    def see(self, now: int) -> None:
+        """Note a packet; a flow that was silent begins anew: none of its packets is on the way."""
+        if now - self.seen >= QUIET:
+            self._begin(now)
+        self.seen = now
 
     def note_busy(self, now: int) -> None:
         """Move to a bulk lane, unless the flow is there or moved less than HOLD ago."""
@@ -112,20 +124,23 @@ class LaneFlows:
     def sent(self, key: FlowKey, size: int, now: int) -> Flow:
         """Count a packet of `size` bytes that a flow is about to send; return the flow's state."""
         flow = self._young.get(key) or self._find(key, now)
-        # Before its bytes are counted: after a pause a flow begins on lane 0 again.
-        if flow.is_bulk and now - flow.busy >= QUIET and now - flow.moved >= HOLD:
-            flow.is_bulk, flow.moved = False, now
+        flow.see(now)
         if now - flow.start >= INTERVAL:
             flow.start, flow.bytes = now, 0
         flow.bytes += size
         flow.sent = now
         if flow.bytes >= (STAY if flow.is_bulk else BULK):
             flow.note_busy(now)
+        elif flow.is_bulk and now - flow.busy >= QUIET:
+            # The move to the bulk lane is longer ago than HOLD.
+            flow.is_bulk, flow.moved = False, now
         return flow
 
     def heard(self, key: FlowKey, now: int) -> None:
         """Note that an authentic packet of a flow came in by a bulk lane."""
-        (self._young.get(key) or self._find(key, now)).note_busy(now)
+        flow = self._young.get(key) or self._find(key, now)
+        flow.see(now)
+        flow.note_busy(now)
 
     def carried(self, now: int) -> Counter[str]:
         """Return how many flows each SA carried in the last RECENT ms, by its name."""

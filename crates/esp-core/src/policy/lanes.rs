@@ -16,7 +16,7 @@ pub const INTERVAL: u64 = 100;
 pub const BULK: usize = 32 * 1024;
 /// Bytes of an interval that keep a bulk flow bulk.
 pub const STAY: usize = 8 * 1024;
-/// Milliseconds after which a bulk flow that sends less is sparse.
+/// Milliseconds after which a bulk flow that sends less is sparse, and a silent one as new.
 pub const QUIET: u64 = 2000;
 /// Least milliseconds between two moves of a flow: each may reorder its packets.
 pub const HOLD: u64 = 1000;
@@ -53,7 +53,7 @@ impl Rate {
     }
 
     fn sent(&mut self, bytes: usize, now: u64) {
-        self.seen = now;
+        self.see(now);
         if now - self.since >= INTERVAL {
             self.since = now;
             self.bytes = 0;
@@ -70,11 +70,22 @@ impl Rate {
     }
 
     fn heard(&mut self, now: u64) {
-        self.seen = now;
+        self.see(now);
         self.busy = now;
         if !self.is_bulk {
             self.move_over(now);
         }
+    }
+
+    /// A flow that was silent begins anew: none of its packets is on the way.
+    const fn see(&mut self, now: u64) {
+        if now - self.seen >= QUIET {
+            *self = Self {
+                carrier: self.carrier,
+                ..Self::new(now)
+            };
+        }
+        self.seen = now;
     }
 
     fn move_over(&mut self, now: u64) {

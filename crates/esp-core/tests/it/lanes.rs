@@ -152,7 +152,9 @@ fn only_recent_flows_are_counted_and_none_after_their_carriers_are_forgotten() {
     lanes.forget_carriers();
     assert_eq!(carriers(&lanes, 10_000).count(), 0);
     // The rate is not forgotten.
-    assert!(is_bulk(&mut lanes, &flow(1), STAY));
+    assert!(is_bulk(&mut lanes, &flow(3), BULK));
+    lanes.forget_carriers();
+    assert!(is_bulk(&mut lanes, &flow(3), 1));
 }
 
 #[test]

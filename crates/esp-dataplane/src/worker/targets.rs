@@ -15,6 +15,7 @@ use esp_core::wire::fragments::{Fragment, Fragments};
 use esp_core::wire::{self, Inner};
 
 use super::path_mtu::PathMtu;
+use crate::events::Event;
 use crate::lanes::{CarriedFlow, LANE0_WORKER, worker_of};
 use crate::shared::Shared;
 use crate::tables::{OutboundEntry, OuterSocket, Tables};
@@ -137,6 +138,11 @@ impl Targets {
             return false;
         }
         slot.passed_over = true;
+        let sa = &slot.entry.sa;
+        if sa.seq.expire() {
+            let name = Arc::clone(&sa.spec.name);
+            self.shared.events.push(Event::HardExpired(name));
+        }
         self.flows.clear();
         self.fragments.clear();
         true
