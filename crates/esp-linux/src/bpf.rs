@@ -64,10 +64,10 @@ impl Steering {
     /// than [`Self::MAX_LISTED`].
     pub fn by_list(count: u32, mut listed: Vec<(u32, u32)>) -> Result<Self> {
         let by_spi = Self::by_spi(count)?;
-        listed.sort_unstable();
         if listed.len() > Self::MAX_LISTED {
             return Err(Error::Argument("too many SPIs are listed"));
         }
+        listed.sort_unstable();
         if listed.iter().any(|&(_, index)| index >= count) {
             return Err(Error::Argument(
                 "the index of a steered socket must be less than their count",

@@ -49,16 +49,25 @@ impl Steered {
     /// Steers every group anew.
     ///
     /// # Errors
-    /// The error of the system call.
+    /// The error of the system call; every group is steered as before.
     pub(super) fn set(&mut self, wanted: Steering) -> Result<()> {
         if wanted == self.now {
             return Ok(());
         }
-        for group in self.groups.values() {
-            let group: Vec<Arc<Socket>> = group.iter().filter_map(Weak::upgrade).collect();
-            Socket::steer(&group, &self.now, &wanted)?;
+        if let Err(error) = self.steer_all(&self.now, &wanted) {
+            // What the kernel took before it takes again.
+            let _ = self.steer_all(&wanted, &self.now);
+            return Err(error);
         }
         self.now = wanted;
+        Ok(())
+    }
+
+    fn steer_all(&self, before: &Steering, after: &Steering) -> Result<()> {
+        for group in self.groups.values() {
+            let group: Vec<Arc<Socket>> = group.iter().filter_map(Weak::upgrade).collect();
+            Socket::steer(&group, before, after)?;
+        }
         Ok(())
     }
 }
