@@ -47,11 +47,12 @@ impl OutboundPath {
         self.seal(index, segments, left, shape, sockets)
     }
 
-    /// Seals the segments in the input buffer as payloads of this shape.
+    /// Seals the segments in the input buffer as payloads of this shape; where an SA has used its
+    /// last number, the rest by another lane.
     #[inline]
     pub(super) fn seal(
         &mut self,
-        index: usize,
+        mut index: usize,
         segments: &mut Segmenter,
         left: &mut usize,
         shape: Shape,
@@ -69,7 +70,14 @@ impl OutboundPath {
         let mut next = segments.next(&mut self.input);
         while let Some(range) = next {
             if numbers.is_empty() {
-                numbers = self.numbers(index, (*left).min(MAX_BATCH))?;
+                let wanted = (*left).min(MAX_BATCH);
+                let mut taken = self.numbers(index, wanted);
+                if taken == Err(DropReason::SeqExhausted) {
+                    let packet = &self.input[range.clone()];
+                    index = self.targets.instead_of(index, packet)?;
+                    taken = self.numbers(index, wanted);
+                }
+                numbers = taken?;
             }
             let spec = &self.targets[index].entry.sa.spec;
             let suite = spec.suite;

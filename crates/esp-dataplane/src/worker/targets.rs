@@ -114,17 +114,33 @@ impl Targets {
 
     /// The SA of a packet whose flow has this key.
     pub(crate) fn of(&mut self, packet: &[u8], key: Option<FlowKey>) -> PacketResult<usize> {
+        self.choose(packet, key, packet.len())
+    }
+
+    /// The SA that carries a packet, a segment of one that was counted, in place of an SA that has
+    /// used its last number.
+    ///
+    /// # Errors
+    /// `SeqExhausted` if flows have other lanes already.
+    #[cold]
+    pub(crate) fn instead_of(&mut self, index: usize, packet: &[u8]) -> PacketResult<usize> {
+        if !self.pass_over(index) {
+            return Err(DropReason::SeqExhausted);
+        }
+        let chosen = self.choose(packet, FlowKey::of(packet), 0);
+        // A dummy packet is no inner packet.
+        chosen.map_err(|_| DropReason::SeqExhausted)
+    }
+
+    fn choose(&mut self, packet: &[u8], key: Option<FlowKey>, bytes: usize) -> PacketResult<usize> {
         match self.way_of(packet, key)? {
             Way::Only(index) => Ok(index),
             Way::Laned { sparse, bulk } => {
                 let flow = key.or_else(|| FlowKey::of_addresses(packet));
-                let carried = |flow| {
-                    let lanes = &mut self.lanes;
-                    lanes.carrier_of(&flow, packet.len(), sparse, bulk)
-                };
+                let carried = |flow| self.lanes.carrier_of(&flow, bytes, sparse, bulk);
                 let index = flow.map_or(sparse, carried);
                 if self.pass_over(index) {
-                    return self.of(packet, key);
+                    return self.choose(packet, key, 0);
                 }
                 Ok(index)
             }
