@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from esp_gw.demo.gateways import LabGateway
+from esp_gw.demo.netns import end
 from esp_gw.demo.pair import GatewayPair, PairPlan, gateway_pair
 from esp_gw.demo.traffic import iperf_server
 from esp_gw.model import Encapsulation
@@ -134,6 +135,30 @@ def test_lane_0s_worker_is_preferred_while_it_receives_for_lane_0_alone(
     pair.a.cli("sa", "delete", "single")
     until(lambda: nices(pair.a) == preferred, "it is preferred again")
     assert nices(pair.b) == preferred
+
+
+def test_lane_0s_worker_is_not_preferred_while_a_peer_sends_bulk_by_it(
+    make_workers: MakePair,
+) -> None:
+    pair = make_workers()
+    edit(pair.b, lambda config: config["tunnels"]["pi-a"].update(sas=1))
+    for key in (pair.b.config.parent / "keys").iterdir():
+        key.write_text("".join(key.read_text().splitlines(keepends=True)[:-2]))
+    pair.start()
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    until(lambda: nices(pair.a) == {"0": -11, "1": before}, "it is preferred")
+    target = pair.plan.inner(0)
+    with iperf_server(pair.a.namespace, target):
+        command = ("iperf3", "-u", "-b", "200M", "-l", "1200", "-t", "30", "-c", target)
+        stream = pair.b.namespace.start(*command)
+        until(lambda: nices(pair.a) == {"0": before, "1": before}, "it carries bulk")
+        end(stream)
+    # The next packets after a rest find it preferred again.
+    until(
+        lambda: ping(pair.b.namespace, target, count=1) == 1 and nices(pair.a)["0"] == -11,
+        "it has rested",
+    )
+    assert drops(pair.a) == {}
 
 
 def test_more_spis_than_the_kernel_lists_are_steered_by_their_remainder(

@@ -22,7 +22,18 @@ impl LaneStatus {
 
     #[getter]
     const fn listed(&self) -> usize {
+        self.0.listed
+    }
+
+    #[getter]
+    const fn laned(&self) -> usize {
         self.0.laned
+    }
+
+    #[getter]
+    fn refused(&self) -> Option<&str> {
+        let why = self.0.refused.as_str();
+        (!why.is_empty()).then_some(why)
     }
 
     #[getter]

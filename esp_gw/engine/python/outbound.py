@@ -215,7 +215,8 @@ class OutboundPath:
         flow = self._lane_flows.sent(target.key, length, int(self._clock() * 1000))
         wanted = target.bulk_lane if flow.is_bulk else 0
         state = choose(target.lanes, wanted)
-        if state is not target.lanes[wanted]:
+        first = target.lanes[wanted]
+        if first is None or first.is_exhausted:
             for lane in target.lanes:
                 if lane is not None and lane.is_exhausted:
                     self._expire(lane)

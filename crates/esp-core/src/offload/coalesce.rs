@@ -220,12 +220,12 @@ impl Coalescer {
                 self.due_spare = Some(next);
                 return;
             };
-            self.due |=
-                self.bits(|open| open.building.owner == owner && open.flow.has_addresses_of(&flow));
+            self.due |= self.bits(|open| open.flow.has_addresses_of(&flow));
             self.due_spare = Some(next);
             return;
         };
-        let same = self.bits(|open| open.building.owner == owner && open.flow == flow);
+        // Of any owner: a flow that changes its SA leaves in order, too.
+        let same = self.bits(|open| open.flow == flow);
         let found = (same != 0).then(|| same.trailing_zeros() as usize);
         if found.is_some_and(|index| self.append(index, &next)) {
             return;
@@ -258,7 +258,8 @@ impl Coalescer {
         let (headers, payload) = packet.split_at(shape.headers_len);
         let end = HEADROOM + building.length;
         let takes = building.shape.is_some_and(|first| {
-            shape.extends(&first)
+            building.owner == next.owner
+                && shape.extends(&first)
                 && building.takes(&first, &slot.buffer[HEADROOM..end], headers, payload)
         });
         if takes {

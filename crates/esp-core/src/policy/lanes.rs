@@ -26,7 +26,7 @@ pub const HOLD: u64 = 1000;
 struct Rate {
     /// Begin of the interval.
     since: u64,
-    /// Bytes sent in the interval.
+    /// Bytes of the interval: sent, and heard by a bulk lane.
     bytes: usize,
     /// The last time that it was seen to be bulk.
     busy: u64,
@@ -53,12 +53,7 @@ impl Rate {
     }
 
     fn sent(&mut self, bytes: usize, now: u64) {
-        self.see(now);
-        if now - self.since >= INTERVAL {
-            self.since = now;
-            self.bytes = 0;
-        }
-        self.bytes = self.bytes.saturating_add(bytes);
+        self.count(bytes, now);
         let is_busy = self.bytes >= if self.is_bulk { STAY } else { BULK };
         if is_busy {
             self.busy = now;
@@ -69,12 +64,24 @@ impl Rate {
         }
     }
 
-    fn heard(&mut self, now: u64) {
-        self.see(now);
-        self.busy = now;
+    /// A little that is heard keeps no flow bulk: two ends would keep each other so for good.
+    fn heard(&mut self, bytes: usize, now: u64) {
+        self.count(bytes, now);
+        if !self.is_bulk || self.bytes >= STAY {
+            self.busy = now;
+        }
         if !self.is_bulk {
             self.move_over(now);
         }
+    }
+
+    fn count(&mut self, bytes: usize, now: u64) {
+        self.see(now);
+        if now - self.since >= INTERVAL {
+            self.since = now;
+            self.bytes = 0;
+        }
+        self.bytes = self.bytes.saturating_add(bytes);
     }
 
     /// A flow that was silent begins anew: none of its packets is on the way.
@@ -130,10 +137,10 @@ impl Lanes {
         carrier
     }
 
-    /// Records a packet of a flow that came by a bulk lane.
-    pub fn heard(&mut self, flow: &FlowKey) {
+    /// Counts bytes of a flow that came by a bulk lane.
+    pub fn heard(&mut self, flow: &FlowKey, bytes: usize) {
         let now = self.now;
-        self.rate(flow).heard(now);
+        self.rate(flow).heard(bytes, now);
     }
 
     /// Forgets every flow's carrier.

@@ -15,6 +15,8 @@ pub(super) struct Steered {
     now: Steering,
     groups: HashMap<OuterSocket, Vec<Weak<Socket>>>,
     pub(super) laned: usize,
+    /// The kernel's reason for a refused list; else empty.
+    pub(super) refused: String,
     /// True if the list took every laned SA.
     pub(super) complete: bool,
     /// The last answer that lane 0's worker was given to the question of its priority.
@@ -28,6 +30,7 @@ impl Steered {
             now: by_spi(workers)?,
             groups: HashMap::new(),
             laned: 0,
+            refused: String::new(),
             complete: false,
             is_preferred: false,
         }))

@@ -25,10 +25,14 @@ const PATIENCE: Duration = Duration::from_millis(200);
 pub struct LaneStatus {
     /// True if each lane's packets come to its worker.
     pub steered: bool,
+    /// SPIs in the kernel's list.
+    pub listed: usize,
     /// Inbound SAs that have a lane.
     pub laned: usize,
     /// Most that can be steered.
     pub limit: usize,
+    /// The kernel's reason for a list that it refused; else empty.
+    pub refused: String,
     /// The nice value of lane 0's worker, if it differs from that of the others.
     pub priority: Option<i32>,
     /// Reason that the kernel refused the priority; empty if it was not.
@@ -45,8 +49,15 @@ impl Engine {
         let mut steered = lock(&self.steered);
         steered.laned = listed.len();
         let count = u32::try_from(workers).unwrap_or(1);
-        let by_list = Steering::by_list(count, listed);
-        steered.complete = by_list.and_then(|list| steered.set(list)).is_ok();
+        steered.refused.clear();
+        steered.complete = listed.len() <= Steering::MAX_LISTED;
+        if steered.complete {
+            let by_list = Steering::by_list(count, listed);
+            if let Err(error) = by_list.and_then(|list| steered.set(list)) {
+                steered.refused = error.to_string();
+                steered.complete = false;
+            }
+        }
         if !steered.complete {
             steered.set(by_spi(workers)?)?;
         }
@@ -65,9 +76,13 @@ impl Engine {
     pub fn lanes(&self) -> LaneStatus {
         let steered = lock(&self.steered);
         let (priority, priority_refused) = lock(&self.shared.priority).clone();
+        let is_steered = steered.complete && self.workers() > 1;
+        let listed = if is_steered { steered.laned } else { 0 };
         LaneStatus {
-            steered: steered.complete && steered.laned > 0 && self.workers() > 1,
+            steered: listed > 0,
+            listed,
             laned: steered.laned,
+            refused: steered.refused.clone(),
             limit: Steering::MAX_LISTED,
             priority,
             priority_refused,

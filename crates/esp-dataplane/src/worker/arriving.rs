@@ -44,6 +44,7 @@ impl OutboundPath {
             }
             turn.spend(length, packets);
         }
+        self.bytes += turn.bytes();
         self.flush(sockets)
     }
 

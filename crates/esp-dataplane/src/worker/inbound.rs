@@ -112,8 +112,10 @@ pub struct InboundPath {
     by_spi: HashMap<u32, Place>,
     /// The SAs of both groups, in the order of their first packets.
     entries: Vec<Arc<InboundEntry>>,
-    /// The flows of this turn that came by a bulk lane; neighbours once.
-    bulk_flows: Vec<FlowKey>,
+    /// The flows of this turn that came by a bulk lane, with their bytes; neighbours once.
+    bulk_flows: Vec<(FlowKey, usize)>,
+    /// Bytes received since they were last asked for.
+    bytes: usize,
     delivery: Delivery,
 }
 
@@ -152,6 +154,7 @@ impl InboundPath {
             by_spi: HashMap::new(),
             entries: Vec::new(),
             bulk_flows: Vec::new(),
+            bytes: 0,
             delivery: Delivery {
                 sampler: Sampler::new(shared.drawer(worker)),
                 shared,
@@ -210,6 +213,7 @@ impl InboundPath {
                 break;
             }
         }
+        self.bytes += turn.bytes();
         self.flush(tun)
     }
 
@@ -403,8 +407,13 @@ impl InboundPath {
         self.write_due(tun)
     }
 
-    /// The flows of the last turn that came by a bulk lane.
-    pub fn bulk_flows(&self) -> &[FlowKey] {
+    /// The bytes received since the last call.
+    pub const fn take_bytes(&mut self) -> usize {
+        std::mem::replace(&mut self.bytes, 0)
+    }
+
+    /// The flows of the last turn that came by a bulk lane, with their bytes.
+    pub fn bulk_flows(&self) -> &[(FlowKey, usize)] {
         &self.bulk_flows
     }
 
@@ -413,9 +422,10 @@ impl InboundPath {
             let entry = usize::try_from(ready.owner).ok();
             let entry = entry.and_then(|owner| self.entries.get(owner));
             if entry.is_some_and(|entry| entry.sa.spec.lane > Some(0)) {
-                let flow = FlowKey::of_any(ready.packet());
-                if flow.is_some() && flow.as_ref() != self.bulk_flows.last() {
-                    self.bulk_flows.extend(flow);
+                let bytes = ready.packet().len();
+                match (FlowKey::of_any(ready.packet()), self.bulk_flows.last_mut()) {
+                    (Some(flow), Some((last, sum))) if flow == *last => *sum += bytes,
+                    (flow, _) => self.bulk_flows.extend(flow.map(|flow| (flow, bytes))),
                 }
             }
             let refused = write(&mut ready, &self.entries, self.worker, tun)?;

@@ -24,7 +24,7 @@ pub enum Command {
     Dummy(Arc<str>),
     /// Treat every inbound flow as new.
     ForgetFlows,
-    /// Run before the other workers, or no longer.
+    /// Run before the other workers while there is little to carry, or no longer.
     Prefer(bool),
     /// List the flows that outbound SAs with a lane carried lately.
     RecentFlows(Sender<Vec<CarriedFlow>>),

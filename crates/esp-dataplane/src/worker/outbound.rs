@@ -54,6 +54,8 @@ pub struct OutboundPath {
     pub(super) failed: Option<Error>,
     pub(super) reassembler: Reassembler,
     pub(super) began: Instant,
+    /// Bytes read since they were last asked for.
+    pub(super) bytes: usize,
 }
 
 /// A packet or super-packet in the input buffer.
@@ -85,6 +87,7 @@ impl OutboundPath {
             failed: None,
             reassembler: Reassembler::default(),
             began: Instant::now(),
+            bytes: 0,
         })
     }
 
@@ -107,6 +110,11 @@ impl OutboundPath {
         }
     }
 
+    /// The bytes read since the last call.
+    pub const fn take_bytes(&mut self) -> usize {
+        std::mem::replace(&mut self.bytes, 0)
+    }
+
     /// Sets the time of the lanes for this turn; the clock isn't read where nothing has lanes.
     pub(super) fn advance_lanes(&mut self) {
         if self.targets.has_lanes() {
@@ -116,14 +124,14 @@ impl OutboundPath {
         }
     }
 
-    /// Records flows whose packets came by a bulk lane.
-    pub fn heard(&mut self, flows: &[FlowKey]) {
+    /// Counts bytes of flows that came by a bulk lane.
+    pub fn heard(&mut self, flows: &[(FlowKey, usize)]) {
         if flows.is_empty() {
             return;
         }
         self.advance_lanes();
-        for flow in flows {
-            self.targets.lanes.heard(flow);
+        for (flow, bytes) in flows {
+            self.targets.lanes.heard(flow, *bytes);
         }
     }
 

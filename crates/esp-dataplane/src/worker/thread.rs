@@ -114,6 +114,10 @@ impl Worker {
             }
             self.outbound.answer(&self.tun)?;
             self.poll_full_sockets()?;
+            if self.preference.is_allowed() {
+                let bytes = self.outbound.take_bytes() + self.inbound.take_bytes();
+                self.preference.after(bytes, Instant::now(), &self.shared);
+            }
         }
         Ok(())
     }
@@ -227,7 +231,7 @@ impl Worker {
                     self.outbound.dummy(&sa, &self.sockets)?;
                 }
                 Command::ForgetFlows => self.inbound.forget_flows(),
-                Command::Prefer(is_preferred) => self.preference.set(is_preferred, &self.shared),
+                Command::Prefer(is_allowed) => self.preference.allow(is_allowed, &self.shared),
                 // The engine may wait no longer.
                 Command::RecentFlows(listed) => drop(listed.send(self.outbound.recent_flows())),
             }

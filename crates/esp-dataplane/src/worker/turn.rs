@@ -19,6 +19,11 @@ impl Turn {
         self.packets += packets;
     }
 
+    /// The bytes so far.
+    pub(crate) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// True if the others' turn has come.
     pub(crate) const fn is_over(&self) -> bool {
         self.bytes >= BYTES || self.packets >= PACKETS
