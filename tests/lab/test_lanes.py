@@ -145,6 +145,31 @@ def test_pings_have_lane_0_and_the_stream_beside_them_another_one_at_both_ends(
     assert not {"auth-failed", "no-sa", "unknown-spi"} & (drops(pair.a) | drops(pair.b)).keys()
 
 
+def test_a_flow_goes_back_to_lane_0_where_both_ends_say_little_after_a_burst(
+    make_laned: MakePair,
+) -> None:
+    pair = make_laned()
+    pair.start()
+
+    def burst() -> bool:
+        ping(pair.a.namespace, INNER[1], count=300, size=1300, interval=0.001)
+        return all(lanes_used(pair))
+
+    until(burst, "a burst of pings has a bulk lane", 20)
+    before = [packets(gateway, "out")[""] for gateway in (pair.a, pair.b)]
+    pings = start_pings(pair.a.namespace, INNER[1], 40, interval=0.5)
+    try:
+        until(
+            lambda: all(
+                packets(gateway, "out")[""] > count
+                for gateway, count in zip((pair.a, pair.b), before, strict=True)
+            ),
+            "they are on lane 0 at both ends",
+        )
+    finally:
+        end(pings)
+
+
 def test_bulk_flows_are_spread_over_the_bulk_lanes_and_keep_their_order(
     make_laned: MakePair,
 ) -> None:

@@ -21,7 +21,7 @@ PAUSES = st.one_of(
 
 @dataclass
 class History:
-    """All that a flow did: the beginnings of its intervals, what it sent in each, its moves."""
+    """All that a flow did: the beginnings of its intervals, what went in each, its moves."""
 
     intervals: list[tuple[int, list[int]]] = field(default_factory=list)
     busy_at: list[int] = field(default_factory=list)
@@ -46,19 +46,23 @@ class History:
         if not self.intervals:
             self.intervals.append((now, []))
 
-    def send(self, size: int, now: int) -> None:
+    def count(self, size: int, now: int) -> int:
+        """Return the bytes of the interval."""
         self.see(now)
         if now >= self.intervals[-1][0] + 100:
             self.intervals.append((now, []))
         self.intervals[-1][1].append(size)
-        if sum(self.intervals[-1][1]) >= (8192 if self.is_bulk else 32768):
+        return sum(self.intervals[-1][1])
+
+    def send(self, size: int, now: int) -> None:
+        if self.count(size, now) >= (8192 if self.is_bulk else 32768):
             self.note_busy(now)
         elif self.is_bulk and self.may_move(now) and all(now - at >= 2000 for at in self.busy_at):
             self.moved_at.append(now)
 
-    def hear(self, now: int) -> None:
-        self.see(now)
-        self.note_busy(now)
+    def hear(self, size: int, now: int) -> None:
+        if self.count(size, now) >= 8192 or not self.is_bulk:
+            self.note_busy(now)
 
     def note_busy(self, now: int) -> None:
         self.busy_at.append(now)
@@ -97,12 +101,12 @@ class Lanes(RuleBasedStateMachine):
             history.send(size, self.now)
             assert flow.is_bulk == history.is_bulk
 
-    @rule(key=st.sampled_from(KEYS), pause=PAUSES)
-    def hear(self, key: tuple[int, bytes], pause: tuple[str, int]) -> None:
+    @rule(key=st.sampled_from(KEYS), pause=PAUSES, size=SIZES)
+    def hear(self, key: tuple[int, bytes], pause: tuple[str, int], size: int) -> None:
         history = self.histories[key]
         self.wait(history, pause)
-        self.flows.heard(key, self.now)
-        history.hear(self.now)
+        self.flows.heard(key, size, self.now)
+        history.hear(size, self.now)
 
     @invariant()
     def moves_are_a_second_apart(self) -> None:
@@ -147,6 +151,6 @@ def test_the_table_is_bounded(steps: list[int], seed: int) -> None:
     flows = LaneFlows()
     for number, step in enumerate(steps):
         for each in range(step % 97):
-            flows.heard((6, (seed + 1000 * number + each).to_bytes(12)), number)
+            flows.heard((6, (seed + 1000 * number + each).to_bytes(12)), each, number)
         flows.sent((6, step.to_bytes(12)), step, number)
     assert len(flows) <= LANE_FLOWS

@@ -234,7 +234,8 @@ class InboundPath:
                     state.flows.clear()
                 state.flows.add(key)
         if state.is_bulk:
-            self._lane_flows.heard(fold(key or address_key(packet)), int(self._loop.time() * 1000))
+            folded = fold(key or address_key(packet))
+            self._lane_flows.heard(folded, len(packet), int(self._loop.time() * 1000))
         if self._queue:
             self._enqueue(state, packet)
             return

@@ -1,8 +1,9 @@
 """Lanes of a tunnel with several SAs: lane 0 for sparse flows, the others for bulk.
 
 A flow begins on lane 0. It moves to a bulk lane once it sends much in an interval, or is heard by a
-bulk lane, and back once it has been quiet; it moves at most once in HOLD. The native engine has the
-same rules and constants (crates/esp-core/src/policy/lanes.rs). Times are in ms of one clock.
+bulk lane, and back once little has gone by that lane either way for a while; it moves at most once
+in HOLD. The native engine has the same rules and constants (crates/esp-core/src/policy/lanes.rs).
+Times are in ms of one clock.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ INTERVAL = 100
 BULK = 32768
 """Bytes in an interval that make a sparse flow bulk."""
 STAY = 8192
-"""Bytes in an interval that keep a bulk flow bulk."""
+"""Bytes in an interval that keep a bulk flow bulk, sent and heard by a bulk lane together."""
 QUIET = 2000
 """Time without STAY bytes in any interval after which a bulk flow is sparse again, and without any
 packet after which a flow is as new, in ms."""
@@ -76,9 +77,9 @@ def choose(lanes: Sequence[L | None], wanted: int) -> L | None:
 class Flow:
     """State of one flow; `carrier` is the name of the SA that carried its last packet, at `sent`.
 
-    `start` and `bytes` are the current interval's, `busy` the last time at which the flow had much
-    to send or was heard by a bulk lane, `moved` that of its last move, `seen` that of its last
-    packet.
+    `start` and `bytes` are the current interval's, `busy` the last time at which much of the flow
+    went by or a sparse one was heard by a bulk lane, `moved` that of its last move, `seen` that of
+    its last packet.
     """
 
     __slots__ = ("busy", "bytes", "carrier", "is_bulk", "moved", "seen", "sent", "start")
@@ -99,6 +100,13 @@ class Flow:
         if now - self.seen >= QUIET:
             self._begin(now)
         self.seen = now
+
+    def count(self, size: int, now: int) -> None:
+        """Add a packet to the bytes of its interval."""
+        self.see(now)
+        if now - self.start >= INTERVAL:
+            self.start, self.bytes = now, 0
+        self.bytes += size
 
     def note_busy(self, now: int) -> None:
         """Move to a bulk lane, unless the flow is there or moved less than HOLD ago."""
@@ -124,10 +132,7 @@ class LaneFlows:
     def sent(self, key: FlowKey, size: int, now: int) -> Flow:
         """Count a packet of `size` bytes that a flow is about to send; return the flow's state."""
         flow = self._young.get(key) or self._find(key, now)
-        flow.see(now)
-        if now - flow.start >= INTERVAL:
-            flow.start, flow.bytes = now, 0
-        flow.bytes += size
+        flow.count(size, now)
         flow.sent = now
         if flow.bytes >= (STAY if flow.is_bulk else BULK):
             flow.note_busy(now)
@@ -136,11 +141,13 @@ class LaneFlows:
             flow.is_bulk, flow.moved = False, now
         return flow
 
-    def heard(self, key: FlowKey, now: int) -> None:
-        """Note that an authentic packet of a flow came in by a bulk lane."""
+    def heard(self, key: FlowKey, size: int, now: int) -> None:
+        """Count an authentic packet of `size` bytes of a flow that came in by a bulk lane."""
         flow = self._young.get(key) or self._find(key, now)
-        flow.see(now)
-        flow.note_busy(now)
+        flow.count(size, now)
+        # Two ends that answer each other with little would keep each other on the bulk lane.
+        if not flow.is_bulk or flow.bytes >= STAY:
+            flow.note_busy(now)
 
     def carried(self, now: int) -> Counter[str]:
         """Return how many flows each SA carried in the last RECENT ms, by its name."""

@@ -67,9 +67,9 @@ def test_a_flow_moves_as_the_cases_of_both_engines_say(case: dict[str, Any]) -> 
     flows = LaneFlows()
     for now, kind, size, is_bulk in case["steps"]:
         if kind == "heard":
-            flows.heard(KEY, now)
-        # What is heard has no bytes to be counted.
-        assert flows.sent(KEY, size, now).is_bulk is is_bulk, now
+            flows.heard(KEY, size, now)
+        sent = size if kind == "sent" else 0
+        assert flows.sent(KEY, sent, now).is_bulk is is_bulk, now
 
 
 def test_the_limits_are_those_of_the_native_engine() -> None:
@@ -80,16 +80,16 @@ def test_the_limits_are_those_of_the_native_engine() -> None:
 def test_what_comes_by_a_bulk_lane_moves_a_flow_up_and_keeps_it_there() -> None:
     flows = LaneFlows()
     assert not flows.sent(KEY, 40, 0).is_bulk
-    flows.heard(KEY, 1)
+    flows.heard(KEY, 1, 1)
     assert flows.sent(KEY, 40, 2).is_bulk
     for now in range(0, 10 * QUIET, QUIET - 1):
-        flows.heard(KEY, now)
+        flows.heard(KEY, STAY, now)
         assert flows.sent(KEY, 40, now).is_bulk
 
 
 def test_a_flow_is_bulk_that_was_heard_before_it_sent() -> None:
     flows = LaneFlows()
-    flows.heard(KEY, 0)
+    flows.heard(KEY, 1, 0)
     assert flows.sent(KEY, 40, 0).is_bulk
 
 
@@ -97,7 +97,7 @@ def test_a_flood_of_flows_leaves_the_table_bounded_and_a_flow_that_sends_in_it()
     flows = LaneFlows()
     flows.sent(KEY, BULK, 0)
     for number in range(300_000):
-        flows.heard(other(number), 0)
+        flows.heard(other(number), 40, 0)
         if number % (LANE_FLOWS // 4) == 0:
             assert flows.sent(KEY, STAY, 0).is_bulk
     assert len(flows) <= LANE_FLOWS
@@ -108,7 +108,7 @@ def test_flows_count_for_the_sa_of_their_last_packet_for_some_seconds() -> None:
     flows.sent(KEY, 40, 0).carrier = "t/out"
     flows.sent(other(1), 40, 5).carrier = "t/out"
     flows.sent(other(2), BULK, 5).carrier = "t/out.2"
-    flows.heard(other(3), 5)
+    flows.heard(other(3), 40, 5)
     assert flows.carried(RECENT - 1) == {"t/out": 2, "t/out.2": 1}
     assert flows.carried(RECENT) == {"t/out": 1, "t/out.2": 1}
     flows.sent(KEY, 40, RECENT).carrier = "t/out.2"
