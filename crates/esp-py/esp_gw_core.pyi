@@ -301,7 +301,9 @@ class Opening:
 class LaneStatus:
     """State of the lanes' steering: inbound SPIs by lane (`steered`) or modulo the workers.
 
-    `listed` counts the inbound SAs that have a lane, of which at most `limit` can be steered.
+    `listed` counts the SPIs in force in the kernel's list, 0 unless `steered`; `laned` the inbound
+    SAs that have a lane, those that a rekey has replaced and that still receive included, of which
+    at most `limit` can be listed. `refused` is the kernel's reason for refusing the list.
     `priority` is the nice value of lane 0's worker, None if it is that of the others,
     `priority_refused` the kernel's reason.
     """
@@ -311,7 +313,11 @@ class LaneStatus:
     @property
     def listed(self) -> int: ...
     @property
+    def laned(self) -> int: ...
+    @property
     def limit(self) -> int: ...
+    @property
+    def refused(self) -> str | None: ...
     @property
     def priority(self) -> int | None: ...
     @property

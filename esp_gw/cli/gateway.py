@@ -118,20 +118,25 @@ def _engine(reply: Mapping[str, Any]) -> str:
 def _lanes(reply: Mapping[str, Any]) -> str:
     """Return how the lanes of tunnels with several SAs reach the workers, empty without lanes."""
     lanes = reply["lanes"]
-    wanted, limit = lanes["wanted"], lanes["limit"]
-    if not wanted:
+    laned, limit, refused = lanes["laned"], lanes["limit"], lanes["refused"]
+    if not laned:
         return ""
-    if not limit:
+    if not limit or reply["workers"] == 1:
         return "one worker for all"
+    if laned > limit:
+        spis = f"{laned} inbound SPIs, those of replaced SAs included"
+        return f"not steered: {spis}; at most {limit} can be"
+    if refused is not None:
+        return f"not steered: the kernel refused the list of SPIs ({refused})"
     if not lanes["steered"]:
-        if wanted > limit:
-            return f"not steered: {wanted} inbound SPIs, at most {limit} can be"
-        return "not steered: one worker for all" if reply["workers"] == 1 else "not steered"
+        return "not steered"
     words = [f"{lanes['listed']} inbound SPIs steered"]
     if lanes["priority"] is not None:
         words.append(f"nice {lanes['priority']} for lane 0")
     if lanes["priority_refused"] is not None:
-        words.append(f"no priority for lane 0 ({lanes['priority_refused']})")
+        words.append(
+            "no priority for lane 0: LimitNICE of the unit, or RLIMIT_NICE, allows no nice of -11"
+        )
     return output.joined(words)
 
 

@@ -34,7 +34,6 @@ from esp_gw.daemon.queue import ChangeQueue
 from esp_gw.daemon.status import status_text
 from esp_gw.daemon.views import (
     all_lanes_view,
-    engine_view,
     policy_view,
     remote_view,
     sa_view,
@@ -130,7 +129,7 @@ class Service:
         return {
             "version": __version__,
             "engine": self._gateway.engine.name,
-            **engine_view(status, self._gateway.sas),
+            **asdict(status),
             "interface": settings.interface,
             "mtu": self._gateway.mtu,
             "pid": os.getpid(),

@@ -8,8 +8,8 @@ from dataclasses import asdict
 
 from esp_gw.daemon.health import Condition
 from esp_gw.daemon.sas import Totals
-from esp_gw.engine.base import EngineStatus, SaCounters
-from esp_gw.model import ANY, AUTO, Direction, IPAddress, Policy, Sa, Selector, Tunnel, TunnelState
+from esp_gw.engine.base import SaCounters
+from esp_gw.model import ANY, AUTO, IPAddress, Policy, Sa, Selector, Tunnel, TunnelState
 from esp_gw.protocol import UDP_ENCAP_PORT
 
 _USED_UP = "it has used its last sequence number: give it a new key"
@@ -109,12 +109,6 @@ def all_lanes_view(tunnels: Iterable[Tunnel], flows: Mapping[str, int]) -> dict[
     """Return the lanes of every tunnel that has several SAs, by its name."""
     lanes = {tunnel.name: lanes_view(tunnel, flows) for tunnel in tunnels}
     return {name: there for name, there in lanes.items() if there}
-
-
-def engine_view(status: EngineStatus, sas: Iterable[Sa]) -> dict[str, object]:
-    """Return an engine's status; `lanes` with the number of inbound SAs that have a lane."""
-    laned = sum(sa.lane is not None and sa.direction is Direction.INBOUND for sa in sas)
-    return {**asdict(status), "lanes": {**asdict(status.lanes), "wanted": laned}}
 
 
 def waiting_view(tunnel: Tunnel) -> dict[str, object]:

@@ -236,15 +236,19 @@ class LatencyStatus:
 class LaneStatus:
     """State of the lanes of tunnels with several SAs.
 
-    `steered` is true if what comes in goes to the workers by lane, lane 0 to the first one. For
-    that `listed` SPIs are known to the kernel, of at most `limit`; a limit of 0 stands for an
-    engine that has one worker for all. `priority` is the nice value of lane 0's worker, None if it
-    has that of the others; `priority_refused` is the kernel's reason, None if it was not asked.
+    `steered` is true if what comes in goes to the workers by lane, lane 0 to the first one: then
+    the kernel has a list of `listed` SPIs, else of none. `laned` counts the inbound SAs with a
+    lane, those replaced by a rekey that still receive included; at most `limit` can be listed, 0
+    in an engine that has one worker for all. `refused` is the kernel's reason for a list that it
+    refused. `priority` is the nice value of lane 0's worker, None if it has that of the others,
+    `priority_refused` the kernel's reason for refusing another one.
     """
 
     steered: bool = False
     listed: int = 0
+    laned: int = 0
     limit: int = 0
+    refused: str | None = None
     priority: int | None = None
     priority_refused: str | None = None
 

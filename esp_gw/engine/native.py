@@ -43,6 +43,7 @@ from esp_gw.engine.keepalives import Rhythm, rhythm_of
 from esp_gw.engine.refusals import (
     TUN_DEVICE,
     latency_refused,
+    os_reason,
     socket_refused,
     tun_not_created,
     tun_not_opened,
@@ -453,7 +454,13 @@ def _sa(sa: Sa) -> core.Sa:
 
 def _lane_status(found: core.LaneStatus) -> LaneStatus:
     return LaneStatus(
-        found.steered, found.listed, found.limit, found.priority, found.priority_refused
+        steered=found.steered,
+        listed=found.listed,
+        laned=found.laned,
+        limit=found.limit,
+        refused=os_reason(found.refused),
+        priority=found.priority,
+        priority_refused=os_reason(found.priority_refused),
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Mapping
 
 from esp_gw.engine.base import OuterSocket
 from esp_gw.errors import EngineError
 from esp_gw.model import Encapsulation
 
+_OS_ERROR = re.compile(r"(.*) \(os error (\d+)\)")
 TUN_DEVICE = "/dev/net/tun"
 LATENCY_DEVICE = "/dev/cpu_dma_latency"
 
@@ -78,3 +80,12 @@ def latency_refused(number: int) -> str:
     """Return why there is no low latency, from an errno; behind '; ' what to do, if it is known."""
     advice = _LATENCY_ADVICE.get(number)
     return f"{LATENCY_DEVICE}: {os.strerror(number)}" + (f"; {advice}" if advice else "")
+
+
+def os_reason(text: str | None) -> str | None:
+    """Return Rust's text of an error of the system with its name in front, without its number."""
+    found = _OS_ERROR.fullmatch(text or "")
+    if found is None:
+        return text
+    words, number = found[1], int(found[2])
+    return f"{errno.errorcode.get(number, number)}: {words}"

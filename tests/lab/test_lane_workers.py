@@ -182,8 +182,9 @@ def test_more_spis_than_the_kernel_lists_are_steered_by_their_remainder(
 
     reload(pair.a, add)
     state = lanes(pair.a)
-    assert (state["steered"], state["priority"]) == (False, None)
-    line = f"not steered: {7 * 64 + 3} inbound SPIs, at most {LIMIT} can be"
+    assert (state["steered"], state["listed"], state["priority"]) == (False, 0, None)
+    spis = f"{7 * 64 + 3} inbound SPIs, those of replaced SAs included"
+    line = f"not steered: {spis}; at most {LIMIT} can be"
     assert line in pair.a.cli("status", check=False).stdout
     assert ping(pair.a.namespace, pair.plan.inner(1), count=3) == 3
 

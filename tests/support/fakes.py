@@ -17,6 +17,7 @@ from esp_gw.engine.base import (
     Counters,
     EngineStatus,
     Event,
+    LaneStatus,
     LatencyStatus,
     OffloadStatus,
     Opening,
@@ -218,7 +219,9 @@ class FakeEngine:
     def status(self) -> EngineStatus:
         offload = {"udp_gso": OffloadStatus(True), "merge": OffloadStatus(False, "switched off")}
         suites = {sa.suite.name: "OpenSSL 3.6.0" for sa in self.sas.values()}
-        return EngineStatus(1, False, self.latency, suites, "AES-NI", offload, self.af_alg)
+        inbound = (sa for sa in self.sas.values() if sa.direction is Direction.INBOUND)
+        lanes = LaneStatus(laned=sum(sa.lane is not None for sa in inbound))
+        return EngineStatus(1, False, self.latency, suites, "AES-NI", offload, self.af_alg, lanes)
 
     def advanced_replay_floors(self) -> dict[str, int]:
         inbound = [sa.name for sa in self.sas.values() if sa.direction is Direction.INBOUND]

@@ -26,6 +26,7 @@ from esp_gw.engine.base import (
     EngineFailed,
     EngineStatus,
     Event,
+    LaneStatus,
     LatencyStatus,
     LeaseLow,
     OffloadStatus,
@@ -358,6 +359,7 @@ class PythonEngine:
         suites = {state.sa.suite.name for state in self._outbound.sas.values()}
         suites |= {state.sa.suite.name for state in self._inbound.sas.values()}
         single = OffloadStatus(False, "the python engine carries one packet a system call")
+        laned = sum(state.sa.lane is not None for state in self._inbound.sas.values())
         return EngineStatus(
             workers=1,
             pinned=False,
@@ -366,6 +368,7 @@ class PythonEngine:
             aes=aes_path(),
             offload={field.name: single for field in fields(Offloads)},
             af_alg={suite: self._factory.status(suite) for suite in sorted(suites)},
+            lanes=LaneStatus(laned=laned),
         )
 
     def _latency_status(self) -> LatencyStatus:

@@ -11,22 +11,32 @@ from tests.support.commands import Capture, run
 @pytest.mark.parametrize(
     ("lanes", "workers", "says"),
     [
-        ({"wanted": 0, "limit": 400}, 2, None),
+        ({"laned": 0}, 2, None),
         ({"limit": 0}, 1, "one worker for all"),
-        ({"wanted": 401}, 4, "not steered: 401 inbound SPIs, at most 400 can be"),
-        ({}, 1, "not steered: one worker for all"),
+        ({}, 1, "one worker for all"),
         (
-            {"steered": True, "listed": 8, "priority_refused": "EACCES"},
+            {"laned": 401},
+            4,
+            "not steered: 401 inbound SPIs, those of replaced SAs included; at most 400 can be",
+        ),
+        (
+            {"refused": "ENOMEM: Cannot allocate memory"},
             2,
-            "8 inbound SPIs steered, no priority for lane 0 (EACCES)",
+            "not steered: the kernel refused the list of SPIs (ENOMEM: Cannot allocate memory)",
+        ),
+        (
+            {"steered": True, "listed": 8, "priority_refused": "EACCES: Permission denied"},
+            2,
+            "8 inbound SPIs steered, no priority for lane 0: "
+            "LimitNICE of the unit, or RLIMIT_NICE, allows no nice of -11",
         ),
     ],
 )
 def test_status_says_how_lanes_are_steered_and_why_not(
     gateway: Gateway, capsys: Capture, lanes: dict[str, object], workers: int, says: str | None
 ) -> None:
-    there = {"steered": False, "listed": 0, "limit": 400, "priority": None, "wanted": 8}
-    there |= {"priority_refused": None, **lanes}
+    there = {"steered": False, "listed": 0, "laned": 8, "limit": 400, "refused": None}
+    there |= {"priority": None, "priority_refused": None, **lanes}
     gateway.replies["GetStatus"] = REPLIES["GetStatus"] | {"lanes": there, "workers": workers}
     lines = run(capsys, "status", status=1).splitlines()
     found = [line.partition("lanes: ")[2] for line in lines if line.startswith("  lanes:")]

@@ -279,7 +279,7 @@ async def test_a_tunnel_of_several_sas_is_listed_as_one(rig: Rig) -> None:
     (tunnel,) = (await rig.call("ListTunnels"))["tunnels"]
     assert tunnel["lanes"] == lanes
     assert (await rig.call("GetStats"))["lanes"] == {"pi-b": lanes}
-    assert (await rig.call("GetStatus"))["lanes"]["wanted"] == 2
+    assert (await rig.call("GetStatus"))["lanes"]["laned"] == 2
     found = {sa["name"]: sa["lane"] for sa in (await rig.call("ListSas"))["sas"]}
     assert found == {"pi-b/out": 0, "pi-b/in": 0, "pi-b/out.2": 1, "pi-b/in.2": 1}
 
@@ -288,7 +288,7 @@ async def test_a_tunnel_of_one_sa_has_no_lanes(rig: Rig) -> None:
     (tunnel,) = (await rig.call("ListTunnels"))["tunnels"]
     assert tunnel["lanes"] == []
     assert (await rig.call("GetStats"))["lanes"] == {}
-    assert (await rig.call("GetStatus"))["lanes"]["wanted"] == 0
+    assert (await rig.call("GetStatus"))["lanes"]["laned"] == 0
 
 
 async def test_keys_are_revealed_to_root_only_and_by_no_other_method(rig: Rig) -> None:

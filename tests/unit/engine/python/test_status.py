@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 
 from esp_gw.desired import EngineSettings
-from esp_gw.engine.base import AfAlgLost, Event
+from esp_gw.engine.base import AfAlgLost, Event, LaneStatus
 from esp_gw.engine.python import engine as python_module
 from esp_gw.engine.python.engine import PythonEngine
 from esp_gw.errors import EngineError
@@ -33,12 +33,12 @@ async def test_the_python_engine_reports_the_offloads_it_lacks(
         out = make_sa(encapsulation=Encapsulation.UDP)
         monkeypatch.setattr(engine, "_outer_of", lambda _: None)
         engine.install_outbound(out, Lease(1, 9))
-        engine.install_inbound(
-            make_sa("t/in", Direction.INBOUND, 0x1002, suite=SUITES["chacha20poly1305"]), 0
-        )
+        inbound = make_sa("t/in", Direction.INBOUND, 0x1002, suite=SUITES["chacha20poly1305"])
+        engine.install_inbound(replace(inbound, lane=0), 0)
         status = engine.status()
         engine.close()
     assert (status.workers, status.pinned) == (1, False)
+    assert status.lanes == LaneStatus(laned=1)
     assert set(status.provider) == {out.suite.name, "chacha20poly1305"}
     assert all(version.startswith("OpenSSL ") for version in status.provider.values())
     assert set(status.offload) == {"tso", "uso", "udp_gso", "udp_gro", "merge"}
