@@ -203,9 +203,10 @@ def stats(daemon: Daemon, as_json: bool) -> None:
             "bulk on lane 0": output.counted(bulk, "packet") if bulk else "",
         },
     )
-    lanes = {name: output.lanes(there) for name, there in reply["lanes"].items()}
-    if lanes:
-        output.print_block("flows", "by lane", lanes)
+    if reply["lanes"]:
+        output.print_block("flows", "by lane", {})
+    for name, lanes in reply["lanes"].items():
+        output.print_listed(name, output.lanes(lanes), indent="  ")
     dropped = {reason: str(count) for reason, count in reply["drops"].items() if count}
     if dropped:
         output.print_block("drops", f"{sum(map(int, dropped.values()))} packets", dropped)

@@ -12,6 +12,10 @@ import click
 from esp_gw.errors import printable
 from esp_gw.model import ANY, DropReason, Encapsulation
 
+_MANY_LANES = 8
+"""Number of lanes up to which each is shown, also without flows."""
+_NO_BREAK = "\N{NO-BREAK SPACE}"
+
 
 def print_json(document: Mapping[str, object]) -> None:
     """Print one JSON document."""
@@ -95,17 +99,37 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def lanes(entries: Iterable[Mapping[str, Any]]) -> str:
-    """Format the flows that each lane of a tunnel carries: `0: 3, 1: 0`, empty without lanes."""
-    return ", ".join(f"{number}: {entry['flows']}" for number, entry in enumerate(entries))
+def lanes(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Format the flows that each lane of a tunnel carries: `0: 3`, `1: 0`; none without lanes.
+
+    Of many lanes those without flows are counted: `62 without flows`.
+    """
+    flows = {number: entry["flows"] for number, entry in enumerate(entries)}
+    idle = sum(not count for count in flows.values()) if len(flows) > _MANY_LANES else 0
+    there = [f"{number}: {count}" for number, count in flows.items() if count or not idle]
+    return [*there, f"{idle} without flows"] if idle else there
 
 
 def print_wrapped(text: str) -> None:
     """Print a line, broken between words where it is wider than a small terminal."""
-    lines = textwrap.wrap(
-        printable(text), 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    click.echo(_wrapped(printable(text)))
+
+
+def print_listed(head: str, items: Iterable[str], indent: str = "") -> None:
+    """Print a line with items, broken like `print_wrapped`, but within no item."""
+    listed = ", ".join(printable(item).replace(" ", _NO_BREAK) for item in items)
+    click.echo(_wrapped(f"{printable(head)}: {listed}", indent).replace(_NO_BREAK, " "))
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(
+        text,
+        80,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}  ",
+        break_long_words=False,
+        break_on_hyphens=False,
     )
-    click.echo("\n".join(lines))
 
 
 def endpoint(address: str, port: int | None) -> str:

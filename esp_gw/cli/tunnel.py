@@ -11,6 +11,7 @@ from esp_gw.cli.output import (
     joined,
     lanes,
     print_json,
+    print_listed,
     print_table,
     print_wrapped,
     remote,
@@ -70,6 +71,6 @@ def list_(daemon: Daemon, as_json: bool) -> None:
     )
     for entry in reply["tunnels"]:
         if flows := lanes(entry["lanes"]):
-            print_wrapped(f"flows of {entry['name']} by lane: {flows}")
+            print_listed(f"flows of {entry['name']} by lane", flows)
         for cause in entry["causes"]:
             print_wrapped(f"{entry['name']}: {cause}")
