@@ -357,16 +357,17 @@ class Gateway:
             # The kernel has removed the routes into the device.
             missing = ()
         self._was_down = not there.is_up
-        done = tuple(change.describe() for change in changes)
+        result = CheckResult.of(missing, changes)
         try:
             await self._carry_out(changes)
         except EspGwError as error:
-            return CheckResult(missing, done, str(error))
+            return replace(result, fault=str(error))
         if self._kernel.filter_fault is not None:
-            done = tuple(c.describe() for c in changes if not isinstance(c, ReplaceFirewall))
+            others = [c for c in changes if not isinstance(c, ReplaceFirewall)]
+            result = CheckResult.of(missing, others)
         if there.is_up:
             self._network, self.placed = self._in_place(network), wanted
-        return CheckResult(missing, done, fault, waits=True)
+        return replace(result, fault=fault, waits=True)
 
     def _in_place(self, network: Network) -> Network:
         """Return a planned network without the packet filter that this machine can't have."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from esp_gw.errors import EspGwError
 from esp_gw.logs import log
+from esp_gw.network.changes import Change, NetworkChange
 
 FIRST_PAUSE = 1.0
 """Seconds between a repair and the next check, before any back-off."""
@@ -33,14 +34,22 @@ _NAMED = 5
 class CheckResult:
     """The result of one check of the network: missing objects, and the changes applied.
 
-    `fault` is the reason that the repair is incomplete; `waits` means that a notification of the
-    kernel will announce when it can be completed.
+    `is_network` is False if all of these are elsewhere. `fault` is the reason that the repair is
+    incomplete; `waits` means that a notification of the kernel will announce when it can be
+    completed.
     """
 
     missing: tuple[str, ...] = ()
     done: tuple[str, ...] = ()
+    is_network: bool = True
     fault: str | None = None
     waits: bool = False
+
+    @classmethod
+    def of(cls, missing: tuple[str, ...], changes: Sequence[Change]) -> CheckResult:
+        """Return the result of changes that are carried out without a fault."""
+        is_network = any(isinstance(change, NetworkChange) for change in changes)
+        return cls(missing, tuple(change.describe() for change in changes), is_network)
 
 
 def _never() -> float | None:
@@ -142,7 +151,8 @@ class Watch:
                 "gateway's routing alone, then run 'esp-gw reload'"
             )
         elif result.done:
-            log.info("the network changed", changes=_named(result.done))
+            what = "the network" if result.is_network else "SAs, policies or sockets"
+            log.info(f"{what} changed", changes=_named(result.done))
         if result.fault != self._fault:
             if result.fault is None:
                 log.info("the gateway's network is in place again")

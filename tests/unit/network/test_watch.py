@@ -9,12 +9,22 @@ from collections.abc import Iterator
 import pytest
 
 from esp_gw.errors import NetworkError
+from esp_gw.network.changes import Change, SetMtu
 from esp_gw.network.watch import LONGEST_ADAPTATION, LONGEST_PAUSE, CheckResult, Watch
 from tests.support.fakes import captured_logs
 from tests.support.virtual_time import run_virtually
 
 LOSS = CheckResult(missing=("rule 4499 (IPv4)",), done=("rule 4499 added",))
 NOTHING = CheckResult()
+
+
+class Elsewhere(Change):
+    """A change of an SA."""
+
+    def describe(self) -> str:
+        return "sa t/out changed"
+
+
 Result = CheckResult | Exception
 
 
@@ -130,6 +140,23 @@ def test_many_changes_make_one_short_line() -> None:
     (line,) = lines
     assert line["changes"].endswith("rule 4 added and 1495 more")
     assert len(line["changes"]) < 300
+
+
+@pytest.mark.parametrize(
+    ("changes", "event"),
+    [
+        ([Elsewhere()], "SAs, policies or sockets changed"),
+        ([Elsewhere(), SetMtu(1400)], "the network changed"),
+    ],
+)
+def test_a_change_elsewhere_is_not_told_as_one_of_the_network(
+    changes: list[Change], event: str
+) -> None:
+    with captured_logs() as lines:
+        watched([CheckResult.of((), changes)])
+    (line,) = lines
+    assert line["event"] == event
+    assert line["changes"].startswith("sa t/out changed")
 
 
 def test_many_missing_objects_make_one_line() -> None:
