@@ -97,6 +97,7 @@ class Gateway:
         self._guard = guard
         self._on_failure = on_failure
         self._changes = ChangeQueue()
+        self.settled = self._changes.settled
         self._background = Background(on_failure)
         self._policies: tuple[Policy, ...] | None = ()
         self._sockets: frozenset[OuterSocket] | None = frozenset()

@@ -65,8 +65,12 @@ class Health:
         """Look at every tunnel once, log what changed, and pause."""
         began = _now()
         await self._look_at_filters(began)
+        spent = _now() - began
+        # The SAs of a change that runs are neither those before it nor those after it.
+        await self._gateway.settled()
+        began = _now()
         await self.look(began)
-        await asyncio.sleep(max(INTERVAL, REST_FACTOR * (_now() - began)))
+        await asyncio.sleep(max(INTERVAL, REST_FACTOR * (spent + _now() - began)))
 
     async def look(self, now: float) -> None:
         """Bring the states to `now`, in seconds of the loop's clock."""

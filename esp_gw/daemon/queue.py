@@ -27,6 +27,11 @@ class ChangeQueue:
         task.add_done_callback(self._ended)
         return await asyncio.shield(task)
 
+    async def settled(self) -> None:
+        """Return while no change runs, after those that were asked for before."""
+        async with self._turn:
+            pass
+
     async def _in_turn(self, change: Callable[[], Awaitable[T]]) -> T:
         async with self._turn:
             return await change()

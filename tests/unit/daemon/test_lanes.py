@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from esp_gw.daemon import health as health_module
+from esp_gw.daemon.health import Health
 from esp_gw.desired import Desired
 from esp_gw.engine.base import HardExpired
 from esp_gw.errors import KeyReuseError
@@ -51,6 +54,40 @@ def use_up(rig: Rig, wanted: Desired, *lanes: int) -> None:
     for lane in lanes:
         ledger.lease(wanted.sas[2 * lane].keymat, 2**32 - 1, 2**32 - 1)
     ledger.close()
+
+
+def one_lane() -> Desired:
+    """Return the tunnel of `four_lanes` with its first SA each way alone."""
+    whole = four_lanes()
+    (tunnel,), (policy,) = whole.tunnels, whole.policies
+    return replace(
+        whole,
+        sas=whole.sas[:2],
+        policies=(replace(policy, sas=policy.sas[:1]),),
+        tunnels=(replace(tunnel, sas=tunnel.sas[:2]),),
+    )
+
+
+async def test_no_lane_is_missed_while_a_change_of_their_number_runs(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health_module, "INTERVAL", 0)
+    monkeypatch.setattr(health_module, "REST_FACTOR", 0)
+    rig = make_rig()
+    await rig.gateway.start(four_lanes())
+    health, causes = Health(rig.gateway, list), set[str]()
+    looks = 0
+    for number in range(10):
+        wanted = four_lanes() if number % 2 else one_lane()
+        reload = asyncio.create_task(rig.gateway.apply(wanted))
+        while not reload.done():
+            await health.step()
+            looks += 1
+            causes.update(health.of_sa("t/out.0").causes)
+        await reload
+    assert looks >= 10
+    assert causes == set()
+    await rig.gateway.stop()
 
 
 @pytest.mark.parametrize("dead", [(2,), (0,), (0, 1, 3)])
