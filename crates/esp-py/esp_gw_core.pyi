@@ -18,6 +18,7 @@ __all__ = [
     "GsoRefused",
     "HardExpired",
     "InboundSa",
+    "LaneStatus",
     "Lease",
     "LeaseLow",
     "MergeRefused",
