@@ -44,7 +44,7 @@ impl OutboundPath {
             }
             turn.spend(length, packets);
         }
-        self.bytes += turn.bytes();
+        self.load += turn.load();
         self.flush(sockets)
     }
 

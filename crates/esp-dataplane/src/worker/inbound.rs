@@ -114,8 +114,8 @@ pub struct InboundPath {
     entries: Vec<Arc<InboundEntry>>,
     /// The flows of this turn that came by a bulk lane, with their bytes; neighbours once.
     bulk_flows: Vec<(FlowKey, usize)>,
-    /// Bytes received since they were last asked for.
-    bytes: usize,
+    /// The load of the turns since it was last asked for.
+    load: usize,
     delivery: Delivery,
 }
 
@@ -154,7 +154,7 @@ impl InboundPath {
             by_spi: HashMap::new(),
             entries: Vec::new(),
             bulk_flows: Vec::new(),
-            bytes: 0,
+            load: 0,
             delivery: Delivery {
                 sampler: Sampler::new(shared.drawer(worker)),
                 shared,
@@ -213,7 +213,7 @@ impl InboundPath {
                 break;
             }
         }
-        self.bytes += turn.bytes();
+        self.load += turn.load();
         self.flush(tun)
     }
 
@@ -407,9 +407,9 @@ impl InboundPath {
         self.write_due(tun)
     }
 
-    /// The bytes received since the last call.
-    pub const fn take_bytes(&mut self) -> usize {
-        std::mem::replace(&mut self.bytes, 0)
+    /// The load of the turns since the last call.
+    pub const fn take_load(&mut self) -> usize {
+        std::mem::replace(&mut self.load, 0)
     }
 
     /// The flows of the last turn that came by a bulk lane, with their bytes.

@@ -54,8 +54,8 @@ pub struct OutboundPath {
     pub(super) failed: Option<Error>,
     pub(super) reassembler: Reassembler,
     pub(super) began: Instant,
-    /// Bytes read since they were last asked for.
-    pub(super) bytes: usize,
+    /// The load of the turns since it was last asked for.
+    pub(super) load: usize,
 }
 
 /// A packet or super-packet in the input buffer.
@@ -87,7 +87,7 @@ impl OutboundPath {
             failed: None,
             reassembler: Reassembler::default(),
             began: Instant::now(),
-            bytes: 0,
+            load: 0,
         })
     }
 
@@ -110,9 +110,9 @@ impl OutboundPath {
         }
     }
 
-    /// The bytes read since the last call.
-    pub const fn take_bytes(&mut self) -> usize {
-        std::mem::replace(&mut self.bytes, 0)
+    /// The load of the turns since the last call.
+    pub const fn take_load(&mut self) -> usize {
+        std::mem::replace(&mut self.load, 0)
     }
 
     /// Sets the time of the lanes for this turn; the clock isn't read where nothing has lanes.

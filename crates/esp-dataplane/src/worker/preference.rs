@@ -11,9 +11,10 @@ use crate::shared::Shared;
 /// The nice value of a worker that carries sparse flows alone. One that carries bulk keeps its own: a
 /// worker that preempts the sender at each packet finds batches of one.
 const PREFERRED: i32 = -11;
-/// Time in which bytes are counted together.
+/// Time in which the load of turns is counted together.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// Bytes of an interval, in both directions, from which on a worker carries bulk: 42 Mbit/s.
+/// Load of an interval, of both directions, from which on a worker carries bulk: 42 Mbit/s, or 10,000
+/// small packets a second.
 const LOTS: usize = 512 * 1024;
 /// Time after the last such interval in which it still counts as one that does.
 const REST: Duration = Duration::from_secs(2);
@@ -22,20 +23,20 @@ const REST: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 struct Load {
     since: Option<Instant>,
-    bytes: usize,
+    sum: usize,
     until: Option<Instant>,
 }
 
 impl Load {
-    /// Counts the bytes of a turn that ends now; true if the worker carries bulk.
-    fn is_bulk(&mut self, bytes: usize, now: Instant) -> bool {
+    /// Counts the load of a turn that ends now; true if the worker carries bulk.
+    fn is_bulk(&mut self, load: usize, now: Instant) -> bool {
         let since = *self.since.get_or_insert(now);
         if now.saturating_duration_since(since) >= INTERVAL {
             self.since = Some(now);
-            self.bytes = 0;
+            self.sum = 0;
         }
-        self.bytes = self.bytes.saturating_add(bytes);
-        if self.bytes >= LOTS {
+        self.sum = self.sum.saturating_add(load);
+        if self.sum >= LOTS {
             self.until = now.checked_add(REST);
         }
         self.until.is_some_and(|until| now < until)
@@ -65,9 +66,9 @@ impl Preference {
         self.set(is_allowed, shared);
     }
 
-    /// Follows a turn in which so many bytes were carried.
-    pub(super) fn after(&mut self, bytes: usize, now: Instant, shared: &Shared) {
-        let is_preferred = !self.load.is_bulk(bytes, now);
+    /// Follows a turn of this load.
+    pub(super) fn after(&mut self, load: usize, now: Instant, shared: &Shared) {
+        let is_preferred = !self.load.is_bulk(load, now);
         if is_preferred != self.before.is_some() {
             self.set(is_preferred, shared);
         }

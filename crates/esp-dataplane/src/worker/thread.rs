@@ -115,8 +115,8 @@ impl Worker {
             self.outbound.answer(&self.tun)?;
             self.poll_full_sockets()?;
             if self.preference.is_allowed() {
-                let bytes = self.outbound.take_bytes() + self.inbound.take_bytes();
-                self.preference.after(bytes, Instant::now(), &self.shared);
+                let load = self.outbound.take_load() + self.inbound.take_load();
+                self.preference.after(load, Instant::now(), &self.shared);
             }
         }
         Ok(())

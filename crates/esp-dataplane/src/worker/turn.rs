@@ -19,9 +19,9 @@ impl Turn {
         self.packets += packets;
     }
 
-    /// The bytes so far.
-    pub(crate) const fn bytes(&self) -> usize {
-        self.bytes
+    /// Its load so far: bytes, and for each packet those that cost as much.
+    pub(crate) const fn load(&self) -> usize {
+        self.bytes + self.packets * (BYTES / PACKETS)
     }
 
     /// True if the others' turn has come.
