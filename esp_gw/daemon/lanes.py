@@ -50,7 +50,7 @@ class Lanes:
             self.left_out = frozenset()
             return desired
         new = [sa for sa in lanes if sa.name not in installed and sa.keymat not in self._used_up]
-        # What else is wrong with the ledger is refused with the SAs that it is asked for.
+        # Another fault of the ledger is refused with the SAs that it is asked for.
         try:
             self._used_up.update(sa.keymat for sa in await self._ledger.used_up(new))
         except LedgerError:

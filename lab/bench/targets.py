@@ -16,7 +16,7 @@ MAX_IDLE = 0.1
 
 
 Figure = Callable[[Results], float | None]
-"""What a target is about, from the results; None if it was not measured."""
+"""The figure of a target, from the results; None if it was not measured."""
 
 
 @dataclass(frozen=True, slots=True)

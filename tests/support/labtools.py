@@ -161,6 +161,18 @@ def sas(gateway: LabGateway) -> dict[str, dict[str, Any]]:
     return {sa["name"]: sa for sa in gateway.call("ListSas")["sas"]}
 
 
+def packets_by_lane(gateway: LabGateway, direction: str) -> Counter[str]:
+    """Packets carried by the SAs of a direction, by the suffix of their names, "" for lane 0."""
+    start = f"/{direction}"
+    return Counter(
+        {
+            name.partition(start)[2]: sa["packets"]
+            for name, sa in sas(gateway).items()
+            if start in name
+        }
+    )
+
+
 def configured_sa(gateway: LabGateway, name: str) -> Sa:
     """Return an SA of the configuration, with its key."""
     (sa,) = [sa for sa in load_config(gateway.config).sas if sa.name == name]

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use esp_linux::Errno;
 
-/// What became of the workers' requests.
+/// The outcome of the workers' requests.
 #[derive(Debug, Default)]
 pub struct LatencyRequests {
     held: AtomicUsize,

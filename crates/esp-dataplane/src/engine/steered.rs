@@ -58,7 +58,7 @@ impl Steered {
             return Ok(());
         }
         if let Err(error) = self.steer_all(&self.now, &wanted) {
-            // What the kernel took before it takes again.
+            // The kernel takes again a program that it took before.
             let _ = self.steer_all(&wanted, &self.now);
             return Err(error);
         }

@@ -16,17 +16,18 @@ use std::sync::Arc;
 use esp_core::DropReason;
 use esp_core::esp::aead::{Aead, BatchAead, MAX_ANNOUNCED};
 use esp_core::esp::decap::{BatchOpener, Datagram, Opener, SaOpener, classify, read_trailer};
-use esp_core::esp::sa::{Encapsulation, Mode};
+use esp_core::esp::sa::Encapsulation;
 use esp_core::offload::coalesce::{Coalescer, MergeKind, Merging};
 use esp_core::wire;
 use esp_core::wire::flow::{FlowCache, FlowKey, WORKER_FLOWS};
-use esp_core::wire::inner::{transport_header_len, tunnel_packet};
+use esp_core::wire::inner::tunnel_packet;
 use esp_linux::mem::Slots;
 use esp_linux::tun::{TunFeatures, TunQueue};
 use esp_linux::{RecvArena, RecvMeta, Result};
 
 use super::carried::CarriedFragments;
 use super::newest::take_newest;
+use super::sa_group::{SaGroup, Slot};
 use super::turn::Turn;
 use super::writing::write;
 use crate::events::Event;
@@ -41,54 +42,6 @@ const BUFFERS: usize = 16;
 const BUFFER_LEN: usize = 65535;
 /// Most packets of a super-packet.
 const MAX_SEGMENTS: u16 = 64;
-
-/// An SA that this worker uses.
-struct Slot<A: ?Sized> {
-    entry: Arc<InboundEntry>,
-    opener: Opener<A>,
-    /// Bytes in front of the text for the IP header of transport mode.
-    header_len: usize,
-    /// Index of the SA in `InboundPath::entries`.
-    owner: usize,
-}
-
-/// The SAs of one kind of AEAD.
-struct SaGroup<A: ?Sized> {
-    slots: Vec<Slot<A>>,
-    /// The slot of the packet before; packets come in trains.
-    recent: usize,
-}
-
-impl<A: ?Sized> SaGroup<A> {
-    const fn new() -> Self {
-        Self {
-            slots: Vec::new(),
-            recent: 0,
-        }
-    }
-
-    /// The slot of the packet before, if this packet has the same SPI.
-    #[inline]
-    fn of_train(&self, spi: u32) -> Option<usize> {
-        let slot = self.slots.get(self.recent)?;
-        (slot.entry.sa.spec.spi == spi).then_some(self.recent)
-    }
-
-    /// Adds an SA; returns its slot.
-    fn add(&mut self, entry: &Arc<InboundEntry>, opener: Opener<A>, owner: usize) -> usize {
-        let spec = &entry.sa.spec;
-        self.slots.push(Slot {
-            header_len: match spec.mode {
-                Mode::Tunnel => 0,
-                Mode::Transport => transport_header_len(spec.local),
-            },
-            opener,
-            entry: Arc::clone(entry),
-            owner,
-        });
-        self.slots.len() - 1
-    }
-}
 
 /// The kind and the slot of an SA.
 #[derive(Clone, Copy)]

@@ -13,6 +13,7 @@ mod outbound;
 mod own_sockets;
 mod path_mtu;
 mod preference;
+mod sa_group;
 mod sealing;
 mod sender;
 mod sending;

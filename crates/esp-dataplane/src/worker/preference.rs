@@ -74,7 +74,7 @@ impl Preference {
         }
     }
 
-    /// What the kernel refuses is recorded for the status, and not tried again.
+    /// A refusal of the kernel is recorded for the status, and the change not tried again.
     fn set(&mut self, is_preferred: bool, shared: &Shared) {
         let changed = self.change(is_preferred);
         let priority = self.before.and_then(|_| nice().ok());
