@@ -12,8 +12,9 @@ from esp_gw.config.added import (
     parse_policy_entry,
     parse_sa_entry,
 )
-from esp_gw.control.server import Caller, Handler
+from esp_gw.control.server import Caller, Handler, Reply
 from esp_gw.daemon.gateway import Gateway
+from esp_gw.daemon.held import PREFIX
 from esp_gw.daemon.parameters import Parameters, name_of, refuse_existing
 from esp_gw.daemon.sa_report import SaReport
 from esp_gw.daemon.sources import Sources
@@ -47,7 +48,7 @@ class Additions:
     def _in_turn(self, handler: Handler) -> Handler:
         """Return a method that changes the state, and so waits for its turn."""
 
-        async def run(parameters: Parameters, caller: Caller) -> Parameters:
+        async def run(parameters: Parameters, caller: Caller) -> Reply:
             return await self._sources.changes.run(lambda: handler(parameters, caller))
 
         return run
@@ -182,6 +183,12 @@ class Additions:
         """The error for the deletion of an entry that the CLI did not add."""
         if name not in present:
             return ControlError("NotFound", f"there is no {kind} {name}")
+        if name.startswith(PREFIX):
+            return ControlError(
+                "Refused",
+                f"the {kind} {name} belongs to ike",
+                hint="run 'swanctl --terminate'",
+            )
         return ControlError(
             "Refused",
             f"the {kind} {name} comes from the configuration",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -34,6 +34,7 @@ from esp_gw.daemon.reconcile import (
     sockets_left,
     step_of,
 )
+from esp_gw.daemon.samples import RefusedSamples
 from esp_gw.daemon.sas import InstalledSas, Totals
 from esp_gw.desired import Desired
 from esp_gw.engine.base import (
@@ -51,9 +52,9 @@ from esp_gw.engine.base import (
     SoftExpired,
 )
 from esp_gw.errors import EngineError, EspGwError, NetworkError
-from esp_gw.ledger.thread import LedgerThread
+from esp_gw.ledger.thread import SequenceNumbers
 from esp_gw.logs import log
-from esp_gw.model import IPAddress, Policy, Sa
+from esp_gw.model import IPAddress, KeyMaterial, Policy, Sa
 from esp_gw.network.changes import Change, NetworkChange, ReplaceFirewall
 from esp_gw.network.guard import GuardState, hold, release, without_guard
 from esp_gw.network.kernel import FILTER_RETRY, KernelNetwork
@@ -77,6 +78,7 @@ class Gateway:
     """
 
     engine: Engine
+    samples: RefusedSamples
     placed: Desired
     """The state in place, with looked-up addresses filled in; SAs that lack one are left out."""
 
@@ -84,7 +86,7 @@ class Gateway:
         self,
         make_engine: Callable[[], Engine],
         kernel: KernelNetwork,
-        ledger: LedgerThread,
+        ledger: SequenceNumbers,
         guard: GuardState,
         on_failure: Callable[[str], None],
     ) -> None:
@@ -109,6 +111,8 @@ class Gateway:
         self._was_down = False
         self._lingering: dict[OuterSocket, float] = {}
         self._stopped = False
+        self.takes_event: Callable[[Event], bool] = lambda _event: False
+        """Called with each event of the engine; one that it takes is not handled here."""
 
     async def start(self, desired: Desired) -> None:
         """Close what is protected, open the data plane and bring it to `desired`.
@@ -120,11 +124,12 @@ class Gateway:
         self._interface = settings.interface
         await self._kernel.open()
         try:
-            await self._around.refuse_to_start(desired, self._guard)
+            await self._around.refuse_to_start(desired.lasting, self._guard)
             await hold(self._kernel, desired)
             with contextlib.suppress(EspGwError):
                 await asyncio.to_thread(self._guard.remember, desired)
             self.engine = self._make_engine()
+            self.samples = RefusedSamples(self.engine.refused)
             self._sas = InstalledSas(self.engine, self._ledger)
             await open_alone(self.engine, self._kernel, settings, self._on_event)
         except EspGwError:
@@ -260,6 +265,15 @@ class Gateway:
         return self._sas.totals(counters)
 
     @property
+    def last(self) -> dict[str, SaCounters]:
+        """The last counters of IKE's SAs that were removed, by name; who has read them, pops."""
+        return self._sas.last
+
+    def forget(self, keys: Iterable[KeyMaterial]) -> None:
+        """Forget the numbers of retired keys that are not written yet."""
+        self._sas.forget(keys)
+
+    @property
     def policies(self) -> tuple[Policy, ...]:
         """The SPD, in order."""
         return self._wanted.policies
@@ -296,7 +310,7 @@ class Gateway:
     async def _bring_to(self, desired: Desired) -> list[Change]:
         desired = await self._place(desired)
         network = await self._plan(desired)
-        there = await self._kernel.observe()
+        there = self._planning.ours(await self._kernel.observe(), network)
         changes = reconcile(desired, network, self._observed(there))
         if changes and not there.is_up:
             raise NetworkError(
@@ -337,9 +351,8 @@ class Gateway:
         there = await self._kernel.observe()
         wanted = await self._place(self._wanted)
         network = await self._plan(wanted)
-        # Other programs may add addresses of their own to the TUN while we run.
-        ours = there.addresses & (self._network.addresses | network.addresses)
-        changes = reconcile(wanted, network, self._observed(replace(there, addresses=ours)))
+        there = self._planning.ours(there, network)
+        changes = reconcile(wanted, network, self._observed(there))
         missing, fault = missing_from(there, self._network, network), None
         if not there.is_up:
             # The kernel accepts no route into a device that is down; the rest works regardless.
@@ -440,6 +453,8 @@ class Gateway:
             log.exception("an event of the engine could not be handled")
 
     def _take_event(self, event: Event) -> None:
+        if self.takes_event(event):
+            return
         match event:
             case LeaseLow(name):
                 self._background.retry(

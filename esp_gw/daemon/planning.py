@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from esp_gw.daemon.around import Around
 from esp_gw.daemon.local_addresses import LocalAddresses
@@ -32,6 +33,7 @@ class Planning:
         self._names = names
         self._peers = peers
         self._locals = LocalAddresses()
+        self._addresses: frozenset[IPAddress] = frozenset()
         self.paths = PathMtus()
         self.around = Around(kernel)
         self.remotes: frozenset[IPAddress] = frozenset()
@@ -70,6 +72,14 @@ class Planning:
         network = plan_network(desired, mtus, await self.around.look(desired))
         self.needs_filter, self.looked = network.firewall is not None, now
         return network
+
+    def ours(self, there: Network, planned: Network) -> Network:
+        """Return the network that is there without addresses that other programs gave the TUN.
+
+        An IKE daemon adds the virtual one that its peer has assigned.
+        """
+        self._addresses |= planned.addresses
+        return replace(there, addresses=there.addresses & self._addresses)
 
     def _where_peers_are(
         self, desired: Desired, there: Mapping[str, Sa], counted: Counted

@@ -35,6 +35,7 @@ from esp_gw.daemon.views import (
 from esp_gw.desired import Desired, GatewaySettings, settings_of
 from esp_gw.errors import ConfigError, ControlError, EspGwError
 from esp_gw.logs import log
+from esp_gw.model import Origin
 from esp_gw.network.link import TUN_OVERFLOW
 from esp_gw.network.sysctl import network_warnings
 
@@ -105,7 +106,7 @@ class Service:
             "pid": os.getpid(),
             "uptime_s": round(time.monotonic() - self._began, 1),
             "config": str(self._config),
-            "tunnels": len(self.sources.configured.tunnels),
+            "tunnels": len(self.sources.tunnels),
             "states": self._health.counts(),
             "sas": len(self._gateway.sas),
             "policies": len(self._gateway.policies),
@@ -157,6 +158,8 @@ class Service:
         if parameters.get("reveal_keys") is True:
             if caller.uid != 0:
                 raise ControlError("PermissionDenied", "only root may see keys", hint="use sudo")
+            if sa.origin is Origin.IKE:
+                raise ControlError("Refused", f"{sa.name}: the keys of ike are shown to nobody")
             log.warning("a key was revealed", sa=sa.name, uid=caller.uid, pid=caller.pid)
             info["key"] = format_keymat(sa.keymat)
         return {"sa": info}
@@ -166,14 +169,12 @@ class Service:
         return {"policies": [policy_view(policy) for policy in self._gateway.policies]}
 
     async def list_tunnels(self, parameters: Parameters, caller: Caller) -> Parameters:
-        """Return the configuration's tunnels with the counters of their SAs."""
+        """Return the tunnels, IKE's children included, with the counters of their SAs."""
         counters = self._gateway.counters().sas
         totals, flows = self._gateway.totals(counters), self._gateway.engine.lane_flows()
+        tunnels = self.sources.tunnels
         placed = {sa.name: sa for sa in self._gateway.placed.sas}
-        there = {
-            tunnel.name: [name for name in tunnel.sas if name in placed]
-            for tunnel in self.sources.configured.tunnels
-        }
+        there = {tunnel.name: [name for name in tunnel.sas if name in placed] for tunnel in tunnels}
         return {
             "tunnels": [
                 tunnel_view(
@@ -184,15 +185,11 @@ class Service:
                     placed[there[tunnel.name][0]].local,
                     flows,
                 )
-                for tunnel in self.sources.configured.tunnels
+                for tunnel in tunnels
                 # During a reload some SAs may be removed already.
                 if there[tunnel.name] and counters.keys() >= set(there[tunnel.name])
             ]
-            + [
-                waiting_view(tunnel)
-                for tunnel in self.sources.configured.tunnels
-                if not there[tunnel.name]
-            ]
+            + [waiting_view(tunnel) for tunnel in tunnels if not there[tunnel.name]]
         }
 
     async def get_stats(self, parameters: Parameters, caller: Caller) -> Parameters:

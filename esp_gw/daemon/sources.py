@@ -1,4 +1,4 @@
-"""The sources of what is wanted, and the way in which each changes: configuration and CLI."""
+"""The sources of what is wanted, and the way in which each changes: configuration, CLI, IKE."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import contextlib
 from collections.abc import Mapping
 
 from esp_gw.config.added import Store, StoredState, without_conflicts
-from esp_gw.daemon.gateway import Gateway
+from esp_gw.config.conflicts import find_conflicts
+from esp_gw.daemon.gateway import Gateway, Record
+from esp_gw.daemon.held import PREFIX, Held
 from esp_gw.daemon.queue import ChangeQueue
 from esp_gw.desired import Desired
 from esp_gw.errors import ControlError, EspGwError
+from esp_gw.model import Tunnel
 
 
 class Sources:
-    """The `configured` state and what the CLI has `added`; `left_out` has conflicts by name.
+    """The `configured` state, what the CLI has `added`, and what the owner's session has `held`.
 
-    A change of either waits for its turn in `changes`.
+    `left_out` has the conflicts of the CLI's additions by name. A change of any waits for its turn
+    in `changes`.
     """
 
     def __init__(self, gateway: Gateway, configured: Desired, store: Store) -> None:
@@ -24,7 +28,9 @@ class Sources:
         self._store = store
         self.configured = configured
         self.added = store.load()
+        self.held = Held()
         self.left_out: dict[str, str] = {}
+        self._lasting = configured
         self.changes = ChangeQueue()
 
     def desired(self) -> Desired:
@@ -32,14 +38,24 @@ class Sources:
 
         The configuration takes precedence: a conflicting addition is left out with a warning.
         """
-        wanted, self.left_out = without_conflicts(self.configured, self.added)
-        return wanted
+        self._lasting, self.left_out = without_conflicts(self.configured, self.added)
+        return self.held.join(self._lasting)
+
+    @property
+    def lasting(self) -> Desired:
+        """Configuration and CLI merged, without what conflicts."""
+        return self._lasting
+
+    @property
+    def tunnels(self) -> tuple[Tunnel, ...]:
+        """The tunnels of the configuration, and those of IKE's children."""
+        return (*self.configured.tunnels, *self.held.tunnels)
 
     async def follow(self, configured: Desired) -> list[str]:
         """Apply another configuration; return the changes. Raises EspGwError."""
-        wanted, left_out = without_conflicts(configured, self.added)
-        changes = await self._gateway.apply(wanted)
-        self.configured, self.left_out = configured, left_out
+        lasting, left_out = without_conflicts(configured, self.added)
+        changes = await self._gateway.apply(_joined(lasting, self.held))
+        self.configured, self.left_out, self._lasting = configured, left_out, lasting
         return changes
 
     def check(self, added: StoredState) -> None:
@@ -51,7 +67,7 @@ class Sources:
 
         A refusal begins with `what`, or with the name of the conflicting addition.
         """
-        wanted, left_out = without_conflicts(self.configured, added)
+        lasting, left_out = without_conflicts(self.configured, added)
         self._refuse_left_out(left_out, what)
         before = self.added
 
@@ -64,8 +80,16 @@ class Sources:
                     await asyncio.to_thread(self._store.save, before)
                 raise
 
-        await self._gateway.apply(wanted, record)
-        self.added, self.left_out = added, left_out
+        await self._gateway.apply(_joined(lasting, self.held), record)
+        self.added, self.left_out, self._lasting = added, left_out, lasting
+
+    async def hold(self, held: Held, record: Record) -> None:
+        """Apply what the owner holds now, and `record` it once it works: both, or neither.
+
+        Raises EspGwError.
+        """
+        await self._gateway.apply(_joined(self._lasting, held), record)
+        self.held = held
 
     def warnings(self) -> list[str]:
         """Return the warnings of the configuration, and a line for each addition left out."""
@@ -79,3 +103,13 @@ class Sources:
         for name, message in left_out.items():
             if name not in self.left_out:
                 raise ControlError("Refused", f"{what or name}: {message}")
+
+
+def _joined(lasting: Desired, held: Held) -> Desired:
+    """Join what the owner holds to the rest. Raises ControlError if both exclude each other."""
+    wanted = held.join(lasting)
+    if wanted is not lasting:
+        for conflict in find_conflicts(wanted.sas, wanted.policies):
+            if any(name.startswith(PREFIX) for name in conflict.names):
+                raise ControlError("Refused", f"{conflict.names[-1]}: {conflict.message}")
+    return wanted
