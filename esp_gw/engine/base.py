@@ -358,6 +358,12 @@ class Engine(Protocol):
         exist; no SA is removed in that case.
         """
 
+    def send_dummy(self, name: str) -> None:
+        """Send a dummy packet (RFC 4303 2.6) by an outbound SA whose peer has a known address.
+
+        Does nothing for an SA that is not there.
+        """
+
     def replace_policies(self, policies: Sequence[Policy]) -> None:
         """Replace the SPD in one step; `policies` are in order of precedence."""
 

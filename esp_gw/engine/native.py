@@ -241,6 +241,10 @@ class NativeEngine:
         self._removed_drops.update(final.drops)
         return final
 
+    def send_dummy(self, name: str) -> None:
+        """Send a dummy packet by an outbound SA."""
+        self._core.dummy(name)
+
     def replace_policies(self, policies: Sequence[Policy]) -> None:
         """Replace the SPD in one step; `policies` are in order of precedence."""
         self._core.replace_policies([_policy(policy) for policy in policies])

@@ -95,6 +95,7 @@ class FakeEngine:
         self.used: dict[str, int] = {}
         self.flows: dict[str, int] = {}
         self.dummies: dict[str, int] = {}
+        self.sent_dummies: list[str] = []
         self._reported: dict[str, int] = {}
         self.extensions: list[tuple[str, Lease]] = []
         self.policies: tuple[Policy, ...] = ()
@@ -207,6 +208,9 @@ class FakeEngine:
         for name in names:
             del self.sas[name]
         return [counters[name] for name in names]
+
+    def send_dummy(self, name: str) -> None:
+        self.sent_dummies.append(name)
 
     def replace_policies(self, policies: Sequence[Policy]) -> None:
         assert all(self.sas.keys() & set(policy.sas) for policy in policies if policy.sas)

@@ -293,6 +293,12 @@ class PythonEngine:
         self._fold(Direction.OUTBOUND, final)
         return final
 
+    def send_dummy(self, name: str) -> None:
+        """Send a dummy packet by an outbound SA."""
+        state = self._outbound.sas.get(name)
+        if state is not None and state.peer.is_known:
+            self._keepalives_out += self._outbound.send_dummy(state)
+
     def replace_policies(self, policies: Sequence[Policy]) -> None:
         """Replace the SPD in one step; `policies` are in order of precedence."""
         self._outbound.replace_policies(policies)
