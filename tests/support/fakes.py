@@ -96,6 +96,7 @@ class FakeEngine:
         self.flows: dict[str, int] = {}
         self.dummies: dict[str, int] = {}
         self.sent_dummies: list[str] = []
+        self.relay: int | None = None
         self._reported: dict[str, int] = {}
         self.extensions: list[tuple[str, Lease]] = []
         self.policies: tuple[Policy, ...] = ()
@@ -242,6 +243,9 @@ class FakeEngine:
 
     def lane_flows(self) -> dict[str, int]:
         return {name: self.flows.get(name, 0) for name, sa in self.sas.items() if _is_laned(sa)}
+
+    def relay_ike(self, fd: int | None) -> None:
+        self.relay = fd
 
     def forget_flows(self) -> None: ...
 

@@ -326,6 +326,7 @@ class PythonEngine:
             bytes_in=self._removed.bytes_in + sum(c.bytes for c in inbound.values()),
             keepalives_out=self._keepalives_out,
             keepalives_in=self._inbound.keepalives,
+            ike_passed=self._inbound.ike.passed,
             drops=dict(drops),
             sas=outbound | inbound,
         )
@@ -354,6 +355,10 @@ class PythonEngine:
             for name, state in self._outbound.sas.items()
             if state.sa.lane is not None
         }
+
+    def relay_ike(self, fd: int | None) -> None:
+        """Pass IKE datagrams of the outer UDP sockets to a copy of a socket. Raises EngineError."""
+        self._inbound.ike.replace(fd)
 
     def forget_flows(self) -> None:
         """Treat every inbound flow as new: its next packet may be an opening."""
