@@ -66,6 +66,7 @@ const fn mapped(address: IpAddr) -> Ipv6Addr {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
