@@ -1,0 +1,180 @@
+"""Lanes added to a running tunnel: held until the peer is heard by them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from esp_gw.daemon import new_lanes as new_lanes_module
+from esp_gw.daemon.new_lanes import AFTERWARDS, PATIENCE, NewLanes
+from esp_gw.desired import Desired
+from tests.support.fakes import captured_logs, until
+from tests.support.gateway_rig import MakeRig, Rig, rigs
+from tests.support.laned import four_lanes, one_lane
+
+FIRST = ("t/out.0",)
+ALL = ("t/out.0", "t/out.1", "t/out.2", "t/out.3")
+NEW = ALL[1:]
+
+
+@pytest.fixture
+async def make_rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MakeRig]:
+    monkeypatch.setattr(new_lanes_module, "INTERVAL", 0.01)
+    async with rigs(tmp_path, monkeypatch) as make:
+        yield make
+
+
+def used(rig: Rig) -> tuple[str, ...]:
+    """The outbound SAs that packets go by."""
+    (policy,) = rig.engine.policies
+    return policy.sas
+
+
+async def grown(make_rig: MakeRig) -> Rig:
+    """Return a running gateway whose tunnel has got three lanes, announced already."""
+    rig = make_rig()
+    await rig.gateway.start(one_lane())
+    await rig.gateway.apply(four_lanes())
+    await announced(rig)
+    return rig
+
+
+async def announced(rig: Rig) -> None:
+    rig.engine.sent_dummies.clear()
+    await until(lambda: set(rig.engine.sent_dummies) == set(NEW))
+    await asyncio.sleep(0.02)
+
+
+async def test_a_start_uses_all_lanes_at_once_and_announces_none(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    await rig.gateway.start(four_lanes())
+    await asyncio.sleep(0.05)
+    assert used(rig) == ALL
+    assert rig.engine.sent_dummies == []
+    assert rig.gateway.warnings == []
+
+
+async def test_new_lanes_are_used_once_the_peer_is_heard_by_all_of_them(make_rig: MakeRig) -> None:
+    rig = await grown(make_rig)
+    assert set(rig.engine.sas) == {sa.name for sa in four_lanes().sas}, "received by at once"
+    assert used(rig) == FIRST
+    for lane in (2, 1):
+        rig.engine.receive(f"t/in.{lane}", 1)
+        await announced(rig)
+        assert used(rig) == FIRST
+    (warning,) = rig.gateway.warnings
+    assert "lanes 1, 2, 3 of t" in warning
+    rig.engine.receive("t/in.3", 1)
+    await until(lambda: used(rig) == ALL)
+    assert rig.gateway.warnings == []
+
+
+async def test_lanes_in_use_are_announced_a_few_times_more(make_rig: MakeRig) -> None:
+    rig = await grown(make_rig)
+    for lane in (1, 2, 3):
+        rig.engine.receive(f"t/in.{lane}", 1)
+    await until(lambda: used(rig) == ALL)
+    rig.engine.sent_dummies.clear()
+    await asyncio.sleep(0.01 * AFTERWARDS + 0.1)
+    sent = rig.engine.sent_dummies
+    assert all(1 <= sent.count(name) <= AFTERWARDS for name in NEW)
+
+
+async def test_a_look_at_the_network_and_another_reload_change_nothing_of_what_waits(
+    make_rig: MakeRig,
+) -> None:
+    rig = await grown(make_rig)
+    await rig.gateway.apply(four_lanes())
+    rig.kernel.events.release()
+    await announced(rig)
+    assert used(rig) == FIRST
+    await rig.gateway.apply(one_lane())
+    assert used(rig) == FIRST
+    assert rig.gateway.warnings == []
+    rig.engine.sent_dummies.clear()
+    await asyncio.sleep(0.05)
+    assert rig.engine.sent_dummies == []
+    # The second time they wait again.
+    await rig.gateway.apply(four_lanes())
+    await announced(rig)
+    assert used(rig) == FIRST
+
+
+async def test_a_lane_under_a_new_key_is_announced_and_goes_on(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    await rig.gateway.start(four_lanes())
+    wanted = four_lanes()
+    fresh = [
+        replace(sa, keymat=replace(sa.keymat, salt=b"new!")) if sa.name == "t/in.2" else sa
+        for sa in wanted.sas
+    ]
+    await rig.gateway.apply(replace(wanted, sas=tuple(fresh)))
+    await until(lambda: rig.engine.sent_dummies.count("t/out.2") == AFTERWARDS - 1)
+    assert set(rig.engine.sent_dummies) == {"t/out.2"}
+    assert used(rig) == ALL
+
+
+class Held:
+    """New lanes beside their time and counters."""
+
+    def __init__(self, rig: Rig, wanted: Desired) -> None:
+        self.rig = rig
+        self.woken = 0
+        self.lanes = NewLanes(self._wake)
+        self.wanted = wanted
+        running = {sa.name: sa for sa in one_lane().sas}
+        self.lanes.hold(wanted, running, 0)
+        assert not self.lanes.look(rig.engine.counters(), 1)
+
+    def _wake(self) -> None:
+        self.woken += 1
+
+    def used(self) -> tuple[str, ...]:
+        """Return the SAs of the policy that is in place."""
+        (policy,) = self.lanes.hold(self.wanted, self.rig.engine.sas, 0).policies
+        return policy.sas
+
+
+@pytest.fixture
+async def held(make_rig: MakeRig) -> Held:
+    rig = make_rig()
+    await rig.gateway.start(four_lanes())
+    return Held(rig, four_lanes())
+
+
+async def test_a_peer_that_announces_no_lane_is_not_waited_for_longer(held: Held) -> None:
+    held.rig.engine.receive("t/in.1", 5)
+    assert not held.lanes.look(held.rig.engine.counters(), PATIENCE - 1)
+    assert held.used() == FIRST
+    with captured_logs() as lines:
+        assert held.lanes.look(held.rig.engine.counters(), PATIENCE)
+    assert held.used() == ALL
+    assert lines == []
+
+
+async def test_lanes_that_were_never_heard_are_used_with_a_warning(held: Held) -> None:
+    with captured_logs() as lines:
+        assert held.lanes.look(held.rig.engine.counters(), PATIENCE)
+    assert held.used() == ALL
+    assert [(line["log_level"], line["tunnel"]) for line in lines] == [("warning", "t")]
+
+
+async def test_a_lane_that_the_peer_lacks_stays_unused(held: Held) -> None:
+    for lane in (1, 3):
+        held.rig.engine.receive(f"t/in.{lane}", 1)
+        held.rig.engine.dummies[f"t/in.{lane}"] = 1
+    assert not held.lanes.look(held.rig.engine.counters(), PATIENCE - 1)
+    assert held.lanes.look(held.rig.engine.counters(), PATIENCE)
+    assert held.used() == ("t/out.0", "t/out.1", "t/out.3")
+    for _ in range(AFTERWARDS + 1):
+        assert not held.lanes.look(held.rig.engine.counters(), 2 * PATIENCE)
+    (warning,) = held.lanes.warnings
+    assert "lane 2 of t" in warning
+    held.rig.engine.receive("t/in.2", 1)
+    assert held.lanes.look(held.rig.engine.counters(), 3 * PATIENCE)
+    assert held.used() == ALL
+    assert held.lanes.warnings == []
