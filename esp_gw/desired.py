@@ -117,13 +117,19 @@ def settings_of(dataclass: type) -> dict[str, Setting]:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """The combined state requested by configuration, CLI and IKE; policies are in SPD order."""
+    """The combined state requested by configuration, CLI and IKE; policies are in SPD order.
+
+    If it `listens`, IKE is received at the port of ESP in UDP of each address of the host: those of
+    `listening`, once the state is placed.
+    """
 
     settings: GatewaySettings
     tunnels: tuple[Tunnel, ...] = ()
     sas: tuple[Sa, ...] = ()
     policies: tuple[Policy, ...] = ()
     warnings: tuple[str, ...] = ()
+    listens: bool = False
+    listening: frozenset[IPAddress] = frozenset()
 
     @property
     def lasting(self) -> Desired:

@@ -44,6 +44,8 @@ REQUEST_TIMEOUT = 30.0
 REPLY_TIMEOUT = 10.0
 """Seconds a client may take to read a reply."""
 READ_SIZE = 64 * 1024
+_FULL_PAUSE = 0.01
+"""Seconds between two tries to send a reply with files to a client that reads nothing."""
 
 _LISTEN_HINTS = {
     errno.ENOENT: "create its directory first, as the systemd unit does",
@@ -74,7 +76,20 @@ class Stream(Protocol):
         """End it: the connection is gone."""
 
 
-Reply = dict[str, object] | Stream
+@dataclass(frozen=True, slots=True)
+class WithFiles:
+    """A reply with sockets, which the client gets as copies (SCM_RIGHTS); they are closed here."""
+
+    parameters: dict[str, object]
+    files: tuple[socket.socket, ...]
+
+    def close(self) -> None:
+        """Close the sockets of this side."""
+        for each in self.files:
+            each.close()
+
+
+Reply = dict[str, object] | Stream | WithFiles
 Handler = Callable[[dict[str, object], Caller], Awaitable[Reply]]
 
 
@@ -266,12 +281,16 @@ class ControlServer:
         while (request := await _next_request(connection, decoder)) is not None:
             self._places.begin(connection.place)
             reply = await self._answer(request, caller)
-            if not isinstance(reply, bytes):
+            if not isinstance(reply, bytes | WithFiles):
                 await _send_all(connection, reply)
                 return
             if not connection.is_kept:
                 self._places.wait(connection.place)
-            await _send(connection, reply)
+            if isinstance(reply, bytes):
+                await _send(connection, reply)
+            else:
+                with contextlib.closing(reply):
+                    await _send_files(connection, reply)
             # A client that pipelines requests yields to the others after each one.
             await asyncio.sleep(0)
 
@@ -279,7 +298,7 @@ class ControlServer:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._lookups, is_member, caller, self._group)
 
-    async def _answer(self, request: Request, caller: Caller) -> bytes | Stream:
+    async def _answer(self, request: Request, caller: Caller) -> bytes | Stream | WithFiles:
         try:
             reply = await self._handler(request.method)(request.parameters, caller)
             return encode_reply(reply) if isinstance(reply, dict) else reply
@@ -332,6 +351,22 @@ async def _send(connection: _Connection, data: bytes) -> None:
     connection.mid_reply = True
     async with asyncio.timeout(REPLY_TIMEOUT):
         await asyncio.get_running_loop().sock_sendall(connection.sock, data)
+    connection.mid_reply = False
+
+
+async def _send_files(connection: _Connection, reply: WithFiles) -> None:
+    """Send a reply whose files come with its first byte."""
+    data, files = encode_reply(reply.parameters), [each.fileno() for each in reply.files]
+    connection.mid_reply = True
+    async with asyncio.timeout(REPLY_TIMEOUT):
+        while True:
+            try:
+                sent = socket.send_fds(connection.sock, [data], files)
+                break
+            except BlockingIOError:
+                # Former replies are unread.
+                await asyncio.sleep(_FULL_PAUSE)
+        await asyncio.get_running_loop().sock_sendall(connection.sock, data[sent:])
     connection.mid_reply = False
 
 

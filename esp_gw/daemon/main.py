@@ -23,6 +23,7 @@ from esp_gw.daemon.guard import GUARD_FILES, GUARD_SPACE, hold_before_start
 from esp_gw.daemon.health import Health
 from esp_gw.daemon.held_file import held_path, load_held
 from esp_gw.daemon.holding import Holding
+from esp_gw.daemon.ike_port import IkePort
 from esp_gw.daemon.ledgers import Ledgers
 from esp_gw.daemon.owner import Owner
 from esp_gw.daemon.owner_events import OwnerEvents
@@ -172,7 +173,7 @@ class _Daemon:
         sources = self._service.sources
         holding = Holding(gateway, sources, ledgers)
         self._events = OwnerEvents(gateway, sources, holding, self._fail)
-        owner = Owner(sources, holding, self._events)
+        owner = Owner(sources, holding, self._events, IkePort(gateway, sources))
         handlers = {name: self._told(each) for name, each in self._service.handlers().items()}
         handlers |= owner.handlers()
         control = ControlServer(Path(settings.control_socket), handlers, on_end=owner.ended)

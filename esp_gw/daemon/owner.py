@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from esp_gw.control.protocol import PREFIX
-from esp_gw.control.server import Caller, Handler, Reply, is_owner
+from esp_gw.control.server import Caller, Handler, Reply, WithFiles, is_owner
 from esp_gw.control.sessions import Link, Sessions
 from esp_gw.crypto.providers import provider_fault
 from esp_gw.daemon.children import (
@@ -25,6 +25,7 @@ from esp_gw.daemon.children import (
 )
 from esp_gw.daemon.held import Held, Key
 from esp_gw.daemon.holding import Holding
+from esp_gw.daemon.ike_port import IkePort
 from esp_gw.daemon.owner_events import OwnerEvents
 from esp_gw.daemon.parameters import Parameters
 from esp_gw.daemon.reservations import Reservations
@@ -37,16 +38,19 @@ from esp_gw.values import FieldError
 OWNER = "ike"
 VERSION = 1
 
-Method = Callable[[Parameters], Awaitable[Parameters]]
+Method = Callable[[Parameters], Awaitable[Parameters | WithFiles]]
 
 
 class Owner:
     """The session of the owner `ike`, and what it holds."""
 
-    def __init__(self, sources: Sources, holding: Holding, events: OwnerEvents) -> None:
+    def __init__(
+        self, sources: Sources, holding: Holding, events: OwnerEvents, ike: IkePort
+    ) -> None:
         self._sources = sources
         self._holding = holding
         self._events = events
+        self._ike = ike
         self._sessions = Sessions()
         self._reserved = Reservations()
 
@@ -63,11 +67,14 @@ class Owner:
             "RemovePolicy": self._of_session(self.remove_policy),
             "QuerySas": self._of_session(self.query_sas),
             "FlushOwner": self._of_session(self.flush_owner),
+            "GetIkeSocket": self._of_session(self.get_ike_socket),
         }
         return {PREFIX + name: handler for name, handler in methods.items()}
 
     def ended(self, link: Link) -> None:
         """Take note that a connection has ended; what the owner holds stays."""
+        if self._sessions.is_open(OWNER, link):
+            self._ike.close()
         self._sessions.ended(link)
 
     async def open_session(self, parameters: Parameters, caller: Caller) -> Reply:
@@ -83,6 +90,7 @@ class Owner:
         if not take_over:
             await self._flush()
         if caller.link is not None:
+            self._ike.close()
             self._sessions.open(OWNER, caller.link)
         held = self._holding.held
         log.info("a session of ike has begun", pid=caller.pid, sas=len(held.sas))
@@ -164,6 +172,12 @@ class Owner:
             held.find(key)
         return {"sas": self._holding.counted(keys, _now())}
 
+    async def get_ike_socket(self, parameters: Parameters) -> WithFiles:
+        """Return a socket for the IKE messages that share the port with ESP in UDP."""
+        refuse_unknown(parameters, ())
+        theirs = await self._ike.open()
+        return WithFiles({"port": self._sources.configured.settings.port}, (theirs,))
+
     async def flush_owner(self, parameters: Parameters) -> Parameters:
         """Remove all SAs, policies and reservations of the owner."""
         refuse_unknown(parameters, ())
@@ -196,7 +210,7 @@ class Owner:
             _refuse_others(caller)
             return await self._sources.changes.run(lambda: in_turn(parameters, caller))
 
-        async def in_turn(parameters: Parameters, caller: Caller) -> Parameters:
+        async def in_turn(parameters: Parameters, caller: Caller) -> Parameters | WithFiles:
             # In its turn: another session may have begun meanwhile.
             if not self._sessions.is_open(OWNER, caller.link):
                 raise ControlError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from esp_gw.daemon.around import Around
@@ -19,6 +19,10 @@ from esp_gw.network.plan import plan_network
 
 Counted = Callable[[], Mapping[str, SaCounters]]
 """Return the counters of the engine's SAs, which are read only if a peer has moved."""
+
+
+MAX_LISTENING = 64
+"""Bound on the addresses at which IKE is received: each has a socket for each worker."""
 
 
 class Planning:
@@ -53,9 +57,13 @@ class Planning:
         desired = self._names.place(desired)
         peers = {sa.name: sa.remote for sa in self._where_peers_are(desired, there, counted).sas}
         mark = desired.settings.fwmark
-        return await self._locals.place(
+        placed = await self._locals.place(
             desired, peers, lambda remote: self._kernel.source(remote, mark)
         )
+        if not desired.listens:
+            return placed
+        host = await self._kernel.host(mark)
+        return replace(placed, listening=_outer(host.addresses - {*desired.settings.addresses}))
 
     async def plan(
         self, desired: Desired, there: Mapping[str, Sa], counted: Counted, now: float
@@ -88,3 +96,13 @@ class Planning:
         if not self._peers.have_moved:
             return desired
         return self._peers.placed(desired, there, counted())
+
+
+def _outer(addresses: Collection[IPAddress]) -> frozenset[IPAddress]:
+    """Return the addresses at which a peer may ask for a tunnel, MAX_LISTENING at most."""
+    outer = [
+        each
+        for each in addresses
+        if not (each.is_loopback or each.is_link_local or each.is_multicast)
+    ]
+    return frozenset(sorted(outer, key=lambda each: (each.version, int(each)))[:MAX_LISTENING])

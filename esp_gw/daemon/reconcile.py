@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from esp_gw.desired import Desired
 from esp_gw.engine.base import OuterSocket
-from esp_gw.model import Direction, KeyMaterial, Origin, Policy, Sa, Suite
+from esp_gw.model import Direction, Encapsulation, KeyMaterial, Origin, Policy, Sa, Suite
 from esp_gw.network.changes import Change, NetworkChange, Step, network_changes
 from esp_gw.network.objects import Network
 
@@ -314,8 +314,9 @@ def _sockets_wanted(
 
 
 def outer_sockets(desired: Desired) -> frozenset[OuterSocket]:
-    """Return the sockets that the SAs need."""
-    return frozenset(_socket_of(sa) for sa in desired.sas)
+    """Return the sockets that the SAs need, and those by which IKE is received."""
+    listening = (OuterSocket(each, Encapsulation.UDP) for each in desired.listening)
+    return frozenset(_socket_of(sa) for sa in desired.sas) | frozenset(listening)
 
 
 def sockets_left(desired: Desired, there: Mapping[str, Sa]) -> set[OuterSocket]:

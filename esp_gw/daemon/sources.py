@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 
 from esp_gw.config.added import Store, StoredState, without_conflicts
 from esp_gw.config.conflicts import find_conflicts
@@ -19,7 +20,8 @@ from esp_gw.model import Tunnel
 class Sources:
     """The `configured` state, what the CLI has `added`, and what the owner's session has `held`.
 
-    `left_out` has the conflicts of the CLI's additions by name. A change of any waits for its turn
+    `left_out` has the conflicts of the CLI's additions by name. It `listens` once IKE is to be
+    received. A change of any waits for its turn
     in `changes`.
     """
 
@@ -30,6 +32,7 @@ class Sources:
         self.added = store.load()
         self.held = Held()
         self.left_out: dict[str, str] = {}
+        self.listens = False
         self._lasting = configured
         self.changes = ChangeQueue()
 
@@ -54,7 +57,7 @@ class Sources:
     async def follow(self, configured: Desired) -> list[str]:
         """Apply another configuration; return the changes. Raises EspGwError."""
         lasting, left_out = without_conflicts(configured, self.added)
-        changes = await self._gateway.apply(_joined(lasting, self.held))
+        changes = await self._gateway.apply(self._joined(lasting, self.held))
         self.configured, self.left_out, self._lasting = configured, left_out, lasting
         return changes
 
@@ -80,7 +83,7 @@ class Sources:
                     await asyncio.to_thread(self._store.save, before)
                 raise
 
-        await self._gateway.apply(_joined(lasting, self.held), record)
+        await self._gateway.apply(self._joined(lasting, self.held), record)
         self.added, self.left_out, self._lasting = added, left_out, lasting
 
     async def hold(self, held: Held, record: Record) -> None:
@@ -88,7 +91,7 @@ class Sources:
 
         Raises EspGwError.
         """
-        await self._gateway.apply(_joined(self._lasting, held), record)
+        await self._gateway.apply(self._joined(self._lasting, held), record)
         self.held = held
 
     def warnings(self) -> list[str]:
@@ -104,12 +107,20 @@ class Sources:
             if name not in self.left_out:
                 raise ControlError("Refused", f"{what or name}: {message}")
 
+    async def listen(self) -> None:
+        """Receive IKE at all addresses of the host, from now on. Raises EspGwError."""
+        before, self.listens = self.listens, True
+        try:
+            await self._gateway.apply(self._joined(self._lasting, self.held))
+        except BaseException:
+            self.listens = before
+            raise
 
-def _joined(lasting: Desired, held: Held) -> Desired:
-    """Join what the owner holds to the rest. Raises ControlError if both exclude each other."""
-    wanted = held.join(lasting)
-    if wanted is not lasting:
-        for conflict in find_conflicts(wanted.sas, wanted.policies):
-            if any(name.startswith(PREFIX) for name in conflict.names):
-                raise ControlError("Refused", f"{conflict.names[-1]}: {conflict.message}")
-    return wanted
+    def _joined(self, lasting: Desired, held: Held) -> Desired:
+        """Join what the owner holds to the rest. Raises ControlError if both exclude each other."""
+        wanted = held.join(lasting)
+        if wanted is not lasting:
+            for conflict in find_conflicts(wanted.sas, wanted.policies):
+                if any(name.startswith(PREFIX) for name in conflict.names):
+                    raise ControlError("Refused", f"{conflict.names[-1]}: {conflict.message}")
+        return replace(wanted, listens=self.listens)

@@ -413,6 +413,15 @@ class Engine(Protocol):
         engine keeps a copy of `fd`. Raises EngineError for a file of another kind.
         """
 
+    def send_ike(
+        self, source: IPAddress, destination: IPAddress, port: int, message: bytes
+    ) -> None:
+        """Send an IKE message, behind a Non-ESP Marker, from the UDP socket of an outer address.
+
+        It is never queued, and lost where the socket is full or the kernel refuses it: IKE sends it
+        again. Raises EngineError if there is no such socket.
+        """
+
     def forget_flows(self) -> None:
         """Treat every inbound flow as new: its next packet may be an opening."""
 

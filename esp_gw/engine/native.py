@@ -310,6 +310,15 @@ class NativeEngine:
         except (OSError, ValueError) as error:
             raise EngineError(f"IKE datagrams can't be passed on: {error}") from None
 
+    def send_ike(
+        self, source: IPAddress, destination: IPAddress, port: int, message: bytes
+    ) -> None:
+        """Send an IKE message from the UDP socket of an outer address. Raises EngineError."""
+        try:
+            self._core.send_ike(source, (destination, port), message)
+        except (OSError, ValueError) as error:
+            raise EngineError(f"an IKE message can't be sent: {error}", where=str(source)) from None
+
     def forget_flows(self) -> None:
         """Treat every inbound flow as new: its next packet may be an opening."""
         self._core.forget_flows()

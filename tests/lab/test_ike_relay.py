@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
 
 import pytest
 import pytest_asyncio
@@ -18,6 +18,7 @@ from tests.support.builders import OUTER
 from tests.support.engine_pair import PORT, Side, engine_pair, until
 from tests.support.engines import ENGINES
 from tests.support.kernel_peer import inside
+from tests.support.owner_client import mapped
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -61,12 +62,6 @@ def sender(side: Side, version: int) -> Iterator[socket.socket]:
         sock.bind((OUTER[version][0], IKE_PORT))
         sock.connect((OUTER[version][1], PORT))
         yield sock
-
-
-def mapped(address: str) -> bytes:
-    """An address in 16 bytes."""
-    there = ip_address(address)
-    return (there if there.version == 6 else IPv6Address(f"::ffff:{address}")).packed
 
 
 async def read(sock: socket.socket, count: int) -> list[bytes]:
@@ -163,3 +158,19 @@ async def test_a_socket_of_another_kind_is_refused_and_the_former_one_stays(
                 b.engine.relay_ike(wrong.fileno())
         peer.send(MARKER + b"still here")
         assert (await read(sock, 1))[0].endswith(b"still here")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+async def test_a_message_leaves_from_the_outer_socket_behind_its_marker(
+    pair: tuple[Side, Side], version: int
+) -> None:
+    a, b = pair
+    ends = [ip_address(end) for end in OUTER[version]]
+    with sender(a, version) as peer:
+        peer.settimeout(0)
+        for message in (b"to a peer", bytes(1200)):
+            b.engine.send_ike(ends[1], ends[0], IKE_PORT, message)
+            assert await read(peer, 1) == [MARKER + message]
+    for source, destination in ((ends[0], ends[1]), (ends[1], ip_address(OUTER[10 - version][0]))):
+        with pytest.raises(EngineError, match="there is no outer socket of this address"):
+            b.engine.send_ike(source, destination, IKE_PORT, b"nowhere")

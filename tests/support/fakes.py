@@ -97,6 +97,7 @@ class FakeEngine:
         self.dummies: dict[str, int] = {}
         self.sent_dummies: list[str] = []
         self.relay: int | None = None
+        self.ike_sent: list[tuple[IPAddress, IPAddress, int, bytes]] = []
         self._reported: dict[str, int] = {}
         self.extensions: list[tuple[str, Lease]] = []
         self.policies: tuple[Policy, ...] = ()
@@ -246,6 +247,11 @@ class FakeEngine:
 
     def relay_ike(self, fd: int | None) -> None:
         self.relay = fd
+
+    def send_ike(
+        self, source: IPAddress, destination: IPAddress, port: int, message: bytes
+    ) -> None:
+        self.ike_sent.append((source, destination, port, message))
 
     def forget_flows(self) -> None: ...
 

@@ -7,29 +7,31 @@ import json
 import secrets
 import socket
 from collections.abc import Iterator
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
 from esp_gw.control.protocol import PREFIX, decode_reply, encode_request
+from esp_gw.engine.base import RELAY_HEADER
 
 
 class Connection:
     """A connection that stays; messages are lines."""
 
     def __init__(self, path: Path, timeout: float = 60.0) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
+        self.socket = socket.socket(socket.AF_UNIX)
         # With a timeout, a full backlog is an error at once.
-        self._socket.connect(str(path))
-        self._socket.settimeout(timeout)
+        self.socket.connect(str(path))
+        self.socket.settimeout(timeout)
         self._buffer = b""
 
     def send(self, method: str, **parameters: object) -> None:
-        self._socket.sendall(encode_request(method, parameters))
+        self.socket.sendall(encode_request(method, parameters))
 
     def line(self) -> bytes:
         """Return the next line; empty at the end of the connection."""
         while b"\n" not in self._buffer:
-            data = self._socket.recv(1 << 20)
+            data = self.socket.recv(1 << 20)
             if not data:
                 return b""
             self._buffer += data
@@ -42,7 +44,7 @@ class Connection:
         return decode_reply(self.line())
 
     def close(self) -> None:
-        self._socket.close()
+        self.socket.close()
 
 
 class Session(Connection):
@@ -51,6 +53,43 @@ class Session(Connection):
     def __init__(self, path: Path, *, take_over: bool = False) -> None:
         super().__init__(path)
         self.found = self.call("OpenSession", owner="ike", take_over=take_over)
+
+
+class IkeSocket:
+    """The socket of IKE messages that share the port with ESP, as a session gets it."""
+
+    def __init__(self, session: Session) -> None:
+        session.send("GetIkeSocket")
+        data, files, _, _ = socket.recv_fds(session.socket, 1 << 16, 4)
+        self.port = decode_reply(data)["port"]
+        (number,) = files
+        self._socket = socket.socket(fileno=number)
+        self._socket.settimeout(10)
+
+    def send(self, source: str, destination: str, message: bytes, port: int = 4500) -> None:
+        header = RELAY_HEADER.pack(mapped(source), mapped(destination), self.port, port)
+        self._socket.send(header + message)
+
+    def receive(self) -> tuple[str, str, int, bytes]:
+        """Return source, destination, the source's port, and the message."""
+        data = self._socket.recv(1 << 16)
+        source, destination, port, local_port = RELAY_HEADER.unpack(data[: RELAY_HEADER.size])
+        assert local_port == self.port
+        return _address(source), _address(destination), port, data[RELAY_HEADER.size :]
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def mapped(address: str) -> bytes:
+    """Return an address in the 16 bytes of a relayed message."""
+    there = ip_address(address)
+    return (there if there.version == 6 else IPv6Address(f"::ffff:{address}")).packed
+
+
+def _address(packed: bytes) -> str:
+    there = IPv6Address(packed)
+    return str(there.ipv4_mapped or there)
 
 
 class Watcher(Connection):

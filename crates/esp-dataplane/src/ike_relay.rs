@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwapOption;
 use esp_core::DropReason;
 
-/// Bytes of the Non-ESP Marker (RFC 3948 2.2), which is not passed on.
-const MARKER_LEN: usize = 4;
+/// The Non-ESP Marker (RFC 3948 2.2), which is not passed on.
+pub const MARKER: [u8; 4] = [0; 4];
 /// Bytes in front of a datagram: two addresses and two ports.
 const HEADER_LEN: usize = 36;
 
@@ -45,7 +45,7 @@ impl IkeRelay {
         let socket = self.socket.load();
         let socket = socket.as_ref().ok_or(DropReason::IkeDatagram)?;
         let destination = destination().map_err(|_| DropReason::IkeDatagram)?;
-        let message = datagram.get(MARKER_LEN..).unwrap_or_default();
+        let message = datagram.get(MARKER.len()..).unwrap_or_default();
         let mut relayed = Vec::with_capacity(HEADER_LEN + message.len());
         relayed.extend_from_slice(&mapped(source.ip()).octets());
         relayed.extend_from_slice(&mapped(destination.ip()).octets());

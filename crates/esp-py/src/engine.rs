@@ -196,6 +196,12 @@ impl NativeEngine {
         self.0.relay_ike(socket).map_err(|error| os_error(&error))
     }
 
+    fn send_ike(&self, source: IpAddr, destination: (IpAddr, u16), message: &[u8]) -> PyResult<()> {
+        self.0
+            .send_ike(source, destination.into(), message)
+            .map_err(|error| os_error(&error))
+    }
+
     fn ike_passed(&self) -> u64 {
         self.0.ike_passed()
     }

@@ -10,7 +10,7 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields
 
 from esp_gw.crypto import probe
@@ -37,6 +37,7 @@ from esp_gw.engine.base import (
 )
 from esp_gw.engine.keepalives import Rhythm, rhythm_of
 from esp_gw.engine.python.changes import SadChange
+from esp_gw.engine.python.ike_relay import MARKER
 from esp_gw.engine.python.inbound import InboundPath
 from esp_gw.engine.python.lanes import LaneFlows
 from esp_gw.engine.python.latency import LowLatency
@@ -359,6 +360,17 @@ class PythonEngine:
     def relay_ike(self, fd: int | None) -> None:
         """Pass IKE datagrams of the outer UDP sockets to a copy of a socket. Raises EngineError."""
         self._inbound.ike.replace(fd)
+
+    def send_ike(
+        self, source: IPAddress, destination: IPAddress, port: int, message: bytes
+    ) -> None:
+        """Send an IKE message from the UDP socket of an outer address. Raises EngineError."""
+        outer = self._outers.get(OuterSocket(source, Encapsulation.UDP))
+        if outer is None or destination.version != source.version:
+            text = "an IKE message can't be sent: there is no outer socket of this address"
+            raise EngineError(text, where=str(source))
+        with suppress(OSError):
+            outer.sock.sendto(MARKER + message, (str(destination), port))
 
     def forget_flows(self) -> None:
         """Treat every inbound flow as new: its next packet may be an opening."""

@@ -13,8 +13,8 @@ from esp_gw.engine.python.peers import SocketAddress
 from esp_gw.errors import EngineError
 from esp_gw.model import DropReason
 
-MARKER_LEN = 4
-"""Bytes of the Non-ESP Marker (RFC 3948 2.2), which is not passed on."""
+MARKER = bytes(4)
+"""The Non-ESP Marker (RFC 3948 2.2), which is not passed on."""
 _MAPPED = 0xFFFF << 32
 
 
@@ -45,7 +45,7 @@ class IkeRelay:
         ends = (_mapped(source), _mapped(destination))
         header = RELAY_HEADER.pack(*ends, source[1], destination[1])
         try:
-            self._sock.send(header + datagram[MARKER_LEN:])
+            self._sock.send(header + datagram[len(MARKER) :])
         except OSError:
             raise Drop(DropReason.IKE_DATAGRAM) from None
         self.passed += 1

@@ -1,7 +1,7 @@
 //! The policies and the installed SAs, as the control plane changes them.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use esp_linux::{Error, Result};
 
 use super::counters::{SaCounters, inbound_counters, outbound_counters};
 use super::lifecycle::Engine;
+use crate::ike_relay;
 use crate::tables::{InboundEntry, OutboundEntry, OuterSocket};
 use crate::worker::Command;
 
@@ -140,6 +141,22 @@ impl Engine {
         let socket = socket.map(unix_datagram).transpose()?;
         self.shared.ike.replace(socket);
         Ok(())
+    }
+
+    /// Sends an IKE message behind its marker (RFC 3948 2.2) from the UDP socket of an outer address.
+    ///
+    /// # Errors
+    /// The error of the system call; `Argument` if there is no such socket.
+    pub fn send_ike(&self, source: IpAddr, destination: SocketAddr, message: &[u8]) -> Result<()> {
+        let outer = OuterSocket {
+            address: source,
+            encapsulation: Encapsulation::Udp,
+        };
+        if !self.sockets.contains_key(&outer) || source.is_ipv4() != destination.is_ipv4() {
+            return Err(Error::Argument("there is no outer socket of this address"));
+        }
+        let datagram = [&ike_relay::MARKER, message].concat();
+        self.tell_first(Command::Ike(outer, destination, datagram))
     }
 
     /// The IKE datagrams that were passed on.

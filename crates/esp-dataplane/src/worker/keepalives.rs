@@ -1,4 +1,4 @@
-//! Outbound, beside the path: keepalives, which are never queued.
+//! Outbound, beside the path: keepalives and IKE datagrams, which are never queued.
 
 use std::iter::once;
 use std::net::SocketAddr;
@@ -36,6 +36,19 @@ impl OutboundPath {
         let own = self.own.of(outer, peer.ip());
         if let Some(socket) = own.or_else(|| sockets.get(&outer).map(Arc::as_ref)) {
             let _ = self.sender.keepalive(socket, peer, &NAT_KEEPALIVE);
+        }
+    }
+
+    /// Sends an IKE datagram, marker included; a failure is ignored: IKE sends it again.
+    pub fn ike(
+        &mut self,
+        outer: OuterSocket,
+        peer: SocketAddr,
+        datagram: &[u8],
+        sockets: &Sockets,
+    ) {
+        if let Some(socket) = sockets.get(&outer) {
+            let _ = self.sender.send_now(socket, peer, datagram);
         }
     }
 

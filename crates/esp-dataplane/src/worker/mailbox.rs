@@ -20,6 +20,8 @@ pub enum Command {
     Close(OuterSocket),
     /// Send a keepalive through the socket of this outer address.
     Keepalive(OuterSocket, SocketAddr),
+    /// Send an IKE datagram through the socket of this outer address.
+    Ike(OuterSocket, SocketAddr, Vec<u8>),
     /// Send a dummy packet by the SA of this name.
     Dummy(Arc<str>),
     /// Treat every inbound flow as new.

@@ -85,16 +85,29 @@ impl Sender {
         peer: SocketAddr,
         payload: &[u8],
     ) -> Result<SendOutcome> {
+        let outcome = self.send_now(socket, peer, payload)?;
+        if matches!(outcome, SendOutcome::Sent(_)) {
+            self.shared.outbound.of(self.worker).carried(1, 0);
+        }
+        Ok(outcome)
+    }
+
+    /// Sends a datagram that is never queued nor counted.
+    ///
+    /// # Errors
+    /// The error of the system call, if the socket is unusable.
+    pub(super) fn send_now(
+        &mut self,
+        socket: &Socket,
+        peer: SocketAddr,
+        payload: &[u8],
+    ) -> Result<SendOutcome> {
         let message = Transmit {
             dst: peer,
             payload,
             segment_size: 0,
             tos: 0,
         };
-        let outcome = socket.send_gso(&mut self.arena, &message)?.outcome;
-        if matches!(outcome, SendOutcome::Sent(_)) {
-            self.shared.outbound.of(self.worker).carried(1, 0);
-        }
-        Ok(outcome)
+        Ok(socket.send_gso(&mut self.arena, &message)?.outcome)
     }
 }

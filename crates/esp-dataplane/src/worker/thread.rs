@@ -225,6 +225,9 @@ impl Worker {
                 Command::Keepalive(outer, peer) => {
                     self.outbound.keepalive(outer, peer, &self.sockets);
                 }
+                Command::Ike(outer, peer, datagram) => {
+                    self.outbound.ike(outer, peer, &datagram, &self.sockets);
+                }
                 Command::Dummy(sa) => {
                     // It may have been installed or removed since.
                     self.follow_tables();
