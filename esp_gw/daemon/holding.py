@@ -47,7 +47,7 @@ class Holding:
         ends = {key: self.held.find(key).sa for key in keys}
         await self._change(self.held.remove(keys))
         last = [
-            self._view(key, self._gateway.last.get(sa.name) or _unused(sa), now)
+            self._view(key, self._gateway.installed.last.get(sa.name) or _unused(sa), now)
             for key, sa in ends.items()
         ]
         self._drop_last()
@@ -58,14 +58,14 @@ class Holding:
         retired = before.retired(after)
         records = records_of(before, after, retired)
         await self._sources.hold(after, lambda: self._ledgers.write(records))
-        self._gateway.forget(retired)
+        self._gateway.installed.forget(retired)
         self._ledgers.forget(retired)
         self.changed.set()
 
     def _drop_last(self) -> None:
         """Drop the last counters of SAs that are not held, or in use again."""
         expired = {sa.sa.name for sa in self.held.sas.values() if sa.expired}
-        last = self._gateway.last
+        last = self._gateway.installed.last
         for name in last.keys() - expired:
             del last[name]
 
@@ -100,7 +100,9 @@ class Holding:
         found = []
         for key in keys:
             sa = self.held.sas[key].sa
-            counters = there.get(sa.name) or self._gateway.last.get(sa.name) or _unused(sa)
+            counters = (
+                there.get(sa.name) or self._gateway.installed.last.get(sa.name) or _unused(sa)
+            )
             found.append(self._view(key, counters, now))
         return found
 
