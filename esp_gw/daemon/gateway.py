@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -54,7 +54,7 @@ from esp_gw.engine.base import (
 from esp_gw.errors import EngineError, EspGwError, NetworkError
 from esp_gw.ledger.thread import SequenceNumbers
 from esp_gw.logs import log
-from esp_gw.model import IPAddress, KeyMaterial, Policy, Sa
+from esp_gw.model import IPAddress, Policy, Sa
 from esp_gw.network.changes import Change, NetworkChange, ReplaceFirewall
 from esp_gw.network.guard import GuardState, hold, release, without_guard
 from esp_gw.network.kernel import FILTER_RETRY, KernelNetwork
@@ -79,6 +79,7 @@ class Gateway:
 
     engine: Engine
     samples: RefusedSamples
+    installed: InstalledSas
     placed: Desired
     """The state in place, with looked-up addresses filled in; SAs that lack one are left out."""
 
@@ -131,7 +132,7 @@ class Gateway:
                 await asyncio.to_thread(self._guard.remember, desired)
             self.engine = self._make_engine()
             self.samples = RefusedSamples(self.engine.refused)
-            self._sas = InstalledSas(self.engine, self._ledger)
+            self.installed = self._sas = InstalledSas(self.engine, self._ledger)
             await open_alone(self.engine, self._kernel, settings, self._on_event)
         except EspGwError:
             await self._kernel.close()
@@ -160,6 +161,10 @@ class Gateway:
         and the exceptions of `record`.
         """
         return await self._changes.run(lambda: self._request(desired, record))
+
+    async def apply_known(self, desired: Desired, record: Record) -> list[str]:
+        """As `apply`, without a look at a network that stays the same: the watch has one."""
+        return await self._changes.run(lambda: self._request_known(desired, record))
 
     async def stop(self) -> None:
         """Stop sending and accepting, and return leases; protected prefixes stay closed."""
@@ -267,20 +272,15 @@ class Gateway:
         return self._sas.totals(counters)
 
     @property
-    def last(self) -> dict[str, SaCounters]:
-        """The last counters of IKE's SAs that were removed, by name; who has read them, pops."""
-        return self._sas.last
-
-    def forget(self, keys: Iterable[KeyMaterial]) -> None:
-        """Forget the numbers of retired keys that are not written yet."""
-        self._sas.forget(keys)
-
-    @property
     def policies(self) -> tuple[Policy, ...]:
         """The SPD, in order."""
         return self._wanted.policies
 
     async def _request(self, desired: Desired, record: Record) -> list[str]:
+        self._planning.doubt()
+        return await self._request_known(desired, record)
+
+    async def _request_known(self, desired: Desired, record: Record) -> list[str]:
         if self._stopped:
             raise EngineError("the gateway is stopping")
         await self._around.refuse_cut_off(desired, self._wanted)
@@ -312,7 +312,9 @@ class Gateway:
     async def _bring_to(self, desired: Desired) -> list[Change]:
         desired = await self._place(desired)
         network = await self._plan(desired)
-        there = self._planning.ours(await self._kernel.observe(), network)
+        there = network
+        if network is not self._network:
+            there = self._planning.ours(await self._kernel.observe(), network)
         changes = reconcile(desired, network, self._observed(there))
         if changes and not there.is_up:
             raise NetworkError(
@@ -347,6 +349,7 @@ class Gateway:
         """
         if self._stopped:
             return CheckResult()
+        self._planning.doubt()
         self._planning.paths.expire(_now())
         if await evict(self.engine, self._kernel, self._interface, self._fail):
             return CheckResult()
@@ -418,16 +421,16 @@ class Gateway:
 
     async def _place(self, desired: Desired) -> Desired:
         """Return the desired state with looked-up addresses, without SAs that can't be there."""
-        placed = await self._planning.place(desired, self._sas.sas, self._peer_counters)
+        placed = await self._planning.place(desired, self._sas.sas, self._counted)
         self._lingering.leave(placed, self._sas.sas, _now())
         placed = await self._lanes.pass_over(placed, self._sas.sas)
         return self._new_lanes.hold(placed, self._sas.sas, _now())
 
     async def _plan(self, desired: Desired) -> Network:
-        network = await self._planning.plan(desired, self._sas.sas, self._peer_counters, _now())
+        network = await self._planning.plan(desired, self._sas.sas, self._counted, _now())
         return without_guard(network) if self._guard.is_opened else network
 
-    def _peer_counters(self) -> Mapping[str, SaCounters]:
+    def _counted(self) -> Mapping[str, SaCounters]:
         return self.engine.counters().sas
 
     def _observed(self, network: Network) -> Observed:

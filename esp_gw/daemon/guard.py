@@ -170,7 +170,7 @@ class _Watcher:
                 kernel = _kernel(self._guard, protection.desired)
                 await kernel.open()
                 self._kernel = kernel
-                self._left = left_closed(await kernel.observe(), protection.desired)
+                self._left = left_closed(await kernel.observe(), protection.desired.lasting)
             if self._guard.is_opened:
                 self._held = None
                 return CheckResult()

@@ -91,7 +91,7 @@ class Sources:
 
         Raises EspGwError.
         """
-        await self._gateway.apply(self._joined(self._lasting, held), record)
+        await self._gateway.apply_known(self._joined(self._lasting, held), record)
         self.held = held
 
     def warnings(self) -> list[str]:

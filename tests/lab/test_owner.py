@@ -410,6 +410,18 @@ def test_a_selector_of_a_range_and_a_bypass_in_front_are_obeyed(
     routes = pair.a.namespace.ip("route", "show", "table", "4500")
     assert "10.2.0.4/31" in routes
     assert "10.2.0.6" not in routes
+    host = pair.a.namespace
+    host.ip("route", "add", "10.2.0.0/24", "via", "192.0.2.2")
+    assert "dev esp0" in host.ip("route", "get", "10.2.0.5")
+    hole = [{"local": "0.0.0.0/0", "remote": "10.2.0.5/32"}]
+    both[0].call("PutPolicy", id="hole", action="bypass", selectors=hole, priority=1)
+    assert "dev wan" in host.ip("route", "get", "10.2.0.5")
+    assert "dev esp0" in host.ip("route", "get", "10.2.0.4")
+    both[0].call("RemovePolicy", id="hole")
+    assert "dev esp0" in host.ip("route", "get", "10.2.0.5")
+    both[0].call("PutPolicy", id="stop", action="discard", selectors=hole, priority=1)
+    assert ping(host, "10.2.0.5", count=2) == 0
+    assert pair.a.call("GetStats")["drops"]["policy-discard"] == 2
 
 
 @pytest.mark.parametrize("ending", ["kill", "stop"])
@@ -510,3 +522,53 @@ def test_ike_goes_beside_manual_tunnels_and_behind_their_policies(
     both[0].call("FlushOwner")
     assert ping(pair.a.namespace, target(4), count=2) == 2
     assert pair.a.call("ListTunnels")["tunnels"][0]["name"] == "pi-b"
+
+
+@pytest.mark.parametrize("encapsulation", ["udp", "none"])
+def test_a_child_in_transport_mode_carries_traffic(
+    make_pair: MakePair, stack: contextlib.ExitStack, tap: StartTap, encapsulation: str
+) -> None:
+    pair = start(make_pair)
+    both = sessions(pair, stack)
+    ends = (str(OUTER[4][0]), str(OUTER[4][1]))
+    first = Child("host{1}", ends, ends, (0xC0000001, 0xC0000002), encapsulation=encapsulation)
+    first.install(both, mode="transport", esn=False)
+    wire = tap(pair.a.namespace, b"cleartext-cleartext")
+    done = pair.a.namespace.run(
+        *("ping", "-c", "3", "-i", "0.05", "-p", b"cleartext-cleart".hex(), ends[1])
+    )
+    assert "3 received" in done.stdout
+    assert {sa["packets"] for sa in both[0].call("QuerySas")["sas"]} == {3}
+    assert wire.finish().leaked == 0
+
+
+def test_what_is_asked_wrongly_on_a_session_ends_no_tunnel(
+    make_pair: MakePair, stack: contextlib.ExitStack
+) -> None:
+    pair = start(make_pair)
+    both = sessions(pair, stack)
+    first = child(1)
+    first.install(both)
+    wrong: list[tuple[str, dict[str, object]]] = [
+        ("InstallChild", {"sas": first.sas(0)}),
+        ("InstallChild", {"sas": [{"direction": "inbound"}]}),
+        ("InstallChild", {"policies": [first.policy(0, sa=0xDEAD)]}),
+        ("RemoveSas", {"sas": [*first.refs(0), {"direction": "inbound", "spi": 1000}]}),
+        ("UpdateSa", {**first.refs(0)[0], "local": "192.0.2.77"}),
+        ("UpdateSa", {**first.refs(0)[0], "local": "::1", "remote": "::1", "encapsulation": "x"}),
+        ("Reload", {"config": "/nowhere"}),
+        ("NoSuchMethod", {}),
+    ]
+    for method, parameters in wrong:
+        with pytest.raises(ControlError) as refusal:
+            both[0].call(method, **parameters)
+        assert "\n" not in str(refusal.value)
+    # A bypass behind what it overlaps would leak.
+    with pytest.raises(ControlError, match="in the clear"):
+        both[0].call(
+            "PutPolicy", **first.policy(0, "hole", action="bypass", sa=None, priority=9999)
+        )
+    assert ping(pair.a.namespace, target(4), count=3) == 3
+    both[0].send("QuerySas", sas="{" * 3)
+    assert error_of(both[0].line()) == "InvalidParameter"
+    assert len(both[0].call("QuerySas")["sas"]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -493,3 +494,48 @@ async def test_removal_of_an_inbound_sa_leaves_no_grace_time(rig: Rig) -> None:
     await install(rig, second)
     await rig.ask("RemoveSas", sas=first.refs(0))
     assert {sa.spi for sa in rig.engine.sas.values()} & set(first.spis) == set()
+
+
+async def test_the_cost_of_a_child_grows_no_faster_than_what_is_there(rig: Rig) -> None:
+    async def cost_of(number: int) -> int:
+        task = asyncio.ensure_future(install(rig, child(number)))
+        count = 0
+
+        def note(_frame: object, event: str, _arg: object) -> None:
+            nonlocal count
+            count += event == "call"
+
+        sys.setprofile(note)
+        try:
+            await task
+        finally:
+            sys.setprofile(None)
+        return count
+
+    costs = {}
+    for number in range(1, 61):
+        costs[number] = await cost_of(number)
+    first = costs[1]
+    # With a term in the square of the number, that of 60 would be four times that of 30.
+    assert (costs[60] - first) < 2.5 * (costs[30] - first)
+    assert (costs[60] - first) / 59 < 800
+
+
+async def test_a_child_asks_only_for_the_path_to_a_new_peer(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    path_mtu = rig.kernel.path_mtu
+
+    async def noted(remote: Any, fwmark: int) -> int | None:
+        asked.append(str(remote))
+        return await path_mtu(remote, fwmark)
+
+    monkeypatch.setattr(rig.kernel, "path_mtu", noted)
+    for number in range(1, 6):
+        each = child(number)
+        each.outer = (ENDS[0], f"198.51.100.{number}")
+        await install(rig, each)
+    assert asked == [f"198.51.100.{number}" for number in range(1, 6)]
+    await rig.call("Reload")
+    assert len(asked) == 5 + 6
