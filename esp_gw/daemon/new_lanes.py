@@ -56,6 +56,11 @@ class _NewLane:
             self.first, self.is_heard = None, False
         self.sa, self.sister = sa, sister
 
+    def can_send(self, counters: Mapping[str, SaCounters]) -> bool:
+        """Return False for a lane that is not installed, or has no sequence number left."""
+        there = counters.get(self.sa.name)
+        return there is not None and there.seq <= self.sa.last_seq
+
     def look(self, counters: Mapping[str, SaCounters]) -> None:
         """Compare the sister's counters with the first ones."""
         now = None if self.sister is None else counters.get(self.sister.name)
@@ -84,10 +89,11 @@ class NewLanes:
     def warnings(self) -> list[str]:
         """A line for each tunnel with lanes that are not used yet."""
         return [
-            f"the peer of {tunnel} was not heard by {_words(waiting)} yet, so nothing is sent that"
-            " way: has its configuration as many SAs, and was it reloaded?"
+            f"the peer of {tunnel} was not heard by {_words(unheard)} yet, so nothing goes by"
+            f" {_words(waiting)}: has its configuration as many SAs, and was it reloaded?"
             for tunnel, lanes in self._tunnels().items()
             if (waiting := [each for each in lanes if not each.is_used])
+            and (unheard := [each for each in waiting if not each.is_heard])
         ]
 
     def hold(self, desired: Desired, installed: Mapping[str, Sa], now: float) -> Desired:
@@ -155,10 +161,11 @@ class NewLanes:
         """Wait until there are new lanes, and announce them once."""
         await self._there.wait()
         await asyncio.sleep(INTERVAL)
-        if self.look(engine.counters(), asyncio.get_running_loop().time()):
+        counters = engine.counters()
+        if self.look(counters, asyncio.get_running_loop().time()):
             self._wake()
         for each in self._lanes.values():
-            if each.left:
+            if each.left and each.can_send(counters.sas):
                 engine.send_dummy(each.sa.name)
         if not self._lanes:
             self._there.clear()

@@ -186,9 +186,12 @@ def _spi(ends: Ends, observed: Observations) -> Cause:
             f"{ends.peer} sends {spis}, which is the SPI of our outbound SA: the two SPIs are "
             "swapped at one end",
         )
+    what = "the SPIs"
+    if max(ends.inbound, default=0) + 1 in observed.foreign_spis:
+        what = "the SPIs and 'sas'"
     return Cause(
         Kind.FOREIGN_SPI,
-        f"{ends.peer} sends SPIs of no SA here ({spis}): compare the SPIs of both ends",
+        f"{ends.peer} sends SPIs of no SA here ({spis}): compare {what} of both ends",
     )
 
 

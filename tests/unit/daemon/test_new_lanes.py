@@ -68,7 +68,7 @@ async def test_new_lanes_are_used_once_the_peer_is_heard_by_all_of_them(make_rig
         await announced(rig)
         assert used(rig) == FIRST
     (warning,) = rig.gateway.warnings
-    assert "of t was not heard by lanes 1, 2, 3" in warning
+    assert "of t was not heard by lane 3 yet, so nothing goes by lanes 1, 2, 3:" in warning
     rig.engine.receive("t/in.3", 1)
     await until(lambda: used(rig) == ALL)
     assert rig.gateway.warnings == []
@@ -239,6 +239,15 @@ async def test_other_packets_by_lanes_in_use_are_answered_by_nothing(make_rig: M
         rig.gateway.new_lanes.answer(rig.gateway.counters().sas, 0)
     await asyncio.sleep(0.05)
     assert rig.engine.sent_dummies == []
+
+
+async def test_a_lane_without_a_number_left_is_not_announced(make_rig: MakeRig) -> None:
+    rig = await grown(make_rig)
+    rig.engine.used["t/out.2"] = 2**32 - 1
+    await asyncio.sleep(0.02)
+    rig.engine.sent_dummies.clear()
+    await until(lambda: rig.engine.sent_dummies.count("t/out.3") > 2)
+    assert set(rig.engine.sent_dummies) == {"t/out.1", "t/out.3"}
 
 
 class Held:

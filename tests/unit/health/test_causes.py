@@ -422,6 +422,7 @@ def test_the_next_spi_where_nothing_was_ever_heard_is_a_wrong_spi() -> None:
     for _ in range(AWHILE):
         life.second(refused=[outer(DropReason.UNKNOWN_SPI, life.inbound.spi + 1)])
     assert (life.state, life.kinds) == ("failing", [Kind.FOREIGN_SPI])
+    assert "'sas'" in life.text
 
 
 def test_one_wrong_prefix_of_several_is_named_beside_traffic() -> None:
