@@ -30,7 +30,8 @@ Two ends would answer each other for good.
 PATIENCE = 600.0
 """Seconds for which new lanes wait for a peer that announces none.
 
-Another implementation sends no dummy packets, and may send by one of its SAs alone.
+Another implementation sends no dummy packets, and may send by one of its SAs alone. A peer that
+sends some to keep a tunnel alive would announce lanes if it had them.
 """
 
 
@@ -81,6 +82,7 @@ class NewLanes:
         self._lanes: dict[KeyMaterial, _NewLane] = {}
         self._unwanted: dict[KeyMaterial, _NewLane] = {}
         self._pairs: dict[str | None, list[tuple[Sa, Sa]]] = {}
+        self._firsts: dict[str | None, str] = {}
         self._dummies: dict[str | None, int] = {}
         self._rests: dict[str | None, float] = {}
         self._there = asyncio.Event()
@@ -115,7 +117,8 @@ class NewLanes:
         running = {sa.tunnel for sa in installed.values() if _is_outbound(sa)}
         # A tunnel may have got another name.
         running |= {sa.tunnel for sa in desired.sas if _is_outbound(sa) and _key(sa) in there}
-        inbound = (sa for sa in desired.sas if not _is_outbound(sa))
+        inbound = [sa for sa in desired.sas if not _is_outbound(sa)]
+        self._firsts = {sa.tunnel: sa.name for sa in inbound if sa.lane == 0}
         sisters = {(sa.tunnel, sa.lane): sa for sa in inbound}
         self._pairs = {}
         for key, sa in lanes.items():
@@ -182,7 +185,9 @@ class NewLanes:
                     del self._lanes[each.sa.keymat]
                 self._rests[tunnel] = now + REST
                 continue
-            ready = _ready(lanes, now)
+            first = counters.sas.get(self._firsts.get(tunnel, ""))
+            keeps_alive = first is not None and _dummies(first) > 0
+            ready = _ready(lanes, now, announces=keeps_alive or any(x.announces for x in lanes))
             for each in ready:
                 each.is_used = True
             begun |= bool(ready)
@@ -201,7 +206,7 @@ class NewLanes:
         return tunnels
 
 
-def _ready(lanes: Sequence[_NewLane], now: float) -> list[_NewLane]:
+def _ready(lanes: Sequence[_NewLane], now: float, *, announces: bool) -> list[_NewLane]:
     """Return the lanes that can be used, of a tunnel's new lanes those that wait.
 
     A peer that announces lanes has no others, even after PATIENCE.
@@ -212,7 +217,7 @@ def _ready(lanes: Sequence[_NewLane], now: float) -> list[_NewLane]:
         return waiting
     if any(now < each.until for each in waiting):
         return []
-    return heard if any(each.announces for each in lanes) else waiting
+    return heard if announces else waiting
 
 
 def _key(sa: Sa) -> tuple[Direction, KeyMaterial]:

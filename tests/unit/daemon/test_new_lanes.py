@@ -295,6 +295,20 @@ async def test_lanes_that_were_never_heard_are_used_with_a_warning(held: Held) -
     assert [(line["log_level"], line["tunnel"]) for line in lines] == [("warning", "t")]
 
 
+async def test_a_peer_that_keeps_the_tunnel_alive_and_announces_no_lane_has_none(
+    held: Held,
+) -> None:
+    held.rig.engine.receive("t/in.0", 1)
+    held.rig.engine.dummies["t/in.0"] = 1
+    assert not held.lanes.look(held.rig.engine.counters(), 2 * PATIENCE)
+    assert held.used() == FIRST
+    assert "not heard by lanes 1, 2, 3 yet" in held.lanes.warnings[0]
+    for lane in (1, 2, 3):
+        held.rig.engine.receive(f"t/in.{lane}", 1)
+    assert held.lanes.look(held.rig.engine.counters(), 3 * PATIENCE)
+    assert held.used() == ALL
+
+
 async def test_a_lane_that_the_peer_lacks_stays_unused(held: Held) -> None:
     for lane in (1, 3):
         held.rig.engine.receive(f"t/in.{lane}", 1)
