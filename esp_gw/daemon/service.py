@@ -34,6 +34,7 @@ from esp_gw.daemon.queue import ChangeQueue
 from esp_gw.daemon.status import status_text
 from esp_gw.daemon.views import (
     all_lanes_view,
+    flows_in_use,
     policy_view,
     remote_view,
     sa_view,
@@ -314,7 +315,7 @@ class Service:
     async def list_tunnels(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return the configuration's tunnels with the counters of their SAs."""
         counters = self._gateway.counters().sas
-        totals, flows = self._gateway.totals(counters), self._gateway.engine.lane_flows()
+        totals, flows = self._gateway.totals(counters), self._flows()
         placed = {sa.name: sa for sa in self._gateway.placed.sas}
         there = {
             tunnel.name: [name for name in tunnel.sas if name in placed]
@@ -349,8 +350,7 @@ class Service:
         counters = self._gateway.counters()
         values = asdict(counters)
         values["drops"] = {**counters.drops, **outside}
-        flows = self._gateway.engine.lane_flows()
-        values["lanes"] = all_lanes_view(self._configured.tunnels, flows)
+        values["lanes"] = all_lanes_view(self._configured.tunnels, self._flows())
         for name, entry in counters.sas.items():
             values["sas"][name]["remote"] = remote_view(entry.remote)
         return values
@@ -453,6 +453,9 @@ class Service:
         if sa.name not in counters:
             return waiting_sa_view(sa, used_up=self._gateway.is_used_up(sa))
         return sa_view(sa, counters[sa.name], self._health.of_sa(sa.name))
+
+    def _flows(self) -> dict[str, int]:
+        return flows_in_use(self._gateway.engine.lane_flows(), self._gateway.placed.policies)
 
     def _find_sa(self, name: str) -> Sa:
         for sa in (*self._gateway.sas, *self._gateway.waiting):
