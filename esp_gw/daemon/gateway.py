@@ -106,7 +106,7 @@ class Gateway:
         self._lanes = Lanes(ledger)
         self._network = Network(mtu=0)
         self._watch = Watch(kernel.changed, self._look, self._next_deadline)
-        self._new_lanes = NewLanes(self._watch.wake)
+        self.new_lanes = NewLanes(self._watch.wake)
         self.names = Names(ledger.path.parent / NAMES_NAME, self._watch.wake)
         self._planning = Planning(kernel, self.names, self.peers)
         self._around = self._planning.around
@@ -148,7 +148,7 @@ class Gateway:
         self._background.repeat("the writing of replay floors", self._keep_floors)
         self._background.repeat("the watch of the network", self._watch.step)
         self._background.repeat("the keeping of the peers' addresses", self.peers.step)
-        self._background.repeat("announcing lanes", lambda: self._new_lanes.step(self.engine))
+        self._background.repeat("announcing lanes", lambda: self.new_lanes.step(self.engine))
         self._background.repeat(
             "the resolution of names", lambda: self.names.step(lambda: self.host_addresses)
         )
@@ -235,7 +235,7 @@ class Gateway:
     @property
     def warnings(self) -> list[str]:
         """Warnings about the gateway's network, and other programs' changes to it."""
-        warnings = [*self._watch.warnings, *self._background.warnings, *self._new_lanes.warnings]
+        warnings = [*self._watch.warnings, *self._background.warnings, *self.new_lanes.warnings]
         warnings += [*self.names.missing, *self._planning.missing, *self._around.warnings]
         if self._guard.is_opened:
             warnings.append("the guard is open: a restart of the gateway closes it again")
@@ -424,7 +424,7 @@ class Gateway:
         placed = await self._planning.place(desired, self._sas.sas, self._counted)
         self._lingering.leave(placed, self._sas.sas, _now())
         placed = await self._lanes.pass_over(placed, self._sas.sas)
-        return self._new_lanes.hold(placed, self._sas.sas, _now())
+        return self.new_lanes.hold(placed, self._sas.sas, _now())
 
     async def _plan(self, desired: Desired) -> Network:
         network = await self._planning.plan(desired, self._sas.sas, self._counted, _now())

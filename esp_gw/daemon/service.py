@@ -27,6 +27,7 @@ from esp_gw.daemon.sources import Sources
 from esp_gw.daemon.status import status_text
 from esp_gw.daemon.views import (
     all_lanes_view,
+    flows_in_use,
     policy_view,
     remote_view,
     tunnel_view,
@@ -171,7 +172,7 @@ class Service:
     async def list_tunnels(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return the tunnels, IKE's children included, with the counters of their SAs."""
         counters = self._gateway.counters().sas
-        totals, flows = self._gateway.totals(counters), self._gateway.engine.lane_flows()
+        totals, flows = self._gateway.totals(counters), self._flows()
         tunnels = self.sources.tunnels
         placed = {sa.name: sa for sa in self._gateway.placed.sas}
         there = {tunnel.name: [name for name in tunnel.sas if name in placed] for tunnel in tunnels}
@@ -200,8 +201,7 @@ class Service:
         counters = self._gateway.counters()
         values = asdict(counters)
         values["drops"] = {**counters.drops, **outside}
-        flows = self._gateway.engine.lane_flows()
-        values["lanes"] = all_lanes_view(self.sources.configured.tunnels, flows)
+        values["lanes"] = all_lanes_view(self.sources.configured.tunnels, self._flows())
         for name, entry in counters.sas.items():
             values["sas"][name]["remote"] = remote_view(entry.remote)
         return values
@@ -266,6 +266,9 @@ class Service:
     def _warn(self) -> None:
         for warning in (*self.sources.warnings(), *nats(self._gateway)):
             log.warning(warning)
+
+    def _flows(self) -> dict[str, int]:
+        return flows_in_use(self._gateway.engine.lane_flows(), self._gateway.placed.policies)
 
     def _refuse_fixed(self, configured: Desired) -> None:
         """Refuse changes of settings that are fixed when the daemon starts."""

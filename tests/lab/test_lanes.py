@@ -305,8 +305,8 @@ def test_a_reload_to_several_sas_and_back_loses_nothing_of_bulk_flows_both_ways(
             before = packets_by_lane(pair.b, "in")[""]
             until(lambda at=before: packets_by_lane(pair.b, "in")[""] > at + 500, "it goes on")
             assert not any(lanes_used(pair)[::2])
-            (warning,) = (w for w in order[0].ask("status")["warnings"] if "waits" in w)
-            assert "lanes 1, 2, 3 of" in warning
+            (warning,) = (w for w in order[0].ask("status")["warnings"] if "not heard" in w)
+            assert "by lanes 1, 2, 3 yet" in warning
             keys.reload(SAS, order[1])
             until(lambda: all(lanes_used(pair)), "both flows have a bulk lane")
             keys.reload(1, *order)
@@ -323,6 +323,21 @@ def test_a_reload_to_several_sas_and_back_loses_nothing_of_bulk_flows_both_ways(
     for gateway in order:
         assert drops(gateway).keys() <= {"dummy", "unknown-spi"}
         assert drops(gateway)["unknown-spi"] < 200
+
+
+def test_new_lanes_are_used_soon_where_the_other_end_is_restarted(make_laned: MakePair) -> None:
+    pair = make_laned()
+    keys = Keys(pair)
+    for gateway in (pair.a, pair.b):
+        keys.configure(gateway, 1)
+    pair.start()
+    keys.reload(SAS, pair.a)
+    until(lambda: drops(pair.b)["unknown-spi"], "the new lanes are announced")
+    keys.configure(pair.b, SAS)
+    pair.b.stop()
+    pair.b.start()
+    until(lambda: send_bulk(pair) and all(lanes_used(pair)), "all have bulk lanes", 30)
+    assert not any("not heard" in line for line in pair.a.ask("status")["warnings"])
 
 
 def test_a_reload_to_several_sas_and_back_breaks_no_connection(make_laned: MakePair) -> None:

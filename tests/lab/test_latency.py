@@ -125,3 +125,17 @@ def test_a_gateway_that_may_not_open_the_device_runs_on_and_says_what_mends_it(
         assert service.stop() == 0
         (line,) = [line for line in service.lines("warning") if DEVICE in line]
         assert warning in line
+
+
+def test_a_fifo_in_place_of_the_device_is_refused_at_once(low: GatewayPair, tmp_path: Path) -> None:
+    script = f'mkfifo "$0"; mount --bind "$0" {DEVICE}; exec "$@"'
+    low.a.start()
+    with managed(low.b) as service:
+        before = ("sh", "-ec", script, str(tmp_path / "fifo"))
+        service.launch(before=before, watchdog_usec=2_000_000)
+        service.until_told("READY=1")
+        assert ping(low.a.namespace, low.plan.inner(1), count=5) == 5
+        latency = low.b.ask("status")["latency"]
+        assert latency["why"].startswith(f"{DEVICE}: No such device or address")
+        assert not latency["held"]
+        assert service.stop() == 0

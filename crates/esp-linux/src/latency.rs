@@ -25,9 +25,10 @@ impl LatencyRequest {
     ///
     /// # Errors
     /// The error of the system call: EACCES for a user without the device, ENOENT for a kernel
-    /// without idle states, EPERM from a cgroup.
+    /// without idle states, EPERM from a cgroup, ENXIO for a FIFO.
     pub fn open(device: impl AsRef<Path>) -> Result<Self> {
-        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        // A FIFO in its place would let the start wait for a reader.
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = open(device.as_ref(), flags, Mode::empty()).step("open")?;
         Ok(Self(file.into()))
     }

@@ -29,7 +29,8 @@ class LowLatency:
         self._until = 0.0
         self.why = ""
         try:
-            self._file = os.open(LATENCY_DEVICE, os.O_WRONLY | os.O_CLOEXEC)
+            # A FIFO in its place would let the start wait for a reader.
+            self._file = os.open(LATENCY_DEVICE, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             self.why = latency_refused(error.errno or 0)
 
