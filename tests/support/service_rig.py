@@ -23,6 +23,7 @@ from esp_gw.daemon.gateway import Gateway
 from esp_gw.daemon.health import Health
 from esp_gw.daemon.held_file import load_held
 from esp_gw.daemon.holding import Holding
+from esp_gw.daemon.ike_port import IkePort
 from esp_gw.daemon.ledgers import Ledgers
 from esp_gw.daemon.owner import Owner
 from esp_gw.daemon.owner_events import OwnerEvents
@@ -87,7 +88,8 @@ class Rig:
         sources = self.service.sources
         self.holding = Holding(self.gateway, sources, self.ledgers)
         self.events = OwnerEvents(self.gateway, sources, self.holding, self._on_failure)
-        self.owner = Owner(sources, self.holding, self.events)
+        port = IkePort(self.gateway, sources)
+        self.owner = Owner(sources, self.holding, self.events, port)
         held = await load_held(self.ephemeral)
         sources.held = held.closed()
         await self.gateway.start(self.service.desired())
