@@ -3,68 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import shutil
 from collections import Counter
-from ipaddress import ip_address
 
 import pytest
 
-from esp_gw.demo.netns import add_address, end
-from esp_gw.demo.pair import NETS, OUTER, GatewayPair
-from esp_gw.demo.traffic import iperf_server
+from esp_gw.demo.netns import add_address
+from esp_gw.demo.pair import OUTER
 from esp_gw.errors import ControlError
-from tests.support.guarded import assert_closed, watched, with_default_route
 from tests.support.labtools import (
     MakePair,
     StartCapture,
     StartTap,
     answers,
     configured_sa,
-    edit,
     esp_packets,
     ping,
     start_pings,
-    until,
 )
-from tests.support.owner_client import Child, Connection, Session, Watcher, error_of
-
-Sessions = tuple[Session, Session]
-
-
-def start(make_pair: MakePair, **fields: object) -> GatewayPair:
-    """Start a pair without tunnels in its configuration."""
-    pair = make_pair(inner_versions=(4, 6), **fields)
-    for gateway in (pair.a, pair.b):
-        edit(gateway, lambda document: document.pop("tunnels"))
-    pair.start()
-    return pair
-
-
-def sessions(
-    pair: GatewayPair, stack: contextlib.ExitStack, *, take_over: bool = False
-) -> Sessions:
-    found = tuple(Session(each.socket, take_over=take_over) for each in (pair.a, pair.b))
-    for session in found:
-        stack.callback(session.close)
-    return found[0], found[1]
-
-
-def child(number: int = 1, inner: int = 4, outer: int = 4, **fields: object) -> Child:
-    ends = OUTER[outer]
-    nets = NETS[inner]
-    return Child(
-        f"office{{{number}}}",
-        (str(ends[0]), str(ends[1])),
-        (str(nets[0]), str(nets[1])),
-        (0xC0000000 + 2 * number, 0xC0000001 + 2 * number),
-        **fields,
-    )
-
-
-def target(inner: int) -> str:
-    """Return the address behind b."""
-    return str(NETS[inner][1][1])
+from tests.support.owner_client import Child, Connection, Watcher, error_of
+from tests.support.owner_rig import child, sessions, start, target
 
 
 @pytest.mark.parametrize("encapsulation", ["udp", "none"])
@@ -111,37 +68,6 @@ def test_a_rekey_under_pings_loses_nothing(
     assert {sa["spi"] for sa in both[0].call("QuerySas")["sas"]} == set(former.spis)
 
 
-def test_a_terminated_child_leaves_no_cleartext_on_the_wire(
-    make_pair: MakePair, stack: contextlib.ExitStack, tap: StartTap
-) -> None:
-    pair = start(make_pair)
-    host = pair.a.namespace
-    # A default route is the way out that a protected packet would take by mistake.
-    host.ip("route", "add", "default", "via", "192.0.2.2")
-    wire = tap(host, ip_address(target(4)).packed)
-    both = sessions(pair, stack)
-    first = child(1)
-    first.install(both)
-    assert ping(host, target(4), count=3) == 3
-    both[0].call("RemoveSas", sas=first.refs(0))
-    assert ping(host, target(4), count=3) == 0
-    # The way that a program may go by itself.
-    bound = ("ping", "-c", "1", "-W", "1", "-I", "wan", target(4))
-    assert host.run(*bound, check=False).returncode != 0
-    # Neither does it while the gateway is away, nor after its restart.
-    pair.a.kill()
-    assert ping(host, target(4), count=3) == 0
-    assert host.run(*bound, check=False).returncode != 0
-    pair.a.start()
-    assert ping(host, target(4), count=3) == 0
-    report = wire.finish()
-    assert (report.cleartext, report.leaked) == (0, 0), report.examples
-    again = Session(pair.a.socket, take_over=True)
-    stack.callback(again.close)
-    again.call("RemovePolicy", id="office")
-    assert "10.2.0.0/24" not in host.ip("route", "show", "table", "all")
-
-
 def test_a_packet_that_meets_a_policy_without_an_sa_is_told(
     make_pair: MakePair, stack: contextlib.ExitStack
 ) -> None:
@@ -155,123 +81,6 @@ def test_a_packet_that_meets_a_policy_without_an_sa_is_told(
     assert (event["policy"], event["local"], event["remote"]) == ("trap", "10.1.0.1", target(4))
     assert (event["protocol"], event["remote_port"]) == (1, 0)
     assert answers(pings) == 0
-
-
-def test_children_go_on_after_a_kill_and_repeat_no_iv(
-    make_pair: MakePair, stack: contextlib.ExitStack, capture: StartCapture
-) -> None:
-    pair = start(make_pair)
-    both = sessions(pair, stack)
-    first = child(1)
-    first.install(both)
-    wire = capture(pair.a.namespace)
-    for _ in range(3):
-        with iperf_server(pair.b.namespace, target(4)):
-            client = pair.a.namespace.start("iperf3", "-c", target(4), "-t", "30")
-            until(lambda: pair.a.call("GetStats")["packets_out"] > 2000, "traffic flows")
-            pair.a.kill()
-            end(client)
-        pair.a.start()
-        until(lambda: ping(pair.a.namespace, target(4), count=1), "the tunnel is back")
-    seen = Counter((packet.spi, packet.iv) for packet in esp_packets(wire.stop()))
-    assert {spi for spi, _ in seen} == set(first.spis)
-    assert sum(seen.values()) > 6000
-    assert [key for key, count in seen.items() if count > 1] == []
-    found = Session(pair.a.socket, take_over=True)
-    stack.callback(found.close)
-    assert {sa["spi"] for sa in found.found["sas"]} == set(first.spis)
-    assert [policy["id"] for policy in found.found["policies"]] == ["office"]
-
-
-def test_a_restart_in_order_keeps_the_children(
-    make_pair: MakePair, stack: contextlib.ExitStack, capture: StartCapture
-) -> None:
-    pair = start(make_pair)
-    both = sessions(pair, stack)
-    watcher = Watcher(pair.a.socket)
-    stack.callback(watcher.close)
-    child(1).install(both)
-    wire = capture(pair.a.namespace)
-    assert ping(pair.a.namespace, target(4), count=5) == 5
-    assert pair.a.stop() == 0
-    watcher.event("Stopping")
-    pair.a.start()
-    assert ping(pair.a.namespace, target(4), count=5) == 5
-    ivs = Counter((packet.spi, packet.iv) for packet in esp_packets(wire.stop()))
-    assert len(ivs) == sum(ivs.values()) == 20
-
-
-def test_a_session_that_does_not_take_over_flushes_what_the_former_one_left(
-    make_pair: MakePair, stack: contextlib.ExitStack
-) -> None:
-    pair = start(make_pair)
-    both = sessions(pair, stack)
-    first = child(1)
-    first.install(both)
-    both[0].close()
-    # Traffic goes on without a session.
-    assert ping(pair.a.namespace, target(4), count=3) == 3
-    taken = Session(pair.a.socket, take_over=True)
-    stack.callback(taken.close)
-    assert len(taken.found["sas"]) == 2
-    fresh = Session(pair.a.socket, take_over=False)
-    stack.callback(fresh.close)
-    assert (fresh.found["sas"], fresh.found["policies"]) == ([], [])
-    # The former session has ended.
-    assert error_of(taken.line()) == "Refused"
-    assert taken.line() == b""
-    assert pair.a.call("ListSas")["sas"] == []
-    assert "10.2.0.0/24" not in pair.a.namespace.ip("route", "show", "table", "all")
-    with pytest.raises(ControlError, match="removed before"):
-        fresh.call("InstallChild", sas=first.sas(0))
-
-
-def test_keys_of_ike_are_in_no_state_log_or_answer(
-    make_pair: MakePair, stack: contextlib.ExitStack
-) -> None:
-    pair = start(make_pair)
-    both = sessions(pair, stack)
-    first = child(1)
-    first.install(both)
-    assert ping(pair.a.namespace, target(4), count=3) == 3
-    both[0].call("PutPolicy", **child(2).policy(0, "other", sa=None))
-    for bad in ({"replay_window": 99999}, {"suite": "aes128gcm16"}, {"more": 1}):
-        with pytest.raises(ControlError) as refusal:
-            both[0].call("InstallChild", sas=[first.sas(0)[0] | bad])
-        assert "\n" not in str(refusal.value)
-        assert first.keys[0] not in str(refusal.value)
-    answers = [
-        pair.a.call(method)
-        for method in ("GetStatus", "ListSas", "ListTunnels", "ListPolicies", "GetStats")
-    ]
-    answers.append(both[0].call("QuerySas"))
-    with pytest.raises(ControlError, match="shown to nobody"):
-        pair.a.call("GetSa", name=answers[1]["sas"][0]["name"], reveal_keys=True)
-    pair.a.stop()
-    kept = {path for path in pair.a.folder.rglob("*") if path.is_file()}
-    secret = pair.a.folder / "ike"
-    assert (secret.stat().st_mode & 0o777, (secret / "held.db").stat().st_mode & 0o777) == (
-        0o700,
-        0o600,
-    )
-    holders = set()
-    for key in first.keys:
-        assert key not in json.dumps(answers)
-        holders |= {
-            path
-            for path in kept
-            if key.encode() in path.read_bytes() or bytes.fromhex(key) in path.read_bytes()
-        }
-    assert {path.parent.name for path in holders} == {"ike"}
-    # The guard's plan says nothing of IKE, and neither does the state of the CLI.
-    for name in ("guard.json", "guard.backup.json", "added.json"):
-        path = pair.a.folder / name
-        assert not path.exists() or b"10.2.0.0" not in path.read_bytes()
-    pair.a.start()
-    again = Session(pair.a.socket, take_over=False)
-    stack.callback(again.close)
-    content = (secret / "held.db").read_bytes()
-    assert not any(key.encode() in content for key in first.keys)
 
 
 def test_an_sa_moves_to_other_addresses_with_its_numbers(
@@ -424,35 +233,6 @@ def test_a_selector_of_a_range_and_a_bypass_in_front_are_obeyed(
     assert pair.a.call("GetStats")["drops"]["policy-discard"] == 2
 
 
-@pytest.mark.parametrize("ending", ["kill", "stop"])
-def test_the_guard_keeps_closed_what_ike_protected_and_writes_none_of_it(
-    make_pair_of_one_engine: MakePair, stack: contextlib.ExitStack, tap: StartTap, ending: str
-) -> None:
-    pair = with_default_route(start(make_pair_of_one_engine))
-    log = pair.a.folder / "guard.log"
-    (session, _) = sessions(pair, stack)
-    with watched(pair.a):
-        for version in (4, 6):
-            session.call("PutPolicy", **child(1, version).policy(0, f"v{version}", sa=None))
-        getattr(pair.a, ending)()
-        assert_closed(pair, tap)
-        if ending == "stop":
-            # As the service manager does after a stop.
-            shutil.rmtree(pair.a.folder / "ike")
-        before = len(log.read_text())
-        pair.a.namespace.ip("route", "flush", "table", "4500")
-        until(lambda: "unreachable 10.2.0.0/24" in routes(pair), "the watcher repairs it", 20)
-        assert len(log.read_text()) > before
-        assert_closed(pair, tap)
-    for path in pair.a.folder.glob("guard*.json"):
-        assert b"10.2.0.0" not in path.read_bytes()
-
-
-def routes(pair: GatewayPair) -> str:
-    """Return a's routes in the gateway's table."""
-    return pair.a.namespace.ip("route", "show", "table", "all")
-
-
 def test_a_crowd_takes_no_place_of_a_session_or_its_watch(
     make_pair_of_one_engine: MakePair, stack: contextlib.ExitStack
 ) -> None:
@@ -467,31 +247,6 @@ def test_a_crowd_takes_no_place_of_a_session_or_its_watch(
     pings = start_pings(pair.a.namespace, target(4), 60, interval=0.02)
     assert watcher.event("Acquire")["policy"] == "trap"
     answers(pings)
-
-
-def test_a_child_whose_address_is_gone_at_a_start_is_closed_until_that_is_back(
-    make_pair: MakePair, stack: contextlib.ExitStack, tap: StartTap
-) -> None:
-    pair = start(make_pair)
-    host = pair.a.namespace
-    add_address(host, "192.0.2.9/24")
-    both = sessions(pair, stack)
-    gone, stays = child(1), child(2, inner=6, outer=6)
-    gone.outer = ("192.0.2.9", "192.0.2.2")
-    for each, name in ((gone, "gone"), (stays, "stays")):
-        for side, session in enumerate(both):
-            session.call("InstallChild", sas=each.sas(side), policies=[each.policy(side, name)])
-    assert ping(host, target(4), count=2) == 2
-    wire = tap(host, ip_address(target(4)).packed)
-    pair.a.kill()
-    host.ip("address", "del", "192.0.2.9/24", "dev", "wan")
-    pair.a.start()
-    assert ping(host, target(4), count=2) == 0
-    assert ping(host, target(6), count=2) == 2
-    add_address(host, "192.0.2.9/24")
-    until(lambda: ping(host, target(4), count=1) == 1, "the child is back")
-    report = wire.finish()
-    assert (report.cleartext, report.leaked) == (0, 0), report.examples
 
 
 def test_ike_goes_beside_manual_tunnels_and_behind_their_policies(

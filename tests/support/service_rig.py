@@ -35,6 +35,7 @@ from esp_gw.model import NO_AES, SUITES
 from esp_gw.network.guard import GuardState
 from tests.support.fakes import FakeEngine, FakeKernel
 from tests.support.ledgers import MACHINE
+from tests.support.owner_client import Child
 
 ROOT = Caller(1, 0, 0)
 
@@ -154,3 +155,18 @@ async def restarted(rig: Rig) -> Rig:
     again = Rig(rig.ledger.parent)
     await again.start()
     return again
+
+
+ENDS = ("192.0.2.1", "192.0.2.7")
+NETS = ("10.1.0.0/24", "10.7.0.0/24")
+
+
+def child(number: int = 1, **fields: object) -> Child:
+    nets = (NETS[0], f"10.{100 + number}.0.0/16")
+    return Child(
+        f"c{{{number}}}", ENDS, nets, (0xC0000000 + 2 * number, 0xC0000001 + 2 * number), **fields
+    )
+
+
+async def install(rig: Rig, each: Child, **fields: object) -> None:
+    await rig.ask("InstallChild", sas=each.sas(0, **fields), policies=[each.policy(0, each.name)])
