@@ -31,7 +31,7 @@ struct esp_gw_session_t {
 
 static void say(esp_gw_session_t *this, const char *words)
 {
-    if (streq(words, this->said))
+    if (!*words || streq(words, this->said))
         return;
     snprintf(this->said, sizeof this->said, "%s", words);
     DBG1(DBG_KNL, "esp_gw: no session with the gateway: %s", words);
@@ -75,6 +75,8 @@ static void read_events(esp_gw_session_t *this, esp_gw_control_t *watch,
         esp_gw_gateway_event(this->gateway, json_object_get(message, "parameters"));
         json_decref(message);
     }
+    if (!await(this, NULL, NULL, 0))
+        *words = '\0';
 }
 
 /** One session, from its beginning to its end. */
