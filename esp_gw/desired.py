@@ -8,11 +8,21 @@ the same object.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from esp_gw import values
-from esp_gw.model import AF_ALG_AUTO, AUTO, NORMAL, PROVIDER_AUTO, IPAddress, Policy, Sa, Tunnel
+from esp_gw.model import (
+    AF_ALG_AUTO,
+    AUTO,
+    NORMAL,
+    PROVIDER_AUTO,
+    IPAddress,
+    Origin,
+    Policy,
+    Sa,
+    Tunnel,
+)
 from esp_gw.protocol import MIN_IPV6_MTU, UDP_ENCAP_PORT
 
 DEFAULT_TABLE = 4500
@@ -107,10 +117,19 @@ def settings_of(dataclass: type) -> dict[str, Setting]:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """The combined state requested by configuration and CLI; policies are in SPD order."""
+    """The combined state requested by configuration, CLI and IKE; policies are in SPD order."""
 
     settings: GatewaySettings
     tunnels: tuple[Tunnel, ...] = ()
     sas: tuple[Sa, ...] = ()
     policies: tuple[Policy, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def lasting(self) -> Desired:
+        """The part that may be written to disk: without SAs and policies of IKE."""
+        return replace(
+            self,
+            sas=tuple(sa for sa in self.sas if sa.origin is not Origin.IKE),
+            policies=tuple(each for each in self.policies if each.origin is not Origin.IKE),
+        )

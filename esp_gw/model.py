@@ -57,10 +57,11 @@ class Action(enum.StrEnum):
 
 
 class Origin(enum.StrEnum):
-    """Origin of an SA or a policy: a configuration file, or the CLI."""
+    """Origin of an SA or a policy: a configuration file, the CLI, or an IKE daemon's session."""
 
     CONFIG = "config"
     CLI = "cli"
+    IKE = "ike"
 
 
 class TunnelState(enum.StrEnum):

@@ -7,7 +7,17 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from esp_gw.model import Action, Direction, IPNetwork, Mode, Policy, PortRange, Sa, Selector
+from esp_gw.model import (
+    Action,
+    Direction,
+    IPNetwork,
+    Mode,
+    Origin,
+    Policy,
+    PortRange,
+    Sa,
+    Selector,
+)
 from esp_gw.protocol import PORT_PROTOCOLS
 from esp_gw.values import host_network
 
@@ -126,7 +136,9 @@ def _unusable_sas(sas: Sequence[Sa], policies: Sequence[Policy]) -> Iterator[Con
     for policy in policies:
         if policy.action is not Action.PROTECT:
             continue
-        for name in policy.sas or ("(none)",):
+        # One of IKE's may wait for its SA.
+        nothing = () if policy.origin is Origin.IKE else ("(none)",)
+        for name in policy.sas or nothing:
             sa = known.get(name)
             if sa is None:
                 yield Conflict((policy.name,), f"the policy's SA {name} does not exist")

@@ -84,6 +84,11 @@ def encode_reply(parameters: Mapping[str, object]) -> bytes:
     return _encode({"parameters": parameters})
 
 
+def encode_continued(parameters: Mapping[str, object]) -> bytes:
+    """Encode a success reply that others follow, as one line, in varlink's way."""
+    return _encode({"continues": True, "parameters": parameters})
+
+
 def encode_error(error: ControlError) -> bytes:
     """Encode an error reply as one line; `hint` is present only if the error has one."""
     parameters = {"message": error.what}

@@ -18,11 +18,19 @@ import stat
 import struct
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from esp_gw.control.places import Place, Places
-from esp_gw.control.protocol import Request, RequestDecoder, encode_error, encode_reply
+from esp_gw.control.protocol import (
+    Request,
+    RequestDecoder,
+    encode_continued,
+    encode_error,
+    encode_reply,
+)
+from esp_gw.control.sessions import Link
 from esp_gw.errors import ControlError, EspGwError
 from esp_gw.files import inode
 from esp_gw.logs import log
@@ -48,14 +56,26 @@ _TAKEN_AWAY = ControlError(
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Credentials of the client process, from the kernel (SO_PEERCRED, unix(7))."""
+    """Credentials of the client process, from the kernel (SO_PEERCRED, unix(7)), and its link."""
 
     pid: int
     uid: int
     gid: int
+    link: Link | None = field(default=None, compare=False, repr=False)
 
 
-Handler = Callable[[dict[str, object], Caller], Awaitable[dict[str, object]]]
+class Stream(Protocol):
+    """Replies without an end; the client is not asked for anything more."""
+
+    async def next(self) -> dict[str, object]:
+        """Return the parameters of the next reply, once there is one."""
+
+    def close(self) -> None:
+        """End it: the connection is gone."""
+
+
+Reply = dict[str, object] | Stream
+Handler = Callable[[dict[str, object], Caller], Awaitable[Reply]]
 
 
 def is_owner(caller: Caller) -> bool:
@@ -75,13 +95,36 @@ def is_member(caller: Caller, group: str) -> bool:
     return gid in os.getgrouplist(user.pw_name, user.pw_gid)
 
 
-@dataclass(eq=False, slots=True)
 class _Connection:
-    sock: socket.socket
-    caller: Caller
-    place: Place
-    task: asyncio.Task[None] | None = None
-    mid_reply: bool = False
+    """A connection; one that `is_kept` has no place, and no time by which it must ask."""
+
+    def __init__(
+        self, sock: socket.socket, caller: Caller, place: Place, free: Callable[[Place], None]
+    ) -> None:
+        self.sock = sock
+        self.place = place
+        self.task: asyncio.Task[None] | None = None
+        self.mid_reply = False
+        self.is_kept = False
+        self._free = free
+        self.caller = replace(caller, link=self)
+
+    @property
+    def pid(self) -> int:
+        return self.caller.pid
+
+    def keep(self) -> None:
+        self.is_kept = True
+        self._free(self.place)
+
+    def end(self, why: str) -> None:
+        self.give_up(ControlError("Refused", why, hint="connect again"))
+
+    def give_up(self, why: ControlError) -> None:
+        if not self.mid_reply:
+            _send_at_once(self.sock, why)
+        if self.task is not None:
+            self.task.cancel()
 
 
 class ControlServer:
@@ -89,12 +132,20 @@ class ControlServer:
 
     A ControlError raised by a handler becomes an error reply with its code, another EspGwError one
     with Refused. Any other exception becomes Internal; its traceback goes only to the log.
+    `on_end` is told of each connection that has ended.
     """
 
-    def __init__(self, path: Path, handlers: Mapping[str, Handler], group: str = "esp-gw") -> None:
+    def __init__(
+        self,
+        path: Path,
+        handlers: Mapping[str, Handler],
+        group: str = "esp-gw",
+        on_end: Callable[[Link], None] = lambda _link: None,
+    ) -> None:
         self._path = path
         self._handlers = handlers
         self._group = group
+        self._on_end = on_end
         self._accepting: asyncio.Task[None] | None = None
         self._inode: tuple[int, int] | None = None
         self._places = Places()
@@ -170,7 +221,7 @@ class ControlServer:
             return
         if former is not None:
             self._give_up(former)
-        connection = self._connections[place] = _Connection(sock, caller, place)
+        connection = self._connections[place] = _Connection(sock, caller, place, self._places.free)
         connection.task = asyncio.create_task(self._run(connection))
         connection.task.add_done_callback(lambda task: self._ended(connection, task))
 
@@ -182,15 +233,12 @@ class ControlServer:
 
     def _give_up(self, place: Place) -> None:
         """End the connection whose place was taken away."""
-        connection = self._connections[place]
-        if not connection.mid_reply:
-            _send_at_once(connection.sock, _TAKEN_AWAY)
-        if connection.task is not None:
-            connection.task.cancel()
+        self._connections[place].give_up(_TAKEN_AWAY)
 
     def _ended(self, connection: _Connection, task: asyncio.Task[None]) -> None:
         self._places.free(connection.place)
         del self._connections[connection.place]
+        self._on_end(connection)
         _close(connection.sock)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a control connection failed", reason=str(error))
@@ -215,10 +263,14 @@ class ControlServer:
                 hint=f"add yourself to the group {self._group}, or use sudo",
             )
         decoder = RequestDecoder()
-        while (request := await _next_request(connection.sock, decoder)) is not None:
+        while (request := await _next_request(connection, decoder)) is not None:
             self._places.begin(connection.place)
             reply = await self._answer(request, caller)
-            self._places.wait(connection.place)
+            if not isinstance(reply, bytes):
+                await _send_all(connection, reply)
+                return
+            if not connection.is_kept:
+                self._places.wait(connection.place)
             await _send(connection, reply)
             # A client that pipelines requests yields to the others after each one.
             await asyncio.sleep(0)
@@ -227,9 +279,10 @@ class ControlServer:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._lookups, is_member, caller, self._group)
 
-    async def _answer(self, request: Request, caller: Caller) -> bytes:
+    async def _answer(self, request: Request, caller: Caller) -> bytes | Stream:
         try:
-            return encode_reply(await self._handler(request.method)(request.parameters, caller))
+            reply = await self._handler(request.method)(request.parameters, caller)
+            return encode_reply(reply) if isinstance(reply, dict) else reply
         except ControlError as error:
             return encode_error(error)
         except EspGwError as error:
@@ -264,11 +317,11 @@ def _next_client(listener: socket.socket) -> socket.socket:
     return sock
 
 
-async def _next_request(sock: socket.socket, decoder: RequestDecoder) -> Request | None:
+async def _next_request(connection: _Connection, decoder: RequestDecoder) -> Request | None:
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(REQUEST_TIMEOUT):
+    async with asyncio.timeout(None if connection.is_kept else REQUEST_TIMEOUT):
         while (request := decoder.next_request()) is None:
-            data = await loop.sock_recv(sock, READ_SIZE)
+            data = await loop.sock_recv(connection.sock, READ_SIZE)
             if not data:
                 return None
             decoder.receive_data(data)
@@ -280,6 +333,32 @@ async def _send(connection: _Connection, data: bytes) -> None:
     async with asyncio.timeout(REPLY_TIMEOUT):
         await asyncio.get_running_loop().sock_sendall(connection.sock, data)
     connection.mid_reply = False
+
+
+async def _send_all(connection: _Connection, stream: Stream) -> None:
+    """Send the replies of a stream until the client closes, or sends anything more."""
+    loop = asyncio.get_running_loop()
+
+    async def send() -> None:
+        while True:
+            line = encode_continued(await stream.next())
+            connection.mid_reply = True
+            await loop.sock_sendall(connection.sock, line)
+            connection.mid_reply = False
+
+    tasks = [
+        asyncio.create_task(send()),
+        asyncio.create_task(loop.sock_recv(connection.sock, READ_SIZE)),
+    ]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        stream.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _send_at_once(sock: socket.socket, error: ControlError) -> None:

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-from esp_gw.daemon.around import Around
 from esp_gw.daemon.background import Background
 from esp_gw.daemon.lanes import Lanes
-from esp_gw.daemon.local_addresses import LocalAddresses
 from esp_gw.daemon.names import NAMES_NAME, Names
 from esp_gw.daemon.notices import Notices
 from esp_gw.daemon.ownership import evict, open_alone
-from esp_gw.daemon.paths import PathMtus
 from esp_gw.daemon.peers import PEERS_NAME, Peers
+from esp_gw.daemon.planning import Planning
 from esp_gw.daemon.queue import ChangeQueue
 from esp_gw.daemon.reconcile import (
     GRACE,
@@ -36,6 +34,7 @@ from esp_gw.daemon.reconcile import (
     sockets_left,
     step_of,
 )
+from esp_gw.daemon.samples import RefusedSamples
 from esp_gw.daemon.sas import InstalledSas, Totals
 from esp_gw.desired import Desired
 from esp_gw.engine.base import (
@@ -53,14 +52,13 @@ from esp_gw.engine.base import (
     SoftExpired,
 )
 from esp_gw.errors import EngineError, EspGwError, NetworkError
-from esp_gw.ledger.thread import LedgerThread
+from esp_gw.ledger.thread import SequenceNumbers
 from esp_gw.logs import log
-from esp_gw.model import IPAddress, Policy, Sa
+from esp_gw.model import IPAddress, KeyMaterial, Policy, Sa
 from esp_gw.network.changes import Change, NetworkChange, ReplaceFirewall
 from esp_gw.network.guard import GuardState, hold, release, without_guard
 from esp_gw.network.kernel import FILTER_RETRY, KernelNetwork
 from esp_gw.network.objects import Network, missing_from
-from esp_gw.network.plan import plan_network
 from esp_gw.network.watch import CheckResult, Watch
 
 FLOOR_INTERVAL = 5.0
@@ -80,6 +78,7 @@ class Gateway:
     """
 
     engine: Engine
+    samples: RefusedSamples
     placed: Desired
     """The state in place, with looked-up addresses filled in; SAs that lack one are left out."""
 
@@ -87,7 +86,7 @@ class Gateway:
         self,
         make_engine: Callable[[], Engine],
         kernel: KernelNetwork,
-        ledger: LedgerThread,
+        ledger: SequenceNumbers,
         guard: GuardState,
         on_failure: Callable[[str], None],
     ) -> None:
@@ -101,21 +100,19 @@ class Gateway:
         self._background = Background(on_failure)
         self._policies: tuple[Policy, ...] | None = ()
         self._sockets: frozenset[OuterSocket] | None = frozenset()
-        self._paths = PathMtus()
-        self._locals = LocalAddresses()
-        self._remotes: frozenset[IPAddress] = frozenset()
         self.peers = Peers(ledger.path.parent / PEERS_NAME)
         self._notices = Notices()
         self._lanes = Lanes(ledger)
         self._network = Network(mtu=0)
-        self._around = Around(kernel)
-        self._needs_filter = False
-        self._looked = 0.0
         self._watch = Watch(kernel.changed, self._look, self._next_deadline)
         self.names = Names(ledger.path.parent / NAMES_NAME, self._watch.wake)
+        self._planning = Planning(kernel, self.names, self.peers)
+        self._around = self._planning.around
         self._was_down = False
         self._lingering: dict[OuterSocket, float] = {}
         self._stopped = False
+        self.takes_event: Callable[[Event], bool] = lambda _event: False
+        """Called with each event of the engine; one that it takes is not handled here."""
 
     async def start(self, desired: Desired) -> None:
         """Close what is protected, open the data plane and bring it to `desired`.
@@ -127,11 +124,12 @@ class Gateway:
         self._interface = settings.interface
         await self._kernel.open()
         try:
-            await self._around.refuse_to_start(desired, self._guard)
+            await self._around.refuse_to_start(desired.lasting, self._guard)
             await hold(self._kernel, desired)
             with contextlib.suppress(EspGwError):
                 await asyncio.to_thread(self._guard.remember, desired)
             self.engine = self._make_engine()
+            self.samples = RefusedSamples(self.engine.refused)
             self._sas = InstalledSas(self.engine, self._ledger)
             await open_alone(self.engine, self._kernel, settings, self._on_event)
         except EspGwError:
@@ -231,10 +229,10 @@ class Gateway:
     def warnings(self) -> list[str]:
         """Warnings about the gateway's network, and other programs' changes to it."""
         warnings = [*self._watch.warnings, *self._background.warnings]
-        warnings += [*self.names.missing, *self._locals.missing, *self._around.warnings]
+        warnings += [*self.names.missing, *self._planning.missing, *self._around.warnings]
         if self._guard.is_opened:
             warnings.append("the guard is open: a restart of the gateway closes it again")
-        elif self._needs_filter and self._kernel.filter_warning is not None:
+        elif self._planning.needs_filter and self._kernel.filter_warning is not None:
             warnings.append(self._kernel.filter_warning)
         return warnings
 
@@ -265,6 +263,15 @@ class Gateway:
         `counters` are the engine's.
         """
         return self._sas.totals(counters)
+
+    @property
+    def last(self) -> dict[str, SaCounters]:
+        """The last counters of IKE's SAs that were removed, by name; who has read them, pops."""
+        return self._sas.last
+
+    def forget(self, keys: Iterable[KeyMaterial]) -> None:
+        """Forget the numbers of retired keys that are not written yet."""
+        self._sas.forget(keys)
 
     @property
     def policies(self) -> tuple[Policy, ...]:
@@ -303,7 +310,7 @@ class Gateway:
     async def _bring_to(self, desired: Desired) -> list[Change]:
         desired = await self._place(desired)
         network = await self._plan(desired)
-        there = await self._kernel.observe()
+        there = self._planning.ours(await self._kernel.observe(), network)
         changes = reconcile(desired, network, self._observed(there))
         if changes and not there.is_up:
             raise NetworkError(
@@ -338,15 +345,14 @@ class Gateway:
         """
         if self._stopped:
             return CheckResult()
-        self._paths.expire(_now())
+        self._planning.paths.expire(_now())
         if await evict(self.engine, self._kernel, self._interface, self._fail):
             return CheckResult()
         there = await self._kernel.observe()
         wanted = await self._place(self._wanted)
         network = await self._plan(wanted)
-        # Other programs may add addresses of their own to the TUN while we run.
-        ours = there.addresses & (self._network.addresses | network.addresses)
-        changes = reconcile(wanted, network, self._observed(replace(there, addresses=ours)))
+        there = self._planning.ours(there, network)
+        changes = reconcile(wanted, network, self._observed(there))
         missing, fault = missing_from(there, self._network, network), None
         if not there.is_up:
             # The kernel accepts no route into a device that is down; the rest works regardless.
@@ -395,7 +401,7 @@ class Gateway:
                     self._sockets = sockets
                 case InstallSa():
                     await self._sas.install(changes_of(InstallSa, run), ready, _now())
-                    if not self.peers.place(self.engine, self._sas.sas) <= self._remotes:
+                    if not self.peers.place(self.engine, self._sas.sas) <= self._planning.remotes:
                         self._watch.wake()
                 case RemoveSa():
                     await self._sas.remove([each.name for each in changes_of(RemoveSa, run)], ready)
@@ -410,34 +416,17 @@ class Gateway:
 
     async def _place(self, desired: Desired) -> Desired:
         """Return the desired state with looked-up addresses, without SAs that can't be there."""
-        desired = self.names.place(desired)
-        peers = {sa.name: sa.remote for sa in self._where_peers_are(desired).sas}
-        mark = desired.settings.fwmark
-        placed = await self._locals.place(
-            desired, peers, lambda remote: self._kernel.source(remote, mark)
-        )
+        placed = await self._planning.place(desired, self._sas.sas, self._peer_counters)
         for left in sockets_left(placed, self._sas.sas):
             self._lingering[left] = _now() + GRACE
         return await self._lanes.pass_over(placed, self._sas.sas)
 
     async def _plan(self, desired: Desired) -> Network:
-        desired = self._where_peers_are(desired)
-        self._remotes = frozenset(sa.remote for sa in desired.sas if not sa.remote.is_unspecified)
-        settings = desired.settings
-        mtus = await self._paths.look_up_all(
-            self._remotes,
-            settings.min_mtu,
-            lambda remote: self._kernel.path_mtu(remote, settings.fwmark),
-        )
-        network = plan_network(desired, mtus, await self._around.look(desired))
-        self._needs_filter, self._looked = network.firewall is not None, _now()
+        network = await self._planning.plan(desired, self._sas.sas, self._peer_counters, _now())
         return without_guard(network) if self._guard.is_opened else network
 
-    def _where_peers_are(self, desired: Desired) -> Desired:
-        """Return the desired state with the current addresses of peers that moved."""
-        if not self.peers.have_moved:
-            return desired
-        return self.peers.placed(desired, self._sas.sas, self.engine.counters().sas)
+    def _peer_counters(self) -> Mapping[str, SaCounters]:
+        return self.engine.counters().sas
 
     def _observed(self, network: Network) -> Observed:
         now = _now()
@@ -447,9 +436,13 @@ class Gateway:
         return Observed(self._sas.sas, self._policies, self._sockets, network, retired, lingering)
 
     def _next_deadline(self) -> float | None:
-        ends = [self._paths.next_expiry, *self._sas.retired.values(), *self._lingering.values()]
-        if self._needs_filter and self._kernel.filter_warning is not None:
-            ends.append(self._looked + FILTER_RETRY)
+        ends = [
+            self._planning.paths.next_expiry,
+            *self._sas.retired.values(),
+            *self._lingering.values(),
+        ]
+        if self._planning.needs_filter and self._kernel.filter_warning is not None:
+            ends.append(self._planning.looked + FILTER_RETRY)
         return min((end for end in ends if end is not None), default=None)
 
     def _on_event(self, event: Event) -> None:
@@ -460,6 +453,8 @@ class Gateway:
             log.exception("an event of the engine could not be handled")
 
     def _take_event(self, event: Event) -> None:
+        if self.takes_event(event):
+            return
         match event:
             case LeaseLow(name):
                 self._background.retry(
@@ -467,10 +462,12 @@ class Gateway:
                 )
             case PathMtuChanged(remote, mtu):
                 # A router's report quotes any destination.
-                if remote in self._remotes and self._paths.report(remote, mtu, _now()):
+                if remote in self._planning.remotes and self._planning.paths.report(
+                    remote, mtu, _now()
+                ):
                     self._watch.wake()
             case PeerAddressChanged(name, address, port):
-                if address not in self._remotes:
+                if address not in self._planning.remotes:
                     self._watch.wake()
                 if (sa := self._sas.find(name)) is not None:
                     self.peers.follow(sa, address, port, _now())

@@ -82,7 +82,7 @@ class Health:
             now,
             counters,
             {name: (each.packets, each.drops) for name, each in totals.items()},
-            gateway.engine.refused(),
+            gateway.samples.take(),
             gateway.engine.openings(),
             self._drain_errors(),
             gateway.host_addresses,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from esp_gw.desired import Desired
 from esp_gw.errors import LedgerError
-from esp_gw.ledger.thread import LedgerThread
+from esp_gw.ledger.thread import SequenceNumbers
 from esp_gw.logs import log
 from esp_gw.model import Direction, KeyMaterial, Sa
 
@@ -19,7 +19,7 @@ class Lanes:
     is left out while a sister works: the ledger would refuse all SAs with it.
     """
 
-    def __init__(self, ledger: LedgerThread) -> None:
+    def __init__(self, ledger: SequenceNumbers) -> None:
         self._ledger = ledger
         self._used_up: set[KeyMaterial] = set()
         self.left_out: frozenset[str] = frozenset()

@@ -13,7 +13,7 @@ from typing import Any
 from esp_gw import limits, logs
 from esp_gw.config.added import STORE_NAME, Store
 from esp_gw.config.load import load_config, readable_state_dir
-from esp_gw.control.server import Caller, ControlServer, Handler
+from esp_gw.control.server import Caller, ControlServer, Handler, Reply
 from esp_gw.crypto.advice import advice
 from esp_gw.daemon import memory
 from esp_gw.daemon.background import Background
@@ -21,6 +21,11 @@ from esp_gw.daemon.engines import make_engine
 from esp_gw.daemon.gateway import Gateway
 from esp_gw.daemon.guard import GUARD_FILES, GUARD_SPACE, hold_before_start
 from esp_gw.daemon.health import Health
+from esp_gw.daemon.held_file import held_path, load_held
+from esp_gw.daemon.holding import Holding
+from esp_gw.daemon.ledgers import Ledgers
+from esp_gw.daemon.owner import Owner
+from esp_gw.daemon.owner_events import OwnerEvents
 from esp_gw.daemon.priority import prefer_control
 from esp_gw.daemon.service import Service
 from esp_gw.daemon.starts import Starts, may_start
@@ -29,7 +34,7 @@ from esp_gw.desired import Desired
 from esp_gw.engine.choose import is_native
 from esp_gw.errors import EngineError, EspGwError
 from esp_gw.ledger.ledger import LEDGER_NAME
-from esp_gw.ledger.thread import LedgerThread
+from esp_gw.ledger.thread import EphemeralThread, LedgerThread
 from esp_gw.logs import log
 from esp_gw.network.guard import GuardState
 from esp_gw.network.icmp_errors import IcmpErrors
@@ -145,10 +150,12 @@ class _Daemon:
         state_dir = Path(settings.state_dir)
         tables = OwnedTables(state_dir / TABLES_NAME)
         former = tables.read()
+        ephemeral = EphemeralThread(held_path(settings.control_socket))
+        ledgers = Ledgers(LedgerThread(state_dir / LEDGER_NAME), ephemeral)
         gateway = Gateway(
             partial(make_engine, settings.engine),
             KernelNetwork(settings.table, former),
-            LedgerThread(state_dir / LEDGER_NAME),
+            ledgers,
             self._guard,
             self._fail,
         )
@@ -162,10 +169,18 @@ class _Daemon:
             Store(state_dir / STORE_NAME),
             advice(settings),
         )
+        sources = self._service.sources
+        holding = Holding(gateway, sources, ledgers)
+        self._events = OwnerEvents(gateway, sources, holding, self._fail)
+        owner = Owner(sources, holding, self._events)
         handlers = {name: self._told(each) for name, each in self._service.handlers().items()}
-        control = ControlServer(Path(settings.control_socket), handlers)
+        handlers |= owner.handlers()
+        control = ControlServer(Path(settings.control_socket), handlers, on_end=owner.ended)
         tables.write(former | {settings.table})
+        held = await load_held(ephemeral)
+        sources.held = held.closed()
         await gateway.start(self._service.desired())
+        await holding.restore(held)
         tables.write(frozenset({settings.table}))
         for warning in gateway.engine.status().latency.warnings:
             log.warning(warning)
@@ -178,6 +193,8 @@ class _Daemon:
         finally:
             self._notifier.stopping()
             log.info("stopping")
+            self._events.stopping()
+            await self._events.stop()
             await (self._end(gateway) if self._failure is None else gateway.abandon())
             await control.close()
             errors.close()
@@ -196,6 +213,7 @@ class _Daemon:
         self._notifier.ready(self._service.status_text())
         background = Background(self._fail)
         background.repeat("the watch over the tunnels", self._health.step)
+        background.repeat("the events of the owner", self._events.step)
         background.repeat("the report to the service manager", self._report)
         background.repeat("the reload at a signal", self._reload_when_asked)
         await self._stopping.wait()
@@ -212,7 +230,7 @@ class _Daemon:
     def _told(self, handler: Handler) -> Handler:
         """Return a control method that tells the service manager what has changed by it."""
 
-        async def tell(parameters: dict[str, object], caller: Caller) -> dict[str, object]:
+        async def tell(parameters: dict[str, object], caller: Caller) -> Reply:
             try:
                 return await handler(parameters, caller)
             finally:

@@ -1,14 +1,20 @@
-"""Protected prefixes as last known: those of the plan, or else of configuration and CLI."""
+"""Protected prefixes as last known: those of the plan, or else of configuration and CLI; and IKE's.
+
+IKE's are never in the plan: they are those of the records beside the control socket, which are gone
+after a boot.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from esp_gw.config.added import STORE_NAME, Store, without_conflicts
-from esp_gw.config.load import load_protection
+from esp_gw.config.load import load_protection, readable_control_socket
+from esp_gw.daemon.held_file import last_policies
 from esp_gw.desired import Desired
 from esp_gw.errors import ConfigError, EspGwError, NetworkError
+from esp_gw.model import Policy
 from esp_gw.network.guard import GuardState
 
 
@@ -23,14 +29,29 @@ class Protection:
     fault: str | None = None
     known: bool = True
 
+    def plus(self, policies: tuple[Policy, ...]) -> Protection:
+        """Return it with IKE's policies, which come after all others."""
+        joined = (*self.desired.lasting.policies, *policies)
+        return replace(self, desired=replace(self.desired, policies=joined))
+
 
 def last_protection(guard: GuardState, config: Path) -> Protection:
-    """Return what was protected last.
+    """Return what was protected last, while no gateway runs.
 
     Without a readable plan that is what the configuration and the additions of the CLI protect.
     Raises NetworkError if nothing is readable; its exit status is that of the configuration's
     error.
     """
+    lasting = _lasting(guard, config)
+    try:
+        ikes = last_policies(readable_control_socket(config))
+    except EspGwError as error:
+        text = str(error)
+        return replace(lasting, fault=f"{lasting.fault}; {text}" if lasting.fault else text)
+    return lasting.plus(ikes)
+
+
+def _lasting(guard: GuardState, config: Path) -> Protection:
     why = None
     try:
         stored = guard.plan.read()

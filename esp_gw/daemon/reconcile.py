@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from esp_gw.desired import Desired
 from esp_gw.engine.base import OuterSocket
-from esp_gw.model import Direction, KeyMaterial, Policy, Sa, Suite
+from esp_gw.model import Direction, KeyMaterial, Origin, Policy, Sa, Suite
 from esp_gw.network.changes import Change, NetworkChange, Step, network_changes
 from esp_gw.network.objects import Network
 
@@ -275,8 +275,15 @@ def _retired_changes(wanted: Mapping[str, Sa], observed: Observed, gone: Set[str
 
 
 def _removals(desired: Desired, observed: Observed, names: Sequence[str]) -> list[Change]:
-    """Remove unwanted SAs; inbound ones of a tunnel that stays retire."""
-    heirs = {sa.tunnel: sa.name for sa in desired.sas if sa.direction is Direction.INBOUND}
+    """Remove unwanted SAs; inbound ones of a tunnel that stays retire, but for those of IKE.
+
+    An IKE daemon removes one when the peer uses it no more.
+    """
+    heirs = {
+        sa.tunnel: sa.name
+        for sa in desired.sas
+        if sa.direction is Direction.INBOUND and sa.origin is not Origin.IKE
+    }
     changes: list[Change] = []
     for name in names:
         sa = observed.sas[name]

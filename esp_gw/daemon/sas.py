@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from esp_gw.daemon.ceilings import Ceilings
 from esp_gw.daemon.reconcile import GRACE, RETIRED_MARK, InstallSa, RetireSa, retired_name
 from esp_gw.engine.base import Engine, SaCounters
 from esp_gw.errors import LedgerError
-from esp_gw.ledger.thread import LedgerThread
+from esp_gw.ledger.thread import SequenceNumbers
 from esp_gw.logs import log
-from esp_gw.model import Direction, DropReason, KeyMaterial, Lease, Reception, Sa
+from esp_gw.model import Direction, DropReason, KeyMaterial, Lease, Origin, Reception, Sa
 
 DUMMY_WAIT = 600.0
 """Longest time, in seconds, for which a replay floor advanced by dummies alone is not written.
@@ -74,7 +74,7 @@ _NONE: Registered = {}
 class InstalledSas:
     """The SAs of a gateway; only its change queue installs and removes them."""
 
-    def __init__(self, engine: Engine, ledger: LedgerThread) -> None:
+    def __init__(self, engine: Engine, ledger: SequenceNumbers) -> None:
         self._engine = engine
         self._ledger = ledger
         self._installed: dict[str, _Installed] = {}
@@ -83,6 +83,8 @@ class InstalledSas:
         self._ceilings = Ceilings()
         self._near: dict[str, int] = {}
         self._former: dict[str, Totals] = {}
+        self.last: dict[str, SaCounters] = {}
+        """The last counters of IKE's removed SAs, until somebody pops them."""
 
     def __contains__(self, name: str) -> bool:
         """True for an SA in the engine."""
@@ -221,12 +223,20 @@ class InstalledSas:
         for entry, last in gone:
             origin = entry.origin or entry.sa.name
             self._former[origin] = self._former.get(origin, Totals()).plus(last)
+            if entry.sa.origin is Origin.IKE:
+                self.last[entry.sa.name] = last
             if (successor := successors.get(entry.sa.keymat)) is not None:
                 numbers = successor.numbers
                 successor.numbers = replace(numbers, floor=max(numbers.floor, last.seq))
         # Where a key goes on, the ledger has leased numbers after these.
         used = {entry.sa.keymat for entry in self._installed.values()} | successors.keys()
         await self._write([(entry, last.seq) for entry, last in gone], used)
+
+    def forget(self, keys: Iterable[KeyMaterial]) -> None:
+        """Forget the floors of retired keys that are not written yet."""
+        for key in keys:
+            self._floors.pop(key, None)
+            self._unwritten_since.pop(key, None)
 
     async def remove_all(self) -> None:
         """Remove every SA as `remove` does."""

@@ -279,6 +279,11 @@ class Ledger:
             row = self._contents.rows.get(self._contents.fingerprint(keymat))
         return row is not None and row.role is Role.OUTBOUND and max(row.highest, used) >= last
 
+    def knows(self, keymat: KeyMaterial) -> bool:
+        """Return True for a key that was used in either direction, or is retired."""
+        with self._mutex:
+            return self._contents.fingerprint(keymat) in self._contents.rows
+
     def release(self, keymat: KeyMaterial, lease: Lease, next_seq: int) -> None:
         """Give back the numbers from `next_seq` on, once the engine has forgotten the SA.
 

@@ -6,25 +6,62 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, Protocol, TypeVar
 
+from esp_gw.ledger.ephemeral import EphemeralLedger, Records
 from esp_gw.ledger.identity import machine_identity
 from esp_gw.ledger.ledger import LEASE_ESN, LEASE_NO_ESN, FloorRequest, LeaseRequest, Ledger
 from esp_gw.model import KeyMaterial, Lease, Reception, Sa
 
 T = TypeVar("T")
+L = TypeVar("L", Ledger, EphemeralLedger)
 
 
-class LedgerThread:
-    """Asynchronous access to leases and replay floors, through a thread of its own.
+class SequenceNumbers(Protocol):
+    """Asynchronous access to leases and replay floors, whatever keeps them."""
 
-    The ledger is opened when the first SA needs it, so a gateway without SAs needs no ledger.
-    """
+    @property
+    def path(self) -> Path:
+        """Path of the durable ledger, whether it exists or not."""
+
+    async def lease(self, sa: Sa) -> Lease:
+        """Reserve sequence numbers for an outbound SA, on disk on return. Raises LedgerError."""
+
+    async def begin(
+        self, outbound: Sequence[Sa], inbound: Sequence[Sa]
+    ) -> tuple[list[Lease], list[Reception]]:
+        """Reserve numbers for all outbound SAs, and return what all inbound SAs may have received.
+
+        Raises LedgerError; no number is used in this case.
+        """
+
+    async def used_up(self, sas: Sequence[Sa]) -> list[Sa]:
+        """Return those of some outbound SAs that have no sequence number left."""
+
+    async def end(
+        self,
+        leases: Sequence[tuple[KeyMaterial, Lease, int]],
+        floors: Sequence[tuple[KeyMaterial, int]],
+        ceilings: Sequence[tuple[KeyMaterial, int]] = (),
+    ) -> None:
+        """Release the unused rest of leases, and store replay floors and ceilings."""
+
+    async def close(self) -> None:
+        """Close what is open."""
+
+
+class _Thread(Generic[L]):
+    """A ledger in a thread of its own, opened when the first SA needs it."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._ledger: Ledger | None = None
+        self._path = path
+        self._ledger: L | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+
+    @property
+    def path(self) -> Path:
+        """Path of the file, whether it exists or not."""
+        return self._path
 
     async def lease(self, sa: Sa) -> Lease:
         """Reserve sequence numbers for an outbound SA, on disk on return. Raises LedgerError."""
@@ -71,21 +108,60 @@ class LedgerThread:
         """
         await self._run(lambda: self._open().end(leases, floors, ceilings))
 
+    async def known(self, sas: Sequence[Sa]) -> list[Sa]:
+        """Return those SAs whose keys the ledger knows; none if there is no ledger yet.
+
+        Raises LedgerError.
+        """
+        return await self._run(lambda: self._known(sas))
+
     async def close(self) -> None:
         """Close the ledger and end the thread."""
         if self._ledger is not None:
             await self._run(self._ledger.close)
         self._thread.shutdown()
 
-    def _open(self) -> Ledger:
+    def _known(self, sas: Sequence[Sa]) -> list[Sa]:
+        if self._ledger is None and not self._path.exists():
+            return []
+        return [sa for sa in sas if self._open().knows(sa.keymat)]
+
+    def _open(self) -> L:
         if self._ledger is None:
-            ledger = Ledger.open(self.path, machine_identity())
-            ledger.bind()
-            self._ledger = ledger
+            self._ledger = self._opened()
         return self._ledger
+
+    def _opened(self) -> L:
+        raise NotImplementedError
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+class LedgerThread(_Thread[Ledger]):
+    """The durable ledger; a gateway without SAs needs none."""
+
+    def _opened(self) -> Ledger:
+        ledger = Ledger.open(self.path, machine_identity())
+        ledger.bind()
+        return ledger
+
+
+class EphemeralThread(_Thread[EphemeralLedger]):
+    """The ledger of the keys that live until a reboot at most, with the records that hold them."""
+
+    async def records(self, kind: str) -> list[tuple[str, str]]:
+        """Return name and content of the records of a kind, in order. Raises LedgerError."""
+        if self._ledger is None and not self._path.exists():
+            return []
+        return await self._run(lambda: self._open().records(kind))
+
+    async def write(self, records: Records) -> None:
+        """Change records and retire keys, all or nothing. Raises LedgerError."""
+        await self._run(lambda: self._open().write(records))
+
+    def _opened(self) -> EphemeralLedger:
+        return EphemeralLedger.open(self.path)
 
 
 def _lease_len(sa: Sa) -> int:

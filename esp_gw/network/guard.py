@@ -125,12 +125,12 @@ class GuardState:
         return None if stored is None else stored.protection
 
     def remember(self, desired: Desired) -> None:
-        """Write the plan of an applied state.
+        """Write the plan of an applied state, without what IKE holds: that doesn't outlive a boot.
 
         Raises NetworkError; a boot then holds the former plan.
         """
         try:
-            self.plan.write(protection(desired))
+            self.plan.write(protection(desired.lasting))
         except OSError as error:
             raise _unusable(self.folder, error) from None
 

@@ -42,6 +42,7 @@ SINGLE = {
 }
 SANS_IO = {
     "control.protocol",
+    "control.sessions",
     "daemon.reconcile",
     "engine.keepalives",
     "engine.python.drop",

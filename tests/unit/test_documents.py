@@ -17,6 +17,8 @@ from pydantic_core import PydanticUndefined
 from esp_gw.cli.main import cli
 from esp_gw.config.models import HalfModel, KeySource, PolicyModel, TunnelModel
 from esp_gw.control.protocol import PREFIX
+from esp_gw.daemon.additions import Additions
+from esp_gw.daemon.owner import Owner
 from esp_gw.daemon.service import Service
 from esp_gw.desired import GatewaySettings, settings_of
 from esp_gw.errors import FAILED, INTERRUPTED, NO_PERMISSION, NOT_RUNNING, WRONG_CONFIG, WRONG_STATE
@@ -303,7 +305,9 @@ def test_every_exit_status_is_in_the_reference() -> None:
 
 
 def test_every_method_of_the_control_socket_is_in_the_reference() -> None:
-    methods = Service.handlers(object.__new__(Service))
+    service = object.__new__(Service)
+    service._additions = object.__new__(Additions)
+    methods = {**service.handlers(), **Owner.handlers(object.__new__(Owner))}
     assert set(rows(section(REFERENCE / "control.md", "Methods"))) == {
         name.removeprefix(PREFIX) for name in methods
     }

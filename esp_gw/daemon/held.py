@@ -1,0 +1,247 @@
+"""What the owner's session holds: SAs and policies of IKE's children, as values.
+
+A change makes a new value, so that a refused one has changed nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from esp_gw.daemon.children import ChildPolicy, ChildSa, SaChange
+from esp_gw.desired import Desired
+from esp_gw.errors import ControlError
+from esp_gw.model import Action, Direction, Encapsulation, KeyMaterial, Origin, Policy, Sa, Tunnel
+
+PREFIX = "ike:"
+"""Begins the names of IKE's tunnels, SAs and policies; no person can give such a name."""
+
+Key = tuple[Direction, int]
+"""Direction and SPI, the name of an SA."""
+
+
+def sa_name(key: Key) -> str:
+    """Return the name of an SA in the gateway."""
+    way = "out" if key[0] is Direction.OUTBOUND else "in"
+    return f"{PREFIX}{key[1]:08x}/{way}"
+
+
+def key_of(name: str) -> Key | None:
+    """Return direction and SPI of one of the owner's SAs by its name, None for any other SA."""
+    if not name.startswith(PREFIX):
+        return None
+    spi, way = name.removeprefix(PREFIX).split("/")
+    return (Direction.OUTBOUND if way == "out" else Direction.INBOUND), int(spi, 16)
+
+
+def policy_name(policy_id: str) -> str:
+    """Return the name of a policy in the SPD."""
+    return f"{PREFIX}{policy_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class HeldSa:
+    """An SA of the owner; one that has `expired` is used no more, until the owner removes it."""
+
+    entry: ChildSa
+    sa: Sa
+    expired: bool = False
+
+    @classmethod
+    def of(cls, entry: ChildSa, *, expired: bool = False) -> HeldSa:
+        """Return the SA of a checked entry."""
+        sa = Sa(
+            name=sa_name((entry.direction, entry.spi)),
+            direction=entry.direction,
+            spi=entry.spi,
+            suite=entry.suite,
+            keymat=entry.keymat,
+            mode=entry.mode,
+            encapsulation=entry.encapsulation,
+            local=entry.local,
+            remote=entry.remote,
+            selectors=entry.pairs,
+            remote_port=entry.peer_port,
+            esn=entry.esn,
+            replay_window=entry.replay_window,
+            keepalive=entry.nat_keepalive,
+            local_original=entry.local_original,
+            remote_original=entry.remote_original,
+            tunnel=f"{PREFIX}{entry.child}" if entry.child else None,
+            origin=Origin.IKE,
+        )
+        return cls(entry, sa, expired)
+
+    @property
+    def key(self) -> Key:
+        """Direction and SPI."""
+        return self.sa.direction, self.sa.spi
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """SAs by direction and SPI, and policies by their id, each in the order of its coming."""
+
+    sas: Mapping[Key, HeldSa] = field(default_factory=dict)
+    policies: Mapping[str, ChildPolicy] = field(default_factory=dict)
+
+    def find(self, key: Key) -> HeldSa:
+        """Return an SA. Raises ControlError (NotFound)."""
+        found = self.sas.get(key)
+        if found is None:
+            raise ControlError("NotFound", f"there is no {key[0]} SA with the SPI {key[1]:#x}")
+        return found
+
+    def install(self, sas: Sequence[ChildSa], policies: Sequence[ChildPolicy]) -> Held:
+        """Add SAs; add policies, or replace those with the same id. Raises ControlError."""
+        there = dict(self.sas)
+        for entry in sas:
+            key = (entry.direction, entry.spi)
+            if key in there:
+                raise ControlError(
+                    "AlreadyExists",
+                    f"there is an {entry.direction} SA with the SPI {entry.spi:#x} already",
+                )
+            there[key] = HeldSa.of(entry)
+        spd = dict(self.policies)
+        for policy in policies:
+            if policy.sa is not None:
+                user = there.get((Direction.OUTBOUND, policy.sa))
+                if user is None:
+                    raise ControlError(
+                        "NotFound",
+                        f"policy {policy.id}: there is no outbound SA with the SPI {policy.sa:#x}",
+                    )
+                if user.expired:
+                    raise ControlError(
+                        "Refused", f"policy {policy.id}: the SA {policy.sa:#x} has expired"
+                    )
+            spd[policy.id] = policy
+        return Held(there, spd)
+
+    def update(self, change: SaChange) -> Held:
+        """Give an SA other addresses or another encapsulation. Raises ControlError."""
+        key = (change.direction, change.spi)
+        before = self.find(key)
+        fields = change.model_dump(exclude={"direction", "spi"})
+        entry = before.entry.model_copy(update=fields)
+        if change.encapsulation is Encapsulation.NONE and entry.remote_original is not None:
+            raise ControlError("Refused", "an SA with original addresses needs encapsulation: udp")
+        return replace(self, sas={**self.sas, key: HeldSa.of(entry, expired=before.expired)})
+
+    def remove(self, keys: Iterable[Key]) -> Held:
+        """Remove SAs; a policy that used one holds. Raises ControlError."""
+        there = dict(self.sas)
+        gone = set()
+        for key in keys:
+            self.find(key)
+            there.pop(key, None)
+            if key[0] is Direction.OUTBOUND:
+                gone.add(key[1])
+        return Held(there, _without(self.policies, gone) if gone else self.policies)
+
+    def expire(self, key: Key) -> Held:
+        """Use an SA no more; a policy that used it holds. Raises ControlError."""
+        there = {**self.sas, key: replace(self.find(key), expired=True)}
+        if key[0] is Direction.INBOUND:
+            return Held(there, self.policies)
+        return Held(there, _without(self.policies, {key[1]}))
+
+    def remove_policy(self, policy_id: str) -> Held:
+        """Remove a policy. Raises ControlError (NotFound)."""
+        if policy_id not in self.policies:
+            raise ControlError("NotFound", f"there is no policy {policy_id}")
+        return replace(self, policies={k: p for k, p in self.policies.items() if k != policy_id})
+
+    def closed(self) -> Held:
+        """Return the policies alone, without any SA: those that protect hold."""
+        return Held({}, _without(self.policies, {key[1] for key in self.sas}))
+
+    @property
+    def tunnels(self) -> list[Tunnel]:
+        """The children that have an SA in use in each direction."""
+        return tunnels_of(held.sa for held in self.sas.values() if not held.expired)
+
+    @property
+    def holds(self) -> bool:
+        """True if a policy has no SA, and so waits for one."""
+        return any(_is_holding(policy) for policy in self.policies.values())
+
+    def holding(self, name: str) -> ChildPolicy | None:
+        """Return the policy of this name in the SPD, if it has no SA."""
+        policy = self.policies.get(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else None
+        return policy if policy is not None and _is_holding(policy) else None
+
+    def retired(self, after: Held) -> list[KeyMaterial]:
+        """Return the keys that a later value has no more."""
+        return [self.sas[key].sa.keymat for key in self.sas.keys() - after.sas.keys()]
+
+    def join(self, desired: Desired) -> Desired:
+        """Return a state with the owner's SAs and policies, which come after all others."""
+        if not self.sas and not self.policies:
+            return desired
+        sas = tuple(held.sa for held in self.sas.values() if not held.expired)
+        return replace(
+            desired,
+            tunnels=(*desired.tunnels, *tunnels_of(sas)),
+            sas=(*desired.sas, *sas),
+            policies=(*desired.policies, *policies_of(self.policies.values())),
+        )
+
+
+def policies_of(policies: Iterable[ChildPolicy]) -> tuple[Policy, ...]:
+    """Return policies in the order of the SPD: by priority, then as they came."""
+    ordered = sorted(policies, key=lambda policy: policy.priority)
+    return tuple(_policy(policy) for policy in ordered)
+
+
+def tunnels_of(sas: Iterable[Sa]) -> list[Tunnel]:
+    """Return a tunnel for each child that has an SA in each direction; an odd one has none."""
+    children: defaultdict[str, list[Sa]] = defaultdict(list)
+    for sa in sas:
+        if sa.tunnel is not None:
+            children[sa.tunnel].append(sa)
+    return [
+        _tunnel(name, *sorted(both, key=lambda sa: sa.direction is Direction.INBOUND))
+        for name, both in children.items()
+        if len(both) == 2 and {sa.direction for sa in both} == set(Direction)
+    ]
+
+
+def _tunnel(name: str, outbound: Sa, inbound: Sa) -> Tunnel:
+    return Tunnel(
+        name=name,
+        mode=outbound.mode,
+        encapsulation=outbound.encapsulation,
+        suite=outbound.suite,
+        local=outbound.local,
+        remote=outbound.remote,
+        local_ts=tuple(dict.fromkeys(each.local for each in outbound.selectors)),
+        remote_ts=tuple(dict.fromkeys(each.remote for each in outbound.selectors)),
+        sas=(outbound.name, inbound.name),
+        policies=(),
+    )
+
+
+def _policy(policy: ChildPolicy) -> Policy:
+    sas = () if policy.sa is None else (sa_name((Direction.OUTBOUND, policy.sa)),)
+    return Policy(
+        policy_name(policy.id),
+        policy.action,
+        policy.pairs,
+        sas=sas,
+        tunnel=f"{PREFIX}{policy.child}" if policy.child else None,
+        origin=Origin.IKE,
+    )
+
+
+def _is_holding(policy: ChildPolicy) -> bool:
+    return policy.action is Action.PROTECT and policy.sa is None
+
+
+def _without(policies: Mapping[str, ChildPolicy], spis: set[int]) -> dict[str, ChildPolicy]:
+    return {
+        name: policy.model_copy(update={"sa": None}) if policy.sa in spis else policy
+        for name, policy in policies.items()
+    }

@@ -1,0 +1,121 @@
+"""Holds what the owner's session asks for: each change in place, in the records, and counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+
+from esp_gw.daemon.gateway import Gateway
+from esp_gw.daemon.held import Held, Key
+from esp_gw.daemon.held_file import records_of
+from esp_gw.daemon.ledgers import Ledgers
+from esp_gw.daemon.lifetimes import Lifetimes
+from esp_gw.daemon.sources import Sources
+from esp_gw.daemon.views import remote_view
+from esp_gw.engine.base import SaCounters
+from esp_gw.errors import EspGwError
+from esp_gw.logs import log
+from esp_gw.model import Direction, Sa
+
+
+class Holding:
+    """What the owner holds. A change waits for its turn with the caller, in `Sources.changes`."""
+
+    def __init__(self, gateway: Gateway, sources: Sources, ledgers: Ledgers) -> None:
+        self._gateway = gateway
+        self._sources = sources
+        self._ledgers = ledgers
+        self.lifetimes = Lifetimes()
+        self.changed = asyncio.Event()
+        """Set by each change."""
+
+    @property
+    def held(self) -> Held:
+        """What the owner holds now."""
+        return self._sources.held
+
+    async def change(self, after: Held) -> None:
+        """Bring what the owner holds to another value, recorded when it works: both, or neither.
+
+        Keys that are held no more are retired. Raises EspGwError.
+        """
+        await self._change(after)
+        self._drop_last()
+
+    async def remove(self, keys: Sequence[Key], now: float) -> list[dict[str, object]]:
+        """Remove SAs, and return their last counters. Raises EspGwError."""
+        ends = {key: self.held.find(key).sa for key in keys}
+        await self._change(self.held.remove(keys))
+        last = [
+            self._view(key, self._gateway.last.get(sa.name) or _unused(sa), now)
+            for key, sa in ends.items()
+        ]
+        self._drop_last()
+        return last
+
+    async def _change(self, after: Held) -> None:
+        before = self.held
+        retired = before.retired(after)
+        records = records_of(before, after, retired)
+        await self._sources.hold(after, lambda: self._ledgers.write(records))
+        self._gateway.forget(retired)
+        self._ledgers.forget(retired)
+        self.changed.set()
+
+    def _drop_last(self) -> None:
+        """Drop the last counters of SAs that are not held, or in use again."""
+        expired = {sa.sa.name for sa in self.held.sas.values() if sa.expired}
+        last = self._gateway.last
+        for name in last.keys() - expired:
+            del last[name]
+
+    async def restore(self, former: Held) -> None:
+        """Put back the SAs that were held when the gateway ended, where they still work.
+
+        The policies are in place, closed. An SA that can't be installed has expired.
+        """
+        if not former.sas:
+            return
+        try:
+            await self.change(former)
+        except EspGwError:
+            for key in former.sas:
+                await self._restore_one(former, key)
+
+    async def _restore_one(self, former: Held, key: Key) -> None:
+        # One after the other: an address that is gone takes only its own SAs along.
+        sa = former.sas[key]
+        sas, policies = {**self.held.sas, key: sa}, dict(self.held.policies)
+        if key[0] is Direction.OUTBOUND:
+            policies |= {name: p for name, p in former.policies.items() if p.sa == key[1]}
+        try:
+            await self.change(Held(sas, policies))
+        except EspGwError as error:
+            log.error("an SA of IKE can't be restored", sa=sa.sa.name, reason=str(error))
+            await self.change(Held(sas, self.held.policies).expire(key))
+
+    def counted(self, keys: Iterable[Key], now: float) -> list[dict[str, object]]:
+        """Return SAs that are held with their counters, at `now` in seconds."""
+        there = self._gateway.counters().sas
+        found = []
+        for key in keys:
+            sa = self.held.sas[key].sa
+            counters = there.get(sa.name) or self._gateway.last.get(sa.name) or _unused(sa)
+            found.append(self._view(key, counters, now))
+        return found
+
+    def _view(self, key: Key, counters: SaCounters, now: float) -> dict[str, object]:
+        return {
+            "direction": str(key[0]),
+            "spi": key[1],
+            "bytes": counters.bytes,
+            "packets": counters.packets,
+            "seq": counters.seq,
+            "last_use_s": self.lifetimes.last_use(key, counters, now),
+            "remote": remote_view(counters.remote),
+            "remote_port": counters.remote_port,
+        }
+
+
+def _unused(sa: Sa) -> SaCounters:
+    return SaCounters(0, 0, 0, 0, sa.remote, sa.remote_port)

@@ -1,0 +1,115 @@
+"""The sources of what is wanted, and the way in which each changes: configuration, CLI, IKE."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+
+from esp_gw.config.added import Store, StoredState, without_conflicts
+from esp_gw.config.conflicts import find_conflicts
+from esp_gw.daemon.gateway import Gateway, Record
+from esp_gw.daemon.held import PREFIX, Held
+from esp_gw.daemon.queue import ChangeQueue
+from esp_gw.desired import Desired
+from esp_gw.errors import ControlError, EspGwError
+from esp_gw.model import Tunnel
+
+
+class Sources:
+    """The `configured` state, what the CLI has `added`, and what the owner's session has `held`.
+
+    `left_out` has the conflicts of the CLI's additions by name. A change of any waits for its turn
+    in `changes`.
+    """
+
+    def __init__(self, gateway: Gateway, configured: Desired, store: Store) -> None:
+        self._gateway = gateway
+        self._store = store
+        self.configured = configured
+        self.added = store.load()
+        self.held = Held()
+        self.left_out: dict[str, str] = {}
+        self._lasting = configured
+        self.changes = ChangeQueue()
+
+    def desired(self) -> Desired:
+        """Return the state that is wanted at the start.
+
+        The configuration takes precedence: a conflicting addition is left out with a warning.
+        """
+        self._lasting, self.left_out = without_conflicts(self.configured, self.added)
+        return self.held.join(self._lasting)
+
+    @property
+    def lasting(self) -> Desired:
+        """Configuration and CLI merged, without what conflicts."""
+        return self._lasting
+
+    @property
+    def tunnels(self) -> tuple[Tunnel, ...]:
+        """The tunnels of the configuration, and those of IKE's children."""
+        return (*self.configured.tunnels, *self.held.tunnels)
+
+    async def follow(self, configured: Desired) -> list[str]:
+        """Apply another configuration; return the changes. Raises EspGwError."""
+        lasting, left_out = without_conflicts(configured, self.added)
+        changes = await self._gateway.apply(_joined(lasting, self.held))
+        self.configured, self.left_out, self._lasting = configured, left_out, lasting
+        return changes
+
+    def check(self, added: StoredState) -> None:
+        """Raise ControlError if `add` would refuse these additions of the CLI."""
+        self._refuse_left_out(without_conflicts(self.configured, added)[1])
+
+    async def add(self, added: StoredState, what: str | None = None) -> None:
+        """Apply the CLI's new state, and store it once it works: both, or neither.
+
+        A refusal begins with `what`, or with the name of the conflicting addition.
+        """
+        lasting, left_out = without_conflicts(self.configured, added)
+        self._refuse_left_out(left_out, what)
+        before = self.added
+
+        async def record() -> None:
+            try:
+                await asyncio.to_thread(self._store.save, added)
+            except EspGwError:
+                # The new file may be there, if only its folder couldn't be synced.
+                with contextlib.suppress(EspGwError):
+                    await asyncio.to_thread(self._store.save, before)
+                raise
+
+        await self._gateway.apply(_joined(lasting, self.held), record)
+        self.added, self.left_out, self._lasting = added, left_out, lasting
+
+    async def hold(self, held: Held, record: Record) -> None:
+        """Apply what the owner holds now, and `record` it once it works: both, or neither.
+
+        Raises EspGwError.
+        """
+        await self._gateway.apply(_joined(self._lasting, held), record)
+        self.held = held
+
+    def warnings(self) -> list[str]:
+        """Return the warnings of the configuration, and a line for each addition left out."""
+        left_out = [
+            f"'{name}', added by the CLI, is left out: {message}"
+            for name, message in self.left_out.items()
+        ]
+        return [*self.configured.warnings, *left_out]
+
+    def _refuse_left_out(self, left_out: Mapping[str, str], what: str | None = None) -> None:
+        for name, message in left_out.items():
+            if name not in self.left_out:
+                raise ControlError("Refused", f"{what or name}: {message}")
+
+
+def _joined(lasting: Desired, held: Held) -> Desired:
+    """Join what the owner holds to the rest. Raises ControlError if both exclude each other."""
+    wanted = held.join(lasting)
+    if wanted is not lasting:
+        for conflict in find_conflicts(wanted.sas, wanted.policies):
+            if any(name.startswith(PREFIX) for name in conflict.names):
+                raise ControlError("Refused", f"{conflict.names[-1]}: {conflict.message}")
+    return wanted

@@ -1,0 +1,409 @@
+"""Two gateways whose SAs and policies an IKE daemon's sessions hold."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from ipaddress import ip_address
+
+import pytest
+
+from esp_gw.demo.netns import add_address, end
+from esp_gw.demo.pair import NETS, OUTER, GatewayPair
+from esp_gw.demo.traffic import iperf_server
+from esp_gw.errors import ControlError
+from tests.support.labtools import (
+    MakePair,
+    StartCapture,
+    StartTap,
+    answers,
+    edit,
+    esp_packets,
+    ping,
+    start_pings,
+    until,
+)
+from tests.support.owner_client import Child, Session, Watcher, error_of
+
+Sessions = tuple[Session, Session]
+
+
+def start(make_pair: MakePair, **fields: object) -> GatewayPair:
+    """Start a pair without tunnels in its configuration."""
+    pair = make_pair(inner_versions=(4, 6), **fields)
+    for gateway in (pair.a, pair.b):
+        edit(gateway, lambda document: document.pop("tunnels"))
+    pair.start()
+    return pair
+
+
+def sessions(
+    pair: GatewayPair, stack: contextlib.ExitStack, *, take_over: bool = False
+) -> Sessions:
+    found = tuple(Session(each.socket, take_over=take_over) for each in (pair.a, pair.b))
+    for session in found:
+        stack.callback(session.close)
+    return found[0], found[1]
+
+
+def child(number: int = 1, inner: int = 4, outer: int = 4, **fields: object) -> Child:
+    ends = OUTER[outer]
+    nets = NETS[inner]
+    return Child(
+        f"office{{{number}}}",
+        (str(ends[0]), str(ends[1])),
+        (str(nets[0]), str(nets[1])),
+        (0xC0000000 + 2 * number, 0xC0000001 + 2 * number),
+        **fields,
+    )
+
+
+def target(inner: int) -> str:
+    """Return the address behind b."""
+    return str(NETS[inner][1][1])
+
+
+@pytest.mark.parametrize("encapsulation", ["udp", "none"])
+@pytest.mark.parametrize(("outer", "inner"), [(4, 4), (6, 6), (4, 6), (6, 4)])
+def test_a_child_carries_traffic_and_is_gone_and_closed_after_its_removal(
+    make_pair: MakePair, stack: contextlib.ExitStack, outer: int, inner: int, encapsulation: str
+) -> None:
+    pair = start(make_pair)
+    both = sessions(pair, stack)
+    first = child(1, inner, outer, encapsulation=encapsulation)
+    first.install(both)
+    assert ping(pair.a.namespace, target(inner), count=5) == 5
+    (last_in, last_out) = both[0].call("RemoveSas", sas=first.refs(0))["sas"]
+    assert (last_in["packets"], last_out["packets"]) == (5, 5)
+    assert (last_out["spi"], last_out["seq"]) == (first.spis[1], 6)
+    assert both[0].call("QuerySas")["sas"] == []
+    assert ping(pair.a.namespace, target(inner), count=2) == 0
+    assert pair.a.call("GetStats")["drops"]["no-sa"] == 2
+
+
+def test_a_rekey_under_pings_loses_nothing(
+    make_pair: MakePair, stack: contextlib.ExitStack
+) -> None:
+    pair = start(make_pair)
+    both = sessions(pair, stack)
+    former = child(1)
+    former.install(both)
+    pings = start_pings(pair.a.namespace, target(4), 400, interval=0.005)
+    for number in range(2, 7):
+        new = child(number)
+        # As charon does: the responder first, its inbound SA before anything is sent to it.
+        for side in (1, 0):
+            both[side].call("InstallChild", sas=new.sas(side)[:1])
+        for side in (0, 1):
+            both[side].call(
+                "InstallChild",
+                sas=new.sas(side)[1:],
+                policies=[new.policy(side, sa=new.spis[1 - side])],
+            )
+        for side in (0, 1):
+            both[side].call("RemoveSas", sas=former.refs(side))
+        former = new
+    assert answers(pings) == 400
+    assert {sa["spi"] for sa in both[0].call("QuerySas")["sas"]} == set(former.spis)
+
+
+def test_a_terminated_child_leaves_no_cleartext_on_the_wire(
+    make_pair: MakePair, stack: contextlib.ExitStack, tap: StartTap
+) -> None:
+    pair = start(make_pair)
+    host = pair.a.namespace
+    # A default route is the way out that a protected packet would take by mistake.
+    host.ip("route", "add", "default", "via", "192.0.2.2")
+    wire = tap(host, ip_address(target(4)).packed)
+    both = sessions(pair, stack)
+    first = child(1)
+    first.install(both)
+    assert ping(host, target(4), count=3) == 3
+    both[0].call("RemoveSas", sas=first.refs(0))
+    assert ping(host, target(4), count=3) == 0
+    # The way that a program may go by itself.
+    bound = ("ping", "-c", "1", "-W", "1", "-I", "wan", target(4))
+    assert host.run(*bound, check=False).returncode != 0
+    # Neither does it while the gateway is away, nor after its restart.
+    pair.a.kill()
+    assert ping(host, target(4), count=3) == 0
+    assert host.run(*bound, check=False).returncode != 0
+    pair.a.start()
+    assert ping(host, target(4), count=3) == 0
+    report = wire.finish()
+    assert (report.cleartext, report.leaked) == (0, 0), report.examples
+    again = Session(pair.a.socket, take_over=True)
+    stack.callback(again.close)
+    again.call("RemovePolicy", id="office")
+    assert "10.2.0.0/24" not in host.ip("route", "show", "table", "all")
+
+
+def test_a_packet_that_meets_a_policy_without_an_sa_is_told(
+    make_pair: MakePair, stack: contextlib.ExitStack
+) -> None:
+    pair = start(make_pair)
+    (session, _) = sessions(pair, stack)
+    watcher = Watcher(pair.a.socket)
+    stack.callback(watcher.close)
+    session.call("PutPolicy", **child(1).policy(0, "trap", sa=None))
+    pings = start_pings(pair.a.namespace, target(4), 100, interval=0.02)
+    event = watcher.event("Acquire")
+    assert (event["policy"], event["local"], event["remote"]) == ("trap", "10.1.0.1", target(4))
+    assert (event["protocol"], event["remote_port"]) == (1, 0)
+    assert answers(pings) == 0
+
+
+def test_children_go_on_after_a_kill_and_repeat_no_iv(
+    make_pair: MakePair, stack: contextlib.ExitStack, capture: StartCapture
+) -> None:
+    pair = start(make_pair)
+    both = sessions(pair, stack)
+    first = child(1)
+    first.install(both)
+    wire = capture(pair.a.namespace)
+    for _ in range(3):
+        with iperf_server(pair.b.namespace, target(4)):
+            client = pair.a.namespace.start("iperf3", "-c", target(4), "-t", "30")
+            until(lambda: pair.a.call("GetStats")["packets_out"] > 2000, "traffic flows")
+            pair.a.kill()
+            end(client)
+        pair.a.start()
+        until(lambda: ping(pair.a.namespace, target(4), count=1), "the tunnel is back")
+    seen = Counter((packet.spi, packet.iv) for packet in esp_packets(wire.stop()))
+    assert {spi for spi, _ in seen} == set(first.spis)
+    assert sum(seen.values()) > 6000
+    assert [key for key, count in seen.items() if count > 1] == []
+    found = Session(pair.a.socket, take_over=True)
+    stack.callback(found.close)
+    assert {sa["spi"] for sa in found.found["sas"]} == set(first.spis)
+    assert [policy["id"] for policy in found.found["policies"]] == ["office"]
+
+
+def test_a_restart_in_order_keeps_the_children(
+    make_pair: MakePair, stack: contextlib.ExitStack, capture: StartCapture
+) -> None:
+    pair = start(make_pair)
+    both = sessions(pair, stack)
+    watcher = Watcher(pair.a.socket)
+    stack.callback(watcher.close)
+    child(1).install(both)
+    wire = capture(pair.a.namespace)
+    assert ping(pair.a.namespace, target(4), count=5) == 5
+    assert pair.a.stop() == 0
+    watcher.event("Stopping")
+    pair.a.start()
+    assert ping(pair.a.namespace, target(4), count=5) == 5
+    ivs = Counter((packet.spi, packet.iv) for packet in esp_packets(wire.stop()))
+    assert len(ivs) == sum(ivs.values()) == 20
+
+
+def test_a_session_that_does_not_take_over_flushes_what_the_former_one_left(
+    make_pair: MakePair, stack: contextlib.ExitStack
+) -> None:
+    pair = start(make_pair)
+    both = sessions(pair, stack)
+    first = child(1)
+    first.install(both)
+    both[0].close()
+    # Traffic goes on without a session.
+    assert ping(pair.a.namespace, target(4), count=3) == 3
+    taken = Session(pair.a.socket, take_over=True)
+    stack.callback(taken.close)
+    assert len(taken.found["sas"]) == 2
+    fresh = Session(pair.a.socket, take_over=False)
+    stack.callback(fresh.close)
+    assert (fresh.found["sas"], fresh.found["policies"]) == ([], [])
+    # The former session has ended.
+    assert error_of(taken.line()) == "Refused"
+    assert taken.line() == b""
+    assert pair.a.call("ListSas")["sas"] == []
+    assert "10.2.0.0/24" not in pair.a.namespace.ip("route", "show", "table", "all")
+    with pytest.raises(ControlError, match="removed before"):
+        fresh.call("InstallChild", sas=first.sas(0))
+
+
+def test_keys_of_ike_are_in_no_state_log_or_answer(
+    make_pair: MakePair, stack: contextlib.ExitStack
+) -> None:
+    pair = start(make_pair)
+    both = sessions(pair, stack)
+    first = child(1)
+    first.install(both)
+    assert ping(pair.a.namespace, target(4), count=3) == 3
+    both[0].call("PutPolicy", **child(2).policy(0, "other", sa=None))
+    for bad in ({"replay_window": 99999}, {"suite": "aes128gcm16"}, {"more": 1}):
+        with pytest.raises(ControlError) as refusal:
+            both[0].call("InstallChild", sas=[first.sas(0)[0] | bad])
+        assert "\n" not in str(refusal.value)
+        assert first.keys[0] not in str(refusal.value)
+    answers = [
+        pair.a.call(method)
+        for method in ("GetStatus", "ListSas", "ListTunnels", "ListPolicies", "GetStats")
+    ]
+    answers.append(both[0].call("QuerySas"))
+    with pytest.raises(ControlError, match="shown to nobody"):
+        pair.a.call("GetSa", name=answers[1]["sas"][0]["name"], reveal_keys=True)
+    pair.a.stop()
+    kept = {path for path in pair.a.folder.rglob("*") if path.is_file()}
+    secret = pair.a.folder / "ike"
+    assert (secret.stat().st_mode & 0o777, (secret / "held.db").stat().st_mode & 0o777) == (
+        0o700,
+        0o600,
+    )
+    holders = set()
+    for key in first.keys:
+        assert key not in json.dumps(answers)
+        holders |= {
+            path
+            for path in kept
+            if key.encode() in path.read_bytes() or bytes.fromhex(key) in path.read_bytes()
+        }
+    assert {path.parent.name for path in holders} == {"ike"}
+    # The guard's plan says nothing of IKE, and neither does the state of the CLI.
+    for name in ("guard.json", "guard.backup.json", "added.json"):
+        path = pair.a.folder / name
+        assert not path.exists() or b"10.2.0.0" not in path.read_bytes()
+    pair.a.start()
+    again = Session(pair.a.socket, take_over=False)
+    stack.callback(again.close)
+    content = (secret / "held.db").read_bytes()
+    assert not any(key.encode() in content for key in first.keys)
+
+
+def test_an_sa_moves_to_other_addresses_with_its_numbers(
+    make_pair: MakePair, stack: contextlib.ExitStack, capture: StartCapture
+) -> None:
+    pair = start(make_pair)
+    both = sessions(pair, stack)
+    first = child(1)
+    first.install(both)
+    wire = capture(pair.a.namespace)
+    assert ping(pair.a.namespace, target(4), count=5) == 5
+    add_address(pair.a.namespace, "192.0.2.9/24")
+    for side, session in enumerate(both):
+        ends = ("192.0.2.9", "192.0.2.2")
+        for ref in first.refs(side):
+            session.call(
+                "UpdateSa",
+                **ref,
+                local=ends[side],
+                remote=ends[1 - side],
+                remote_port=4500,
+                encapsulation="none",
+            )
+    assert ping(pair.a.namespace, target(4), count=5) == 5
+    counted = {sa["spi"]: sa["packets"] for sa in both[0].call("QuerySas")["sas"]}
+    assert counted == dict.fromkeys(first.spis, 10)
+    packets = list(esp_packets(wire.stop()))
+    ivs = Counter((packet.spi, packet.iv) for packet in packets)
+    assert len(ivs) == sum(ivs.values()) == 20
+    assert {packet.frame[23] for packet in packets} == {17, 50}
+
+
+def test_a_limit_in_packets_is_told_and_ends_the_use_of_the_sa(
+    make_pair: MakePair, stack: contextlib.ExitStack
+) -> None:
+    pair = start(make_pair)
+    both = sessions(pair, stack)
+    watcher = Watcher(pair.a.socket)
+    stack.callback(watcher.close)
+    first = child(1)
+    outbound = first.sas(0, soft_packets=5, hard_packets=20)[1]
+    both[0].call("InstallChild", sas=[first.sas(0)[0], outbound], policies=[first.policy(0)])
+    both[1].call("InstallChild", sas=first.sas(1), policies=[first.policy(1)])
+    assert ping(pair.a.namespace, target(4), count=6) == 6
+    soft = watcher.event("SoftExpired")
+    assert soft == {
+        "event": "SoftExpired",
+        "direction": "outbound",
+        "spi": first.spis[1],
+        "why": "packets",
+    }
+    assert ping(pair.a.namespace, target(4), count=20) == 20
+    assert watcher.event("HardExpired")["why"] == "packets"
+    assert ping(pair.a.namespace, target(4), count=2) == 0
+    (last,) = both[0].call("RemoveSas", sas=first.refs(0)[1:])["sas"]
+    assert last["packets"] == 26
+    assert pair.a.call("GetStats")["drops"]["no-sa"] == 2
+
+
+def test_a_new_mapping_of_a_nat_is_told_and_followed(
+    make_pair: MakePair, stack: contextlib.ExitStack
+) -> None:
+    pair = start(make_pair)
+    both = sessions(pair, stack)
+    child(1).install(both)
+    watcher = Watcher(pair.b.socket)
+    stack.callback(watcher.close)
+    assert ping(pair.a.namespace, target(4), count=3) == 3
+    add_address(pair.a.namespace, "192.0.2.9/24")
+    pair.a.namespace.run(
+        "nft",
+        "add table ip nat; add chain ip nat out { type nat hook postrouting priority 100; }; "
+        "add rule ip nat out udp sport 4500 snat to 192.0.2.9:7777",
+    )
+    # A flow of its own, for conntrack knows the former one.
+    pair.a.namespace.run("conntrack", "-F", check=False)
+    pings = start_pings(pair.a.namespace, target(4), 200, interval=0.02)
+    event = watcher.event("PeerAddressChanged")
+    assert (event["address"], event["port"]) == ("192.0.2.9", 7777)
+    assert (event["direction"], event["spi"]) == ("inbound", child(1).spis[1])
+    assert answers(pings) > 100
+
+
+def test_addresses_that_others_add_to_the_tun_stay(
+    make_pair: MakePair, stack: contextlib.ExitStack
+) -> None:
+    pair = start(make_pair)
+    both = sessions(pair, stack)
+    pair.a.namespace.ip("address", "add", "10.9.9.9/32", "dev", "esp0")
+    first = child(1)
+    first.install(both)
+    pair.a.call("Reload")
+    both[0].call("RemoveSas", sas=first.refs(0))
+    both[0].call("FlushOwner")
+    pair.a.call("Reload")
+    assert "10.9.9.9" in pair.a.namespace.ip("address", "show", "dev", "esp0")
+
+
+def test_children_are_shown_beside_tunnels_and_left_to_ike(
+    make_pair: MakePair, stack: contextlib.ExitStack
+) -> None:
+    pair = start(make_pair)
+    both = sessions(pair, stack)
+    first = child(1)
+    first.install(both)
+    ping(pair.a.namespace, target(4), count=2)
+    (tunnel,) = pair.a.ask("tunnel", "list")["tunnels"]
+    assert (tunnel["name"], tunnel["packets_out"]) == ("ike:office{1}", 2)
+    listed = pair.a.ask("sa", "list")["sas"]
+    assert {(sa["origin"], sa["tunnel"]) for sa in listed} == {("ike", "ike:office{1}")}
+    (policy,) = pair.a.ask("policy", "list")["policies"]
+    assert (policy["name"], policy["origin"]) == ("ike:office", "ike")
+    refused = pair.a.cli("sa", "delete", listed[0]["name"], check=False)
+    assert refused.returncode == 1
+    assert "belongs to ike; run 'swanctl --terminate'" in refused.stderr
+    refused = pair.a.cli("policy", "delete", "ike:office", check=False)
+    assert "belongs to ike" in refused.stderr
+    assert "ike:office{1}" in pair.a.cli("tunnel", "list").stdout
+
+
+def test_a_selector_of_a_range_and_a_bypass_in_front_are_obeyed(
+    make_pair: MakePair, stack: contextlib.ExitStack
+) -> None:
+    pair = start(make_pair)
+    both = sessions(pair, stack)
+    first = child(1)
+    for side, session in enumerate(both):
+        ends = ("10.1.0.0/24", "10.2.0.1-10.2.0.5")
+        chosen = [{"local": ends[side], "remote": ends[1 - side]}]
+        session.call(
+            "InstallChild",
+            sas=first.sas(side, selectors=chosen),
+            policies=[first.policy(side, selectors=chosen)],
+        )
+    assert ping(pair.a.namespace, "10.2.0.1", count=2) == 2
+    routes = pair.a.namespace.ip("route", "show", "table", "4500")
+    assert "10.2.0.4/31" in routes
+    assert "10.2.0.6" not in routes
