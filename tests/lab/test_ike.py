@@ -95,6 +95,7 @@ def test_a_rekeyed_child_is_made_before_it_is_broken(ends: list[End]) -> None:
     for rekeying in (ends[0], ends[1], ends[0]):
         old = [(end.sa("inbound")["spi"], end.sa("outbound")["spi"]) for end in ends]
         policies = [end.policy() for end in ends]
+        old_child = ends[0].sa("inbound")["child"]
         rekeying.charon.swanctl("--rekey", "--child", "net")
         for end, (old_in, old_out), policy in zip(ends, old, policies, strict=True):
             until(
@@ -110,6 +111,7 @@ def test_a_rekeyed_child_is_made_before_it_is_broken(ends: list[End]) -> None:
                 ("RemoveSas", "inbound", old_in),
             )
             assert places == sorted(places)
+            assert end.sa("inbound")["child"] == end.sa("outbound")["child"] != old_child
             # One policy, which changed over in the step that brought the new SA.
             assert end.policy()["id"] == policy["id"]
             brought = end.owner.requests[places[1]][1]["policies"]

@@ -16,7 +16,7 @@ from tests.support.fake_owner import FakeOwner, Json
 from tests.support.labtools import until
 
 ADDRESSES = ("192.0.2.1", "192.0.2.2")
-NETWORKS = ("10.1.0.0/16", "10.2.0.0/16")
+NETWORKS = ("10.1.0.0/24", "10.2.0.0/24")
 IDENTITIES = ("a.example", "b.example")
 
 
