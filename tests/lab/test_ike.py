@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.charon import build_plugin
+from tests.support.charon import Installation, build_plugin
 from tests.support.ike_rig import (
     NETWORKS,
     End,
@@ -27,13 +27,13 @@ from tests.support.labtools import until
 
 
 @pytest.fixture(scope="module")
-def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installation:
     return build_plugin(tmp_path_factory.mktemp("ike"))
 
 
 @pytest.fixture
-def ends(plugins: Path) -> Iterator[list[End]]:
-    with two_ends(plugins) as ends:
+def ends(installed: Installation) -> Iterator[list[End]]:
+    with two_ends(installed) as ends:
         yield ends
 
 

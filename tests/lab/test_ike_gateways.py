@@ -14,7 +14,7 @@ import pytest
 
 from esp_gw.demo.gateways import LabGateway
 from esp_gw.demo.pair import GatewayPair
-from tests.support.charon import Charon, build_plugin
+from tests.support.charon import Charon, Installation, build_plugin
 from tests.support.ike_rig import child, connection
 from tests.support.labtools import (
     Capture,
@@ -60,13 +60,13 @@ Start = Callable[..., list[Site]]
 
 
 @pytest.fixture(scope="module")
-def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installation:
     return build_plugin(tmp_path_factory.mktemp("ike"))
 
 
 @pytest.fixture
 def start_sites(
-    make_pair: MakePair, plugins: Path, tmp_path: Path, stack: contextlib.ExitStack
+    make_pair: MakePair, installed: Installation, tmp_path: Path, stack: contextlib.ExitStack
 ) -> Start:
     """Start two sites whose child `net` has these fields."""
 
@@ -77,7 +77,7 @@ def start_sites(
             edit(gateway, lambda document: document.pop("tunnels"))
             folder = tmp_path / "ab"[number]
             folder.mkdir()
-            charon = Charon(gateway.namespace, folder, plugins, gateway.socket)
+            charon = Charon(gateway.namespace, folder, installed, gateway.socket)
             stack.callback(charon.close)
             net = child(number, **fields)
             charon.configure(

@@ -17,14 +17,14 @@ def library(name: str) -> str:
 
 
 def test_a_life_of_children_restarts_and_refusals_is_clean(tmp_path: Path) -> None:
-    plugins = build_plugin(tmp_path, "--sanitize")
+    installed = build_plugin(tmp_path, "--sanitize")
     # strongSwan's own conversions are unknown to the sanitizer's printf.
     asan = "check_printf=0:detect_stack_use_after_return=1:fast_unwind_on_malloc=0"
     # OpenSSL keeps what it has loaded.
     known = tmp_path / "known"
     known.write_text("leak:libcrypto\n")
     lsan = f"suppressions={known}:print_suppressions=0"
-    with two_ends(plugins) as ends:
+    with two_ends(installed) as ends:
         for end in ends:
             # The plugin too: charon unloads it before leaks are looked for.
             preload = f"{library('libasan.so')} {library('libubsan.so')} {PLUGINS}/{PLUGIN}"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from esp_gw.demo.netns import add_address
-from tests.support.charon import build_plugin
+from tests.support.charon import Installation, build_plugin
 from tests.support.fake_owner import Json
 from tests.support.ike_rig import (
     ADDRESSES,
@@ -26,13 +25,13 @@ from tests.support.labtools import until
 
 
 @pytest.fixture(scope="module")
-def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installation:
     return build_plugin(tmp_path_factory.mktemp("ike"))
 
 
 @pytest.fixture
-def ends(plugins: Path) -> Iterator[list[End]]:
-    with two_ends(plugins) as ends:
+def ends(installed: Installation) -> Iterator[list[End]]:
+    with two_ends(installed) as ends:
         yield ends
 
 

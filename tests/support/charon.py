@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,27 +40,59 @@ def write_section(section: Section, indent: str = "") -> str:
     return "\n".join(lines)
 
 
-def build_plugin(folder: Path, *options: str) -> Path:
-    """Build the plugin for the charon that is installed; return a folder with all plugins."""
+def installed_version() -> str:
+    """Return the version of the charon that is installed here."""
+    command = ["dpkg-query", "--show", "--showformat", "${Version}", "libstrongswan"]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return found.partition("-")[0]
+
+
+@dataclass(frozen=True)
+class Installation:
+    """A charon with the plugin: the root directory that has it, a folder with all its plugins."""
+
+    plugins: Path
+    root: Path = Path("/")
+
+
+def build_plugin(
+    folder: Path, *options: str, root: Path = Path("/"), version: str = ""
+) -> Installation:
+    """Build the plugin for a version of charon, by default the installed one."""
     plugins = folder / "plugins"
-    shutil.copytree(PLUGINS, plugins)
-    version = subprocess.run(
-        ["dpkg-query", "--show", "--showformat", "${Version}", "libstrongswan"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.partition("-")[0]
-    command = [str(ROOT / "scripts/build-ike-plugin"), *options, version, str(plugins)]
+    shutil.copytree(root / str(PLUGINS).lstrip("/"), plugins)
+    script = str(ROOT / "scripts/build-ike-plugin")
+    command = [script, *options, version or installed_version(), str(plugins)]
     built = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert built.returncode == 0, built.stderr
-    return plugins
+    return Installation(plugins, root)
+
+
+def debian_13(folder: Path) -> Installation:
+    """Fetch Debian 13's charon with the libraries that it needs, and build the plugin for it."""
+    root = folder / "root"
+    packages = "charon-systemd,libstrongswan-standard-plugins,libjansson4"
+    mirror = "http://deb.debian.org"
+    sources = (f"{mirror}/debian trixie main", f"{mirror}/debian-security trixie-security main")
+    command = ["mmdebstrap", "--quiet", "--variant=extract", f"--include={packages}", "trixie"]
+    command += [str(root), *(f"deb {source}" for source in sources)]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert made.returncode == 0, made.stderr
+    for name in ("lib", "lib64"):
+        if not (root / name).exists():
+            (root / name).symlink_to(f"usr/{name}")
+    for name in ("dev", "proc", "run", "tmp", "var"):
+        (root / name).mkdir(exist_ok=True)
+    (root / "var/run").unlink(missing_ok=True)
+    (root / "var/run").symlink_to("../run")
+    return build_plugin(folder, root=root, version="6.0.1")
 
 
 class Charon:
     """One charon, with a mount namespace of its own: /run, the plugins and its configuration."""
 
     def __init__(
-        self, namespace: Namespace, folder: Path, plugins: Path, control_socket: Path
+        self, namespace: Namespace, folder: Path, installed: Installation, control_socket: Path
     ) -> None:
         self.namespace = namespace
         self.folder = folder
@@ -67,7 +100,7 @@ class Charon:
         self.settings: dict[str, Any] = {}
         self.preload = ""
         """Assignments to the environment of charon alone: the shell's leaks are nobody's."""
-        self._plugins = plugins
+        self._installed = installed
         self._control_socket = control_socket
         self._vici = f"unix://{folder}/charon.vici"
         self._process: subprocess.Popen[str] | None = None
@@ -97,10 +130,15 @@ class Charon:
         conf = self.folder / "strongswan.conf"
         swanctl = {"load": "random openssl pem pkcs1 pkcs8 pubkey x509"}
         conf.write_text(write_section({"charon-systemd": charon, "swanctl": swanctl}) + "\n")
+        root = str(self._installed.root).rstrip("/")
+        # That root has no other program than charon.
+        launch = f'chroot "{root}"' if root else f"env {self.preload}"
+        shared = [f'mount --rbind {name} "{root}{name}" && ' for name in ("/dev", "/proc", "/tmp")]
         script = (
-            "mount -t tmpfs tmpfs /run && "
-            f'mount --bind "{self._plugins}" {PLUGINS} && '
-            f"exec env {self.preload} /usr/sbin/charon-systemd"
+            f'mount -t tmpfs tmpfs "{root}/run" && '
+            f'mount --bind "{self._installed.plugins}" "{root}{PLUGINS}" && '
+            f"{''.join(shared) if root else ''}"
+            f"exec {launch} /usr/sbin/charon-systemd"
         )
         with (self.folder / "charon.out").open("a") as out:
             self._process = self.namespace.start(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from esp_gw.demo.netns import add_address, namespaces, wire
-from tests.support.charon import ESP, IKE, Charon
+from tests.support.charon import ESP, IKE, Charon, Installation
 from tests.support.fake_owner import FakeOwner, Json
 from tests.support.labtools import until
 
@@ -82,8 +82,8 @@ def configure(
 
 
 @contextlib.contextmanager
-def two_ends(plugins: Path) -> Iterator[list[End]]:
-    """Two hosts on a wire, configured with a PSK, not started."""
+def two_ends(*installed: Installation) -> Iterator[list[End]]:
+    """Two hosts on a wire, configured with a PSK, not started; of one installation or of two."""
     with contextlib.ExitStack() as stack:
         # Short, for paths of sockets.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ike")))
@@ -95,7 +95,7 @@ def two_ends(plugins: Path) -> Iterator[list[End]]:
             place = folder / "ab"[number]
             place.mkdir()
             owner = FakeOwner(place / "control.sock")
-            charon = Charon(host, place, plugins, owner.path)
+            charon = Charon(host, place, installed[number % len(installed)], owner.path)
             stack.callback(owner.stop)
             stack.callback(charon.close)
             ends.append(End(charon, owner, number))
