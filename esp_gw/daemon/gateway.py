@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -54,7 +54,7 @@ from esp_gw.engine.base import (
 from esp_gw.errors import EngineError, EspGwError, NetworkError
 from esp_gw.ledger.thread import SequenceNumbers
 from esp_gw.logs import log
-from esp_gw.model import IPAddress, KeyMaterial, Policy, Sa
+from esp_gw.model import IPAddress, Policy, Sa
 from esp_gw.network.changes import Change, NetworkChange, ReplaceFirewall
 from esp_gw.network.guard import GuardState, hold, release, without_guard
 from esp_gw.network.kernel import FILTER_RETRY, KernelNetwork
@@ -158,6 +158,10 @@ class Gateway:
         and the exceptions of `record`.
         """
         return await self._changes.run(lambda: self._request(desired, record))
+
+    def look_anew(self) -> None:
+        """Look up all paths to the peers with the next change."""
+        self._planning.paths.doubt()
 
     async def stop(self) -> None:
         """Stop sending and accepting, and return leases; protected prefixes stay closed."""
@@ -265,13 +269,9 @@ class Gateway:
         return self._sas.totals(counters)
 
     @property
-    def last(self) -> dict[str, SaCounters]:
-        """The last counters of IKE's SAs that were removed, by name; who has read them, pops."""
-        return self._sas.last
-
-    def forget(self, keys: Iterable[KeyMaterial]) -> None:
-        """Forget the numbers of retired keys that are not written yet."""
-        self._sas.forget(keys)
+    def installed(self) -> InstalledSas:
+        """The SAs in the engine, with their last counters and floors."""
+        return self._sas
 
     @property
     def policies(self) -> tuple[Policy, ...]:
@@ -345,6 +345,7 @@ class Gateway:
         """
         if self._stopped:
             return CheckResult()
+        self.look_anew()
         self._planning.paths.expire(_now())
         if await evict(self.engine, self._kernel, self._interface, self._fail):
             return CheckResult()

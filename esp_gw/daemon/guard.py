@@ -17,8 +17,8 @@ from esp_gw.daemon.systemd import Notifier
 from esp_gw.desired import Desired
 from esp_gw.errors import EngineError, EspGwError, NetworkError
 from esp_gw.logs import log
-from esp_gw.model import Action
-from esp_gw.network.guard import GuardState, Held, hold
+from esp_gw.model import Action, Policy
+from esp_gw.network.guard import GuardState, Held, hold, left_closed
 from esp_gw.network.kernel import FILTER_RETRY, KernelNetwork
 from esp_gw.network.objects import Network
 from esp_gw.network.owned_tables import TABLES_NAME, OwnedTables
@@ -114,6 +114,7 @@ class _Watcher:
         self._notifier = Notifier.from_environment()
         self._kernel: KernelNetwork | None = None
         self._held: Network | None = None
+        self._left: tuple[Policy, ...] = ()
         self._fault: str | None = None
         self._waiting = False
         self._failure: str | None = None
@@ -169,10 +170,11 @@ class _Watcher:
                 kernel = _kernel(self._guard, protection.desired)
                 await kernel.open()
                 self._kernel = kernel
+                self._left = left_closed(await kernel.observe(), protection.desired.lasting)
             if self._guard.is_opened:
                 self._held = None
                 return CheckResult()
-            held = await _hold(self._kernel, protection, self._held)
+            held = await _hold(self._kernel, protection.plus(self._left), self._held)
             self._held = held.network
             return CheckResult(held.missing, held.done)
 

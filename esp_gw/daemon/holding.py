@@ -15,7 +15,7 @@ from esp_gw.daemon.views import remote_view
 from esp_gw.engine.base import SaCounters
 from esp_gw.errors import EspGwError
 from esp_gw.logs import log
-from esp_gw.model import Direction, Sa
+from esp_gw.model import Direction, KeyMaterial, Sa
 
 
 class Holding:
@@ -39,33 +39,46 @@ class Holding:
 
         Keys that are held no more are retired. Raises EspGwError.
         """
+        gone = self.held.sas.keys() - after.sas.keys()
         await self._change(after)
-        self._drop_last()
+        self._end(gone)
 
     async def remove(self, keys: Sequence[Key], now: float) -> list[dict[str, object]]:
         """Remove SAs, and return their last counters. Raises EspGwError."""
         ends = {key: self.held.find(key).sa for key in keys}
         await self._change(self.held.remove(keys))
         last = [
-            self._view(key, self._gateway.last.get(sa.name) or _unused(sa), now)
+            self._view(key, self._gateway.installed.last.get(sa.name) or _unused(sa), now)
             for key, sa in ends.items()
         ]
-        self._drop_last()
+        self._end(keys)
         return last
 
     async def _change(self, after: Held) -> None:
         before = self.held
         retired = before.retired(after)
         records = records_of(before, after, retired)
-        await self._sources.hold(after, lambda: self._ledgers.write(records))
-        self._gateway.forget(retired)
-        self._ledgers.forget(retired)
+        try:
+            await self._sources.hold(after, lambda: self._ledgers.write(records))
+        except BaseException:
+            # The numbers of a key that was refused stay; only the key itself is not kept.
+            there = self._gateway.installed
+            new = [after.sas[key].sa for key in after.sas.keys() - before.sas.keys()]
+            self._forget([sa.keymat for sa in new if sa.name not in there])
+            raise
+        self._forget(retired)
         self.changed.set()
 
-    def _drop_last(self) -> None:
-        """Drop the last counters of SAs that are not held, or in use again."""
+    def _forget(self, keys: Sequence[KeyMaterial]) -> None:
+        self._gateway.installed.forget(keys)
+        self._ledgers.forget(keys)
+
+    def _end(self, keys: Iterable[Key]) -> None:
+        """Forget the use of SAs that are gone, and the counters of all that have not expired."""
+        for key in keys:
+            self.lifetimes.forget(key)
         expired = {sa.sa.name for sa in self.held.sas.values() if sa.expired}
-        last = self._gateway.last
+        last = self._gateway.installed.last
         for name in last.keys() - expired:
             del last[name]
 
@@ -100,7 +113,9 @@ class Holding:
         found = []
         for key in keys:
             sa = self.held.sas[key].sa
-            counters = there.get(sa.name) or self._gateway.last.get(sa.name) or _unused(sa)
+            counters = (
+                there.get(sa.name) or self._gateway.installed.last.get(sa.name) or _unused(sa)
+            )
             found.append(self._view(key, counters, now))
         return found
 

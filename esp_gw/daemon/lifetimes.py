@@ -56,6 +56,10 @@ class Lifetimes:
         use = self._take(key, there, now)
         return None if use.at is None else round(max(now - use.at, 0.0), 1)
 
+    def forget(self, key: Key) -> None:
+        """Forget an SA: another may have its SPI."""
+        self._uses.pop(key, None)
+
     def _take(self, key: Key, there: SaCounters, now: float) -> _Use:
         use = self._uses.setdefault(key, _Use(0))
         if there.packets != use.packets:

@@ -46,6 +46,8 @@ class OwnerEvents:
     def begin(self) -> EventStream:
         """Return a new stream, which begins with the SAs that have expired and are still held."""
         self._stream = EventStream()
+        # Packets from before are nobody's wish any more.
+        self._gateway.samples.peek()
         held = self._holding.held
         for key, sa in held.sas.items():
             if sa.expired:
@@ -67,7 +69,7 @@ class OwnerEvents:
         held, now = self._holding.held, _now()
         self._soft = {key: why for key, why in self._soft.items() if key in held.sas}
         self._hard = {key: why for key, why in self._hard.items() if key in held.sas}
-        if held.holds:
+        if held.holds and self._stream is not None:
             spd = self._gateway.policies
             for event in self._acquires.look(self._gateway.samples.peek(), spd, held, now):
                 self._tell(event)

@@ -30,6 +30,7 @@ class PathMtus:
         self._reported: dict[IPAddress, _Reported] = {}
         self._due: dict[IPAddress, int] = {}
         self._told: dict[IPAddress, int] = {}
+        self._current: set[IPAddress] = set()
 
     def tell(self, mtus: dict[IPAddress, int]) -> None:
         """Log the path MTUs that changed; `mtus` are those of all peers."""
@@ -46,18 +47,24 @@ class PathMtus:
     ) -> dict[IPAddress, int]:
         """Return the path MTUs to all peers as far as known, `least` at least, and log changes.
 
-        `ask` returns the kernel's answer, None without a route.
+        `ask` returns the kernel's answer, None without a route. A peer is not asked for again
+        before `doubt`.
         """
         self.keep(remotes)
         mtus: dict[IPAddress, int] = {}
         for remote in sorted(remotes, key=str):
-            there = await ask(remote)
+            there = None if remote in self._current else await ask(remote)
+            self._current.add(remote)
             mtu = self.look_up(remote, there, asyncio.get_running_loop().time())
             if mtu is not None:
                 # A report that any host can forge makes no tunnel useless: the engine fragments.
                 mtus[remote] = max(mtu, least)
         self.tell(mtus)
         return mtus
+
+    def doubt(self) -> None:
+        """Ask for all peers anew the next time: the network may have changed."""
+        self._current.clear()
 
     def report(self, remote: IPAddress, mtu: int, now: float) -> bool:
         """Take a router's report; return True if it is new."""
@@ -101,3 +108,4 @@ class PathMtus:
             remote: mtu for remote, mtu in self._looked_up.items() if remote in remotes
         }
         self._due = {remote: mtu for remote, mtu in self._due.items() if remote in remotes}
+        self._current &= remotes

@@ -30,8 +30,8 @@ class Protection:
     known: bool = True
 
     def plus(self, policies: tuple[Policy, ...]) -> Protection:
-        """Return it with IKE's policies, which come after all others."""
-        joined = (*self.desired.lasting.policies, *policies)
+        """Return it with policies of IKE, which come after all others."""
+        joined = (*self.desired.policies, *policies)
         return replace(self, desired=replace(self.desired, policies=joined))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from esp_gw.engine.base import Refused
 
-MAX_KEPT = 256
+MAX_KEPT = 4096
 """Samples kept for the next look at the tunnels; the oldest go first."""
 
 

@@ -54,6 +54,7 @@ class Sources:
     async def follow(self, configured: Desired) -> list[str]:
         """Apply another configuration; return the changes. Raises EspGwError."""
         lasting, left_out = without_conflicts(configured, self.added)
+        self._gateway.look_anew()
         changes = await self._gateway.apply(_joined(lasting, self.held))
         self.configured, self.left_out, self._lasting = configured, left_out, lasting
         return changes
@@ -70,6 +71,7 @@ class Sources:
         lasting, left_out = without_conflicts(self.configured, added)
         self._refuse_left_out(left_out, what)
         before = self.added
+        self._gateway.look_anew()
 
         async def record() -> None:
             try:

@@ -14,12 +14,14 @@ import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from ipaddress import ip_network
 from pathlib import Path
 
 from esp_gw import files
 from esp_gw.desired import Desired
 from esp_gw.errors import EngineError, NetworkError
 from esp_gw.logs import log
+from esp_gw.model import Action, IPNetwork, Origin, Policy, Selector
 from esp_gw.network.changes import ReplaceFirewall, network_changes
 from esp_gw.network.kernel import KernelNetwork
 from esp_gw.network.objects import Network, missing_from
@@ -29,6 +31,7 @@ from esp_gw.network.plan_file import PlanFile
 GATEWAY_LOCK = "gateway.lock"
 WATCHER_LOCK = "guard.lock"
 OPENED = "guard.opened"
+_EVERYTHING: dict[int, IPNetwork] = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 _RETRY = 0.02
 """Seconds between attempts at a lock that a watcher holds during a check."""
 
@@ -160,6 +163,31 @@ async def hold(kernel: KernelNetwork, desired: Desired, before: Network | None =
         changes = [change for change in changes if not isinstance(change, ReplaceFirewall)]
     missing = () if before is None else missing_from(there, before, wanted)
     return Held(wanted, missing, tuple(change.describe() for change in changes))
+
+
+def left_closed(there: Network, desired: Desired) -> tuple[Policy, ...]:
+    """Return policies that discard what is closed there beyond what the desired state protects.
+
+    A gateway that has ended has left it for IKE's children, which are in no plan. A default route
+    is none of it: the route doesn't tell for whom it is closed.
+    """
+    known = {
+        selector.remote
+        for policy in desired.policies
+        if policy.action is not Action.BYPASS
+        for selector in policy.selectors
+    }
+    found = {each.destination for each in there.routes if each.is_guard} - known
+    return tuple(
+        Policy(
+            f"left closed: {prefix}",
+            Action.DISCARD,
+            (Selector(_EVERYTHING[prefix.version], prefix),),
+            origin=Origin.IKE,
+        )
+        for prefix in sorted(found, key=str)
+        if prefix.prefixlen
+    )
 
 
 async def release(kernel: KernelNetwork) -> list[str]:

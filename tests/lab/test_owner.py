@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections import Counter
 from ipaddress import ip_address
 
@@ -13,18 +14,20 @@ from esp_gw.demo.netns import add_address, end
 from esp_gw.demo.pair import NETS, OUTER, GatewayPair
 from esp_gw.demo.traffic import iperf_server
 from esp_gw.errors import ControlError
+from tests.support.guarded import assert_closed, watched, with_default_route
 from tests.support.labtools import (
     MakePair,
     StartCapture,
     StartTap,
     answers,
+    configured_sa,
     edit,
     esp_packets,
     ping,
     start_pings,
     until,
 )
-from tests.support.owner_client import Child, Session, Watcher, error_of
+from tests.support.owner_client import Child, Connection, Session, Watcher, error_of
 
 Sessions = tuple[Session, Session]
 
@@ -407,3 +410,153 @@ def test_a_selector_of_a_range_and_a_bypass_in_front_are_obeyed(
     routes = pair.a.namespace.ip("route", "show", "table", "4500")
     assert "10.2.0.4/31" in routes
     assert "10.2.0.6" not in routes
+
+
+@pytest.mark.parametrize("ending", ["kill", "stop"])
+def test_the_guard_keeps_closed_what_ike_protected_and_writes_none_of_it(
+    make_pair_of_one_engine: MakePair, stack: contextlib.ExitStack, tap: StartTap, ending: str
+) -> None:
+    pair = with_default_route(start(make_pair_of_one_engine))
+    log = pair.a.folder / "guard.log"
+    (session, _) = sessions(pair, stack)
+    with watched(pair.a):
+        for version in (4, 6):
+            session.call("PutPolicy", **child(1, version).policy(0, f"v{version}", sa=None))
+        getattr(pair.a, ending)()
+        assert_closed(pair, tap)
+        if ending == "stop":
+            # As the service manager does after a stop.
+            shutil.rmtree(pair.a.folder / "ike")
+        before = len(log.read_text())
+        pair.a.namespace.ip("route", "flush", "table", "4500")
+        until(lambda: "unreachable 10.2.0.0/24" in routes(pair), "the watcher repairs it", 20)
+        assert len(log.read_text()) > before
+        assert_closed(pair, tap)
+    for path in pair.a.folder.glob("guard*.json"):
+        assert b"10.2.0.0" not in path.read_bytes()
+
+
+def routes(pair: GatewayPair) -> str:
+    """Return a's routes in the gateway's table."""
+    return pair.a.namespace.ip("route", "show", "table", "all")
+
+
+def test_a_crowd_takes_no_place_of_a_session_or_its_watch(
+    make_pair_of_one_engine: MakePair, stack: contextlib.ExitStack
+) -> None:
+    pair = start(make_pair_of_one_engine)
+    (session, _) = sessions(pair, stack)
+    watcher = Watcher(pair.a.socket)
+    stack.callback(watcher.close)
+    for _ in range(150):
+        stack.callback(Connection(pair.a.socket).close)
+    assert session.call("QuerySas") == {"sas": []}
+    session.call("PutPolicy", **child(1).policy(0, "trap", sa=None))
+    pings = start_pings(pair.a.namespace, target(4), 60, interval=0.02)
+    assert watcher.event("Acquire")["policy"] == "trap"
+    answers(pings)
+
+
+def test_a_child_whose_address_is_gone_at_a_start_is_closed_until_that_is_back(
+    make_pair: MakePair, stack: contextlib.ExitStack, tap: StartTap
+) -> None:
+    pair = start(make_pair)
+    host = pair.a.namespace
+    add_address(host, "192.0.2.9/24")
+    both = sessions(pair, stack)
+    gone, stays = child(1), child(2, inner=6, outer=6)
+    gone.outer = ("192.0.2.9", "192.0.2.2")
+    for each, name in ((gone, "gone"), (stays, "stays")):
+        for side, session in enumerate(both):
+            session.call("InstallChild", sas=each.sas(side), policies=[each.policy(side, name)])
+    assert ping(host, target(4), count=2) == 2
+    wire = tap(host, ip_address(target(4)).packed)
+    pair.a.kill()
+    host.ip("address", "del", "192.0.2.9/24", "dev", "wan")
+    pair.a.start()
+    assert ping(host, target(4), count=2) == 0
+    assert ping(host, target(6), count=2) == 2
+    add_address(host, "192.0.2.9/24")
+    until(lambda: ping(host, target(4), count=1) == 1, "the child is back")
+    report = wire.finish()
+    assert (report.cleartext, report.leaked) == (0, 0), report.examples
+
+
+def test_ike_goes_beside_manual_tunnels_and_behind_their_policies(
+    make_pair: MakePair, stack: contextlib.ExitStack
+) -> None:
+    pair = make_pair()
+    pair.start()
+    both = sessions(pair, stack)
+    first = child(1, inner=6)
+    first.install(both)
+    assert ping(pair.a.namespace, target(4), count=2) == 2
+    add_address(pair.a.namespace, "fd00:1::1/128", "esp0")
+    add_address(pair.b.namespace, "fd00:2::1/128", "esp0")
+    assert ping(pair.a.namespace, target(6), count=2) == 2
+    # The manual tunnel's policy comes first, whatever the priority.
+    both[0].call("PutPolicy", **child(2).policy(0, "over", sa=None, priority=0))
+    assert ping(pair.a.namespace, target(4), count=2) == 2
+    manual = next(sa for sa in pair.a.call("ListSas")["sas"] if sa["name"] == "pi-b/in")
+    clash = child(3, inner=6)
+    clash.spis = (manual["spi"], clash.spis[1])
+    with pytest.raises(ControlError, match="is already used by"):
+        both[0].call("InstallChild", sas=clash.sas(0)[:1])
+    key = configured_sa(pair.a, manual["name"]).keymat.to_bytes().hex()
+    stolen = child(4, inner=6)
+    stolen.keys = [key, key]
+    with pytest.raises(ControlError, match="same key"):
+        both[0].call("InstallChild", sas=stolen.sas(0)[:1])
+    both[0].call("FlushOwner")
+    assert ping(pair.a.namespace, target(4), count=2) == 2
+    assert pair.a.call("ListTunnels")["tunnels"][0]["name"] == "pi-b"
+
+
+@pytest.mark.parametrize("encapsulation", ["udp", "none"])
+def test_a_child_in_transport_mode_carries_traffic(
+    make_pair: MakePair, stack: contextlib.ExitStack, tap: StartTap, encapsulation: str
+) -> None:
+    pair = start(make_pair)
+    both = sessions(pair, stack)
+    ends = (str(OUTER[4][0]), str(OUTER[4][1]))
+    first = Child("host{1}", ends, ends, (0xC0000001, 0xC0000002), encapsulation=encapsulation)
+    first.install(both, mode="transport", esn=False)
+    wire = tap(pair.a.namespace, b"cleartext-cleartext")
+    done = pair.a.namespace.run(
+        *("ping", "-c", "3", "-i", "0.05", "-p", b"cleartext-cleart".hex(), ends[1])
+    )
+    assert "3 received" in done.stdout
+    assert {sa["packets"] for sa in both[0].call("QuerySas")["sas"]} == {3}
+    assert wire.finish().leaked == 0
+
+
+def test_what_is_asked_wrongly_on_a_session_ends_no_tunnel(
+    make_pair: MakePair, stack: contextlib.ExitStack
+) -> None:
+    pair = start(make_pair)
+    both = sessions(pair, stack)
+    first = child(1)
+    first.install(both)
+    wrong: list[tuple[str, dict[str, object]]] = [
+        ("InstallChild", {"sas": first.sas(0)}),
+        ("InstallChild", {"sas": [{"direction": "inbound"}]}),
+        ("InstallChild", {"policies": [first.policy(0, sa=0xDEAD)]}),
+        ("RemoveSas", {"sas": [*first.refs(0), {"direction": "inbound", "spi": 1000}]}),
+        ("UpdateSa", {**first.refs(0)[0], "local": "192.0.2.77"}),
+        ("UpdateSa", {**first.refs(0)[0], "local": "::1", "remote": "::1", "encapsulation": "x"}),
+        ("Reload", {"config": "/nowhere"}),
+        ("NoSuchMethod", {}),
+    ]
+    for method, parameters in wrong:
+        with pytest.raises(ControlError) as refusal:
+            both[0].call(method, **parameters)
+        assert "\n" not in str(refusal.value)
+    # A bypass behind what it overlaps would leak.
+    with pytest.raises(ControlError, match="in the clear"):
+        both[0].call(
+            "PutPolicy", **first.policy(0, "hole", action="bypass", sa=None, priority=9999)
+        )
+    assert ping(pair.a.namespace, target(4), count=3) == 3
+    both[0].send("QuerySas", sas="{" * 3)
+    assert error_of(both[0].line()) == "InvalidParameter"
+    assert len(both[0].call("QuerySas")["sas"]) == 2

@@ -18,8 +18,9 @@ class Connection:
 
     def __init__(self, path: Path, timeout: float = 60.0) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(timeout)
+        # With a timeout, a full backlog is an error at once.
         self._socket.connect(str(path))
+        self._socket.settimeout(timeout)
         self._buffer = b""
 
     def send(self, method: str, **parameters: object) -> None:

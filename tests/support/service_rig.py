@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,39 @@ from esp_gw.control.protocol import PREFIX
 from esp_gw.control.server import Caller
 from esp_gw.crypto.advice import Advice
 from esp_gw.crypto.recommend import SIZES, Figures
+from esp_gw.daemon.events import EventStream
 from esp_gw.daemon.gateway import Gateway
 from esp_gw.daemon.health import Health
+from esp_gw.daemon.held_file import load_held
+from esp_gw.daemon.holding import Holding
+from esp_gw.daemon.ledgers import Ledgers
+from esp_gw.daemon.owner import Owner
+from esp_gw.daemon.owner_events import OwnerEvents
 from esp_gw.daemon.service import Service
 from esp_gw.ledger import thread as ledger_thread
 from esp_gw.ledger.ledger import Ledger
-from esp_gw.ledger.thread import LedgerThread
+from esp_gw.ledger.thread import EphemeralThread, LedgerThread
 from esp_gw.model import NO_AES, SUITES
 from esp_gw.network.guard import GuardState
 from tests.support.fakes import FakeEngine, FakeKernel
 from tests.support.ledgers import MACHINE
 
 ROOT = Caller(1, 0, 0)
+
+
+class FakeLink:
+    """The connection of a caller, which notes what becomes of it."""
+
+    def __init__(self, pid: int = 1) -> None:
+        self.pid = pid
+        self.is_kept = False
+        self.ended: list[str] = []
+
+    def keep(self) -> None:
+        self.is_kept = True
+
+    def end(self, why: str) -> None:
+        self.ended.append(why)
 
 
 class Rig:
@@ -40,10 +62,13 @@ class Rig:
         # All suites have the same speed unless a test changes it.
         self.figures: dict[str, Figures] = {suite: dict.fromkeys(SIZES, 1000.0) for suite in SUITES}
         self.kernel_figures = dict(self.figures)
+        self.ephemeral = EphemeralThread(folder / "ike" / "held.db")
+        self.ledgers = Ledgers(LedgerThread(self.ledger), self.ephemeral)
+        self.link = FakeLink()
         self.gateway = Gateway(
             lambda: self.engine,
             self.kernel,
-            LedgerThread(self.ledger),
+            self.ledgers,
             GuardState(folder),
             self._on_failure,
         )
@@ -59,7 +84,14 @@ class Rig:
         desired = load_config(self.config)
         self.health = Health(self.gateway, list)
         self.service = Service(self.gateway, self.health, self.config, desired, self.store, advice)
+        sources = self.service.sources
+        self.holding = Holding(self.gateway, sources, self.ledgers)
+        self.events = OwnerEvents(self.gateway, sources, self.holding, self._on_failure)
+        self.owner = Owner(sources, self.holding, self.events)
+        held = await load_held(self.ephemeral)
+        sources.held = held.closed()
         await self.gateway.start(self.service.desired())
+        await self.holding.restore(held)
         await self.service.advise()
 
     def _on_failure(self, reason: str) -> None:
@@ -68,7 +100,21 @@ class Rig:
     async def call(
         self, method: str, caller: Caller = ROOT, /, **parameters: object
     ) -> dict[str, Any]:
-        return await self.service.handlers()[PREFIX + method](dict(parameters), caller)
+        handlers = {**self.service.handlers(), **self.owner.handlers()}
+        reply = await handlers[PREFIX + method](dict(parameters), caller)
+        assert isinstance(reply, dict)
+        return reply
+
+    async def ask(self, method: str, /, **parameters: object) -> dict[str, Any]:
+        """Call a method of the owner on the connection that is its session."""
+        return await self.call(method, replace(ROOT, link=self.link), **parameters)
+
+    async def watch(self) -> EventStream:
+        """Watch as the owner."""
+        handler = self.owner.handlers()[PREFIX + "Watch"]
+        stream = await handler({"owner": "ike"}, replace(ROOT, link=FakeLink()))
+        assert isinstance(stream, EventStream)
+        return stream
 
     def edit(self, change: Callable[[dict[str, Any]], object]) -> None:
         document = yaml.safe_load(self.config.read_text())
