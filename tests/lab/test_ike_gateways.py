@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 
 from esp_gw.demo.gateways import LabGateway
-from esp_gw.demo.pair import GatewayPair
+from esp_gw.demo.netns import add_address
+from esp_gw.demo.pair import NETS, OUTER, GatewayPair
 from tests.support.charon import Charon, Installation, build_plugin
 from tests.support.ike_rig import child, connection
 from tests.support.labtools import (
@@ -40,6 +42,22 @@ class Site:
 
     charon: Charon
     gateway: LabGateway
+
+    number: int
+
+    def configure(self, children: dict[str, Any], **fields: Any) -> None:
+        """Give charon another connection, and load it."""
+        self.charon.configure(
+            {"peer": connection(self.number, children, **fields)},
+            {"ike-peer": {"secret": '"a secret of the test"'}},
+            {"guests": {"addrs": "10.99.0.0/24"}},
+        )
+        if self.charon.is_running:
+            self.charon.load()
+
+    def rekey(self) -> None:
+        """Rekey the child; the other end may be quicker."""
+        self.charon.swanctl("--rekey", "--child", "net", check=False)
 
     def policy_sa(self) -> str:
         """Return the name of the SA that the only policy uses."""
@@ -70,8 +88,12 @@ def start_sites(
 ) -> Start:
     """Start two sites whose child `net` has these fields."""
 
-    def start(of_connection: dict[str, Any] | None = None, **fields: object) -> list[Site]:
-        pair: GatewayPair = make_pair()
+    def start(
+        of_connection: dict[str, Any] | None = None,
+        inner_versions: tuple[int, ...] = (4,),
+        **fields: object,
+    ) -> list[Site]:
+        pair: GatewayPair = make_pair(inner_versions=inner_versions)
         sites = []
         for number, gateway in enumerate((pair.a, pair.b)):
             edit(gateway, lambda document: document.pop("tunnels"))
@@ -79,13 +101,10 @@ def start_sites(
             folder.mkdir()
             charon = Charon(gateway.namespace, folder, installed, gateway.socket)
             stack.callback(charon.close)
-            net = child(number, **fields)
-            charon.configure(
-                {"peer": connection(number, {"net": net}, **(of_connection or {}))},
-                {"ike-peer": {"secret": '"a secret of the test"'}},
-            )
             charon.settings = {"delete_rekeyed_delay": 1}
-            sites.append(Site(charon, gateway))
+            site = Site(charon, gateway, number)
+            site.configure({"net": child(number, **fields)}, **(of_connection or {}))
+            sites.append(site)
         pair.start()
         for site in sites:
             site.charon.start()
@@ -217,15 +236,88 @@ def test_remote_networks_may_cover_the_peer(start_sites: Start) -> None:
     sites = start_sites()
     for number, site in enumerate(sites):
         wide = {"local_ts": "0.0.0.0/0"} if number else {"remote_ts": "0.0.0.0/0"}
-        net = child(number, **wide)
-        site.charon.configure(
-            {"peer": connection(number, {"net": net})},
-            {"ike-peer": {"secret": '"a secret of the test"'}},
-        )
-        site.charon.load()
+        site.configure({"net": child(number, **wide)})
     initiate(sites)
     # IKE goes on around the tunnel.
     before = sites[0].spis()
     sites[0].charon.swanctl("--rekey", "--child", "net")
     until(lambda: not before & sites[0].spis(), "a rekey")
     assert ping(sites[0].gateway.namespace, TARGET, count=20) == 20
+
+
+@pytest.mark.parametrize("inner", [4, 6])
+@pytest.mark.parametrize("outer", [4, 6])
+def test_both_ip_versions_inside_and_outside(start_sites: Start, outer: int, inner: int) -> None:
+    nets = [str(net) for net in NETS[inner]]
+    ends = str(OUTER[outer][0]), str(OUTER[outer][1])
+    sites = start_sites({"addresses": ends}, inner_versions=(4, 6))
+    for number, site in enumerate(sites):
+        net = child(number, local_ts=nets[number], remote_ts=nets[1 - number])
+        site.configure({"net": net}, addresses=ends)
+    sites[0].charon.initiate()
+    host, target = sites[0].gateway.namespace, str(NETS[inner][1][1])
+    until(lambda: ping(host, target, count=1), "the tunnel carries")
+    carry_tcp_both_ways(host, sites[1].gateway.namespace, target)
+
+
+def test_transport_mode_protects_what_the_hosts_themselves_send(
+    start_sites: Start, capture: StartCapture
+) -> None:
+    sites = start_sites(mode="transport", local_ts="dynamic", remote_ts="dynamic")
+    host = sites[0].gateway.namespace
+    sites[0].charon.initiate()
+    until(lambda: ping(host, "192.0.2.2", count=1), "the hosts reach each other")
+    wire = capture(host)
+    assert ping(host, "192.0.2.2", count=20) == 20
+    sites[0].charon.swanctl("--rekey", "--child", "net")
+    assert ping(host, "192.0.2.2", count=20) == 20
+    icmp = [
+        frame for frame in frames(wire.stop()) if frame[12:14] == b"\x08\x00" and frame[23] == 1
+    ]
+    assert icmp == []
+
+
+def test_children_keep_their_sas_when_an_address_moves(start_sites: Start) -> None:
+    sites = start_sites({"mobike": "yes"})
+    host = sites[0].gateway.namespace
+    sites[0].configure({"net": child(0)}, mobike="yes", local_addrs="%any")
+    initiate(sites)
+    before = [site.spis() for site in sites]
+    add_address(host, "192.0.2.11/24")
+    host.ip("address", "delete", "192.0.2.1/24", "dev", "wan")
+    add_address(host, "192.0.2.12/24")
+    until(lambda: ping(host, TARGET, count=1), "the tunnel carries again", 30)
+    assert [site.spis() for site in sites] == before
+
+
+def test_rekeys_of_both_ends_at_once_leave_one_child(start_sites: Start) -> None:
+    sites = start_sites()
+    initiate(sites)
+    host = sites[0].gateway.namespace
+    pings = start_pings(host, TARGET, 1000, interval=0.005)
+    for _ in range(5):
+        before = [site.spis() for site in sites]
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Site.rekey, sites))
+        for site, former in zip(sites, before, strict=True):
+            until(
+                lambda site=site, former=former: len(site.spis()) == 2 and not former & site.spis(),
+                "one new child",
+                20,
+            )
+    assert answers(pings) == 1000
+
+
+def test_a_virtual_address_carries_everything(start_sites: Start) -> None:
+    sites = start_sites()
+    client, server = sites
+    client.configure({"net": child(0, local_ts="dynamic", remote_ts="0.0.0.0/0")}, vips="0.0.0.0")
+    server.configure({"net": child(1, local_ts="0.0.0.0/0", remote_ts="dynamic")}, pools="guests")
+    client.charon.initiate()
+    host = client.gateway.namespace
+    until(lambda: ping(host, TARGET, count=1), "the tunnel carries")
+    assert "10.99.0.1" in host.ip("address", "show")
+    client.charon.swanctl("--rekey", "--child", "net")
+    assert ping(host, TARGET, count=20) == 20
+    client.charon.swanctl("--terminate", "--ike", "peer")
+    until(lambda: "10.99.0.1" not in host.ip("address", "show"), "the address is gone")

@@ -107,9 +107,12 @@ class Charon:
         for name in ("conf.d", "x509", "x509ca", "private", "ecdsa"):
             (folder / "swanctl" / name).mkdir(parents=True, exist_ok=True)
 
-    def configure(self, connections: Section, secrets: Section) -> None:
+    def configure(
+        self, connections: Section, secrets: Section, pools: Section | None = None
+    ) -> None:
         """Write swanctl.conf."""
-        written = write_section({"connections": connections, "secrets": secrets})
+        sections = {"connections": connections, "secrets": secrets, "pools": pools or {}}
+        written = write_section(sections)
         (self.folder / "swanctl/swanctl.conf").write_text(written + "\n")
 
     def start(self) -> None:
@@ -188,6 +191,10 @@ class Charon:
 
     def await_log(self, words: str, seconds: float = 20.0) -> None:
         until(lambda: self.has_logged(words), f"{words!r} in the log of charon", seconds)
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
 
     @property
     def pid(self) -> int:

@@ -53,14 +53,20 @@ def child(number: int, **fields: object) -> Json:
     }
 
 
-def connection(number: int, children: Json, auth: Json | None = None, **fields: object) -> Json:
+def connection(
+    number: int,
+    children: Json,
+    auth: Json | None = None,
+    addresses: tuple[str, str] = ADDRESSES,
+    **fields: object,
+) -> Json:
     """Return the connection of an end of that number."""
     auth = auth or {"auth": "psk"}
     certificate = {"certs": f"{IDENTITIES[number]}.pem"} if auth["auth"] == "pubkey" else {}
     return {
         "version": 2,
-        "local_addrs": ADDRESSES[number],
-        "remote_addrs": ADDRESSES[1 - number],
+        "local_addrs": addresses[number],
+        "remote_addrs": addresses[1 - number],
         "proposals": IKE,
         "mobike": "no",
         "local": {**auth, **certificate, "id": IDENTITIES[number]},
