@@ -10,7 +10,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,8 @@ class FakeOwner:
         """Messages with which a method is refused."""
         self.swallow: set[str] = set()
         """Methods that are carried out once, without an answer: the connection ends."""
+        self.before_answer: Callable[[str, Json], None] = lambda method, parameters: None
+        """Called when a request was carried out, while its sender waits."""
         self._lock = threading.RLock()
         self._next_spi = 0xC0000000 + int.from_bytes(os.urandom(3)) * 8
         self._session: socket.socket | None = None
@@ -198,6 +200,7 @@ class FakeOwner:
                 self.faults.append(f"{method}: {fault!r}")
                 message = f"a fault of the request: {fault!r}"
                 return {"error": PREFIX + "InvalidParameter", "parameters": {"message": message}}
+            self.before_answer(method, parameters)
             if method in self.swallow:
                 self.swallow.discard(method)
                 raise OSError
