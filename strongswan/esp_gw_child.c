@@ -14,8 +14,14 @@ static __thread struct {
 
 static void print_label(child_sa_t *child, char *label)
 {
+    char *character;
+
     snprintf(label, ESP_GW_LABEL, "%.40s{%u}", child->get_name(child),
              child->get_unique_id(child));
+    /* A name is bytes, and may be cut inside a character. */
+    for (character = label; *character; character++)
+        if (*character < ' ' || *character > '~')
+            *character = '_';
 }
 
 METHOD(listener_t, child_state_change, bool,

@@ -51,14 +51,19 @@ static bool await_session(esp_gw_gateway_t *this)
     return this->session != NULL;
 }
 
+static bool has_ends(esp_gw_sa_t *sa, kernel_ipsec_sa_id_t *id)
+{
+    return sa && sa->dst->ip_equals(sa->dst, id->dst) && sa->src->ip_equals(sa->src, id->src);
+}
+
 /** The SA of charon's name for it, which has no direction: the addresses tell it. */
 static esp_gw_sa_t *named(esp_gw_gateway_t *this, kernel_ipsec_sa_id_t *id)
 {
     esp_gw_sa_t *sa = esp_gw_find_sa(this, FALSE, id->spi);
 
-    if (sa && sa->dst->ip_equals(sa->dst, id->dst) && sa->src->ip_equals(sa->src, id->src))
-        return sa;
-    return esp_gw_find_sa(this, TRUE, id->spi);
+    if (!has_ends(sa, id))
+        sa = esp_gw_find_sa(this, TRUE, id->spi);
+    return has_ends(sa, id) ? sa : NULL;
 }
 
 status_t esp_gw_gateway_reserve_spi(esp_gw_gateway_t *this, uint32_t *spi)

@@ -67,8 +67,8 @@ void esp_gw_gateway_end(esp_gw_gateway_t *this);
 /** Who waits for a session gives up. */
 void esp_gw_gateway_close(esp_gw_gateway_t *this);
 
-/** An event of Watch, passed to charon. */
-void esp_gw_gateway_event(esp_gw_gateway_t *this, json_t *event);
+/** Passes an event of Watch to charon; false if others got lost, and a new watch has to tell. */
+bool esp_gw_gateway_event(esp_gw_gateway_t *this, json_t *event);
 
 void esp_gw_gateway_destroy(esp_gw_gateway_t *this);
 

@@ -213,12 +213,12 @@ static void moved(esp_gw_gateway_t *this, json_t *event)
     DESTROY_IF(dst);
 }
 
-void esp_gw_gateway_event(esp_gw_gateway_t *this, json_t *event)
+bool esp_gw_gateway_event(esp_gw_gateway_t *this, json_t *event)
 {
     const char *name = json_string_value(json_object_get(event, "event"));
 
     if (!name)
-        return;
+        return TRUE;
     if (streq(name, "Acquire"))
         acquire(this, event);
     else if (streq(name, "SoftExpired"))
@@ -229,7 +229,5 @@ void esp_gw_gateway_event(esp_gw_gateway_t *this, json_t *event)
         moved(this, event);
     else if (streq(name, "Stopping"))
         DBG1(DBG_KNL, "esp_gw: the gateway stops");
-    else if (streq(name, "Lost"))
-        DBG1(DBG_KNL, "esp_gw: %d events got lost",
-             (int)json_integer_value(json_object_get(event, "count")));
+    return !streq(name, "Lost");
 }

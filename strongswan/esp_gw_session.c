@@ -65,6 +65,7 @@ static json_t *open_session(esp_gw_session_t *this, esp_gw_control_t *session, c
 static void read_events(esp_gw_session_t *this, esp_gw_control_t *watch,
                         esp_gw_control_t *session, char *words)
 {
+    bool complete = TRUE;
     json_t *message;
 
     snprintf(words, ESP_GW_WORDS, "the gateway has ended it");
@@ -72,8 +73,12 @@ static void read_events(esp_gw_session_t *this, esp_gw_control_t *watch,
         message = esp_gw_control_receive(watch, words);
         if (!message)
             return;
-        esp_gw_gateway_event(this->gateway, json_object_get(message, "parameters"));
+        complete = esp_gw_gateway_event(this->gateway, json_object_get(message, "parameters"));
         json_decref(message);
+        if (!complete) {
+            snprintf(words, ESP_GW_WORDS, "events got lost, it begins anew");
+            return;
+        }
     }
     if (!await(this, NULL, NULL, 0))
         *words = '\0';

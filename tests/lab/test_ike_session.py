@@ -179,6 +179,31 @@ def test_an_sa_at_its_soft_limit_is_rekeyed_and_at_its_hard_limit_replaced(up: l
         await_child(up[1])
 
 
+def test_events_that_got_lost_are_told_by_a_new_watch(up: list[End]) -> None:
+    one = up[0]
+    one.owner.event("Lost", count=1)
+    until(lambda: len(one.owner.calls("Watch")) == 2, "a new watch")
+    assert [call["take_over"] for call in one.owner.calls("OpenSession")] == [False, True]
+    spi = one.sa("outbound")["spi"]
+    one.owner.event("SoftExpired", direction="outbound", spi=spi, why="sequence numbers")
+    until(lambda: is_up(one) and one.owner.protected() != {NETWORKS[1]: spi}, "a rekey")
+
+
+def test_a_long_name_of_a_child_is_cut_and_keeps_its_number(ends: list[End]) -> None:
+    name = "office-" + "x" * 80
+    for end in ends:
+        end.charon.configure(
+            {"peer": connection(end.number, {name: child(end.number)})},
+            {"ike-peer": {"secret": '"a secret of the test"'}},
+        )
+    start(*ends)
+    ends[0].charon.initiate(name)
+    for end in ends:
+        await_child(end)
+        label = end.sa("outbound")["child"]
+        assert label.startswith("office-x") and label.endswith("{1}") and len(label) <= 64
+
+
 def test_counters_are_those_of_the_gateway(up: list[End]) -> None:
     one = up[0]
     for direction, count in (("inbound", 5), ("outbound", 7)):
