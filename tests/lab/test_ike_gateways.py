@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from esp_gw.demo.gateways import LabGateway
-from esp_gw.demo.netns import add_address
+from esp_gw.demo.netns import add_address, end
 from esp_gw.demo.pair import NETS, OUTER, GatewayPair
+from esp_gw.demo.traffic import iperf_server
+from esp_gw.network.link import TUN_OVERFLOW
 from tests.support.charon import Charon, Installation, build_plugin
 from tests.support.ike_rig import child, connection
 from tests.support.labtools import (
@@ -150,6 +152,31 @@ def test_rekeys_under_pings_lose_nothing(start_sites: Start, capture: StartCaptu
     assert pings.poll() is None, "the pings ended before the rekeys"
     assert answers(pings) == 2000
     assert len(no_iv_twice(wire)) == 22
+
+
+def test_rekeys_under_load_lose_no_packet_in_the_gateways(start_sites: Start) -> None:
+    sites = start_sites()
+    initiate(sites)
+    one, two = (site.gateway for site in sites)
+    before = one.call("GetStats")["packets_out"], two.call("GetStats")["packets_in"]
+    load = ("-u", "-b", "20M", "-l", "1400", "-t", "60")
+    with iperf_server(two.namespace, TARGET):
+        client = one.namespace.start("iperf3", "-c", TARGET, *load)
+        until(lambda: one.call("GetStats")["packets_out"] > before[0] + 1000, "the load")
+        for number in range(20):
+            former = sites[0].policy_sa()
+            sites[number % 2].charon.swanctl("--rekey", "--child", "net")
+            until(lambda former=former: sites[0].carries_by_another(former), "a new SA carries", 20)
+        assert client.poll() is None, "the load ended before the rekeys"
+        end(client)
+
+    def in_flight() -> int:
+        sent = one.call("GetStats")["packets_out"] - before[0]
+        return int(sent - (two.call("GetStats")["packets_in"] - before[1]))
+
+    until(lambda: in_flight() == 0, "what was sent has arrived")
+    drops = [gateway.call("GetStats")["drops"] for gateway in (one, two)]
+    assert not [drop for drop in drops if set(drop) - {TUN_OVERFLOW}], drops
 
 
 def test_termination_with_a_trap_leaves_the_gateway_closed(
