@@ -12,18 +12,21 @@ from esp_gw.network.surroundings import clashes, refuse_cut_off
 
 
 class Around:
-    """The `host` at the last `look`, and `warnings` of its clashes with the wanted state."""
+    """The `host` at the last `look`, and `warnings` of its clashes with the state judged last."""
 
     def __init__(self, kernel: KernelNetwork) -> None:
         self._kernel = kernel
         self.host = Host()
         self.warnings: list[str] = []
 
-    async def look(self, desired: Desired) -> Host:
-        """Look at the host, and return it."""
-        self.host = await self._kernel.host(desired.settings.fwmark)
-        self.warnings = clashes(desired, self.host)
+    async def look(self, fwmark: int) -> Host:
+        """Look at the host by this mark's routes, and return it."""
+        self.host = await self._kernel.host(fwmark)
         return self.host
+
+    def judge(self, desired: Desired) -> None:
+        """Find the clashes of a state with the host."""
+        self.warnings = clashes(desired, self.host)
 
     async def refuse_cut_off(self, desired: Desired, before: Desired) -> None:
         """Raise NetworkError if the host would be cut off, which it is not by the state before."""

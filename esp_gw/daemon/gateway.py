@@ -79,6 +79,7 @@ class Gateway:
 
     engine: Engine
     samples: RefusedSamples
+    installed: InstalledSas
     placed: Desired
     """The state in place, with looked-up addresses filled in; SAs that lack one are left out."""
 
@@ -130,7 +131,7 @@ class Gateway:
                 await asyncio.to_thread(self._guard.remember, desired)
             self.engine = self._make_engine()
             self.samples = RefusedSamples(self.engine.refused)
-            self._sas = InstalledSas(self.engine, self._ledger)
+            self.installed = self._sas = InstalledSas(self.engine, self._ledger)
             await open_alone(self.engine, self._kernel, settings, self._on_event)
         except EspGwError:
             await self._kernel.close()
@@ -159,9 +160,9 @@ class Gateway:
         """
         return await self._changes.run(lambda: self._request(desired, record))
 
-    def look_anew(self) -> None:
-        """Look up all paths to the peers with the next change."""
-        self._planning.paths.doubt()
+    async def apply_known(self, desired: Desired, record: Record) -> list[str]:
+        """As `apply`, without a look at a network that stays the same: the watch has one."""
+        return await self._changes.run(lambda: self._request_known(desired, record))
 
     async def stop(self) -> None:
         """Stop sending and accepting, and return leases; protected prefixes stay closed."""
@@ -269,16 +270,15 @@ class Gateway:
         return self._sas.totals(counters)
 
     @property
-    def installed(self) -> InstalledSas:
-        """The SAs in the engine, with their last counters and floors."""
-        return self._sas
-
-    @property
     def policies(self) -> tuple[Policy, ...]:
         """The SPD, in order."""
         return self._wanted.policies
 
     async def _request(self, desired: Desired, record: Record) -> list[str]:
+        self._planning.doubt()
+        return await self._request_known(desired, record)
+
+    async def _request_known(self, desired: Desired, record: Record) -> list[str]:
         if self._stopped:
             raise EngineError("the gateway is stopping")
         await self._around.refuse_cut_off(desired, self._wanted)
@@ -310,7 +310,9 @@ class Gateway:
     async def _bring_to(self, desired: Desired) -> list[Change]:
         desired = await self._place(desired)
         network = await self._plan(desired)
-        there = self._planning.ours(await self._kernel.observe(), network)
+        there = network
+        if network is not self._network:
+            there = self._planning.ours(await self._kernel.observe(), network)
         changes = reconcile(desired, network, self._observed(there))
         if changes and not there.is_up:
             raise NetworkError(
@@ -345,7 +347,7 @@ class Gateway:
         """
         if self._stopped:
             return CheckResult()
-        self.look_anew()
+        self._planning.doubt()
         self._planning.paths.expire(_now())
         if await evict(self.engine, self._kernel, self._interface, self._fail):
             return CheckResult()
@@ -417,16 +419,16 @@ class Gateway:
 
     async def _place(self, desired: Desired) -> Desired:
         """Return the desired state with looked-up addresses, without SAs that can't be there."""
-        placed = await self._planning.place(desired, self._sas.sas, self._peer_counters)
+        placed = await self._planning.place(desired, self._sas.sas, self._counted)
         for left in sockets_left(placed, self._sas.sas):
             self._lingering[left] = _now() + GRACE
         return await self._lanes.pass_over(placed, self._sas.sas)
 
     async def _plan(self, desired: Desired) -> Network:
-        network = await self._planning.plan(desired, self._sas.sas, self._peer_counters, _now())
+        network = await self._planning.plan(desired, self._sas.sas, self._counted, _now())
         return without_guard(network) if self._guard.is_opened else network
 
-    def _peer_counters(self) -> Mapping[str, SaCounters]:
+    def _counted(self) -> Mapping[str, SaCounters]:
         return self.engine.counters().sas
 
     def _observed(self, network: Network) -> Observed:

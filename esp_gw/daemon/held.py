@@ -79,12 +79,49 @@ class HeldSa:
         return self.sa.direction, self.sa.spi
 
 
+class Made:
+    """Policies and tunnels made of entries that are still the same: a comparison costs no more."""
+
+    def __init__(self) -> None:
+        self._policies: dict[str, tuple[ChildPolicy, Policy]] = {}
+        self._tunnels: dict[str, tuple[Sa, Sa, Tunnel]] = {}
+
+    def policies(self, entries: Iterable[ChildPolicy]) -> tuple[Policy, ...]:
+        """Return the policies of these entries, in the order of the SPD."""
+        before, self._policies = self._policies, {}
+        found = []
+        for entry in sorted(entries, key=lambda entry: entry.priority):
+            known = before.get(entry.id)
+            made = known[1] if known and known[0] is entry else _policy(entry)
+            self._policies[entry.id] = (entry, made)
+            found.append(made)
+        return tuple(found)
+
+    def tunnels(self, sas: Iterable[Sa]) -> list[Tunnel]:
+        """Return a tunnel for each child that has one SA in each direction; an odd one has none."""
+        children: defaultdict[str, list[Sa]] = defaultdict(list)
+        for sa in sas:
+            if sa.tunnel is not None:
+                children[sa.tunnel].append(sa)
+        before, self._tunnels = self._tunnels, {}
+        for name, both in children.items():
+            if len(both) != 2 or both[0].direction is both[1].direction:
+                continue
+            out, into = both if both[0].direction is Direction.OUTBOUND else reversed(both)
+            known = before.get(name)
+            is_same = known is not None and known[0] is out and known[1] is into
+            made = known[2] if known is not None and is_same else _tunnel(name, out, into)
+            self._tunnels[name] = (out, into, made)
+        return [made for _, _, made in self._tunnels.values()]
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """SAs by direction and SPI, and policies by their id, each in the order of its coming."""
 
     sas: Mapping[Key, HeldSa] = field(default_factory=dict)
     policies: Mapping[str, ChildPolicy] = field(default_factory=dict)
+    _made: Made = field(default_factory=Made, compare=False, repr=False)
 
     def find(self, key: Key) -> HeldSa:
         """Return an SA. Raises ControlError (NotFound)."""
@@ -118,7 +155,7 @@ class Held:
                         "Refused", f"policy {policy.id}: the SA {policy.sa:#x} has expired"
                     )
             spd[policy.id] = policy
-        return Held(there, spd)
+        return Held(there, spd, self._made)
 
     def update(self, change: SaChange) -> Held:
         """Give an SA other addresses or another encapsulation. Raises ControlError."""
@@ -139,14 +176,14 @@ class Held:
             there.pop(key, None)
             if key[0] is Direction.OUTBOUND:
                 gone.add(key[1])
-        return Held(there, _without(self.policies, gone) if gone else self.policies)
+        return Held(there, _without(self.policies, gone) if gone else self.policies, self._made)
 
     def expire(self, key: Key) -> Held:
         """Use an SA no more; a policy that used it holds. Raises ControlError."""
         there = {**self.sas, key: replace(self.find(key), expired=True)}
         if key[0] is Direction.INBOUND:
-            return Held(there, self.policies)
-        return Held(there, _without(self.policies, {key[1]}))
+            return replace(self, sas=there)
+        return Held(there, _without(self.policies, {key[1]}), self._made)
 
     def remove_policy(self, policy_id: str) -> Held:
         """Remove a policy. Raises ControlError (NotFound)."""
@@ -161,7 +198,7 @@ class Held:
     @property
     def tunnels(self) -> list[Tunnel]:
         """The children that have an SA in use in each direction."""
-        return tunnels_of(held.sa for held in self.sas.values() if not held.expired)
+        return self._made.tunnels(held.sa for held in self.sas.values() if not held.expired)
 
     @property
     def holds(self) -> bool:
@@ -184,29 +221,10 @@ class Held:
         sas = tuple(held.sa for held in self.sas.values() if not held.expired)
         return replace(
             desired,
-            tunnels=(*desired.tunnels, *tunnels_of(sas)),
+            tunnels=(*desired.tunnels, *self._made.tunnels(sas)),
             sas=(*desired.sas, *sas),
-            policies=(*desired.policies, *policies_of(self.policies.values())),
+            policies=(*desired.policies, *self._made.policies(self.policies.values())),
         )
-
-
-def policies_of(policies: Iterable[ChildPolicy]) -> tuple[Policy, ...]:
-    """Return policies in the order of the SPD: by priority, then as they came."""
-    ordered = sorted(policies, key=lambda policy: policy.priority)
-    return tuple(_policy(policy) for policy in ordered)
-
-
-def tunnels_of(sas: Iterable[Sa]) -> list[Tunnel]:
-    """Return a tunnel for each child that has an SA in each direction; an odd one has none."""
-    children: defaultdict[str, list[Sa]] = defaultdict(list)
-    for sa in sas:
-        if sa.tunnel is not None:
-            children[sa.tunnel].append(sa)
-    return [
-        _tunnel(name, *sorted(both, key=lambda sa: sa.direction is Direction.INBOUND))
-        for name, both in children.items()
-        if len(both) == 2 and {sa.direction for sa in both} == set(Direction)
-    ]
 
 
 def _tunnel(name: str, outbound: Sa, inbound: Sa) -> Tunnel:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from esp_gw.daemon.children import ChildPolicy, ChildSa, parse
-from esp_gw.daemon.held import Held, HeldSa, Key, policies_of
+from esp_gw.daemon.held import Held, HeldSa, Key, Made
 from esp_gw.errors import ControlError, EspGwError
 from esp_gw.ledger.ephemeral import EPHEMERAL_FOLDER, EPHEMERAL_NAME, Records, read_records
 from esp_gw.ledger.thread import EphemeralThread
@@ -48,7 +48,7 @@ def last_policies(control_socket: Path) -> tuple[Policy, ...]:
     Raises LedgerError if the file can't be read.
     """
     policies = _policies(read_records(held_path(control_socket), _POLICY))
-    return policies_of(policy.model_copy(update={"sa": None}) for policy in policies)
+    return Made().policies(policy.model_copy(update={"sa": None}) for policy in policies)
 
 
 def records_of(before: Held, after: Held, retired: Sequence[KeyMaterial]) -> Records:

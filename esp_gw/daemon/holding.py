@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable, Sequence
 
 from esp_gw.daemon.gateway import Gateway
@@ -105,7 +106,9 @@ class Holding:
             await self.change(Held(sas, policies))
         except EspGwError as error:
             log.error("an SA of IKE can't be restored", sa=sa.sa.name, reason=str(error))
-            await self.change(Held(sas, self.held.policies).expire(key))
+            # Without its record it is tried again by the next start.
+            with contextlib.suppress(EspGwError):
+                await self.change(Held(sas, self.held.policies).expire(key))
 
     def counted(self, keys: Iterable[Key], now: float) -> list[dict[str, object]]:
         """Return SAs that are held with their counters, at `now` in seconds."""

@@ -180,13 +180,13 @@ class _Daemon:
         held = await load_held(ephemeral)
         sources.held = held.closed()
         await gateway.start(self._service.desired())
-        await holding.restore(held)
         tables.write(frozenset({settings.table}))
         for warning in gateway.engine.status().latency.warnings:
             log.warning(warning)
         if is_native(settings.engine):
             prefer_control()
         try:
+            await holding.restore(held)
             await control.start()
             await self._service.advise()
             await self._serve(gateway)

@@ -34,6 +34,7 @@ class Planning:
         self._peers = peers
         self._locals = LocalAddresses()
         self._addresses: frozenset[IPAddress] = frozenset()
+        self._last: tuple[object, Network] | None = None
         self.paths = PathMtus()
         self.around = Around(kernel)
         self.remotes: frozenset[IPAddress] = frozenset()
@@ -60,7 +61,10 @@ class Planning:
     async def plan(
         self, desired: Desired, there: Mapping[str, Sa], counted: Counted, now: float
     ) -> Network:
-        """Return the network that the placed state needs. Raises NetworkError."""
+        """Return the network that the placed state needs; the same object while that is the same.
+
+        Raises NetworkError.
+        """
         desired = self._where_peers_are(desired, there, counted)
         self.remotes = frozenset(sa.remote for sa in desired.sas if not sa.remote.is_unspecified)
         settings = desired.settings
@@ -69,9 +73,19 @@ class Planning:
             settings.min_mtu,
             lambda remote: self._kernel.path_mtu(remote, settings.fwmark),
         )
-        network = plan_network(desired, mtus, await self.around.look(desired))
+        host = await self.around.look(settings.fwmark)
+        needed = (settings, host, self.remotes, _needed(desired, mtus))
+        if self._last is None or self._last[0] != needed:
+            self.around.judge(desired)
+            self._last = (needed, plan_network(desired, mtus, host))
+        network = self._last[1]
         self.needs_filter, self.looked = network.firewall is not None, now
         return network
+
+    def doubt(self) -> None:
+        """Look up all paths and plan anew the next time: the network may have changed."""
+        self._last = None
+        self.paths.doubt()
 
     def ours(self, there: Network, planned: Network) -> Network:
         """Return the network that is there without addresses that other programs gave the TUN.
@@ -88,3 +102,20 @@ class Planning:
         if not self._peers.have_moved:
             return desired
         return self._peers.placed(desired, there, counted())
+
+
+def _needed(desired: Desired, mtus: Mapping[IPAddress, int]) -> list[object]:
+    """Return all that `plan_network` reads of policies and SAs."""
+    sas = {sa.name: sa for sa in desired.sas}
+    return [
+        (
+            policy.action,
+            policy.selectors,
+            [
+                (sa.mode, sa.encapsulation, sa.suite, sa.remote.version, mtus.get(sa.remote))
+                for sa in map(sas.get, policy.sas)
+                if sa is not None
+            ],
+        )
+        for policy in desired.policies
+    ]

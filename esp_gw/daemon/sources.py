@@ -54,7 +54,6 @@ class Sources:
     async def follow(self, configured: Desired) -> list[str]:
         """Apply another configuration; return the changes. Raises EspGwError."""
         lasting, left_out = without_conflicts(configured, self.added)
-        self._gateway.look_anew()
         changes = await self._gateway.apply(_joined(lasting, self.held))
         self.configured, self.left_out, self._lasting = configured, left_out, lasting
         return changes
@@ -71,7 +70,6 @@ class Sources:
         lasting, left_out = without_conflicts(self.configured, added)
         self._refuse_left_out(left_out, what)
         before = self.added
-        self._gateway.look_anew()
 
         async def record() -> None:
             try:
@@ -90,7 +88,7 @@ class Sources:
 
         Raises EspGwError.
         """
-        await self._gateway.apply(_joined(self._lasting, held), record)
+        await self._gateway.apply_known(_joined(self._lasting, held), record)
         self.held = held
 
     def warnings(self) -> list[str]:

@@ -197,6 +197,8 @@ class SetMtu(NetworkChange):
 
 def network_changes(wanted: Network, there: Network) -> list[NetworkChange]:
     """Return the changes that lead from one network to another, sorted by their steps."""
+    if wanted == there:
+        return []
     new_routes = sorted(wanted.routes - there.routes, key=str)
     replaced = {(route.kind, route.destination, route.table) for route in new_routes}
     covers = _covers(there.routes)

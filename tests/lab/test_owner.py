@@ -410,6 +410,18 @@ def test_a_selector_of_a_range_and_a_bypass_in_front_are_obeyed(
     routes = pair.a.namespace.ip("route", "show", "table", "4500")
     assert "10.2.0.4/31" in routes
     assert "10.2.0.6" not in routes
+    host = pair.a.namespace
+    host.ip("route", "add", "10.2.0.0/24", "via", "192.0.2.2")
+    assert "dev esp0" in host.ip("route", "get", "10.2.0.5")
+    hole = [{"local": "0.0.0.0/0", "remote": "10.2.0.5/32"}]
+    both[0].call("PutPolicy", id="hole", action="bypass", selectors=hole, priority=1)
+    assert "dev wan" in host.ip("route", "get", "10.2.0.5")
+    assert "dev esp0" in host.ip("route", "get", "10.2.0.4")
+    both[0].call("RemovePolicy", id="hole")
+    assert "dev esp0" in host.ip("route", "get", "10.2.0.5")
+    both[0].call("PutPolicy", id="stop", action="discard", selectors=hole, priority=1)
+    assert ping(host, "10.2.0.5", count=2) == 0
+    assert pair.a.call("GetStats")["drops"]["policy-discard"] == 2
 
 
 @pytest.mark.parametrize("ending", ["kill", "stop"])

@@ -1,0 +1,169 @@
+"""What the owner holds, against a plain model of it, and against its records after each change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Coroutine
+from typing import Any, cast
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from esp_gw.config.conflicts import find_conflicts
+from esp_gw.daemon.children import ChildPolicy, ChildSa, parse
+from esp_gw.daemon.held import PREFIX, Held, key_of, sa_name
+from esp_gw.daemon.held_file import load_held, records_of
+from esp_gw.desired import Desired, GatewaySettings
+from esp_gw.errors import ControlError
+from esp_gw.ledger.ephemeral import Records
+from esp_gw.model import Action, Direction
+
+SPIS = st.integers(300, 304)
+WAYS = st.sampled_from(list(Direction))
+IDS = st.sampled_from(["a", "b", "c"])
+SELECTORS = [{"local": "10.1.0.0/16", "remote": "10.2.0.1-10.2.0.9"}]
+
+
+class FakeFile:
+    """The records, as the file has them."""
+
+    def __init__(self) -> None:
+        self.there: dict[tuple[str, str], str] = {}
+
+    def write(self, records: Records) -> None:
+        for key in records.removed:
+            del self.there[key]
+        self.there |= records.put
+
+    async def records(self, kind: str) -> list[tuple[str, str]]:
+        return [(name, text) for (each, name), text in self.there.items() if each == kind]
+
+
+def at_once(work: Coroutine[Any, Any, Held]) -> Held:
+    """Return the result of a coroutine that waits for nothing."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        held: Held = end.value
+        return held
+    raise AssertionError("it waits")
+
+
+class Owner(RuleBasedStateMachine):
+    """`sas` has the child of each SA and whether it has expired, `policies` priority and SPI."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = Held()
+        self.file = FakeFile()
+        self.sas: dict[tuple[Direction, int], tuple[int, bool]] = {}
+        self.policies: dict[str, tuple[int, int | None]] = {}
+        self.number = 0
+
+    def move(self, after: Held) -> None:
+        self.file.write(records_of(self.held, after, self.held.retired(after)))
+        self.held = after
+
+    def entry(self, way: Direction, spi: int) -> ChildSa:
+        self.number += 1
+        fields = {
+            "direction": str(way),
+            "spi": spi,
+            "suite": "aes128gcm16",
+            "key": f"{self.number:040x}",
+            "local": "192.0.2.1",
+            "remote": "192.0.2.2",
+            "selectors": SELECTORS,
+            "child": f"c{spi}",
+        }
+        return parse(ChildSa, fields)
+
+    def policy(self, name: str, priority: int, spi: int | None) -> ChildPolicy:
+        fields = {"id": name, "action": "protect", "priority": priority, "sa": spi}
+        return parse(ChildPolicy, {**fields, "selectors": SELECTORS})
+
+    @rule(way=WAYS, spi=SPIS, name=IDS, priority=st.integers(0, 3), used=SPIS | st.none())
+    def install(self, way: Direction, spi: int, name: str, priority: int, used: int | None) -> None:
+        entry, policy = self.entry(way, spi), self.policy(name, priority, used)
+        outbound = {
+            key[1] for key, (_, gone) in self.sas.items() if key[0] == "outbound" and not gone
+        }
+        outbound |= {spi} if way is Direction.OUTBOUND else set()
+        if (way, spi) in self.sas or (used is not None and used not in outbound):
+            try:
+                self.held.install([entry], [policy])
+            except ControlError:
+                return
+            raise AssertionError("not refused")
+        self.move(self.held.install([entry], [policy]))
+        self.sas[way, spi] = (self.number, False)
+        self.policies[name] = (priority, used)
+
+    @rule(way=WAYS, spi=SPIS)
+    def remove(self, way: Direction, spi: int) -> None:
+        if (way, spi) not in self.sas:
+            return
+        self.move(self.held.remove([(way, spi)]))
+        del self.sas[way, spi]
+        self.close(way, spi)
+
+    @rule(way=WAYS, spi=SPIS)
+    def expire(self, way: Direction, spi: int) -> None:
+        if (way, spi) not in self.sas:
+            return
+        self.move(self.held.expire((way, spi)))
+        self.sas[way, spi] = (self.sas[way, spi][0], True)
+        self.close(way, spi)
+
+    def close(self, way: Direction, spi: int) -> None:
+        if way is Direction.OUTBOUND:
+            self.policies = {
+                name: (priority, None if used == spi else used)
+                for name, (priority, used) in self.policies.items()
+            }
+
+    @rule(name=IDS)
+    def remove_policy(self, name: str) -> None:
+        if name in self.policies:
+            self.move(self.held.remove_policy(name))
+            del self.policies[name]
+
+    @invariant()
+    def is_what_the_model_has(self) -> None:
+        for held in (self.held, at_once(load_held(cast(Any, self.file)))):
+            there = {
+                key: (int(each.entry.key.get_secret_value(), 16), each.expired)
+                for key, each in held.sas.items()
+            }
+            assert there == self.sas
+            spd = {name: (each.priority, each.sa) for name, each in held.policies.items()}
+            assert spd == self.policies
+            self.check(held.join(Desired(GatewaySettings())))
+
+    def check(self, wanted: Desired) -> None:
+        """What reaches the gateway has no contradiction, and never more than the model."""
+        assert find_conflicts(wanted.sas, wanted.policies) == []
+        in_use = {sa_name(key) for key, (_, expired) in self.sas.items() if not expired}
+        assert {sa.name for sa in wanted.sas} == in_use
+        assert all(sa_name(key_of(name) or (Direction.INBOUND, 0)) == name for name in in_use)
+        assert {policy.name.removeprefix(PREFIX) for policy in wanted.policies} == set(
+            self.policies
+        )
+        assert all(policy.action is Action.PROTECT for policy in wanted.policies)
+        priorities = [self.policies[p.name.removeprefix(PREFIX)][0] for p in wanted.policies]
+        assert priorities == sorted(priorities)
+        for tunnel in wanted.tunnels:
+            assert set(tunnel.sas) <= in_use
+            assert len(tunnel.sas) == 2
+        assert wanted.lasting.policies == wanted.lasting.sas == ()
+
+    @invariant()
+    def only_what_is_held_has_a_record(self) -> None:
+        assert len(self.file.there) == len(self.sas) + len(self.policies)
+        for text in self.file.there.values():
+            json.loads(text)
+
+
+TestOwner = Owner.TestCase
+TestOwner.settings = settings(max_examples=40, stateful_step_count=20)
