@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later
+   What comes from the gateway by itself: its state when a session begins, and events. */
+#include "esp_gw_selectors.h"
+#include "esp_gw_sync.h"
+
+#include <daemon.h>
+
+/** Policies in one request, far below the 256 KiB of one. */
+#define BATCH 200
+
+static uint32_t spi_of(json_t *named)
+{
+    return htonl(json_integer_value(json_object_get(named, "spi")));
+}
+
+static bool is_inbound(json_t *named)
+{
+    const char *direction = json_string_value(json_object_get(named, "direction"));
+
+    return direction && streq(direction, "inbound");
+}
+
+/** Compares SAs: returns names of those that the gateway alone has. */
+static json_t *compare_sas(esp_gw_gateway_t *this, json_t *listed)
+{
+    json_t *foreign = json_array(), *entry;
+    enumerator_t *enumerator = this->sas->create_enumerator(this->sas);
+    esp_gw_sa_t *sa;
+    const void *key;
+    size_t i;
+
+    while (enumerator->enumerate(enumerator, &key, &sa))
+        sa->lost = sa->installed;
+    enumerator->destroy(enumerator);
+    json_array_foreach(listed, i, entry) {
+        sa = esp_gw_find_sa(this, is_inbound(entry), spi_of(entry));
+        if (!sa) {
+            json_array_append_new(foreign, json_pack("{s:O, s:O}", "direction",
+                                                     json_object_get(entry, "direction"), "spi",
+                                                     json_object_get(entry, "spi")));
+            continue;
+        }
+        if (!sa->installed)
+            esp_gw_mark_installed(this, sa);
+        sa->lost = FALSE;
+    }
+    return foreign;
+}
+
+/** Installs a batch, and empties both lists. */
+static void put_batch(esp_gw_gateway_t *this, linked_list_t *policies, json_t *objects)
+{
+    char words[ESP_GW_WORDS];
+    esp_gw_outcome_t outcome = ESP_GW_DONE;
+    esp_gw_policy_t *policy;
+    size_t i = 0;
+
+    if (json_array_size(objects))
+        outcome = esp_gw_call(this, "InstallChild",
+                              json_pack("{s:[], s:O}", "sas", "policies", objects), NULL, words);
+    if (outcome == ESP_GW_REFUSED)
+        DBG1(DBG_KNL, "esp_gw: policies are refused: %s", words);
+    while (policies->remove_first(policies, (void **)&policy) == SUCCESS) {
+        if (outcome == ESP_GW_DONE)
+            esp_gw_policy_sent(policy, json_incref(json_array_get(objects, i++)));
+    }
+    json_array_clear(objects);
+}
+
+static void put_policies(esp_gw_gateway_t *this)
+{
+    enumerator_t *enumerator = this->policies->by_key->create_enumerator(this->policies->by_key);
+    linked_list_t *policies = linked_list_create();
+    json_t *objects = json_array();
+    esp_gw_policy_t *policy;
+    const void *key;
+
+    while (enumerator->enumerate(enumerator, &key, &policy)) {
+        esp_gw_policy_sent(policy, NULL);
+        policies->insert_last(policies, policy);
+        json_array_append_new(objects, esp_gw_wanted(this, policy));
+        if (json_array_size(objects) == BATCH)
+            put_batch(this, policies, objects);
+    }
+    enumerator->destroy(enumerator);
+    put_batch(this, policies, objects);
+    policies->destroy(policies);
+    json_decref(objects);
+}
+
+static void remove_foreign_policies(esp_gw_gateway_t *this, json_t *listed)
+{
+    char words[ESP_GW_WORDS];
+    json_t *entry;
+    size_t i;
+
+    json_array_foreach(listed, i, entry) {
+        const char *id = json_string_value(json_object_get(entry, "id"));
+
+        if (id && !this->policies->by_id->get(this->policies->by_id, id))
+            esp_gw_call(this, "RemovePolicy", json_pack("{s:s}", "id", id), NULL, words);
+    }
+}
+
+/** SAs that the gateway lost expire, and the children with them: their keys are gone. */
+static void tell(esp_gw_gateway_t *this)
+{
+    enumerator_t *enumerator = this->sas->create_enumerator(this->sas);
+    char words[ESP_GW_WORDS];
+    esp_gw_sa_t *sa;
+    const void *key;
+
+    while (enumerator->enumerate(enumerator, &key, &sa)) {
+        if (sa->lost) {
+            DBG1(DBG_KNL, "esp_gw: the gateway has lost an SA of %s", sa->label);
+            /* Queues a job. */
+            charon->kernel->expire(charon->kernel, IPPROTO_ESP, sa->spi, sa->dst, TRUE);
+        } else if (sa->moved && esp_gw_call(this, "UpdateSa", esp_gw_sa_update(sa), NULL,
+                                            words) != ESP_GW_LOST) {
+            sa->moved = FALSE;
+        }
+    }
+    enumerator->destroy(enumerator);
+}
+
+void esp_gw_gateway_begin(esp_gw_gateway_t *this, esp_gw_control_t *session, json_t *answer)
+{
+    char words[ESP_GW_WORDS];
+    json_t *foreign;
+
+    this->mutex->lock(this->mutex);
+    this->session = session;
+    json_decref(this->suites);
+    this->suites = json_incref(json_object_get(answer, "suites"));
+    foreign = compare_sas(this, json_object_get(answer, "sas"));
+    put_policies(this);
+    remove_foreign_policies(this, json_object_get(answer, "policies"));
+    if (json_array_size(foreign))
+        esp_gw_call(this, "RemoveSas", json_pack("{s:O}", "sas", foreign), NULL, words);
+    json_decref(foreign);
+    tell(this);
+    this->changed->broadcast(this->changed);
+    this->mutex->unlock(this->mutex);
+}
+
+void esp_gw_gateway_end(esp_gw_gateway_t *this)
+{
+    this->mutex->lock(this->mutex);
+    if (this->session) {
+        this->session = NULL;
+        this->lost_at = esp_gw_now();
+    }
+    this->mutex->unlock(this->mutex);
+}
+
+static void acquire(esp_gw_gateway_t *this, json_t *event)
+{
+    const char *id = json_string_value(json_object_get(event, "policy"));
+    kernel_acquire_data_t data = {};
+    esp_gw_policy_t *policy = NULL;
+    esp_gw_use_t *use = NULL;
+    uint32_t reqid = 0;
+
+    this->mutex->lock(this->mutex);
+    if (id)
+        policy = this->policies->by_id->get(this->policies->by_id, id);
+    if (policy)
+        use = esp_gw_policy_first(policy);
+    if (use && use->type == POLICY_IPSEC)
+        reqid = use->reqid;
+    this->mutex->unlock(this->mutex);
+    if (reqid && esp_gw_packet(event, &data.src, &data.dst)) {
+        charon->kernel->acquire(charon->kernel, reqid, &data);
+        data.src->destroy(data.src);
+        data.dst->destroy(data.dst);
+    }
+}
+
+/** The destination of an SA by which charon finds it; NULL if there is no such SA. */
+static host_t *destination(esp_gw_gateway_t *this, json_t *event)
+{
+    esp_gw_sa_t *sa;
+    host_t *dst = NULL;
+
+    this->mutex->lock(this->mutex);
+    sa = esp_gw_find_sa(this, is_inbound(event), spi_of(event));
+    if (sa)
+        dst = sa->dst->clone(sa->dst);
+    this->mutex->unlock(this->mutex);
+    return dst;
+}
+
+static void expired(esp_gw_gateway_t *this, json_t *event, bool hard)
+{
+    host_t *dst = destination(this, event);
+
+    if (dst) {
+        charon->kernel->expire(charon->kernel, IPPROTO_ESP, spi_of(event), dst, hard);
+        dst->destroy(dst);
+    }
+}
+
+static void moved(esp_gw_gateway_t *this, json_t *event)
+{
+    const char *address = json_string_value(json_object_get(event, "address"));
+    uint16_t port = json_integer_value(json_object_get(event, "port"));
+    host_t *remote = address ? host_create_from_string((char *)address, port) : NULL;
+    host_t *dst = destination(this, event);
+
+    if (remote && dst)
+        charon->kernel->mapping(charon->kernel, IPPROTO_ESP, spi_of(event), dst, remote);
+    DESTROY_IF(remote);
+    DESTROY_IF(dst);
+}
+
+bool esp_gw_gateway_event(esp_gw_gateway_t *this, json_t *event)
+{
+    const char *name = json_string_value(json_object_get(event, "event"));
+
+    if (!name)
+        return TRUE;
+    if (streq(name, "Acquire"))
+        acquire(this, event);
+    else if (streq(name, "SoftExpired"))
+        expired(this, event, FALSE);
+    else if (streq(name, "HardExpired"))
+        expired(this, event, TRUE);
+    else if (streq(name, "PeerAddressChanged"))
+        moved(this, event);
+    else if (streq(name, "Stopping"))
+        DBG1(DBG_KNL, "esp_gw: the gateway stops");
+    return !streq(name, "Lost");
+}

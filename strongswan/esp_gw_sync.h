@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later
+   Single steps on the gateway, for who holds its mutex. Each fails at once without a session. */
+#ifndef ESP_GW_SYNC_H_
+#define ESP_GW_SYNC_H_
+
+#include "esp_gw_gateway.h"
+
+/** Milliseconds of the monotonic clock. */
+uint64_t esp_gw_now(void);
+
+/** Calls a method, as esp_gw_control_call(); a session without an answer has ended. */
+esp_gw_outcome_t esp_gw_call(esp_gw_gateway_t *this, const char *method, json_t *parameters,
+                             json_t **answer, char *words);
+
+esp_gw_sa_t *esp_gw_find_sa(esp_gw_gateway_t *this, bool inbound, uint32_t spi);
+
+/**
+ * Installs the SAs that are given and not installed yet, with the policies that use `out`, in one
+ * step. Either SA may be NULL.
+ */
+esp_gw_outcome_t esp_gw_install(esp_gw_gateway_t *this, esp_gw_sa_t *in, esp_gw_sa_t *out,
+                                char *words);
+
+/** The gateway has an SA: wipes its key and starts its timers. */
+void esp_gw_mark_installed(esp_gw_gateway_t *this, esp_gw_sa_t *sa);
+
+/** The policy as the gateway should have it. Not for one without uses. */
+json_t *esp_gw_wanted(esp_gw_gateway_t *this, esp_gw_policy_t *policy);
+
+/** Gives the gateway what has become of a policy; forgets one that has no uses left. */
+esp_gw_outcome_t esp_gw_sync_policy(esp_gw_gateway_t *this, esp_gw_policy_t *policy, char *words);
+
+/** Removes an SA here and there. */
+void esp_gw_remove_sa(esp_gw_gateway_t *this, esp_gw_sa_t *sa);
+
+#endif

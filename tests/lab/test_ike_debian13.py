@@ -1,0 +1,60 @@
+"""The plugin in Debian 13's charon, whose structures are others; its peer is the one here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.charon import Installation, build_plugin, debian_13
+from tests.support.ike_rig import NETWORKS, End, await_child, configure, mirrored, start, two_ends
+from tests.support.labtools import until
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> list[Installation]:
+    folders: list[Path] = [tmp_path_factory.mktemp(name) for name in ("here", "debian13")]
+    return [build_plugin(folders[0]), debian_13(folders[1])]
+
+
+@pytest.fixture
+def ends(installed: list[Installation]) -> Iterator[list[End]]:
+    with two_ends(*installed) as ends:
+        for end in ends:
+            end.charon.settings = {"delete_rekeyed_delay": 1}
+        yield ends
+
+
+@pytest.mark.parametrize("initiator", [0, 1])
+def test_children_live_with_another_version(ends: list[End], initiator: int) -> None:
+    configure(ends, start_action="trap")
+    start(*ends)
+    assert "6.0.1" in ends[1].charon.swanctl("--version", "--daemon").stdout
+    one, two = ends[initiator], ends[1 - initiator]
+    packet = {"local": "10.1.0.5", "remote": "10.2.0.7"}
+    if initiator:
+        packet = {"local": packet["remote"], "remote": packet["local"]}
+    ports = {"protocol": 17, "local_port": 5, "remote_port": 7}
+    one.owner.event("Acquire", policy=one.policy()["id"], **packet, **ports)
+    for end in ends:
+        await_child(end)
+    for rekeying in ends:
+        before = [set(end.owner.sas) for end in ends]
+        rekeying.charon.swanctl("--rekey", "--child", "net")
+        for end, former in zip(ends, before, strict=True):
+            until(lambda end=end, former=former: not former & set(end.owner.sas), "a rekey")
+            await_child(end)
+    assert set(mirrored(one.sa("outbound"), two.sa("inbound"))) <= {"direction", "child"}
+    for name in one.owner.sas:
+        one.owner.counters[name] = {"bytes": 700, "packets": 7, "last_use_s": 3}
+    listed = one.charon.swanctl("--list-sas", "--raw").stdout
+    assert "packets-out=7" in listed and "packets-in=7" in listed
+    one.owner.stop()
+    one.owner.start()
+    until(lambda: len(one.owner.calls("OpenSession")) == 2, "the next session")
+    one.charon.swanctl("--terminate", "--ike", "peer")
+    for end in ends:
+        until(lambda end=end: not end.owner.sas, "the SAs are gone")
+        assert end.owner.protected() == {NETWORKS[1 - end.number]: None}
+        assert end.charon.stop() == 0 and end.owner.policies == {}
