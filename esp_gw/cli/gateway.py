@@ -10,7 +10,14 @@ from typing import Any
 import click
 
 from esp_gw.cli import output
-from esp_gw.cli.options import CONFIG, Daemon, config_option, json_option, log_level_option
+from esp_gw.cli.options import (
+    CONFIG,
+    DEFAULT_CONFIG,
+    Daemon,
+    config_option,
+    json_option,
+    log_level_option,
+)
 from esp_gw.errors import ControlError, EspGwError, Problem, printable
 from esp_gw.model import NO_AES, NORMAL, TunnelState
 
@@ -33,16 +40,16 @@ def run(config: Path, log_level: str, release: bool) -> int:
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=CONFIG)
+@click.argument("files", nargs=-1, metavar="[FILE]...", type=CONFIG)
 @json_option
 def check(files: tuple[Path, ...], as_json: bool) -> int:
-    """Check configuration files without touching anything.
+    """Check configuration files, /etc/esp-gw by default, without touching anything.
 
     Root looks at the files of the service as its user, and with its credentials.
     """
     from esp_gw.cli.checks import check_file  # noqa: PLC0415 - imports pydantic, which is slow
 
-    results = [check_file(path) for path in files]
+    results = [check_file(path) for path in files or (DEFAULT_CONFIG,)]
     failed = not all(result["ok"] for result in results)
     if as_json:
         output.print_json({"files": results})

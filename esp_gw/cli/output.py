@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
+import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
-from esp_gw.errors import printable
+from esp_gw.errors import EspGwError, printable
 from esp_gw.model import ANY, DropReason, Encapsulation
 
 _MANY_LANES = 8
@@ -20,6 +23,13 @@ _NO_BREAK = "\N{NO-BREAK SPACE}"
 def print_json(document: Mapping[str, object]) -> None:
     """Print one JSON document."""
     click.echo(json.dumps(document, indent=2))
+
+
+def refuse_open_stdout(hint: str) -> None:
+    """Raise EspGwError, with this hint, if keys on stdout would be seen or kept: it is no pipe."""
+    mode = os.fstat(sys.stdout.fileno()).st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        raise EspGwError("stdout is not a pipe, so the keys would be visible to others", hint=hint)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], none: str) -> None:

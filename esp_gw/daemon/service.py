@@ -29,17 +29,22 @@ from esp_gw.crypto.advice import Advice
 from esp_gw.daemon.gateway import Gateway
 from esp_gw.daemon.health import Health
 from esp_gw.daemon.nats import nats, where_peers_are
-from esp_gw.daemon.parameters import Parameters, name_of, refuse_existing, refuse_other
+from esp_gw.daemon.parameters import (
+    Parameters,
+    name_of,
+    refuse_existing,
+    refuse_other,
+    refuse_wrong_pairs,
+)
 from esp_gw.daemon.queue import ChangeQueue
 from esp_gw.daemon.status import status_text
+from esp_gw.daemon.tunnel_list import tunnel_list
 from esp_gw.daemon.views import (
     all_lanes_view,
     policy_view,
     remote_view,
     sa_view,
-    tunnel_view,
     waiting_sa_view,
-    waiting_view,
 )
 from esp_gw.desired import Desired, GatewaySettings, settings_of
 from esp_gw.engine.base import SaCounters
@@ -197,6 +202,7 @@ class Service:
         names = [sa.name for sa in self._gateway.sas]
         names += [old.name for old in self._state.sas]
         refuse_existing("SA", entry.name, names)
+        refuse_wrong_pairs((entry,), [*self._gateway.sas, *self._gateway.waiting])
         await self._change(
             StoredState(sas=(*self._state.sas, entry), policies=self._state.policies),
             f"SA {entry.name}",
@@ -255,6 +261,7 @@ class Service:
         names = [sa.name for sa in self._gateway.sas] + [old.name for old in self._state.sas]
         for sa in added.sas:
             refuse_existing("SA", sa.name, names)
+        refuse_wrong_pairs(added.sas, [*self._gateway.sas, *self._gateway.waiting])
         names = [policy.name for policy in self._gateway.policies]
         names += [old.name for old in self._state.policies]
         for policy in added.policies:
@@ -312,34 +319,8 @@ class Service:
         return {}
 
     async def list_tunnels(self, parameters: Parameters, caller: Caller) -> Parameters:
-        """Return the configuration's tunnels with the counters of their SAs."""
-        counters = self._gateway.counters().sas
-        totals, flows = self._gateway.totals(counters), self._gateway.engine.lane_flows()
-        placed = {sa.name: sa for sa in self._gateway.placed.sas}
-        there = {
-            tunnel.name: [name for name in tunnel.sas if name in placed]
-            for tunnel in self._configured.tunnels
-        }
-        return {
-            "tunnels": [
-                tunnel_view(
-                    tunnel,
-                    counters,
-                    totals,
-                    self._health.of_sa(there[tunnel.name][0]),
-                    placed[there[tunnel.name][0]].local,
-                    flows,
-                )
-                for tunnel in self._configured.tunnels
-                # During a reload some SAs may be removed already.
-                if there[tunnel.name] and counters.keys() >= set(there[tunnel.name])
-            ]
-            + [
-                waiting_view(tunnel)
-                for tunnel in self._configured.tunnels
-                if not there[tunnel.name]
-            ]
-        }
+        """Return the tunnels with the counters of their SAs, those that the CLI added included."""
+        return {"tunnels": tunnel_list(self._configured.tunnels, self._gateway, self._health)}
 
     async def get_stats(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return every counter; `drops` includes those of the packet filter and the kernel."""

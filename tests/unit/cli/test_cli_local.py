@@ -1,4 +1,4 @@
-"""The CLI's commands that need no daemon: check, init, keygen, ledger, run and demo."""
+"""The CLI's commands that need no daemon: check, init, ledger, run and demo."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import pytest
 import esp_gw
 import esp_gw.daemon
 import esp_gw.demo
+from esp_gw.cli import gateway as gateway_commands
 from esp_gw.cli.ledger import ledger
 from esp_gw.cli.main import main
 from esp_gw.cli.output import counted, drops, endpoint, size, span
 from esp_gw.config.added import Store, StoredState, parse_sa_entry
-from esp_gw.config.keyfile import generate, read_key_file
+from esp_gw.config.keyfile import generate
 from esp_gw.config.load import load_config
 from esp_gw.crypto import measure, probe, processor
 from esp_gw.crypto.measure import Sealer
@@ -253,19 +254,11 @@ def test_bench_crypto_measures_this_machine(
     assert found["recommended"] in SUITES
 
 
-def test_keygen_writes_a_key_to_a_file_and_nowhere_else(tmp_path: Path, capsys: Capture) -> None:
-    path = tmp_path / "a.key"
-    out = run(capsys, "keygen", "--suite", "chacha20poly1305", "--out", str(path))
-    assert path.stat().st_mode & 0o777 == 0o600
-    (keymat,) = read_key_file(path, SUITES["chacha20poly1305"])
-    assert keymat.to_bytes().hex() not in out
-    assert "exists already" in fail(capsys, "keygen", "--out", str(path))
-    several = tmp_path / "b.key"
-    assert ": 4 keys for " in run(capsys, "keygen", "--sas", "4", "--out", str(several))
-    keymats = read_key_file(several, SUITES["aes256gcm16"], 4)
-    assert len({keymat.to_bytes() for keymat in keymats}) == 4
-    assert "--sas" in fail(capsys, "keygen", "--sas", "65", "--out", str(path), status=2)
-    assert "--out" in fail(capsys, "keygen", status=2)
+def test_check_without_a_file_looks_at_the_usual_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
+) -> None:
+    monkeypatch.setattr(gateway_commands, "DEFAULT_CONFIG", tmp_path / "none")
+    assert f"{tmp_path / 'none'}: No such file" in fail(capsys, "check")
 
 
 def test_ledger_create_makes_one_once_and_show_lists_its_keys(

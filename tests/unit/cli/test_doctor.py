@@ -256,6 +256,18 @@ def test_a_machine_that_is_not_configured_yet_is_no_fault(machine: Machine) -> N
     assert "esp-gw init" in finding.todo
 
 
+def test_a_folder_without_a_file_is_no_configuration_yet(machine: Machine) -> None:
+    machine.config.rename(machine.folder / "elsewhere")
+    machine.config.mkdir()
+    finding = machine.only()
+    assert (finding.state, finding.what) == (State.WARNING, "config")
+    assert "contains no *.yaml file" in finding.found
+    assert "esp-gw init" in finding.todo
+    (machine.config / "gateway.yml").touch()
+    finding = machine.only()
+    assert (finding.state, "esp-gw check" in finding.todo) == (State.FAULT, True)
+
+
 @pytest.mark.parametrize("hides_uuid", [False, True])
 def test_the_finding_of_the_ledger_names_the_components_that_count(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, hides_uuid: bool
