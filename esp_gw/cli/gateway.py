@@ -57,8 +57,8 @@ def check(files: tuple[Path, ...], as_json: bool) -> int:
     for result in results:
         for text in _described(result):
             click.echo(printable(text), err=not result["ok"])
-    for who in dict.fromkeys(result["as"] for result in results):
-        click.echo(printable(f"looked {who}"), err=failed)
+    for who, todo in dict.fromkeys((result["as"], result["todo"]) for result in results):
+        click.echo(printable(f"looked {who}; {todo}" if todo else f"looked {who}"), err=failed)
     return int(failed)
 
 

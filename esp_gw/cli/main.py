@@ -12,6 +12,7 @@ import click
 
 from esp_gw.cli.bench import bench
 from esp_gw.cli.demo import demo
+from esp_gw.cli.denial import SUDO, is_ordinary_user, with_sudo
 from esp_gw.cli.doctor import doctor
 from esp_gw.cli.gateway import check, reload, run, stats, status
 from esp_gw.cli.guard import guard
@@ -93,7 +94,8 @@ def _run(args: Sequence[str] | None) -> int:
         for problem in error.problems:
             _complain(str(problem))
         problems = counted(len(error.problems), "problem")
-        _complain(f"esp-gw: error: {problems} in the configuration")
+        sudo = f"; {SUDO}" if error.is_denied and is_ordinary_user() else ""
+        _complain(f"esp-gw: error: {problems} in the configuration{sudo}")
         return error.exit_status
     except Exception as error:
         return _failed(error)
@@ -103,7 +105,7 @@ def _run(args: Sequence[str] | None) -> int:
 def _failed(error: Exception) -> int:
     told = named(error) or error
     if isinstance(told, EspGwError):
-        _complain(f"esp-gw: error: {told}")
+        _complain(f"esp-gw: error: {with_sudo(told)}")
         return told.exit_status
     _complain_internal(error)
     return FAILED
