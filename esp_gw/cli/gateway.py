@@ -111,7 +111,7 @@ def status(daemon: Daemon, as_json: bool) -> int:
         },
     )
     for warning in reply["warnings"]:
-        click.echo(f"  warning: {printable(str(warning))}")
+        output.print_text(f"warning: {warning}", indent="  ", hanging="      ")
     return int(not is_well)
 
 

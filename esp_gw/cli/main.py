@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ from esp_gw.cli.tunnel import tunnel
 from esp_gw.desired import GatewaySettings
 from esp_gw.errors import FAILED, INTERRUPTED, ConfigError, EspGwError, printable
 from esp_gw.limits import named
+
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -103,12 +106,20 @@ def _run(args: Sequence[str] | None) -> int:
 
 
 def _failed(error: Exception) -> int:
-    told = named(error) or error
+    told = named(error) or _unwritten(error) or error
     if isinstance(told, EspGwError):
         _complain(f"esp-gw: error: {with_sudo(told)}")
         return told.exit_status
     _complain_internal(error)
     return FAILED
+
+
+def _unwritten(error: Exception) -> EspGwError | None:
+    """Return the error of a full or failing device behind stdout, or None for any other."""
+    # One of a file has its name.
+    if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITABLE:
+        return EspGwError(os.strerror(error.errno), where="stdout")
+    return None
 
 
 def _usage(error: click.ClickException) -> str:
