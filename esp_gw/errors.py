@@ -125,6 +125,10 @@ class LedgerError(EspGwError):
     """The ledger can't guarantee fresh sequence numbers for a key, so nothing is sent with it."""
 
 
+class LedgerBusyError(LedgerError):
+    """Another process uses the ledger."""
+
+
 class LedgerMissingError(LedgerError):
     """There is no ledger, so no key is known to be fresh."""
 
