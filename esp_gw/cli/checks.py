@@ -1,4 +1,4 @@
-"""The checks of `esp-gw check`: one configuration, looked at as the service does."""
+"""The checks of `esp-gw config check`: one configuration, looked at as the service does."""
 
 from __future__ import annotations
 

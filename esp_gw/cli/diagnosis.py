@@ -211,13 +211,15 @@ def _configuration(config: Path) -> tuple[Desired | None, Finding]:
     except ConfigError as error:
         if _is_empty(config):
             return None, Finding(State.WARNING, "config", error.summary, todo)
-        todo = f"run 'sudo esp-gw check {config}'"
+        todo = f"run 'sudo esp-gw config check {config}'"
         return None, Finding(State.FAULT, "config", error.summary, todo)
     tunnels = counted(len(desired.tunnels), "tunnel")
     found = f"{config}: {tunnels}, {counted(len(desired.sas), 'SA')}"
     if desired.warnings:
         text = f"{found}, {counted(len(desired.warnings), 'warning')}"
-        return desired, Finding(State.WARNING, "config", text, f"run 'esp-gw check {config}'")
+        return desired, Finding(
+            State.WARNING, "config", text, f"run 'esp-gw config check {config}'"
+        )
     return desired, Finding(State.OK, "config", found)
 
 

@@ -12,13 +12,15 @@ from pathlib import Path
 import click
 
 from esp_gw.cli.bench import bench
+from esp_gw.cli.config import check, config
 from esp_gw.cli.demo import demo
 from esp_gw.cli.denial import SUDO, is_ordinary_user, with_sudo
 from esp_gw.cli.doctor import doctor
-from esp_gw.cli.gateway import check, reload, run, stats, status
+from esp_gw.cli.gateway import reload, run, stats, status
 from esp_gw.cli.guard import guard
 from esp_gw.cli.ledger import ledger
 from esp_gw.cli.log import log
+from esp_gw.cli.moved import moved
 from esp_gw.cli.options import Daemon
 from esp_gw.cli.output import counted
 from esp_gw.cli.policy import policy
@@ -49,7 +51,7 @@ def cli(context: click.Context, socket: Path | None) -> None:
 
 for command in (
     run,
-    check,
+    config,
     init,
     keygen,
     ledger,
@@ -66,6 +68,7 @@ for command in (
     bench,
 ):
     cli.add_command(command)
+cli.add_command(moved(check, "esp-gw config check"))
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -21,6 +21,7 @@ from esp_gw.config.added import (
     parse_sa_entry,
     without_conflicts,
 )
+from esp_gw.config.difference import differences
 from esp_gw.config.keyfile import format_keymat
 from esp_gw.config.load import load_config
 from esp_gw.control.protocol import PREFIX
@@ -116,6 +117,7 @@ class Service:
             "GetStats": self.get_stats,
             "ListEvents": self.list_events,
             "Reload": self.reload,
+            "CheckReload": self.check_reload,
         }
         return {PREFIX + name: handler for name, handler in methods.items()}
 
@@ -352,8 +354,18 @@ class Service:
             changes = await self.reload_files()
             return {"changes": changes, "warnings": [*self._warnings(), *nats(self._gateway)]}
         except ConfigError as error:
-            hint = f"nothing has changed; see 'esp-gw check {self._config}'"
+            hint = f"nothing has changed; see 'esp-gw config check {self._config}'"
             raise ControlError("Refused", error.summary, hint=hint) from None
+
+    async def check_reload(self, parameters: Parameters, caller: Caller) -> Parameters:
+        """Return what a reload would change, in the words of the file."""
+        refuse_other(parameters.get("config"), self._config)
+        try:
+            configured = await asyncio.to_thread(load_config, self._config)
+        except ConfigError as error:
+            hint = f"see 'esp-gw config check {self._config}'"
+            raise ControlError("Refused", error.summary, hint=hint) from None
+        return {"changes": differences(self._configured, configured)}
 
     async def reload_files(self) -> list[str]:
         """Reload the configuration, and return the changes.

@@ -113,7 +113,10 @@ def test_commands_need_few_descriptors_and_little_memory(
     # Without a warning `status` ends with 0.
     forwarding(pair.a.namespace)
     pair.a.start()
-    for command in (("check", str(pair.a.config)), ("--socket", str(pair.a.socket), "status")):
+    for command in (
+        ("config", "check", str(pair.a.config)),
+        ("--socket", str(pair.a.socket), "status"),
+    ):
         for limit in ("--nofile=6", f"--as={75 * MIB}"):
             found = outcome(pair, [limit], *command)
             assert found.status == 0, (limit, found)

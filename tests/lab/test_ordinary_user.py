@@ -95,8 +95,8 @@ NETS = "--local-net 10.1.0.0/24 --remote-net 10.2.0.0/24"
     [
         ("run --config FOLDER/closed", WRONG_CONFIG),
         ("run --config FOLDER/open", WRONG_CONFIG),
-        ("check FOLDER/closed", FAILED),
-        ("check FOLDER/open", FAILED),
+        ("config check FOLDER/closed", FAILED),
+        ("config check FOLDER/open", FAILED),
         ("guard status --config FOLDER/closed", FAILED),
         ("guard status --config FOLDER/closed/gateway.yaml", FAILED),
         ("guard status --config FOLDER/open", FAILED),
@@ -137,7 +137,7 @@ def test_what_the_guard_protects_is_not_said_to_be_nothing(folder: Path) -> None
 def test_doctor_names_what_to_run(folder: Path) -> None:
     found = json.loads(as_nobody(folder, "doctor --json --config FOLDER/closed").stdout)
     todo = {finding["what"]: finding["todo"] for finding in found["findings"]}
-    assert todo["config"] == f"run 'sudo esp-gw check {folder / 'closed'}'"
+    assert todo["config"] == f"run 'sudo esp-gw config check {folder / 'closed'}'"
 
 
 @pytest.mark.parametrize("command", ["status", "sa list", "tunnel list", "log", "reload"])

@@ -303,7 +303,9 @@ def commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Com
     """Every command of the tree that does something, with its full name."""
     if isinstance(command, click.Group):
         for name, inner in command.commands.items():
-            yield from commands(inner, f"{path} {name}")
+            # A hidden one is a former spelling.
+            if not inner.hidden:
+                yield from commands(inner, f"{path} {name}")
     else:
         yield path, command
 
