@@ -6,10 +6,14 @@ import json
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
+import pytest
+
+from esp_gw.ledger import look as look_module
 from esp_gw.ledger.ledger import Ledger
-from tests.support.ledgers import ESN, key, reopened
+from tests.support.ledgers import ESN, MACHINE, key, reopened
 
 LOOK = """
 import sys
@@ -71,6 +75,25 @@ def test_looks_during_writes_see_a_whole_ledger(ledger: Ledger, path: Path) -> N
     newest = [max(int(entry.split()[1]) for entry in line.split(", ")) for line in found]
     assert newest == sorted(newest)
     assert newest[0] < newest[-1]
+
+
+def test_a_copy_that_a_write_has_torn_is_made_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two writes a copy has the pages of one here, and the seal of the other."""
+    with closing(Ledger.open(path, MACHINE)) as ledger:
+        ledger.lease(key(1), 100, ESN)
+        former = path.read_bytes()
+        ledger.lease(key(1), 100, ESN)
+    whole = path.read_bytes()
+    different = next(
+        i for i, (a, b) in enumerate(zip(former, whole, strict=True)) if i > 4096 and a != b
+    )
+    copies = [whole[:different] + former[different : different + 1] + whole[different + 1 :]] * 3
+    copies.append(whole)
+    monkeypatch.setattr(look_module, "read_bounded", lambda _fd, _limit: copies.pop(0))
+    assert [entry.seq for entry in look_module.look(path)] == [201]
+    assert copies == []
 
 
 def test_a_damaged_ledger_is_not_shown(ledger: Ledger, path: Path) -> None:
