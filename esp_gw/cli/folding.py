@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 _INDENT = "  "
+_USUAL_WIDTH = 80
 _BETWEEN_ITEMS = re.compile(r"(?<=,) | (?=- )")
 """The places of a cell where it may be divided: between `a, b`, and in front of `- b`."""
 _BESIDE_A_NUMBER = re.compile(r"(?<![^\s(])([\d.]+) (?=\w)|(?<=[\w-]) (?=\d+(?:[,;)]|$))")
@@ -17,7 +19,15 @@ _BESIDE_A_NUMBER = re.compile(r"(?<![^\s(])([\d.]+) (?=\w)|(?<=[\w-]) (?=\d+(?:[
 
 def terminal_width() -> int | None:
     """Return the columns of the terminal that stdout is, or None if it is none."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    if not sys.stdout.isatty():
+        return None
+    # shutil has a function for this, and imports compressors: a command starts with little.
+    said = os.environ.get("COLUMNS", "")
+    if said.isdecimal() and int(said):
+        return int(said)
+    with contextlib.suppress(OSError, ValueError):
+        return os.get_terminal_size(sys.stdout.fileno()).columns or _USUAL_WIDTH
+    return _USUAL_WIDTH
 
 
 def table_lines(
