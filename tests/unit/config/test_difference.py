@@ -120,7 +120,7 @@ CASES: list[tuple[Callable[[dict[str, Any]], object], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "says"), CASES, ids=lambda case: str(case)[:40])
+@pytest.mark.parametrize(("change", "says"), CASES, ids=[" ".join(says)[:40] for _, says in CASES])
 def test_each_change_is_a_line_in_the_words_of_the_file(
     differ: Callable[[Callable[[dict[str, Any]], object]], list[str]],
     change: Callable[[dict[str, Any]], object],
