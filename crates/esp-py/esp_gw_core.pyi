@@ -544,6 +544,10 @@ class NativeEngine:
         """The state of the lanes' steering."""
     def lane_flows(self) -> dict[str, int]:
         """The outbound SAs with a lane, each with the flows that it carried in the last 10 s."""
+    def relay_ike(self, socket: int | None) -> None:
+        """Pass IKE datagrams to a copy of this unix datagram socket, or drop them again."""
+    def ike_passed(self) -> int:
+        """The IKE datagrams that were passed on."""
     def bulk_on_lane0(self) -> int:
         """The outbound bulk packets that lane 0's worker sealed."""
     def rest(self, direction: Direction) -> Counters:

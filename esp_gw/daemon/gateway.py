@@ -16,15 +16,16 @@ from pathlib import Path
 from esp_gw.daemon.around import Around
 from esp_gw.daemon.background import Background
 from esp_gw.daemon.lanes import Lanes
+from esp_gw.daemon.lingering import Lingering
 from esp_gw.daemon.local_addresses import LocalAddresses
 from esp_gw.daemon.names import NAMES_NAME, Names
+from esp_gw.daemon.new_lanes import NewLanes
 from esp_gw.daemon.notices import Notices
 from esp_gw.daemon.ownership import evict, open_alone
 from esp_gw.daemon.paths import PathMtus
 from esp_gw.daemon.peers import PEERS_NAME, Peers
 from esp_gw.daemon.queue import ChangeQueue
 from esp_gw.daemon.reconcile import (
-    GRACE,
     InstallSa,
     Observed,
     RemoveSa,
@@ -33,7 +34,6 @@ from esp_gw.daemon.reconcile import (
     SetSockets,
     changes_of,
     reconcile,
-    sockets_left,
     step_of,
 )
 from esp_gw.daemon.sas import InstalledSas, Totals
@@ -112,9 +112,10 @@ class Gateway:
         self._needs_filter = False
         self._looked = 0.0
         self._watch = Watch(kernel.changed, self._look, self._next_deadline)
+        self.new_lanes = NewLanes(self._watch.wake)
         self.names = Names(ledger.path.parent / NAMES_NAME, self._watch.wake)
         self._was_down = False
-        self._lingering: dict[OuterSocket, float] = {}
+        self._lingering = Lingering()
         self._stopped = False
 
     async def start(self, desired: Desired) -> None:
@@ -148,6 +149,7 @@ class Gateway:
         self._background.repeat("the writing of replay floors", self._keep_floors)
         self._background.repeat("the watch of the network", self._watch.step)
         self._background.repeat("the keeping of the peers' addresses", self.peers.step)
+        self._background.repeat("announcing lanes", lambda: self.new_lanes.step(self.engine))
         self._background.repeat(
             "the resolution of names", lambda: self.names.step(lambda: self.host_addresses)
         )
@@ -230,7 +232,7 @@ class Gateway:
     @property
     def warnings(self) -> list[str]:
         """Warnings about the gateway's network, and other programs' changes to it."""
-        warnings = [*self._watch.warnings, *self._background.warnings]
+        warnings = [*self._watch.warnings, *self._background.warnings, *self.new_lanes.warnings]
         warnings += [*self.names.missing, *self._locals.missing, *self._around.warnings]
         if self._guard.is_opened:
             warnings.append("the guard is open: a restart of the gateway closes it again")
@@ -284,7 +286,7 @@ class Gateway:
             raise
         self._wanted = desired
         self._watch.forget()
-        if self._sas.retired or self._lingering:
+        if self._sas.retired or self._lingering.ends:
             # Its next deadline may be an earlier one now.
             self._watch.wake()
         await self._remember()
@@ -416,9 +418,9 @@ class Gateway:
         placed = await self._locals.place(
             desired, peers, lambda remote: self._kernel.source(remote, mark)
         )
-        for left in sockets_left(placed, self._sas.sas):
-            self._lingering[left] = _now() + GRACE
-        return await self._lanes.pass_over(placed, self._sas.sas)
+        self._lingering.leave(placed, self._sas.sas, _now())
+        placed = await self._lanes.pass_over(placed, self._sas.sas)
+        return self.new_lanes.hold(placed, self._sas.sas, _now())
 
     async def _plan(self, desired: Desired) -> Network:
         desired = self._where_peers_are(desired)
@@ -441,13 +443,11 @@ class Gateway:
 
     def _observed(self, network: Network) -> Observed:
         now = _now()
-        self._lingering = {each: end for each, end in self._lingering.items() if now < end}
-        lingering = frozenset(self._lingering)
-        retired = self._sas.in_grace(now)
+        retired, lingering = self._sas.in_grace(now), self._lingering.at(now)
         return Observed(self._sas.sas, self._policies, self._sockets, network, retired, lingering)
 
     def _next_deadline(self) -> float | None:
-        ends = [self._paths.next_expiry, *self._sas.retired.values(), *self._lingering.values()]
+        ends = [self._paths.next_expiry, *self._sas.retired.values(), *self._lingering.ends]
         if self._needs_filter and self._kernel.filter_warning is not None:
             ends.append(self._looked + FILTER_RETRY)
         return min((end for end in ends if end is not None), default=None)

@@ -76,6 +76,7 @@ class Health:
         """Bring the states to `now`, in seconds of the loop's clock."""
         gateway = self._gateway
         counters = gateway.counters().sas
+        gateway.new_lanes.answer(counters, now)
         self._roster.follow(gateway.placed, now)
         totals = gateway.totals(counters)
         look = Look(

@@ -42,6 +42,7 @@ from esp_gw.daemon.status import status_text
 from esp_gw.daemon.tunnel_list import tunnel_list
 from esp_gw.daemon.views import (
     all_lanes_view,
+    flows_in_use,
     policy_view,
     remote_view,
     sa_view,
@@ -322,7 +323,9 @@ class Service:
 
     async def list_tunnels(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return the tunnels with the counters of their SAs, those that the CLI added included."""
-        return {"tunnels": tunnel_list(self._configured.tunnels, self._gateway, self._health)}
+        configured = self._configured.tunnels
+        tunnels = tunnel_list(configured, self._gateway, self._health, self._flows())
+        return {"tunnels": tunnels}
 
     async def get_stats(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return every counter; `drops` includes those of the packet filter and the kernel."""
@@ -332,8 +335,7 @@ class Service:
         counters = self._gateway.counters()
         values = asdict(counters)
         values["drops"] = {**counters.drops, **outside}
-        flows = self._gateway.engine.lane_flows()
-        values["lanes"] = all_lanes_view(self._configured.tunnels, flows)
+        values["lanes"] = all_lanes_view(self._configured.tunnels, self._flows())
         for name, entry in counters.sas.items():
             values["sas"][name]["remote"] = remote_view(entry.remote)
         return values
@@ -446,6 +448,9 @@ class Service:
         if sa.name not in counters:
             return waiting_sa_view(sa, used_up=self._gateway.is_used_up(sa))
         return sa_view(sa, counters[sa.name], self._health.of_sa(sa.name))
+
+    def _flows(self) -> dict[str, int]:
+        return flows_in_use(self._gateway.engine.lane_flows(), self._gateway.placed.policies)
 
     def _find_sa(self, name: str) -> Sa:
         for sa in (*self._gateway.sas, *self._gateway.waiting):

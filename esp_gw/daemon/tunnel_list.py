@@ -13,13 +13,15 @@ from esp_gw.model import Tunnel, by_pair
 
 
 def tunnel_list(
-    configured: Iterable[Tunnel], gateway: Gateway, health: Health
+    configured: Iterable[Tunnel], gateway: Gateway, health: Health, flows: Mapping[str, int]
 ) -> list[dict[str, object]]:
-    """Return the tunnels with the counters of their SAs; those without an address come last."""
+    """Return the tunnels with the counters of their SAs; those without an address come last.
+
+    `flows` are those of each lane's SA.
+    """
     counters = gateway.counters().sas
     totals = gateway.totals(counters)
     placed = {sa.name: sa for sa in gateway.placed.sas}
-    flows = gateway.engine.lane_flows()
     tunnels, waiting = [], []
     for tunnel in configured:
         there = [name for name in tunnel.sas if name in placed]

@@ -151,11 +151,20 @@ def _traffic(outbound: Sequence[Totals], inbound: Sequence[Totals]) -> dict[str,
 
 
 def lanes_view(tunnel: Tunnel, flows: Mapping[str, int]) -> list[dict[str, object]]:
-    """Return the lanes of a tunnel with several SAs, in order, with the flows that each carries."""
+    """Return the lanes of a tunnel, in order, with the flows that each carries; none without flows.
+
+    `flows` are those of `flows_in_use`.
+    """
     outbound = tunnel.sas[::2]
-    if len(outbound) == 1:
+    if not flows.keys() & set(outbound):
         return []
     return [{"sa": name, "flows": flows.get(name, 0)} for name in outbound]
+
+
+def flows_in_use(flows: Mapping[str, int], policies: Iterable[Policy]) -> dict[str, int]:
+    """Return the flows of the SAs in policies that have several: an engine counts no others."""
+    used = {name for policy in policies if len(policy.sas) > 1 for name in policy.sas}
+    return {name: flows.get(name, 0) for name in used}
 
 
 def all_lanes_view(tunnels: Iterable[Tunnel], flows: Mapping[str, int]) -> dict[str, object]:

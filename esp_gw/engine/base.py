@@ -6,6 +6,7 @@ same thread, through the callback given to `open`.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -133,6 +134,7 @@ class SaCounters:
 class Counters:
     """All counters of an engine; `drops` has totals by reason, packets without an SA included.
 
+    `ike_passed` counts the IKE datagrams that `relay_ike` has passed on.
     `bulk_on_lane0` counts the packets of bulk flows that the worker of lane 0 has sealed: it read
     them from its queue. It is 0 in an engine whose lanes have no workers of their own.
     """
@@ -146,7 +148,14 @@ class Counters:
     drops: Mapping[str, int]
     sas: Mapping[str, SaCounters]
     bulk_on_lane0: int = 0
+    ike_passed: int = 0
 
+
+RELAY_HEADER = struct.Struct("!16s16sHH")
+"""Header of a relayed IKE datagram: source and destination with their UDP ports.
+
+IPv4 addresses are mapped into IPv6 (RFC 4291 2.5.5.2).
+"""
 
 NEVER = 2**64 - 1
 """A number for `watch_numbers` above which there is none."""
@@ -358,6 +367,12 @@ class Engine(Protocol):
         exist; no SA is removed in that case.
         """
 
+    def send_dummy(self, name: str) -> None:
+        """Send a dummy packet (RFC 4303 2.6) by an outbound SA whose peer has a known address.
+
+        Does nothing for an SA that is not there.
+        """
+
     def replace_policies(self, policies: Sequence[Policy]) -> None:
         """Replace the SPD in one step; `policies` are in order of precedence."""
 
@@ -388,6 +403,14 @@ class Engine(Protocol):
         """Return the flows that each outbound SA with a lane carried in the last 10 s, by name.
 
         A flow counts for the SA of its last packet.
+        """
+
+    def relay_ike(self, fd: int | None) -> None:
+        """Pass IKE datagrams of the outer UDP sockets to a connected unix datagram socket.
+
+        Each is sent without its Non-ESP Marker (RFC 3948 2.2) behind RELAY_HEADER. One that can't
+        be passed on, or comes while there is no such socket, is dropped as `ike-datagram`. The
+        engine keeps a copy of `fd`. Raises EngineError for a file of another kind.
         """
 
     def forget_flows(self) -> None:

@@ -6,18 +6,15 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import assert_never
 
 import esp_gw_core as core
 
 from esp_gw.crypto import probe
-from esp_gw.crypto.aead import AfAlgStatus
 from esp_gw.crypto.measure import Sealer
 from esp_gw.desired import EngineSettings
 from esp_gw.engine.base import (
     NEVER,
-    REST_MS,
     AfAlgLost,
     CeilingNear,
     Counters,
@@ -26,7 +23,6 @@ from esp_gw.engine.base import (
     Event,
     GsoRefused,
     HardExpired,
-    LaneStatus,
     LatencyStatus,
     LeaseLow,
     MergeRefused,
@@ -40,10 +36,19 @@ from esp_gw.engine.base import (
     SoftExpired,
 )
 from esp_gw.engine.keepalives import Rhythm, rhythm_of
+from esp_gw.engine.native_values import (
+    DIRECTIONS,
+    ENCAPSULATIONS,
+    core_policy,
+    core_sa,
+    core_settings,
+    direction_of,
+    lane_status,
+    sa_counters,
+)
 from esp_gw.engine.refusals import (
     TUN_DEVICE,
     latency_refused,
-    os_reason,
     socket_refused,
     tun_not_created,
     tun_not_opened,
@@ -51,35 +56,15 @@ from esp_gw.engine.refusals import (
 from esp_gw.errors import EngineError
 from esp_gw.model import (
     AF_ALG_ON,
-    LOW,
-    Action,
     Direction,
     DropReason,
-    Encapsulation,
     IPAddress,
     Lease,
-    Mode,
     Policy,
-    PortRange,
     Sa,
-    Selector,
 )
 
-_MODES = {Mode.TUNNEL: core.Mode.TUNNEL, Mode.TRANSPORT: core.Mode.TRANSPORT}
-_ENCAPSULATIONS = {
-    Encapsulation.UDP: core.Encapsulation.UDP,
-    Encapsulation.NONE: core.Encapsulation.NONE,
-}
-_ACTIONS = {
-    Action.PROTECT: core.PolicyAction.PROTECT,
-    Action.BYPASS: core.PolicyAction.BYPASS,
-    Action.DISCARD: core.PolicyAction.DISCARD,
-}
 _Wanted = core.OutboundSa | core.InboundSa | core.ReplacedSa
-_DIRECTIONS = {
-    Direction.OUTBOUND: core.Direction.OUTBOUND,
-    Direction.INBOUND: core.Direction.INBOUND,
-}
 
 
 class NativeEngine:
@@ -102,7 +87,7 @@ class NativeEngine:
         self._af_alg = probe.choose(settings.af_alg, sealer)
         self._af_alg_required = settings.af_alg == AF_ALG_ON
         with _tun_refused(settings.interface):
-            self._core = core.NativeEngine(_settings(settings, self._af_alg))
+            self._core = core.NativeEngine(core_settings(settings, self._af_alg))
         self._settings = settings
         self._outers: list[OuterSocket] = []
         self._event_fd = self._core.event_fd()
@@ -137,7 +122,7 @@ class NativeEngine:
     def _set_sockets(self, wanted: Sequence[OuterSocket]) -> None:
         self._core.set_sockets(
             [
-                core.OuterSocket(outer.address, _ENCAPSULATIONS[outer.encapsulation])
+                core.OuterSocket(outer.address, ENCAPSULATIONS[outer.encapsulation])
                 for outer in wanted
             ]
         )
@@ -146,7 +131,7 @@ class NativeEngine:
     def install_outbound(self, sa: Sa, lease: Lease) -> None:
         """Add an outbound SA that begins at the lease's first sequence number."""
         with _blamed_on(sa):
-            wanted = core.OutboundSa(_sa(sa), core.Lease(lease.first, lease.end))
+            wanted = core.OutboundSa(core_sa(sa), core.Lease(lease.first, lease.end))
         self._install(sa, wanted)
 
     def install_inbound(
@@ -154,7 +139,7 @@ class NativeEngine:
     ) -> None:
         """Add an inbound SA whose window treats every number up to `highest_seq` as seen."""
         with _blamed_on(sa):
-            wanted = core.InboundSa(_sa(sa), highest_seq, fence, notice_at)
+            wanted = core.InboundSa(core_sa(sa), highest_seq, fence, notice_at)
         self._install(sa, wanted)
 
     def watch_numbers(self, notices: Mapping[str, int]) -> None:
@@ -168,7 +153,7 @@ class NativeEngine:
     def replace_sa(self, name: str, sa: Sa) -> None:
         """Make the SA `name` into `sa`, which has the same key and direction."""
         with _blamed_on(sa):
-            wanted = core.ReplacedSa(name, _DIRECTIONS[sa.direction], _sa(sa))
+            wanted = core.ReplacedSa(name, DIRECTIONS[sa.direction], core_sa(sa))
         self._collect(name, sa, wanted)
 
     def _install(self, sa: Sa, wanted: _Wanted) -> None:
@@ -234,16 +219,20 @@ class NativeEngine:
 
     def _fold(self, found: core.SaCounters) -> SaCounters:
         """Add the final counters of a removed SA to the totals."""
-        final = _sa_counters(found)
-        totals = self._removed[_direction(found)]
+        final = sa_counters(found)
+        totals = self._removed[direction_of(found)]
         totals["packets"] += final.packets
         totals["bytes"] += final.bytes
         self._removed_drops.update(final.drops)
         return final
 
+    def send_dummy(self, name: str) -> None:
+        """Send a dummy packet by an outbound SA."""
+        self._core.dummy(name)
+
     def replace_policies(self, policies: Sequence[Policy]) -> None:
         """Replace the SPD in one step; `policies` are in order of precedence."""
-        self._core.replace_policies([_policy(policy) for policy in policies])
+        self._core.replace_policies([core_policy(policy) for policy in policies])
 
     def extend_lease(self, name: str, lease: Lease) -> None:
         """Give an outbound SA more sequence numbers, used after those it has."""
@@ -258,8 +247,8 @@ class NativeEngine:
         totals = {way: Counter(counts) for way, counts in self._removed.items()}
         drops = Counter(self._removed_drops)
         for found in self._core.sas():
-            sa = sas[found.name] = _sa_counters(found)
-            direction = _direction(found)
+            sa = sas[found.name] = sa_counters(found)
+            direction = direction_of(found)
             totals[direction]["packets"] += sa.packets
             totals[direction]["bytes"] += sa.bytes
             drops.update(sa.drops)
@@ -278,6 +267,7 @@ class NativeEngine:
             drops=dict(drops),
             sas=sas,
             bulk_on_lane0=self._core.bulk_on_lane0(),
+            ike_passed=self._core.ike_passed(),
         )
 
     def advanced_replay_floors(self) -> dict[str, int]:
@@ -313,6 +303,13 @@ class NativeEngine:
         """Return the flows that each outbound SA with a lane carried in the last 10 s, by name."""
         return self._core.lane_flows()
 
+    def relay_ike(self, fd: int | None) -> None:
+        """Pass IKE datagrams of the outer UDP sockets to a copy of a socket. Raises EngineError."""
+        try:
+            self._core.relay_ike(fd)
+        except (OSError, ValueError) as error:
+            raise EngineError(f"IKE datagrams can't be passed on: {error}") from None
+
     def forget_flows(self) -> None:
         """Treat every inbound flow as new: its next packet may be an opening."""
         self._core.forget_flows()
@@ -331,7 +328,7 @@ class NativeEngine:
                 for name, status in self._core.offloads().items()
             },
             af_alg={suite: self._af_alg[suite] for suite in providers},
-            lanes=_lane_status(self._core.lane_status()),
+            lanes=lane_status(self._core.lane_status()),
         )
 
     def _latency(self) -> LatencyStatus:
@@ -408,88 +405,3 @@ def _blamed_on(sa: Sa) -> Iterator[None]:
         yield
     except ValueError as error:
         raise EngineError(str(error), where=sa.name) from None
-
-
-def _direction(found: core.SaCounters) -> Direction:
-    outbound = found.direction == core.Direction.OUTBOUND
-    return Direction.OUTBOUND if outbound else Direction.INBOUND
-
-
-def _settings(settings: EngineSettings, af_alg: Mapping[str, AfAlgStatus]) -> core.Settings:
-    return core.Settings(
-        interface=settings.interface,
-        port=settings.port,
-        fwmark=settings.fwmark,
-        min_mtu=settings.min_mtu,
-        workers=settings.workers,
-        pin_workers=settings.pin_workers,
-        low_latency_ms=REST_MS if settings.latency == LOW else None,
-        provider=settings.provider,
-        af_alg=[name for name, status in af_alg.items() if status.in_use],
-        offloads=core.Offloads(**asdict(settings.offload)),
-    )
-
-
-def _sa(sa: Sa) -> core.Sa:
-    return core.Sa(
-        name=sa.name,
-        spi=sa.spi,
-        suite=sa.suite.name,
-        keymat=sa.keymat.to_bytes(),
-        mode=_MODES[sa.mode],
-        encapsulation=_ENCAPSULATIONS[sa.encapsulation],
-        local=sa.local,
-        remote=sa.remote,
-        remote_port=sa.remote_port,
-        local_original=sa.local_original,
-        remote_original=sa.remote_original,
-        selectors=[_selector(selector) for selector in sa.selectors],
-        esn=sa.esn,
-        replay_window=sa.replay_window,
-        pair=sa.pair,
-        tunnel=sa.tunnel,
-        lane=sa.lane,
-    )
-
-
-def _lane_status(found: core.LaneStatus) -> LaneStatus:
-    return LaneStatus(
-        steered=found.steered,
-        listed=found.listed,
-        laned=found.laned,
-        limit=found.limit,
-        refused=os_reason(found.refused),
-        priority=found.priority,
-        priority_refused=os_reason(found.priority_refused),
-    )
-
-
-def _policy(policy: Policy) -> core.Policy:
-    selectors = [_selector(selector) for selector in policy.selectors]
-    return core.Policy(policy.name, _ACTIONS[policy.action], selectors, policy.sas)
-
-
-def _selector(selector: Selector) -> core.Selector:
-    return core.Selector(
-        selector.local,
-        selector.remote,
-        selector.protocol,
-        _ports(selector.local_port),
-        _ports(selector.remote_port),
-    )
-
-
-def _ports(ports: PortRange | None) -> core.PortRange | None:
-    return None if ports is None else core.PortRange(ports.first, ports.last)
-
-
-def _sa_counters(found: core.SaCounters) -> SaCounters:
-    return SaCounters(
-        found.packets,
-        found.bytes,
-        found.seq,
-        found.lease_end,
-        found.remote,
-        found.remote_port,
-        found.drops,
-    )

@@ -169,7 +169,8 @@ def _parts(tracker: Tracker, ends: Ends, observed: Observations, now: float) -> 
             for cause in _refused(part, ends, observed, now):
                 yield Cause(Kind.ONE_SA, f"its SA {name} loses every packet: {cause.text}")
     next_spi = max(ends.inbound, default=0) + 1
-    if next_spi in observed.foreign_spis and tracker.state(now) is TunnelState.UP:
+    is_up_or_idle = tracker.state(now) in (TunnelState.UP, TunnelState.QUIET)
+    if next_spi in observed.foreign_spis and is_up_or_idle:
         yield Cause(
             Kind.NUMBER_OF_SAS,
             f"{ends.peer} sends the SPI behind the last one of this tunnel (0x{next_spi:08x}), "
@@ -185,9 +186,12 @@ def _spi(ends: Ends, observed: Observations) -> Cause:
             f"{ends.peer} sends {spis}, which is the SPI of our outbound SA: the two SPIs are "
             "swapped at one end",
         )
+    what = "the SPIs"
+    if max(ends.inbound, default=0) + 1 in observed.foreign_spis:
+        what = "the SPIs and 'sas'"
     return Cause(
         Kind.FOREIGN_SPI,
-        f"{ends.peer} sends SPIs of no SA here ({spis}): compare the SPIs of both ends",
+        f"{ends.peer} sends SPIs of no SA here ({spis}): compare {what} of both ends",
     )
 
 

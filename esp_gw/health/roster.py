@@ -15,6 +15,7 @@ from esp_gw.health.causes import Cause, DeadLane, Ends, Observations, likely_cau
 from esp_gw.health.tracker import MIN_FAILING, Seen, Sums, Tracker
 from esp_gw.health.unreachable import quotes, words
 from esp_gw.model import (
+    MAX_SAS,
     Direction,
     DropReason,
     IPAddress,
@@ -185,7 +186,9 @@ class Roster:
                 for watched in self._peers_at(sample.source, sample.spi, now):
                     if len(watched.spis) < MAX_SPIS or sample.spi in watched.spis:
                         watched.spis[sample.spi] = now
-                    yield watched, Seen(foreign=1)
+                    # The peer announces lanes, and loses nothing by them.
+                    is_announced = watched.tracker.heard and _is_next(watched, sample.spi)
+                    yield watched, Seen(foreign=not is_announced)
             return
         inner = f"{sample.source} to {sample.destination}"
         if sample.reason == DropReason.NO_POLICY:
@@ -255,6 +258,11 @@ def _is_same(known: Watched, watched: Watched) -> bool:
     return known.identity == watched.identity
 
 
+def _is_next(watched: Watched, spi: int) -> bool:
+    """Return True for the SPI of an SA that the tunnel would have with a larger `sas`."""
+    return 0 < spi - max(watched.ends.inbound, default=spi) < MAX_SAS
+
+
 def _move(watched: Watched, counters: Mapping[str, SaCounters]) -> None:
     """Follow a peer that moved."""
     there = next((counters[name] for name in watched.outbound if name in counters), None)
@@ -286,7 +294,9 @@ def _sums(watched: Watched, look: Look) -> Sums:
     sent, drops_out = _added(watched.outbound, look.carried)
     delivered, drops_in = _added(watched.inbound, look.carried)
     numbers = sum(look.counters[name].seq for name in watched.outbound if name in look.counters)
-    return Sums(sent, numbers, drops_out, delivered, drops_in)
+    _, of_others = _added(watched.inbound[1:], look.carried)
+    announced = of_others.get(DropReason.DUMMY, 0)
+    return Sums(sent, numbers, drops_out, delivered, drops_in, announced)
 
 
 def _added(

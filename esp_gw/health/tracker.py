@@ -55,7 +55,7 @@ class Sums:
     """Counters of a tunnel's SAs of each direction, those under replaced keys included.
 
     `sent` and `delivered` are inner packets; `numbers` are the sequence numbers used, dummies among
-    them.
+    them. `announced` are the dummies by other lanes than the first: they keep nothing alive.
     """
 
     sent: int = 0
@@ -63,6 +63,7 @@ class Sums:
     drops_out: Mapping[str, int] = field(default_factory=dict)
     delivered: int = 0
     drops_in: Mapping[str, int] = field(default_factory=dict)
+    announced: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,10 @@ class Tracker:
         dummies = drops_in.get(DropReason.DUMMY, 0)
         delivered = max(sums.delivered - before.delivered, 0)
         rejected = _of(_AFTER_AUTHENTICATION, drops_in)
+        keepalives = dummies - max(sums.announced - before.announced, 0)
         self._arrived(dummies, delivered, rejected, now)
+        if keepalives > 0:
+            self._kept_alive(now)
         refused = _of(_BEFORE_AUTHENTICATION, drops_in)
         if seen.foreign:
             refused[DropReason.UNKNOWN_SPI] = seen.foreign
@@ -175,10 +179,11 @@ class Tracker:
             self.rejected_in.add(rejected, now)
         if delivered or rejected:
             self._last_dummy = None
-        if dummies:
-            if self._last_dummy is not None:
-                self._gap = max(self._gap, now - self._last_dummy)
-            self._last_dummy = now
+
+    def _kept_alive(self, now: float) -> None:
+        if self._last_dummy is not None:
+            self._gap = max(self._gap, now - self._last_dummy)
+        self._last_dummy = now
 
     def _left(self, sent: int, drops: Mapping[str, int], now: float) -> None:
         if sent:

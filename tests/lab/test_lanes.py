@@ -20,7 +20,6 @@ from esp_gw.demo.traffic import iperf_server
 from esp_gw.ledger.identity import machine_identity
 from esp_gw.ledger.ledger import LEDGER_NAME, Ledger
 from esp_gw.model import Encapsulation
-from tests.support.engine_pair import RATES
 from tests.support.labtools import (
     MakePair,
     answers,
@@ -47,6 +46,8 @@ FIRST = counting(0, FLOWS)
 COUNT = 200
 """Datagrams of a flow that is bulk for a while."""
 PORT = 7000
+RATE = 1600
+"""Datagrams a second of three times what makes a flow bulk: a busy machine sends less."""
 INNER = ("10.1.0.1", "10.2.0.1")
 LAST_SEQ = 2**32 - 1
 LEFT = 50
@@ -262,37 +263,81 @@ class Keys:
             gateway.cli("reload")
 
 
-def test_a_reload_to_several_sas_and_back_loses_nothing_of_a_bulk_flow(
-    make_laned: MakePair, engine: str
+@contextlib.contextmanager
+def numbered_flow(
+    source: LabGateway, target: LabGateway, ends: tuple[str, str]
+) -> Iterator[list[dict[str, int]]]:
+    """Send numbered datagrams from `ends[0]` to `ends[1]`; yield a list for the final report."""
+    reports: list[dict[str, int]] = []
+    with (
+        program(target.namespace, "numbered.py", "receive", ends[1], PORT) as receiver,
+        program(source.namespace, "numbered.py", "send", *ends, PORT, RATE) as sender,
+    ):
+        yield reports
+        sent = int(sender.communicate("", timeout=30)[0])
+        report = json.loads(receiver.communicate("", timeout=30)[0])
+        reports.append({"sent": sent, **report})
+
+
+@pytest.mark.parametrize("a_first", [True, False])
+def test_a_reload_to_several_sas_and_back_loses_nothing_of_bulk_flows_both_ways(
+    make_laned: MakePair, *, a_first: bool
 ) -> None:
+    pair = make_laned()
+    order = (pair.a, pair.b) if a_first else (pair.b, pair.a)
+    keys = Keys(pair)
+    for gateway in order:
+        keys.configure(gateway, 1)
+    pair.start()
+    for gateway in order:
+        # Room for what waits meanwhile.
+        gateway.namespace.ip("link", "set", "esp0", "txqueuelen", "50000")
+    with (
+        numbered_flow(pair.a, pair.b, INNER) as to_b,
+        numbered_flow(pair.b, pair.a, INNER[::-1]) as to_a,
+    ):
+        until(lambda: packets_by_lane(pair.b, "in")[""] > 200, "the flow has begun")
+        seq = sas(pair.a)["pi-b/out"]["seq"]
+        for _ in range(2):
+            keys.configure(order[0], SAS)
+            order[0].cli("reload")
+            # As long as only one end knows them, its packets have the lane that the other knows.
+            before = packets_by_lane(pair.b, "in")[""]
+            until(lambda at=before: packets_by_lane(pair.b, "in")[""] > at + 500, "it goes on")
+            assert not any(lanes_used(pair)[::2])
+            (warning,) = (w for w in order[0].ask("status")["warnings"] if "not heard" in w)
+            assert "by lanes 1, 2, 3 yet" in warning
+            keys.reload(SAS, order[1])
+            until(lambda: all(lanes_used(pair)), "both flows have a bulk lane")
+            keys.reload(1, *order)
+            before = packets_by_lane(pair.b, "in")[""]
+            until(
+                lambda at=before: packets_by_lane(pair.b, "in")[""] > at + 200, "the flow is back"
+            )
+    for (report,) in (to_b, to_a):
+        assert report["received"] == report["highest"] == report["sent"]
+        assert report["repeated"] == 0
+    # The first SA has its key and its numbers from the beginning to the end.
+    assert sas(pair.a)["pi-b/out"]["seq"] > seq
+    # The announcements of lanes, before the other end knows them and after that.
+    for gateway in order:
+        assert drops(gateway).keys() <= {"dummy", "unknown-spi"}
+        assert drops(gateway)["unknown-spi"] < 200
+
+
+def test_new_lanes_are_used_soon_where_the_other_end_is_restarted(make_laned: MakePair) -> None:
     pair = make_laned()
     keys = Keys(pair)
     for gateway in (pair.a, pair.b):
         keys.configure(gateway, 1)
     pair.start()
-    # Three times what makes a flow bulk: a busy machine sends less. Room for what waits meanwhile.
-    rate = 2 * RATES[engine]
-    pair.a.namespace.ip("link", "set", "esp0", "txqueuelen", "50000")
-    with (
-        program(pair.b.namespace, "numbered.py", "receive", INNER[1], PORT) as receiver,
-        program(pair.a.namespace, "numbered.py", "send", *INNER, PORT, rate) as sender,
-    ):
-        until(lambda: packets_by_lane(pair.b, "in")[""] > 200, "the flow has begun")
-        seq = sas(pair.a)["pi-b/out"]["seq"]
-        for _ in range(2):
-            keys.reload(SAS, pair.b, pair.a)
-            until(lambda: lanes_used(pair)[0], "the flow has a bulk lane")
-            keys.reload(1, pair.a, pair.b)
-            before = packets_by_lane(pair.b, "in")[""]
-            until(
-                lambda at=before: packets_by_lane(pair.b, "in")[""] > at + 200, "the flow is back"
-            )
-        sent = int(sender.communicate("", timeout=30)[0])
-        report = json.loads(receiver.communicate("", timeout=30)[0])
-    assert report == {"received": sent, "repeated": 0, "highest": sent}
-    # The first SA has its key and its numbers from the beginning to the end.
-    assert sas(pair.a)["pi-b/out"]["seq"] > seq
-    assert drops(pair.a) == drops(pair.b) == {}
+    keys.reload(SAS, pair.a)
+    until(lambda: drops(pair.b)["unknown-spi"], "the new lanes are announced")
+    keys.configure(pair.b, SAS)
+    pair.b.stop()
+    pair.b.start()
+    until(lambda: send_bulk(pair) and all(lanes_used(pair)), "all have bulk lanes", 30)
+    assert not any("not heard" in line for line in pair.a.ask("status")["warnings"])
 
 
 def test_a_reload_to_several_sas_and_back_breaks_no_connection(make_laned: MakePair) -> None:

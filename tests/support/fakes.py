@@ -95,6 +95,8 @@ class FakeEngine:
         self.used: dict[str, int] = {}
         self.flows: dict[str, int] = {}
         self.dummies: dict[str, int] = {}
+        self.sent_dummies: list[str] = []
+        self.relay: int | None = None
         self._reported: dict[str, int] = {}
         self.extensions: list[tuple[str, Lease]] = []
         self.policies: tuple[Policy, ...] = ()
@@ -208,6 +210,9 @@ class FakeEngine:
             del self.sas[name]
         return [counters[name] for name in names]
 
+    def send_dummy(self, name: str) -> None:
+        self.sent_dummies.append(name)
+
     def replace_policies(self, policies: Sequence[Policy]) -> None:
         assert all(self.sas.keys() & set(policy.sas) for policy in policies if policy.sas)
         self.policies = tuple(policies)
@@ -238,6 +243,9 @@ class FakeEngine:
 
     def lane_flows(self) -> dict[str, int]:
         return {name: self.flows.get(name, 0) for name, sa in self.sas.items() if _is_laned(sa)}
+
+    def relay_ike(self, fd: int | None) -> None:
+        self.relay = fd
 
     def forget_flows(self) -> None: ...
 

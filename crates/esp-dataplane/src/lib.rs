@@ -7,6 +7,7 @@ pub mod aead_factory;
 pub mod af_alg;
 pub mod engine;
 pub mod events;
+mod ike_relay;
 mod lanes;
 pub mod latency;
 pub mod measure;

@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 
 use crate::aead_factory::AeadFactory;
 use crate::events::Events;
+use crate::ike_relay::IkeRelay;
 use crate::latency::LatencyRequests;
 use crate::merge_refusal::MergeRefusal;
 use crate::samples::Drawer;
@@ -37,6 +38,8 @@ pub struct Shared {
     pub drawers: Box<[Arc<Drawer>]>,
     /// The kinds of super-packets that the TUN refuses.
     pub merge_refusal: MergeRefusal,
+    /// The way of IKE datagrams.
+    pub ike: IkeRelay,
     /// The start of the clock by which workers judge the rates of flows.
     pub began: Instant,
     /// Outbound bulk packets that lane 0's worker sealed.

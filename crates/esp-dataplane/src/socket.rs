@@ -1,6 +1,7 @@
 //! One worker's outer socket: ESP in UDP or as protocol 50.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
@@ -8,7 +9,9 @@ use esp_core::esp::sa::Encapsulation;
 use esp_linux::bpf::Steering;
 use esp_linux::raw::RawSocket;
 use esp_linux::udp::UdpSocket;
-use esp_linux::{BatchSocket, RecvArena, RecvMeta, Result, SendArena, SendOutcome, Transmit};
+use esp_linux::{
+    BatchSocket, Error, RecvArena, RecvMeta, Result, SendArena, SendOutcome, Transmit,
+};
 
 use crate::tables::OuterSocket;
 
@@ -70,6 +73,17 @@ impl Socket {
             }
         }
         Ok(())
+    }
+
+    /// The address and port that a UDP socket is bound to.
+    ///
+    /// # Errors
+    /// The error of the system call; `Argument` for a raw socket.
+    pub fn local(&self) -> Result<SocketAddr> {
+        match self {
+            Self::Udp(udp) => udp.local(),
+            Self::Raw(_) => Err(Error::Argument("a raw socket has no port")),
+        }
     }
 
     /// True if ESP is in UDP.

@@ -10,6 +10,8 @@
 #![deny(unsafe_code)]
 
 #[allow(unsafe_code)]
+pub mod adopted;
+#[allow(unsafe_code)]
 mod aio;
 #[allow(unsafe_code)]
 pub mod alg;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use esp_dataplane::engine::{Engine, SadChange};
 use esp_linux::Errno;
@@ -190,6 +190,15 @@ impl NativeEngine {
         let flows = py.detach(|| self.0.lane_flows());
         let flows = flows.map_err(|error| os_error(&error))?.into_iter();
         Ok(flows.map(|(sa, count)| (sa.to_string(), count)).collect())
+    }
+
+    #[pyo3(signature = (socket))]
+    fn relay_ike(&self, socket: Option<RawFd>) -> PyResult<()> {
+        self.0.relay_ike(socket).map_err(|error| os_error(&error))
+    }
+
+    fn ike_passed(&self) -> u64 {
+        self.0.ike_passed()
     }
 
     fn bulk_on_lane0(&self) -> u64 {

@@ -293,6 +293,12 @@ class PythonEngine:
         self._fold(Direction.OUTBOUND, final)
         return final
 
+    def send_dummy(self, name: str) -> None:
+        """Send a dummy packet by an outbound SA."""
+        state = self._outbound.sas.get(name)
+        if state is not None and state.peer.is_known:
+            self._keepalives_out += self._outbound.send_dummy(state)
+
     def replace_policies(self, policies: Sequence[Policy]) -> None:
         """Replace the SPD in one step; `policies` are in order of precedence."""
         self._outbound.replace_policies(policies)
@@ -320,6 +326,7 @@ class PythonEngine:
             bytes_in=self._removed.bytes_in + sum(c.bytes for c in inbound.values()),
             keepalives_out=self._keepalives_out,
             keepalives_in=self._inbound.keepalives,
+            ike_passed=self._inbound.ike.passed,
             drops=dict(drops),
             sas=outbound | inbound,
         )
@@ -348,6 +355,10 @@ class PythonEngine:
             for name, state in self._outbound.sas.items()
             if state.sa.lane is not None
         }
+
+    def relay_ike(self, fd: int | None) -> None:
+        """Pass IKE datagrams of the outer UDP sockets to a copy of a socket. Raises EngineError."""
+        self._inbound.ike.replace(fd)
 
     def forget_flows(self) -> None:
         """Treat every inbound flow as new: its next packet may be an opening."""

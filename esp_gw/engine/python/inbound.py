@@ -21,6 +21,7 @@ from esp_gw.engine.base import NEVER, CeilingNear, Event, PeerAddressChanged
 from esp_gw.engine.python.checksums import mend
 from esp_gw.engine.python.drop import AuthenticDrop, Drop
 from esp_gw.engine.python.icmp import answered
+from esp_gw.engine.python.ike_relay import IkeRelay
 from esp_gw.engine.python.lanes import LaneFlows, fold
 from esp_gw.engine.python.outbound import BATCH, MAX_FLOWS, MAX_PACKET, ROOM, TURN_BYTES
 from esp_gw.engine.python.outer import Outer
@@ -77,6 +78,7 @@ class InboundPath:
         self.sas: dict[int, InboundState] = {}
         self.drops: Counter[str] = Counter()
         self.keepalives = 0
+        self.ike = IkeRelay()
 
     def drain(self, outer: Outer) -> None:
         """Receive one turn's datagrams: what the socket has, at most BATCH and TURN_BYTES."""
@@ -110,7 +112,8 @@ class InboundPath:
                 self._loop.remove_writer(self._tun)
 
     def close(self) -> None:
-        """Drop all packets queued for the TUN, counted as tun-error."""
+        """Drop all packets queued for the TUN, counted as tun-error, and relay no IKE datagrams."""
+        self.ike.close()
         for state in {id(state): state for state, _ in self._queue}.values():
             self.discard(state)
 
@@ -127,7 +130,8 @@ class InboundPath:
             raise Drop(DropReason.TOO_SHORT)
         spi = int.from_bytes(datagram[start : start + 4])
         if spi == _NON_ESP_MARKER and outer.is_udp:
-            raise Drop(DropReason.IKE_DATAGRAM)
+            self.ike.pass_on(datagram[start:size], address, outer)
+            return
         state = self.sas.get(spi)
         if state is None:
             self._samples.outer(DropReason.UNKNOWN_SPI, None, spi, address, outer.is_udp)

@@ -14,9 +14,11 @@ from esp_gw.config.load import load_config
 from esp_gw.control.server import Caller
 from esp_gw.crypto.aead import AfAlgStatus
 from esp_gw.crypto.recommend import SIZES
+from esp_gw.daemon import new_lanes
 from esp_gw.engine.base import LatencyStatus
 from esp_gw.errors import ControlError, EspGwError, NetworkError
 from esp_gw.ledger import thread as ledger_thread
+from tests.support.fakes import until
 from tests.support.ledgers import MACHINE
 from tests.support.requests import policy, sa
 from tests.support.service_rig import Rig, restarted, start_rig
@@ -253,14 +255,16 @@ async def test_every_read_method_works_during_a_reload(rig: Rig) -> None:
         assert len((await rig.call("ListTunnels"))["tunnels"]) == 1
 
 
-async def test_a_tunnel_of_several_sas_is_listed_as_one(rig: Rig) -> None:
+async def test_a_tunnel_of_several_sas_is_listed_as_one(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(new_lanes, "INTERVAL", 0.01)
     folder = rig.config.parent / "keys"
     for end in ("out", "in"):
         first = (folder / f"pi-b.{end}.key").read_text()
         (folder / f"pi-b.{end}.key").write_text(first + {"out": "aa", "in": "bb"}[end] * 36)
     rig.edit(lambda config: config["tunnels"]["pi-b"].update(sas=2))
     assert sorted((await rig.call("Reload"))["changes"]) == [
-        "1 policies in place",
         "sa pi-b/in changed",
         "sa pi-b/in.2 installed",
         "sa pi-b/out changed",
@@ -275,6 +279,11 @@ async def test_a_tunnel_of_several_sas_is_listed_as_one(rig: Rig) -> None:
     (policy,) = (await rig.call("ListPolicies"))["policies"]
     assert policy["sas"] == ["pi-b/out", "pi-b/out.2"]
     rig.engine.flows = {"pi-b/out": 3}
+    (tunnel,) = (await rig.call("ListTunnels"))["tunnels"]
+    assert tunnel["lanes"] == [], "the new lane waits, and an only one has no count"
+    await asyncio.sleep(0.05)
+    rig.engine.receive("pi-b/in.2", 1)
+    await until(lambda: len(rig.engine.policies[0].sas) == 2)
     lanes = [{"sa": "pi-b/out", "flows": 3}, {"sa": "pi-b/out.2", "flows": 0}]
     (tunnel,) = (await rig.call("ListTunnels"))["tunnels"]
     assert tunnel["lanes"] == lanes

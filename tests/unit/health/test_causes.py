@@ -359,6 +359,18 @@ def laned(count: int) -> TunnelLife:
     return life
 
 
+def test_announced_lanes_promise_no_keepalives() -> None:
+    life = laned(2)
+    for _ in range(5):
+        life.more["in t/out.1"].update({DropReason.DUMMY: 1})
+        life.second()
+    assert life.roster.tunnels["t"].state == "up"
+    for _ in range(100):
+        life.second()
+    assert life.roster.tunnels["t"].state == "quiet"
+    assert life.roster.tunnels["t"].causes == ()
+
+
 def test_a_lane_that_carries_nothing_is_named_while_another_works() -> None:
     life = laned(4)
     tunnel = life.roster.tunnels["t"]
@@ -394,6 +406,23 @@ def test_a_peer_with_more_sas_is_named_beside_traffic() -> None:
         sample = outer(DropReason.UNKNOWN_SPI, life.inbound.spi + 1)
         life.second(sent=5, delivered=5, refused=[sample])
     assert (life.state, life.kinds) == ("up", [Kind.NUMBER_OF_SAS])
+
+
+def test_a_peer_that_announces_lanes_does_not_make_an_idle_tunnel_failing() -> None:
+    life = TunnelLife()
+    life.second(sent=5, delivered=5)
+    for _ in range(100):
+        spis = (life.inbound.spi + n for n in (1, 2, 3))
+        life.second(refused=[outer(DropReason.UNKNOWN_SPI, spi) for spi in spis])
+    assert (life.state, life.kinds) == ("quiet", [Kind.NUMBER_OF_SAS])
+
+
+def test_the_next_spi_where_nothing_was_ever_heard_is_a_wrong_spi() -> None:
+    life = TunnelLife()
+    for _ in range(AWHILE):
+        life.second(refused=[outer(DropReason.UNKNOWN_SPI, life.inbound.spi + 1)])
+    assert (life.state, life.kinds) == ("failing", [Kind.FOREIGN_SPI])
+    assert "'sas'" in life.text
 
 
 def test_one_wrong_prefix_of_several_is_named_beside_traffic() -> None:

@@ -58,6 +58,8 @@ struct Open {
 pub struct Coalescer {
     merging: Merging,
     slots: [Slot; MAX_OPEN],
+    /// Bits of the slots with an open super-packet.
+    open: u32,
     /// The slot of the packet before; packets come in trains.
     recent: usize,
     /// Super-packets begun so far.
@@ -84,6 +86,7 @@ impl Coalescer {
                 buffer: buffer(),
                 open: None,
             }),
+            open: 0,
             recent: 0,
             begun: 0,
             spare: buffer(),
@@ -119,22 +122,16 @@ impl Coalescer {
                 continues: false,
             },
         };
-        let place = self
-            .buffer_of(&placed)
-            .get_mut(placed.at..placed.at + length);
-        if place.is_none() {
-            return Err(DropReason::MalformedInner);
-        }
-        self.placed = Some(placed);
-        Ok(self.placed())
-    }
-
-    fn buffer_of(&mut self, placed: &Placed) -> &mut [u8] {
-        if placed.continues {
+        let buffer = if placed.continues {
             &mut self.slots[self.recent].buffer
         } else {
             &mut self.spare
+        };
+        let place = buffer.get_mut(placed.at..placed.at + length);
+        if place.is_some() {
+            self.placed = Some(placed);
         }
+        place.ok_or(DropReason::MalformedInner)
     }
 
     /// The current place, empty if there is none.
@@ -142,8 +139,13 @@ impl Coalescer {
         let Some(placed) = self.placed else {
             return &mut [];
         };
+        let buffer = if placed.continues {
+            &mut self.slots[self.recent].buffer
+        } else {
+            &mut self.spare
+        };
         let range = placed.at..placed.at + placed.length;
-        self.buffer_of(&placed).get_mut(range).unwrap_or_default()
+        buffer.get_mut(range).unwrap_or_default()
     }
 
     /// Releases the place of a dropped packet.
@@ -182,12 +184,13 @@ impl Coalescer {
     /// Merges the packet at `at` with the recent super-packet, or moves it to the spare buffer.
     fn continue_with(&mut self, at: usize, length: usize, owner: u64) -> bool {
         let slot = &self.slots[self.recent];
-        let Some(Open { mut building, .. }) = slot.open else {
+        let Some(Open { building, .. }) = &slot.open else {
             return false;
         };
         let Some(shape) = building.shape else {
             return false;
         };
+        let end = HEADROOM + building.length;
         let mut headers = [0; MAX_HEADERS];
         let headers_len = shape.headers_len.min(length);
         let headers = &mut headers[..headers_len];
@@ -197,12 +200,15 @@ impl Coalescer {
         headers.copy_from_slice(&packet[..headers_len]);
         self.put_back(at);
         let slot = &mut self.slots[self.recent];
-        let end = HEADROOM + building.length;
         let (whole, payload) =
             slot.buffer[HEADROOM..end + length - headers_len].split_at(end - HEADROOM);
-        if fits && building.takes(&shape, whole, headers, payload) {
-            self.grow(self.recent, building);
-            return true;
+        if let Some(Open { building, .. }) = slot.open.as_mut().filter(|_| fits) {
+            if building.takes(&shape, whole, headers, payload) {
+                if !building.is_open(&self.merging) {
+                    self.due |= 1 << self.recent;
+                }
+                return true;
+            }
         }
         let moved = &mut self.spare[HEADROOM..HEADROOM + length];
         moved[..headers_len].copy_from_slice(headers);
@@ -236,6 +242,7 @@ impl Coalescer {
             return;
         }
         self.recent = found.unwrap_or_else(|| self.free_slot());
+        self.open |= 1 << self.recent;
         self.begun += 1;
         let slot = &mut self.slots[self.recent];
         std::mem::swap(&mut slot.buffer, &mut self.spare);
@@ -249,48 +256,49 @@ impl Coalescer {
 
     /// Merges the packet in the spare buffer with a super-packet.
     fn append(&mut self, index: usize, next: &Super) -> bool {
-        let slot = &mut self.slots[index];
-        let (Some(open), Some(shape)) = (slot.open, next.shape) else {
+        let Slot { buffer, open } = &mut self.slots[index];
+        let (Some(Open { building, .. }), Some(shape)) = (open, next.shape) else {
             return false;
         };
-        let mut building = open.building;
         let packet = &self.spare[HEADROOM..HEADROOM + next.length];
         let (headers, payload) = packet.split_at(shape.headers_len);
         let end = HEADROOM + building.length;
         let takes = building.shape.is_some_and(|first| {
             building.owner == next.owner
                 && shape.extends(&first)
-                && building.takes(&first, &slot.buffer[HEADROOM..end], headers, payload)
+                && building.takes(&first, &buffer[HEADROOM..end], headers, payload)
         });
         if takes {
-            slot.buffer[end..end + payload.len()].copy_from_slice(payload);
+            buffer[end..end + payload.len()].copy_from_slice(payload);
             self.recent = index;
-            self.grow(index, building);
+            if !building.is_open(&self.merging) {
+                self.due |= 1 << index;
+            }
         }
         takes
     }
 
-    /// Keeps a super-packet that has grown; one that is complete is due.
-    fn grow(&mut self, index: usize, building: Super) {
-        if let Some(open) = &mut self.slots[index].open {
-            open.building = building;
-        }
-        if !building.is_open(&self.merging) {
-            self.due |= 1 << index;
-        }
-    }
-
     /// An unused slot, or that of the super-packet that began first.
     fn free_slot(&self) -> usize {
+        let unused = self.open.trailing_ones() as usize;
+        if unused < MAX_OPEN {
+            return unused;
+        }
         let since = |index: &usize| self.slots[*index].open.map_or(0, |open| open.since);
         (0..MAX_OPEN).min_by_key(since).unwrap_or_default()
     }
 
+    /// Bits of the open super-packets that are wanted.
     fn bits(&self, wanted: impl Fn(&Open) -> bool) -> u32 {
-        (0..)
-            .zip(&self.slots)
-            .filter(|(_, slot)| slot.open.as_ref().is_some_and(&wanted))
-            .fold(0, |bits, (index, _)| bits | 1 << index)
+        let (mut left, mut bits) = (self.open, 0);
+        while left != 0 {
+            let slot = &self.slots[left.trailing_zeros() as usize];
+            if slot.open.as_ref().is_some_and(&wanted) {
+                bits |= left & left.wrapping_neg();
+            }
+            left &= left - 1;
+        }
+        bits
     }
 
     /// Merges no more packets of a kind, TCP or UDP, from the next super-packet on.
@@ -304,18 +312,21 @@ impl Coalescer {
     /// Makes every open super-packet due.
     pub fn flush(&mut self) {
         self.cancel();
-        self.due = self.bits(|_| true);
+        self.due = self.open;
     }
 
     /// Returns the next super-packet that is to be written, which is no longer kept; None once there
     /// is none.
     pub fn due(&mut self) -> Option<Ready<'_>> {
         if self.due == 0 {
+            // Without this look the whole value would be moved for nothing.
+            self.due_spare.as_ref()?;
             let building = self.due_spare.take()?;
             return Some(building.ready(&self.merging, &mut self.spare));
         }
         let index = self.due.trailing_zeros() as usize;
         self.due &= self.due - 1;
+        self.open &= !(1 << index);
         let slot = &mut self.slots[index];
         let open = slot.open.take()?;
         Some(open.building.ready(&self.merging, &mut slot.buffer))
@@ -324,14 +335,17 @@ impl Coalescer {
 
 impl Slot {
     fn headers_len(&self) -> usize {
-        let shape = self.open.and_then(|open| open.building.shape);
+        let shape = self
+            .open
+            .as_ref()
+            .and_then(|open| open.building.shape.as_ref());
         shape.map_or(0, |shape| shape.headers_len)
     }
 
     /// The place at which a packet continues the super-packet, and the length of its headers.
     fn continuation(&self, length: usize) -> Option<(usize, usize)> {
-        let building = self.open.as_ref()?.building;
-        let headers_len = building.shape?.headers_len;
+        let building = &self.open.as_ref()?.building;
+        let headers_len = building.shape.as_ref()?.headers_len;
         let end = building.length + length.checked_sub(headers_len + 1)?;
         (end < MAX_LEN + TAILROOM).then(|| (HEADROOM + building.length - headers_len, headers_len))
     }

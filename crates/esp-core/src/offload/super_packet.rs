@@ -103,7 +103,8 @@ impl Super {
         })
     }
 
-    /// Adds a packet if its headers and checksums allow it; the payload is behind `whole`.
+    /// Adds a packet if its headers and checksums allow it, else stays the same; the payload is behind
+    /// `whole`.
     pub(super) fn takes(
         &mut self,
         shape: &Shape,
@@ -115,9 +116,10 @@ impl Super {
         let is_tcp = shape.protocol == TCP;
         #[allow(clippy::cast_possible_truncation)] // less than 65536
         let next_seq = tcp_seq(shape, first).wrapping_add(merged.len() as u32);
+        let mut fixed_id = self.fixed_id;
         let neighbours = payload.len() <= self.gso_size
             && same_flow(shape, first, headers)
-            && id_fits(first, headers, self.packets, &mut self.fixed_id)
+            && id_fits(first, headers, self.packets, &mut fixed_id)
             && (!is_tcp || tcp_seq(shape, headers) == next_seq);
         if !neighbours {
             return false;
@@ -126,6 +128,7 @@ impl Super {
         if !self.verified || !checksums_hold(shape, headers, payload) {
             return false;
         }
+        self.fixed_id = fixed_id;
         self.length += payload.len();
         self.packets += 1;
         self.bytes += (headers.len() + payload.len()) as u64;

@@ -23,6 +23,7 @@ use super::steered::Steered;
 use crate::aead_factory::AeadFactory;
 use crate::af_alg::AfAlgKeys;
 use crate::events::Events;
+use crate::ike_relay::IkeRelay;
 use crate::merge_refusal::MergeRefusal;
 use crate::shared::Shared;
 use crate::socket::Socket;
@@ -77,6 +78,7 @@ impl Engine {
             socket_drops: SocketDrops::default(),
             drawers: (0..count).map(|_| Arc::default()).collect(),
             merge_refusal: MergeRefusal::default(),
+            ike: IkeRelay::default(),
             began: Instant::now(),
             bulk_on_lane0: AtomicU64::new(0),
             priority: Mutex::default(),

@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use esp_core::esp::sa::Encapsulation;
 use esp_core::esp::seq::Lease;
 use esp_core::policy::spd::{Policy, Spd};
+use esp_linux::adopted::unix_datagram;
 use esp_linux::{Error, Result};
 
 use super::counters::{SaCounters, inbound_counters, outbound_counters};
@@ -127,6 +129,23 @@ impl Engine {
     /// The error of the system call.
     pub fn dummy(&self, name: &str) -> Result<()> {
         self.tell_first(Command::Dummy(Arc::from(name)))
+    }
+
+    /// Passes IKE datagrams that come to the port of ESP in UDP to a connected unix datagram socket,
+    /// of which the caller keeps its own copy, or drops them again.
+    ///
+    /// # Errors
+    /// The error of the system call; `Argument` for a file of another kind.
+    pub fn relay_ike(&self, socket: Option<RawFd>) -> Result<()> {
+        let socket = socket.map(unix_datagram).transpose()?;
+        self.shared.ike.replace(socket);
+        Ok(())
+    }
+
+    /// The IKE datagrams that were passed on.
+    #[must_use]
+    pub fn ike_passed(&self) -> u64 {
+        self.shared.ike.passed()
     }
 
     /// Treats every inbound flow as new: its next packet is checked as the first one is, and may be

@@ -272,6 +272,10 @@ impl InboundPath {
                 tally.carried(1, 0);
                 return Ok(Ok(()));
             }
+            Err(DropReason::IkeDatagram) => {
+                let relay = &self.delivery.shared.ike;
+                return Ok(relay.pass(esp, meta.src, || socket.local()));
+            }
             Err(reason) => return Ok(Err(reason)),
         };
         let outer = Outer {
