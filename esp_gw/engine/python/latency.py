@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
-import stat
 import sys
 
 from esp_gw.engine.base import REST_MS
@@ -35,10 +33,6 @@ class LowLatency:
             self._file = os.open(LATENCY_DEVICE, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             self.why = latency_refused(error.errno or 0)
-            return
-        if not stat.S_ISCHR(os.fstat(self._file).st_mode):
-            self.close()
-            self.why = latency_refused(errno.ENODEV)
 
     @property
     def is_held(self) -> bool:
