@@ -55,6 +55,7 @@ class Problem:
     """One fault in a configuration file: `line` counts from 1, and is 0 if there is none.
 
     An `absent` file, key file or credential isn't there, or can't be read now: a late mount, say.
+    A `denied` one may not be read by this user.
     """
 
     file: str
@@ -62,6 +63,7 @@ class Problem:
     field: str
     message: str
     absent: bool = False
+    denied: bool = False
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else self.file
@@ -95,6 +97,11 @@ class ConfigError(EspGwError):
             problem.absent and not problem.field for problem in self.problems
         )
 
+    @property
+    def is_denied(self) -> bool:
+        """True if this user may not read something of it."""
+        return any(problem.denied for problem in self.problems)
+
 
 class KeyFileError(EspGwError):
     """A key could not be read, has the wrong size, or is not kept secret."""
@@ -102,6 +109,10 @@ class KeyFileError(EspGwError):
 
 class KeyAbsentError(KeyFileError):
     """A key file or credential isn't there, or can't be read now."""
+
+
+class KeyDeniedError(KeyFileError):
+    """A key file or credential may not be read by this user."""
 
 
 class StoreDamagedError(EspGwError):
@@ -112,6 +123,10 @@ class StoreDamagedError(EspGwError):
 
 class LedgerError(EspGwError):
     """The ledger can't guarantee fresh sequence numbers for a key, so nothing is sent with it."""
+
+
+class LedgerBusyError(LedgerError):
+    """Another process uses the ledger."""
 
 
 class LedgerMissingError(LedgerError):

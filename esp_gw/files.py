@@ -63,7 +63,7 @@ def privacy_fault(status: os.stat_result, forbidden: int = 0o077) -> str | None:
 
     The owner must be root or the current user; root accepts any owner.
     """
-    # Root may read the files of the service's user: 'sudo esp-gw check' must work.
+    # Root may read the files of the service's user: 'sudo esp-gw config check' must work.
     if os.geteuid() != 0 and status.st_uid not in (0, os.geteuid()):
         return f"belongs to user {status.st_uid}, not to root or the current user"
     mode = stat.S_IMODE(status.st_mode)

@@ -6,6 +6,7 @@ The terms are those of the RFCs: SA, SPI, selector (RFC 4301), suite, ICV, ESN (
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
@@ -271,6 +272,16 @@ class Sa:
         program (docs/explanation/safety.md).
         """
         return 2**64 - 1 if self.esn and not self.used_seq else 2**32 - 1
+
+
+def by_pair(sas: Sequence[Sa]) -> Iterator[tuple[Sa, ...]]:
+    """The SAs of no tunnel, each with its pair; of the two, only one may name the other."""
+    named = {sa.name: sa for sa in sas if sa.tunnel is None}
+    back = {sa.pair: sa.name for sa in named.values() if sa.pair is not None}
+    while named:
+        sa = named.pop(next(iter(named)))
+        pair = named.pop(sa.pair or back.get(sa.name, ""), None)
+        yield (sa,) if pair is None else (sa, pair)
 
 
 @dataclass(frozen=True, slots=True)

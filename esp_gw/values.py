@@ -14,6 +14,7 @@ from collections.abc import Callable
 from esp_gw.errors import printable
 from esp_gw.model import (
     AF_ALG_CHOICES,
+    ANY,
     AUTO,
     ENGINES,
     LAST_TABLE,
@@ -194,7 +195,7 @@ def parse_address(value: object) -> IPAddress:
         try:
             address = _address(value)
         except ValueError:
-            raise FieldError(f"expected an IPv4 or IPv6 address, not {shown(value)}") from None
+            raise _not("an IPv4 or IPv6 address", value) from None
     if isinstance(address, ipaddress.IPv6Address):
         if address.scope_id is not None:
             raise FieldError(
@@ -243,9 +244,24 @@ def parse_remote(value: object) -> IPAddress | str:
         raise FieldError(f"{value} is not the address of a host: write any for a peer anywhere")
     if isinstance(value, str) and value.lower() == AUTO:
         raise FieldError("auto is for local: write an address, a name, or any for a peer anywhere")
-    if isinstance(value, str) and _HOST_NAME.fullmatch(value) and not looks_like_a_key(value):
-        return value.rstrip(".").lower()
+    if _is_name(value):
+        return str(value).rstrip(".").lower()
     return parse_outer_address(value)
+
+
+def _is_name(value: object) -> bool:
+    """True for text that may be a host's name, and is no key."""
+    is_like_one = isinstance(value, str) and _HOST_NAME.fullmatch(value) is not None
+    return is_like_one and not looks_like_a_key(str(value))
+
+
+def _not(expected: str, value: object) -> FieldError:
+    """The error for a value that is none of what is expected; a host's name is called one."""
+    quoted = shown(value)
+    if not _is_name(value) or value in (ANY, AUTO) or quoted != f"'{value}'":
+        return FieldError(f"expected {expected}, not {quoted}")
+    found = f"'getent ahosts {value}' shows its addresses"
+    return FieldError(f"expected {expected}, not the name {quoted}: {found}")
 
 
 @functools.lru_cache(maxsize=64)
@@ -270,16 +286,16 @@ def parse_prefix(value: object) -> IPNetwork:
     """An IPv4 or IPv6 prefix; a bare address is the prefix of that host."""
     if isinstance(value, ipaddress.IPv4Network | ipaddress.IPv6Network):
         return value
-    expected = f"expected a prefix such as 10.1.0.0/24 or fd00:1::/64, not {shown(value)}"
+    expected = "a prefix such as 10.1.0.0/24 or fd00:1::/64"
     if not isinstance(value, str):
-        raise FieldError(expected)
+        raise _not(expected, value)
     address, slash, length = value.partition("/")
     if "%" in address or (slash and not re.fullmatch("[0-9]{1,3}", length)):
-        raise FieldError(expected)
+        raise _not(expected, value)
     try:
         network = ipaddress.ip_network(value, strict=False)
     except ValueError:
-        raise FieldError(expected) from None
+        raise _not(expected, value) from None
     if network.network_address != ipaddress.ip_address(address):
         raise FieldError(f"host bits are set in {value}; the prefix is {network}")
     return network

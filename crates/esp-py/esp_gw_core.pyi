@@ -19,6 +19,7 @@ __all__ = [
     "HardExpired",
     "InboundSa",
     "LaneStatus",
+    "LatencyStatus",
     "Lease",
     "LeaseLow",
     "MergeRefused",
@@ -325,6 +326,15 @@ class LaneStatus:
     def priority_refused(self) -> str | None: ...
 
 @final
+class LatencyStatus:
+    """State of the requests for a short latency: `held` by a worker, the errno of a refused one."""
+
+    @property
+    def held(self) -> bool: ...
+    @property
+    def refused(self) -> int | None: ...
+
+@final
 class OffloadStatus:
     """State of one offload; `why` is the reason that it is unused or used in part."""
 
@@ -468,8 +478,8 @@ class NativeEngine:
 
     def offloads(self) -> dict[str, OffloadStatus]:
         """Return the offloads by their names in the configuration."""
-    def latency(self) -> tuple[bool, int | None]:
-        """Return True if a request for a short latency is held, and the errno of a refused one."""
+    def latency(self) -> LatencyStatus:
+        """Return the state of the requests for a short latency."""
 
     def providers(self) -> dict[str, str]:
         """Return what seals and opens the suites in use, by their names."""

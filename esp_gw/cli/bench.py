@@ -8,7 +8,6 @@ import click
 
 from esp_gw.cli import output
 from esp_gw.cli.options import json_option
-from esp_gw.errors import printable
 from esp_gw.model import AF_ALG
 
 _SUITES = ("aes256gcm16", "aes128gcm16", "chacha20poly1305")
@@ -77,10 +76,11 @@ def crypto(as_json: bool) -> None:
     )
     click.echo()
     for text in _missing(found.missing):
-        click.echo(printable(f"not measured: {text}"))
+        output.print_text(f"not measured: {text}")
     if in_kernel:
-        click.echo(f"faster by AF_ALG: {output.joined(in_kernel)} ('crypto.offload: auto' uses it)")
-    click.echo(f"recommended: {suite}. {why}")
+        suites = output.joined(in_kernel)
+        output.print_text(f"faster by AF_ALG: {suites} ('crypto.offload: auto' uses it)")
+    output.print_text(f"recommended: {suite}. {why}")
 
 
 def _cells(

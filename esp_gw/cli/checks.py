@@ -1,4 +1,4 @@
-"""The checks of `esp-gw check`: one configuration, looked at as the service does."""
+"""The checks of `esp-gw config check`: one configuration, looked at as the service does."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from esp_gw.cli.denial import SUDO, is_ordinary_user
 from esp_gw.cli.here import RESOLVERS, look, nameservers
 from esp_gw.cli.viewpoint import viewpoint
 from esp_gw.config.load import load_config
@@ -31,6 +32,7 @@ def check_file(path: Path) -> dict[str, Any]:
     around, lost = ([], []) if desired is None or problems else _around(path, desired)
     problems += lost
     outcome: dict[str, Any] = {"file": str(path), "as": view.who, "ok": not problems}
+    outcome["todo"] = SUDO if view.identity is None and _is_denied(problems) else ""
     outcome["problems"] = [
         {"file": each.file, "line": each.line, "field": each.field, "message": each.message}
         for each in problems
@@ -48,6 +50,10 @@ def check_file(path: Path) -> dict[str, Any]:
             *advice(desired.settings).hints(desired.tunnels),
         ],
     }
+
+
+def _is_denied(problems: list[Problem]) -> bool:
+    return is_ordinary_user() and any(problem.denied for problem in problems)
 
 
 def _one_sided(desired: Desired) -> list[str]:

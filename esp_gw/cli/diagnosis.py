@@ -203,20 +203,32 @@ def _described(status: AfAlgStatus) -> str:
 
 
 def _configuration(config: Path) -> tuple[Desired | None, Finding]:
+    todo = "run 'esp-gw init', or name another one with --config"
     if not os.path.lexists(config):
-        todo = "run 'esp-gw init', or name another one with --config"
         return None, Finding(State.WARNING, "config", f"{config}: does not exist", todo)
     try:
         desired = load_config(config)
     except ConfigError as error:
-        todo = f"run 'sudo esp-gw check {config}'"
+        if _is_empty(config):
+            return None, Finding(State.WARNING, "config", error.summary, todo)
+        todo = f"run 'sudo esp-gw config check {config}'"
         return None, Finding(State.FAULT, "config", error.summary, todo)
     tunnels = counted(len(desired.tunnels), "tunnel")
     found = f"{config}: {tunnels}, {counted(len(desired.sas), 'SA')}"
     if desired.warnings:
         text = f"{found}, {counted(len(desired.warnings), 'warning')}"
-        return desired, Finding(State.WARNING, "config", text, f"run 'esp-gw check {config}'")
+        return desired, Finding(
+            State.WARNING, "config", text, f"run 'esp-gw config check {config}'"
+        )
     return desired, Finding(State.OK, "config", found)
+
+
+def _is_empty(config: Path) -> bool:
+    """True for a folder without a file, as an installation leaves it."""
+    try:
+        return not any(config.iterdir())
+    except OSError:
+        return False
 
 
 def _network(desired: Desired) -> Iterator[Finding]:

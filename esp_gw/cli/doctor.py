@@ -8,7 +8,6 @@ import click
 
 from esp_gw.cli import output
 from esp_gw.cli.options import Daemon, config_option, json_option
-from esp_gw.errors import printable
 
 
 @click.command()
@@ -47,6 +46,7 @@ def doctor(daemon: Daemon, config: Path, as_json: bool) -> int:
     else:
         for finding in findings:
             text = f"{finding.found}; {finding.todo}" if finding.todo else finding.found
-            click.echo(printable(f"{finding.state:8} {finding.what:13} {text}"))
+            # As it is: the padding between the columns.
+            output.print_text(text, f"{finding.state:8} {finding.what:13} ", hanging=" " * 23)
         click.echo(f"{output.counted(faults, 'fault')}, {output.counted(warnings, 'warning')}")
     return 1 if faults else 0

@@ -1,4 +1,4 @@
-"""`esp-gw run`, `check`, `status`, `stats`, `reload`: the gateway as a whole."""
+"""`esp-gw run`, `status`, `stats`, `reload`: the gateway as a whole."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ from typing import Any
 import click
 
 from esp_gw.cli import output
-from esp_gw.cli.options import CONFIG, Daemon, config_option, json_option, log_level_option
-from esp_gw.errors import ControlError, EspGwError, Problem, printable
+from esp_gw.cli.options import (
+    CONFIG,
+    Daemon,
+    config_option,
+    json_option,
+    log_level_option,
+)
+from esp_gw.errors import ControlError, EspGwError, printable
 from esp_gw.model import NO_AES, NORMAL, TunnelState
 
 RELOAD_TIMEOUT = 80.0
@@ -30,38 +36,6 @@ def run(config: Path, log_level: str, release: bool) -> int:
     from esp_gw.daemon import main as daemon  # noqa: PLC0415 - the daemon's libraries are slow to import
 
     return (daemon.run_and_release if release else daemon.run)(config, log_level)
-
-
-@click.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=CONFIG)
-@json_option
-def check(files: tuple[Path, ...], as_json: bool) -> int:
-    """Check configuration files without touching anything.
-
-    Root looks at the files of the service as its user, and with its credentials.
-    """
-    from esp_gw.cli.checks import check_file  # noqa: PLC0415 - imports pydantic, which is slow
-
-    results = [check_file(path) for path in files]
-    failed = not all(result["ok"] for result in results)
-    if as_json:
-        output.print_json({"files": results})
-        return int(failed)
-    for result in results:
-        for text in _described(result):
-            click.echo(printable(text), err=not result["ok"])
-    for who in dict.fromkeys(result["as"] for result in results):
-        click.echo(printable(f"looked {who}"), err=failed)
-    return int(failed)
-
-
-def _described(result: Mapping[str, Any]) -> list[str]:
-    if not result["ok"]:
-        return [str(Problem(**problem)) for problem in result["problems"]]
-    path = result["file"]
-    sizes = output.counted(result["tunnels"], "tunnel"), output.counted(result["sas"], "SA")
-    warnings = [f"{path}: warning: {warning}" for warning in result["warnings"]]
-    return [*warnings, f"{path}: ok, {', '.join(sizes)}"]
 
 
 @click.command()
@@ -104,7 +78,7 @@ def status(daemon: Daemon, as_json: bool) -> int:
         },
     )
     for warning in reply["warnings"]:
-        click.echo(f"  warning: {printable(str(warning))}")
+        output.print_text(f"warning: {warning}", indent="  ", hanging="      ")
     return int(not is_well)
 
 
@@ -218,16 +192,20 @@ def stats(daemon: Daemon, as_json: bool) -> None:
     type=CONFIG,
     help="The configuration of the daemon; it names the control socket.",
 )
+@click.option("--dry-run", is_flag=True, help="Only say what would change.")
 @json_option
 @click.pass_obj
-def reload(daemon: Daemon, config: Path | None, as_json: bool) -> None:
+def reload(daemon: Daemon, config: Path | None, dry_run: bool, as_json: bool) -> None:
     """Reload the configuration, applying only what has changed.
 
     What would end the ssh session of the caller is refused.
     """
+    if dry_run:
+        tell_difference(daemon, config, as_json=as_json)
+        return
     daemon = replace(daemon, timeout=RELOAD_TIMEOUT)
     _keep_caller(daemon, config)
-    reply = daemon.call("Reload") if config is None else _reload(daemon, config)
+    reply = daemon.call("Reload") if config is None else _ask_reader(daemon, config, "Reload")
     if as_json:
         output.print_json(reply)
         return
@@ -235,6 +213,20 @@ def reload(daemon: Daemon, config: Path | None, as_json: bool) -> None:
         click.echo(printable(str(change)))
     for warning in reply.get("warnings", []):
         click.echo(printable(f"warning: {warning}"), err=True)
+
+
+def tell_difference(daemon: Daemon, config: Path | None, *, as_json: bool) -> None:
+    """Print what a reload would change, in the words of the file."""
+    daemon = replace(daemon, timeout=RELOAD_TIMEOUT)
+    if config is None:
+        reply = daemon.call("CheckReload")
+    else:
+        reply = _ask_reader(daemon, config, "CheckReload")
+    if as_json:
+        output.print_json(reply)
+        return
+    for change in reply["changes"] or ["nothing would change"]:
+        output.print_text(change)
 
 
 def _keep_caller(daemon: Daemon, config: Path | None) -> None:
@@ -247,8 +239,8 @@ def _keep_caller(daemon: Daemon, config: Path | None) -> None:
     keep_caller(config or Path(daemon.call("GetStatus")["config"]))
 
 
-def _reload(daemon: Daemon, config: Path) -> dict[str, Any]:
-    """Reload the gateway that runs `config`, and no other one."""
+def _ask_reader(daemon: Daemon, config: Path, method: str) -> dict[str, Any]:
+    """Call a method of the gateway that reads `config`, and no other one."""
     from esp_gw.config.load import (  # noqa: PLC0415 - pydantic is slow to import
         load_state_dir,
         readable_control_socket,
@@ -256,7 +248,7 @@ def _reload(daemon: Daemon, config: Path) -> dict[str, Any]:
 
     daemon = daemon.of(readable_control_socket(config))
     try:
-        return daemon.call("Reload", config=str(config.absolute()))
+        return daemon.call(method, config=str(config.absolute()))
     except ControlError:
         raise
     except EspGwError:

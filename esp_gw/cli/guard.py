@@ -50,5 +50,5 @@ def status(config: Path, as_json: bool) -> int:
         return found.exit_status
     output.print_block("guard", found.state, found.lines())
     for warning in found.warnings:
-        click.echo(f"  warning: {printable(warning)}")
+        output.print_text(f"warning: {warning}", indent="  ", hanging="      ")
     return found.exit_status

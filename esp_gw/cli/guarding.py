@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from esp_gw.cli.denial import refuse_unreadable
 from esp_gw.cli.output import counted, joined
 from esp_gw.config.load import readable_state_dir
 from esp_gw.daemon.protection import last_protection
@@ -118,7 +119,10 @@ def force_open(config: Path) -> str:
 
 
 def _state(config: Path) -> GuardState:
+    refuse_unreadable(config)
+    refuse_unreadable(*sorted(config.glob("*.yaml")))
     guard = GuardState(readable_state_dir(config))
+    refuse_unreadable(guard.folder)
     if not guard.is_there:
         raise NetworkError(
             "there is no state directory, so nothing is guarded",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,7 +81,10 @@ def export(daemon: Daemon, form: str, target: str, remote: str | None, config: P
     from esp_gw.config.load import load_config  # noqa: PLC0415 - pydantic is slow to import
     from esp_gw.xfrm.commands import batch  # noqa: PLC0415
 
-    _refuse_open_stdout(target)
+    if target == "-":
+        output.refuse_open_stdout(
+            "name a file with --output, or pipe into 'ssh root@peer ip -batch -'"
+        )
     wanted = load_config(config)
     wanted = merge(wanted, Store(Path(wanted.settings.state_dir) / STORE_NAME).load())
     peers = sorted({str(sa.remote) for sa in wanted.sas if not sa.remote.is_unspecified})
@@ -125,17 +126,6 @@ def _seqs(daemon: Daemon) -> dict[str, int]:
 
 def _note(text: str) -> None:
     click.echo(printable(f"note: {text}"), err=True)
-
-
-def _refuse_open_stdout(target: str) -> None:
-    if target != "-":
-        return
-    mode = os.fstat(sys.stdout.fileno()).st_mode
-    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
-        raise EspGwError(
-            "stdout is not a pipe, so the keys would be visible to others",
-            hint="name a file with --output, or pipe into 'ssh root@peer ip -batch -'",
-        )
 
 
 def _write(target: str, text: str) -> None:

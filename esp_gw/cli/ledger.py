@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -10,7 +11,7 @@ from click.core import ParameterSource
 from esp_gw.cli import output
 from esp_gw.cli.options import DIRECTORY, config_option, json_option
 from esp_gw.desired import GatewaySettings
-from esp_gw.errors import ConfigError, EspGwError
+from esp_gw.errors import ConfigError, EspGwError, LedgerBusyError
 from esp_gw.model import KeyMaterial
 
 state_dir_option = click.option(
@@ -121,16 +122,18 @@ def _keys_of_cli(path: Path) -> list[KeyMaterial]:
 @config_option
 @json_option
 def show(state_dir: Path | None, config: Path, as_json: bool) -> None:
-    """Show the sequence numbers used with each key; the daemon must not be running."""
+    """Show the sequence numbers used with each key, or leased to the gateway that runs."""
     from esp_gw.ledger.identity import machine_identity  # noqa: PLC0415
     from esp_gw.ledger.ledger import LEDGER_NAME, Ledger  # noqa: PLC0415 - imports sqlite3
+    from esp_gw.ledger.look import look  # noqa: PLC0415 - likewise
 
     folder = _state_dir(state_dir, config)
-    opened = Ledger.open(folder / LEDGER_NAME, machine_identity(folder))
+    path = folder / LEDGER_NAME
     try:
-        entries = opened.entries()
-    finally:
-        opened.close()
+        with closing(Ledger.open(path, machine_identity(folder))) as opened:
+            entries = opened.entries()
+    except LedgerBusyError:
+        entries = look(path)
     if as_json:
         keys = [
             {

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from esp_gw.cli.options import Daemon, json_option
-from esp_gw.errors import printable
+from esp_gw.cli.output import print_text
 
 INTERVAL = 1.0
 """Seconds between two requests of --follow."""
@@ -32,7 +32,10 @@ def log(daemon: Daemon, follow: bool, as_json: bool) -> None:
             reply = daemon.call("ListEvents", after=0)
         for event in reply["events"]:
             after = event["number"]
-            click.echo(json.dumps(event) if as_json else printable(_line(event)))
+            if as_json:
+                click.echo(json.dumps(event))
+            else:
+                print_text(_line(event))
         if not follow:
             return
         time.sleep(INTERVAL)

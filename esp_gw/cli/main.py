@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -11,12 +12,15 @@ from pathlib import Path
 import click
 
 from esp_gw.cli.bench import bench
+from esp_gw.cli.config import check, config
 from esp_gw.cli.demo import demo
+from esp_gw.cli.denial import SUDO, is_ordinary_user, with_sudo
 from esp_gw.cli.doctor import doctor
-from esp_gw.cli.gateway import check, reload, run, stats, status
+from esp_gw.cli.gateway import reload, run, stats, status
 from esp_gw.cli.guard import guard
 from esp_gw.cli.ledger import ledger
 from esp_gw.cli.log import log
+from esp_gw.cli.moved import moved
 from esp_gw.cli.options import Daemon
 from esp_gw.cli.output import counted
 from esp_gw.cli.policy import policy
@@ -26,6 +30,8 @@ from esp_gw.cli.tunnel import tunnel
 from esp_gw.desired import GatewaySettings
 from esp_gw.errors import FAILED, INTERRUPTED, ConfigError, EspGwError, printable
 from esp_gw.limits import named
+
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,7 +51,7 @@ def cli(context: click.Context, socket: Path | None) -> None:
 
 for command in (
     run,
-    check,
+    config,
     init,
     keygen,
     ledger,
@@ -62,6 +68,7 @@ for command in (
     bench,
 ):
     cli.add_command(command)
+cli.add_command(moved(check, "esp-gw config check"))
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -93,7 +100,8 @@ def _run(args: Sequence[str] | None) -> int:
         for problem in error.problems:
             _complain(str(problem))
         problems = counted(len(error.problems), "problem")
-        _complain(f"esp-gw: error: {problems} in the configuration")
+        sudo = f"; {SUDO}" if error.is_denied and is_ordinary_user() else ""
+        _complain(f"esp-gw: error: {problems} in the configuration{sudo}")
         return error.exit_status
     except Exception as error:
         return _failed(error)
@@ -101,12 +109,20 @@ def _run(args: Sequence[str] | None) -> int:
 
 
 def _failed(error: Exception) -> int:
-    told = named(error) or error
+    told = named(error) or _unwritten(error) or error
     if isinstance(told, EspGwError):
-        _complain(f"esp-gw: error: {told}")
+        _complain(f"esp-gw: error: {with_sudo(told)}")
         return told.exit_status
     _complain_internal(error)
     return FAILED
+
+
+def _unwritten(error: Exception) -> EspGwError | None:
+    """Return the error of a full or failing device behind stdout, or None for any other."""
+    # One of a file has its name.
+    if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITABLE:
+        return EspGwError(os.strerror(error.errno), where="stdout")
+    return None
 
 
 def _usage(error: click.ClickException) -> str:

@@ -99,15 +99,16 @@ ENCAPSULATION = _Words(Encapsulation, values.parse_encapsulation)
 DIRECTION = _Words(Direction, values.parse_direction)
 ACTION = _Words(Action, values.parse_action)
 ENGINE = _Words(ENGINES, values.parse_engine)
-FILE = click.Path(dir_okay=False, path_type=Path)
-DIRECTORY = click.Path(file_okay=False, path_type=Path)
-# That one can't be read is a fault of the configuration, not of the command line.
+# That one can't be read is no fault of the command line: the command says what to do.
+FILE = click.Path(dir_okay=False, readable=False, path_type=Path)
+DIRECTORY = click.Path(file_okay=False, readable=False, path_type=Path)
 CONFIG = click.Path(readable=False, path_type=Path)
+DEFAULT_CONFIG = Path("/etc/esp-gw")
 
 config_option = click.option(
     "--config",
     type=CONFIG,
-    default=Path("/etc/esp-gw"),
+    default=DEFAULT_CONFIG,
     show_default=True,
     help="Configuration file, or a directory of *.yaml files.",
 )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
+import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
 
-from esp_gw.errors import printable
+from esp_gw.cli.folding import table_lines, terminal_width, text_lines
+from esp_gw.errors import EspGwError, printable
 from esp_gw.model import ANY, DropReason, Encapsulation
 
 _MANY_LANES = 8
@@ -22,10 +26,18 @@ def print_json(document: Mapping[str, object]) -> None:
     click.echo(json.dumps(document, indent=2))
 
 
+def refuse_open_stdout(hint: str) -> None:
+    """Raise EspGwError, with this hint, if keys on stdout would be seen or kept: it is no pipe."""
+    mode = os.fstat(sys.stdout.fileno()).st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        raise EspGwError("stdout is not a pipe, so the keys would be visible to others", hint=hint)
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], none: str) -> None:
     """Print a header and one line per row, or the line `none` if there are no rows.
 
-    A column that is empty in all rows is left out.
+    A column that is empty in all rows is left out. On a terminal that is too narrow, a row has
+    several lines.
     """
     cells = [[printable(cell) for cell in row] for row in rows]
     if not cells:
@@ -35,30 +47,28 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], none: str
     cells = [[row[i] for i in used] for row in cells]
     names = [columns[i] for i in used]
     right = [_is_number(name, [row[i] for row in cells]) for i, name in enumerate(names)]
-    click.echo("\n".join(_lines([names, *cells], right)))
+    click.echo("\n".join(table_lines([names, *cells], right, terminal_width())))
 
 
 def _is_number(column: str, cells: Iterable[str]) -> bool:
     return not column.startswith("SPI") and all(not cell or cell[0].isdigit() for cell in cells)
 
 
-def _lines(rows: list[list[str]], right: list[bool]) -> Iterator[str]:
-    """Yield the rows with columns aligned, numbers to the right, two spaces apart."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        padded = (
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(row, widths, right, strict=True)
-        )
-        yield "  ".join(padded).rstrip()
-
-
 def print_block(title: str, name: str, fields: Mapping[str, str]) -> None:
     """Print a heading and the non-empty fields, one per line, in the style of `wg show`."""
-    click.echo(f"{title}: {printable(name)}")
+    print_text(f"{title}: {name}")
     for field, value in fields.items():
         if value:
-            click.echo(f"  {field}: {printable(value)}")
+            print_text(f"{field}: {value}", indent="  ", hanging="      ")
+
+
+def print_text(text: str, indent: str = "", hanging: str = "  ") -> None:
+    """Print a line, between words divided where a terminal is narrower; `hanging` begins the rest.
+
+    Elsewhere it stays one line.
+    """
+    for line in text_lines(printable(text), terminal_width(), indent, hanging):
+        click.echo(line)
 
 
 def spi(value: int) -> str:

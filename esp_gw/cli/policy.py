@@ -16,6 +16,7 @@ from esp_gw.cli.options import (
     json_option,
     selector_options,
 )
+from esp_gw.errors import printable
 
 _PROTOCOL_NAMES = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 
@@ -65,6 +66,8 @@ def delete(daemon: Daemon, name: str, as_json: bool) -> None:
     reply = daemon.call("DeletePolicy", name=name)
     if as_json:
         output.print_json(reply)
+    else:
+        click.echo(printable(f"deleted: {name}"))
 
 
 def _print(policies: list[dict[str, Any]]) -> None:

@@ -22,6 +22,7 @@ from esp_gw.cli.options import (
     SUITE,
 )
 from esp_gw.cli.options import local_address as local_or_auto
+from esp_gw.cli.output import refuse_open_stdout
 from esp_gw.errors import printable
 from esp_gw.model import AUTO, DEFAULT_SUITE, NO_AES, SUITES, Encapsulation, Mode
 
@@ -178,13 +179,31 @@ def init(
     help="SAs of the tunnel in each direction, each with its own key.",
 )
 @click.option(
-    "--out", type=FILE, required=True, metavar="FILE", help="The key file to create, mode 0600."
+    "--out",
+    type=FILE,
+    required=True,
+    metavar="FILE|-",
+    help="The key file to create, mode 0600; - is stdout, which must be a pipe.",
 )
 def keygen(suite: str, sas: int, out: Path) -> None:
-    """Write a key file with one or more fresh random keys and salts; they are never printed."""
-    from esp_gw.config.keyfile import generate, write_key_file  # noqa: PLC0415 - only needed here
+    """Write a key file with one or more fresh random keys and salts.
 
+    They are never shown: stdout has to be a pipe, as into 'esp-gw sa add --key-file -'.
+    """
+    from esp_gw.config.keyfile import (  # noqa: PLC0415 - only needed here
+        format_keymat,
+        generate,
+        write_key_file,
+    )
+
+    to_stdout = str(out) == "-"
+    if to_stdout:
+        refuse_open_stdout("name a file with --out, or pipe into a command that reads the key")
     keymats = [generate(SUITES[suite]) for _ in range(sas)]
+    if to_stdout:
+        for keymat in keymats:
+            click.echo(format_keymat(keymat))
+        return
     write_key_file(out, keymats, f"Key and salt for {suite}.")
     what = "a key" if sas == 1 else f"{sas} keys"
     click.echo(printable(f"wrote {out}: {what} for {suite}"))

@@ -177,6 +177,8 @@ def delete(daemon: Daemon, name: str, as_json: bool) -> None:
     reply = daemon.call("DeleteSa", name=name)
     if as_json:
         output.print_json(reply)
+    else:
+        click.echo(printable(f"deleted: {name}"))
 
 
 @sa.command()

@@ -43,7 +43,9 @@ class Document:
     def __post_init__(self) -> None:
         self.name = printable(self.path)
 
-    def problem(self, location: Location, message: str, *, absent: bool = False) -> Problem:
+    def problem(
+        self, location: Location, message: str, *, absent: bool = False, denied: bool = False
+    ) -> Problem:
         """A fault at a place in the file, with the line of the nearest enclosing known place."""
         place = location
         while place and place not in self.lines:
@@ -52,7 +54,7 @@ class Document:
         shown = location
         while shown and isinstance(shown[-1], int) and shown not in self.lines:
             shown = shown[:-1]
-        return Problem(self.name, self.lines.get(place, 0), label(shown), message, absent)
+        return Problem(self.name, self.lines.get(place, 0), label(shown), message, absent, denied)
 
 
 def read_document(path: Path) -> Document:
@@ -63,7 +65,9 @@ def read_document(path: Path) -> Document:
             content = read_bounded(fd, MAX_FILE_LEN)
     except OSError as error:
         text = error.strerror or "can't be read"
-        document.problems.append(document.problem((), text, absent=is_absence(error)))
+        denied = isinstance(error, PermissionError)
+        problem = document.problem((), text, absent=is_absence(error), denied=denied)
+        document.problems.append(problem)
         return document
     try:
         text = content.decode("utf-8-sig")

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from esp_gw.errors import KeyAbsentError, KeyFileError, printable
+from esp_gw.errors import KeyAbsentError, KeyDeniedError, KeyFileError, printable
 from esp_gw.files import is_absence, open_regular, privacy_fault, read_bounded, write_new
 from esp_gw.model import KeyMaterial, Suite
 from esp_gw.protocol import SALT_LEN
@@ -175,5 +175,6 @@ def _unusable(path: Path, error: OSError | ValueError) -> KeyFileError:
         text = "the key file does not exist"
     elif isinstance(error, PermissionError):
         text = "the key file can't be opened: permission denied"
+        return KeyDeniedError(text, where=printable(path))
     absent = isinstance(error, OSError) and is_absence(error)
     return (KeyAbsentError if absent else KeyFileError)(text, where=printable(path))

@@ -24,7 +24,14 @@ from esp_gw.config.redundancy import find_redundant
 from esp_gw.config.types import Location, Strict, describe, unknown_field
 from esp_gw.crypto.providers import provider_fault
 from esp_gw.desired import Desired, GatewaySettings
-from esp_gw.errors import ConfigError, KeyAbsentError, KeyFileError, Problem, printable
+from esp_gw.errors import (
+    ConfigError,
+    KeyAbsentError,
+    KeyDeniedError,
+    KeyFileError,
+    Problem,
+    printable,
+)
 from esp_gw.files import is_absence
 from esp_gw.model import AWS_LC, DEFAULT_SUITE, KeyMaterial, Policy, Sa, Suite, Tunnel
 from esp_gw.protocol import MIN_IPV6_MTU
@@ -109,7 +116,8 @@ def _files(path: Path) -> tuple[list[Path], list[str]]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "is not a usable file name"
         absent = isinstance(error, OSError) and is_absence(error)
-        raise ConfigError([Problem(printable(path), 0, "", reason, absent)]) from None
+        denied = isinstance(error, PermissionError)
+        raise ConfigError([Problem(printable(path), 0, "", reason, absent, denied)]) from None
     files = [entry for entry in names if entry.suffix == ".yaml"]
     if not files:
         # The mount point of a late file system is such a folder.
@@ -185,9 +193,15 @@ class _Reader:
         self._settings = gateway_settings(sections)
 
     def _complain(
-        self, document: Document, location: Location, message: str, *, absent: bool = False
+        self,
+        document: Document,
+        location: Location,
+        message: str,
+        *,
+        absent: bool = False,
+        denied: bool = False,
     ) -> None:
-        self._problems.append(document.problem(location, message, absent=absent))
+        self._problems.append(document.problem(location, message, absent=absent, denied=denied))
 
     def _sections(self, name: str) -> Iterator[tuple[Document, object]]:
         for document in self._documents:
@@ -312,8 +326,13 @@ class _Reader:
         try:
             return source.read(suite, count, document.path.parent)
         except KeyFileError as error:
-            absent = isinstance(error, KeyAbsentError)
-            self._complain(document, (*place, "key", source.kind), str(error), absent=absent)
+            self._complain(
+                document,
+                (*place, "key", source.kind),
+                str(error),
+                absent=isinstance(error, KeyAbsentError),
+                denied=isinstance(error, KeyDeniedError),
+            )
             return None
 
     def _check_together(self) -> None:

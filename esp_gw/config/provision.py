@@ -9,6 +9,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from esp_gw.config.keyfile import generate, write_key_file
@@ -164,6 +165,16 @@ def make_pair(
             raise EspGwError(reason, where=printable(output)) from None
         undo.pop_all()
     return pair
+
+
+def example() -> str:
+    """A configuration as `esp-gw init` writes it, with addresses of RFC 5737."""
+    here, there = (
+        _Side(name, ip_address(f"192.0.2.{end}"), (ip_network(f"10.{end}.0.0/24"),), None, {})
+        for end, name in enumerate(DEFAULT_NAMES, 1)
+    )
+    terms = _Terms(Mode.TUNNEL, Encapsulation.UDP, DEFAULT_SUITE, 1, LIVENESS)
+    return _config_text(here, there, terms, _Way("", 0x1001, ()), _Way("", 0x1002, ()))
 
 
 def _random_spis(sas: int) -> tuple[int, int]:

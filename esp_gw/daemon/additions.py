@@ -15,7 +15,7 @@ from esp_gw.config.added import (
 from esp_gw.control.server import Caller, Handler, Reply
 from esp_gw.daemon.gateway import Gateway
 from esp_gw.daemon.held import PREFIX
-from esp_gw.daemon.parameters import Parameters, name_of, refuse_existing
+from esp_gw.daemon.parameters import Parameters, name_of, refuse_existing, refuse_wrong_pairs
 from esp_gw.daemon.sa_report import SaReport
 from esp_gw.daemon.sources import Sources
 from esp_gw.daemon.views import policy_view
@@ -59,6 +59,7 @@ class Additions:
         names = [sa.name for sa in self._gateway.sas]
         names += [old.name for old in self._sources.added.sas]
         refuse_existing("SA", entry.name, names)
+        refuse_wrong_pairs((entry,), [*self._gateway.sas, *self._gateway.waiting])
         await self._sources.add(
             StoredState(
                 sas=(*self._sources.added.sas, entry), policies=self._sources.added.policies
@@ -122,6 +123,7 @@ class Additions:
         ]
         for sa in added.sas:
             refuse_existing("SA", sa.name, names)
+        refuse_wrong_pairs(added.sas, [*self._gateway.sas, *self._gateway.waiting])
         names = [policy.name for policy in self._gateway.policies]
         names += [old.name for old in self._sources.added.policies]
         for policy in added.policies:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from esp_gw import __version__
 from esp_gw.config.added import Store
+from esp_gw.config.difference import differences
 from esp_gw.config.keyfile import format_keymat
 from esp_gw.config.load import load_config
 from esp_gw.control.protocol import PREFIX
@@ -25,13 +26,12 @@ from esp_gw.daemon.parameters import Parameters, name_of, refuse_other
 from esp_gw.daemon.sa_report import SaReport
 from esp_gw.daemon.sources import Sources
 from esp_gw.daemon.status import status_text
+from esp_gw.daemon.tunnel_list import tunnel_list
 from esp_gw.daemon.views import (
     all_lanes_view,
     flows_in_use,
     policy_view,
     remote_view,
-    tunnel_view,
-    waiting_view,
 )
 from esp_gw.desired import Desired, GatewaySettings, settings_of
 from esp_gw.errors import ConfigError, ControlError, EspGwError
@@ -90,6 +90,7 @@ class Service:
             "GetStats": self.get_stats,
             "ListEvents": self.list_events,
             "Reload": self.reload,
+            "CheckReload": self.check_reload,
             **self._additions.handlers(),
         }
         return {PREFIX + name: handler for name, handler in methods.items()}
@@ -170,28 +171,9 @@ class Service:
         return {"policies": [policy_view(policy) for policy in self._gateway.policies]}
 
     async def list_tunnels(self, parameters: Parameters, caller: Caller) -> Parameters:
-        """Return the tunnels, IKE's children included, with the counters of their SAs."""
-        counters = self._gateway.counters().sas
-        totals, flows = self._gateway.totals(counters), self._flows()
-        tunnels = self.sources.tunnels
-        placed = {sa.name: sa for sa in self._gateway.placed.sas}
-        there = {tunnel.name: [name for name in tunnel.sas if name in placed] for tunnel in tunnels}
-        return {
-            "tunnels": [
-                tunnel_view(
-                    tunnel,
-                    counters,
-                    totals,
-                    self._health.of_sa(there[tunnel.name][0]),
-                    placed[there[tunnel.name][0]].local,
-                    flows,
-                )
-                for tunnel in tunnels
-                # During a reload some SAs may be removed already.
-                if there[tunnel.name] and counters.keys() >= set(there[tunnel.name])
-            ]
-            + [waiting_view(tunnel) for tunnel in tunnels if not there[tunnel.name]]
-        }
+        """Return the tunnels with their SAs' counters, those of the CLI and IKE's included."""
+        tunnels = tunnel_list(self.sources.tunnels, self._gateway, self._health, self._flows())
+        return {"tunnels": tunnels}
 
     async def get_stats(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return every counter; `drops` includes those of the packet filter and the kernel."""
@@ -225,8 +207,18 @@ class Service:
                 "warnings": [*self.sources.warnings(), *nats(self._gateway)],
             }
         except ConfigError as error:
-            hint = f"nothing has changed; see 'esp-gw check {self._config}'"
+            hint = f"nothing has changed; see 'esp-gw config check {self._config}'"
             raise ControlError("Refused", error.summary, hint=hint) from None
+
+    async def check_reload(self, parameters: Parameters, caller: Caller) -> Parameters:
+        """Return what a reload would change, in the words of the file."""
+        refuse_other(parameters.get("config"), self._config)
+        try:
+            configured = await asyncio.to_thread(load_config, self._config)
+        except ConfigError as error:
+            hint = f"see 'esp-gw config check {self._config}'"
+            raise ControlError("Refused", error.summary, hint=hint) from None
+        return {"changes": differences(self.sources.configured, configured)}
 
     async def reload_files(self) -> list[str]:
         """Reload the configuration, and return the changes.

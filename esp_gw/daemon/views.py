@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 from esp_gw.daemon.health import Condition
 from esp_gw.daemon.sas import Totals
 from esp_gw.engine.base import SaCounters
-from esp_gw.model import ANY, AUTO, IPAddress, Policy, Sa, Selector, Tunnel, TunnelState
+from esp_gw.model import (
+    ANY,
+    AUTO,
+    Direction,
+    IPAddress,
+    Origin,
+    Policy,
+    Sa,
+    Selector,
+    Tunnel,
+    TunnelState,
+)
 from esp_gw.protocol import UDP_ENCAP_PORT
 
 _USED_UP = "it has used its last sequence number: give it a new key"
@@ -61,27 +72,26 @@ def tunnel_view(
     counters: Mapping[str, SaCounters],
     totals: Mapping[str, Totals],
     condition: Condition,
-    local: IPAddress,
+    placed: Sa,
     flows: Mapping[str, int],
 ) -> dict[str, object]:
     """Return a tunnel with the counters of its SAs, those under replaced keys included.
 
-    `local` is the address that it uses now; `flows` are those of each lane's SA.
+    `placed` is one of its SAs with the address that it uses now; `flows` are those of each lane's
+    SA.
     """
     # The SAs of a tunnel alternate: outbound, inbound.
     outbound, inbound = (
         [totals.get(name, Totals()) for name in tunnel.sas[first::2]] for first in (0, 1)
     )
     peer = counters[next(name for name in tunnel.sas if name in counters)]
-    drops: Counter[str] = Counter()
-    for sa in (*outbound, *inbound):
-        drops.update(sa.drops)
     return {
         "name": tunnel.name,
+        "origin": placed.origin,
         "mode": tunnel.mode,
         "encapsulation": tunnel.encapsulation,
         "suite": tunnel.suite.name,
-        "local": str(local),
+        "local": str(placed.local),
         "remote": remote_view(peer.remote),
         "remote_port": peer.remote_port,
         "local_ts": [str(prefix) for prefix in tunnel.local_ts],
@@ -89,6 +99,50 @@ def tunnel_view(
         "sas": list(tunnel.sas),
         "lanes": lanes_view(tunnel, flows),
         **asdict(condition),
+        **_traffic(outbound, inbound),
+    }
+
+
+def pair_view(
+    sas: Sequence[Sa],
+    counters: Mapping[str, SaCounters],
+    totals: Mapping[str, Totals],
+    condition: Condition | None,
+) -> dict[str, object]:
+    """Return the SAs of a pair, or one alone, as a tunnel of the name of the first.
+
+    `condition` is None if none of them is installed.
+    """
+    first = sas[0]
+    peer = next((counters[sa.name] for sa in sas if sa.name in counters), None)
+    learned = peer is not None and not peer.remote.is_unspecified
+    outbound, inbound = (
+        [totals.get(sa.name, Totals()) for sa in sas if sa.direction is direction]
+        for direction in (Direction.OUTBOUND, Direction.INBOUND)
+    )
+    return {
+        "name": first.name,
+        "origin": first.origin,
+        "mode": first.mode,
+        "encapsulation": first.encapsulation,
+        "suite": first.suite.name,
+        "local": _local_view(first),
+        "remote": str(peer.remote) if peer is not None and learned else _remote_of(first),
+        "remote_port": first.remote_port if peer is None else peer.remote_port,
+        "local_ts": sorted({str(selector.local) for selector in first.selectors}),
+        "remote_ts": sorted({str(selector.remote) for selector in first.selectors}),
+        "sas": [sa.name for sa in sas],
+        "lanes": [],
+        **asdict(condition or Condition(TunnelState.DOWN, None, None, (_WAITS,))),
+        **_traffic(outbound, inbound),
+    }
+
+
+def _traffic(outbound: Sequence[Totals], inbound: Sequence[Totals]) -> dict[str, object]:
+    drops: Counter[str] = Counter()
+    for sa in (*outbound, *inbound):
+        drops.update(sa.drops)
+    return {
         "packets_out": sum(sa.packets for sa in outbound),
         "bytes_out": sum(sa.bytes for sa in outbound),
         "packets_in": sum(sa.packets for sa in inbound),
@@ -124,6 +178,7 @@ def waiting_view(tunnel: Tunnel) -> dict[str, object]:
     """Return a tunnel without an address at one of its ends, which has no SA installed."""
     return {
         "name": tunnel.name,
+        "origin": Origin.CONFIG,
         "mode": tunnel.mode,
         "encapsulation": tunnel.encapsulation,
         "suite": tunnel.suite.name,
@@ -134,15 +189,8 @@ def waiting_view(tunnel: Tunnel) -> dict[str, object]:
         "remote_ts": [str(prefix) for prefix in tunnel.remote_ts],
         "sas": list(tunnel.sas),
         "lanes": lanes_view(tunnel, {}),
-        "state": TunnelState.DOWN,
-        "last_in_s": None,
-        "last_out_s": None,
-        "causes": [_WAITS],
-        "packets_out": 0,
-        "bytes_out": 0,
-        "packets_in": 0,
-        "bytes_in": 0,
-        "drops": {},
+        **asdict(Condition(TunnelState.DOWN, None, None, (_WAITS,))),
+        **_traffic((), ()),
     }
 
 

@@ -341,9 +341,9 @@ class NativeEngine:
         )
 
     def _latency(self) -> LatencyStatus:
-        held, refused = self._core.latency()
-        why = "" if refused is None else latency_refused(refused)
-        return LatencyStatus(self._settings.latency, held, why=why)
+        status = self._core.latency()
+        why = "" if status.refused is None else latency_refused(status.refused)
+        return LatencyStatus(self._settings.latency, status.held, why=why)
 
     def _take_events(self) -> None:
         for event in self._core.take_events():

@@ -23,6 +23,7 @@ from esp_gw.model import (
     Sa,
     Tunnel,
     TunnelState,
+    by_pair,
 )
 from esp_gw.network.icmp import Unreachable
 
@@ -222,16 +223,8 @@ def _watched(desired: Desired, now: float) -> Iterator[Watched]:
             watched = _watch(tunnel.name, mine, now, is_tunnel=True)
             watched.lanes = _lanes(tunnel, sas)
             yield watched
-    # In a pair, only one SA may name the other.
-    back = {sa.pair: sa.name for sa in desired.sas if sa.pair is not None}
-    done: set[str] = set()
-    for sa in desired.sas:
-        if sa.tunnel is not None or sa.name in done:
-            continue
-        pair = sas.get(sa.pair or back.get(sa.name, ""))
-        both = [sa] if pair is None or pair.tunnel is not None or pair.name in done else [sa, pair]
-        done.update(each.name for each in both)
-        yield _watch(sa.name, both, now, is_tunnel=False)
+    for both in by_pair(desired.sas):
+        yield _watch(both[0].name, both, now, is_tunnel=False)
 
 
 def _watch(name: str, sas: Sequence[Sa], now: float, *, is_tunnel: bool) -> Watched:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from esp_gw import files
-from esp_gw.errors import LedgerDamagedError, LedgerError, LedgerMissingError
+from esp_gw.errors import LedgerBusyError, LedgerDamagedError, LedgerError, LedgerMissingError
 from esp_gw.ledger.identity import RECORD_FORMS
 from esp_gw.model import KeyMaterial
 
@@ -146,7 +146,8 @@ def missing(path: Path) -> LedgerMissingError:
     )
 
 
-def _damaged(path: Path, what: str) -> LedgerDamagedError:
+def damaged(path: Path, what: str) -> LedgerDamagedError:
+    """The error for a ledger that can't be trusted."""
     return LedgerDamagedError(f"the ledger is damaged: {what}", where=str(path), hint=REPLACE)
 
 
@@ -174,10 +175,10 @@ def errors(path: Path) -> Iterator[None]:
             _open_as_sqlite(path)
         hint = _DISK_HINTS.get(_primary_code(error))
         if hint is None:
-            raise _damaged(path, str(error)) from error
+            raise damaged(path, str(error)) from error
         raise LedgerError(str(error), where=str(path), hint=hint) from error
     except UnicodeDecodeError as error:  # SQLite's message quotes the content of the file
-        raise _damaged(path, "its tables can't be read") from error
+        raise damaged(path, "its tables can't be read") from error
     except OSError as error:
         hint = _OS_HINTS.get(error.errno or 0)
         what = error.strerror or "I/O error"
@@ -208,19 +209,19 @@ def check_file(path: Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         raise missing(path) from None
     if not stat.S_ISREG(status.st_mode):
-        raise _damaged(path, "not a file")
+        raise damaged(path, "not a file")
     if status.st_mode & 0o077:
         raise LedgerDamagedError(
             "others may read or write the ledger", where=str(path), hint=f"run 'chmod 600 {path}'"
         )
     if status.st_size == 0:
-        raise _damaged(path, "the file is empty")
+        raise damaged(path, "the file is empty")
 
 
 def acquire_lock(path: Path) -> int:
     """Lock the ledger against other processes until the returned descriptor is closed.
 
-    Raises LedgerError if another process holds the lock, OSError.
+    Raises LedgerBusyError if another process holds the lock, LedgerError, OSError.
     """
     # Not on the ledger file itself: closing a second descriptor of it would drop SQLite's locks.
     # Not through a link: root would give the target away to the daemon's user.
@@ -231,7 +232,7 @@ def acquire_lock(path: Path) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        raise LedgerError(
+        raise LedgerBusyError(
             "another esp-gw uses this ledger", where=str(path), hint="stop it first"
         ) from None
     except BaseException:
@@ -349,21 +350,26 @@ def _seal_values(contents: Contents) -> tuple[str, bytes, int, bytes]:
 def read(path: Path, connection: sqlite3.Connection) -> Contents:
     """Read and verify the whole file. Raises LedgerDamagedError, sqlite3.Error."""
     if _all(connection, "PRAGMA journal_mode") != [("wal",)]:
-        raise _damaged(path, "not made by esp-gw")
+        raise damaged(path, "not made by esp-gw")
+    return verify(path, connection)
+
+
+def verify(path: Path, connection: sqlite3.Connection) -> Contents:
+    """Read and verify a ledger's tables, wherever they are. Raises as `read` does."""
     check = _all(connection, "PRAGMA quick_check")
     if check != [("ok",)]:
-        raise _damaged(path, str(check[0][0]))
+        raise damaged(path, str(check[0][0]))
     version = _all(connection, "PRAGMA user_version")[0][0]
     tables = dict(_all(connection, "SELECT name, sql FROM sqlite_master"))
     if version not in RECORD_FORMS or tables != _SCHEMA:
-        raise _damaged(path, f"schema {version} is not the schema {_SCHEMA_VERSION} of this esp-gw")
+        raise damaged(path, f"schema {version} is not the schema {_SCHEMA_VERSION} of this esp-gw")
     settings = _all(connection, _SELECT_SETTINGS)
     if (
         len(settings) != 1
         or not _is_settings(*settings[0])
         or not RECORD_FORMS[version].fullmatch(settings[0][0])
     ):
-        raise _damaged(path, "the settings were altered")
+        raise damaged(path, "the settings were altered")
     rows: dict[bytes, Row] = {}
     contents = Contents(settings[0][0], settings[0][1], rows)
     seal = None
@@ -373,10 +379,10 @@ def read(path: Path, connection: sqlite3.Connection) -> Contents:
             continue
         row = _parse(name, *values)
         if row is None or name in rows or contents.row_mac(name, row) != mac:
-            raise _damaged(path, "the row of a key was altered")
+            raise damaged(path, "the row of a key was altered")
         rows[name] = row
     if seal != _seal_values(contents):
-        raise _damaged(path, "the rows are not those last written")
+        raise damaged(path, "the rows are not those last written")
     return contents
 
 

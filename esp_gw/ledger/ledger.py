@@ -77,6 +77,20 @@ class LedgerEntry:
     first_use: datetime
 
 
+def entries_of(contents: Contents) -> list[LedgerEntry]:
+    """Every key, the oldest first."""
+    rows = sorted(contents.rows.items(), key=lambda item: (item[1].first_use, item))
+    return [
+        LedgerEntry(
+            name.hex()[:8],
+            row.role,
+            row.highest + (row.role is Role.OUTBOUND),
+            datetime.fromtimestamp(row.first_use, UTC),
+        )
+        for name, row in rows
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class LeaseRequest:
     """Request of an outbound SA, see `Ledger.lease`. Numbers up to `used` were used elsewhere."""
@@ -344,16 +358,7 @@ class Ledger:
     def entries(self) -> list[LedgerEntry]:
         """Every key of the ledger, the oldest first."""
         with self._mutex:
-            rows = sorted(self._contents.rows.items(), key=lambda item: (item[1].first_use, item))
-        return [
-            LedgerEntry(
-                name.hex()[:8],
-                row.role,
-                row.highest + (row.role is Role.OUTBOUND),
-                datetime.fromtimestamp(row.first_use, UTC),
-            )
-            for name, row in rows
-        ]
+            return entries_of(self._contents)
 
     def _find(
         self, keymat: KeyMaterial, role: Role, sa: str | None, changes: Mapping[bytes, Row]

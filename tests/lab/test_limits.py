@@ -113,11 +113,15 @@ def test_commands_need_few_descriptors_and_little_memory(
     # Without a warning `status` ends with 0.
     forwarding(pair.a.namespace)
     pair.a.start()
-    for command in (("check", str(pair.a.config)), ("--socket", str(pair.a.socket), "status")):
+    for command in (
+        ("config", "check", str(pair.a.config)),
+        ("--socket", str(pair.a.socket), "status"),
+    ):
         for limit in ("--nofile=6", f"--as={75 * MIB}"):
             found = outcome(pair, [limit], *command)
             assert found.status == 0, (limit, found)
-        starved = outcome(pair, [f"--as={20 * MIB}"], *command)
+        # Below this Python itself has no room for the modules of the command line.
+        starved = outcome(pair, [f"--as={24 * MIB}"], *command)
         if starved.status:
             assert_ends_with_one_line(starved, SPACE)
 

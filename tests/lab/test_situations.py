@@ -302,7 +302,9 @@ def test_what_would_cut_off_the_host_or_the_caller_is_refused_until_it_is_allowe
             assert what in done.stderr
             assert not (tmp_path / "made").exists()
         assert esp_gw(pi, "init", *given, "--force", ssh=SSH).returncode == 0
-        assert esp_gw(pi, "check", str(tmp_path / "made" / "pi-a"), ssh=SSH).returncode == 0
+        assert (
+            esp_gw(pi, "config", "check", str(tmp_path / "made" / "pi-a"), ssh=SSH).returncode == 0
+        )
         pair.start()
         before = network(pi)
         edit(pair.a, lambda config: tunnel(config).update(local=PI, remote_ts="192.168.1.0/28"))
@@ -333,8 +335,8 @@ def test_what_would_cut_off_the_host_or_the_caller_is_refused_until_it_is_allowe
 
 
 def check(gateway: LabGateway) -> str:
-    """Return what `esp-gw check` says of a gateway's configuration on its host."""
-    done = esp_gw(gateway.namespace, "check", str(gateway.config))
+    """Return what `esp-gw config check` says of a gateway's configuration on its host."""
+    done = esp_gw(gateway.namespace, "config", "check", str(gateway.config))
     return done.stdout + done.stderr
 
 

@@ -233,6 +233,9 @@ def test_drops_of_a_replaced_key_stay_counted_in_the_tunnel(pair: GatewayPair) -
     assert ping(pair.b.namespace, pair.plan.inner(0), count=4) == 4
     (entry,) = pair.a.ask("tunnel", "list")["tunnels"]
     assert entry["drops"]["auth-failed"] == 4
+    edit(pair.a, lambda config: config.update(tunnels={}))
+    pair.a.cli("reload")
+    assert drops(pair.a)["auth-failed"] == 4
 
 
 def test_the_path_mtu_is_that_to_where_a_peer_is_now(pair: GatewayPair) -> None:

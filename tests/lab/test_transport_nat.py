@@ -312,7 +312,7 @@ def test_what_breaks_without_the_original_addresses_is_asked_for(rig: NatRig, ve
     assert f"port {MAPPED_PORT}" in line
     assert line in rig.b.ask("reload")["warnings"]
     assert "remote_original" in rig.b.cli("reload").stderr
-    checks = rig.a.cli("check", str(rig.a.config)).stdout
+    checks = rig.a.cli("config", "check", str(rig.a.config)).stdout
     assert "'local_original'" in checks
     assert any("local_original" in each for each in rig.a.ask("reload")["warnings"])
     # Mended by a reload, without a restart.

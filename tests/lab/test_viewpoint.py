@@ -91,11 +91,11 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def test_check_says_as_whom_it_looked(machine: Machine, capsys: Capture) -> None:
-    assert run(capsys, "check", str(machine.config)).splitlines() == [
+    assert run(capsys, "config", "check", str(machine.config)).splitlines() == [
         f"{machine.config}: ok, 1 tunnel, 2 SAs",
         WHO,
     ]
-    (entry,) = json.loads(run(capsys, "check", "--json", str(machine.yaml)))["files"]
+    (entry,) = json.loads(run(capsys, "config", "check", "--json", str(machine.yaml)))["files"]
     assert f"looked {entry['as']}" == WHO
 
 
@@ -118,7 +118,7 @@ def test_a_key_that_the_service_may_not_read_is_a_fault(
     machine: Machine, capsys: Capture, spoil: Callable[[Path], None]
 ) -> None:
     spoil(machine.key)
-    line, *_, whom = fail(capsys, "check", str(machine.config)).splitlines()
+    line, *_, whom = fail(capsys, "config", "check", str(machine.config)).splitlines()
     assert line.startswith(f"{machine.yaml}:")
     assert f"{machine.key}: the key file can't be opened: permission denied" in line
     assert whom == WHO
@@ -132,7 +132,7 @@ def test_a_configuration_that_the_service_may_not_read_is_a_fault(
 ) -> None:
     machine.yaml.chmod(0o600)
     of_root(machine.yaml)
-    assert fail(capsys, "check", str(machine.config)).startswith(
+    assert fail(capsys, "config", "check", str(machine.config)).startswith(
         f"{machine.yaml}: Permission denied\n"
     )
 
@@ -141,10 +141,10 @@ def test_a_credential_of_the_unit_is_there_and_gone_afterwards(
     machine: Machine, capsys: Capture
 ) -> None:
     secret = machine.by_credential("b-out")
-    err = fail(capsys, "check", str(machine.config))
+    err = fail(capsys, "config", "check", str(machine.config))
     assert "credential b-out: there are no credentials here" in err
     drop_in(machine.unit, "keys.conf", f"[Service]\nLoadCredential=b-out:{secret}\n")
-    assert run(capsys, "check", str(machine.config)).splitlines() == [
+    assert run(capsys, "config", "check", str(machine.config)).splitlines() == [
         f"{machine.config}: ok, 1 tunnel, 2 SAs",
         f"{WHO}, with the credentials b-out",
     ]
@@ -160,11 +160,11 @@ def test_what_is_in_a_credential_is_checked(machine: Machine, capsys: Capture) -
     key = secret.read_text().splitlines()[-1]
     secret.write_text(f"b-out {key[:20]}\n")
     drop_in(machine.unit, "keys.conf", f"[Service]\nLoadCredentialEncrypted=b-out:{secret}\n")
-    err = fail(capsys, "check", str(machine.config))
+    err = fail(capsys, "config", "check", str(machine.config))
     assert "the key has 20 hex digits" in err
     assert key[:8] not in err
     secret.write_text(f"b-out {key}\n")
-    run(capsys, "check", str(machine.config))
+    run(capsys, "config", "check", str(machine.config))
 
 
 def test_a_credential_that_can_not_be_loaded_is_a_fault_of_the_unit(
@@ -173,7 +173,7 @@ def test_a_credential_that_can_not_be_loaded_is_a_fault_of_the_unit(
     secret = machine.folder / "none"
     drop_in(machine.unit, "keys.conf", f"[Service]\nLoadCredential=b-out:{secret}\n")
     text = f"esp-gw.service: credential b-out: {secret}: No such file or directory"
-    assert fail(capsys, "check", str(machine.config)).splitlines() == [text, WHO]
+    assert fail(capsys, "config", "check", str(machine.config)).splitlines() == [text, WHO]
     assert machine.findings()["unit"] == Finding(State.FAULT, "unit", text)
 
 
@@ -192,7 +192,9 @@ def test_a_unit_without_a_user_looks_as_root_with_its_credentials(
 ) -> None:
     secret = machine.by_credential("b-out")
     drop_in(machine.unit, "x.conf", f"[Service]\nUser=\nLoadCredential=b-out:{secret}\n")
-    assert "as the user root, as esp-gw.service does" in run(capsys, "check", str(machine.config))
+    assert "as the user root, as esp-gw.service does" in run(
+        capsys, "config", "check", str(machine.config)
+    )
 
 
 def test_the_other_user_has_nothing_of_root() -> None:
@@ -228,5 +230,5 @@ def test_a_look_that_fails_is_one_line_and_no_verdict(
     with pytest.raises(EspGwError, match="can't look as nobody: its process ended"):
         view.look(lambda: os._exit(1))
     monkeypatch.setattr(Identity, "take", lambda _: broken())
-    assert "can't look" in fail(capsys, "check", str(machine.config))
-    assert main(["check", str(machine.folder / "none.yaml")]) == 1
+    assert "can't look" in fail(capsys, "config", "check", str(machine.config))
+    assert main(["config", "check", str(machine.folder / "none.yaml")]) == 1

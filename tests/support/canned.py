@@ -87,6 +87,7 @@ REPLIES: dict[str, dict[str, object]] = {
          "cause": "another key", "drops": "auth-failed 3"},
         {"number": 8, "time": 60.0, "tunnel": "office", "before": "failing", "state": "up",
          "cause": None, "drops": ""}], "last": 8},
+    "CheckReload": {"changes": ["remote_ts of office: + 10.3.0.0/24"]},
     "Reload": {"changes": ["added SA office/out", "removed policy old"]},
 }  # fmt: skip
 

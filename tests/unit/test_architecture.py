@@ -218,4 +218,11 @@ def test_nothing_shipped_imports_the_lab_or_the_tests() -> None:
 
 
 def test_the_root_holds_ground_values_alone() -> None:
-    assert len([name for name in MODULES if folder(name) == GROUND]) <= 9
+    assert len([name for name in MODULES if folder(name) == GROUND and name != GROUND]) <= 8
+
+
+def test_the_unit_tests_stand_in_the_folders_of_what_they_test() -> None:
+    tests = PROJECT / "tests" / "unit"
+    found = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")}
+    known = {path.parent.relative_to(ROOT) for path in ROOT.rglob("*.py")}
+    assert found - known == {Path("lab")}

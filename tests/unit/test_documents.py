@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import subprocess
 import sys
@@ -161,6 +162,35 @@ def test_the_threat_model_names_a_test_or_says_that_an_attempt_is_not_defended()
     assert [line for line in bare if "not defended" not in line and "do not" not in line] == []
 
 
+FORMER = rows(section(ROOT / "CONTRIBUTING.md", "Former places"))
+
+
+def present(names: list[str]) -> Iterator[object]:
+    """What the names of a cell stand for: in full, from esp_gw on, or beside the one before."""
+    before = ""
+    for name in names:
+        beside = f"{before.rpartition('.')[0]}.{name}"
+        full = next(
+            full for full in (name, f"esp_gw.{name}", beside) if "." in full and is_there(full)
+        )
+        yield pkgutil.resolve_name(full)
+        before = full
+
+
+def is_there(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("former", FORMER)
+def test_a_former_place_leads_to_one_that_is_there(former: str) -> None:
+    names = re.findall(r"`([^`]+)`", FORMER[former][1])
+    assert len(list(present(names))) == len(names) > 0
+
+
 def test_every_page_of_the_documents_can_be_reached_from_the_readme() -> None:
     seen, waiting = set(), [README]
     while waiting:
@@ -275,7 +305,9 @@ def commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Com
     """Every command of the tree that does something, with its full name."""
     if isinstance(command, click.Group):
         for name, inner in command.commands.items():
-            yield from commands(inner, f"{path} {name}")
+            # A hidden one is a former spelling.
+            if not inner.hidden:
+                yield from commands(inner, f"{path} {name}")
     else:
         yield path, command
 

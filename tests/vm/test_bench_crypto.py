@@ -43,7 +43,7 @@ def test_every_library_and_the_kernel_are_measured_without_aes_instructions(old:
 
 @pytest.mark.vm_full
 def test_a_suite_is_recommended_for_two_such_boards_by_measurement(old: Guest) -> None:
-    result = old.run("sh", "-c", f"{INIT} && esp-gw check /tmp/two/pi-a")
+    result = old.run("sh", "-c", f"{INIT} && esp-gw config check /tmp/two/pi-a")
     assert (result.status, result.stderr) == (0, ""), result.tail
     assert "times as fast as" in result.stdout or "about as fast as" in result.stdout
     assert result.stdout.splitlines()[-1] == "/tmp/two/pi-a: ok, 1 tunnel, 2 SAs"

@@ -1,4 +1,4 @@
-//! Counters, and the offloads that are in use.
+//! Counters, and the state of offloads and latency requests.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -110,6 +110,13 @@ impl SaCounters {
     fn remote_port(&self) -> u16 {
         self.counters.peer.port()
     }
+}
+
+/// State of the workers' requests for a short wake-up latency; `refused` is the errno of one.
+#[pyclass(module = "esp_gw_core", frozen, get_all)]
+pub(crate) struct LatencyStatus {
+    pub(crate) held: bool,
+    pub(crate) refused: Option<i32>,
 }
 
 /// State of one offload; `why` is the reason if it is unused, or used only in part.

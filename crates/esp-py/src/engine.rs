@@ -8,7 +8,7 @@ use esp_dataplane::engine::{Engine, SadChange};
 use esp_linux::Errno;
 use pyo3::prelude::*;
 
-use crate::counters::{Counters, Direction, OffloadStatus, SaCounters};
+use crate::counters::{Counters, Direction, LatencyStatus, OffloadStatus, SaCounters};
 #[cfg(feature = "null-cipher")]
 use crate::errors::value_error;
 use crate::errors::{os_error, sa_refused};
@@ -60,11 +60,12 @@ impl NativeEngine {
             .collect()
     }
 
-    /// True if a worker holds a request for a short latency, and the errno of one that has none.
-    fn latency(&self) -> (bool, Option<i32>) {
+    fn latency(&self) -> LatencyStatus {
         let requests = self.0.latency();
-        let refused = requests.refused().map(Errno::raw_os_error);
-        (requests.held(), refused)
+        LatencyStatus {
+            held: requests.held(),
+            refused: requests.refused().map(Errno::raw_os_error),
+        }
     }
 
     fn providers(&self) -> BTreeMap<&'static str, String> {

@@ -46,6 +46,7 @@ fn esp_gw_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<sa::Sa>()?;
     module.add_class::<counters::Counters>()?;
     module.add_class::<counters::Direction>()?;
+    module.add_class::<counters::LatencyStatus>()?;
     module.add_class::<counters::OffloadStatus>()?;
     module.add_class::<counters::SaCounters>()?;
     module.add_class::<lanes::LaneStatus>()?;

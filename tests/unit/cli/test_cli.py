@@ -311,6 +311,11 @@ def test_a_key_of_the_wrong_size_is_neither_sent_nor_quoted(
             "expected an address without prefix length",
         ),
         ("--remote", "192.0.2.2.2", "expected an IPv4 or IPv6 address"),
+        ("--local", "pi.example.org", "an IPv4 or IPv6 address, not the name 'pi.example.org'"),
+        ("--local-original", "pi.lan", "'getent ahosts pi.lan' shows its addresses"),
+        ("--local", "any", "expected an IPv4 or IPv6 address, not 'any'"),
+        ("--local-ts", "pi.lan", "expected a prefix such as"),
+        ("--remote-ts", "pi.lan", "not the name 'pi.lan'"),
         ("--local-ts", "10.0.0.1/8", "host bits are set in 10.0.0.1/8; the prefix is 10.0.0.0/8"),
         ("--remote-ts", "10.0.0.0/33", "expected a prefix such as"),
         ("--remote-ts", "", "expected a prefix"),
@@ -336,8 +341,8 @@ def test_policy_add_and_the_deletions_send_the_given_options(
     gateway: Gateway, capsys: Capture
 ) -> None:
     run(capsys, "policy", "add", "p", "--action", "bypass", "--remote-ts", "10.9.0.0/16")
-    assert run(capsys, "policy", "delete", "p") == ""
-    assert run(capsys, "sa", "delete", "office/out") == ""
+    assert run(capsys, "policy", "delete", "p") == "deleted: p\n"
+    assert run(capsys, "sa", "delete", "office/out") == "deleted: office/out\n"
     assert json.loads(run(capsys, "sa", "delete", "a", "--json")) == {}
     assert json.loads(run(capsys, "policy", "delete", "b", "--json")) == {}
     assert gateway.asked == [

@@ -1,4 +1,4 @@
-"""The CLI's commands that need no daemon: check, init, keygen, ledger, run and demo."""
+"""The CLI's commands that need no daemon: check, init, ledger, run and demo."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import pytest
 import esp_gw
 import esp_gw.daemon
 import esp_gw.demo
+from esp_gw.cli import config as config_commands
 from esp_gw.cli.ledger import ledger
 from esp_gw.cli.main import main
 from esp_gw.cli.output import counted, drops, endpoint, size, span
 from esp_gw.config.added import Store, StoredState, parse_sa_entry
-from esp_gw.config.keyfile import generate, read_key_file
+from esp_gw.config.keyfile import generate
 from esp_gw.config.load import load_config
 from esp_gw.crypto import measure, probe, processor
 from esp_gw.crypto.measure import Sealer
@@ -47,7 +48,7 @@ def test_init_writes_a_pair_that_check_accepts_and_prints_the_next_commands(
     folders = [tmp_path / "pi-a", tmp_path / "office"]
     for key in tmp_path.glob("*/keys/*.key"):
         assert key.read_text().splitlines()[-1] not in out
-    *checked, whom = run(capsys, "check", *map(str, folders)).splitlines()
+    *checked, whom = run(capsys, "config", "check", *map(str, folders)).splitlines()
     sas = 2 * min(max(len(os.sched_getaffinity(0)), 2), 4)
     assert checked == [f"{folder}: ok, 1 tunnel, {sas} SAs" for folder in folders]
     assert whom.startswith("looked as ")
@@ -107,13 +108,13 @@ def test_init_never_overwrites(tmp_path: Path, capsys: Capture) -> None:
 def test_check_names_every_problem_with_its_line(tmp_path: Path, capsys: Capture) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text("gateway:\n  port: 99999\n  interfaces: esp0\n")
-    assert main(["check", str(bad)]) == 1
+    assert main(["config", "check", str(bad)]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     *found, whom = err.splitlines()
     assert [line.split(": ")[0] for line in found] == [f"{bad}:2", f"{bad}:3"]
     assert whom.startswith("looked as ")
-    assert main(["check", "--json", str(bad), str(tmp_path / "none.yaml")]) == 1
+    assert main(["config", "check", "--json", str(bad), str(tmp_path / "none.yaml")]) == 1
     files = json.loads(capsys.readouterr().out)["files"]
     assert [(entry["file"], entry["ok"]) for entry in files] == [
         (str(bad), False),
@@ -125,8 +126,8 @@ def test_check_names_every_problem_with_its_line(tmp_path: Path, capsys: Capture
 def test_check_reports_its_findings_as_json(tmp_path: Path, capsys: Capture) -> None:
     run(capsys, *INIT, "--sas", "1", "--out", str(tmp_path))
     run(capsys, *INIT, "--sas", "4", "--out", str(tmp_path / "four"))
-    assert "1 tunnel, 8 SAs\n" in run(capsys, "check", str(tmp_path / "four" / "pi-b"))
-    (entry,) = json.loads(run(capsys, "check", "--json", str(tmp_path / "pi-a")))["files"]
+    assert "1 tunnel, 8 SAs\n" in run(capsys, "config", "check", str(tmp_path / "four" / "pi-b"))
+    (entry,) = json.loads(run(capsys, "config", "check", "--json", str(tmp_path / "pi-a")))["files"]
     assert (entry["ok"], entry["tunnels"], entry["sas"], entry["problems"]) == (True, 1, 2, [])
     assert entry["as"].startswith("as ")
 
@@ -186,7 +187,7 @@ def test_check_says_what_a_peer_that_may_be_anywhere_needs(tmp_path: Path, capsy
     text = file.read_text()
     remote = next(line for line in text.splitlines() if line.strip().startswith("remote:"))
     file.write_text(text.replace(remote, "    remote: any"))
-    (entry,) = json.loads(run(capsys, "check", "--json", str(file)))["files"]
+    (entry,) = json.loads(run(capsys, "config", "check", "--json", str(file)))["files"]
     assert entry["ok"]
     (warning,) = [each for each in entry["warnings"] if "any" in each]
     assert warning.startswith("remote: any (pi-b): nothing is sent before the other end has sent")
@@ -199,13 +200,13 @@ def test_check_hints_at_a_faster_suite_and_finds_nothing_wrong(
     run(capsys, *INIT, "--sas", "1", "--out", str(tmp_path))
     file = str(tmp_path / "pi-a")
     lacking_aes(monkeypatch, chacha_ns=250)
-    hint, ok, whom = run(capsys, "check", file).splitlines()
+    hint, ok, whom = run(capsys, "config", "check", file).splitlines()
     assert hint.startswith(f"{file}: warning: tunnel pi-b: the suite aes256gcm16 takes 4.0 times")
     assert ok == f"{file}: ok, 1 tunnel, 2 SAs"
-    (entry,) = json.loads(run(capsys, "check", "--json", file))["files"]
+    (entry,) = json.loads(run(capsys, "config", "check", "--json", file))["files"]
     assert (entry["ok"], len(entry["warnings"])) == (True, 1)
     lacking_aes(monkeypatch, chacha_ns=900)
-    assert run(capsys, "check", file) == f"{ok}\n{whom}\n"
+    assert run(capsys, "config", "check", file) == f"{ok}\n{whom}\n"
 
 
 def test_bench_crypto_prints_a_table_missing_figures_and_a_recommendation(
@@ -253,19 +254,11 @@ def test_bench_crypto_measures_this_machine(
     assert found["recommended"] in SUITES
 
 
-def test_keygen_writes_a_key_to_a_file_and_nowhere_else(tmp_path: Path, capsys: Capture) -> None:
-    path = tmp_path / "a.key"
-    out = run(capsys, "keygen", "--suite", "chacha20poly1305", "--out", str(path))
-    assert path.stat().st_mode & 0o777 == 0o600
-    (keymat,) = read_key_file(path, SUITES["chacha20poly1305"])
-    assert keymat.to_bytes().hex() not in out
-    assert "exists already" in fail(capsys, "keygen", "--out", str(path))
-    several = tmp_path / "b.key"
-    assert ": 4 keys for " in run(capsys, "keygen", "--sas", "4", "--out", str(several))
-    keymats = read_key_file(several, SUITES["aes256gcm16"], 4)
-    assert len({keymat.to_bytes() for keymat in keymats}) == 4
-    assert "--sas" in fail(capsys, "keygen", "--sas", "65", "--out", str(path), status=2)
-    assert "--out" in fail(capsys, "keygen", status=2)
+def test_check_without_a_file_looks_at_the_usual_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
+) -> None:
+    monkeypatch.setattr(config_commands, "DEFAULT_CONFIG", tmp_path / "none")
+    assert f"{tmp_path / 'none'}: No such file" in fail(capsys, "config", "check")
 
 
 def test_ledger_create_makes_one_once_and_show_lists_its_keys(

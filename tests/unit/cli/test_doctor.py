@@ -246,7 +246,7 @@ def test_a_mistake_in_the_configuration_is_a_fault_with_its_line(machine: Machin
     assert (finding.state, finding.what) == (State.FAULT, "config")
     assert "gateway.yaml:" in finding.found
     assert "(and 1 more)" in finding.found
-    assert "esp-gw check" in finding.todo
+    assert "esp-gw config check" in finding.todo
 
 
 def test_a_machine_that_is_not_configured_yet_is_no_fault(machine: Machine) -> None:
@@ -254,6 +254,18 @@ def test_a_machine_that_is_not_configured_yet_is_no_fault(machine: Machine) -> N
     finding = machine.only()
     assert (finding.state, finding.what) == (State.WARNING, "config")
     assert "esp-gw init" in finding.todo
+
+
+def test_a_folder_without_a_file_is_no_configuration_yet(machine: Machine) -> None:
+    machine.config.rename(machine.folder / "elsewhere")
+    machine.config.mkdir()
+    finding = machine.only()
+    assert (finding.state, finding.what) == (State.WARNING, "config")
+    assert "contains no *.yaml file" in finding.found
+    assert "esp-gw init" in finding.todo
+    (machine.config / "gateway.yml").touch()
+    finding = machine.only()
+    assert (finding.state, "esp-gw config check" in finding.todo) == (State.FAULT, True)
 
 
 @pytest.mark.parametrize("hides_uuid", [False, True])

@@ -300,6 +300,25 @@ async def test_a_tunnel_of_one_sa_has_no_lanes(rig: Rig) -> None:
     assert (await rig.call("GetStatus"))["lanes"]["laned"] == 0
 
 
+async def test_a_dry_run_says_what_a_reload_would_change_and_changes_nothing(rig: Rig) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["tunnels"]["pi-b"]["remote_ts"] = ["10.2.0.0/24", "10.3.0.0/24"]
+
+    rig.edit(change)
+    before = dict(rig.engine.sas)
+    for _ in range(2):
+        reply = await rig.call("CheckReload", config=str(rig.config))
+        assert reply == {"changes": ["remote_ts of pi-b: + 10.3.0.0/24"]}
+    assert rig.engine.sas == before
+    await rig.call("Reload")
+    assert await rig.call("CheckReload") == {"changes": []}
+    with pytest.raises(ControlError, match="reads"):
+        await rig.call("CheckReload", config="/etc/other")
+    rig.config.write_text("tunnels: 1\n")
+    with pytest.raises(ControlError, match="esp-gw config check"):
+        await rig.call("CheckReload")
+
+
 async def test_keys_are_revealed_to_root_only_and_by_no_other_method(rig: Rig) -> None:
     await rig.call("AddSa", **sa(1))
     key = f"{1:040x}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 
 import esp_gw_core as core
 import pytest
@@ -24,6 +26,7 @@ from esp_gw.model import (
     Selector,
 )
 
+STUB = Path(__file__).parents[3] / "crates" / "esp-py" / "esp_gw_core.pyi"
 KEYMAT = bytes(range(100, 136))
 SELECTOR = Selector(
     ip_network("10.1.0.0/16"), ip_network("10.2.0.0/16"), 17, PortRange(53, 53), PortRange()
@@ -40,6 +43,24 @@ SA = Sa(
     remote=ip_address("2001:db8::2"),
     selectors=(SELECTOR,),
 )
+
+
+def test_no_method_takes_or_returns_a_tuple() -> None:
+    """What crosses has names: a class, or a value of Python's own."""
+    methods = [
+        node for node in ast.walk(ast.parse(STUB.read_text())) if isinstance(node, ast.FunctionDef)
+    ]
+    assert len(methods) > 40
+    for method in methods:
+        types = [method.returns, *(each.annotation for each in method.args.args)]
+        names = {
+            node.id
+            for each in types
+            if each
+            for node in ast.walk(each)
+            if isinstance(node, ast.Name)
+        }
+        assert names & {"tuple", "object", "Any"} == set(), method.name
 
 
 def core_sa(keymat: bytes = KEYMAT) -> core.Sa:

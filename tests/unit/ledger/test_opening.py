@@ -145,7 +145,7 @@ def test_another_process_is_refused_until_the_ledger_is_closed(ledger: Ledger, p
     )
     command = [sys.executable, "-c", script, str(path), MACHINE.machine_id]
     refused = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert refused.startswith("LedgerError") and "another esp-gw uses this ledger" in refused
+    assert refused.startswith("LedgerBusyError") and "another esp-gw uses this ledger" in refused
     ledger.close()
     opened = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert opened == "opened\n"

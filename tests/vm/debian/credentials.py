@@ -43,7 +43,7 @@ class Eyes:
     """Root has no credentials and reads every file: it must not judge by its own eyes."""
 
     def test_check_finds_the_credentials_of_the_service(self, running: Debian) -> None:
-        found = running.run("esp-gw", "check", ETC)
+        found = running.run("esp-gw", "config", "check", ETC)
         assert found.status == 0, found.tail
 
     def test_check_reports_a_key_that_the_service_cannot_read(self, running: Debian) -> None:
@@ -51,7 +51,7 @@ class Eyes:
         config["tunnels"]["peer"]["outbound"]["key"] = {"file": "keys/root.key"}
         running.write(f"{ETC}/keys/root.key", running.keys["peer.out.key"], mode="600")
         running.configure(config)
-        found = running.run("esp-gw", "check", ETC)
+        found = running.run("esp-gw", "config", "check", ETC)
         running.configure(running.config)
         running.ok("rm", f"{ETC}/keys/root.key")
         assert found.status != 0
