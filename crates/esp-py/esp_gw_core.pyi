@@ -546,7 +546,7 @@ class NativeEngine:
         """The outbound SAs with a lane, each with the flows that it carried in the last 10 s."""
     def relay_ike(self, socket: int | None) -> None:
         """Pass IKE datagrams to a copy of this unix datagram socket, or drop them again."""
-    def send_ike(self, source: _Address, destination: tuple[_Address, int], message: bytes) -> None:
+    def send_ike(self, source: _Address, destination: _Address, port: int, message: bytes) -> None:
         """Send an IKE message, behind its marker, from the UDP socket of an outer address."""
     def ike_passed(self) -> int:
         """The IKE datagrams that were passed on."""

@@ -315,7 +315,7 @@ class NativeEngine:
     ) -> None:
         """Send an IKE message from the UDP socket of an outer address. Raises EngineError."""
         try:
-            self._core.send_ike(source, (destination, port), message)
+            self._core.send_ike(source, destination, port, message)
         except (OSError, ValueError) as error:
             raise EngineError(f"an IKE message can't be sent: {error}", where=str(source)) from None
 

@@ -197,9 +197,15 @@ impl NativeEngine {
         self.0.relay_ike(socket).map_err(|error| os_error(&error))
     }
 
-    fn send_ike(&self, source: IpAddr, destination: (IpAddr, u16), message: &[u8]) -> PyResult<()> {
+    fn send_ike(
+        &self,
+        source: IpAddr,
+        destination: IpAddr,
+        port: u16,
+        message: &[u8],
+    ) -> PyResult<()> {
         self.0
-            .send_ike(source, destination.into(), message)
+            .send_ike(source, SocketAddr::new(destination, port), message)
             .map_err(|error| os_error(&error))
     }
 
