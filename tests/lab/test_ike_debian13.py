@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,13 @@ import pytest
 
 from tests.support.charon import Installation, build_plugin, debian_13
 from tests.support.ike_rig import NETWORKS, End, await_child, configure, mirrored, start, two_ends
-from tests.support.labtools import until
+from tests.support.ike_sites import (
+    encapsulations,
+    initiate,
+    replace_child_under_pings,
+    start_sites,
+)
+from tests.support.labtools import MakePair, until
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +70,23 @@ def test_children_live_with_another_version(ends: list[End], initiator: int) -> 
         until(lambda end=end: not end.owner.sas, "the SAs are gone")
         assert end.owner.protected() == {NETWORKS[1 - end.number]: None}
         assert end.charon.stop() == 0 and end.owner.policies == {}
+
+
+def test_a_child_in_udp_between_two_versions_outlives_a_kill_of_the_gateway(
+    make_pair: MakePair,
+    installed: list[Installation],
+    tmp_path: Path,
+    stack: contextlib.ExitStack,
+) -> None:
+    here, debian13 = installed
+    in_udp = {"encap": "yes", "mobike": "yes"}
+    sites = start_sites(make_pair(), tmp_path, (here, debian13), stack, in_udp)
+    initiate(sites)
+    replace_child_under_pings(sites)
+    newer = sites[1]
+    newer.gateway.kill()
+    newer.gateway.start()
+    until(lambda: newer.charon.log.read_text().count("share port 4500") == 2, "the next socket")
+    replace_child_under_pings(sites)
+    assert encapsulations(newer) == {"udp"}
+    assert newer.charon.stop() == 0

@@ -74,7 +74,7 @@ def test_traffic_goes_on_when_a_nat_forgets_its_mapping(
     forwarding(router)
     masquerade(router, 20000)
     mobile = {"mobike": "yes"}
-    sites = start_sites(pair, tmp_path, installed, stack, mobile)
+    sites = start_sites(pair, tmp_path, (installed,) * 2, stack, mobile)
     outside, behind = sites
     behind.configure({"net": child(1)}, addresses=(str(OUTER[4][0]), INSIDE), **mobile)
     outside.configure({"net": child(0)}, remote_addrs="%any", **mobile)

@@ -52,7 +52,7 @@ def both(
     folder = tmp_path_factory.mktemp("udp")
     plan = PairPlan(settings={"engine": request.param})
     with gateway_pair(folder, plan) as pair, contextlib.ExitStack() as stack:
-        yield start_sites(pair, folder, installed, stack, UDP)
+        yield start_sites(pair, folder, (installed,) * 2, stack, UDP)
 
 
 def renew(sites: list[Site]) -> None:
@@ -123,6 +123,11 @@ def test_ten_rekeys_of_child_and_ike_under_pings_lose_nothing(sites: list[Site])
     assert answers(pings) == 2000
 
 
+def count_sockets(site: Site) -> int:
+    """Count how often charon has had the gateway's port."""
+    return site.charon.log.read_text().count("share port 4500")
+
+
 ORDERS = {
     "charon": ("kill charon", "start charon"),
     "gateway": ("kill gateway", "start gateway"),
@@ -136,6 +141,7 @@ def test_a_kill_of_either_daemon_is_mended_by_its_start(sites: list[Site], order
     one = sites[0]
     host = one.gateway.namespace
     before = one.spis()
+    had = count_sockets(one)
     daemons: dict[str, Any] = {"charon": one.charon, "gateway": one.gateway}
     for step in ORDERS[order]:
         action, name = step.split()
@@ -143,25 +149,55 @@ def test_a_kill_of_either_daemon_is_mended_by_its_start(sites: list[Site], order
     if order == "gateway":
         until(lambda: ping(host, TARGET, count=1), "the child is back")
         assert one.spis() == before
-        until(lambda: one.charon.log.read_text().count("share port") >= 2, "the socket is back")
+        until(lambda: count_sockets(one) > had, "the socket is back")
     else:
         until(lambda: not before & one.spis(), "the former SAs are flushed")
-        until(lambda: one.charon.has_logged("share port 4500"), "the socket")
+        until(lambda: count_sockets(one) > had, "the socket")
         one.charon.initiate()
         until(lambda: ping(host, TARGET, count=1), "the tunnel carries")
     # IKE comes by the port in both directions.
     replace_child_under_pings(sites)
 
 
-def test_port_500_works_while_there_is_no_gateway(sites: list[Site]) -> None:
+def test_port_500_works_without_a_gateway_and_messages_of_the_other_port_are_repeated(
+    sites: list[Site],
+) -> None:
     renew(sites)
     one = sites[0]
+
+    def logged(words: str, since: int) -> bool:
+        return words in one.charon.log.read_text()[since:]
+
     one.gateway.kill()
-    one.charon.swanctl("--initiate", "--child", "net", "--timeout", "1", check=False)
-    text = one.charon.log.read_text()
-    assert "received packet: from 192.0.2.2[500] to 192.0.2.1[500]" in text
+    seen = len(one.charon.log.read_text())
+    failed = one.charon.swanctl("--initiate", "--child", "net", "--timeout", "1", check=False)
+    assert failed.returncode != 0
+    assert logged("received packet: from 192.0.2.2[500] to 192.0.2.1[500]", seen)
     one.gateway.start()
+    renew(sites)
     initiate(sites)
+    one.gateway.kill()
+    seen = len(one.charon.log.read_text())
+    one.charon.swanctl("--rekey", "--ike", "peer")
+    until(lambda: logged("sending packet: from 192.0.2.1[4500]", seen), "a lost message")
+    assert not logged("received packet: from 192.0.2.2[4500]", seen)
+    one.gateway.start()
+    until(lambda: logged("rekeyed between", seen), "its repetition arrives", 30)
+
+
+def test_ike_by_the_port_goes_around_a_child_that_covers_the_peer(sites: list[Site]) -> None:
+    renew(sites)
+    for site in sites:
+        wide = {"local_ts": "0.0.0.0/0"} if site.number else {"remote_ts": "0.0.0.0/0"}
+        site.configure({"net": child(site.number, **wide)}, **UDP)
+    initiate(sites)
+    replace_child_under_pings(sites)
+    replace_ike(sites[0])
+    assert ping(sites[0].gateway.namespace, TARGET, count=20) == 20
+    # charon's own sockets have the gateway's mark.
+    host = sites[0].gateway.namespace
+    sockets = host.run("ss", "-H", "-u", "-a", "-n", "-e", "sport = :500").stdout.splitlines()
+    assert len(sockets) == 2 and all("fwmark:0xe5b" in line for line in sockets), sockets
 
 
 def test_sas_in_udp_follow_an_address_that_moves(sites: list[Site]) -> None:

@@ -66,7 +66,7 @@ class Site:
 def start_sites(
     pair: GatewayPair,
     folder: Path,
-    installed: Installation,
+    installed: tuple[Installation, Installation],
     stack: contextlib.ExitStack,
     of_connection: dict[str, Any] | None = None,
     **fields: object,
@@ -77,9 +77,10 @@ def start_sites(
         edit(gateway, lambda document: document.pop("tunnels"))
         place = folder / "ab"[number]
         place.mkdir()
-        charon = Charon(gateway.namespace, place, installed, gateway.socket)
+        charon = Charon(gateway.namespace, place, installed[number], gateway.socket)
         stack.callback(charon.close)
-        charon.settings = {"delete_rekeyed_delay": 1}
+        # Messages are repeated for longer than a gateway takes to start, and its session after it.
+        charon.settings = {"delete_rekeyed_delay": 1, "retransmit_tries": 5}
         site = Site(charon, gateway, number)
         site.configure({"net": child(number, **fields)}, **(of_connection or {}))
         sites.append(site)
