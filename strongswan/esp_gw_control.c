@@ -21,6 +21,8 @@ struct esp_gw_control_t {
     int fd;
     char *buffer;
     size_t size, used, line;
+    /** received and not taken, or -1 */
+    int passed;
 };
 
 static bool fail(char *words, const char *format, const char *detail)
@@ -54,7 +56,7 @@ esp_gw_control_t *esp_gw_control_open(const char *path, char *words)
         close(fd);
         return NULL;
     }
-    INIT(this, .fd = fd);
+    INIT(this, .fd = fd, .passed = -1);
     return this;
 }
 
@@ -121,6 +123,50 @@ bool esp_gw_control_has_line(esp_gw_control_t *this)
            memchr(this->buffer + this->line, '\n', this->used - this->line);
 }
 
+/** Keeps the first file descriptor of a message, and closes the others. */
+static void keep_passed(esp_gw_control_t *this, struct msghdr *message)
+{
+    struct cmsghdr *part;
+    size_t i;
+    int fd;
+
+    for (part = CMSG_FIRSTHDR(message); part; part = CMSG_NXTHDR(message, part)) {
+        if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS)
+            continue;
+        for (i = 0; i < (part->cmsg_len - CMSG_LEN(0)) / sizeof fd; i++) {
+            memcpy(&fd, CMSG_DATA(part) + i * sizeof fd, sizeof fd);
+            if (this->passed < 0)
+                this->passed = fd;
+            else
+                close(fd);
+        }
+    }
+}
+
+/** As recv(), with what is passed beside the bytes. */
+static ssize_t receive_some(esp_gw_control_t *this)
+{
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(4 * sizeof(int))];
+    } control;
+    struct iovec part = {
+        .iov_base = this->buffer + this->used,
+        .iov_len = this->size - this->used,
+    };
+    struct msghdr message = {
+        .msg_iov = &part,
+        .msg_iovlen = 1,
+        .msg_control = &control,
+        .msg_controllen = sizeof control,
+    };
+    ssize_t received = recvmsg(this->fd, &message, MSG_CMSG_CLOEXEC);
+
+    if (received >= 0)
+        keep_passed(this, &message);
+    return received;
+}
+
 json_t *esp_gw_control_receive(esp_gw_control_t *this, char *words)
 {
     char *end = NULL;
@@ -145,7 +191,7 @@ json_t *esp_gw_control_receive(esp_gw_control_t *this, char *words)
             this->size = this->size ? 2 * this->size : 4096;
             this->buffer = realloc(this->buffer, this->size);
         }
-        received = recv(this->fd, this->buffer + this->used, this->size - this->used, 0);
+        received = receive_some(this);
         if (received < 0 && errno == EINTR)
             continue;
         if (received <= 0) {
@@ -206,6 +252,14 @@ esp_gw_outcome_t esp_gw_control_call(esp_gw_control_t *this, const char *method,
     return outcome;
 }
 
+int esp_gw_control_take_fd(esp_gw_control_t *this)
+{
+    int passed = this->passed;
+
+    this->passed = -1;
+    return passed;
+}
+
 void esp_gw_control_end(esp_gw_control_t *this)
 {
     shutdown(this->fd, SHUT_RDWR);
@@ -214,6 +268,8 @@ void esp_gw_control_end(esp_gw_control_t *this)
 void esp_gw_control_close(esp_gw_control_t *this)
 {
     close(this->fd);
+    if (this->passed >= 0)
+        close(this->passed);
     free(this->buffer);
     free(this);
 }

@@ -33,6 +33,9 @@ bool esp_gw_control_send(esp_gw_control_t *this, const char *method, json_t *par
 /** The next message, or NULL with words. */
 json_t *esp_gw_control_receive(esp_gw_control_t *this, char *words);
 
+/** The file descriptor that came with the last answers, for the caller to close; -1 for none. */
+int esp_gw_control_take_fd(esp_gw_control_t *this);
+
 /** True if a whole message has arrived already. */
 bool esp_gw_control_has_line(esp_gw_control_t *this);
 

@@ -246,14 +246,17 @@ status_t esp_gw_gateway_remove_policy(esp_gw_gateway_t *this, kernel_ipsec_polic
 }
 
 /** Moves an SA; charon rekeys instead if that doesn't do. */
-static status_t move(esp_gw_gateway_t *this, esp_gw_sa_t *sa, host_t *src, host_t *dst)
+static status_t move(esp_gw_gateway_t *this, esp_gw_sa_t *sa, host_t *src, host_t *dst,
+                     bool encap)
 {
     host_t *old_src = sa->src, *old_dst = sa->dst;
+    bool old_encap = sa->encap;
     char words[ESP_GW_WORDS];
     esp_gw_outcome_t outcome = ESP_GW_DONE;
 
     sa->src = src->clone(src);
     sa->dst = dst->clone(dst);
+    sa->encap = encap;
     if (sa->installed)
         outcome = esp_gw_call(this, "UpdateSa", esp_gw_sa_update(sa), NULL, words);
     else
@@ -264,6 +267,7 @@ static status_t move(esp_gw_gateway_t *this, esp_gw_sa_t *sa, host_t *src, host_
         sa->dst->destroy(sa->dst);
         sa->src = old_src;
         sa->dst = old_dst;
+        sa->encap = old_encap;
         return NOT_SUPPORTED;
     }
     sa->moved = outcome == ESP_GW_LOST;
@@ -280,16 +284,13 @@ status_t esp_gw_gateway_update_sa(esp_gw_gateway_t *this, kernel_ipsec_sa_id_t *
     status_t status = NOT_SUPPORTED;
     esp_gw_sa_t *sa;
 
-    /* A new SA is refused with the reason. */
-    if (data->new_encap)
-        return NOT_SUPPORTED;
     this->mutex->lock(this->mutex);
     await_session(this);
     sa = named(this, id);
     if (!sa)
         status = NOT_FOUND;
     else if (!moves || !sa->names_end)
-        status = move(this, sa, data->new_src, data->new_dst);
+        status = move(this, sa, data->new_src, data->new_dst, data->new_encap);
     this->mutex->unlock(this->mutex);
     return status;
 }

@@ -61,6 +61,9 @@ status_t esp_gw_gateway_flush_policies(esp_gw_gateway_t *this);
  */
 void esp_gw_gateway_begin(esp_gw_gateway_t *this, esp_gw_control_t *session, json_t *answer);
 
+/** The session's socket for IKE messages and its port; -1 and words if the gateway has none. */
+int esp_gw_gateway_ike_socket(esp_gw_gateway_t *this, uint16_t *port, char *words);
+
 /** The session has ended; it is closed here. */
 void esp_gw_gateway_end(esp_gw_gateway_t *this);
 

@@ -143,6 +143,22 @@ void esp_gw_gateway_begin(esp_gw_gateway_t *this, esp_gw_control_t *session, jso
     this->mutex->unlock(this->mutex);
 }
 
+int esp_gw_gateway_ike_socket(esp_gw_gateway_t *this, uint16_t *port, char *words)
+{
+    json_t *answer = NULL;
+    int fd = -1;
+
+    this->mutex->lock(this->mutex);
+    if (esp_gw_call(this, "GetIkeSocket", json_object(), &answer, words) == ESP_GW_DONE)
+        fd = esp_gw_control_take_fd(this->session);
+    this->mutex->unlock(this->mutex);
+    if (answer && fd < 0)
+        snprintf(words, ESP_GW_WORDS, "an answer without a socket");
+    *port = json_integer_value(json_object_get(answer, "port"));
+    json_decref(answer);
+    return fd;
+}
+
 void esp_gw_gateway_end(esp_gw_gateway_t *this)
 {
     this->mutex->lock(this->mutex);

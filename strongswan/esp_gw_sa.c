@@ -16,6 +16,9 @@
 #define MIN_WINDOW 4096U
 #define MAX_WINDOW 8192U
 #define WINDOW_STEP 64U
+/** Seconds: charon's default, and the gateway's maximum. */
+#define KEEPALIVE 20
+#define MAX_KEEPALIVE 3600U
 
 static bool suite_name(kernel_ipsec_add_sa_t *data, char *name, size_t size)
 {
@@ -76,9 +79,6 @@ static const char *unsupported(kernel_ipsec_sa_id_t *id, kernel_ipsec_add_sa_t *
         return "esp_gw offloads nothing to network cards: leave hw_offload out";
     if (data->tfc)
         return "esp_gw sends no TFC padding: leave tfc_padding out";
-    if (data->encap)
-        return "ESP in UDP needs port 4500, which charon has: only without a NAT between the ends, "
-               "and without encap = yes";
     if (!data->replay_window)
         return "esp_gw always has an anti-replay window: leave replay_window out";
     if (data->mode == MODE_TUNNEL &&
@@ -132,20 +132,41 @@ static uint32_t window(uint32_t wanted)
     return min(max(rounded, MIN_WINDOW), MAX_WINDOW);
 }
 
+/** `encapsulation` and `remote_port` as they are now. */
+static void set_encapsulation(json_t *object, esp_gw_sa_t *this)
+{
+    host_t *remote = esp_gw_sa_remote(this);
+
+    json_object_set_new(object, "encapsulation", json_string(this->encap ? "udp" : "none"));
+    json_object_set_new(object, "remote_port",
+                        this->encap ? json_integer(remote->get_port(remote)) : json_null());
+}
+
+/** Seconds between NAT keepalives (RFC 3948 4): charon's own don't reach the gateway's port. */
+static int keepalive(void)
+{
+    uint32_t seconds = lib->settings->get_time(lib->settings, "%s.keep_alive", KEEPALIVE, lib->ns);
+
+    return min(seconds, MAX_KEEPALIVE);
+}
+
 static json_t *describe(esp_gw_sa_t *this, kernel_ipsec_add_sa_t *data, const char *suite,
                         json_t *selectors)
 {
     lifetime_cfg_t *limits = data->lifetime;
+    host_t *local = esp_gw_sa_local(this);
     json_t *object;
 
     object = json_pack(
-        "{s:o, s:I, s:s, s:s, s:s, s:o, s:o, s:o, s:b, s:i, s:i, s:n, s:n, s:n, s:n}", "direction",
+        "{s:o, s:I, s:s, s:s, s:o, s:o, s:o, s:b, s:i, s:i, s:o, s:n, s:n}", "direction",
         direction(this), "spi", (json_int_t)ntohl(this->spi), "suite", suite, "mode",
-        data->mode == MODE_TUNNEL ? "tunnel" : "transport", "encapsulation", "none", "local",
-        esp_gw_address(esp_gw_sa_local(this)), "remote", esp_gw_address(esp_gw_sa_remote(this)),
-        "selectors", selectors, "esn", (int)data->esn, "replay_window",
-        (int)window(data->replay_window), "keepalive", 0, "local_port", "remote_port",
-        "local_original", "remote_original");
+        data->mode == MODE_TUNNEL ? "tunnel" : "transport", "local", esp_gw_address(local),
+        "remote", esp_gw_address(esp_gw_sa_remote(this)), "selectors", selectors, "esn",
+        (int)data->esn, "replay_window", (int)window(data->replay_window), "keepalive",
+        this->encap && !this->inbound ? keepalive() : 0, "local_port",
+        this->encap ? json_integer(local->get_port(local)) : json_null(), "local_original",
+        "remote_original");
+    set_encapsulation(object, this);
     set_limits(object, "bytes", limits->bytes.rekey, limits->bytes.life);
     set_limits(object, "packets", limits->packets.rekey, limits->packets.life);
     return object;
@@ -184,6 +205,7 @@ esp_gw_sa_t *esp_gw_sa_create(kernel_ipsec_sa_id_t *id, kernel_ipsec_add_sa_t *d
         .soft_time = data->lifetime->time.rekey,
         .hard_time = data->lifetime->time.life,
         .key = chunk_clone(data->enc_key),
+        .encap = data->encap,
     );
     this->object = describe(this, data, suite, selectors);
     this->names_end = names_one(local, esp_gw_sa_local(this)) ||
@@ -230,10 +252,13 @@ void esp_gw_sa_installed(esp_gw_sa_t *this)
 
 json_t *esp_gw_sa_update(esp_gw_sa_t *this)
 {
-    return json_pack("{s:o, s:I, s:o, s:o, s:n, s:s}", "direction", direction(this), "spi",
-                     (json_int_t)ntohl(this->spi), "local", esp_gw_address(esp_gw_sa_local(this)),
-                     "remote", esp_gw_address(esp_gw_sa_remote(this)), "remote_port",
-                     "encapsulation", "none");
+    json_t *object = json_pack("{s:o, s:I, s:o, s:o}", "direction", direction(this), "spi",
+                               (json_int_t)ntohl(this->spi), "local",
+                               esp_gw_address(esp_gw_sa_local(this)), "remote",
+                               esp_gw_address(esp_gw_sa_remote(this)));
+
+    set_encapsulation(object, this);
+    return object;
 }
 
 void esp_gw_sa_destroy(esp_gw_sa_t *this)

@@ -35,6 +35,8 @@ typedef struct {
     bool lost;
     /** the gateway doesn't know these addresses yet */
     bool moved;
+    /** ESP in UDP, by the ports of the addresses */
+    bool encap;
     /** a selector names the address of an end */
     bool names_end;
 } esp_gw_sa_t;

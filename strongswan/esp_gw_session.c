@@ -16,17 +16,20 @@
 #define FIRST_PAUSE 100
 #define LAST_PAUSE 5000
 #define LASTING 10000
+/** Milliseconds between tries to have a port that another program has. */
+#define PORT_PAUSE 5000
 
 struct esp_gw_session_t {
     esp_gw_gateway_t *gateway;
+    esp_gw_relay_t *relay;
     char *path;
     thread_t *thread;
     /** readable when the plugin ends */
     int stop;
     /** charon has had a session before: it knows what there should be */
     bool had_session;
-    /** the last failure that was logged */
-    char said[ESP_GW_WORDS];
+    /** the last failures that were logged: of a session, of its port */
+    char said[ESP_GW_WORDS], said_of_port[ESP_GW_WORDS];
 };
 
 static void say(esp_gw_session_t *this, const char *words)
@@ -61,6 +64,41 @@ static json_t *open_session(esp_gw_session_t *this, esp_gw_control_t *session, c
     return answer;
 }
 
+/** Takes the port of ESP in UDP, without which the rest of a session goes on. */
+static void open_port(esp_gw_session_t *this)
+{
+    char words[ESP_GW_WORDS];
+    uint16_t port;
+    int fd = esp_gw_gateway_ike_socket(this->gateway, &port, words);
+
+    if (fd >= 0) {
+        this->said_of_port[0] = '\0';
+        esp_gw_relay_attach(this->relay, fd, port);
+        DBG1(DBG_KNL, "esp_gw: IKE and ESP share port %d of the gateway", port);
+    } else if (!streq(words, this->said_of_port)) {
+        snprintf(this->said_of_port, sizeof this->said_of_port, "%s", words);
+        DBG1(DBG_KNL, "esp_gw: no IKE at the port of ESP in UDP: %s", words);
+    }
+}
+
+/** Waits for an event, and meanwhile for the port; false when a connection ends. */
+static bool await_event(esp_gw_session_t *this, esp_gw_control_t *watch, esp_gw_control_t *session)
+{
+    struct pollfd event = {.fd = esp_gw_control_fd(watch), .events = POLLIN};
+
+    while (!esp_gw_control_has_line(watch)) {
+        bool attached = esp_gw_relay_is_attached(this->relay);
+
+        if (!await(this, watch, session, attached ? -1 : PORT_PAUSE))
+            return FALSE;
+        if (poll(&event, 1, 0) > 0)
+            return TRUE;
+        if (!attached)
+            open_port(this);
+    }
+    return TRUE;
+}
+
 /** Passes events until a connection ends. */
 static void read_events(esp_gw_session_t *this, esp_gw_control_t *watch,
                         esp_gw_control_t *session, char *words)
@@ -69,7 +107,7 @@ static void read_events(esp_gw_session_t *this, esp_gw_control_t *watch,
     json_t *message;
 
     snprintf(words, ESP_GW_WORDS, "the gateway has ended it");
-    while (esp_gw_control_has_line(watch) || await(this, watch, session, -1)) {
+    while (await_event(this, watch, session)) {
         message = esp_gw_control_receive(watch, words);
         if (!message)
             return;
@@ -101,7 +139,9 @@ static void hold(esp_gw_session_t *this)
         this->said[0] = '\0';
         esp_gw_gateway_begin(this->gateway, session, answer);
         this->had_session = TRUE;
+        open_port(this);
         read_events(this, watch, session, words);
+        esp_gw_relay_detach(this->relay);
         esp_gw_gateway_end(this->gateway);
     }
     say(this, words);
@@ -128,11 +168,17 @@ static void *keep(esp_gw_session_t *this)
     return NULL;
 }
 
-esp_gw_session_t *esp_gw_session_create(esp_gw_gateway_t *gateway, const char *path)
+esp_gw_session_t *esp_gw_session_create(esp_gw_gateway_t *gateway, esp_gw_relay_t *relay,
+                                        const char *path)
 {
     esp_gw_session_t *this;
 
-    INIT(this, .gateway = gateway, .path = strdup(path), .stop = eventfd(0, EFD_CLOEXEC));
+    INIT(this,
+        .gateway = gateway,
+        .relay = relay,
+        .path = strdup(path),
+        .stop = eventfd(0, EFD_CLOEXEC),
+    );
     if (this->stop >= 0)
         this->thread = thread_create((void *)keep, this);
     if (this->thread)

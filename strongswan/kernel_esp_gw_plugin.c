@@ -3,6 +3,7 @@
 #include "esp_gw_child.h"
 #include "esp_gw_gateway.h"
 #include "esp_gw_session.h"
+#include "esp_gw_socket.h"
 
 #include <daemon.h>
 #include <errno.h>
@@ -16,6 +17,7 @@
 typedef struct {
     kernel_ipsec_t public;
     esp_gw_gateway_t *gateway;
+    esp_gw_relay_t *relay;
     esp_gw_session_t *session;
 } private_backend_t;
 
@@ -114,7 +116,7 @@ METHOD(kernel_ipsec_t, bypass_socket, bool,
 METHOD(kernel_ipsec_t, enable_udp_decap, bool,
     private_backend_t *this, int fd, int family, uint16_t port)
 {
-    /* ESP in UDP would need this port in the gateway. */
+    /* The port of ESP in UDP is the gateway's: only another plugin's socket asks. */
     return FALSE;
 }
 
@@ -124,8 +126,27 @@ METHOD(kernel_ipsec_t, destroy, void,
     charon->bus->remove_listener(charon->bus, esp_gw_child_listener());
     if (this->session)
         esp_gw_session_destroy(this->session);
+    lib->set(lib, ESP_GW_RELAY, NULL);
+    if (this->relay)
+        esp_gw_relay_destroy(this->relay);
     esp_gw_gateway_destroy(this->gateway);
     free(this);
+}
+
+/** Says which other plugin would take the port that the gateway has. */
+static void look_for_sockets(void)
+{
+    enumerator_t *enumerator = lib->plugins->create_plugin_enumerator(lib->plugins);
+    plugin_t *plugin;
+
+    while (enumerator->enumerate(enumerator, &plugin, NULL)) {
+        char *name = plugin->get_name(plugin);
+
+        if (strpfx(name, "socket-"))
+            DBG1(DBG_KNL, "esp_gw: the plugin %s is loaded too and takes the gateway's port of ESP "
+                 "in UDP: set load = no in its section", name);
+    }
+    enumerator->destroy(enumerator);
 }
 
 static kernel_ipsec_t *create_backend(void)
@@ -151,11 +172,16 @@ static kernel_ipsec_t *create_backend(void)
             .destroy = _destroy,
         },
         .gateway = esp_gw_gateway_create(),
+        .relay = esp_gw_relay_create(),
     );
+    look_for_sockets();
     charon->bus->add_listener(charon->bus, esp_gw_child_listener());
-    this->session = esp_gw_session_create(
-        this->gateway, lib->settings->get_str(lib->settings, "%s.plugins.kernel-esp-gw.socket",
-                                              SOCKET, lib->ns));
+    if (this->relay)
+        this->session = esp_gw_session_create(
+            this->gateway, this->relay,
+            lib->settings->get_str(lib->settings, "%s.plugins.kernel-esp-gw.socket", SOCKET,
+                                   lib->ns));
+    lib->set(lib, ESP_GW_RELAY, this->relay);
     if (this->session)
         return &this->public;
     destroy(this);
@@ -174,6 +200,9 @@ METHOD(plugin_t, get_plugin_features, int,
     static plugin_feature_t f[] = {
         PLUGIN_CALLBACK(kernel_ipsec_register, create_backend),
             PLUGIN_PROVIDE(CUSTOM, "kernel-ipsec"),
+        PLUGIN_CALLBACK(socket_register, esp_gw_socket_create),
+            PLUGIN_PROVIDE(CUSTOM, "socket"),
+                PLUGIN_DEPENDS(CUSTOM, "kernel-ipsec"),
     };
 
     *features = f;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,13 @@ import pytest
 
 from tests.support.charon import Installation, build_plugin, debian_13
 from tests.support.ike_rig import NETWORKS, End, await_child, configure, mirrored, start, two_ends
-from tests.support.labtools import until
+from tests.support.ike_sites import (
+    encapsulations,
+    initiate,
+    replace_child_under_pings,
+    start_sites,
+)
+from tests.support.labtools import MakePair, until
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +35,8 @@ def ends(installed: list[Installation]) -> Iterator[list[End]]:
 
 @pytest.mark.parametrize("initiator", [0, 1])
 def test_children_live_with_another_version(ends: list[End], initiator: int) -> None:
-    configure(ends, start_action="trap")
+    # In UDP: IKE comes by the relay and by a socket of the plugin.
+    configure(ends, of_connection={"encap": "yes"}, start_action="trap")
     start(*ends)
     assert "6.0.1" in ends[1].charon.swanctl("--version", "--daemon").stdout
     one, two = ends[initiator], ends[1 - initiator]
@@ -45,7 +53,10 @@ def test_children_live_with_another_version(ends: list[End], initiator: int) -> 
         for end, former in zip(ends, before, strict=True):
             until(lambda end=end, former=former: not former & set(end.owner.sas), "a rekey")
             await_child(end)
-    assert set(mirrored(one.sa("outbound"), two.sa("inbound"))) <= {"direction", "child"}
+    assert set(mirrored(one.sa("outbound"), two.sa("inbound"))) <= {
+        *("direction", "child", "keepalive")
+    }
+    assert one.sa("outbound")["encapsulation"] == "udp"
     for name in one.owner.sas:
         one.owner.counters[name] = {"bytes": 700, "packets": 7, "last_use_s": 3}
     listed = one.charon.swanctl("--list-sas", "--raw").stdout
@@ -53,8 +64,29 @@ def test_children_live_with_another_version(ends: list[End], initiator: int) -> 
     one.owner.stop()
     one.owner.start()
     until(lambda: len(one.owner.calls("OpenSession")) == 2, "the next session")
+    until(lambda: one.charon.log.read_text().count("share port") == 2, "the next socket")
     one.charon.swanctl("--terminate", "--ike", "peer")
     for end in ends:
         until(lambda end=end: not end.owner.sas, "the SAs are gone")
         assert end.owner.protected() == {NETWORKS[1 - end.number]: None}
         assert end.charon.stop() == 0 and end.owner.policies == {}
+
+
+def test_a_child_in_udp_between_two_versions_outlives_a_kill_of_the_gateway(
+    make_pair: MakePair,
+    installed: list[Installation],
+    tmp_path: Path,
+    stack: contextlib.ExitStack,
+) -> None:
+    here, debian13 = installed
+    in_udp = {"encap": "yes", "mobike": "yes"}
+    sites = start_sites(make_pair(), tmp_path, (here, debian13), stack, in_udp)
+    initiate(sites)
+    replace_child_under_pings(sites)
+    newer = sites[1]
+    newer.gateway.kill()
+    newer.gateway.start()
+    until(lambda: newer.charon.log.read_text().count("share port 4500") == 2, "the next socket")
+    replace_child_under_pings(sites)
+    assert encapsulations(newer) == {"udp"}
+    assert newer.charon.stop() == 0

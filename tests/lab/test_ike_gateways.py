@@ -3,78 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from esp_gw.demo.gateways import LabGateway
 from esp_gw.demo.netns import add_address, end
-from esp_gw.demo.pair import NETS, OUTER, GatewayPair
+from esp_gw.demo.pair import NETS, OUTER
 from esp_gw.demo.traffic import iperf_server
 from esp_gw.network.link import TUN_OVERFLOW
-from tests.support.charon import Charon, Installation, build_plugin
-from tests.support.ike_rig import child, connection
+from tests.support import ike_sites
+from tests.support.charon import Installation, build_plugin
+from tests.support.ike_rig import child
+from tests.support.ike_sites import TARGET, Site, initiate, no_iv_twice
 from tests.support.labtools import (
-    Capture,
     MakePair,
     StartCapture,
     answers,
     carry_tcp_both_ways,
-    edit,
-    esp_packets,
     frames,
     ping,
-    sas,
     start_pings,
     until,
 )
-
-TARGET = "10.2.0.1"
-
-
-@dataclass
-class Site:
-    """A host with charon and the gateway that carries its children."""
-
-    charon: Charon
-    gateway: LabGateway
-
-    number: int
-
-    def configure(self, children: dict[str, Any], **fields: Any) -> None:
-        """Give charon another connection, and load it."""
-        self.charon.configure(
-            {"peer": connection(self.number, children, **fields)},
-            {"ike-peer": {"secret": '"a secret of the test"'}},
-            {"guests": {"addrs": "10.99.0.0/24"}},
-        )
-        if self.charon.is_running:
-            self.charon.load()
-
-    def rekey(self) -> None:
-        """Rekey the child; the other end may be quicker."""
-        self.charon.swanctl("--rekey", "--child", "net", check=False)
-
-    def policy_sa(self) -> str:
-        """Return the name of the SA that the only policy uses."""
-        (policy,) = self.gateway.call("ListPolicies")["policies"]
-        (name,) = policy["sas"]
-        return str(name)
-
-    def carries_by_another(self, former: str) -> bool:
-        """Return True if the only policy's SA is not `former`, and has sent packets."""
-        name = self.policy_sa()
-        return name != former and sas(self.gateway)[name]["packets"] > 0
-
-    def spis(self) -> set[int]:
-        return {sa["spi"] for sa in self.gateway.call("ListSas")["sas"]}
-
 
 Start = Callable[..., list[Site]]
 
@@ -95,37 +49,12 @@ def start_sites(
         inner_versions: tuple[int, ...] = (4,),
         **fields: object,
     ) -> list[Site]:
-        pair: GatewayPair = make_pair(inner_versions=inner_versions)
-        sites = []
-        for number, gateway in enumerate((pair.a, pair.b)):
-            edit(gateway, lambda document: document.pop("tunnels"))
-            folder = tmp_path / "ab"[number]
-            folder.mkdir()
-            charon = Charon(gateway.namespace, folder, installed, gateway.socket)
-            stack.callback(charon.close)
-            charon.settings = {"delete_rekeyed_delay": 1}
-            site = Site(charon, gateway, number)
-            site.configure({"net": child(number, **fields)}, **(of_connection or {}))
-            sites.append(site)
-        pair.start()
-        for site in sites:
-            site.charon.start()
-        return sites
+        pair = make_pair(inner_versions=inner_versions)
+        return ike_sites.start_sites(
+            pair, tmp_path, (installed,) * 2, stack, of_connection, **fields
+        )
 
     return start
-
-
-def initiate(sites: list[Site]) -> None:
-    sites[0].charon.initiate()
-    until(lambda: ping(sites[0].gateway.namespace, TARGET, count=1), "the tunnel carries")
-
-
-def no_iv_twice(wire: Capture) -> set[int]:
-    """Check that no SA used an IV twice, and return the SPIs of protocol 50."""
-    packets = [packet for packet in esp_packets(wire.stop()) if packet.frame[23] == 50]
-    seen = Counter((packet.spi, packet.iv) for packet in packets)
-    assert [key for key, count in seen.items() if count > 1] == []
-    return {spi for spi, _ in seen}
 
 
 def test_a_child_carries_traffic_both_ways(start_sites: Start) -> None:
@@ -272,6 +201,7 @@ def test_remote_networks_may_cover_the_peer(start_sites: Start) -> None:
     assert ping(sites[0].gateway.namespace, TARGET, count=20) == 20
 
 
+@pytest.mark.either_engine
 @pytest.mark.parametrize("inner", [4, 6])
 @pytest.mark.parametrize("outer", [4, 6])
 def test_both_ip_versions_inside_and_outside(start_sites: Start, outer: int, inner: int) -> None:
@@ -317,6 +247,7 @@ def test_children_keep_their_sas_when_an_address_moves(start_sites: Start) -> No
     assert [site.spis() for site in sites] == before
 
 
+@pytest.mark.either_engine
 def test_rekeys_of_both_ends_at_once_leave_one_child(start_sites: Start) -> None:
     sites = start_sites()
     initiate(sites)

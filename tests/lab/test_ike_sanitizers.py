@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from esp_gw.engine.base import RELAY_HEADER
 from tests.support.charon import PLUGIN, PLUGINS, build_plugin
 from tests.support.ike_rig import NETWORKS, End, await_child, configure, is_up, start, two_ends
 from tests.support.labtools import until
@@ -30,7 +31,16 @@ def test_a_life_of_children_restarts_and_refusals_is_clean(tmp_path: Path) -> No
             preload = f"{library('libasan.so')} {library('libubsan.so')} {PLUGINS}/{PLUGIN}"
             end.charon.preload = f'LD_PRELOAD="{preload}" ASAN_OPTIONS={asan} LSAN_OPTIONS={lsan}'
             end.charon.settings = {"delete_rekeyed_delay": 1}
-        configure(ends, start_action="trap", rekey_time="4s", life_time="60s", rand_time="0s")
+        # By the port that the gateway has, too.
+        in_udp = {"encap": "yes", "mobike": "yes"}
+        configure(
+            ends,
+            of_connection=in_udp,
+            start_action="trap",
+            rekey_time="4s",
+            life_time="60s",
+            rand_time="0s",
+        )
         start(*ends)
         live(ends)
         for end in ends:
@@ -45,6 +55,7 @@ def live(ends: list[End]) -> None:
     one.owner.event("Acquire", policy=one.policy()["id"], **packet, local_port=1, remote_port=2)
     for end in ends:
         await_child(end)
+    write_wrongly(one)
     first = one.sa("outbound")["spi"]
     one.charon.swanctl("--list-sas")
     until(lambda: ("outbound", first) not in one.owner.sas and is_up(one), "a rekey by time", 30)
@@ -65,3 +76,17 @@ def live(ends: list[End]) -> None:
     one.charon.initiate()
     for end in ends:
         await_child(end)
+
+
+def write_wrongly(end: End) -> None:
+    """Give charon datagrams that no gateway writes, and messages that no peer does."""
+    port = end.owner.ike_port
+    assert port is not None
+    for source, destination in ((4500, 4500), (500, 4500), (0, 0)):
+        header = RELAY_HEADER.pack(bytes(16), bytes(16), source, destination)
+        for datagram in (b"", b"short", header[:-1], header, header + b"x", header + bytes(65000)):
+            port.send_raw(datagram)
+    moved = {"address": "192.0.2.2", "port": 4501}
+    spi = end.sa("inbound")["spi"]
+    end.owner.event("PeerAddressChanged", direction="inbound", spi=spi, **moved)
+    end.owner.event("PeerAddressChanged", direction="inbound", spi=spi, address="none", port=-1)

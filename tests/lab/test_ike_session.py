@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from esp_gw.demo.netns import add_address
-from tests.support.charon import Installation, build_plugin
+from tests.support.charon import BASE, Installation, build_plugin
 from tests.support.fake_owner import Json
 from tests.support.ike_rig import (
     ADDRESSES,
@@ -329,10 +329,32 @@ def test_charon_itself_leaves_out_what_the_backend_does_not_offer(ends: list[End
         await_child(end)
 
 
-def test_esp_in_udp_is_refused_in_one_line(ends: list[End]) -> None:
+def test_a_child_in_udp_has_the_ports_and_follows_the_peers(ends: list[End]) -> None:
     configure(ends, of_connection={"encap": "yes"})
     start(*ends)
-    failed = ends[0].charon.swanctl("--initiate", "--child", "net", "--timeout", "5", check=False)
-    assert failed.returncode != 0
-    assert any(end.charon.has_logged("ESP in UDP needs port 4500") for end in ends)
-    assert all(end.owner.sas == {} for end in ends)
+    ends[0].charon.initiate()
+    for end in ends:
+        await_child(end)
+        outbound, inbound = end.sa("outbound"), end.sa("inbound")
+        assert (outbound["encapsulation"], inbound["encapsulation"]) == ("udp", "udp")
+        assert (outbound["local_port"], outbound["remote_port"]) == (4500, 4500)
+    responder = ends[1]
+    spi = responder.sa("inbound")["spi"]
+    moved = {"address": "192.0.2.1", "port": 34567}
+    responder.owner.event("PeerAddressChanged", direction="inbound", spi=spi, **moved)
+    for direction in ("outbound", "inbound"):
+        until(
+            lambda way=direction: responder.sa(way)["remote_port"] == 34567, f"the {direction} SA"
+        )
+    assert responder.sa("outbound")["remote"] == "192.0.2.1"
+
+
+def test_another_plugin_that_takes_the_port_is_named_in_one_line(ends: list[End]) -> None:
+    one = ends[0]
+    one.charon.settings = {"load": f"{BASE} socket-default kernel-esp-gw kernel-netlink vici"}
+    one.owner.refuse["GetIkeSocket"] = "another program has port 4500/udp"
+    start(one)
+    lines = [line for line in one.charon.log.read_text().splitlines() if "socket-default" in line]
+    (line,) = [line for line in lines if "esp_gw:" in line]
+    assert "set load = no" in line
+    one.charon.await_log("no IKE at the port of ESP in UDP: another program has port 4500/udp")

@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from esp_gw.demo.netns import Namespace
 from esp_gw.model import SUITES
 from lab.waiting import holds_within
+from tests.support.fake_ike_port import PORT, FakeIkePort
 
 PREFIX = "io.esp_gw."
 SA_MEMBERS = {
@@ -77,7 +79,12 @@ def check_sa(sa: Json) -> None:
     check(len(bytes.fromhex(sa["key"])) == suite.key_len + SALT_LEN, "length of the key")
     check(any(bytes.fromhex(sa["key"])), "a wiped key")
     check(sa["mode"] in ("tunnel", "transport"), "mode")
-    check(sa["encapsulation"] == "none", "encapsulation")
+    check(sa["encapsulation"] in ("none", "udp"), "encapsulation")
+    in_udp = sa["encapsulation"] == "udp"
+    check(sa["local_port"] == (PORT if in_udp else None), "local_port")
+    check(bool(sa["remote_port"]) is in_udp, "remote_port")
+    sends = in_udp and sa["direction"] == "outbound"
+    check(bool(sa["keepalive"]) is sends, "keepalive")
     versions = {ipaddress.ip_address(sa[end]).version for end in ("local", "remote")}
     check(len(versions) == 1, "outer addresses of two IP versions")
     check_selectors(sa["selectors"])
@@ -105,8 +112,9 @@ def name_of(named: Json) -> Name:
 class FakeOwner:
     """A control server with one owner. Lasting state outlives `stop`, as the gateway's does."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, namespace: Namespace) -> None:
         self.path = path
+        self.ike_port: FakeIkePort | None = None
         self.requests: list[tuple[str, Json]] = []
         self.faults: list[str] = []
         self.sas: dict[Name, Json] = {}
@@ -118,6 +126,7 @@ class FakeOwner:
         """Methods that are carried out once, without an answer: the connection ends."""
         self.before_answer: Callable[[str, Json], None] = lambda method, parameters: None
         """Called when a request was carried out, while its sender waits."""
+        self._namespace = namespace
         self._lock = threading.RLock()
         self._next_spi = 0xC0000000 + int.from_bytes(os.urandom(3)) * 8
         self._session: socket.socket | None = None
@@ -140,6 +149,7 @@ class FakeOwner:
         with self._lock:
             for connection in self._connections:
                 connection.shutdown(socket.SHUT_RDWR)
+        self._close_port()
 
     def calls(self, method: str) -> list[Json]:
         """Return the parameters of the requests of a method."""
@@ -175,7 +185,7 @@ class FakeOwner:
             for line in connection.makefile("rb"):
                 answer = self._answer(connection, json.loads(line))
                 if answer is not None:
-                    connection.sendall(json.dumps(answer).encode() + b"\n")
+                    self._reply(connection, answer)
         except OSError:
             pass
         finally:
@@ -184,6 +194,14 @@ class FakeOwner:
                 if self._watch is connection:
                     self._watch = None
             connection.close()
+
+    def _reply(self, connection: socket.socket, answer: Json) -> None:
+        data = json.dumps(answer).encode() + b"\n"
+        if self.ike_port is not None and answer.get("parameters") == {"port": PORT}:
+            sent = socket.send_fds(connection, [data[:1]], [self.ike_port.theirs.fileno()])
+            data = data[sent:]
+            self.ike_port.theirs.close()
+        connection.sendall(data)
 
     def _answer(self, connection: socket.socket, request: Json) -> Json | None:
         with self._lock:
@@ -217,6 +235,7 @@ class FakeOwner:
             return None
         check(connection is self._session, f"{method} outside the session")
         methods = {
+            "GetIkeSocket": self._get_ike_socket,
             "ReserveSpi": self._reserve_spi,
             "InstallChild": self._install_child,
             "UpdateSa": self._update_sa,
@@ -238,6 +257,16 @@ class FakeOwner:
             "sas": [self._counters(name) for name in self.sas],
             "policies": list(self.policies.values()),
         }
+
+    def _get_ike_socket(self) -> Json:
+        self._close_port()
+        self.ike_port = FakeIkePort(self._namespace)
+        return {"port": PORT}
+
+    def _close_port(self) -> None:
+        if self.ike_port is not None:
+            self.ike_port.close()
+            self.ike_port = None
 
     def _reserve_spi(self) -> Json:
         self._next_spi += 1

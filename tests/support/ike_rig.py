@@ -100,7 +100,7 @@ def two_ends(*installed: Installation) -> Iterator[list[End]]:
             add_address(host, f"{ADDRESSES[number]}/24")
             place = folder / "ab"[number]
             place.mkdir()
-            owner = FakeOwner(place / "control.sock")
+            owner = FakeOwner(place / "control.sock", host)
             charon = Charon(host, place, installed[number % len(installed)], owner.path)
             stack.callback(owner.stop)
             stack.callback(charon.close)
