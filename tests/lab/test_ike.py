@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.waiting import holds_within
 from tests.support.charon import Installation, build_plugin
 from tests.support.fake_owner import Json
 from tests.support.ike_rig import (
@@ -229,7 +230,13 @@ def test_no_key_is_left_in_logs_or_memory(ends: list[End]) -> None:
     def look(method: str, parameters: Json) -> None:
         if method == "InstallChild":
             keys = [part(sa["key"]).encode() for sa in parameters["sas"]]
-            while_waiting.extend(count_in_memory(one.charon.pid, key) for key in keys)
+
+            def counts() -> list[int]:
+                return [count_in_memory(one.charon.pid, key) for key in keys]
+
+            # The request is here before the plugin has overwritten what it sent.
+            holds_within(5, lambda: counts() == [1, 1])
+            while_waiting.extend(counts())
 
     one.owner.before_answer = look
     one.charon.initiate()
