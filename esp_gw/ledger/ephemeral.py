@@ -30,7 +30,7 @@ EPHEMERAL_FOLDER = "ike"
 """Name of the folder beside the control socket."""
 EPHEMERAL_NAME = "held.db"
 MAX_RETIRED = 1 << 14
-"""Keys in the file beyond which the oldest retired ones are forgotten.
+"""Retired keys in the file beyond which the oldest are forgotten.
 
 They are those of eight rekeys of a thousand pairs.
 """
@@ -87,6 +87,7 @@ class EphemeralLedger:
         ):
             highest, ceiling = (int.from_bytes(number, "big") for number in numbers)
             self._rows[name] = _Row(Role(role), highest, ceiling)
+        self._retired = sum(row.role is Role.RETIRED for row in self._rows.values())
         # For each key, the first number leased by this process and not released since.
         self._first: dict[bytes, int] = {}
 
@@ -231,10 +232,16 @@ class EphemeralLedger:
         changed = {name: row for name, row in rows.items() if self._rows.get(name) != row}
         if not changed and records is None:
             return
+        retired = [name for name, row in changed.items() if row.role is Role.RETIRED]
+        there = self._retired + len(retired)
         connection = self._connection
         with ledger_file.errors(self._path):
             try:
                 connection.execute("BEGIN IMMEDIATE")
+                # Behind all others: the oldest are those that were retired first.
+                connection.executemany(
+                    "DELETE FROM keys WHERE name = ?", [(name,) for name in retired]
+                )
                 connection.executemany(
                     "INSERT INTO keys (name, role, highest, ceiling) VALUES (?, ?, ?, ?)"
                     " ON CONFLICT (name) DO UPDATE SET role = excluded.role,"
@@ -244,7 +251,7 @@ class EphemeralLedger:
                         for name, row in changed.items()
                     ],
                 )
-                forgotten = self._put(records) if records is not None else []
+                forgotten = self._put(records, there) if records is not None else []
                 connection.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):
@@ -253,9 +260,13 @@ class EphemeralLedger:
         self._rows |= changed
         for name in forgotten:
             self._rows.pop(name, None)
+        self._retired = there - len(forgotten)
 
-    def _put(self, records: Records) -> list[bytes]:
-        """Change the records; forget the oldest retired keys beyond the bound, and return them."""
+    def _put(self, records: Records, retired: int) -> list[bytes]:
+        """Change the records, and return the keys that are forgotten.
+
+        Those are the oldest of so many `retired` ones beyond the bound.
+        """
         connection = self._connection
         connection.executemany("DELETE FROM records WHERE kind = ? AND name = ?", records.removed)
         connection.executemany(
@@ -263,11 +274,11 @@ class EphemeralLedger:
             " DO UPDATE SET content = excluded.content",
             [(*key, content) for key, content in records.put.items()],
         )
-        if not records.retired or len(self._rows) <= MAX_RETIRED:
+        if retired <= MAX_RETIRED:
             return []
         oldest = connection.execute(
             "SELECT name FROM keys WHERE role = ? ORDER BY number LIMIT ?",
-            (Role.RETIRED.value, len(self._rows) - MAX_RETIRED),
+            (Role.RETIRED.value, retired - MAX_RETIRED),
         ).fetchall()
         connection.executemany("DELETE FROM keys WHERE name = ?", oldest)
         return [name for (name,) in oldest]
