@@ -24,6 +24,7 @@ from esp_gw.errors import KeyReuseError
 from esp_gw.ledger import file as ledger_file
 from esp_gw.ledger.file import Role
 from esp_gw.ledger.ledger import MIN_MARGIN, FloorRequest, LeaseRequest
+from esp_gw.logs import log
 from esp_gw.model import KeyMaterial, Lease, Reception
 
 EPHEMERAL_FOLDER = "ike"
@@ -350,11 +351,17 @@ def _is_of_this_boot(path: Path) -> bool:
         return False
     try:
         with contextlib.closing(_connect(path)) as connection:
-            return connection.execute("SELECT boot FROM about").fetchall() == [(_boot_id(),)]
+            if connection.execute("SELECT boot FROM about").fetchall() != [(_boot_id(),)]:
+                return False
+            is_whole = connection.execute("PRAGMA quick_check").fetchall() == [("ok",)]
     except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", 0) in _NOT_OURS:
-            return False
-        raise
+        # The lowest byte is the code, the others tell more of it.
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _NOT_OURS:
+            raise
+        is_whole = False
+    if not is_whole:
+        log.error("the file of IKE's keys and policies is damaged, and not used", file=str(path))
+    return is_whole
 
 
 def _boot_id() -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from esp_gw.daemon.protection import Protection
 from esp_gw.errors import LedgerError
-from esp_gw.ledger.ephemeral import EphemeralLedger
+from esp_gw.ledger.ephemeral import EphemeralLedger, Records
 from esp_gw.model import Action, Policy
 from tests.support.builders import protect, selector
 from tests.support.service_rig import Rig, child, install, restarted, start_rig
@@ -73,6 +73,20 @@ async def test_an_sa_without_a_write_at_the_start_is_removed_with_its_record_and
     with pytest.raises(LedgerError, match="removed before"):
         await install(last, each)
     await last.gateway.stop()
+
+
+async def test_a_record_that_cannot_be_read_leaves_no_key_behind(rig: Rig) -> None:
+    first, second = child(1), child(2)
+    await install(rig, first)
+    await install(rig, second)
+    (name, text), *_ = await rig.ephemeral.records("sa")
+    await rig.ephemeral.write(Records({("sa", name): text.replace('"mode"', '"mood"')}))
+    new = await restarted(rig)
+    assert len(await new.ephemeral.records("sa")) == 3
+    assert len(new.names()) == 3
+    content = (rig.ledger.parent / "ike" / "held.db").read_bytes()
+    assert [key.encode() in content for key in first.keys] == [False, True]
+    await new.gateway.stop()
 
 
 def _refuse(*_: object) -> None:

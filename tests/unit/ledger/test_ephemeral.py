@@ -136,6 +136,25 @@ def test_keys_in_use_leave_room_for_retired_ones(
     assert killed(ledger).knows(KEY)
 
 
+@pytest.mark.parametrize("page", [0, 1, 3, -1])
+def test_a_file_that_is_damaged_at_any_page_is_begun_anew(path: Path, page: int) -> None:
+    ledger = EphemeralLedger.open(path)
+    for number in range(100):
+        lease(ledger, KeyMaterial(bytes([number]) * 16, b"salt"))
+        ledger.write(Records({("sa", str(number)): "text" * 50}))
+    ledger.close()
+    content = bytearray(path.read_bytes())
+    at = page % (len(content) // 4096) * 4096
+    content[at : at + 2048] = bytes(range(256)) * 8
+    path.write_bytes(content)
+    assert read_records(path, "sa") == []
+    fresh = EphemeralLedger.open(path)
+    assert fresh.records("sa") == []
+    assert lease(fresh).first == 1
+    fresh.write(Records({("sa", "one"): "text"}))
+    assert killed(fresh).records("sa") == [("one", "text")]
+
+
 def test_another_boot_discards_keys_and_numbers(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
