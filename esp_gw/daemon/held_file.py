@@ -24,16 +24,13 @@ def held_path(control_socket: str | Path) -> Path:
 
 
 async def load_held(ledger: EphemeralThread) -> Held:
-    """Return what the file holds; what can't be read is removed, with a line in the log.
+    """Return what the file holds; a record that can't be used is left out, with a line in the log.
 
-    A record that can't be used is no reason to start no gateway.
+    Raises LedgerError if the file is there and can't be opened now: a gateway that began without it
+    would open what it protects, and use its SAs again at a later start.
     """
-    try:
-        found = {name: _sa(text) for name, text in await ledger.records(_SA)}
-        texts = [text for _, text in await ledger.records(_POLICY)]
-    except EspGwError as error:
-        log.error("what IKE's children held can't be read", reason=str(error))
-        return Held()
+    found = {name: _sa(text) for name, text in await ledger.records(_SA)}
+    texts = [text for _, text in await ledger.records(_POLICY)]
     if useless := [(_SA, name) for name, sa in found.items() if sa is None]:
         # Nobody else would: a record that is not held is not flushed, and has a key.
         with contextlib.suppress(EspGwError):

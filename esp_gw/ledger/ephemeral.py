@@ -300,6 +300,12 @@ def read_records(path: Path, kind: str) -> list[str]:
         return [content for (content,) in rows]
 
 
+def is_usable(path: Path) -> bool:
+    """Return True for a whole file of this boot. Raises LedgerError if that can't be known."""
+    with ledger_file.errors(path):
+        return _is_of_this_boot(path)
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     """Open an existing file. Raises sqlite3.Error."""
     connection = sqlite3.connect(
@@ -347,7 +353,7 @@ def _is_of_this_boot(path: Path) -> bool:
 
     Raises OSError, sqlite3.Error if that can't be known.
     """
-    if not path.exists():
+    if not path.exists() or path.stat().st_size == 0:
         return False
     try:
         with contextlib.closing(_connect(path)) as connection:

@@ -89,6 +89,34 @@ async def test_a_record_that_cannot_be_read_leaves_no_key_behind(rig: Rig) -> No
     await new.gateway.stop()
 
 
+async def test_no_gateway_starts_beside_records_that_cannot_be_opened(rig: Rig) -> None:
+    await install(rig, child())
+    await rig.gateway.stop()
+    path = rig.ledger.parent / "ike" / "held.db"
+    other = EphemeralLedger.open(path)
+    with pytest.raises(LedgerError, match="another esp-gw uses this ledger"):
+        await Rig(rig.ledger.parent).start()
+    other.close()
+    new = Rig(rig.ledger.parent)
+    await new.start()
+    assert len(new.names()) == 2
+    await new.gateway.stop()
+
+
+async def test_an_empty_file_of_records_needs_no_space_at_a_start(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.gateway.stop()
+    path = rig.ledger.parent / "ike" / "held.db"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"")
+    with monkeypatch.context() as full:
+        full.setattr(EphemeralLedger, "open", _refuse)
+        new = Rig(rig.ledger.parent)
+        await new.start()
+    await new.gateway.stop()
+
+
 def _refuse(*_: object) -> None:
     raise LedgerError("database or disk is full")
 
