@@ -48,6 +48,15 @@ def find_conflicts(sas: Sequence[Sa], policies: Sequence[Policy]) -> list[Confli
     ]
 
 
+def leaking(first: Sequence[Policy], others: Sequence[Policy]) -> list[Conflict]:
+    """Those of `others`, which come after `first`, that let out what a policy before them closes.
+
+    The last name of each conflict is the policy's.
+    """
+    names = {policy.name for policy in others}
+    return [each for each in _leaking_bypasses((*first, *others)) if each.names[-1] in names]
+
+
 def covers(wide: Selector, narrow: Selector) -> bool:
     """True if `wide` matches every packet that `narrow` matches."""
     return (

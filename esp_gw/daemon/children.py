@@ -50,7 +50,7 @@ Model = TypeVar("Model", bound=Strict)
 def parse_range(value: object) -> tuple[IPNetwork, ...]:
     """A prefix, or a range of addresses `first-last` as the prefixes that make it up."""
     if isinstance(value, list):
-        return tuple(parse_prefix(each) for each in value)
+        return _recorded(value)
     if not isinstance(value, str) or "-" not in value:
         return (parse_prefix(value),)
     try:
@@ -67,6 +67,16 @@ def parse_range(value: object) -> tuple[IPNetwork, ...]:
             "to prefixes in the traffic selectors"
         )
     return tuple(prefixes)
+
+
+def _recorded(value: list[object]) -> tuple[IPNetwork, ...]:
+    """Return the prefixes of a range, as the records have them."""
+    prefixes = tuple(parse_prefix(each) for each in value)
+    if not 1 <= len(prefixes) <= MAX_PREFIXES:
+        raise FieldError(f"expected 1 to {MAX_PREFIXES} prefixes, not {len(prefixes)}")
+    if len({each.version for each in prefixes}) > 1:
+        raise FieldError("expected prefixes of one IP version")
+    return prefixes
 
 
 def parse_label(value: object) -> str:

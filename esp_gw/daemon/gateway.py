@@ -19,6 +19,7 @@ from esp_gw.daemon.lingering import Lingering
 from esp_gw.daemon.names import NAMES_NAME, Names
 from esp_gw.daemon.new_lanes import NewLanes
 from esp_gw.daemon.notices import Notices
+from esp_gw.daemon.outer_sockets import OuterSockets
 from esp_gw.daemon.ownership import evict, open_alone
 from esp_gw.daemon.peers import PEERS_NAME, Peers
 from esp_gw.daemon.planning import Planning
@@ -45,7 +46,6 @@ from esp_gw.engine.base import (
     Event,
     HardExpired,
     LeaseLow,
-    OuterSocket,
     PathMtuChanged,
     PeerAddressChanged,
     SaCounters,
@@ -100,7 +100,7 @@ class Gateway:
         self.settled = self._changes.settled
         self._background = Background(on_failure)
         self._policies: tuple[Policy, ...] | None = ()
-        self._sockets: frozenset[OuterSocket] | None = frozenset()
+        self.sockets = OuterSockets()
         self.peers = Peers(ledger.path.parent / PEERS_NAME)
         self._notices = Notices()
         self._lanes = Lanes(ledger)
@@ -379,7 +379,8 @@ class Gateway:
             result = CheckResult.of(missing, others)
         if there.is_up:
             self._network, self.placed = self._in_place(network), wanted
-        return replace(result, fault=fault, waits=True)
+        taken = self.sockets.fault
+        return replace(result, fault=fault or taken, waits=taken is None)
 
     def _in_place(self, network: Network) -> Network:
         """Return a planned network without the packet filter that this machine can't have."""
@@ -400,10 +401,7 @@ class Gateway:
                 continue
             match run[0]:
                 case SetSockets(sockets):
-                    # Unknown if it fails.
-                    self._sockets = None
-                    self.engine.set_outer_sockets(sorted(sockets, key=str))
-                    self._sockets = sockets
+                    self.sockets.set(self.engine, sockets)
                 case InstallSa():
                     await self._sas.install(changes_of(InstallSa, run), ready, _now())
                     if not self.peers.place(self.engine, self._sas.sas) <= self._planning.remotes:
@@ -422,6 +420,7 @@ class Gateway:
     async def _place(self, desired: Desired) -> Desired:
         """Return the desired state with looked-up addresses, without SAs that can't be there."""
         placed = await self._planning.place(desired, self._sas.sas, self._counted)
+        self.sockets.want(placed)
         self._lingering.leave(placed, self._sas.sas, _now())
         placed = await self._lanes.pass_over(placed, self._sas.sas)
         return self.new_lanes.hold(placed, self._sas.sas, _now())
@@ -436,7 +435,8 @@ class Gateway:
     def _observed(self, network: Network) -> Observed:
         now = _now()
         retired, lingering = self._sas.in_grace(now), self._lingering.at(now)
-        return Observed(self._sas.sas, self._policies, self._sockets, network, retired, lingering)
+        sockets = self.sockets.there
+        return Observed(self._sas.sas, self._policies, sockets, network, retired, lingering)
 
     def _next_deadline(self) -> float | None:
         ends = [

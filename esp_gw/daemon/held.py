@@ -163,7 +163,8 @@ class Held:
         before = self.find(key)
         fields = change.model_dump(exclude={"direction", "spi"})
         entry = before.entry.model_copy(update=fields)
-        if change.encapsulation is Encapsulation.NONE and entry.remote_original is not None:
+        original = entry.local_original or entry.remote_original
+        if change.encapsulation is Encapsulation.NONE and original is not None:
             raise ControlError("Refused", "an SA with original addresses needs encapsulation: udp")
         return replace(self, sas={**self.sas, key: HeldSa.of(entry, expired=before.expired)})
 
@@ -191,9 +192,19 @@ class Held:
             raise ControlError("NotFound", f"there is no policy {policy_id}")
         return replace(self, policies={k: p for k, p in self.policies.items() if k != policy_id})
 
+    def without_policy(self, name: str) -> Held:
+        """Leave out the policy that has this name in the SPD, if there is one."""
+        policies = {k: p for k, p in self.policies.items() if policy_name(k) != name}
+        return replace(self, policies=policies)
+
     def closed(self) -> Held:
         """Return the policies alone, without any SA: those that protect hold."""
         return Held({}, _without(self.policies, {key[1] for key in self.sas}))
+
+    @property
+    def spd(self) -> tuple[Policy, ...]:
+        """The policies in the order of the SPD."""
+        return self._made.policies(self.policies.values())
 
     @property
     def tunnels(self) -> list[Tunnel]:
@@ -223,7 +234,7 @@ class Held:
             desired,
             tunnels=(*desired.tunnels, *self._made.tunnels(sas)),
             sas=(*desired.sas, *sas),
-            policies=(*desired.policies, *self._made.policies(self.policies.values())),
+            policies=(*desired.policies, *self.spd),
         )
 
 

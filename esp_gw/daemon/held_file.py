@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,17 +24,18 @@ def held_path(control_socket: str | Path) -> Path:
 
 
 async def load_held(ledger: EphemeralThread) -> Held:
-    """Return what the file holds; what can't be read is left out, with a line in the log.
+    """Return what the file holds; a record that can't be used is left out, with a line in the log.
 
-    A record that can't be used is no reason to start no gateway.
+    Raises LedgerError if the file is there and can't be opened now: a gateway that began without it
+    would open what it protects, and use its SAs again at a later start.
     """
-    try:
-        sas = [sa for _, text in await ledger.records(_SA) if (sa := _sa(text)) is not None]
-        texts = [text for _, text in await ledger.records(_POLICY)]
-    except EspGwError as error:
-        log.error("what IKE's children held can't be read", reason=str(error))
-        return Held()
-    there = {held.key: held for held in sas}
+    found = {name: _sa(text) for name, text in await ledger.records(_SA)}
+    texts = [text for _, text in await ledger.records(_POLICY)]
+    if useless := [(_SA, name) for name, sa in found.items() if sa is None]:
+        # Nobody else would: a record that is not held is not flushed, and has a key.
+        with contextlib.suppress(EspGwError):
+            await ledger.write(Records({}, useless))
+    there = {held.key: held for held in found.values() if held is not None}
     outbound = {key[1] for key, held in there.items() if key[0] == "outbound" and not held.expired}
     policies = {}
     for policy in _policies(texts):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from esp_gw.daemon.gateway import Gateway
 from esp_gw.daemon.held import Held, Key
@@ -86,8 +86,14 @@ class Holding:
     async def restore(self, former: Held) -> None:
         """Put back the SAs that were held when the gateway ended, where they still work.
 
-        The policies are in place, closed. An SA that can't be installed has expired.
+        The policies are in place, closed, but those that would let out what the configuration
+        closes now: they are gone. An SA that can't be installed has expired.
         """
+        there = self.held.policies
+        kept = {name: policy for name, policy in former.policies.items() if name in there}
+        if len(kept) < len(former.policies):
+            before, former = former, replace(former, policies=kept)
+            await self._forget_records(before, former)
         if not former.sas:
             return
         try:
@@ -95,6 +101,12 @@ class Holding:
         except EspGwError:
             for key in former.sas:
                 await self._restore_one(former, key)
+
+    async def _forget_records(self, before: Held, after: Held) -> None:
+        try:
+            await self._ledgers.write(records_of(before, after, ()))
+        except EspGwError as error:
+            log.error("a policy of IKE that is left out is still in the records", reason=str(error))
 
     async def _restore_one(self, former: Held, key: Key) -> None:
         # One after the other: an address that is gone takes only its own SAs along.
@@ -106,9 +118,12 @@ class Holding:
             await self.change(Held(sas, policies))
         except EspGwError as error:
             log.error("an SA of IKE can't be restored", sa=sa.sa.name, reason=str(error))
-            # Without its record it is tried again by the next start.
-            with contextlib.suppress(EspGwError):
-                await self.change(Held(sas, self.held.policies).expire(key))
+            expired = Held(sas, self.held.policies).expire(key)
+            try:
+                await self.change(expired)
+            except EspGwError:
+                # It is held all the same, so that its owner removes it with its record and its key.
+                self._sources.held = expired
 
     def counted(self, keys: Iterable[Key], now: float) -> list[dict[str, object]]:
         """Return SAs that are held with their counters, at `now` in seconds."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from esp_gw.config.added import STORE_NAME, Store, without_conflicts
+from esp_gw.config.conflicts import leaking
 from esp_gw.config.load import load_protection, readable_control_socket
 from esp_gw.daemon.held_file import last_policies
 from esp_gw.desired import Desired
@@ -30,8 +31,10 @@ class Protection:
     known: bool = True
 
     def plus(self, policies: tuple[Policy, ...]) -> Protection:
-        """Return it with policies of IKE, which come after all others."""
-        joined = (*self.desired.policies, *policies)
+        """Return it with policies of IKE, last in order; a bypass of what it closes is left out."""
+        there = self.desired.policies
+        left_out = {conflict.names[-1] for conflict in leaking(there, policies)}
+        joined = (*there, *(each for each in policies if each.name not in left_out))
         return replace(self, desired=replace(self.desired, policies=joined))
 
 

@@ -316,7 +316,12 @@ def _sockets_wanted(
 def outer_sockets(desired: Desired) -> frozenset[OuterSocket]:
     """Return the sockets that the SAs need, and those by which IKE is received."""
     listening = (OuterSocket(each, Encapsulation.UDP) for each in desired.listening)
-    return frozenset(_socket_of(sa) for sa in desired.sas) | frozenset(listening)
+    return needed_sockets(desired) | frozenset(listening)
+
+
+def needed_sockets(desired: Desired) -> frozenset[OuterSocket]:
+    """Return the sockets that the SAs need."""
+    return frozenset(_socket_of(sa) for sa in desired.sas)
 
 
 def sockets_left(desired: Desired, there: Mapping[str, Sa]) -> set[OuterSocket]:

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from esp_gw.config.added import Store, StoredState, without_conflicts
-from esp_gw.config.conflicts import find_conflicts
+from esp_gw.config.conflicts import find_conflicts, leaking
 from esp_gw.daemon.gateway import Gateway, Record
 from esp_gw.daemon.held import PREFIX, Held
 from esp_gw.daemon.queue import ChangeQueue
 from esp_gw.desired import Desired
-from esp_gw.errors import ControlError, EspGwError
+from esp_gw.errors import ControlError, EngineError, EspGwError
+from esp_gw.logs import log
 from esp_gw.model import Tunnel
 
 
@@ -39,9 +40,13 @@ class Sources:
     def desired(self) -> Desired:
         """Return the state that is wanted at the start.
 
-        The configuration takes precedence: a conflicting addition is left out with a warning.
+        The configuration takes precedence: a conflicting addition is left out with a warning, and
+        so is a bypass of the owner that would let out what is closed by now.
         """
         self._lasting, self.left_out = without_conflicts(self.configured, self.added)
+        for conflict in leaking(self._lasting.policies, self.held.spd):
+            log.error("a policy of IKE is left out", reason=conflict.message)
+            self.held = self.held.without_policy(conflict.names[-1])
         return self.held.join(self._lasting)
 
     @property
@@ -108,13 +113,20 @@ class Sources:
                 raise ControlError("Refused", f"{what or name}: {message}")
 
     async def listen(self) -> None:
-        """Receive IKE at all addresses of the host, from now on. Raises EspGwError."""
+        """Receive IKE at all addresses of the host, from now on. Raises EspGwError.
+
+        At first each must be free; one that is taken later is missing until it is free.
+        """
         before, self.listens = self.listens, True
         try:
             await self._gateway.apply(self._joined(self._lasting, self.held))
         except BaseException:
             self.listens = before
             raise
+        if not before and (taken := self._gateway.sockets.fault) is not None:
+            self.listens = False
+            await self._gateway.apply(self._joined(self._lasting, self.held))
+            raise EngineError(taken)
 
     def _joined(self, lasting: Desired, held: Held) -> Desired:
         """Join what the owner holds to the rest. Raises ControlError if both exclude each other."""

@@ -24,13 +24,14 @@ from esp_gw.errors import KeyReuseError
 from esp_gw.ledger import file as ledger_file
 from esp_gw.ledger.file import Role
 from esp_gw.ledger.ledger import MIN_MARGIN, FloorRequest, LeaseRequest
+from esp_gw.logs import log
 from esp_gw.model import KeyMaterial, Lease, Reception
 
 EPHEMERAL_FOLDER = "ike"
 """Name of the folder beside the control socket."""
 EPHEMERAL_NAME = "held.db"
 MAX_RETIRED = 1 << 14
-"""Keys in the file beyond which the oldest retired ones are forgotten.
+"""Retired keys in the file beyond which the oldest are forgotten.
 
 They are those of eight rekeys of a thousand pairs.
 """
@@ -87,6 +88,7 @@ class EphemeralLedger:
         ):
             highest, ceiling = (int.from_bytes(number, "big") for number in numbers)
             self._rows[name] = _Row(Role(role), highest, ceiling)
+        self._retired = sum(row.role is Role.RETIRED for row in self._rows.values())
         # For each key, the first number leased by this process and not released since.
         self._first: dict[bytes, int] = {}
 
@@ -231,10 +233,16 @@ class EphemeralLedger:
         changed = {name: row for name, row in rows.items() if self._rows.get(name) != row}
         if not changed and records is None:
             return
+        retired = [name for name, row in changed.items() if row.role is Role.RETIRED]
+        there = self._retired + len(retired)
         connection = self._connection
         with ledger_file.errors(self._path):
             try:
                 connection.execute("BEGIN IMMEDIATE")
+                # Behind all others: the oldest are those that were retired first.
+                connection.executemany(
+                    "DELETE FROM keys WHERE name = ?", [(name,) for name in retired]
+                )
                 connection.executemany(
                     "INSERT INTO keys (name, role, highest, ceiling) VALUES (?, ?, ?, ?)"
                     " ON CONFLICT (name) DO UPDATE SET role = excluded.role,"
@@ -244,7 +252,7 @@ class EphemeralLedger:
                         for name, row in changed.items()
                     ],
                 )
-                forgotten = self._put(records) if records is not None else []
+                forgotten = self._put(records, there) if records is not None else []
                 connection.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):
@@ -253,9 +261,13 @@ class EphemeralLedger:
         self._rows |= changed
         for name in forgotten:
             self._rows.pop(name, None)
+        self._retired = there - len(forgotten)
 
-    def _put(self, records: Records) -> list[bytes]:
-        """Change the records; forget the oldest retired keys beyond the bound, and return them."""
+    def _put(self, records: Records, retired: int) -> list[bytes]:
+        """Change the records, and return the keys that are forgotten.
+
+        Those are the oldest of so many `retired` ones beyond the bound.
+        """
         connection = self._connection
         connection.executemany("DELETE FROM records WHERE kind = ? AND name = ?", records.removed)
         connection.executemany(
@@ -263,11 +275,11 @@ class EphemeralLedger:
             " DO UPDATE SET content = excluded.content",
             [(*key, content) for key, content in records.put.items()],
         )
-        if not records.retired or len(self._rows) <= MAX_RETIRED:
+        if retired <= MAX_RETIRED:
             return []
         oldest = connection.execute(
             "SELECT name FROM keys WHERE role = ? ORDER BY number LIMIT ?",
-            (Role.RETIRED.value, len(self._rows) - MAX_RETIRED),
+            (Role.RETIRED.value, retired - MAX_RETIRED),
         ).fetchall()
         connection.executemany("DELETE FROM keys WHERE name = ?", oldest)
         return [name for (name,) in oldest]
@@ -286,6 +298,12 @@ def read_records(path: Path, kind: str) -> list[str]:
                 "SELECT content FROM records WHERE kind = ? ORDER BY number", (kind,)
             ).fetchall()
         return [content for (content,) in rows]
+
+
+def is_usable(path: Path) -> bool:
+    """Return True for a whole file of this boot. Raises LedgerError if that can't be known."""
+    with ledger_file.errors(path):
+        return _is_of_this_boot(path)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -335,15 +353,21 @@ def _is_of_this_boot(path: Path) -> bool:
 
     Raises OSError, sqlite3.Error if that can't be known.
     """
-    if not path.exists():
+    if not path.exists() or path.stat().st_size == 0:
         return False
     try:
         with contextlib.closing(_connect(path)) as connection:
-            return connection.execute("SELECT boot FROM about").fetchall() == [(_boot_id(),)]
+            if connection.execute("SELECT boot FROM about").fetchall() != [(_boot_id(),)]:
+                return False
+            is_whole = connection.execute("PRAGMA quick_check").fetchall() == [("ok",)]
     except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", 0) in _NOT_OURS:
-            return False
-        raise
+        # The lowest byte is the code, the others tell more of it.
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _NOT_OURS:
+            raise
+        is_whole = False
+    if not is_whole:
+        log.error("the file of IKE's keys and policies is damaged, and not used", file=str(path))
+    return is_whole
 
 
 def _boot_id() -> str:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from esp_gw.ledger.ephemeral import EphemeralLedger, Records
+from esp_gw.ledger.ephemeral import EphemeralLedger, Records, is_usable
 from esp_gw.ledger.identity import machine_identity
 from esp_gw.ledger.ledger import LEASE_ESN, LEASE_NO_ESN, FloorRequest, LeaseRequest, Ledger
 from esp_gw.model import KeyMaterial, Lease, Reception, Sa
@@ -122,9 +122,12 @@ class _Thread(Generic[L]):
         self._thread.shutdown()
 
     def _known(self, sas: Sequence[Sa]) -> list[Sa]:
-        if self._ledger is None and not self._path.exists():
+        if self._ledger is None and not self._is_there():
             return []
         return [sa for sa in sas if self._open().knows(sa.keymat)]
+
+    def _is_there(self) -> bool:
+        return self._path.exists()
 
     def _open(self) -> L:
         if self._ledger is None:
@@ -152,9 +155,16 @@ class EphemeralThread(_Thread[EphemeralLedger]):
 
     async def records(self, kind: str) -> list[tuple[str, str]]:
         """Return name and content of the records of a kind, in order. Raises LedgerError."""
-        if self._ledger is None and not self._path.exists():
+        return await self._run(lambda: self._records(kind))
+
+    def _records(self, kind: str) -> list[tuple[str, str]]:
+        if self._ledger is None and not self._is_there():
             return []
-        return await self._run(lambda: self._open().records(kind))
+        return self._open().records(kind)
+
+    def _is_there(self) -> bool:
+        # A file that is to be begun anew takes space, and knows nothing.
+        return is_usable(self._path)
 
     async def write(self, records: Records) -> None:
         """Change records and retire keys, all or nothing. Raises LedgerError."""

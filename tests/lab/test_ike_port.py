@@ -16,6 +16,7 @@ from tests.support.labtools import MakePair, answers, drops, ping, start_pings, 
 from tests.support.owner_client import IkeSocket, Session
 
 PORT = 4500
+IP_FREEBIND = 15
 
 
 def sockets(both: tuple[Session, Session], stack: contextlib.ExitStack) -> list[IkeSocket]:
@@ -130,6 +131,35 @@ def test_a_port_that_another_program_has_is_named_and_the_session_goes_on(
         assert ping(pair.a.namespace, target(4), count=3) == 3
     a, b = sockets(both, stack)
     exchange(a, b, 4)
+
+
+def test_a_port_that_is_taken_at_a_new_address_keeps_no_child_from_its_changes(
+    make_pair: MakePair, stack: contextlib.ExitStack
+) -> None:
+    pair = start(make_pair)
+    both = sessions(pair, stack)
+    a, b = sockets(both, stack)
+    with inside(pair.a.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        # As any user can, before the address is there.
+        other.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+        other.bind(("192.0.2.9", PORT))
+        add_address(pair.a.namespace, "192.0.2.9/24")
+
+        def is_told() -> bool:
+            return any("192.0.2.9 port" in text for text in pair.a.call("GetStatus")["warnings"])
+
+        until(is_told, "the taken port is told")
+        first, second = child(1), child(2)
+        first.install(both)
+        assert ping(pair.a.namespace, target(4), count=3) == 3
+        both[0].call("RemoveSas", sas=first.refs(0))
+        second.install(both)
+        assert ping(pair.a.namespace, target(4), count=3) == 3
+        exchange(a, b, 4)
+    until(lambda: not is_told(), "the port is free", 40)
+    b.send(*map(str, reversed(OUTER[4])), b"to the first")
+    b.send(str(OUTER[4][1]), "192.0.2.9", b"to the new one")
+    assert {a.receive()[3] for _ in range(2)} == {b"to the first", b"to the new one"}
 
 
 def test_what_a_daemon_writes_wrongly_harms_nothing(

@@ -102,8 +102,57 @@ def test_the_oldest_retired_keys_are_forgotten_beyond_the_bound_and_no_other(
         lease(ledger, key)
         ledger.write(Records({}, (), [key]))
     again = killed(ledger)
-    assert [again.knows(key) for key in gone] == [False] * 11 + [True] * 9
+    assert [again.knows(key) for key in gone] == [False] * 10 + [True] * 10
     assert lease(again).first == 101
+
+
+def test_the_oldest_is_the_one_that_was_retired_first_however_old_the_key_is(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ephemeral, "MAX_RETIRED", 10)
+    ledger = EphemeralLedger.open(path)
+    lease(ledger)
+    gone = [KeyMaterial(bytes([number]) * 16, b"salt") for number in range(10)]
+    for key in gone:
+        lease(ledger, key)
+        ledger.write(Records({}, (), [key]))
+    ledger.write(Records({}, (), [KEY]))
+    again = killed(ledger)
+    assert [again.knows(key) for key in gone] == [False] + [True] * 9
+    with pytest.raises(KeyReuseError, match="removed before"):
+        lease(again)
+
+
+def test_keys_in_use_leave_room_for_retired_ones(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ephemeral, "MAX_RETIRED", 10)
+    ledger = EphemeralLedger.open(path)
+    for number in range(15):
+        lease(ledger, KeyMaterial(bytes([number]) * 16, b"salt"))
+    lease(ledger)
+    ledger.write(Records({}, (), [KEY]))
+    assert ledger.knows(KEY)
+    assert killed(ledger).knows(KEY)
+
+
+@pytest.mark.parametrize("page", [0, 1, 3, -1])
+def test_a_file_that_is_damaged_at_any_page_is_begun_anew(path: Path, page: int) -> None:
+    ledger = EphemeralLedger.open(path)
+    for number in range(100):
+        lease(ledger, KeyMaterial(bytes([number]) * 16, b"salt"))
+        ledger.write(Records({("sa", str(number)): "text" * 50}))
+    ledger.close()
+    content = bytearray(path.read_bytes())
+    at = page % (len(content) // 4096) * 4096
+    content[at : at + 2048] = bytes(range(256)) * 8
+    path.write_bytes(content)
+    assert read_records(path, "sa") == []
+    fresh = EphemeralLedger.open(path)
+    assert fresh.records("sa") == []
+    assert lease(fresh).first == 1
+    fresh.write(Records({("sa", "one"): "text"}))
+    assert killed(fresh).records("sa") == [("one", "text")]
 
 
 def test_another_boot_discards_keys_and_numbers(
