@@ -46,7 +46,7 @@ def doctor(daemon: Daemon, config: Path, as_json: bool) -> int:
     else:
         for finding in findings:
             text = f"{finding.found}; {finding.todo}" if finding.todo else finding.found
-            # As it is: the padding between the columns.
+            # The head keeps its padding between the columns.
             output.print_text(text, f"{finding.state:8} {finding.what:13} ", hanging=" " * 23)
         click.echo(f"{output.counted(faults, 'fault')}, {output.counted(warnings, 'warning')}")
     return 1 if faults else 0

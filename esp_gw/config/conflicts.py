@@ -49,7 +49,7 @@ def find_conflicts(sas: Sequence[Sa], policies: Sequence[Policy]) -> list[Confli
 
 
 def leaking(first: Sequence[Policy], others: Sequence[Policy]) -> list[Conflict]:
-    """Those of `others`, which come after `first`, that let out what a policy before them closes.
+    """Return the policies of `others`, behind `first`, that let out what one before them closes.
 
     The last name of each conflict is the policy's.
     """

@@ -22,7 +22,7 @@ def differences(old: Desired, new: Desired) -> list[str]:
 def setting_values(settings: object) -> Iterator[tuple[str, Setting, object]]:
     """Yield each setting by its place in the configuration, with its definition and value."""
     defined = settings_of(type(settings))
-    # Those of one section together.
+    # The settings of one section stand together.
     for name, setting in sorted(defined.items(), key=lambda item: item[1].section, reverse=True):
         value = getattr(settings, name)
         place = f"{setting.section}.{setting.key or name}"
@@ -147,7 +147,7 @@ def _policies(old: Iterable[Policy], new: Iterable[Policy]) -> Iterator[str]:
 
 
 def _described(policies: Iterable[Policy]) -> list[str]:
-    # Those of tunnels change with them.
+    # The policies of tunnels change with them.
     return [
         f"{policy.action} {describe_selector(selector)}"
         for policy in policies

@@ -1,4 +1,4 @@
-"""What the owner's session holds: SAs and policies of IKE's children, as values.
+"""SAs and policies of IKE's children, which the owner's session holds, as values.
 
 A change makes a new value, so that a refused one has changed nothing.
 """

@@ -20,7 +20,7 @@ from esp_gw.model import Direction, KeyMaterial, Sa
 
 
 class Holding:
-    """What the owner holds. A change waits for its turn with the caller, in `Sources.changes`."""
+    """The owner's SAs and policies; a change waits for its turn in `Sources.changes`."""
 
     def __init__(self, gateway: Gateway, sources: Sources, ledgers: Ledgers) -> None:
         self._gateway = gateway
@@ -32,7 +32,7 @@ class Holding:
 
     @property
     def held(self) -> Held:
-        """What the owner holds now."""
+        """The owner's SAs and policies now."""
         return self._sources.held
 
     async def change(self, after: Held) -> None:

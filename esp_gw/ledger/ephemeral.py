@@ -320,7 +320,7 @@ def _connect(path: Path) -> sqlite3.Connection:
             # Truncated, not kept: a journal has the pages as they were, keys among them.
             "journal_mode = TRUNCATE",
             "synchronous = FULL",
-            # What is removed is overwritten.
+            # Removed rows are overwritten.
             "secure_delete = ON",
             "temp_store = MEMORY",
         ):

@@ -1,4 +1,4 @@
-"""What an IKE daemon's sessions hold is closed, kept and secret: over ends, starts and kills."""
+"""SAs and policies of an IKE daemon's sessions: closed, kept and secret over ends and kills."""
 
 from __future__ import annotations
 

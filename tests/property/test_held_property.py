@@ -1,4 +1,4 @@
-"""What the owner holds, against a plain model of it, and against its records after each change."""
+"""The owner's SAs and policies against a plain model, and against their records."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class Owner(RuleBasedStateMachine):
             self.check(held.join(Desired(GatewaySettings())))
 
     def check(self, wanted: Desired) -> None:
-        """What reaches the gateway has no contradiction, and never more than the model."""
+        """The gateway gets no contradiction, and never more than the model has."""
         assert find_conflicts(wanted.sas, wanted.policies) == []
         in_use = {sa_name(key) for key, (_, expired) in self.sas.items() if not expired}
         assert {sa.name for sa in wanted.sas} == in_use

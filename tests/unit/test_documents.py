@@ -166,7 +166,7 @@ FORMER = rows(section(ROOT / "CONTRIBUTING.md", "Former places"))
 
 
 def present(names: list[str]) -> Iterator[object]:
-    """What the names of a cell stand for: in full, from esp_gw on, or beside the one before."""
+    """Resolve the names of a cell: in full, from esp_gw on, or beside the one before."""
     before = ""
     for name in names:
         beside = f"{before.rpartition('.')[0]}.{name}"

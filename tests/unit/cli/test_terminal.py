@@ -1,4 +1,4 @@
-"""What commands print on a terminal of 80 columns, into a pipe, and on a full device."""
+"""Output of the commands on a terminal of 80 columns, into a pipe, and on a full device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What differs between two configurations, in the words of the file."""
+"""Differences of two configurations, in the words of the file."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ async def test_no_crowd_takes_the_place_of_a_session_or_a_watch(door: Door) -> N
     watch[1].write(encode_request("Watch", {"last": 1}))
     assert (await answer(watch))["continues"] is True
     crowd = [await door.connect() for _ in range(2 * MAX_CONNECTIONS)]
-    # Those that came first have gone.
+    # The first ones have gone.
     assert json.loads(await crowd[0][0].readline())["error"] == PREFIX + "Refused"
     assert await ask(session, "IsOpen", owner="ike") == {"parameters": {"is": True}}
     door.streams[0].last = 2

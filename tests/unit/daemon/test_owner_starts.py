@@ -1,4 +1,4 @@
-"""What an owner's session held, at a start that can't have all of it."""
+"""An owner's SAs and policies at a start that can't have all of them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def test_a_bypass_that_the_configuration_closes_now_is_gone(rig: Rig) -> N
     assert [each.name for each in new.engine.policies] == ["pi-b", "ike:trap"]
     assert [policy["id"] for policy in found["policies"]] == ["trap"]
     assert [name for name, _ in await new.ephemeral.records("policy")] == ["trap"]
-    # What the owner asks for later is not refused for its sake.
+    # Later requests of the owner are not refused for its sake.
     await install(new, child(2))
     await new.gateway.stop()
 

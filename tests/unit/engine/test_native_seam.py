@@ -46,7 +46,7 @@ SA = Sa(
 
 
 def test_no_method_takes_or_returns_a_tuple() -> None:
-    """What crosses has names: a class, or a value of Python's own."""
+    """A crossing value has a name: a class, or a type of Python's own."""
     methods = [
         node for node in ast.walk(ast.parse(STUB.read_text())) if isinstance(node, ast.FunctionDef)
     ]

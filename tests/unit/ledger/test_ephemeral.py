@@ -83,7 +83,7 @@ def test_a_retired_key_is_refused_and_its_record_gone_from_the_file(path: Path) 
     assert not again.knows(OTHER)
     with pytest.raises(KeyReuseError, match="removed before"):
         lease(again)
-    # What comes late of a retired key changes nothing.
+    # Late numbers of a retired key change nothing.
     again.end([(KEY, Lease(1, 101), 1)], [(KEY, 7)], [(KEY, 700)])
     with pytest.raises(KeyReuseError):
         lease(again)
