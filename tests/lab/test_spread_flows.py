@@ -216,7 +216,7 @@ def test_a_reload_adds_and_removes_sas_of_a_tunnel(make_pair: MakePair) -> None:
         edit(gateway, lambda config: tunnel(config).update(sas=SAS))
         gateway.cli("reload")
     assert sas(pair.a)["pi-b/out"]["seq"] == seq
-    assert reaches(pair)
+    until(lambda: reaches(pair), "the new SAs are used", 30)
 
     for folder in folders:
         for path in (folder / "keys").iterdir():
@@ -229,4 +229,5 @@ def test_a_reload_adds_and_removes_sas_of_a_tunnel(make_pair: MakePair) -> None:
     assert {name for name in sas(pair.a) if "~" not in name} == {"pi-b/out", "pi-b/in"}
     send_flows(pair, 10)
     assert sas(pair.a)["pi-b/out"]["seq"] > seq
-    assert drops(pair.a) == drops(pair.b) == {}
+    # The announcements of new lanes, before the other end knew them and after that.
+    assert (drops(pair.a) | drops(pair.b)).keys() <= {"dummy", "unknown-spi"}
