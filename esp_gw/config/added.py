@@ -24,7 +24,7 @@ from esp_gw.crypto.providers import provider_fault
 from esp_gw.desired import Desired
 from esp_gw.errors import ControlError, EspGwError, KeyFileError, StoreDamagedError, printable
 from esp_gw.files import open_regular, privacy_fault, read_bounded, replace
-from esp_gw.model import Action, Origin, Policy, Sa
+from esp_gw.model import Action, Origin, Policy, Sa, Suite
 from esp_gw.values import FieldError
 
 STORE_NAME = "added.json"
@@ -33,6 +33,19 @@ FORMAT_VERSION = 1
 MAX_STATE_LEN = 16 << 20
 
 Entry = TypeVar("Entry", bound=Strict)
+
+
+def key_for(suite: Suite | None, key: SecretStr) -> SecretStr:
+    """Return a key in hex that a suite can have; None is a suite that was refused.
+
+    Raises FieldError.
+    """
+    if suite is not None:
+        try:
+            parse_keymat(key.get_secret_value(), suite)
+        except KeyFileError as error:
+            raise FieldError(str(error)) from None
+    return key
 
 
 class SaEntry(SaFields):
@@ -51,12 +64,7 @@ class SaEntry(SaFields):
     @field_validator("key")
     @classmethod
     def _fits_the_suite(cls, key: SecretStr, info: ValidationInfo) -> SecretStr:
-        if (suite := info.data.get("suite")) is not None:
-            try:
-                parse_keymat(key.get_secret_value(), suite)
-            except KeyFileError as error:
-                raise FieldError(str(error)) from None
-        return key
+        return key_for(info.data.get("suite"), key)
 
     @field_validator("pair")
     @classmethod

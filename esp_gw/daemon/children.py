@@ -20,9 +20,10 @@ from pydantic import (
 )
 
 from esp_gw.config import types
+from esp_gw.config.added import key_for
 from esp_gw.config.keyfile import parse_keymat
 from esp_gw.config.types import Strict
-from esp_gw.errors import ControlError, KeyFileError
+from esp_gw.errors import ControlError
 from esp_gw.model import (
     DEFAULT_REPLAY_WINDOW,
     MAX_REPLAY_WINDOW,
@@ -208,12 +209,7 @@ class ChildSa(_Selecting):
     @field_validator("key")
     @classmethod
     def _fits_the_suite(cls, key: SecretStr, info: ValidationInfo) -> SecretStr:
-        if (suite := info.data.get("suite")) is not None:
-            try:
-                parse_keymat(key.get_secret_value(), suite)
-            except KeyFileError as error:
-                raise FieldError(str(error)) from None
-        return key
+        return key_for(info.data.get("suite"), key)
 
     @field_validator("remote")
     @classmethod

@@ -104,6 +104,9 @@ class NewLanes:
         `installed` are the engine's SAs, by name; `now` is in seconds of the loop's clock.
         """
         lanes = {sa.keymat: sa for sa in desired.sas if sa.lane and _is_outbound(sa)}
+        if not (lanes or self._lanes or self._unwanted):
+            self._pairs, self._firsts = {}, {}
+            return desired
         there = {_key(sa) for name, sa in installed.items() if RETIRED_MARK not in name}
         # A request that fails may have been without them: they still wait after it.
         known = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,7 +51,7 @@ class SequenceNumbers(Protocol):
         """Close what is open."""
 
 
-class _Thread(Generic[L]):
+class _Thread(ABC, Generic[L]):
     """A ledger in a thread of its own, opened when the first SA needs it."""
 
     def __init__(self, path: Path) -> None:
@@ -134,8 +135,9 @@ class _Thread(Generic[L]):
             self._ledger = self._opened()
         return self._ledger
 
+    @abstractmethod
     def _opened(self) -> L:
-        raise NotImplementedError
+        """Return the ledger, opened. Raises LedgerError."""
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
