@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 from ipaddress import ip_address
@@ -42,16 +43,26 @@ async def pair(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Side, Side
 async def test_a_packet_that_exceeds_the_path_mtu_leaves_its_flow(
     pair: tuple[Side, Side], way: Encapsulation
 ) -> None:
-    a, _ = pair
+    a, b = pair
     sa = outbound(way=way)
     a.namespace.ip("route", "add", f"{OUTER[4][1]}/32", "dev", "wan", "mtu", "1000")
     install(pair, sa)
-    with inside(a.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    with inside(b.namespace):
+        receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with (
+        receiver,
+        inside(a.namespace),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+    ):
+        # A closed port would be answered by ICMP, a `no-policy` drop at any later time.
+        receiver.bind((INNER[1], 7200))
         sock.bind((INNER[0], 7100))
         # The kernel forgets what it is told of the path: all go on to the engine, with DF.
         sock.setsockopt(socket.IPPROTO_IP, 10, 3)  # IP_MTU_DISCOVER, IP_PMTUDISC_PROBE
         for size in (100, 1300, 1350):
             sock.sendto(bytes(size), (INNER[1], 7200))
+        receiver.setblocking(False)
+        assert await asyncio.get_running_loop().sock_recv(receiver, 2000) == bytes(100)
     await until(
         lambda: a.engine.counters().sas[sa.name].drops.get(DropReason.TOO_BIG) == 2, "too big"
     )
