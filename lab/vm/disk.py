@@ -19,7 +19,8 @@ from lab.vm.debian import run_program
 from lab.vm.userland import Release, in_memory, userland
 
 CLONE = "/root/esp-gw"
-"""The checkout inside, as far as scripts/install and the guide need it, with dist/ and wheels/."""
+"""The checkout inside, as far as scripts/install and the guide need it, with dist/,
+wheels/ and packages/."""
 _SIZE = "1200M"
 _CLONED = (
     *("scripts", "systemd", "esp_gw", "pyproject.toml", "README.md"),
@@ -38,6 +39,7 @@ mkdir -p "$root$clone"
 for name in $cloned; do cp -r "$checkout/$name" "$root$clone"; done
 cp -r "$dist" "$root$clone/dist"
 cp -r "$wheels" "$root$clone/wheels"
+cp -r "$packages" "$root$clone/packages"
 mount -t proc proc "$root/proc"
 mount -t devtmpfs dev "$root/dev"
 inside() {
@@ -65,12 +67,14 @@ def make_disk(
     cache: Path,
     release: Release,
     checkout: Path,
+    packages: Path,
     contents: Contents,
     say: Callable[[str], None],
 ) -> None:
     """Write an ext4 image to `disk`: a release of Debian, with the gateway installed.
 
-    The installed engines are those of this Python's environment. `contents` are added afterwards.
+    The installed engines are those of this Python's environment. `packages` is a folder for CLONE.
+    `contents` are added afterwards.
     Needs root. Raises LabError.
     """
     with tempfile.TemporaryDirectory(prefix="esp-gw-disk-") as work:
@@ -89,6 +93,7 @@ def make_disk(
             "checkout": checkout,
             "cloned": " ".join(_CLONED),
             "dist": dist,
+            "packages": packages,
             "files": files,
             "enabled": " ".join(contents.enabled),
             "disk": disk,
