@@ -133,7 +133,8 @@ def fetch_wheels(cache: Path, release: Release, project: Path, say: Callable[[st
 def pack_native_wheel(folder: Path) -> None:
     """Write a wheel of the native engine into `folder`, if it is installed here.
 
-    It is made of the installed files, so that nothing is built again. Raises LabError.
+    It is made of the installed files, so that nothing is built again, without their symbols, as
+    scripts/build-wheels makes them. Raises LabError.
     """
     try:
         installed = importlib.metadata.distribution(_NATIVE)
@@ -147,5 +148,14 @@ def pack_native_wheel(folder: Path) -> None:
     name = f"{_NATIVE.replace('-', '_')}-{installed.version}-{described['Tag']}.whl"
     with zipfile.ZipFile(folder / name, "w") as wheel:
         for file in installed.files:
-            if file.suffix != ".pyc":
+            if file.suffix == ".so":
+                stripped = folder / "stripped"
+                run_program(
+                    *("strip", "--strip-unneeded", "-o", str(stripped), str(file.locate())),
+                    marks=("strip: ",),
+                    hint="install binutils",
+                )
+                wheel.write(stripped, str(file))
+                stripped.unlink()
+            elif file.suffix != ".pyc":
                 wheel.write(str(file.locate()), str(file))

@@ -126,7 +126,7 @@ def test_a_package_holds_the_gateway_and_nothing_that_root_alone_may_write_is_op
         *("./usr/bin/esp-gw", "./usr/lib/systemd/system/esp-gw.service"),
         *("./usr/lib/systemd/system/esp-gw-guard.service", "./usr/lib/sysusers.d/esp-gw.conf"),
         *("./usr/lib/tmpfiles.d/esp-gw.conf", "./usr/lib/udev/rules.d/60-esp-gw.rules"),
-        *("./usr/lib/networkd.conf.d/esp-gw.conf", "./usr/share/doc/esp-gw/copyright"),
+        *("./usr/lib/systemd/networkd.conf.d/esp-gw.conf", "./usr/share/doc/esp-gw/copyright"),
         *("./usr/share/man/man1/esp-gw.1.gz", "./usr/share/man/man1/esp-gw-sa-add.1.gz"),
         "./usr/share/bash-completion/completions/esp-gw",
     ):
@@ -143,8 +143,18 @@ def test_a_package_holds_the_gateway_and_nothing_that_root_alone_may_write_is_op
 def test_it_is_installed_upgraded_and_purged_without_a_trace(root: Root) -> None:
     network = root.network()
     before = root.ok("cat", "/etc/passwd", "/etc/group")
+    root.shell(
+        "mkdir -p /opt/esp-gw/bin && touch /opt/esp-gw/pyvenv.cfg /opt/esp-gw/bin/old"
+        " && ln -s /opt/esp-gw/bin/esp-gw /usr/local/bin/esp-gw"
+        " && echo '[Service]' >/etc/systemd/system/esp-gw.service"
+    )
     said = root.shell("dpkg --force-depends -i /mnt/esp-gw_*.deb")
     assert "'esp-gw init' writes a configuration" in said
+    # In place of what scripts/install installs.
+    assert "taking the place of the installation from a checkout" in said
+    root.shell("! test -e /opt/esp-gw/bin/old && ! test -L /usr/local/bin/esp-gw")
+    root.shell("! test -e /etc/systemd/system/esp-gw.service")
+    assert root.ok("cat", "/etc/systemd/system/esp-gw.service.replaced") == "[Service]\n"
     owners = root.ok("stat", "-c", "%n %U:%G %a", "/var/lib/esp-gw", "/etc/esp-gw/keys")
     assert owners.splitlines() == [
         "/var/lib/esp-gw esp-gw:esp-gw 700",
@@ -153,7 +163,9 @@ def test_it_is_installed_upgraded_and_purged_without_a_trace(root: Root) -> None
     enabled = "/etc/systemd/system/multi-user.target.wants/esp-gw.service"
     assert root.ok("readlink", enabled).strip().endswith("/systemd/system/esp-gw.service")
     # By Debian's Python, with the packages that the package brings.
-    program = "import sys, esp_gw_core; print(sys.prefix, sys.version_info[0], esp_gw_core.__file__)"
+    program = (
+        "import sys, esp_gw_core; print(sys.prefix, sys.version_info[0], esp_gw_core.__file__)"
+    )
     told = root.ok("/opt/esp-gw/bin/python3", "-I", "-c", program).split()
     assert told[:2] == ["/opt/esp-gw", "3"]
     assert told[2].startswith("/opt/esp-gw/lib/")
@@ -161,13 +173,14 @@ def test_it_is_installed_upgraded_and_purged_without_a_trace(root: Root) -> None
     root.shell(
         "cd /tmp && esp-gw init --local 192.0.2.1 --remote 192.0.2.2"
         " --local-net 10.1.0.0/24 --remote-net 10.2.0.0/24 && cp -r pi-a/. /etc/esp-gw"
-        " && esp-gw ledger create && systemctl disable esp-gw"
+        " && esp-gw ledger create && systemctl disable esp-gw && mkdir /run/esp-gw"
     )
     gateway = root.start("esp-gw", "run", "--config", "/etc/esp-gw")
     try:
-        status = ("sh", "-c", "esp-gw status --json || test $? -eq 1")
-        assert holds_within(30, lambda: gateway.poll() is None and "10.2.0.0/24" in root.network())
-        assert '"engine": "native"' in root.ok(*status)
+        # The status is 1 with a warning, 3 without an answer.
+        answers = "esp-gw status --json >/tmp/status 2>&1 || [ $? -eq 1 ] && echo answers || true"
+        assert holds_within(30, lambda: "answers" in root.shell(answers))
+        assert '"engine": "native"' in root.ok("cat", "/tmp/status")
     finally:
         gateway.terminate()
         gateway.wait(30)
@@ -188,18 +201,3 @@ def test_it_is_installed_upgraded_and_purged_without_a_trace(root: Root) -> None
     assert root.network() == network
     assert root.ok("cat", "/etc/passwd", "/etc/group") == before
     assert root.changed() == set()
-
-
-@pytest.mark.timeout(300)
-def test_it_takes_the_place_of_an_installation_from_a_checkout(root: Root) -> None:
-    root.shell(
-        "mkdir -p /opt/esp-gw/bin /etc/esp-gw && touch /opt/esp-gw/pyvenv.cfg /opt/esp-gw/bin/old"
-        " && ln -s /opt/esp-gw/bin/esp-gw /usr/local/bin/esp-gw && echo '{}' >/etc/esp-gw/gateway.yaml"
-        " && echo '[Service]' >/etc/systemd/system/esp-gw.service"
-    )
-    said = root.shell("dpkg --force-depends -i /mnt/esp-gw_*.deb")
-    assert "taking the place of the installation from a checkout" in said
-    root.shell("! test -e /opt/esp-gw/bin/old && ! test -L /usr/local/bin/esp-gw")
-    root.shell("! test -e /etc/systemd/system/esp-gw.service && esp-gw --version")
-    assert root.ok("cat", "/etc/systemd/system/esp-gw.service.replaced") == "[Service]\n"
-    assert root.ok("cat", "/etc/esp-gw/gateway.yaml") == "{}\n"

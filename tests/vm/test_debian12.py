@@ -1,4 +1,4 @@
-"""Debian 12 under its own systemd: one machine, booted three times, and its tests in their order."""
+"""Debian 12 under its own systemd: one machine, three boots, and its tests in their order."""
 
 from __future__ import annotations
 
