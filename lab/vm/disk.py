@@ -19,7 +19,8 @@ from lab.vm.debian import run_program
 from lab.vm.userland import Release, in_memory, userland
 
 CLONE = "/root/esp-gw"
-"""The checkout inside, as far as scripts/install and the guide need it, with dist/ and wheels/."""
+"""The checkout inside, as far as scripts/install and the guide need it, with dist/,
+wheels/ and packages/."""
 _SIZE = "1200M"
 _CLONED = (
     *("scripts", "systemd", "esp_gw", "pyproject.toml", "README.md"),
@@ -38,6 +39,7 @@ mkdir -p "$root$clone"
 for name in $cloned; do cp -r "$checkout/$name" "$root$clone"; done
 cp -r "$dist" "$root$clone/dist"
 cp -r "$wheels" "$root$clone/wheels"
+cp -r "$packages" "$root$clone/packages"
 mount -t proc proc "$root/proc"
 mount -t devtmpfs dev "$root/dev"
 inside() {
@@ -65,12 +67,14 @@ def make_disk(
     cache: Path,
     release: Release,
     checkout: Path,
+    packages: Path,
     contents: Contents,
     say: Callable[[str], None],
 ) -> None:
     """Write an ext4 image to `disk`: a release of Debian, with the gateway installed.
 
-    The installed engines are those of this Python's environment. `contents` are added afterwards.
+    The installed engines are those of this Python's environment. `packages` is a folder for CLONE.
+    `contents` are added afterwards.
     Needs root. Raises LabError.
     """
     with tempfile.TemporaryDirectory(prefix="esp-gw-disk-") as work:
@@ -89,6 +93,7 @@ def make_disk(
             "checkout": checkout,
             "cloned": " ".join(_CLONED),
             "dist": dist,
+            "packages": packages,
             "files": files,
             "enabled": " ".join(contents.enabled),
             "disk": disk,
@@ -128,7 +133,8 @@ def fetch_wheels(cache: Path, release: Release, project: Path, say: Callable[[st
 def pack_native_wheel(folder: Path) -> None:
     """Write a wheel of the native engine into `folder`, if it is installed here.
 
-    It is made of the installed files, so that nothing is built again. Raises LabError.
+    It is made of the installed files, so that nothing is built again, without their symbols, as
+    scripts/build-wheels makes them. Raises LabError.
     """
     try:
         installed = importlib.metadata.distribution(_NATIVE)
@@ -142,5 +148,14 @@ def pack_native_wheel(folder: Path) -> None:
     name = f"{_NATIVE.replace('-', '_')}-{installed.version}-{described['Tag']}.whl"
     with zipfile.ZipFile(folder / name, "w") as wheel:
         for file in installed.files:
-            if file.suffix != ".pyc":
+            if file.suffix == ".so":
+                stripped = folder / "stripped"
+                run_program(
+                    *("strip", "--strip-unneeded", "-o", str(stripped), str(file.locate())),
+                    marks=("strip: ",),
+                    hint="install binutils",
+                )
+                wheel.write(stripped, str(file))
+                stripped.unlink()
+            elif file.suffix != ".pyc":
                 wheel.write(str(file.locate()), str(file))

@@ -25,6 +25,7 @@ from lab.vm.__main__ import CACHE, CHECKOUT
 from lab.vm.disk import Contents, make_disk
 from lab.vm.image import ARCHITECTURES, kernel_image
 from lab.vm.machine import Machine
+from lab.vm.packages import make_packages
 from lab.vm.qemu import NETDEV, Setup, Tap
 from lab.vm.userland import RELEASES
 from lab.waiting import holds_within
@@ -282,7 +283,10 @@ def debian(number: str, folder: Path) -> Iterator[Debian]:
         namespace.ip("link", "set", "wan", "up")
         peer = _start_peer(namespace, folder)
         try:
-            make_disk(folder / "disk.img", CACHE, RELEASES[number], CHECKOUT, _CONTENTS, print)
+            packages = folder / "packages"
+            make_packages(packages, CACHE, number, CHECKOUT, print)
+            disk = folder / "disk.img"
+            make_disk(disk, CACHE, RELEASES[number], CHECKOUT, packages, _CONTENTS, print)
             x86, capture = ARCHITECTURES["x86_64"], folder / "wire.pcap"
             setup = Setup(
                 x86,
@@ -291,7 +295,7 @@ def debian(number: str, folder: Path) -> Iterator[Debian]:
                 cpu=_CPU,
                 checkout=CHECKOUT,
                 tap=Tap(namespace.name, "wan", _MAC, capture),
-                disk=folder / "disk.img",
+                disk=disk,
                 options=_OPTIONS,
             )
             machine = Debian(setup, capture, folder / "init/machine", peer)

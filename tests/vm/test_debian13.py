@@ -1,4 +1,4 @@
-"""Debian 13 under its own systemd: one machine, booted twice, and its tests in their order."""
+"""Debian 13 under its own systemd: one machine, three boots, and its tests in their order."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from tests.vm.debian.boot import LateNetwork
 from tests.vm.debian.credentials import Confined, Credentials, Eyes
 from tests.vm.debian.failures import GivenAway, Refused, Restarted, Stopped, TriedAgain
 from tests.vm.debian.guard import Closed, GuardAlone, GuardBeside
+from tests.vm.debian.package import Packaged, Purged
 from tests.vm.debian.service import (
     Installed,
     InstalledAgain,
@@ -69,6 +70,9 @@ class TestGuardBeside(GuardBeside): ...
 class TestInstalledAgain(InstalledAgain): ...
 
 
+class TestPackaged(Packaged): ...
+
+
 class TestStopped(Stopped): ...
 
 
@@ -82,3 +86,6 @@ class TestConfined(Confined): ...
 
 
 class TestLateNetwork(LateNetwork): ...
+
+
+class TestPurged(Purged): ...
