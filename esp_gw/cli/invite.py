@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import pwd
 from collections.abc import Sequence
-from dataclasses import replace
-from datetime import datetime, timedelta, timezone
-from functools import partial
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -30,11 +25,9 @@ from esp_gw.cli.options import (
     SUITE,
     json_option,
 )
-from esp_gw.desired import GatewaySettings
 from esp_gw.errors import EspGwError, printable
 from esp_gw.model import (
     ANY,
-    AUTO,
     DEFAULT_SUITE,
     SUITES,
     Encapsulation,
@@ -43,11 +36,6 @@ from esp_gw.model import (
     Mode,
 )
 
-if TYPE_CHECKING:
-    from esp_gw.config.joining import Added
-    from esp_gw.config.offer import Offer
-
-SERVICE_USER = "esp-gw"
 SSH = "ssh:"
 HOURS = 24
 """Validity of an invitation."""
@@ -152,7 +140,8 @@ def invite(
     The line goes to stdout and holds the keys: it is shown once and stored nowhere. Give it to
     'esp-gw join' on the other machine, and to nobody else.
     """
-    from esp_gw.config.invitation import write_invitation  # noqa: PLC0415 - imports pydantic
+    from esp_gw.cli import ends  # noqa: PLC0415 - imports netlink and pydantic, which are slow
+    from esp_gw.config.invitation import write_invitation  # noqa: PLC0415 - likewise
     from esp_gw.config.offer import End, Terms, draw  # noqa: PLC0415 - likewise
 
     if not (local_net and remote_net):
@@ -168,8 +157,8 @@ def invite(
     there = End(name, values.parse_remote(remote), _nets(remote_net))
     terms = Terms(Mode.TUNNEL, Encapsulation.UDP, SUITES[suite], sas)
     offer = draw(here, there, terms)
-    added = _add(config, offer, force)
-    expires = datetime.now(timezone.utc) + timedelta(hours=hours)
+    added = ends.add(config, offer, force)
+    expires = datetime.now(UTC) + timedelta(hours=hours)
     token = write_invitation(offer, expires, passphrase)
     if as_json:
         output.print_json(
@@ -181,7 +170,7 @@ def invite(
             }
         )
         return
-    _tell(added)
+    ends.tell(added)
     click.echo(
         printable(f"{name} can join until {expires.astimezone():%Y-%m-%d %H:%M}, by this line:"),
         err=True,
@@ -215,7 +204,7 @@ def join(
     fetched from there, for the networks of --local-net and --remote-net, and both gateways are
     started or reloaded.
     """
-    from esp_gw.cli import ssh  # noqa: PLC0415 - only needed here
+    from esp_gw.cli import ends, ssh  # noqa: PLC0415 - imports netlink and pydantic, which are slow
 
     if not invitation.startswith(SSH):
         if local_net or remote_net or name:
@@ -223,76 +212,16 @@ def join(
                 "the invitation has networks and names already: only with ssh:HOST"
             )
         text = secret.typed("invitation: ") if invitation == "-" else invitation
-        _tell(_take(text, secret.passphrase_of(text, passphrase_file), config, force))
+        ends.tell(ends.take(text, secret.passphrase_of(text, passphrase_file), config, force))
         return
     if not (local_net and remote_net):
         raise click.UsageError("give --local-net and --remote-net: the networks to be joined")
     host = ssh.Host(invitation.removeprefix(SSH))
     own = name or _host_name()
     text = host.invite(own, local_nets=remote_net, remote_nets=local_net)
-    _tell(_take(text, None, config, force))
+    ends.tell(ends.take(text, None, config, force))
     host.start()
     ssh.start_here()
-
-
-def _take(text: str, passphrase: str | None, config: Path, force: bool) -> Added:
-    from esp_gw.config.invitation import read_invitation  # noqa: PLC0415 - imports pydantic
-
-    offer = read_invitation(text, datetime.now(timezone.utc), passphrase)
-    return _add(config, replace(offer, here=replace(offer.here, written=AUTO)), force)
-
-
-def _add(config: Path, offer: Offer, force: bool) -> Added:
-    """Write the tunnel, and a ledger for a machine that had neither it nor a configuration."""
-    from esp_gw.cli import here  # noqa: PLC0415 - imports netlink, which is slow
-    from esp_gw.config.joining import add_end  # noqa: PLC0415 - pydantic is slow to import
-
-    found = here.look(GatewaySettings())
-    settings: dict[str, object] = {"allow_cut_off": True} if force else {}
-    ours = replace(
-        offer.here, own=found.host.addresses, routers=found.host.routers, settings=settings
-    )
-    judge = partial(here.judge, found, force)
-    added = add_end(config, replace(offer, here=ours), _owner(), judge)
-    if added.is_first:
-        _make_ledger(config)
-    return added
-
-
-def _make_ledger(config: Path) -> None:
-    """Create the ledger of a machine without one, whose only keys are fresh."""
-    from esp_gw.config.load import load_state_dir  # noqa: PLC0415 - pydantic is slow to import
-    from esp_gw.ledger.identity import machine_identity  # noqa: PLC0415
-    from esp_gw.ledger.ledger import LEDGER_NAME, Ledger  # noqa: PLC0415 - imports sqlite3
-
-    folder = load_state_dir(config)
-    path = folder / LEDGER_NAME
-    if os.path.lexists(path):
-        return
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise EspGwError(
-            f"can't be created: {error.strerror}", where=str(folder), hint="use sudo"
-        ) from None
-    Ledger.create(path, machine_identity(folder))
-
-
-def _tell(added: Added) -> None:
-    click.echo(printable(f"wrote {added.file} and the keys in {added.keys[0].parent}"), err=True)
-    step = "sudo systemctl enable --now esp-gw" if added.is_first else "sudo esp-gw reload"
-    click.echo(f"here:  {step}", err=True)
-
-
-def _owner() -> tuple[int, int] | None:
-    """Return user and group of the service, for what root writes; None where there is none."""
-    if os.geteuid() != 0:
-        return None
-    try:
-        user = pwd.getpwnam(SERVICE_USER)
-    except KeyError:
-        return None
-    return user.pw_uid, user.pw_gid
 
 
 def _host_name() -> str:
@@ -315,12 +244,8 @@ def _own_address(address: str | None, remote: str) -> IPAddress:
     """Return the address of this machine from which the other gateway, or anything, is reached."""
     from esp_gw.cli.here import source_address  # noqa: PLC0415 - imports netlink, which is slow
 
-    for known in (remote, address):
-        if known is not None and isinstance(found := values.parse_remote(known), IPAddress):
-            version = found.version
-            break
-    else:
-        version = 4
+    written = [values.parse_remote(each) for each in (remote, address) if each is not None]
+    version = next((each.version for each in written if not isinstance(each, str)), 4)
     found = source_address(_SOMEWHERE[version])
     if found is None:
         raise EspGwError(

@@ -15,7 +15,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from cryptography.exceptions import InvalidTag
@@ -158,7 +158,7 @@ def _offer(values: dict[str, Any]) -> tuple[datetime, Offer]:
 
     Raises FieldError, ValueError, TypeError, KeyError: of another form.
     """
-    expires = datetime.fromtimestamp(parse_integer(values["expires"], 0, 1 << 37), timezone.utc)
+    expires = datetime.fromtimestamp(parse_integer(values["expires"], 0, 1 << 37), UTC)
     here, there = (
         End(parse_name(name), parse_remote(outer), tuple(_each(parse_prefix, nets)))
         for name, outer, nets in zip(

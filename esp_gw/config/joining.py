@@ -49,8 +49,9 @@ def add_end(
             write_new(file, text.encode())
             undo.callback(file.unlink, missing_ok=True)
             judge(load_config(folder))
-            for path in (file, *keys) if owner is not None else ():
-                os.chown(path, *owner)
+            if owner is not None:
+                for path in (file, *keys):
+                    os.chown(path, *owner)
         except ConfigError as error:
             raise EspGwError(str(error.problems[0]), where="configuration") from None
         except FileExistsError:

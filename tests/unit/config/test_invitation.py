@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -24,7 +24,7 @@ from esp_gw.config.invitation import (
 from esp_gw.config.offer import End, Offer, Terms, draw
 from esp_gw.model import ANY, SUITES, Encapsulation, Mode
 
-NOW = datetime(2026, 11, 29, 12, tzinfo=timezone.utc)
+NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
 LATER = NOW + timedelta(hours=24)
 PASSPHRASE = "correct horse"
 
@@ -101,8 +101,9 @@ def test_a_sealed_one_needs_its_passphrase() -> None:
     with pytest.raises(InvitationError, match="another passphrase"):
         read_invitation(text, NOW, "correct horse ")
     # The keys of two with one passphrase differ.
-    assert text.removeprefix(SEALED)[:20] != (
-        write_invitation(offer(), LATER, PASSPHRASE).removeprefix(SEALED)[:20]
+    assert (
+        text.removeprefix(SEALED)[:20]
+        != (write_invitation(offer(), LATER, PASSPHRASE).removeprefix(SEALED)[:20])
     )
 
 
