@@ -64,7 +64,7 @@ def look_if_home(local: IPAddress) -> Here | None:
 
 def outer_address(remote: IPAddress) -> IPAddress:
     """Return the address of the route to a peer. Raises EspGwError if there is none."""
-    found = asyncio.run(_source(remote))
+    found = source_address(remote)
     if found is None:
         raise EspGwError(
             f"there is no route to {remote} here, and so no address that 'auto' stands for",
@@ -127,6 +127,11 @@ async def _look(settings: GatewaySettings, login: Login | None) -> Here:
         return Here(host, login)
     finally:
         await kernel.close()
+
+
+def source_address(remote: IPAddress) -> IPAddress | None:
+    """Return this machine's address of the route to an address, or None without a route."""
+    return asyncio.run(_source(remote))
 
 
 async def _source(remote: IPAddress) -> IPAddress | None:

@@ -18,6 +18,7 @@ from esp_gw.cli.denial import SUDO, is_ordinary_user, with_sudo
 from esp_gw.cli.doctor import doctor
 from esp_gw.cli.gateway import reload, run, stats, status
 from esp_gw.cli.guard import guard
+from esp_gw.cli.invite import invite, join
 from esp_gw.cli.ledger import ledger
 from esp_gw.cli.log import log
 from esp_gw.cli.moved import moved
@@ -53,6 +54,8 @@ for command in (
     run,
     config,
     init,
+    invite,
+    join,
     keygen,
     ledger,
     guard,

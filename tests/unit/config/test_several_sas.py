@@ -11,7 +11,7 @@ import pytest
 from scapy.layers.inet import IP, UDP, fragment
 from scapy.packet import Raw
 
-from esp_gw.config import provision
+from esp_gw.config import offer, provision
 from esp_gw.config.keyfile import format_keymat, generate
 from esp_gw.config.load import load_config
 from esp_gw.daemon.reconcile import (
@@ -189,11 +189,11 @@ def test_spis_are_drawn_again_if_the_two_directions_would_overlap(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawn = iter([1000, 1003, 1000, 1004])
-    monkeypatch.setattr(provision.secrets, "randbelow", lambda limit: next(drawn))
-    assert provision._random_spis(4) == (1256, 1260)
+    monkeypatch.setattr(offer.secrets, "randbelow", lambda limit: next(drawn))
+    assert offer._random_spis(4) == (1256, 1260)
     drawn = iter([-1, 0])
-    monkeypatch.setattr(provision.secrets, "randbelow", lambda limit: next(drawn) % limit)
-    assert provision._random_spis(4) == (2**32 - 4, 256)
+    monkeypatch.setattr(offer.secrets, "randbelow", lambda limit: next(drawn) % limit)
+    assert offer._random_spis(4) == (2**32 - 4, 256)
 
 
 def changes(before: Desired, after: Desired) -> list[str]:
