@@ -25,6 +25,7 @@ from tests.support.labtools import (
     answers,
     carry_tcp_both_ways,
     frames,
+    lost,
     ping,
     start_pings,
     until,
@@ -72,14 +73,13 @@ def test_rekeys_under_pings_lose_nothing(start_sites: Start, capture: StartCaptu
     sites = start_sites()
     initiate(sites)
     wire = capture(sites[0].gateway.namespace)
-    pings = start_pings(sites[0].gateway.namespace, TARGET, 2000, interval=0.005)
+    pings = start_pings(sites[0].gateway.namespace, TARGET, 60_000, interval=0.005)
     for number in range(10):
         before = [site.policy_sa() for site in sites]
         sites[number % 2].charon.swanctl("--rekey", "--child", "net")
         for site, former in zip(sites, before, strict=True):
             until(lambda site=site, former=former: site.carries_by_another(former), "a new SA")
-    assert pings.poll() is None, "the pings ended before the rekeys"
-    assert answers(pings) == 2000
+    assert lost(pings) == 0
     assert len(no_iv_twice(wire)) == 22
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,12 +21,13 @@ from tests.support.ike_sites import (
     no_iv_twice,
     replace_child,
     replace_child_under_pings,
+    replace_ike,
     start_sites,
 )
 from tests.support.labtools import (
     StartCapture,
-    answers,
     carry_tcp_both_ways,
+    lost,
     ping,
     sas,
     start_pings,
@@ -77,19 +77,6 @@ def sites(both: list[Site]) -> list[Site]:
     return both
 
 
-def replace_ike(site: Site) -> None:
-    """Rekey the IKE SA; return when the former one is gone."""
-    former = re.search("initiator-spi=[0-9a-f]+", site.charon.swanctl("--list-sas", "--raw").stdout)
-    assert former is not None
-    site.charon.swanctl("--rekey", "--ike", "peer")
-
-    def is_new() -> bool:
-        listed = site.charon.swanctl("--list-sas", "--raw").stdout
-        return listed.count("initiator-spi=") == 1 and former[0] not in listed
-
-    until(is_new, "a new IKE SA", 20)
-
-
 def test_a_child_in_udp_carries_traffic_both_ways(sites: list[Site], capture: StartCapture) -> None:
     one, two = (site.gateway.namespace for site in sites)
     wire = capture(one)
@@ -115,12 +102,11 @@ def test_a_child_in_udp_by_ipv6_outside(sites: list[Site]) -> None:
 
 
 def test_ten_rekeys_of_child_and_ike_under_pings_lose_nothing(sites: list[Site]) -> None:
-    pings = start_pings(sites[0].gateway.namespace, TARGET, 2000, interval=0.005)
+    pings = start_pings(sites[0].gateway.namespace, TARGET, 60_000, interval=0.005)
     for number in range(10):
         replace_child(sites, number % 2)
         replace_ike(sites[number // 2 % 2])
-    assert pings.poll() is None, "the pings ended before the rekeys"
-    assert answers(pings) == 2000
+    assert lost(pings) == 0
 
 
 def count_sockets(site: Site) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,19 @@ def replace_child(sites: list[Site], rekeying: int) -> None:
 
     for site, former in zip(sites, before, strict=True):
         until(lambda site=site, former=former: carries(site, former), "a new SA", 60)
+
+
+def replace_ike(site: Site) -> None:
+    """Rekey the IKE SA; return when the former one is gone."""
+    former = re.search("initiator-spi=[0-9a-f]+", site.charon.swanctl("--list-sas", "--raw").stdout)
+    assert former is not None
+    site.charon.swanctl("--rekey", "--ike", "peer")
+
+    def is_new() -> bool:
+        listed = site.charon.swanctl("--list-sas", "--raw").stdout
+        return listed.count("initiator-spi=") == 1 and former[0] not in listed
+
+    until(is_new, "a new IKE SA", 60)
 
 
 def replace_child_under_pings(sites: list[Site]) -> None:

@@ -326,7 +326,17 @@ def start_pings(
 def answers(pings: subprocess.Popen[str]) -> int:
     """Wait for the end of `start_pings`; return the number of answered requests."""
     output, _ = pings.communicate(timeout=60)
-    return int(output)
+    return int(output.split()[0])
+
+
+def lost(pings: subprocess.Popen[str]) -> int:
+    """End `start_pings` now; return the number of requests without an answer."""
+    assert pings.poll() is None, "the pings ended before what they were to watch"
+    pings.terminate()
+    output, _ = pings.communicate(timeout=60)
+    answered, sent = map(int, output.split())
+    assert sent > 0
+    return sent - answered
 
 
 def ping(

@@ -1,13 +1,14 @@
-"""Sends echo requests, prints the number of answered ones: pinger.py TARGET COUNT SIZE INTERVAL.
+"""Sends echo requests, prints how many were answered, and sent: pinger.py TARGET COUNT SIZE INTERVAL.
 
 ping(8) waits only two round trips for the last replies, which is too short on a busy machine. This
-program waits until no reply has come for TIMEOUT seconds.
+program waits until no reply has come for TIMEOUT seconds. At SIGTERM it sends no more.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import struct
 import sys
@@ -17,8 +18,10 @@ TIMEOUT = 1.0
 ICMP, ICMP6 = socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6
 
 
-def main(target: str, count: int, size: int, interval: float) -> int:
-    """Return the number of requests that were answered."""
+def main(target: str, count: int, size: int, interval: float) -> tuple[int, int]:
+    """Return the number of requests that were answered, and of those that were sent."""
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
     ipv4 = ":" not in target
     family, protocol = (socket.AF_INET, ICMP) if ipv4 else (socket.AF_INET6, ICMP6)
     request, reply = (8, 0) if ipv4 else (128, 129)
@@ -30,6 +33,8 @@ def main(target: str, count: int, size: int, interval: float) -> int:
     moment = last = time.monotonic()
     while len(answered) < count:
         now = time.monotonic()
+        if told:
+            count = sent
         if sent < count and now >= moment:
             send(sock, target, message(request, ident, sent, size))
             sent += 1
@@ -46,7 +51,7 @@ def main(target: str, count: int, size: int, interval: float) -> int:
         if (kind, name) == (reply, ident):
             answered.add(seq)
             last = time.monotonic()
-    return len(answered)
+    return len(answered), sent
 
 
 def send(sock: socket.socket, target: str, data: bytes) -> None:
@@ -65,4 +70,4 @@ def message(kind: int, ident: int, seq: int, size: int) -> bytes:
 
 
 if __name__ == "__main__":
-    print(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])))
+    print(*main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])))
