@@ -12,6 +12,7 @@ from pathlib import Path
 ENABLED = Path("/sys/module/apparmor/parameters/enabled")
 LOADED = Path("/sys/kernel/security/apparmor/profiles")
 """A line `NAME (MODE)` for each profile; root alone reads it."""
+FEATURES = Path("/sys/kernel/security/apparmor/features")
 FOLDER = Path("/etc/apparmor.d")
 KERNEL_LOG = Path("/dev/kmsg")
 ENFORCE = "enforce"
@@ -48,14 +49,17 @@ class Profile:
     def mode(self) -> str | None:
         """Return `enforce`, `complain` or another mode of the loaded profile.
 
-        None if it isn't loaded, or this user may not know.
+        Empty if it isn't loaded; None if this user may not know.
         """
-        with contextlib.suppress(OSError):
-            for line in LOADED.read_text().splitlines():
-                name, _, mode = line.rpartition(" (")
-                if name in (str(self.program), self.program.name):
-                    return mode.rstrip(")")
-        return None
+        try:
+            lines = LOADED.read_text().splitlines()
+        except OSError:
+            return None
+        for line in lines:
+            name, _, mode = line.rpartition(" (")
+            if name in (str(self.program), self.program.name):
+                return mode.rstrip(")")
+        return ""
 
     def allows(self, path: Path) -> bool:
         """Return True if a rule of the profile lets the program read and write a file."""
@@ -89,6 +93,18 @@ def runs() -> bool:
         return ENABLED.read_text().strip() == "Y"
     except OSError:
         return False
+
+
+def confines_sockets() -> bool:
+    """Return True if this kernel asks profiles about sockets of the file system.
+
+    It does from Linux 6.17 on, for profiles of its ABI, and in Ubuntu.
+    """
+    for file in FEATURES.glob("network*/af_unix"):
+        with contextlib.suppress(OSError):
+            if file.read_text().strip() == "yes":
+                return True
+    return False
 
 
 def _rules(file: Path) -> Iterator[tuple[re.Pattern[str], str]]:

@@ -168,27 +168,26 @@ def _wrong_gateway(
 
 
 def _confined(profile: apparmor.Profile, socket: Path) -> Iterator[Finding]:
-    if not profile.file.exists():
-        return
-    reload = f"run 'apparmor_parser --replace {profile.file}'"
     mode = profile.mode()
-    if not profile.allows(socket):
-        found = f"the profile {profile.name} has no rule for {socket}"
-        # Without a mode this user may not know it.
-        if mode in (apparmor.ENFORCE, None):
-            state = State.FAULT if mode else State.WARNING
-            todo = f"add '{socket} rw,' to {profile.local}, {reload}"
-            yield Finding(state, "apparmor", found, todo)
-        else:
-            yield Finding(State.OK, "apparmor", f"{found}, and only logs that: {mode}")
+    if mode == "" or not profile.file.exists():
         return
+    remedy = f"run 'apparmor_parser --replace {profile.file}'"
+    found = f"the profile {profile.name} allows {socket}"
+    is_allowed, is_strict = profile.allows(socket), mode in (apparmor.ENFORCE, None)
+    if not is_allowed:
+        found = f"the profile {profile.name} has no rule for {socket}"
+        remedy = f"add '{socket} rw,' to {profile.local}, {remedy}"
     denied = profile.last_denial(socket)
     if denied is not None and denied > profile.changed():
         when = datetime.fromtimestamp(denied).astimezone().isoformat(" ", "seconds")
-        found = f"the profile {profile.name} has a rule for {socket}, and denied it at {when}"
-        yield Finding(State.FAULT, "apparmor", found, reload)
+        yield Finding(State.FAULT, "apparmor", f"{found}, and denied it at {when}", remedy)
+    elif is_allowed:
+        yield Finding(State.OK, "apparmor", found)
+    elif is_strict and apparmor.confines_sockets():
+        yield Finding(State.WARNING, "apparmor", f"{found}, and may deny it", remedy)
     else:
-        yield Finding(State.OK, "apparmor", f"the profile {profile.name} allows {socket}")
+        why = "this kernel asks for none" if is_strict else f"its mode is {mode}"
+        yield Finding(State.OK, "apparmor", f"{found}, and {why}")
 
 
 def _loaded() -> Finding:

@@ -24,6 +24,7 @@ def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
     monkeypatch.setattr(apparmor, "LOADED", tmp_path / "profiles")
     monkeypatch.setattr(apparmor, "ENABLED", tmp_path / "enabled")
     monkeypatch.setattr(apparmor, "KERNEL_LOG", tmp_path / "kmsg")
+    monkeypatch.setattr(apparmor, "FEATURES", tmp_path / "features")
     profile = Profile(PROGRAM)
     profile.local.parent.mkdir(parents=True)
     profile.file.write_text(
@@ -79,13 +80,13 @@ def test_other_rules_do_not(profile: Profile, rule: str) -> None:
 
 
 def test_the_mode_is_that_of_the_loaded_profile(profile: Profile) -> None:
-    assert profile.mode() is None
+    assert profile.mode() is None, "not to be read"
     apparmor.LOADED.write_text("man_filter (enforce)\n/usr/sbin/charon-systemd (complain)\n")
     assert profile.mode() == "complain"
     apparmor.LOADED.write_text("charon-systemd (enforce)\n")
     assert profile.mode() == apparmor.ENFORCE
     apparmor.LOADED.write_text("/usr/lib/ipsec/charon (enforce)\n")
-    assert profile.mode() is None
+    assert profile.mode() == ""
 
 
 @pytest.mark.parametrize(("text", "runs"), [("Y\n", True), ("N\n", False), (None, False)])
@@ -119,3 +120,21 @@ def test_the_time_of_change_is_that_of_the_newer_file(profile: Profile) -> None:
     assert profile.changed() == 200
     profile.local.unlink()
     assert profile.changed() == 100
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "asks"),
+    [
+        ("network_v9/af_unix", "yes\n", True),
+        ("network/af_unix", "yes\n", True),
+        ("network_v9/af_unix", "no\n", False),
+        ("network_v8/af_mask", "unix\n", False),
+    ],
+)
+def test_a_kernel_says_if_it_asks_about_sockets(
+    profile: Profile, name: str, text: str, asks: bool
+) -> None:
+    feature = apparmor.FEATURES / name
+    feature.parent.mkdir(parents=True)
+    feature.write_text(text)
+    assert apparmor.confines_sockets() is asks

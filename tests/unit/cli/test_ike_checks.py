@@ -59,6 +59,7 @@ class Machine:
         monkeypatch.setattr(apparmor, "FOLDER", folder / "apparmor.d")
         monkeypatch.setattr(apparmor, "LOADED", folder / "loaded")
         monkeypatch.setattr(apparmor, "KERNEL_LOG", folder / "kmsg")
+        monkeypatch.setattr(apparmor, "FEATURES", folder / "features")
         monkeypatch.setattr(apparmor, "ENABLED", folder / "enabled")
 
     def build(self, plugin: str, version: str) -> None:
@@ -77,7 +78,7 @@ class Machine:
         self.profile.file.write_text(f"{self.charon} {{\n  network,\n}}\n")
         self.profile.local.write_text(rule)
         apparmor.ENABLED.write_text("Y\n")
-        if mode:
+        if mode != "unknown":
             apparmor.LOADED.write_text(f"{self.charon} ({mode})\n")
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str] | None:
@@ -238,19 +239,20 @@ def test_another_mark_than_the_gateways_is_a_fault(
     assert {each.state for each in machine.findings(fwmark=None)} == {State.OK}
 
 
-@pytest.mark.parametrize(
-    ("mode", "state"),
-    [("enforce", State.FAULT), ("", State.WARNING), ("complain", State.OK)],
-)
-def test_a_profile_without_the_rule_counts_by_its_mode(
-    machine: Machine, mode: str, state: State
+@pytest.mark.parametrize("asks", [True, False])
+@pytest.mark.parametrize("mode", ["enforce", "unknown", "complain"])
+def test_a_profile_without_the_rule_counts_where_the_kernel_asks(
+    machine: Machine, mode: str, asks: bool
 ) -> None:
     machine.confine(mode)
+    feature = apparmor.FEATURES / "network_v9/af_unix"
+    feature.parent.mkdir(parents=True)
+    feature.write_text("yes\n" if asks else "no\n")
     (finding,) = [each for each in machine.findings() if each.what == "apparmor"]
-    assert finding.state is state
     assert f"has no rule for {SOCKET}" in finding.found
-    if state is not State.OK:
-        assert f"add '{SOCKET} rw,' to {machine.profile.local}" in finding.todo
+    is_warned = asks and mode != "complain"
+    assert finding.state is (State.WARNING if is_warned else State.OK)
+    assert (f"add '{SOCKET} rw,' to {machine.profile.local}" in finding.todo) is is_warned
 
 
 def test_a_profile_with_the_rule_is_no_fault(machine: Machine) -> None:
@@ -259,11 +261,12 @@ def test_a_profile_with_the_rule_is_no_fault(machine: Machine) -> None:
     assert (finding.state, finding.found.endswith(f"allows {SOCKET}")) == (State.OK, True)
 
 
+@pytest.mark.parametrize("rule", ["", f"{SOCKET} rw,\n"])
 @pytest.mark.parametrize(("seconds", "state"), [(10, State.FAULT), (-10, State.OK)])
-def test_a_denial_since_the_rule_is_there_is_a_fault(
-    machine: Machine, seconds: int, state: State
+def test_a_denial_since_the_last_change_is_a_fault(
+    machine: Machine, seconds: int, state: State, rule: str
 ) -> None:
-    machine.confine("enforce", f"{SOCKET} rw,\n")
+    machine.confine("enforce", rule)
     changed = machine.profile.changed()
     apparmor.KERNEL_LOG.write_text(
         f'5,1,2,-;audit: type=1400 audit({changed + seconds:.3f}:9): apparmor="DENIED" '
@@ -272,10 +275,12 @@ def test_a_denial_since_the_rule_is_there_is_a_fault(
     (finding,) = [each for each in machine.findings() if each.what == "apparmor"]
     assert finding.state is state
     assert ("apparmor_parser --replace" in finding.todo) is (state is State.FAULT)
+    if state is State.FAULT:
+        assert finding.todo.startswith("run 'apparmor" if rule else "add '")
 
 
 def test_apparmor_is_no_subject_where_it_does_not_run(machine: Machine) -> None:
-    machine.confine("")
+    machine.confine("enforce")
     apparmor.ENABLED.write_text("N\n")
     assert "apparmor" not in [each.what for each in machine.findings()]
 
@@ -326,3 +331,9 @@ def test_a_program_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_p
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert ike_checks._run("swanctl", "--stats") is None
+
+
+def test_a_profile_that_is_not_loaded_is_no_subject(machine: Machine) -> None:
+    machine.confine("enforce")
+    apparmor.LOADED.write_text("man_filter (enforce)\n")
+    assert "apparmor" not in [each.what for each in machine.findings()]
