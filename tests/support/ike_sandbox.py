@@ -67,8 +67,12 @@ class Sandbox:
         path.write_text(f'#!/bin/sh\necho "{name} $*" >>{self._calls}\n{script}\n')
         path.chmod(0o755)
 
+    def record(self, script: str) -> str:
+        """Return a part of a fake's script that records what `script` says."""
+        return f"{{ {script}; }} >>{self._calls}"
+
     def calls(self) -> list[str]:
-        """Return the command lines of all fakes since the last call of this."""
+        """Return the command lines of all fakes, and what they recorded, since the last call."""
         lines = self._calls.read_text().splitlines() if self._calls.exists() else []
         self._calls.unlink(missing_ok=True)
         return lines
