@@ -21,8 +21,8 @@ _LOCAL = ("usr.sbin.charon-systemd", "usr.lib.ipsec.charon")
 class Sandbox:
     """Copies of this machine's folders and of the checkout, below one folder."""
 
-    def __init__(self, folder: Path, sources: list[Path]) -> None:
-        """`sources` are charon's, as builds have left them in strongswan/out."""
+    def __init__(self, folder: Path, out: Path) -> None:
+        """`out` is a folder as builds leave it in strongswan/."""
         self.root = folder / "root"
         self.checkout = folder / "checkout"
         self.programs = folder / "programs"
@@ -43,9 +43,7 @@ class Sandbox:
             ROOT / "strongswan", self.checkout / "strongswan", ignore=shutil.ignore_patterns("out")
         )
         self.out = self.checkout / "strongswan/out"
-        self.out.mkdir()
-        for source in sources:
-            (self.out / source.name).symlink_to(source)
+        shutil.copytree(out, self.out, symlinks=True)
         for name in ("apt-get", "sudo"):
             self.fake(name, f"echo '{name}: not in a test' >&2; exit 1")
         self.fake("systemctl", "exit 0")
