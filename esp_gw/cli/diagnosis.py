@@ -5,14 +5,15 @@ The check for AF_ALG makes the kernel load its module if it has one.
 
 from __future__ import annotations
 
-import enum
 import os
 import platform
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
+from esp_gw.cli.finding import Finding, State
+from esp_gw.cli.ike_checks import ike_findings
 from esp_gw.cli.output import counted
 from esp_gw.cli.unit import UNIT
 from esp_gw.cli.viewpoint import Viewpoint, viewpoint
@@ -39,24 +40,6 @@ PROC_STATUS = Path("/proc/self/status")
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
 # Socket options (udp(7)) with the first kernel that supports them.
 _UDP_OFFLOADS = (("UDP GSO", 103, "4.18"), ("UDP GRO", 104, "5.0"))
-
-
-class State(enum.StrEnum):
-    """Severity of a finding; a fault keeps the gateway from working."""
-
-    OK = "ok"
-    WARNING = "warning"
-    FAULT = "fault"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The result of one check: its subject `what`, the observation, and the remedy, if any."""
-
-    state: State
-    what: str
-    found: str
-    todo: str = ""
 
 
 def examine(config: Path, control_socket: Path) -> list[Finding]:
@@ -92,7 +75,9 @@ def examine(config: Path, control_socket: Path) -> list[Finding]:
             findings.append(_firewall(desired.settings))
             path = Path(desired.settings.state_dir) / LEDGER_NAME
             findings.append(_seen(view, lambda: _ledger(path, running)))
-        return [*findings, _unit(wanted, useful), _guard_unit(), daemon]
+        findings += [_unit(wanted, useful), _guard_unit(), daemon]
+        fwmark = None if desired is None else desired.settings.fwmark
+        return [*findings, *ike_findings(control_socket, fwmark)]
 
 
 def _seen(view: Viewpoint, check: Callable[[], Finding]) -> Finding:

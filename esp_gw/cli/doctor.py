@@ -20,7 +20,8 @@ def doctor(daemon: Daemon, config: Path, as_json: bool) -> int:
     It doesn't need a running gateway. It finds most as root. The exit status is 1 if there is a
     fault.
     """
-    from esp_gw.cli.diagnosis import State, examine  # noqa: PLC0415 - imports nearly everything
+    from esp_gw.cli.diagnosis import examine  # noqa: PLC0415 - imports nearly everything
+    from esp_gw.cli.finding import State  # noqa: PLC0415
 
     findings = examine(config, daemon.socket)
     faults, warnings = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.charon import Installation, build_plugin, debian_13
+from tests.support.charon import Installation, build_plugin, debian_13, with_ml
 from tests.support.ike_rig import NETWORKS, End, await_child, configure, mirrored, start, two_ends
 from tests.support.ike_sites import (
     encapsulations,
@@ -90,3 +90,27 @@ def test_a_child_in_udp_between_two_versions_outlives_a_kill_of_the_gateway(
     replace_child_under_pings(sites)
     assert encapsulations(newer) == {"udp"}
     assert newer.charon.stop() == 0
+
+
+def test_keys_of_a_child_come_from_ml_kem_too(
+    make_pair_of_one_engine: MakePair,
+    installed: list[Installation],
+    tmp_path: Path,
+    stack: contextlib.ExitStack,
+) -> None:
+    debian13 = with_ml(installed[1])
+    kem = "x25519-ke1_mlkem768"
+    sites = start_sites(
+        make_pair_of_one_engine(),
+        tmp_path,
+        (debian13, debian13),
+        stack,
+        {"proposals": f"aes256gcm16-prfsha256-{kem}"},
+        esp_proposals=f"aes256gcm16-{kem}-esn",
+    )
+    initiate(sites)
+    # The first child has its keys of IKE's exchange, later ones of their own.
+    replace_child_under_pings(sites)
+    for site in sites:
+        listed = site.charon.swanctl("--list-sas", "--raw").stdout
+        assert listed.count("ML_KEM_768") == 2, listed

@@ -14,7 +14,8 @@ import yaml
 
 from esp_gw.cli import credentials as credentials_module
 from esp_gw.cli import viewpoint as viewpoint_module
-from esp_gw.cli.diagnosis import Finding, State, examine
+from esp_gw.cli.diagnosis import examine
+from esp_gw.cli.finding import Finding, State
 from esp_gw.cli.main import main
 from esp_gw.cli.viewpoint import Identity, Viewpoint
 from esp_gw.config.provision import make_pair

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,11 @@ def installed_version() -> str:
 
 @dataclass(frozen=True)
 class Installation:
-    """A charon with the plugin: the root directory that has it, a folder with all its plugins."""
+    """A charon with the plugin: the root directory that has it, its plugins, those to load."""
 
     plugins: Path
     root: Path = Path("/")
+    load: str = LOADED
 
 
 def build_plugin(
@@ -86,6 +87,14 @@ def debian_13(folder: Path) -> Installation:
     return build_plugin(folder, root=root, version="6.0.1")
 
 
+def with_ml(installed: Installation) -> Installation:
+    """Build strongSwan's plugin ml for Debian 13's charon, beside the other plugins."""
+    command = [str(ROOT / "scripts/build-ike-ml"), "6.0.1", str(installed.plugins)]
+    built = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert built.returncode == 0, built.stderr
+    return replace(installed, load=f"{LOADED} ml")
+
+
 class Charon:
     """One charon, with a mount namespace of its own: /run, the plugins and its configuration."""
 
@@ -117,7 +126,7 @@ class Charon:
         """Start charon and load the configuration."""
         plugin = {"socket": self._control_socket}
         charon = {
-            "load": LOADED,
+            "load": self._installed.load,
             "port": 500,
             "install_routes": "no",
             "retransmit_timeout": 0.5,

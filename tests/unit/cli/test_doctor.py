@@ -12,7 +12,9 @@ import pytest
 import yaml
 
 from esp_gw.cli import diagnosis as doctor
-from esp_gw.cli.diagnosis import Finding, State, examine
+from esp_gw.cli import ike_checks
+from esp_gw.cli.diagnosis import examine
+from esp_gw.cli.finding import Finding, State
 from esp_gw.cli.main import main
 from esp_gw.config.provision import make_pair
 from esp_gw.crypto import processor
@@ -64,6 +66,7 @@ class Machine:
         monkeypatch.setattr(doctor, "TUN_DEVICE", str(self.tun))
         monkeypatch.setattr(doctor, "UNIT_FOLDERS", (self.units, folder / "other"))
         monkeypatch.setattr(doctor, "PROC_STATUS", self.status)
+        monkeypatch.setattr(ike_checks, "CHARONS", ())
         monkeypatch.setattr(doctor, "network_warnings", lambda *_: [])
         self.filter_fault: str | None = None
         monkeypatch.setattr(doctor, "firewall_fault", lambda: self.filter_fault)
