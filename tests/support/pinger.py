@@ -1,4 +1,4 @@
-"""Sends echo requests, prints how many were answered, and sent: pinger.py TARGET COUNT SIZE INTERVAL.
+"""Sends echo requests: pinger.py TARGET COUNT SIZE INTERVAL; prints those answered and those sent.
 
 ping(8) waits only two round trips for the last replies, which is too short on a busy machine. This
 program waits until no reply has come for TIMEOUT seconds. At SIGTERM it sends no more.
