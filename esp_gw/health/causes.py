@@ -63,8 +63,8 @@ class Ends:
     remote: IPAddress
     remote_port: int
     encapsulation: Encapsulation
-    outbound: frozenset[int] = frozenset()
-    inbound: frozenset[int] = frozenset()
+    outbound: tuple[int, ...] = ()
+    inbound: tuple[int, ...] = ()
 
     @property
     def peer(self) -> str:
@@ -180,7 +180,7 @@ def _parts(tracker: Tracker, ends: Ends, observed: Observations, now: float) -> 
 
 def _spi(ends: Ends, observed: Observations) -> Cause:
     spis = ", ".join(f"0x{spi:08x}" for spi in observed.foreign_spis[:_NAMED])
-    if ends.outbound & set(observed.foreign_spis):
+    if not set(ends.outbound).isdisjoint(observed.foreign_spis):
         return Cause(
             Kind.SWAPPED_SPIS,
             f"{ends.peer} sends {spis}, which is the SPI of our outbound SA: the two SPIs are "

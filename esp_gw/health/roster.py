@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from esp_gw.desired import Desired
 from esp_gw.engine.base import Opening, Refused, SaCounters
@@ -32,6 +33,8 @@ MEMORY = 30.0
 MAX_SPIS = 8
 STEP = 32
 """Tunnels that are judged in one step."""
+_NO_DROPS: Mapping[str, int] = MappingProxyType({})
+"""One for all of the thousands that lose nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ class Watched:
     is_tunnel: bool
     outbound: tuple[str, ...]
     inbound: tuple[str, ...]
-    remote_ts: frozenset[IPNetwork]
+    remote_ts: tuple[IPNetwork, ...]
     ends: Ends
     tracker: Tracker
     peer_name: str | None = None
@@ -70,7 +73,7 @@ class Watched:
     lanes: tuple[tuple[str, int], ...] = ()
     """Its outbound SAs in order, where there are several, each with the last number that it may
     send: 0 for one that is left out because it has used it."""
-    identity: frozenset[int] = frozenset()
+    identity: tuple[int, ...] = ()
     asked: IPAddress | None = None
     causes: tuple[Cause, ...] = ()
     state: TunnelState = TunnelState.QUIET
@@ -238,17 +241,17 @@ def _watch(name: str, sas: Sequence[Sa], now: float, *, is_tunnel: bool) -> Watc
         is_tunnel=is_tunnel,
         outbound=tuple(sa.name for sa in outbound),
         inbound=tuple(sa.name for sa in inbound),
-        remote_ts=frozenset(each.remote for sa in sas for each in sa.selectors),
+        remote_ts=tuple(dict.fromkeys(each.remote for sa in sas for each in sa.selectors)),
         ends=Ends(
             first.local,
             first.remote,
             first.remote_port,
             first.encapsulation,
-            frozenset(sa.spi for sa in outbound),
-            frozenset(sa.spi for sa in inbound),
+            tuple(sa.spi for sa in outbound),
+            tuple(sa.spi for sa in inbound),
         ),
         parts={sa.name: Tracker(0, now) for sa in inbound} if len(inbound) > 1 else {},
-        identity=frozenset(hash((sa.name, sa.spi, sa.keymat)) for sa in sas),
+        identity=tuple(sorted(hash((sa.name, sa.spi, sa.keymat)) for sa in sas)),
         peer_name=first.remote_name,
         tracker=Tracker(liveness, now),
     )
@@ -302,11 +305,12 @@ def _sums(watched: Watched, look: Look) -> Sums:
 def _added(
     names: Iterable[str], carried: Mapping[str, tuple[int, Mapping[str, int]]]
 ) -> tuple[int, Mapping[str, int]]:
-    packets, drops = 0, Counter[str]()
+    packets, drops = 0, _NO_DROPS
     for name in names:
-        count, dropped = carried.get(name, (0, {}))
+        count, dropped = carried.get(name, (0, _NO_DROPS))
         packets += count
         if dropped:
+            drops = Counter(drops)
             drops.update(dropped)
     return packets, drops
 

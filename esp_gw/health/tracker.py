@@ -50,6 +50,10 @@ _AFTER_AUTHENTICATION = (
 )
 
 
+_NONE: Counter[str] = Counter()
+"""One for all streaks of nothing; never changed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sums:
     """Counters of a tunnel's SAs of each direction, those under replaced keys included.
@@ -82,8 +86,10 @@ class Seen:
 class Streak:
     """Refused packets in a row, by reason, since the last good one."""
 
+    __slots__ = ("_first", "_last", "counts")
+
     def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = _NONE
         self._first = self._last = 0.0
 
     def add(self, counts: Mapping[str, int], now: float) -> None:
@@ -92,17 +98,18 @@ class Streak:
             return
         if not self.counts:
             self._first = now
+            self.counts = Counter()
         self._last = now
         self.counts.update(counts)
 
     def clear(self) -> None:
         """End the streak, because a good packet came."""
-        self.counts.clear()
+        self.counts = _NONE
 
     def fade(self, now: float) -> None:
         """End the streak if nothing was refused for FADE seconds."""
         if now - self._last >= FADE:
-            self.counts.clear()
+            self.counts = _NONE
 
     def lasts(self, now: float) -> bool:
         """Return True while the streak is long enough to be evidence, and has not faded."""
@@ -125,6 +132,13 @@ class Tracker:
 
     `liveness` is the interval of keepalives that both ends were told to send, 0 for none.
     """
+
+    # There are thousands.
+    __slots__ = (
+        *("_asked", "_began", "_gap", "_last_delivered", "_last_dummy", "_last_sent", "_sums"),
+        *("heard", "last_in", "last_out", "liveness", "mismatched", "refused_in", "refused_out"),
+        *("rejected_in", "unmatched"),
+    )
 
     def __init__(self, liveness: int, now: float) -> None:
         self.liveness = liveness
