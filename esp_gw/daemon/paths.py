@@ -31,8 +31,11 @@ class PathMtus:
         self._due: dict[IPAddress, int] = {}
         self._told: dict[IPAddress, int] = {}
         self._current: set[IPAddress] = set()
-        self._known: tuple[frozenset[IPAddress], dict[IPAddress, int]] | None = None
+        self._last: tuple[frozenset[IPAddress], dict[IPAddress, int]] = (frozenset(), {})
+        self._is_known = False
         self._doubts = 0
+        self.changes = 0
+        """Another number whenever the path MTU of a peer that was there has changed."""
 
     def tell(self, mtus: dict[IPAddress, int]) -> None:
         """Log the path MTUs that changed; `mtus` are those of all peers."""
@@ -52,9 +55,10 @@ class PathMtus:
         `ask` returns the kernel's answer, None without a route. A peer is not asked for again
         before `doubt`.
         """
-        if self._known is not None and self._known[0] == remotes:
-            return self._known[1]
-        is_first, doubts = self._known is None, self._doubts
+        before, last = self._last
+        if self._is_known and before == remotes:
+            return last
+        doubts = self._doubts
         mtus, asked = self._begin(remotes)
         for remote in sorted(asked, key=str):
             there = None if remote in self._current else await ask(remote)
@@ -63,11 +67,12 @@ class PathMtus:
             if mtu is not None:
                 # A report that any host can forge makes no tunnel useless: the engine fragments.
                 mtus[remote] = max(mtu, least)
-        if is_first:
+        if asked & before:
             self.tell(mtus)
+            self.changes += any(last.get(each) != mtus.get(each) for each in asked & before)
         self._told = mtus
         # What came meanwhile asks for another look.
-        self._known = (remotes, mtus) if doubts == self._doubts else None
+        self._last, self._is_known = (remotes, mtus), doubts == self._doubts
         return mtus
 
     def _begin(
@@ -77,11 +82,11 @@ class PathMtus:
 
         Without a doubt these are the new ones alone: there may be thousands.
         """
-        if self._known is None:
+        if not self._is_known:
             self.keep(remotes)
             return {}, remotes
-        before, mtus = self._known
-        mtus = dict(mtus)
+        before, last = self._last
+        mtus = dict(last)
         for remote in before - remotes:
             self._looked_up.pop(remote, None)
             self._due.pop(remote, None)
@@ -94,13 +99,8 @@ class PathMtus:
         self._current.clear()
         self._suspect()
 
-    @property
-    def lookups(self) -> int:
-        """Another number whenever the path MTU of a peer that was there may have changed."""
-        return self._doubts
-
     def _suspect(self) -> None:
-        self._known = None
+        self._is_known = False
         self._doubts += 1
 
     def report(self, remote: IPAddress, mtu: int, now: float) -> bool:

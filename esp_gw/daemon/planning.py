@@ -90,7 +90,7 @@ class Planning:
         host = await self.around.look(settings.fwmark)
         needed = (settings, host, mtus, self._needed(desired))
         if self._last is None or self._last[0] != needed:
-            network = self._planner.plan(desired, mtus, host, self.paths.lookups)
+            network = self._planner.plan(desired, mtus, host, self.paths.changes)
             if self._planner.is_whole:
                 self.around.judge(desired)
             self._last = (needed, network)

@@ -36,11 +36,11 @@ class Planner:
         self.is_whole = True
 
     def plan(
-        self, desired: Desired, mtus: Mapping[IPAddress, int], host: Host, lookups: int
+        self, desired: Desired, mtus: Mapping[IPAddress, int], host: Host, changes: int
     ) -> Network:
         """Return what `plan_network` returns.
 
-        `lookups` is another number whenever the path MTU of a peer that was there may have changed.
+        `changes` is another number whenever the path MTU of a peer that was there has changed.
         Raises NetworkError.
         """
         sas = {sa.name: sa for sa in desired.sas}.get
@@ -51,13 +51,13 @@ class Planner:
         last, self._last = self._last, None
         self.is_whole = (
             last is None
-            or last.lookups != lookups
+            or last.changes != changes
             or not last.is_around(desired, host)
             or not last.follow(entries, mtus)
         )
         if last is None or self.is_whole:
             former = None if last is None else last.network
-            last = _Plan(desired, entries, mtus, host, lookups, former)
+            last = _Plan(desired, entries, mtus, host, changes, former)
         self._last = last
         return last.network
 
@@ -71,13 +71,13 @@ class _Plan:
         entries: dict[str, _Entry],
         mtus: Mapping[IPAddress, int],
         host: Host,
-        lookups: int,
+        changes: int,
         former: Network | None,
     ) -> None:
         network = plan_network(desired, mtus, host)
         # The same objects as long as they are equal: later comparisons cost nothing.
         self.network = former if former is not None and former == network else network
-        self.lookups = lookups
+        self.changes = changes
         self._settings = desired.settings
         self._host = host
         self._entries = entries

@@ -131,7 +131,7 @@ def test_policies_that_stand_apart_are_planned_by_themselves() -> None:
             assert _difference(before.firewall, network.firewall) == 1
         before = network
     assert wholes[0] and not any(wholes[1:])
-    # Another number of lookups, another host: all is looked at.
+    # Another path MTU, another host: all is looked at.
     planner.plan(desired, {}, host, 1)
     assert planner.is_whole
     planner.plan(desired, {}, HOSTS[1], 1)
