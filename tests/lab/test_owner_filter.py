@@ -1,4 +1,4 @@
-"""The packet filter follows children one by one, and what others do to it meanwhile is repaired."""
+"""Filter and routes follow children one by one; what others do to them meanwhile is repaired."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import json
 from ipaddress import collapse_addresses, ip_address, ip_network, summarize_address_range
 from typing import Any
 
+import pytest
+
 from esp_gw.demo.netns import Namespace
-from tests.support.labtools import MakePair, until
+from esp_gw.errors import ControlError
+from tests.support.labtools import MakePair, ping, until
 from tests.support.owner_client import Session
-from tests.support.owner_rig import sessions, start
+from tests.support.owner_rig import child, sessions, start, target
 
 
 def filtered(host: Namespace, version: int) -> list[str]:
@@ -89,3 +92,45 @@ def test_a_change_between_two_flushes_of_other_programs_keeps_no_hole(
             ),
             f"the filter is whole after '{flush}'",
         )
+
+
+def test_routes_that_others_remove_while_children_come_are_put_back(
+    make_pair_of_one_engine: MakePair, stack: contextlib.ExitStack
+) -> None:
+    pair = start(make_pair_of_one_engine)
+    host = pair.a.namespace
+    (session, _) = sessions(pair, stack)
+    for number in range(20, 30):
+        put(session, f"10.{number}.0.0/24")
+        for kind in ((), ("unreachable",)):
+            # At once: the gateway looks at the kernel's network no more for each request.
+            host.ip("route", "del", *kind, f"10.{number}.0.0/24", "table", "4500")
+    put(session, "10.30.0.0/24")
+
+    def are_back() -> bool:
+        there = host.ip("route", "show", "table", "4500").splitlines()
+        return sum("dev esp0" in line for line in there) == 11 and len(there) == 22
+
+    until(are_back, "all routes are back")
+
+
+def test_a_tun_that_has_just_gone_down_takes_no_child_and_loses_none(
+    make_pair: MakePair, stack: contextlib.ExitStack
+) -> None:
+    pair = start(make_pair)
+    host = pair.a.namespace
+    both = sessions(pair, stack)
+    first, second = child(1), child(2, inner=6)
+    first.install(both)
+    host.ip("link", "set", "esp0", "down")
+    # At once: the gateway may not have heard of it.
+    with pytest.raises(ControlError, match="down"):
+        both[0].call("InstallChild", sas=second.sas(0), policies=[second.policy(0, "second")])
+    assert {sa["spi"] for sa in both[0].call("QuerySas")["sas"]} == set(first.spis)
+    host.ip("link", "set", "esp0", "up")
+    until(lambda: not pair.a.call("GetStatus")["warnings"], "it is up again")
+    until(lambda: ping(host, target(4), count=1), "the child carries again")
+    again = child(3, inner=6)
+    for side, session in enumerate(both):
+        session.call("InstallChild", sas=again.sas(side), policies=[again.policy(side, "second")])
+    until(lambda: ping(host, target(6), count=1), "so does the next one")
