@@ -19,6 +19,9 @@ from esp_gw.logs import log
 from esp_gw.model import Tunnel
 from esp_gw.network.guard import beyond
 
+_NAMED = 5
+"""Prefixes that are named in a warning."""
+
 
 class Sources:
     """The `configured` state, what the CLI has `added`, and what the owner's session has `held`.
@@ -117,12 +120,24 @@ class Sources:
         self._checked.accept(wanted)
 
     def warnings(self) -> list[str]:
-        """Return the warnings of the configuration, and a line for each addition left out."""
+        """Return the warnings of the configuration, and what is left out or left closed."""
         left_out = [
             f"'{name}', added by the CLI, is left out: {message}"
             for name, message in self.left_out.items()
         ]
-        return [*self.configured.warnings, *left_out]
+        return [*self.configured.warnings, *left_out, *self._closed()]
+
+    def _closed(self) -> list[str]:
+        """Return a line on what a former session of the owner has left closed, if it has."""
+        prefixes = [str(pair.remote) for each in self.held.left for pair in each.selectors]
+        if not prefixes:
+            return []
+        more = f" and {len(prefixes) - _NAMED} more" if len(prefixes) > _NAMED else ""
+        named = ", ".join(prefixes[:_NAMED])
+        return [
+            f"nothing goes to {named}{more}: an IKE daemon protected it, and has not since; "
+            "start it, or stop esp-gw and run 'esp-gw guard down'"
+        ]
 
     def _refuse_left_out(self, left_out: Mapping[str, str], what: str | None = None) -> None:
         for name, message in left_out.items():

@@ -23,7 +23,7 @@ from tests.support.ike_rig import child
 from tests.support.ike_sites import TARGET, Site, initiate
 from tests.support.labtools import MakePair, answers, drops, ping, start_pings, until
 
-REKEYS = {"native": 100, "python": 10}
+REKEYS = {"native": 100, "python": 5}
 Start = Callable[..., list[Site]]
 
 
@@ -177,7 +177,7 @@ def test_what_the_peer_closes_stays_closed_and_comes_back(start_sites: Start, ac
 
 @pytest.mark.either_engine
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("count", [60, pytest.param(200, marks=pytest.mark.vm_full)])
+@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.vm_full)])
 def test_many_children_begin_are_rekeyed_and_end(start_sites: Start, count: int) -> None:
     sites = start_sites()
     for site in sites:

@@ -34,6 +34,13 @@ def left(rig: Rig) -> list[str]:
     return [name for name in names if name.startswith("ike-left:")]
 
 
+async def told(rig: Rig) -> list[str]:
+    """Return the warnings that say that it is closed."""
+    warnings = (await rig.call("GetStatus"))["warnings"]
+    start = "nothing goes to 10.101.0.0/16: an IKE daemon protected it"
+    return [warning for warning in warnings if warning.startswith(start)]
+
+
 async def test_it_is_open_once_the_time_of_a_session_is_over(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -43,8 +50,10 @@ async def test_it_is_open_once_the_time_of_a_session_is_over(
     assert left(rig) == ["ike-left:1"]
     monkeypatch.setattr(closed_time, "CLOSED_TIME", 0.0)
     assert await new_session(rig) == ["ike-left:1"]
+    assert len(await told(rig)) == 1
     await rig.owner.closed_time.step()
     assert left(rig) == []
+    assert await told(rig) == []
 
 
 async def test_it_stays_closed_without_a_session(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
