@@ -136,6 +136,6 @@ class Desired:
         """The part that may be written to disk: without SAs and policies of IKE."""
         return replace(
             self,
-            sas=tuple(sa for sa in self.sas if sa.origin is not Origin.IKE),
-            policies=tuple(each for each in self.policies if each.origin is not Origin.IKE),
+            sas=tuple([sa for sa in self.sas if sa.origin is not Origin.IKE]),
+            policies=tuple([each for each in self.policies if each.origin is not Origin.IKE]),
         )

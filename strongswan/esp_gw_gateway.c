@@ -237,6 +237,9 @@ status_t esp_gw_gateway_remove_policy(esp_gw_gateway_t *this, kernel_ipsec_polic
     policy = esp_gw_policies_remove_use(this->policies, id, data);
     if (!policy) {
         status = NOT_FOUND;
+    } else if (__atomic_load_n(&this->leaving, __ATOMIC_ACQUIRE)) {
+        if (!esp_gw_policy_first(policy))
+            esp_gw_policies_forget(this->policies, policy);
     } else if (esp_gw_sync_policy(this, policy, words) == ESP_GW_REFUSED) {
         DBG1(DBG_KNL, "esp_gw: a policy could not be changed: %s", words);
         status = FAILED;
@@ -382,6 +385,12 @@ status_t esp_gw_gateway_flush_policies(esp_gw_gateway_t *this)
     this->mutex->unlock(this->mutex);
     all->destroy(all);
     return SUCCESS;
+}
+
+void esp_gw_gateway_leave_policies(esp_gw_gateway_t *this)
+{
+    /* Without the mutex: the whole bus waits for a listener. */
+    __atomic_store_n(&this->leaving, TRUE, __ATOMIC_RELEASE);
 }
 
 void esp_gw_gateway_close(esp_gw_gateway_t *this)

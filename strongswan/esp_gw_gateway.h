@@ -21,6 +21,8 @@ typedef struct {
     /** milliseconds of the monotonic clock */
     uint64_t lost_at;
     bool closing;
+    /** charon ends: what its policies close stays closed in the gateway */
+    bool leaving;
     /** names of suites, from OpenSession */
     json_t *suites;
     /** esp_gw_sa_t by themselves: direction and SPI */
@@ -66,6 +68,12 @@ int esp_gw_gateway_ike_socket(esp_gw_gateway_t *this, uint16_t *port, char *word
 
 /** The session has ended; it is closed here. */
 void esp_gw_gateway_end(esp_gw_gateway_t *this);
+
+/**
+ * charon ends: from now on a policy that it removes stays in the gateway, without its SA. What it
+ * protects is closed until charon's next start.
+ */
+void esp_gw_gateway_leave_policies(esp_gw_gateway_t *this);
 
 /** Who waits for a session gives up. */
 void esp_gw_gateway_close(esp_gw_gateway_t *this);

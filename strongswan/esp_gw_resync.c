@@ -134,7 +134,8 @@ void esp_gw_gateway_begin(esp_gw_gateway_t *this, esp_gw_control_t *session, jso
     this->suites = json_incref(json_object_get(answer, "suites"));
     foreign = compare_sas(this, json_object_get(answer, "sas"));
     put_policies(this);
-    remove_foreign_policies(this, json_object_get(answer, "policies"));
+    if (!__atomic_load_n(&this->leaving, __ATOMIC_ACQUIRE))
+        remove_foreign_policies(this, json_object_get(answer, "policies"));
     if (json_array_size(foreign))
         esp_gw_call(this, "RemoveSas", json_pack("{s:O}", "sas", foreign), NULL, words);
     json_decref(foreign);

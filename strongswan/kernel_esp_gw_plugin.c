@@ -14,8 +14,15 @@
 /** The gateway's default: rules keep marked packets out of its TUN device. */
 #define FWMARK 0xe5b
 
+/** Hears that charon ends. */
+typedef struct {
+    listener_t public;
+    esp_gw_gateway_t *gateway;
+} ending_t;
+
 typedef struct {
     kernel_ipsec_t public;
+    ending_t ending;
     esp_gw_gateway_t *gateway;
     esp_gw_relay_t *relay;
     esp_gw_session_t *session;
@@ -120,9 +127,18 @@ METHOD(kernel_ipsec_t, enable_udp_decap, bool,
     return FALSE;
 }
 
+METHOD(listener_t, alert, bool,
+    ending_t *this, ike_sa_t *ike_sa, alert_t alert, va_list args)
+{
+    if (alert == ALERT_SHUTDOWN_SIGNAL)
+        esp_gw_gateway_leave_policies(this->gateway);
+    return TRUE;
+}
+
 METHOD(kernel_ipsec_t, destroy, void,
     private_backend_t *this)
 {
+    charon->bus->remove_listener(charon->bus, &this->ending.public);
     charon->bus->remove_listener(charon->bus, esp_gw_child_listener());
     if (this->session)
         esp_gw_session_destroy(this->session);
@@ -176,6 +192,9 @@ static kernel_ipsec_t *create_backend(void)
     );
     look_for_sockets();
     charon->bus->add_listener(charon->bus, esp_gw_child_listener());
+    this->ending.public.alert = _alert;
+    this->ending.gateway = this->gateway;
+    charon->bus->add_listener(charon->bus, &this->ending.public);
     if (this->relay)
         this->session = esp_gw_session_create(
             this->gateway, this->relay,

@@ -15,6 +15,7 @@ from esp_gw.config.added import (
 from esp_gw.control.server import Caller, Handler, Reply
 from esp_gw.daemon.gateway import Gateway
 from esp_gw.daemon.held import PREFIX
+from esp_gw.daemon.left_policies import LEFT
 from esp_gw.daemon.parameters import Parameters, name_of, refuse_existing, refuse_wrong_pairs
 from esp_gw.daemon.sa_report import SaReport
 from esp_gw.daemon.sources import Sources
@@ -185,7 +186,7 @@ class Additions:
         """The error for the deletion of an entry that the CLI did not add."""
         if name not in present:
             return ControlError("NotFound", f"there is no {kind} {name}")
-        if name.startswith(PREFIX):
+        if name.startswith((PREFIX, LEFT)):
             return ControlError(
                 "Refused",
                 f"the {kind} {name} belongs to ike",

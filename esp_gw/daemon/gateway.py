@@ -32,8 +32,10 @@ from esp_gw.daemon.reconcile import (
     RetireSa,
     SetSockets,
     changes_of,
+    needing_no_tun,
     reconcile,
     step_of,
+    without_tun,
 )
 from esp_gw.daemon.samples import RefusedSamples
 from esp_gw.daemon.sas import InstalledSas, Totals
@@ -51,7 +53,7 @@ from esp_gw.engine.base import (
     SaCounters,
     SoftExpired,
 )
-from esp_gw.errors import EngineError, EspGwError, NetworkError
+from esp_gw.errors import EngineError, EspGwError
 from esp_gw.ledger.thread import SequenceNumbers
 from esp_gw.logs import log
 from esp_gw.model import IPAddress, Policy, Sa
@@ -289,6 +291,7 @@ class Gateway:
             changes = await self._bring_to(desired)
             await record()
         except Exception:
+            self._planning.doubt()
             await self._restore(retired)
             raise
         self._wanted = desired
@@ -312,19 +315,15 @@ class Gateway:
     async def _bring_to(self, desired: Desired) -> list[Change]:
         desired = await self._place(desired)
         network = await self._plan(desired)
-        there = network
-        if network is not self._network:
-            there = self._planning.ours(await self._kernel.observe(), network)
+        there = await self._planning.there(network, self._network)
         changes = reconcile(desired, network, self._observed(there))
-        if changes and not there.is_up:
-            raise NetworkError(
-                "the TUN device is down, and nothing has changed",
-                where=self._interface,
-                hint=f"run 'ip link set {self._interface} up' first",
-            )
+        if not there.is_up:
+            changes = without_tun(changes, self._interface)
         await self._carry_out(changes)
         self._sas.forget_totals()
-        self._network, self.placed = self._in_place(network), desired
+        self._network = self._in_place(network) if there.is_up else self._network
+        self.placed = desired
+        self._planning.settle(there)
         return changes
 
     async def _restore(self, retired: Set[str]) -> None:
@@ -361,7 +360,7 @@ class Gateway:
         missing, fault = missing_from(there, self._network, network), None
         if not there.is_up:
             # The kernel accepts no route into a device that is down; the rest works regardless.
-            changes = [c for c in changes if c.is_guard or not isinstance(c, NetworkChange)]
+            changes = needing_no_tun(changes)
             missing = missing if changes else ()
             name = self._interface
             fault = f"{name} is down: no tunnel works; run 'ip link set {name} up'"
@@ -379,6 +378,7 @@ class Gateway:
             result = CheckResult.of(missing, others)
         if there.is_up:
             self._network, self.placed = self._in_place(network), wanted
+            self._planning.settle(there)
         taken = self.sockets.fault
         return replace(result, fault=fault or taken, waits=taken is None)
 

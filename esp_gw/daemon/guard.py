@@ -56,22 +56,29 @@ def run(config: Path, log_level: str) -> int:
     return 0
 
 
-def hold_before_start(guard: GuardState, config: Path) -> None:
-    """Close what was protected last, before a gateway starts; only log a failure."""
+def hold_before_start(guard: GuardState, config: Path) -> tuple[Policy, ...]:
+    """Close what was protected last, before a gateway starts; only log a failure.
+
+    Returns policies for what was left closed for IKE, and no file knows of any more.
+    """
     guard.forget_opened()
     try:
         protection = last_protection(guard, config)
         _tell(guard, protection)
-        asyncio.run(_hold_once(guard, protection))
+        return asyncio.run(_hold_once(guard, protection))
     except EspGwError as error:
         log.error("not closed before the start", reason=str(error))
+        return ()
 
 
-async def _hold_once(guard: GuardState, protection: Protection) -> None:
+async def _hold_once(guard: GuardState, protection: Protection) -> tuple[Policy, ...]:
     kernel = _kernel(guard, protection.desired)
     await kernel.open()
     try:
-        await _hold(kernel, protection)
+        # Without a plan nobody can tell it from what the configuration has protected before.
+        left = left_closed(await kernel.observe(), protection.desired) if protection.planned else ()
+        await _hold(kernel, protection.plus(left))
+        return left
     finally:
         await kernel.close()
 

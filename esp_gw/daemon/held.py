@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 from esp_gw.daemon.children import ChildPolicy, ChildSa, SaChange
+from esp_gw.daemon.left_policies import left_behind, uncovered
 from esp_gw.desired import Desired
 from esp_gw.errors import ControlError
 from esp_gw.model import Action, Direction, Encapsulation, KeyMaterial, Origin, Policy, Sa, Tunnel
@@ -90,7 +92,7 @@ class Made:
         """Return the policies of these entries, in the order of the SPD."""
         before, self._policies = self._policies, {}
         found = []
-        for entry in sorted(entries, key=lambda entry: entry.priority):
+        for entry in sorted(entries, key=attrgetter("priority")):
             known = before.get(entry.id)
             made = known[1] if known and known[0] is entry else _policy(entry)
             self._policies[entry.id] = (entry, made)
@@ -117,10 +119,14 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """SAs by direction and SPI, and policies by their id, each in the order of its coming."""
+    """SAs by direction and SPI, and policies by their id, each in the order of its coming.
+
+    Behind them stands what a former session has `left` closed.
+    """
 
     sas: Mapping[Key, HeldSa] = field(default_factory=dict)
     policies: Mapping[str, ChildPolicy] = field(default_factory=dict)
+    left: tuple[Policy, ...] = ()
     _made: Made = field(default_factory=Made, compare=False, repr=False)
 
     def find(self, key: Key) -> HeldSa:
@@ -155,7 +161,8 @@ class Held:
                         "Refused", f"policy {policy.id}: the SA {policy.sa:#x} has expired"
                     )
             spd[policy.id] = policy
-        return Held(there, spd, self._made)
+        new = ((policy.action, pair) for policy in policies for pair in policy.pairs)
+        return Held(there, spd, uncovered(self.left, new), self._made)
 
     def update(self, change: SaChange) -> Held:
         """Give an SA other addresses or another encapsulation. Raises ControlError."""
@@ -177,14 +184,15 @@ class Held:
             there.pop(key, None)
             if key[0] is Direction.OUTBOUND:
                 gone.add(key[1])
-        return Held(there, _without(self.policies, gone) if gone else self.policies, self._made)
+        policies = _without(self.policies, gone) if gone else self.policies
+        return replace(self, sas=there, policies=policies)
 
     def expire(self, key: Key) -> Held:
         """Use an SA no more; a policy that used it holds. Raises ControlError."""
         there = {**self.sas, key: replace(self.find(key), expired=True)}
         if key[0] is Direction.INBOUND:
             return replace(self, sas=there)
-        return Held(there, _without(self.policies, {key[1]}), self._made)
+        return replace(self, sas=there, policies=_without(self.policies, {key[1]}))
 
     def remove_policy(self, policy_id: str) -> Held:
         """Remove a policy. Raises ControlError (NotFound)."""
@@ -199,22 +207,35 @@ class Held:
 
     def closed(self) -> Held:
         """Return the policies alone, without any SA: those that protect hold."""
-        return Held({}, _without(self.policies, {key[1] for key in self.sas}))
+        return replace(self, sas={}, policies=_without(self.policies, {key[1] for key in self.sas}))
+
+    def flushed(self) -> Held:
+        """Return only what the policies close, for the session that comes next."""
+        return Held(left=left_behind(self.spd))
+
+    def with_left(self, policies: Sequence[Policy]) -> Held:
+        """Return it with what is left closed behind the owner's policies."""
+        return replace(self, left=left_behind((*self.left, *policies)))
 
     @property
     def spd(self) -> tuple[Policy, ...]:
-        """The policies in the order of the SPD."""
-        return self._made.policies(self.policies.values())
+        """The policies in the order of the SPD, with those that are left."""
+        return (*self._made.policies(self.policies.values()), *self.left)
+
+    @property
+    def _in_use(self) -> list[Sa]:
+        return [held.sa for held in self.sas.values() if not held.expired]
 
     @property
     def tunnels(self) -> list[Tunnel]:
         """The children that have an SA in use in each direction."""
-        return self._made.tunnels(held.sa for held in self.sas.values() if not held.expired)
+        return self._made.tunnels(self._in_use)
 
     @property
     def holds(self) -> bool:
         """True if a policy has no SA, and so waits for one."""
-        return any(_is_holding(policy) for policy in self.policies.values())
+        # One call, however many there are.
+        return None in {each.sa for each in self.policies.values() if each.action is Action.PROTECT}
 
     def holding(self, name: str) -> ChildPolicy | None:
         """Return the policy of this name in the SPD, if it has no SA."""
@@ -227,9 +248,9 @@ class Held:
 
     def join(self, desired: Desired) -> Desired:
         """Return a state with the owner's SAs and policies, which come after all others."""
-        if not self.sas and not self.policies:
+        if not self.sas and not self.policies and not self.left:
             return desired
-        sas = tuple(held.sa for held in self.sas.values() if not held.expired)
+        sas = self._in_use
         return replace(
             desired,
             tunnels=(*desired.tunnels, *self._made.tunnels(sas)),

@@ -97,7 +97,7 @@ class Holding:
         if not former.sas:
             return
         try:
-            await self.change(former)
+            await self.change(former.with_left(self.held.left))
         except EspGwError:
             for key in former.sas:
                 await self._restore_one(former, key)
@@ -115,10 +115,10 @@ class Holding:
         if key[0] is Direction.OUTBOUND:
             policies |= {name: p for name, p in former.policies.items() if p.sa == key[1]}
         try:
-            await self.change(Held(sas, policies))
+            await self.change(replace(self.held, sas=sas, policies=policies))
         except EspGwError as error:
             log.error("an SA of IKE can't be restored", sa=sa.sa.name, reason=str(error))
-            expired = Held(sas, self.held.policies).expire(key)
+            expired = replace(self.held, sas=sas).expire(key)
             try:
                 await self.change(expired)
             except EspGwError:
@@ -127,10 +127,10 @@ class Holding:
 
     def counted(self, keys: Iterable[Key], now: float) -> list[dict[str, object]]:
         """Return SAs that are held with their counters, at `now` in seconds."""
-        there = self._gateway.counters().sas
+        sas = {key: self.held.sas[key].sa for key in keys}
+        there = self._gateway.engine.counters_of({sa.name for sa in sas.values()})
         found = []
-        for key in keys:
-            sa = self.held.sas[key].sa
+        for key, sa in sas.items():
             counters = (
                 there.get(sa.name) or self._gateway.installed.last.get(sa.name) or _unused(sa)
             )

@@ -31,6 +31,7 @@ class IkePort:
         self._gateway = gateway
         self._sources = sources
         self._ours: socket.socket | None = None
+        self._has_warned = False
 
     async def open(self) -> socket.socket:
         """Receive IKE at the port; return the IKE daemon's end of a new pair.
@@ -51,7 +52,7 @@ class IkePort:
             ours.close()
             theirs.close()
             raise
-        self._ours = ours
+        self._ours, self._has_warned = ours, False
         asyncio.get_running_loop().add_reader(ours, self._send, ours)
         return theirs
 
@@ -75,7 +76,10 @@ class IkePort:
                 self.close()
                 return
             if len(data) <= RELAY_HEADER.size:
-                log.warning("a message of IKE without a header is not sent", bytes=len(data))
+                # One line for a socket, however many come.
+                if not self._has_warned:
+                    log.warning("messages of IKE without a header are not sent", bytes=len(data))
+                self._has_warned = True
                 continue
             source, destination, _, port = RELAY_HEADER.unpack(data[: RELAY_HEADER.size])
             try:

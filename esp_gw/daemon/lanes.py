@@ -45,7 +45,8 @@ class Lanes:
         The first lane that works sends the keepalives of its tunnel. `installed` are the SAs that
         are there, by name.
         """
-        lanes = [sa for sa in desired.sas if _is_outbound_lane(sa)]
+        lanes = [sa for sa in desired.sas if sa.lane is not None]
+        lanes = [sa for sa in lanes if _is_outbound_lane(sa)]
         if not lanes:
             self.left_out = frozenset()
             return desired

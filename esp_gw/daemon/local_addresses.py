@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from esp_gw.desired import Desired
 from esp_gw.logs import log
-from esp_gw.model import IPAddress
+from esp_gw.model import IPAddress, Origin
 
 _NAMED = 5
 
@@ -33,7 +33,10 @@ class LocalAddresses:
         returns the source address of the route to a peer. The same object is returned while
         nothing changes.
         """
-        automatic = [sa for sa in desired.sas if sa.local.is_unspecified]
+        # IKE tells the addresses of its SAs.
+        automatic = [
+            sa for sa in desired.sas if sa.origin is not Origin.IKE and sa.local.is_unspecified
+        ]
         if not automatic:
             self._known, self.missing = {}, ()
             return desired

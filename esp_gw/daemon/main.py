@@ -37,6 +37,7 @@ from esp_gw.errors import EngineError, EspGwError
 from esp_gw.ledger.ledger import LEDGER_NAME
 from esp_gw.ledger.thread import EphemeralThread, LedgerThread
 from esp_gw.logs import log
+from esp_gw.model import Policy
 from esp_gw.network.guard import GuardState
 from esp_gw.network.icmp_errors import IcmpErrors
 from esp_gw.network.kernel import KernelNetwork
@@ -99,11 +100,11 @@ def _start(config: Path, end: End, notifier: Notifier, starts: Starts) -> None:
     guard = GuardState(readable_state_dir(config))
     with guard.gateway():
         # Before anything else that can fail.
-        hold_before_start(guard, config)
+        left = hold_before_start(guard, config)
         limits.require_open_files(GATEWAY_FILES)
         limits.require_address_space(GATEWAY_SPACE)
         desired = load_config(config)
-        daemon = _Daemon(config, desired, guard, end, notifier, starts)
+        daemon = _Daemon(config, desired, left, guard, end, notifier, starts)
         if is_native(desired.settings.engine):
             workers = desired.settings.workers or len(os.sched_getaffinity(0))
             limits.require_address_space(GATEWAY_SPACE + WORKER_SPACE * workers)
@@ -127,6 +128,7 @@ class _Daemon:
         self,
         config: Path,
         desired: Desired,
+        left: tuple[Policy, ...],
         guard: GuardState,
         end: End,
         notifier: Notifier,
@@ -134,6 +136,7 @@ class _Daemon:
     ) -> None:
         self._config = config
         self._desired = desired
+        self._left = left
         self._guard = guard
         self._end = end
         self._notifier = notifier
@@ -174,12 +177,13 @@ class _Daemon:
         holding = Holding(gateway, sources, ledgers)
         self._events = OwnerEvents(gateway, sources, holding, self._fail)
         owner = Owner(sources, holding, self._events, IkePort(gateway, sources))
+        self._closed_time = owner.closed_time
         handlers = {name: self._told(each) for name, each in self._service.handlers().items()}
         handlers |= owner.handlers()
         control = ControlServer(Path(settings.control_socket), handlers, on_end=owner.ended)
         tables.write(former | {settings.table})
         held = await load_held(ephemeral)
-        sources.held = held.closed()
+        sources.held = held.closed().with_left(self._left)
         await gateway.start(self._service.desired())
         tables.write(frozenset({settings.table}))
         for warning in gateway.engine.status().latency.warnings:
@@ -215,6 +219,7 @@ class _Daemon:
         background = Background(self._fail)
         background.repeat("the watch over the tunnels", self._health.step)
         background.repeat("the events of the owner", self._events.step)
+        background.repeat("the end of what is left closed", self._closed_time.step)
         background.repeat("the report to the service manager", self._report)
         background.repeat("the reload at a signal", self._reload_when_asked)
         await self._stopping.wait()

@@ -23,6 +23,7 @@ from esp_gw.daemon.children import (
     parse_id,
     refuse_unknown,
 )
+from esp_gw.daemon.closed_time import ClosedTime
 from esp_gw.daemon.held import Held, Key
 from esp_gw.daemon.holding import Holding
 from esp_gw.daemon.ike_port import IkePort
@@ -53,6 +54,7 @@ class Owner:
         self._ike = ike
         self._sessions = Sessions()
         self._reserved = Reservations()
+        self.closed_time = ClosedTime(sources, holding)
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return the methods, keyed by their full names."""
@@ -75,10 +77,14 @@ class Owner:
         """Take note that a connection has ended; what the owner holds stays."""
         if self._sessions.is_open(OWNER, link):
             self._ike.close()
+            self.closed_time.stop()
         self._sessions.ended(link)
 
     async def open_session(self, parameters: Parameters, caller: Caller) -> Reply:
-        """Make the connection the session; return what the former one left, or flush it."""
+        """Make the connection the session; return what the former one left, or flush it.
+
+        What it protected stays closed for a while.
+        """
         _refuse_others(caller)
         _refuse_other_owner(parameters, ("owner", "take_over"))
         take_over = parameters.get("take_over", False)
@@ -88,12 +94,18 @@ class Owner:
 
     async def _open(self, caller: Caller, *, take_over: bool) -> Parameters:
         if not take_over:
-            await self._flush()
+            await self._flush(self._holding.held.flushed())
         if caller.link is not None:
             self._ike.close()
             self._sessions.open(OWNER, caller.link)
+        self.closed_time.begin()
         held = self._holding.held
-        log.info("a session of ike has begun", pid=caller.pid, sas=len(held.sas))
+        log.info(
+            "a session of ike has begun",
+            pid=caller.pid,
+            sas=len(held.sas),
+            left_closed=len(held.left),
+        )
         provider = self._sources.configured.settings.provider
         return {
             "version": VERSION,
@@ -181,12 +193,12 @@ class Owner:
     async def flush_owner(self, parameters: Parameters) -> Parameters:
         """Remove all SAs, policies and reservations of the owner."""
         refuse_unknown(parameters, ())
-        await self._flush()
+        await self._flush(Held())
         return {}
 
-    async def _flush(self) -> None:
-        if self._holding.held.sas or self._holding.held.policies:
-            await self._holding.change(Held())
+    async def _flush(self, rest: Held) -> None:
+        if self._holding.held != rest:
+            await self._holding.change(rest)
         self._reserved.clear()
 
     def _refuse_unfit(self, entry: ChildSa) -> None:

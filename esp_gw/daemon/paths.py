@@ -31,6 +31,11 @@ class PathMtus:
         self._due: dict[IPAddress, int] = {}
         self._told: dict[IPAddress, int] = {}
         self._current: set[IPAddress] = set()
+        self._last: tuple[frozenset[IPAddress], dict[IPAddress, int]] = (frozenset(), {})
+        self._is_known = False
+        self._doubts = 0
+        self.changes = 0
+        """Another number whenever the path MTU of a peer that was there has changed."""
 
     def tell(self, mtus: dict[IPAddress, int]) -> None:
         """Log the path MTUs that changed; `mtus` are those of all peers."""
@@ -50,21 +55,53 @@ class PathMtus:
         `ask` returns the kernel's answer, None without a route. A peer is not asked for again
         before `doubt`.
         """
-        self.keep(remotes)
-        mtus: dict[IPAddress, int] = {}
-        for remote in sorted(remotes, key=str):
+        before, last = self._last
+        if self._is_known and before == remotes:
+            return last
+        doubts = self._doubts
+        mtus, asked = self._begin(remotes)
+        for remote in sorted(asked, key=str):
             there = None if remote in self._current else await ask(remote)
             self._current.add(remote)
             mtu = self.look_up(remote, there, asyncio.get_running_loop().time())
             if mtu is not None:
                 # A report that any host can forge makes no tunnel useless: the engine fragments.
                 mtus[remote] = max(mtu, least)
-        self.tell(mtus)
+        if asked & before:
+            self.tell(mtus)
+            self.changes += any(last.get(each) != mtus.get(each) for each in asked & before)
+        self._told = mtus
+        # What came meanwhile asks for another look.
+        self._last, self._is_known = (remotes, mtus), doubts == self._doubts
         return mtus
+
+    def _begin(
+        self, remotes: frozenset[IPAddress]
+    ) -> tuple[dict[IPAddress, int], frozenset[IPAddress]]:
+        """Return the path MTUs that are known, and the peers that are to be looked at.
+
+        Without a doubt these are the new ones alone: there may be thousands.
+        """
+        if not self._is_known:
+            self.keep(remotes)
+            return {}, remotes
+        before, last = self._last
+        mtus = dict(last)
+        for remote in before - remotes:
+            self._looked_up.pop(remote, None)
+            self._due.pop(remote, None)
+            self._current.discard(remote)
+            mtus.pop(remote, None)
+        return mtus, remotes - before
 
     def doubt(self) -> None:
         """Ask for all peers anew the next time: the network may have changed."""
         self._current.clear()
+        self._suspect()
+
+    def _suspect(self) -> None:
+        self._is_known = False
+        self._doubts += 1
 
     def report(self, remote: IPAddress, mtu: int, now: float) -> bool:
         """Take a router's report; return True if it is new."""
@@ -72,12 +109,15 @@ class PathMtus:
         if former is not None and former.mtu == mtu:
             return False
         self._reported[remote] = _Reported(mtu, now + LIFETIME)
+        self._suspect()
         return True
 
     def expire(self, now: float) -> None:
         """Let the reports that are too old be looked up again."""
         old = {remote: each.mtu for remote, each in self._reported.items() if each.until <= now}
         self._due.update(old)
+        if old:
+            self._suspect()
         self._reported = {
             remote: report for remote, report in self._reported.items() if now < report.until
         }

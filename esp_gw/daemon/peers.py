@@ -19,7 +19,7 @@ from esp_gw.daemon.peer_log import PeerLog
 from esp_gw.desired import Desired
 from esp_gw.engine.base import Engine, SaCounters
 from esp_gw.logs import log
-from esp_gw.model import IPAddress, Sa
+from esp_gw.model import IPAddress, Origin, Sa
 from esp_gw.values import parse_outer_address
 
 PEERS_NAME = "peers.json"
@@ -55,7 +55,9 @@ class Peers:
 
         Returns these addresses.
         """
-        learning = {name: sa for name, sa in sas.items() if sa.learns_peer}
+        learning = {
+            name: sa for name, sa in sas.items() if sa.origin is not Origin.IKE and sa.learns_peer
+        }
         self._wanted = {bond for sa in learning.values() for bond in _names(sa)}
         places = set()
         for name, sa in learning.items():

@@ -12,10 +12,11 @@ from esp_gw.daemon.paths import PathMtus
 from esp_gw.daemon.peers import Peers
 from esp_gw.desired import Desired
 from esp_gw.engine.base import SaCounters
+from esp_gw.engine.per_object import PerObject
 from esp_gw.model import IPAddress, Sa
 from esp_gw.network.kernel import KernelNetwork
 from esp_gw.network.objects import Network
-from esp_gw.network.plan import plan_network
+from esp_gw.network.planner import Planner
 
 Counted = Callable[[], Mapping[str, SaCounters]]
 """Return the counters of the engine's SAs, which are read only if a peer has moved."""
@@ -39,6 +40,11 @@ class Planning:
         self._locals = LocalAddresses()
         self._addresses: frozenset[IPAddress] = frozenset()
         self._last: tuple[object, Network] | None = None
+        self._planner = Planner()
+        self._is_settled = False
+        self._facts = PerObject(_facts_of)
+        self._remotes = PerObject(_numbered_remote)
+        self._numbered: dict[tuple[int, int], IPAddress] = {}
         self.paths = PathMtus()
         self.around = Around(kernel)
         self.remotes: frozenset[IPAddress] = frozenset()
@@ -74,7 +80,7 @@ class Planning:
         Raises NetworkError.
         """
         desired = self._where_peers_are(desired, there, counted)
-        self.remotes = frozenset(sa.remote for sa in desired.sas if not sa.remote.is_unspecified)
+        self.remotes = self._peers_of(desired)
         settings = desired.settings
         mtus = await self.paths.look_up_all(
             self.remotes,
@@ -82,18 +88,58 @@ class Planning:
             lambda remote: self._kernel.path_mtu(remote, settings.fwmark),
         )
         host = await self.around.look(settings.fwmark)
-        needed = (settings, host, self.remotes, _needed(desired, mtus))
+        needed = (settings, host, mtus, self._needed(desired))
         if self._last is None or self._last[0] != needed:
-            self.around.judge(desired)
-            self._last = (needed, plan_network(desired, mtus, host))
+            network = self._planner.plan(desired, mtus, host, self.paths.changes)
+            if self._planner.is_whole:
+                self.around.judge(desired)
+            self._last = (needed, network)
         network = self._last[1]
         self.needs_filter, self.looked = network.firewall is not None, now
         return network
 
+    def _peers_of(self, desired: Desired) -> frozenset[IPAddress]:
+        """Return the peers' addresses; the same object while they are the same.
+
+        Those that were there before are not hashed again: there may be one for each SA.
+        """
+        before = self._numbered
+        found = [each for each in self._remotes.of(desired.sas) if each is not None]
+        self._numbered = now = dict(found)
+        if now.keys() == before.keys():
+            return self.remotes
+        gone = frozenset([before[number] for number in before.keys() - now.keys()])
+        new = frozenset([now[number] for number in now.keys() - before.keys()])
+        return (self.remotes - gone) | new
+
+    def _needed(self, desired: Desired) -> list[object]:
+        """Return all that `plan_network` reads of policies and SAs."""
+        names = [sa.name for sa in desired.sas]
+        facts = dict(zip(names, self._facts.of(desired.sas), strict=True)).get
+        return [
+            (policy.action, policy.selectors, tuple(map(facts, policy.sas)))
+            for policy in desired.policies
+        ]
+
     def doubt(self) -> None:
         """Look up all paths and plan anew the next time: the network may have changed."""
-        self._last = None
+        self._last, self._is_settled = None, False
         self.paths.doubt()
+
+    def settle(self, there: Network) -> None:
+        """Take note that the network that was planned last is in place, if the TUN is up."""
+        self._is_settled = there.is_up
+
+    async def there(self, planned: Network, last: Network) -> Network:
+        """Return our part of the kernel's network; `last` is the one that was planned before.
+
+        It is not looked at without a doubt: the watch repairs what others change. Raises
+        NetworkError.
+        """
+        if self._is_settled:
+            self._addresses |= planned.addresses
+            return last
+        return self.ours(await self._kernel.observe(), planned)
 
     def ours(self, there: Network, planned: Network) -> Network:
         """Return the network that is there without addresses that other programs gave the TUN.
@@ -122,18 +168,11 @@ def _outer(addresses: Collection[IPAddress]) -> frozenset[IPAddress]:
     return frozenset(sorted(outer, key=lambda each: (each.version, int(each)))[:MAX_LISTENING])
 
 
-def _needed(desired: Desired, mtus: Mapping[IPAddress, int]) -> list[object]:
-    """Return all that `plan_network` reads of policies and SAs."""
-    sas = {sa.name: sa for sa in desired.sas}
-    return [
-        (
-            policy.action,
-            policy.selectors,
-            [
-                (sa.mode, sa.encapsulation, sa.suite, sa.remote.version, mtus.get(sa.remote))
-                for sa in map(sas.get, policy.sas)
-                if sa is not None
-            ],
-        )
-        for policy in desired.policies
-    ]
+def _numbered_remote(sa: Sa) -> tuple[tuple[int, int], IPAddress] | None:
+    """Return the peer's address behind a number for it, None while it is not known."""
+    remote = sa.remote
+    return None if remote.is_unspecified else ((remote.version, int(remote)), remote)
+
+
+def _facts_of(sa: Sa) -> tuple[object, ...]:
+    return (sa.mode, sa.encapsulation, sa.suite, sa.remote)

@@ -23,12 +23,14 @@ from esp_gw.network.guard import GuardState
 class Protection:
     """Settings and policies without keys; `fault` names in one line what could not be read.
 
-    `known` is false for a state that was never in place: it may cut off the host.
+    `known` is false for a state that was never in place: it may cut off the host. `planned` is true
+    for the plan of the last run.
     """
 
     desired: Desired
     fault: str | None = None
     known: bool = True
+    planned: bool = False
 
     def plus(self, policies: tuple[Policy, ...]) -> Protection:
         """Return it with policies of IKE, last in order; a bypass of what it closes is left out."""
@@ -59,7 +61,7 @@ def _lasting(guard: GuardState, config: Path) -> Protection:
     try:
         stored = guard.plan.read()
         if stored is not None:
-            return Protection(stored.protection, stored.fault)
+            return Protection(stored.protection, stored.fault, planned=True)
     except NetworkError as error:
         why = str(error)
     try:

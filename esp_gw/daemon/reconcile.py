@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TypeVar
 
 from esp_gw.desired import Desired
 from esp_gw.engine.base import OuterSocket
-from esp_gw.model import Direction, Encapsulation, KeyMaterial, Origin, Policy, Sa, Suite
+from esp_gw.engine.per_object import PerObject
+from esp_gw.errors import NetworkError
+from esp_gw.model import (
+    Direction,
+    Encapsulation,
+    IPAddress,
+    KeyMaterial,
+    Origin,
+    Policy,
+    Sa,
+    Suite,
+)
 from esp_gw.network.changes import Change, NetworkChange, Step, network_changes
 from esp_gw.network.objects import Network
 
@@ -190,6 +202,25 @@ def changes_of(kind: type[C], changes: Sequence[Change]) -> list[C]:
     return [change for change in changes if isinstance(change, kind)]
 
 
+def without_tun(changes: Sequence[Change], interface: str) -> list[Change]:
+    """Return the changes that a TUN which is down doesn't stop; it gets the rest once it is up.
+
+    Raises NetworkError for a new SA, which would carry nothing.
+    """
+    if any(isinstance(change, InstallSa) and change.moves is None for change in changes):
+        raise NetworkError(
+            "the TUN device is down, and nothing has changed",
+            where=interface,
+            hint=f"run 'ip link set {interface} up' first",
+        )
+    return needing_no_tun(changes)
+
+
+def needing_no_tun(changes: Sequence[Change]) -> list[Change]:
+    """Return the changes other than of the network, with those that close something in it."""
+    return [each for each in changes if each.is_guard or not isinstance(each, NetworkChange)]
+
+
 def _socket_changes(
     wanted: frozenset[OuterSocket], there: frozenset[OuterSocket] | None
 ) -> list[Change]:
@@ -206,7 +237,9 @@ def _socket_changes(
 def _sa_changes(desired: Desired, observed: Observed) -> list[Change]:
     there = observed.sas
     wanted = {sa.name: sa for sa in desired.sas}
-    changed = [sa for sa in desired.sas if there.get(sa.name) != sa]
+    # Most are the same object: no function of Python is called for them.
+    changed = [sa for sa in desired.sas if there.get(sa.name) is not sa]
+    changed = [sa for sa in changed if there.get(sa.name) != sa]
     taken = {sa.spi for sa in changed if sa.direction is Direction.INBOUND}
     # A name changes its direction only where a person gives it to another SA: no move is tried.
     turned = {
@@ -215,10 +248,11 @@ def _sa_changes(desired: Desired, observed: Observed) -> list[Change]:
         if sa.name in there and there[sa.name].direction is not sa.direction
     }
     by_key = {_key(there[name]): name for name in observed.retired}
+    # One that stays as it is has its key alone.
     by_key |= {
         _key(sa): name
         for name, sa in there.items()
-        if name not in turned and name not in observed.retired
+        if wanted.get(name) is not sa and name not in turned and name not in observed.retired
     }
     moves = {
         sa.name: by_key[_key(sa)]
@@ -321,7 +355,9 @@ def outer_sockets(desired: Desired) -> frozenset[OuterSocket]:
 
 def needed_sockets(desired: Desired) -> frozenset[OuterSocket]:
     """Return the sockets that the SAs need."""
-    return frozenset(_socket_of(sa) for sa in desired.sas)
+    found = _SOCKETS.of(desired.sas)
+    # A few sockets for all SAs: each is hashed once.
+    return frozenset({id(each): each for each in found}.values())
 
 
 def sockets_left(desired: Desired, there: Mapping[str, Sa]) -> set[OuterSocket]:
@@ -329,10 +365,23 @@ def sockets_left(desired: Desired, there: Mapping[str, Sa]) -> set[OuterSocket]:
 
     The peer may learn of the new address only from our next packet.
     """
-    now = {_key(sa): _socket_of(sa) for sa in desired.sas if sa.direction is Direction.INBOUND}
-    before = {_key(sa): _socket_of(sa) for sa in there.values()}
+    wanted = {sa.name: sa for sa in desired.sas}
+    gone = [sa for sa in there.values() if wanted.get(sa.name) is not sa]
+    if not gone:
+        return set()
+    new = [sa for sa in desired.sas if there.get(sa.name) is not sa]
+    now = {_key(sa): _socket_of(sa) for sa in new if sa.direction is Direction.INBOUND}
+    before = {_key(sa): _socket_of(sa) for sa in gone}
     return {socket for key, socket in before.items() if now.get(key, socket) != socket}
 
 
 def _socket_of(sa: Sa) -> OuterSocket:
-    return OuterSocket(sa.local, sa.encapsulation)
+    return _socket(sa.local, sa.encapsulation)
+
+
+@lru_cache(maxsize=256)
+def _socket(address: IPAddress, encapsulation: Encapsulation) -> OuterSocket:
+    return OuterSocket(address, encapsulation)
+
+
+_SOCKETS = PerObject(_socket_of)

@@ -228,8 +228,11 @@ class InstalledSas:
             if (successor := successors.get(entry.sa.keymat)) is not None:
                 numbers = successor.numbers
                 successor.numbers = replace(numbers, floor=max(numbers.floor, last.seq))
-        # Where a key goes on, the ledger has leased numbers after these.
-        used = {entry.sa.keymat for entry in self._installed.values()} | successors.keys()
+        # Where a key goes on, the ledger has leased numbers after these. Told apart by their bytes,
+        # as thousands have to be looked at.
+        ended = {entry.sa.keymat.key for entry, _ in gone}
+        there = [entry.sa.keymat for entry in self._installed.values()]
+        used = {keymat for keymat in there if keymat.key in ended} | successors.keys()
         await self._write([(entry, last.seq) for entry, last in gone], used)
 
     def forget(self, keys: Iterable[KeyMaterial]) -> None:

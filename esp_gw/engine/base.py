@@ -7,7 +7,7 @@ same thread, through the callback given to `open`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -381,6 +381,9 @@ class Engine(Protocol):
 
     def counters(self) -> Counters:
         """Return a snapshot of every counter."""
+
+    def counters_of(self, names: Collection[str]) -> dict[str, SaCounters]:
+        """Return the counters of these SAs, by name, without those that are not there."""
 
     def advanced_replay_floors(self) -> dict[str, int]:
         """Return the highest sequence number of each inbound SA that advanced since last call."""

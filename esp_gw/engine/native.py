@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import assert_never
 
@@ -46,6 +46,7 @@ from esp_gw.engine.native_values import (
     lane_status,
     sa_counters,
 )
+from esp_gw.engine.per_object import PerObject
 from esp_gw.engine.refusals import (
     TUN_DEVICE,
     latency_refused,
@@ -78,6 +79,7 @@ class NativeEngine:
         self._timers: dict[Rhythm, asyncio.TimerHandle] = {}
         self._removed: dict[Direction, Counter[str]] = {way: Counter() for way in Direction}
         self._removed_drops: Counter[str] = Counter()
+        self._policies = PerObject(core_policy)
         self._waiting: list[tuple[str, Sa, _Wanted]] | None = None
 
     def open(self, settings: EngineSettings, on_event: Callable[[Event], None]) -> None:
@@ -232,7 +234,7 @@ class NativeEngine:
 
     def replace_policies(self, policies: Sequence[Policy]) -> None:
         """Replace the SPD in one step; `policies` are in order of precedence."""
-        self._core.replace_policies([core_policy(policy) for policy in policies])
+        self._core.replace_policies(self._policies.of(policies))
 
     def extend_lease(self, name: str, lease: Lease) -> None:
         """Give an outbound SA more sequence numbers, used after those it has."""
@@ -269,6 +271,11 @@ class NativeEngine:
             bulk_on_lane0=self._core.bulk_on_lane0(),
             ike_passed=self._core.ike_passed(),
         )
+
+    def counters_of(self, names: Collection[str]) -> dict[str, SaCounters]:
+        """Return the counters of these SAs, by name, without those that are not there."""
+        found = [each for each in self._core.sas() if each.name in names]
+        return {each.name: sa_counters(each) for each in found}
 
     def advanced_replay_floors(self) -> dict[str, int]:
         """Return the highest sequence number of inbound SAs that advanced since the last call."""

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from esp_gw.model import IPAddress, IPNetwork
 from esp_gw.network.firewall import Firewall
-from esp_gw.network.objects import Network, Route, Rule
+from esp_gw.network.objects import Network, Route, RouteKind, Rule
 from esp_gw.network.prefixes import PrefixIndex
 
 
@@ -201,7 +201,8 @@ def network_changes(wanted: Network, there: Network) -> list[NetworkChange]:
         return []
     new_routes = sorted(wanted.routes - there.routes, key=str)
     replaced = {(route.kind, route.destination, route.table) for route in new_routes}
-    covers = _covers(there.routes)
+    is_inside = any(_is_guarded_around(route, there.routes) for route in new_routes)
+    covers = _covers(there.routes) if is_inside else {}
     changes: list[NetworkChange] = [_addition(route, covers) for route in new_routes]
     changes += [
         RemoveRoute(route)
@@ -226,6 +227,15 @@ def network_changes(wanted: Network, there: Network) -> list[NetworkChange]:
     changes += [AddAddress(address) for address in new_addresses]
     changes += [RemoveAddress(address) for address in old_addresses]
     return sorted(changes, key=lambda change: change.step)
+
+
+def _is_guarded_around(route: Route, routes: Set[Route]) -> bool:
+    """Return True if a wider prefix is guarded. Of many routes only those are looked for."""
+    return any(
+        Route(RouteKind.UNREACHABLE, route.destination.supernet(new_prefix=length), route.table)
+        in routes
+        for length in range(route.destination.prefixlen)
+    )
 
 
 def _covers(routes: Set[Route]) -> dict[int, PrefixIndex[bool]]:

@@ -12,7 +12,7 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
@@ -24,7 +24,7 @@ from esp_gw.logs import log
 from esp_gw.model import Action, IPNetwork, Origin, Policy, Selector
 from esp_gw.network.changes import ReplaceFirewall, network_changes
 from esp_gw.network.kernel import KernelNetwork
-from esp_gw.network.objects import Network, missing_from
+from esp_gw.network.objects import Network, Route, Rule, missing_from
 from esp_gw.network.plan import plan_guard, protection
 from esp_gw.network.plan_file import PlanFile
 
@@ -166,28 +166,54 @@ async def hold(kernel: KernelNetwork, desired: Desired, before: Network | None =
 
 
 def left_closed(there: Network, desired: Desired) -> tuple[Policy, ...]:
-    """Return policies that discard what is closed there beyond what the desired state protects.
+    """Return policies that close what is closed there beyond what the desired state protects.
 
-    A gateway that has ended has left it for IKE's children, which are in no plan. A default route
-    is none of it: the route doesn't tell for whom it is closed.
+    A gateway that has ended has left it for IKE's children, which are in no plan. The routes know
+    remote prefixes alone, but for a default route: its rules tell for which sources it is closed.
     """
-    known = {
-        selector.remote
-        for policy in desired.policies
+    pairs = {
+        Selector(local, route.destination)
+        for route in there.routes
+        if route.is_guard
+        for local in _sources_of(route, there.rules)
+    }
+    found = [
+        Policy(
+            f"left closed: {pair.local} to {pair.remote}",
+            Action.PROTECT,
+            (pair,),
+            origin=Origin.IKE,
+        )
+        for pair in sorted(pairs, key=str)
+    ]
+    return beyond(found, desired.policies)
+
+
+def beyond(left: Sequence[Policy], policies: Iterable[Policy]) -> tuple[Policy, ...]:
+    """Return those that close something in the kernel's network that these policies don't."""
+    closed = {
+        _closed_by(selector)
+        for policy in policies
         if policy.action is not Action.BYPASS
         for selector in policy.selectors
     }
-    found = {each.destination for each in there.routes if each.is_guard} - known
-    return tuple(
-        Policy(
-            f"left closed: {prefix}",
-            Action.DISCARD,
-            (Selector(_EVERYTHING[prefix.version], prefix),),
-            origin=Origin.IKE,
-        )
-        for prefix in sorted(found, key=str)
-        if prefix.prefixlen
-    )
+    return tuple(each for each in left if not closed.issuperset(map(_closed_by, each.selectors)))
+
+
+def _sources_of(route: Route, rules: Iterable[Rule]) -> list[IPNetwork]:
+    everything = _EVERYTHING[route.destination.version]
+    if route.destination.prefixlen:
+        return [everything]
+    return [
+        rule.source or everything
+        for rule in rules
+        if (rule.version, rule.table) == (route.destination.version, route.table)
+        and (rule.source is None or int(rule.source.network_address))
+    ]
+
+
+def _closed_by(selector: Selector) -> tuple[IPNetwork, IPNetwork | None]:
+    return selector.remote, None if selector.remote.prefixlen else selector.local
 
 
 async def release(kernel: KernelNetwork) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any
 from esp_gw.errors import NetworkError, printable
 from esp_gw.network.firewall import UNKNOWN, Firewall, FirewallDrop, firewall_name
 from esp_gw.network.monitor import drain, filter_monitor
-from esp_gw.network.ruleset import FAMILY, Json, removal, replacement
+from esp_gw.network.ruleset import FAMILY, Json, difference, differs_by, removal, replacement
 
 PROGRAM = "nft"
 SEARCH_PATH = "/usr/sbin:/sbin:/usr/local/sbin:/usr/bin:/bin"
@@ -84,11 +84,36 @@ class NftTable:
         return self._in_place
 
     def apply(self, firewall: Firewall) -> None:
-        """Replace the contents of the table in one transaction. Raises NetworkError."""
+        """Make the table hold exactly this, in one transaction. Raises NetworkError."""
+        there, reference = self._in_place, self._reference
         # After a refusal the kernel is asked what is there.
         self._dirty, self._reference = True, None
-        self._change(replacement(firewall, self._former))
-        self._in_place, self._reference = firewall, self._listing()
+        listing = None
+        if there is not None and reference is not None:
+            listing = self._changed_by_difference(there, firewall, reference)
+        if listing is None:
+            self._change(replacement(firewall, self._former))
+            listing = self._listing()
+        self._in_place, self._reference = firewall, listing
+
+    def _changed_by_difference(
+        self, there: Firewall, firewall: Firewall, reference: Json
+    ) -> Json | None:
+        """Add or remove a few addresses; return the listing, None where all is to be replaced.
+
+        That is so for other differences, and if another program has changed the table meanwhile.
+        """
+        transaction = difference(there, firewall)
+        if transaction is None:
+            return None
+        try:
+            self._change(transaction)
+        except NetworkError:
+            return None
+        listing = self._listing()
+        if listing is None or not differs_by(reference, listing, transaction):
+            return None
+        return listing
 
     def remove(self) -> None:
         """Delete the table; one that doesn't exist is no error. Raises NetworkError."""

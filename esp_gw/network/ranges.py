@@ -5,6 +5,7 @@ A set of nftables knows no longest match, so prefixes inside one another become 
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -74,3 +75,44 @@ def _runs(verdicts: dict[IPNetwork, bool]) -> list[tuple[int, int]]:
             add(at, last)
         at = max(at, last + 1)
     return runs
+
+
+class RunList:
+    """Disjoint ranges in order, as `ranges` returns them, of prefixes that meet no other one."""
+
+    def __init__(self, there: Iterable[Range]) -> None:
+        self._ranges = list(there)
+        self._firsts = [(each.first.version, int(each.first)) for each in self._ranges]
+
+    def ranges(self) -> tuple[Range, ...]:
+        """Return the ranges."""
+        return tuple(self._ranges)
+
+    def add(self, new: Range) -> None:
+        """Add a range that meets none; one beside another becomes one with it."""
+        version, first, last = new.first.version, int(new.first), int(new.last)
+        at = bisect_left(self._firsts, (version, first))
+        begin, end = at, at
+        if at and self._firsts[at - 1][0] == version:
+            before = self._ranges[at - 1]
+            if int(before.last) + 1 == first:
+                begin, new = at - 1, Range(before.first, new.last)
+        if at < len(self._ranges) and self._firsts[at] == (version, last + 1):
+            end, new = at + 1, Range(new.first, self._ranges[at].last)
+        self._replace(begin, end, [new])
+
+    def remove(self, prefix: IPNetwork) -> None:
+        """Remove the addresses of a prefix, which are inside a range."""
+        first, last = prefix.network_address, prefix.broadcast_address
+        at = bisect_right(self._firsts, (prefix.version, int(first))) - 1
+        whole = self._ranges[at]
+        rest = []
+        if whole.first != first:
+            rest.append(Range(whole.first, first - 1))
+        if whole.last != last:
+            rest.append(Range(last + 1, whole.last))
+        self._replace(at, at + 1, rest)
+
+    def _replace(self, begin: int, end: int, new: list[Range]) -> None:
+        self._ranges[begin:end] = new
+        self._firsts[begin:end] = [(each.first.version, int(each.first)) for each in new]

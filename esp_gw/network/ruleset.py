@@ -9,6 +9,7 @@ Sources: libnftables-json(5), nft(8).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from esp_gw.model import IPNetwork, PortRange, Selector
@@ -65,9 +66,7 @@ def replacement(firewall: Firewall, stale: Iterable[str] = ()) -> Json:
             commands.append(_add("set", {**each, "type": kind, "flags": ["interval"]}))
             commands.append({"flush": {"set": each}})
             elements = [
-                {"range": [str(part.first), str(part.last)]}
-                for part in _ranges(firewall, name)
-                if part.first.version == version
+                _element(part) for part in _ranges(firewall, name) if part.first.version == version
             ]
             if elements:
                 commands.append(_add("element", {**each, "elem": elements}))
@@ -81,6 +80,57 @@ def replacement(firewall: Firewall, stale: Iterable[str] = ()) -> Json:
     return {"nftables": commands}
 
 
+def difference(before: Firewall, firewall: Firewall) -> Json | None:
+    """Return the transaction between filters of which one only has more protected addresses.
+
+    None for any other two. Ranges that both have are the same objects.
+    """
+    if replace(before, remote=firewall.remote) != firewall:
+        return None
+    there, wanted = ({id(part): part for part in each.remote} for each in (before, firewall))
+    new = [part for key, part in wanted.items() if key not in there]
+    gone = [part for key, part in there.items() if key not in wanted]
+    if new and gone:
+        # Neighbours that became one: the kernel takes no range that meets another.
+        return None
+    commands: list[Json] = []
+    for version in _SET_TYPE:
+        elements = [_element(part) for part in (*new, *gone) if part.first.version == version]
+        if elements:
+            name = {"family": FAMILY, "table": firewall.name, "name": f"remote{version}"}
+            body = {"element": {**name, "elem": elements}}
+            commands.append({"add" if new else "delete": body})
+    return {"nftables": commands}
+
+
+def differs_by(before: Json, after: Json, transaction: Json) -> bool:
+    """Return True if listings of the table differ by what a `difference` says, as it seems."""
+    first, second = (_apart(each) for each in (before, after))
+    if first[0] != second[0]:
+        return False
+    number = sum(
+        (1 if kind == "add" else -1) * len(body["element"]["elem"])
+        for command in transaction["nftables"]
+        for kind, body in command.items()
+    )
+    one, other = (set(map(repr, each[1])) for each in (first, second))
+    return len(other) - len(one) == number and (one <= other or other <= one)
+
+
+def _apart(listing: Json) -> tuple[list[Json], list[Json]]:
+    """Return a listing without the elements of the sets of protected addresses, and these."""
+    rest: list[Json] = []
+    found: list[Json] = []
+    for entry in listing["nftables"]:
+        body = entry.get("set", {})
+        if body.get("name") not in ("remote4", "remote6"):
+            rest.append(entry)
+            continue
+        found += body.get("elem", [])
+        rest.append({"set": {key: value for key, value in body.items() if key != "elem"}})
+    return rest, found
+
+
 def removal(name: str) -> Json:
     """Return the transaction that deletes a table, whether it exists or not."""
     table = {"family": FAMILY, "name": name}
@@ -89,6 +139,10 @@ def removal(name: str) -> Json:
 
 def _add(kind: str, body: Json) -> Json:
     return {"add": {kind: body}}
+
+
+def _element(part: Range) -> Json:
+    return {"range": [str(part.first), str(part.last)]}
 
 
 def _ranges(firewall: Firewall, name: str) -> tuple[Range, ...]:

@@ -122,7 +122,8 @@ def test_a_session_that_does_not_take_over_flushes_what_the_former_one_left(
     assert error_of(taken.line()) == "Refused"
     assert taken.line() == b""
     assert pair.a.call("ListSas")["sas"] == []
-    assert "10.2.0.0/24" not in pair.a.namespace.ip("route", "show", "table", "all")
+    # What they protected stays closed for a while.
+    assert "10.2.0.0/24" in pair.a.namespace.ip("route", "show", "table", "all")
     with pytest.raises(ControlError, match="removed before"):
         fresh.call("InstallChild", sas=first.sas(0))
 
@@ -227,3 +228,31 @@ def test_a_child_whose_address_is_gone_at_a_start_is_closed_until_that_is_back(
     until(lambda: ping(host, target(4), count=1) == 1, "the child is back")
     report = wire.finish()
     assert (report.cleartext, report.leaked) == (0, 0), report.examples
+
+
+def test_a_child_ends_while_the_tun_is_down_and_another_begins_once_it_is_up(
+    make_pair: MakePair, stack: contextlib.ExitStack
+) -> None:
+    pair = start(make_pair)
+    host = pair.a.namespace
+    both = sessions(pair, stack)
+    first, second = child(1), child(2)
+    first.install(both)
+    assert ping(host, target(4), count=1) == 1
+    host.ip("link", "set", "esp0", "down")
+    until(lambda: pair.a.call("GetStatus")["warnings"], "the gateway has seen it")
+    with pytest.raises(ControlError, match="is down, and nothing has changed"):
+        both[0].call("InstallChild", sas=second.sas(0))
+    last = both[0].call("RemoveSas", sas=first.refs(0))["sas"]
+    assert [sa["packets"] for sa in last] == [1, 1]
+    assert both[0].call("QuerySas")["sas"] == []
+    both[0].call("PutPolicy", **child(3, inner=6).policy(0, "trap", sa=None))
+    both[0].call("RemovePolicy", id="office")
+    host.ip("link", "set", "esp0", "up")
+    until(lambda: not pair.a.call("GetStatus")["warnings"], "it is up again")
+    found = host.ip("-6", "route", "show", "table", "4500")
+    assert "fd00:2::/64 dev esp0" in found and "unreachable fd00:2::/64" in found
+    second.inner = first.inner
+    both[1].call("RemoveSas", sas=first.refs(1))
+    second.install(both)
+    until(lambda: ping(host, target(4), count=1), "the next child carries")

@@ -14,6 +14,7 @@ from esp_gw.config.conflicts import find_conflicts
 from esp_gw.daemon.children import ChildPolicy, ChildSa, parse
 from esp_gw.daemon.held import PREFIX, Held, key_of, sa_name
 from esp_gw.daemon.held_file import load_held, records_of
+from esp_gw.daemon.left_policies import LEFT
 from esp_gw.desired import Desired, GatewaySettings
 from esp_gw.errors import ControlError
 from esp_gw.ledger.ephemeral import Records
@@ -59,6 +60,7 @@ class Owner(RuleBasedStateMachine):
         self.file = FakeFile()
         self.sas: dict[tuple[Direction, int], tuple[int, bool]] = {}
         self.policies: dict[str, tuple[int, int | None]] = {}
+        self.is_left = False
         self.number = 0
 
     def move(self, after: Held) -> None:
@@ -99,6 +101,8 @@ class Owner(RuleBasedStateMachine):
         self.move(self.held.install([entry], [policy]))
         self.sas[way, spi] = (self.number, False)
         self.policies[name] = (priority, used)
+        # All have the same selectors.
+        self.is_left = False
 
     @rule(way=WAYS, spi=SPIS)
     def remove(self, way: Direction, spi: int) -> None:
@@ -129,6 +133,13 @@ class Owner(RuleBasedStateMachine):
             self.move(self.held.remove_policy(name))
             del self.policies[name]
 
+    @rule()
+    def flush(self) -> None:
+        """Another session begins, which doesn't take over."""
+        self.move(self.held.flushed())
+        self.is_left |= bool(self.policies)
+        self.sas, self.policies = {}, {}
+
     @invariant()
     def is_what_the_model_has(self) -> None:
         for held in (self.held, at_once(load_held(cast(Any, self.file)))):
@@ -140,6 +151,7 @@ class Owner(RuleBasedStateMachine):
             spd = {name: (each.priority, each.sa) for name, each in held.policies.items()}
             assert spd == self.policies
             self.check(held.join(Desired(GatewaySettings())))
+        assert len(self.held.left) == self.is_left
 
     def check(self, wanted: Desired) -> None:
         """The gateway gets no contradiction, and never more than the model has."""
@@ -147,11 +159,13 @@ class Owner(RuleBasedStateMachine):
         in_use = {sa_name(key) for key, (_, expired) in self.sas.items() if not expired}
         assert {sa.name for sa in wanted.sas} == in_use
         assert all(sa_name(key_of(name) or (Direction.INBOUND, 0)) == name for name in in_use)
-        assert {policy.name.removeprefix(PREFIX) for policy in wanted.policies} == set(
-            self.policies
-        )
         assert all(policy.action is Action.PROTECT for policy in wanted.policies)
-        priorities = [self.policies[p.name.removeprefix(PREFIX)][0] for p in wanted.policies]
+        spd = [policy for policy in wanted.policies if not policy.name.startswith(LEFT)]
+        # What is left closed comes last, and has no SA.
+        assert list(wanted.policies[: len(spd)]) == spd
+        assert not any(policy.sas for policy in wanted.policies[len(spd) :])
+        assert {policy.name.removeprefix(PREFIX) for policy in spd} == set(self.policies)
+        priorities = [self.policies[p.name.removeprefix(PREFIX)][0] for p in spd]
         assert priorities == sorted(priorities)
         for tunnel in wanted.tunnels:
             assert set(tunnel.sas) <= in_use

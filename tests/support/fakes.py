@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -259,6 +259,9 @@ class FakeEngine:
         return Counters(
             *(0, 0, 0, 0, 0, 0, {}), {name: self._counters(sa) for name, sa in self.sas.items()}
         )
+
+    def counters_of(self, names: Collection[str]) -> dict[str, SaCounters]:
+        return {name: self._counters(self.sas[name]) for name in names if name in self.sas}
 
     def _counters(self, sa: Sa) -> SaCounters:
         used = self.used.get(sa.name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields
 
@@ -331,6 +331,13 @@ class PythonEngine:
             drops=dict(drops),
             sas=outbound | inbound,
         )
+
+    def counters_of(self, names: Collection[str]) -> dict[str, SaCounters]:
+        """Return the counters of these SAs, by name, without those that are not there."""
+        outbound = self._outbound.sas
+        found = {name: outbound[name].counters() for name in names if name in outbound}
+        inbound = [state for state in self._inbound.sas.values() if state.sa.name in names]
+        return found | {state.sa.name: state.counters() for state in inbound}
 
     def advanced_replay_floors(self) -> dict[str, int]:
         """Return the highest sequence number of each inbound SA that advanced since last call."""

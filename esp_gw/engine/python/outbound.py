@@ -112,7 +112,7 @@ class OutboundPath:
 
     def replace_policies(self, policies: Sequence[Policy]) -> None:
         """Use a new SPD from the next packet on."""
-        self._spd = Spd(policies)
+        self._spd = Spd(policies, self._spd)
         self.forget_flows()
 
     def forget_flows(self) -> None:

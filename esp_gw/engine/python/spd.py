@@ -6,9 +6,10 @@ each flow. Source: RFC 4301 4.4.1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from heapq import merge
 
+from esp_gw.engine.per_object import PerObject
 from esp_gw.engine.python.wire import Inner
 from esp_gw.model import IPNetwork, Policy, PortRange, Selector
 
@@ -77,6 +78,9 @@ class CompiledSelector:
         )
 
 
+_Compiled = tuple[CompiledSelector, tuple[int, int, int], tuple[int, int]]
+
+
 class Spd:
     """The outbound policies in order, looked up by packet.
 
@@ -84,17 +88,19 @@ class Spd:
     for distinct networks cost no more than one.
     """
 
-    def __init__(self, policies: Iterable[Policy]) -> None:
-        self._entries = [
-            (CompiledSelector(selector), policy)
-            for policy in policies
-            for selector in policy.selectors
-        ]
+    def __init__(self, policies: Collection[Policy], former: Spd | None = None) -> None:
+        # What was made of a policy for the former SPD serves this one.
+        self._compiled: PerObject[Policy, list[_Compiled]] = (
+            PerObject(_compile) if former is None else former._compiled
+        )
+        self._entries: list[tuple[CompiledSelector, Policy]] = []
         # Indices into _entries, ascending.
         self._groups: dict[tuple[int, int, int], dict[tuple[int, int], list[int]]] = {}
-        for number, (selector, _) in enumerate(self._entries):
-            group = self._groups.setdefault(selector.masks, {})
-            group.setdefault(selector.networks, []).append(number)
+        for policy, compiled in zip(policies, self._compiled.of(policies), strict=True):
+            for selector, masks, networks in compiled:
+                group = self._groups.setdefault(masks, {})
+                group.setdefault(networks, []).append(len(self._entries))
+                self._entries.append((selector, policy))
 
     def lookup(self, inner: Inner) -> Policy | None:
         """Return the first policy that matches the packet, or None."""
@@ -127,6 +133,11 @@ class Spd:
                 numbers = group.get((inner.src & local, inner.dst & remote))
                 if numbers is not None:
                     yield numbers
+
+
+def _compile(policy: Policy) -> list[_Compiled]:
+    found = [CompiledSelector(selector) for selector in policy.selectors]
+    return [(selector, selector.masks, selector.networks) for selector in found]
 
 
 def _prefix(network: IPNetwork) -> tuple[int, int]:

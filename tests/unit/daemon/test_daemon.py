@@ -85,6 +85,7 @@ class Rig:
         self.daemon = daemon_module._Daemon(
             self.config,
             load_config(self.config),
+            (),
             GuardState(self.folder),
             Gateway.stop,
             Notifier.from_environment(),
@@ -150,7 +151,7 @@ def test_memory_is_locked_before_any_key_is_read(
     monkeypatch.setattr(memory, "lock", lock)
     monkeypatch.setattr(logs, "configure", lambda _: None)
     monkeypatch.setattr(daemon_module, "load_config", load)
-    monkeypatch.setattr(daemon_module, "hold_before_start", lambda *_: None)
+    monkeypatch.setattr(daemon_module, "hold_before_start", lambda *_: ())
     with captured_logs() as lines, pytest.raises(EspGwError, match="no further"):
         daemon_module.run(tmp_path, "info")
     assert steps == [(resource.RLIMIT_CORE, (0, 0)), "memory is locked", "keys are read"]

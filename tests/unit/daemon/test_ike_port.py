@@ -17,7 +17,7 @@ from esp_gw.errors import EngineError
 from esp_gw.model import Encapsulation
 from esp_gw.network.objects import Host
 from tests.support.builders import desired
-from tests.support.fakes import until
+from tests.support.fakes import captured_logs, until
 from tests.support.gateway_rig import MakeRig, Rig, rigs
 from tests.support.owner_client import mapped
 
@@ -57,9 +57,14 @@ async def test_messages_of_the_daemon_are_sent_and_wrong_ones_are_not(
     rig, port = await opened(make_rig, tmp_path)
     theirs = await port.open()
     header = RELAY_HEADER.pack(mapped(SOURCE), mapped(DESTINATION), 4500, 4501)
-    for data in (header, header[:10], b"", header + b"a message"):
-        theirs.send(data)
-    await until(lambda: rig.engine.ike_sent)
+    with captured_logs() as logs:
+        for data in (header, header[:10], b"", header + b"a message"):
+            theirs.send(data)
+        await until(lambda: rig.engine.ike_sent)
+    # One line, however many come.
+    assert [line["event"] for line in logs if line["log_level"] == "warning"] == [
+        "messages of IKE without a header are not sent"
+    ]
     assert rig.engine.ike_sent == [
         (ip_address(SOURCE), ip_address(DESTINATION), 4501, b"a message")
     ]

@@ -1,0 +1,72 @@
+"""A trap of charon stays closed over ends, kills and starts of charon and of the gateway."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support.charon import Installation, build_plugin
+from tests.support.cleartext import cleartext, sending_to
+from tests.support.guarded import with_default_route
+from tests.support.ike_rig import child
+from tests.support.ike_sites import TARGET, Site, start_sites
+from tests.support.labtools import MakePair, StartCapture, ping, until
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    return build_plugin(tmp_path_factory.mktemp("ike"))
+
+
+def restart_charon(site: Site) -> None:
+    assert site.charon.stop() == 0
+    site.charon.start()
+
+
+def kill_charon(site: Site) -> None:
+    site.charon.kill()
+    site.charon.start()
+
+
+def restart_gateway(site: Site) -> None:
+    """Stop it as the service manager does, and start it again."""
+    assert site.gateway.stop() == 0
+    shutil.rmtree(site.gateway.folder / "ike")
+    site.gateway.start()
+
+
+def restart_both(site: Site) -> None:
+    assert site.charon.stop() == 0
+    restart_gateway(site)
+    site.charon.start()
+
+
+def test_no_restart_of_either_daemon_lets_a_packet_out(
+    make_pair: MakePair,
+    installed: Installation,
+    tmp_path: Path,
+    stack: contextlib.ExitStack,
+    capture: StartCapture,
+) -> None:
+    pair = make_pair(inner_versions=(4,))
+    sites = start_sites(pair, tmp_path, (installed,) * 2, stack, start_action="trap")
+    with_default_route(pair)
+    one = sites[0]
+    host = one.gateway.namespace
+    until(lambda: ping(host, TARGET, count=1), "a packet has brought the child", 20)
+    wire = capture(host)
+    with sending_to(host, TARGET):
+        for restart in (restart_charon, kill_charon, restart_gateway, restart_both):
+            before = one.spis()
+            restart(one)
+            until(lambda before=before: one.spis() - before, "another child", 30)
+            until(lambda: ping(host, TARGET, count=1), "it carries", 30)
+        assert cleartext(wire.stop(), TARGET) == []
+        wire = capture(host)
+        # In order: the trap is unloaded, and the child terminated.
+        one.configure({"other": child(0, remote_ts="10.77.0.0/24")})
+        one.charon.swanctl("--terminate", "--ike", "peer")
+        until(lambda: cleartext(wire.path, TARGET), "it is open")
