@@ -16,9 +16,9 @@ from esp_gw.demo.netns import Namespace, end
 from esp_gw.demo.pair import GatewayPair
 from tests.support.labtools import (
     MakePair,
-    answers,
     drops,
     edit,
+    lost,
     mac,
     ping,
     running,
@@ -114,27 +114,19 @@ def test_a_change_with_the_same_keys_loses_no_packet(
     a, b = pair.a.namespace, pair.b.namespace
     before = pair.a.config.read_text()
     loads = [
-        start_pings(source, target, 2000, size=600, interval=0.002)
+        start_pings(source, target, 60_000, size=600, interval=0.002)
         for source, target in ((a, pair.plan.inner(1)), (b, pair.plan.inner(0)))
     ]
-    done = 0
-    while loads[0].poll() is None:
-        change = CHANGES[done % len(CHANGES)]
-        if encapsulation == "none":
-            change = {
-                key: value
-                for key, value in change.items()
-                if key not in ("remote_port", "keepalive")
-            }
+    only_in_udp = () if encapsulation == "udp" else ("remote_port", "keepalive")
+    for fields in CHANGES * 2:
+        change = {key: value for key, value in fields.items() if key not in only_in_udp}
         pair.a.config.write_text(before)
         edit(pair.a, lambda config, new=change: tunnel(config).update(new))
         assert pair.a.ask("reload")["changes"]
-        done += 1
-    assert done >= len(CHANGES)
-    assert [answers(load) for load in loads] == [2000, 2000]
+    assert [lost(load) for load in loads] == [0, 0]
     assert (drops(pair.a), drops(pair.b)) == ({}, {})
     (entry,) = pair.a.ask("tunnel", "list")["tunnels"]
-    assert (entry["packets_in"], entry["packets_out"]) == (4000, 4000)
+    assert entry["packets_in"] == entry["packets_out"] > 0
 
 
 def test_a_new_key_under_a_new_spi_leaves_the_old_one_for_a_grace_time(
