@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.charon import build_plugin
+from tests.support.charon import Installation, build_plugin
 from tests.support.ike_rig import IDENTITIES
 from tests.support.ike_sites import Site, initiate, replace_child, start_sites
 from tests.support.labtools import MakePair, ping, until
@@ -17,11 +17,18 @@ from tests.support.labtools import MakePair, ping, until
 LIMITS = {"rekey_time": "3000s", "life_time": "3600s", "rand_time": "0s"}
 
 
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    return build_plugin(tmp_path_factory.mktemp("ike"))
+
+
 @pytest.fixture
 def sites(
-    make_pair_of_one_engine: MakePair, tmp_path: Path, stack: contextlib.ExitStack
+    make_pair_of_one_engine: MakePair,
+    installed: Installation,
+    tmp_path: Path,
+    stack: contextlib.ExitStack,
 ) -> list[Site]:
-    installed = build_plugin(tmp_path / "built")
     pair = make_pair_of_one_engine()
     sites = start_sites(pair, tmp_path, (installed,) * 2, stack, **LIMITS)
     initiate(sites)
@@ -54,24 +61,27 @@ def test_both_ends_know_their_peer_and_the_age_of_the_child(sites: list[Site]) -
 
 
 def test_a_rekeyed_child_is_young_again(sites: list[Site]) -> None:
-    before = [child(site) for site in sites]
+    def begun(site: Site) -> float:
+        """Return when the child was installed, to some tenths of a second."""
+        return time.monotonic() - float(child(site)["age_s"])
+
+    before = [(child(site)["name"], begun(site)) for site in sites]
     time.sleep(1)
-    began = time.monotonic()
     replace_child(sites, 0)
     for site in sites:
         until(lambda site=site: len(site.spis()) == 2, "the former child is gone")
-    for site, former in zip(sites, before, strict=True):
-        there = child(site)
-        assert there["name"] != former["name"]
-        assert there["peer"] == former["peer"]
-        assert there["age_s"] <= time.monotonic() - began
+    for site, peer, (name, former) in zip(sites, reversed(IDENTITIES), before, strict=True):
+        assert child(site)["name"] != name
+        assert child(site)["peer"] == peer
+        assert begun(site) > former + 0.5
 
 
 def test_peer_and_age_outlive_a_kill_of_the_gateway(sites: list[Site]) -> None:
     gateway = sites[0].gateway
-    before, at = child(sites[0]), time.monotonic()
+    before = child(sites[0])
+    time.sleep(1)
     gateway.kill()
     gateway.start()
     there = child(sites[0])
     assert (there["name"], there["peer"]) == (before["name"], before["peer"])
-    assert there["age_s"] >= before["age_s"] + (time.monotonic() - at) - 1
+    assert there["age_s"] > before["age_s"] + 0.5
