@@ -58,17 +58,23 @@ need_qemu() {
     need_packages "$qemu" depmod:kmod setpriv:util-linux
 }
 
-# need_ike: install charon, which the tests run in namespaces: its service stays off. Debian 13's
-# is only unpacked.
-need_ike() {
+# need_charon: install charon, which demo and tests run in namespaces: its service stays off.
+need_charon() {
     local apt_options=(--no-install-recommends)
     if ! [ -e /usr/sbin/charon-systemd ]; then
         need_packages none-such:charon-systemd
         as_root systemctl disable --quiet --now strongswan.service 2>/dev/null || true
     fi
-    need_packages swanctl:strongswan-swanctl pki:strongswan-pki cc:gcc curl:curl bzip2:bzip2 \
-        /usr/include/jansson.h:libjansson-dev \
+    need_packages swanctl:strongswan-swanctl \
         /usr/lib/ipsec/plugins/libstrongswan-openssl.so:libstrongswan-standard-plugins
+}
+
+# need_ike: install what the tests of IKE need. Debian 13's charon is only unpacked.
+need_ike() {
+    local apt_options=(--no-install-recommends)
+    need_charon
+    need_packages pki:strongswan-pki cc:gcc curl:curl bzip2:bzip2 \
+        /usr/include/jansson.h:libjansson-dev
     need_debian
 }
 

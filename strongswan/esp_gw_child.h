@@ -5,6 +5,10 @@
 #define ESP_GW_CHILD_H_
 
 #include <bus/listeners/listener.h>
+#include <jansson.h>
+
+/** Bytes of an identity, as text. */
+#define ESP_GW_IDENTITY 256
 
 /** For the bus: notes the child that a thread installs. */
 listener_t *esp_gw_child_listener(void);
@@ -17,5 +21,8 @@ bool esp_gw_child_has_policies(void);
 
 /** Writes name and unique id of an SA's child, as "office{3}", into ESP_GW_LABEL bytes. */
 void esp_gw_child_label(uint32_t spi, bool inbound, char *label);
+
+/** Adds connection and peer, those of this thread's IKE_SA, to an SA's object, for people. */
+void esp_gw_child_describe(json_t *object);
 
 #endif

@@ -104,6 +104,7 @@ status_t esp_gw_gateway_add_sa(esp_gw_gateway_t *this, kernel_ipsec_sa_id_t *id,
         sa->child = esp_gw_child_installing();
         sa->serial = ++this->last_serial;
         snprintf(sa->label, sizeof sa->label, "%s", label);
+        esp_gw_child_describe(sa->object);
         this->sas->put(this->sas, sa, sa);
         status = SUCCESS;
     }

@@ -169,6 +169,8 @@ static json_t *describe(esp_gw_sa_t *this, kernel_ipsec_add_sa_t *data, const ch
     set_encapsulation(object, this);
     set_limits(object, "bytes", limits->bytes.rekey, limits->bytes.life);
     set_limits(object, "packets", limits->packets.rekey, limits->packets.life);
+    /* Told for people: the timers are here. */
+    set_limits(object, "seconds", limits->time.rekey, limits->time.life);
     return object;
 }
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from esp_gw.cli import output
+from esp_gw.cli.children import print_children
 from esp_gw.cli.options import (
     CONFIG,
     Daemon,
@@ -77,6 +78,7 @@ def status(daemon: Daemon, as_json: bool) -> int:
             "policies": str(reply["policies"]),
         },
     )
+    print_children(reply["children"])
     for warning in reply["warnings"]:
         output.print_text(f"warning: {warning}", indent="  ", hanging="      ")
     return int(not is_well)

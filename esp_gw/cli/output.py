@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import stat
 import sys
 import textwrap
@@ -172,3 +173,8 @@ def drops(counters: Mapping[str, int] | int | None) -> str:
 def joined(values: Iterable[Any] | None) -> str:
     """Join values with commas."""
     return ", ".join(str(value) for value in values or ())
+
+
+def word(value: object) -> str:
+    """Format a value as one word of a shell's command."""
+    return printable(shlex.quote(str(value)))

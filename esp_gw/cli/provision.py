@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from functools import partial
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -22,7 +21,7 @@ from esp_gw.cli.options import (
     SUITE,
 )
 from esp_gw.cli.options import local_address as local_or_auto
-from esp_gw.cli.output import refuse_open_stdout
+from esp_gw.cli.output import refuse_open_stdout, word
 from esp_gw.errors import printable
 from esp_gw.model import AUTO, DEFAULT_SUITE, NO_AES, SUITES, Encapsulation, Mode
 
@@ -91,6 +90,16 @@ suite_option = click.option(
     help="SAs of the tunnel in each direction, each with its own key; 1 if B allows only one.",
 )
 @click.option(
+    "--ike",
+    is_flag=True,
+    help="IKE makes the keys: write swanctl.conf for strongSwan's charon, too, and no keys.",
+)
+@click.option(
+    "--certificates",
+    is_flag=True,
+    help="With --ike: a small CA and a certificate for each end, instead of a shared secret.",
+)
+@click.option(
     "--force", is_flag=True, help="Go on where this machine, A, would be cut off from its network."
 )
 @click.option(
@@ -114,6 +123,8 @@ def init(
     suite: str | None,
     same_boards: bool,
     sas: int | None,
+    ike: bool,
+    certificates: bool,
     force: bool,
     out: Path,
 ) -> None:
@@ -129,29 +140,54 @@ def init(
         raise click.UsageError(
             "tunnel mode joins the networks behind A and B: give --local-net and --remote-net"
         )
+    if ike:
+        _refuse_with_ike(sas, same_boards)
+    elif certificates:
+        raise click.UsageError("--certificates needs --ike: manual keys have none")
     chosen, why = _suite(suite, same_boards)
     count = _default_sas() if sas is None else sas
     peer = ip_address(remote)
     outer = outer_address(peer) if local == AUTO else ip_address(local)
     here = look_if_home(outer)
+    own = frozenset() if here is None else here.host.addresses
+    routers = frozenset() if here is None else here.host.routers
+    written = AUTO if local == AUTO else None
+    settings = {"allow_cut_off": True} if force else {}
+    inner = [None if text is None else ip_address(text) for text in (local_address, remote_address)]
+    nets = [tuple(map(ip_network, texts)) for texts in (local_net, remote_net)]
+    refuse = None if here is None else partial(judge, here, force)
+    if ike:
+        from esp_gw.cli.provision_ike import write_ike_pair  # noqa: PLC0415 - pydantic is slow
+        from esp_gw.config.ike import Authentication, IkeTerms  # noqa: PLC0415 - likewise
+        from esp_gw.config.offer import End  # noqa: PLC0415 - likewise
+
+        known = Authentication.CERTIFICATES if certificates else Authentication.PSK
+        write_ike_pair(
+            out,
+            End(name_a, outer, nets[0], inner[0], settings, own, routers, written),
+            End(name_b, peer, nets[1], inner[1]),
+            IkeTerms(Mode(mode), Encapsulation(encapsulation), SUITES[chosen], known),
+            refuse,
+        )
+        return
     pair = make_pair(
         out,
         local=outer,
         remote=peer,
-        local_nets=[ip_network(net) for net in local_net],
-        remote_nets=[ip_network(net) for net in remote_net],
+        local_nets=nets[0],
+        remote_nets=nets[1],
         names=(name_a, name_b),
         mode=Mode(mode),
         encapsulation=Encapsulation(encapsulation),
         suite=SUITES[chosen],
         sas=count,
-        local_address=None if local_address is None else ip_address(local_address),
-        remote_address=None if remote_address is None else ip_address(remote_address),
-        local_settings={"allow_cut_off": True} if force else {},
-        own=frozenset() if here is None else here.host.addresses,
-        routers=frozenset() if here is None else here.host.routers,
-        written_local=AUTO if local == AUTO else None,
-        judge=None if here is None else partial(judge, here, force),
+        local_address=inner[0],
+        remote_address=inner[1],
+        local_settings=settings,
+        own=own,
+        routers=routers,
+        written_local=written,
+        judge=refuse,
     )
     folders = (pair.local.parent, pair.remote.parent)
     for folder, file in zip(folders, (pair.local, pair.remote), strict=True):
@@ -160,8 +196,8 @@ def init(
     if sas is None:
         click.echo(f"sas: {count}. The default; a peer that allows one SA each way needs --sas 1.")
     for folder, host in zip(folders, (outer, peer), strict=True):
-        click.echo(f"\nCopy the folder {_word(folder)} to {host} and run there:")
-        click.echo(f"  sudo cp -r {_word(folder.name)}/. /etc/esp-gw")
+        click.echo(f"\nCopy the folder {word(folder)} to {host} and run there:")
+        click.echo(f"  sudo cp -r {word(folder.name)}/. /etc/esp-gw")
         click.echo("  sudo chown -R esp-gw: /etc/esp-gw")
         click.echo("  sudo esp-gw ledger create")
         click.echo("  sudo systemctl enable --now esp-gw")
@@ -235,5 +271,11 @@ def _suite(wanted: str | None, same_boards: bool) -> tuple[str, str]:
     return DEFAULT_SUITE.name, "The default."
 
 
-def _word(path: Path | str) -> str:
-    return printable(shlex.quote(str(path)))
+def _refuse_with_ike(sas: int | None, same_boards: bool) -> None:
+    """Raise a usage error for an option that has no meaning where IKE makes the keys."""
+    if sas is not None:
+        raise click.UsageError("--sas has no meaning with --ike, which makes one pair of SAs")
+    if same_boards:
+        raise click.UsageError(
+            "--same-boards has no meaning with --ike: the ends agree on a suite of --suite"
+        )

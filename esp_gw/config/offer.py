@@ -31,7 +31,7 @@ class End:
 
     name: str
     outer: IPAddress | str
-    nets: tuple[IPNetwork, ...]
+    nets: tuple[IPNetwork, ...] = ()
     address: IPAddress | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
     own: Collection[IPAddress] = ()
@@ -128,12 +128,19 @@ def config_text(offer: Offer) -> str:
         f"# The gateway {here.name}; the other one is {there.name}.",
         "# The two files in keys/ are secret, and the other gateway has the same two keys.",
     ]
-    addresses, notes = _addresses(here, offer.terms)
-    lines += [f"# {note}" for note in notes]
-    if gateway := {**({"address": addresses} if addresses else {}), **here.settings}:
+    lines += gateway_lines(here, offer.terms.mode)
+    return "\n".join(lines) + "\n" + tunnel_text(offer)
+
+
+def gateway_lines(end: End, mode: Mode, defaults: Mapping[str, object] | None = None) -> list[str]:
+    """Return the section `gateway` of an end, with a note for each address that is left out."""
+    addresses, notes = _addresses(end, mode)
+    lines = [f"# {note}" for note in notes]
+    there = {"address": addresses} if addresses else {}
+    if gateway := {**(defaults or {}), **there, **end.settings}:
         lines.append("gateway:")
         lines += [f"  {name}: {_scalar(value)}" for name, value in gateway.items()]
-    return "\n".join(lines) + "\n" + tunnel_text(offer)
+    return lines
 
 
 def tunnel_text(offer: Offer) -> str:
@@ -191,7 +198,7 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _addresses(side: End, terms: Terms) -> tuple[list[IPAddress], list[str]]:
+def _addresses(side: End, mode: Mode) -> tuple[list[IPAddress], list[str]]:
     """Return the addresses that a side's TUN gets, and a note for each that is left out."""
     if side.address is not None:
         return [side.address], []
@@ -199,7 +206,7 @@ def _addresses(side: End, terms: Terms) -> tuple[list[IPAddress], list[str]]:
     notes: list[str] = []
     # In a prefix of length 0 any address will do.
     nets = [net for net in side.nets if net.prefixlen]
-    for version in sorted({net.version for net in nets} if terms.mode is Mode.TUNNEL else ()):
+    for version in sorted({net.version for net in nets} if mode is Mode.TUNNEL else ()):
         first = next(net for net in nets if net.version == version)
         there = _inside(nets, version, side)
         # Not the number of the network itself, unless it has one or two hosts (RFC 3021).

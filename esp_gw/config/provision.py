@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -17,24 +16,13 @@ from esp_gw.config.offer import (
     Way,
     config_text,
     draw,
-    make_folder,
     write_folder,
 )
+from esp_gw.config.pair import Pair, check_names, written_whole
 from esp_gw.desired import Desired
-from esp_gw.errors import ConfigError, EspGwError, printable
-from esp_gw.files import sync_folder
 from esp_gw.model import DEFAULT_SUITE, Encapsulation, IPAddress, IPNetwork, Mode, Suite
-from esp_gw.values import FieldError, parse_name
 
 DEFAULT_NAMES = ("pi-a", "pi-b")
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Paths of the gateway.yaml of both sides."""
-
-    local: Path
-    remote: Path
 
 
 def make_pair(
@@ -71,13 +59,7 @@ def make_pair(
     Raises EspGwError, also if a target exists already or `judge` refuses the local side;
     everything created so far is then removed.
     """
-    if names[0] == names[1]:
-        raise EspGwError(f"both sides have the name {printable(names[0])}", hint="choose two names")
-    for name in names:
-        try:
-            parse_name(name)
-        except FieldError as error:
-            raise EspGwError(str(error), where=f"name {printable(name)}") from None
+    check_names(*names)
     ours = End(
         names[0],
         local,
@@ -90,26 +72,10 @@ def make_pair(
     )
     theirs = End(names[1], remote, tuple(remote_nets), remote_address, remote_settings or {})
     offer = draw(ours, theirs, Terms(mode, encapsulation, suite, sas, liveness))
-    with contextlib.ExitStack() as undo:
-        try:
-            make_folder(output, undo)
-            pair = Pair(*(_write_end(output, each, undo) for each in (offer, offer.turned)))
-            sync_folder(output)
-            if judge is not None:
-                judge(load_config(pair.local))
-        except ConfigError as error:
-            problem = error.problems[0]
-            raise EspGwError(f"{problem.field}: {problem.message}") from None
-        except FileExistsError as error:
-            raise EspGwError(
-                "exists already and is not overwritten",
-                where=printable(error.filename),
-                hint="choose another folder or name, or move it away",
-            ) from None
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "is not a usable folder name"
-            raise EspGwError(reason, where=printable(output)) from None
-        undo.pop_all()
+    with written_whole(output) as undo:
+        pair = Pair(*(_write_end(output, each, undo) for each in (offer, offer.turned)))
+        if judge is not None:
+            judge(load_config(pair.local))
     return pair
 
 

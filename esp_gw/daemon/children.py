@@ -44,6 +44,7 @@ MAX_PREFIXES = 64
 MAX_ITEMS = 256
 """SAs, or policies, of one request."""
 MAX_LABEL_LEN = 64
+MAX_IDENTITY_LEN = 255
 
 Model = TypeVar("Model", bound=Strict)
 
@@ -82,9 +83,18 @@ def _recorded(value: list[object]) -> tuple[IPNetwork, ...]:
 
 def parse_label(value: object) -> str:
     """At most 64 printable characters."""
-    if isinstance(value, str) and len(value) <= MAX_LABEL_LEN and value.isprintable():
+    return _printable(value, MAX_LABEL_LEN)
+
+
+def parse_identity(value: object) -> str:
+    """At most 255 printable characters."""
+    return _printable(value, MAX_IDENTITY_LEN)
+
+
+def _printable(value: object, limit: int) -> str:
+    if isinstance(value, str) and len(value) <= limit and value.isprintable():
         return value
-    raise FieldError(f"expected at most {MAX_LABEL_LEN} printable characters")
+    raise FieldError(f"expected at most {limit} printable characters")
 
 
 def parse_id(value: object) -> str:
@@ -92,6 +102,16 @@ def parse_id(value: object) -> str:
     if value == "":
         raise FieldError("is empty")
     return parse_label(value)
+
+
+def parse_instant(value: object) -> float:
+    """A time of a clock that counts from the boot, in seconds."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _MAX_INSTANT:
+        return float(value)
+    raise FieldError(f"expected seconds of the monotonic clock, not {shown(value)}")
+
+
+_MAX_INSTANT = 2.0**32
 
 
 def parse_any_window(value: object) -> int:
@@ -106,6 +126,8 @@ Prefixes = Annotated[
     PlainSerializer(lambda prefixes: [str(each) for each in prefixes]),
 ]
 Label = Annotated[str, PlainValidator(parse_label)]
+Identity = Annotated[str, PlainValidator(parse_identity)]
+Instant = Annotated[float, PlainValidator(parse_instant)]
 PolicyId = Annotated[str, PlainValidator(parse_id)]
 Window = Annotated[int, PlainValidator(parse_any_window)]
 Priority = Annotated[int, PlainValidator(integer(0, 2**32 - 1))]
@@ -183,7 +205,8 @@ class SaRef(Strict):
 class ChildSa(_Selecting):
     """One SA of a child; `key` is hex, key then salt, and appears in no repr and no dump.
 
-    A limit of 0 is none.
+    A limit of 0 is none. `peer` and `connection` are for people, and so are the limits in seconds,
+    which are the owner's own, and `since`, from which on they count.
     """
 
     direction: types.DirectionName
@@ -205,6 +228,11 @@ class ChildSa(_Selecting):
     hard_bytes: Count | None = None
     soft_packets: Count | None = None
     hard_packets: Count | None = None
+    peer: Identity = ""
+    connection: Label = ""
+    soft_seconds: Count | None = None
+    hard_seconds: Count | None = None
+    since: Instant | None = None
 
     @field_validator("key")
     @classmethod
@@ -247,6 +275,10 @@ class ChildSa(_Selecting):
         """Seconds between NAT keepalives, which an outbound SA in UDP alone sends."""
         is_sent = self.direction is Direction.OUTBOUND and self.encapsulation is Encapsulation.UDP
         return self.keepalive if is_sent else 0
+
+    def begun(self, now: float) -> ChildSa:
+        """Return it with the time at which it was installed, `now` unless its owner has told it."""
+        return self if self.since is not None else self.model_copy(update={"since": now})
 
     def revealed(self) -> dict[str, object]:
         """Return it as JSON values, including its key."""

@@ -135,7 +135,7 @@ class Owner:
     async def install_child(self, parameters: Parameters) -> Parameters:
         """Add SAs, and add or replace policies, in one step."""
         refuse_unknown(parameters, ("sas", "policies"))
-        sas = parse_all(ChildSa, parameters, "sas")
+        sas = [entry.begun(_now()) for entry in parse_all(ChildSa, parameters, "sas")]
         policies = parse_all(ChildPolicy, parameters, "policies")
         for entry in sas:
             self._refuse_unfit(entry)

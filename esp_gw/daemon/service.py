@@ -19,6 +19,7 @@ from esp_gw.control.protocol import PREFIX
 from esp_gw.control.server import Caller, Handler
 from esp_gw.crypto.advice import Advice
 from esp_gw.daemon.additions import Additions
+from esp_gw.daemon.child_list import child_list
 from esp_gw.daemon.gateway import Gateway
 from esp_gw.daemon.health import Health
 from esp_gw.daemon.nats import nats, where_peers_are
@@ -110,6 +111,9 @@ class Service:
             "config": str(self._config),
             "tunnels": len(self.sources.tunnels),
             "states": self._health.counts(),
+            "children": child_list(
+                self.sources.held, self._gateway, self._health, time.monotonic()
+            ),
             "sas": len(self._gateway.sas),
             "policies": len(self._gateway.policies),
             "ledger": str(self._gateway.ledger_path),

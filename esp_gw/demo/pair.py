@@ -8,12 +8,12 @@ IPv6 addresses: 2001:db8::1 and 2001:db8::2 on the wire, fd00:1::1 and fd00:2::1
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
-from esp_gw.config.provision import make_pair
+from esp_gw.config.provision import DEFAULT_NAMES, make_pair
 from esp_gw.demo.gateways import LabGateway
 from esp_gw.demo.netns import add_address, namespaces, wire
 from esp_gw.model import DEFAULT_SUITE, Encapsulation, IPAddress, IPNetwork, Mode, Suite
@@ -85,9 +85,35 @@ class GatewayPair:
                 gateway.stop()
 
 
+Provision = Callable[[Path, PairPlan, Sequence[Mapping[str, object]]], object]
+"""Writes the configurations of both sides into a folder, with these settings of each."""
+
+
+def with_manual_keys(
+    output: Path, plan: PairPlan, settings: Sequence[Mapping[str, object]]
+) -> None:
+    """Write two matching configurations with keys, as `esp-gw init` does."""
+    make_pair(
+        output,
+        local=plan.outer[0],
+        remote=plan.outer[1],
+        local_nets=plan.nets(0),
+        remote_nets=plan.nets(1),
+        mode=plan.mode,
+        encapsulation=plan.encapsulation,
+        suite=plan.suite,
+        sas=plan.sas,
+        liveness=plan.liveness,
+        local_settings=settings[0],
+        remote_settings=settings[1],
+    )
+
+
 @contextlib.contextmanager
-def gateway_pair(folder: Path, plan: PairPlan) -> Iterator[GatewayPair]:
-    """Create two namespaces, a wire, and two matching configurations as written by `esp-gw init`.
+def gateway_pair(
+    folder: Path, plan: PairPlan, provision: Provision = with_manual_keys
+) -> Iterator[GatewayPair]:
+    """Create two namespaces, a wire, and the two configurations that `provision` writes.
 
     `folder` holds configurations, keys, ledgers and logs. At the end both daemons are stopped and
     the namespaces removed. Raises LabError.
@@ -98,24 +124,18 @@ def gateway_pair(folder: Path, plan: PairPlan) -> Iterator[GatewayPair]:
             for version, length in ((4, 24), (6, 64)):
                 add_address(namespace, f"{OUTER[version][side]}/{length}")
         gateways = []
-        for namespace, name in ((first, "pi-a"), (second, "pi-b")):
+        for namespace, name in zip((first, second), DEFAULT_NAMES, strict=True):
             run_folder = folder / f"run-{name}"
             run_folder.mkdir(mode=0o700)
             config = folder / "init" / name / "gateway.yaml"
             gateways.append(LabGateway(namespace, config, run_folder))
-        make_pair(
+        provision(
             folder / "init",
-            local=plan.outer[0],
-            remote=plan.outer[1],
-            local_nets=plan.nets(0),
-            remote_nets=plan.nets(1),
-            mode=plan.mode,
-            encapsulation=plan.encapsulation,
-            suite=plan.suite,
-            sas=plan.sas,
-            liveness=plan.liveness,
-            local_settings={**gateways[0].settings, **_addresses(plan, 0), **plan.settings},
-            remote_settings={**gateways[1].settings, **_addresses(plan, 1), **plan.settings},
+            plan,
+            [
+                {**gateway.settings, **_addresses(plan, side), **plan.settings}
+                for side, gateway in enumerate(gateways)
+            ],
         )
         for gateway in gateways:
             gateway.create_ledger()

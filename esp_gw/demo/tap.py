@@ -34,6 +34,8 @@ _ARP, _IPV4, _IPV6 = 0x0806, 0x0800, 0x86DD
 # Router and neighbour discovery (RFC 4861), multicast listener discovery (RFC 2710, RFC 3810).
 _NEIGHBOUR_TYPES = frozenset((130, 131, 132, 133, 134, 135, 136, 143))
 
+_IKE_PORT, _IKE_VERSION = 500, 0x20
+
 # ICMP messages as (protocol, type).
 _REFUSALS = frozenset(((IPPROTO_ICMP, 3), (IPPROTO_ICMPV6, 1), (IPPROTO_ICMPV6, 4)))
 
@@ -46,13 +48,15 @@ _JEQ, _JSET, _RET = 0x15, 0x45, 0x06
 class WireReport:
     """The frames on the wire; `cleartext` counts those that are neither ESP nor address resolution.
 
-    `leaked` counts ESP frames of a sample in which the given plaintext was found.
+    `leaked` counts ESP frames of a sample in which the given plaintext was found, `ike` messages
+    of IKE, which are not among the others.
     """
 
     esp: int
     cleartext: int
     examples: tuple[str, ...]
     leaked: int
+    ike: int
 
 
 class Tap:
@@ -78,7 +82,11 @@ class Tap:
         output, _ = self._process.communicate(timeout=30)
         values = json.loads(output)
         return WireReport(
-            values["esp"], values["cleartext"], tuple(values["examples"]), values["leaked"]
+            values["esp"],
+            values["cleartext"],
+            tuple(values["examples"]),
+            values["leaked"],
+            values["ike"],
         )
 
     def close(self) -> None:
@@ -167,6 +175,28 @@ def is_refusal(frame: bytes, port: int) -> bool:
         return False
 
 
+def is_ike(frame: bytes, port: int) -> bool:
+    """Return True if a frame is a message of IKEv2 (RFC 7296 3.1).
+
+    It has UDP port 500, or follows the Non-ESP Marker (RFC 3948 2.2) at `port`.
+    """
+    try:
+        protocol, at = _upper(frame, _ETH_HEADER)
+        ports = struct.unpack_from("!HH", frame, at)
+        (length,) = struct.unpack_from("!H", frame, at + 4)
+        message, end = at + 8, at + length
+        if port in ports:
+            if any(frame[message : message + 4]):
+                return False
+            message += 4
+        elif _IKE_PORT not in ports:
+            return False
+        (told,) = struct.unpack_from("!I", frame, message + 24)
+        return protocol == 17 and frame[message + 17] == _IKE_VERSION and told == end - message
+    except (IndexError, struct.error):
+        return False
+
+
 def _upper(frame: bytes, at: int) -> tuple[int, int]:
     """Return protocol and offset of the upper-layer header of the IP packet at `at`."""
     if frame[at] >> 4 == 4:
@@ -210,12 +240,15 @@ def main(device: str, port: int, plaintext: bytes) -> None:
     # The kernel's statistics also count frames that didn't fit into the buffer.
     esp_packets, _ = _statistics(esp)
     _, lost = _statistics(other)
+    others = _frames(other)
+    ike = sum(1 for frame in others if is_ike(frame, port))
     strange = [
         frame
-        for frame in _frames(other)
+        for frame in others
         if not is_address_resolution(frame)
         and not is_keepalive(frame, port)
         and not is_refusal(frame, port)
+        and not is_ike(frame, port)
     ]
     leaked = sum(1 for frame in _frames(esp) if plaintext and plaintext in frame)
     report = {
@@ -223,6 +256,7 @@ def main(device: str, port: int, plaintext: bytes) -> None:
         "cleartext": len(strange) + lost,
         "examples": [frame[_ETH_HEADER:].hex() for frame in strange[:3]],
         "leaked": leaked,
+        "ike": ike,
     }
     print(json.dumps(report))
 

@@ -15,6 +15,7 @@ from esp_gw.errors import LabError
 
 _RTT = re.compile(r"= [\d.]+/([\d.]+)/")
 _RECEIVED = re.compile(r"(\d+) (?:packets )?received")
+_GRACE = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +76,59 @@ def iperf_server(namespace: Namespace, address: str) -> Iterator[None]:
 
 def iperf(namespace: Namespace, target: str, seconds: int, *options: str) -> Iperf:
     """Run an iperf3 client to `target`. Raises LabError if it fails."""
-    summary = iperf_summary(namespace, target, seconds, *options)
-    received = summary.get("sum_received") or summary["sum"]
-    return Iperf(received["bits_per_second"] / 1e9, summary.get("sum", {}).get("lost_percent", 0.0))
+    return _result(iperf_summary(namespace, target, seconds, *options))
 
 
 def iperf_summary(namespace: Namespace, target: str, seconds: int, *options: str) -> dict[str, Any]:
     """Run an iperf3 client to `target`; return `end` of its JSON report. Raises LabError."""
     result = namespace.run(
-        *("iperf3", "-J", "-c", target, "-t", str(seconds), "--connect-timeout", "3000"),
-        *options,
-        timeout=seconds + 20,
-        check=False,
+        *_client(target, seconds), *options, timeout=seconds + _GRACE, check=False
     )
+    return _summary(result.stdout, target)
+
+
+class Load:
+    """An iperf3 client that runs for some seconds, while something else is done."""
+
+    def __init__(self, namespace: Namespace, target: str, seconds: int, *options: str) -> None:
+        self._target = target
+        self._timeout = seconds + _GRACE
+        command = (*_client(target, seconds), *options)
+        self._process = namespace.start(*command, stdout=subprocess.PIPE)
+
+    @property
+    def is_done(self) -> bool:
+        """True if the client has ended."""
+        return self._process.poll() is not None
+
+    def finish(self) -> Iperf:
+        """Wait for the end, and return the result. Raises LabError."""
+        try:
+            output, _ = self._process.communicate(timeout=self._timeout)
+        except subprocess.TimeoutExpired:
+            raise LabError(f"took longer than {self._timeout} s", where="iperf3") from None
+        return _result(_summary(output, self._target))
+
+    def close(self) -> None:
+        """End the client without a result."""
+        end(self._process)
+
+
+def _client(target: str, seconds: int) -> tuple[str, ...]:
+    return ("iperf3", "-J", "-c", target, "-t", str(seconds), "--connect-timeout", "3000")
+
+
+def _summary(output: str, target: str) -> dict[str, Any]:
     try:
-        report = json.loads(result.stdout)
+        report = json.loads(output)
     except ValueError:
         raise LabError("iperf3 gave no report", where=target) from None
     if "error" in report:
         raise LabError(f"iperf3: {report['error']}", where=target)
     summary: dict[str, Any] = report["end"]
     return summary
+
+
+def _result(summary: dict[str, Any]) -> Iperf:
+    received = summary.get("sum_received") or summary["sum"]
+    return Iperf(received["bits_per_second"] / 1e9, summary.get("sum", {}).get("lost_percent", 0.0))

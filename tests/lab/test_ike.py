@@ -15,6 +15,7 @@ from lab.waiting import holds_within
 from tests.support.charon import Installation, build_plugin
 from tests.support.fake_owner import Json
 from tests.support.ike_rig import (
+    IDENTITIES,
     NETWORKS,
     End,
     await_child,
@@ -63,6 +64,8 @@ def test_a_child_is_installed_in_one_step_and_fits_the_peers(
         assert outbound["esn"] and outbound["replay_window"] == 4096
         assert (outbound["local"], outbound["remote"]) == (end.address, peer.address)
         assert outbound["child"].startswith("net{")
+        assert (outbound["connection"], outbound["peer"]) == ("peer", IDENTITIES[1 - end.number])
+        assert 0 < outbound["soft_seconds"] < outbound["hard_seconds"]
 
         policy = end.policy()
         assert policy["selectors"] == outbound["selectors"]

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.charon import Installation, build_plugin, debian_13, with_ml
+from tests.support import init_ike
+from tests.support.charon import Charon, Installation, build_plugin, debian_13, with_ml
 from tests.support.ike_rig import NETWORKS, End, await_child, configure, mirrored, start, two_ends
 from tests.support.ike_sites import (
+    Site,
     encapsulations,
     initiate,
     replace_child_under_pings,
     start_sites,
 )
+from tests.support.init_ike import by_command, make_ends, target
 from tests.support.labtools import MakePair, until
 
 
@@ -93,6 +97,10 @@ def test_a_child_in_udp_between_two_versions_outlives_a_kill_of_the_gateway(
     assert newer.charon.stop() == 0
 
 
+def count_kems(site: Site) -> int:
+    return site.charon.swanctl("--list-sas", "--raw").stdout.count("ML_KEM_768")
+
+
 def test_keys_of_a_child_come_from_ml_kem_too(
     make_pair_of_one_engine: MakePair,
     installed: list[Installation],
@@ -113,5 +121,45 @@ def test_keys_of_a_child_come_from_ml_kem_too(
     # The first child has its keys of IKE's exchange, later ones of their own.
     replace_child_under_pings(sites)
     for site in sites:
-        listed = site.charon.swanctl("--list-sas", "--raw").stdout
-        assert listed.count("ML_KEM_768") == 2, listed
+        # A child that was replaced is listed for some time.
+        until(lambda site=site: count_kems(site) == 2, "one child with ML-KEM beside the IKE_SA's")
+
+
+def replace_charon(end: init_ike.End, folder: Path, installed: Installation) -> None:
+    """Give an end another charon, with the same files."""
+    folder.mkdir()
+    charon = Charon(end.gateway.namespace, folder, installed, end.gateway.socket)
+    charon.swanctl_dir = end.swanctl
+    end.charon = charon
+
+
+@pytest.mark.parametrize("initiator", [0, 1])
+def test_both_versions_read_what_init_has_written(
+    installed: list[Installation], tmp_path: Path, stack: contextlib.ExitStack, initiator: int
+) -> None:
+    here, debian13 = installed
+    pair, ends = make_ends(tmp_path, here, stack, by_command("--certificates"))
+    replace_charon(ends[1], tmp_path / "newer", debian13)
+    stack.callback(ends[1].charon.close)
+    init_ike.start(pair, ends)
+    until(lambda: ends[initiator].reaches(target(pair, 1 - initiator)), "the tunnel carries", 20)
+    assert [end.children()[0]["peer"] for end in ends] == ["pi-b", "pi-a"]
+
+
+@pytest.mark.parametrize("peer", ["of the same version", "older"])
+def test_the_comment_lines_of_init_are_for_ml_kem(
+    installed: list[Installation], tmp_path: Path, stack: contextlib.ExitStack, peer: str
+) -> None:
+    here, debian13 = installed[0], with_ml(installed[1])
+    pair, ends = make_ends(tmp_path, here, stack, by_command())
+    newer = ends[1:] if peer == "older" else ends
+    for end in newer:
+        (conf,) = (path for path in (end.swanctl / "conf.d").iterdir() if "ke1" in path.read_text())
+        without = re.sub(r"^ *(esp_)?proposals = .*\n", "", conf.read_text(), flags=re.MULTILINE)
+        conf.write_text(without.replace("# proposals", "proposals").replace("# esp_", "esp_"))
+        replace_charon(end, tmp_path / f"newer-{end.gateway.namespace.name}", debian13)
+        stack.callback(end.charon.close)
+    init_ike.start(pair, ends)
+    until(lambda: ends[1].reaches(target(pair, 0)), "the tunnel carries", 20)
+    listed = ends[1].charon.swanctl("--list-sas", "--raw").stdout
+    assert ("ML_KEM_768" in listed) == (peer != "older")

@@ -53,7 +53,7 @@ AF_ALG = {
 REPLIES: dict[str, dict[str, object]] = {
     "GetStatus": {"version": "0.1.0", "engine": "python", "interface": "esp0", "pid": 7,
                   "uptime_s": 7384.2, "mtu": 1400, "sas": 2, "policies": 2, "tunnels": 1,
-                  "states": {"up": 2, "quiet": 0, "down": 0, "failing": 1},
+                  "states": {"up": 2, "quiet": 0, "down": 0, "failing": 1}, "children": [],
                   "ledger": "/var/lib/esp-gw/ledger.db", "warnings": ["rp_filter drops\x1b[2J"],
                   "config": "/etc/esp-gw", "workers": 2, "pinned": True,
                   "latency": {"setting": "low", "held": True, "rest_ms": 40, "why": ""},

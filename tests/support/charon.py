@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from esp_gw.demo.netns import Namespace, end
-from lab.waiting import holds_within
+from esp_gw.demo import charon
+from esp_gw.demo.charon import CHARON, LOADED, PLUGINS, Section, write_section
+from esp_gw.demo.netns import Namespace
 from tests.support.labtools import until
 
 ROOT = Path(__file__).parents[2]
-PLUGINS = Path("/usr/lib/ipsec/plugins")
-PLUGIN = "libstrongswan-kernel-esp-gw.so"
-BASE = "random nonce openssl sha1 sha2 hmac kdf pem pkcs1 pkcs8 pubkey x509 constraints"
-LOADED = f"{BASE} kernel-esp-gw kernel-netlink vici"
+BASE, PLUGIN = charon.BASE, charon.PLUGIN
 IKE = "aes256gcm16-prfsha256-x25519"
 ESP = "aes256gcm16-x25519-esn"
-START = 30.0
-
-Section = Mapping[str, Any]
-
-
-def write_section(section: Section, indent: str = "") -> str:
-    """Return settings in strongSwan's syntax; a mapping is a section."""
-    lines = []
-    for name, value in section.items():
-        if isinstance(value, Mapping):
-            lines += [f"{indent}{name} {{", write_section(value, indent + "  "), f"{indent}}}"]
-        else:
-            lines.append(f"{indent}{name} = {value}")
-    return "\n".join(lines)
 
 
 def installed_version() -> str:
@@ -95,22 +76,17 @@ def with_ml(installed: Installation) -> Installation:
     return replace(installed, load=f"{LOADED} ml")
 
 
-class Charon:
-    """One charon, with a mount namespace of its own: /run, the plugins and its configuration."""
+class Charon(charon.Charon):
+    """charon of an installation, with swanctl.conf of the test's."""
 
     def __init__(
         self, namespace: Namespace, folder: Path, installed: Installation, control_socket: Path
     ) -> None:
-        self.namespace = namespace
-        self.folder = folder
-        self.log = folder / "charon.log"
-        self.settings: dict[str, Any] = {}
+        super().__init__(namespace, folder, installed.plugins, control_socket)
         self.preload = ""
         """Assignments to the environment of charon alone: the shell's leaks are nobody's."""
-        self._installed = installed
-        self._control_socket = control_socket
-        self._vici = f"unix://{folder}/charon.vici"
-        self._process: subprocess.Popen[str] | None = None
+        self._load = installed.load
+        self._root = str(installed.root).rstrip("/")
         for name in ("conf.d", "x509", "x509ca", "private", "ecdsa"):
             (folder / "swanctl" / name).mkdir(parents=True, exist_ok=True)
 
@@ -122,74 +98,6 @@ class Charon:
         written = write_section(sections)
         (self.folder / "swanctl/swanctl.conf").write_text(written + "\n")
 
-    def start(self) -> None:
-        """Start charon and load the configuration."""
-        plugin = {"socket": self._control_socket}
-        charon = {
-            "load": self._installed.load,
-            "port": 500,
-            "install_routes": "no",
-            "retransmit_timeout": 0.5,
-            "retransmit_tries": 3,
-            "plugins": {"vici": {"socket": self._vici}, "kernel-esp-gw": plugin},
-            # The plugin's own at the highest level, which shows keys in other parts of charon.
-            "filelog": {"f": {"path": self.log, "flush_line": "yes", "default": 1, "knl": 4}},
-            "syslog": {"daemon": {"default": -1}},
-            **self.settings,
-        }
-        conf = self.folder / "strongswan.conf"
-        swanctl = {"load": "random openssl pem pkcs1 pkcs8 pubkey x509"}
-        conf.write_text(write_section({"charon-systemd": charon, "swanctl": swanctl}) + "\n")
-        root = str(self._installed.root).rstrip("/")
-        # That root has no other program than charon.
-        launch = f'chroot "{root}"' if root else f"env {self.preload}"
-        shared = [f'mount --rbind {name} "{root}{name}" && ' for name in ("/dev", "/proc", "/tmp")]
-        script = (
-            f'mount -t tmpfs tmpfs "{root}/run" && '
-            f'mount --bind "{self._installed.plugins}" "{root}{PLUGINS}" && '
-            f"{''.join(shared) if root else ''}"
-            f"exec {launch} /usr/sbin/charon-systemd"
-        )
-        with (self.folder / "charon.out").open("a") as out:
-            self._process = self.namespace.start(
-                *("unshare", "--mount", "sh", "-c", script),
-                env={"STRONGSWAN_CONF": str(conf)},
-                stdout=out.fileno(),
-                stderr=out.fileno(),
-            )
-        assert holds_within(START, self._is_ready), self.read_output()
-        self.load()
-
-    def _is_ready(self) -> bool:
-        assert self._process is not None and self._process.poll() is None, self.read_output()
-        return self.swanctl("--stats", check=False).returncode == 0
-
-    def read_output(self) -> str:
-        texts = (self.folder / "charon.out", self.log)
-        return "\n".join(path.read_text() for path in texts if path.exists())[-4000:]
-
-    def load(self) -> None:
-        """Load credentials and connections, as the unit of charon does after its start."""
-        self.swanctl("--load-all", "--noprompt")
-
-    def swanctl(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run swanctl on this charon. Raises AssertionError if it fails and `check` is set."""
-        environment = {
-            **os.environ,
-            "STRONGSWAN_CONF": str(self.folder / "strongswan.conf"),
-            "SWANCTL_DIR": str(self.folder / "swanctl"),
-        }
-        result = subprocess.run(
-            ["swanctl", *arguments, "--uri", self._vici],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env=environment,
-            check=False,
-        )
-        assert not check or result.returncode == 0, result.stdout + result.stderr
-        return result
-
     def initiate(self, child: str = "net") -> None:
         self.swanctl("--initiate", "--child", child, "--timeout", "20")
 
@@ -199,29 +107,29 @@ class Charon:
     def await_log(self, words: str, seconds: float = 20.0) -> None:
         until(lambda: self.has_logged(words), f"{words!r} in the log of charon", seconds)
 
-    @property
-    def is_running(self) -> bool:
-        return self._process is not None
+    def _settings(self) -> Section:
+        # The plugin's own at the highest level, which shows keys in other parts of charon.
+        log = {"path": self.log, "flush_line": "yes", "default": 1, "knl": 4}
+        return {
+            **super()._settings(),
+            "load": self._load,
+            "retransmit_timeout": 0.5,
+            "retransmit_tries": 3,
+            "filelog": {"f": log},
+            **self.settings,
+        }
 
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
+    def _mounts(self) -> Sequence[str]:
+        if not self._root:
+            return super()._mounts()
+        root = self._root
+        return (
+            f'mount -t tmpfs tmpfs "{root}/run"',
+            f'mount --bind "{self.plugins}" "{root}{PLUGINS}"',
+            *(f'mount --rbind {name} "{root}{name}"' for name in ("/dev", "/proc", "/tmp")),
+        )
 
-    def stop(self) -> int:
-        """End charon by SIGTERM; return its exit status."""
-        assert self._process is not None
-        status = end(self._process, 30)
-        self._process = None
-        return status
-
-    def kill(self) -> None:
-        """End charon by SIGKILL."""
-        assert self._process is not None
-        os.kill(self.pid, signal.SIGKILL)
-        self._process.wait()
-        self._process = None
-
-    def close(self) -> None:
-        if self._process is not None:
-            self.kill()
+    def _program(self) -> str:
+        # That root has no other program than charon.
+        launch = f'chroot "{self._root}"' if self._root else f"env {self.preload}"
+        return f"{launch} {CHARON}"

@@ -25,6 +25,7 @@ SA_MEMBERS = {
     *("local_port", "remote_port", "selectors", "esn", "replay_window", "keepalive"),
     *("local_original", "remote_original", "child"),
     *("soft_bytes", "hard_bytes", "soft_packets", "hard_packets"),
+    *("soft_seconds", "hard_seconds", "peer", "connection"),
 }
 POLICY_MEMBERS = {"id", "action", "selectors", "priority", "sa", "child"}
 SELECTOR_MEMBERS = {"local", "remote", "protocol", "local_port", "remote_port"}
@@ -91,7 +92,9 @@ def check_sa(sa: Json) -> None:
     check(type(sa["esn"]) is bool, "esn")
     check(64 <= sa["replay_window"] <= 8192 and not sa["replay_window"] % 64, "replay_window")
     check(type(sa["child"]) is str, "child")
-    for limit in ("bytes", "packets"):
+    for name in ("peer", "connection"):
+        check(0 < len(sa[name]) < 256 and sa[name].isprintable(), name)
+    for limit in ("bytes", "packets", "seconds"):
         soft, hard = sa[f"soft_{limit}"] or 0, sa[f"hard_{limit}"] or 0
         check(soft >= 0 and (not hard or soft <= hard), f"limits: {soft}, {hard}")
 

@@ -18,6 +18,7 @@ from tests.support.labtools import until
 ADDRESSES = ("192.0.2.1", "192.0.2.2")
 NETWORKS = ("10.1.0.0/24", "10.2.0.0/24")
 IDENTITIES = ("a.example", "b.example")
+OWN = {"peer", "soft_seconds", "hard_seconds"}
 
 
 @dataclass
@@ -156,7 +157,8 @@ def _pki(*arguments: str) -> bytes:
 def mirrored(one: Json, other: Json) -> Json:
     """Return the members in which an SA of one end differs from the same SA at the other end.
 
-    `local` and `remote` are changed over first, of the SA and of its selectors.
+    `local` and `remote` are changed over first, of the SA and of its selectors. What is
+    an end's own is left out: whom it speaks to, and its time limits.
     """
     swap = {"local": "remote", "remote": "local"}
     swap |= {f"{name}_port": f"{value}_port" for name, value in swap.items()}
@@ -166,4 +168,5 @@ def mirrored(one: Json, other: Json) -> Json:
 
     turned: dict[str, Any] = over(other)
     turned["selectors"] = [over(selector) for selector in other["selectors"]]
-    return {name: (one[name], turned[name]) for name in one if one[name] != turned[name]}
+    shared = one.keys() - OWN
+    return {name: (one[name], turned[name]) for name in shared if one[name] != turned[name]}

@@ -6,7 +6,9 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +26,7 @@ from esp_gw.config.keyfile import generate
 from esp_gw.config.load import load_config
 from esp_gw.crypto import measure, probe, processor
 from esp_gw.crypto.measure import Sealer
+from esp_gw.demo.steps import DemoOptions
 from esp_gw.desired import GatewaySettings
 from esp_gw.errors import ConfigError, EspGwError, KeyReuseError, Problem
 from esp_gw.ledger.ledger import Ledger
@@ -429,24 +432,35 @@ def test_errors_that_stop_the_daemon_are_printed_line_by_line(
 def test_demo_passes_its_options_as_values(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[SimpleNamespace] = []
+    seen: list[tuple[str, DemoOptions]] = []
 
-    def demo_run(options: SimpleNamespace) -> int:
-        seen.append(options)
-        return 0
+    def take(kind: str) -> Callable[[DemoOptions], int]:
+        def demo_run(options: DemoOptions) -> int:
+            seen.append((kind, options))
+            return 0
 
-    module = SimpleNamespace(run=demo_run, DemoOptions=SimpleNamespace)
+        return demo_run
+
+    module = SimpleNamespace(run=take("manual"), run_ike=take("ike"))
     fake(monkeypatch, esp_gw.demo, "run", module)
     run(capsys, "demo")
     run(capsys, *shlex.split("demo --engine python --mode transport --encapsulation none"),
         *shlex.split("--suite aes128gcm16 --seconds 2 --json"))  # fmt: skip
-    default = {"engine": "auto", "mode": Mode.TUNNEL, "encapsulation": Encapsulation.UDP,
-               "suite": SUITES["aes256gcm16"], "seconds": 5, "json_output": False}  # fmt: skip
-    assert [vars(options) for options in seen] == [
-        default,
-        {"engine": "python", "mode": Mode.TRANSPORT, "encapsulation": Encapsulation.NONE,
-         "suite": SUITES["aes128gcm16"], "seconds": 2, "json_output": True},
-    ]  # fmt: skip
+    run(capsys, "demo", "--ike")
+    run(capsys, "demo", "--ike", "--plugin", "/somewhere")
+    default = DemoOptions(
+        "auto", Mode.TUNNEL, Encapsulation.UDP, SUITES["aes256gcm16"], 5, json_output=False
+    )
+    short = DemoOptions(
+        "python", Mode.TRANSPORT, Encapsulation.NONE, SUITES["aes128gcm16"], 2, json_output=True
+    )
+    assert seen == [
+        ("manual", default),
+        ("manual", short),
+        ("ike", default),
+        ("ike", replace(default, plugin=Path("/somewhere"))),
+    ]
+    assert "--plugin needs --ike" in fail(capsys, "demo", "--plugin", "/somewhere", status=2)
 
 
 @pytest.mark.parametrize(
