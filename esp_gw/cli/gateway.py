@@ -78,7 +78,8 @@ def status(daemon: Daemon, as_json: bool) -> int:
             "policies": str(reply["policies"]),
         },
     )
-    print_children(reply["children"])
+    # A gateway of an earlier version has none.
+    print_children(reply.get("children", []))
     for warning in reply["warnings"]:
         output.print_text(f"warning: {warning}", indent="  ", hanging="      ")
     return int(not is_well)
