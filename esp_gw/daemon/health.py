@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from esp_gw.daemon.gateway import Gateway
@@ -124,6 +124,13 @@ class Health:
         """Return the condition of an SA's tunnel."""
         self._tunnels()
         return _condition(self._roster.of_sa(name), _now())
+
+    def samples(self, tunnel: str | None) -> Mapping[str, str]:
+        """Return the last sample of each reason of a tunnel, for None those that no SA counts."""
+        if tunnel is None:
+            return self._roster.strays
+        watched = self._roster.tunnels.get(tunnel)
+        return {} if watched is None else watched.refused
 
     def warnings(self) -> list[str]:
         """Return a line for the likeliest cause in each tunnel, failing tunnels first.
