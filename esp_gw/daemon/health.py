@@ -59,6 +59,9 @@ class Health:
         self._news = News()
         self._drain_errors = drain_errors
         self._chains: dict[int, str | None] = {}
+        self._told = 0
+        self.on_event: Callable[[Event], None] = lambda _event: None
+        """Called with each change of a tunnel; it must not block."""
         self._next_chains = self._next_openings = 0.0
 
     async def step(self) -> None:
@@ -109,6 +112,9 @@ class Health:
         line = self._news.look(standings, now, time.time())
         if line is not None:
             _tell(line)
+        for event in [each for each in self._news.events if each.number > self._told]:
+            self._told = event.number
+            self.on_event(event)
 
     @property
     def events(self) -> Iterable[Event]:
