@@ -93,7 +93,8 @@ class GatewaySettings(EngineSettings):
     `addresses` are assigned to the TUN device. An `mtu` of None is computed from the path MTU.
     `table` is the routing table that holds the routes into the TUN. `firewall` is the packet filter
     that drops cleartext of protected prefixes, `source_check` its part that drops packets with a
-    forged source on their way into the TUN. `allow_cut_off` lets the host lose its default gateway.
+    forged source on their way into the TUN. `hook` is a program with arguments, for the changes
+    of the tunnels' states. `allow_cut_off` lets the host lose its default gateway.
     """
 
     addresses: tuple[IPAddress, ...] = _setting(
@@ -106,6 +107,7 @@ class GatewaySettings(EngineSettings):
     source_check: str = _setting(AUTO, values.parse_auto, live=True)
     state_dir: str = _setting("/var/lib/esp-gw", values.parse_absolute_path)
     control_socket: str = _setting("/run/esp-gw/control.sock", values.parse_socket_path)
+    hook: tuple[str, ...] = _setting((), values.parse_argument, many=True, live=True)
     allow_cut_off: bool = _setting(False, values.parse_flag, live=True)
     allow_inline_keys: bool = _setting(False, values.parse_flag, live=True)
 

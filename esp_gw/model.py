@@ -296,6 +296,22 @@ class Policy:
     origin: Origin = Origin.CONFIG
 
 
+def named_pairs(
+    sas: Sequence[Sa], policies: Sequence[Policy]
+) -> Iterator[tuple[str, tuple[Sa, ...]]]:
+    """The SAs of no tunnel as `by_pair` has them, each pair with its name.
+
+    It is that of its first SA, but of a tunnel that the CLI added its own: such a tunnel is a
+    policy of the CLI with a pair of SAs that have the policy's name, and /out and /in behind it.
+    """
+    names = {policy.sas: policy.name for policy in policies if policy.origin is Origin.CLI}
+    for pair in by_pair(sas):
+        outbound = tuple(sa.name for sa in pair if sa.direction is Direction.OUTBOUND)
+        name = names.get(outbound, "")
+        is_tunnel = {sa.name for sa in pair} == {f"{name}/out", f"{name}/in"}
+        yield (name if is_tunnel else pair[0].name), pair
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
     """Sequence numbers `first` to `end - 1`, on disk as used before the first of them is used."""

@@ -171,6 +171,15 @@ def parse_absolute_path(value: object) -> str:
     raise FieldError(f"expected a path that begins with '/', not {shown(value)}")
 
 
+def parse_argument(value: object) -> str:
+    """An argument of a program: text on one line, of at most 1,024 characters."""
+    if isinstance(value, str) and value.isprintable() and 0 < len(value) <= 1024:
+        if looks_like_a_key(value):
+            raise FieldError("looks like a key, which others could see in the process list")
+        return value
+    raise FieldError(f"expected text of 1 to 1024 characters on one line, not {shown(value)}")
+
+
 def parse_socket_path(value: object) -> str:
     """An absolute path that fits the address of a unix socket: at most 107 bytes (unix(7))."""
     path = parse_absolute_path(value)

@@ -40,21 +40,37 @@ def run(config: Path, log_level: str, release: bool) -> int:
 
 
 @click.command()
+@click.option("--watch", is_flag=True, help="Go on showing it, until q or Ctrl-C.")
 @json_option
 @click.pass_obj
-def status(daemon: Daemon, as_json: bool) -> int:
+def status(daemon: Daemon, watch: bool, as_json: bool) -> int:
     """Show the state of the running gateway, with warnings.
 
-    The exit status is 0 if all is well, 1 with a warning, 3 if no gateway runs.
+    The exit status is 0 if all is well, 1 with a warning, 3 if no gateway runs. Into a pipe --watch
+    writes a line for each change.
     """
+    if watch:
+        from esp_gw.cli.watch import watch as follow  # noqa: PLC0415 - needed by live displays alone
+
+        follow(daemon, _show, as_json=as_json)
+        return 0
     reply = daemon.call("GetStatus")
-    states = reply["states"]
-    is_well = (
-        not reply["warnings"] and not states[TunnelState.DOWN] and not states[TunnelState.FAILING]
-    )
     if as_json:
         output.print_json(reply)
-        return int(not is_well)
+    else:
+        _show(reply)
+    return int(not _is_well(reply))
+
+
+def _is_well(reply: Mapping[str, Any]) -> bool:
+    states = reply["states"]
+    return (
+        not reply["warnings"] and not states[TunnelState.DOWN] and not states[TunnelState.FAILING]
+    )
+
+
+def _show(reply: Mapping[str, Any]) -> None:
+    states = reply["states"]
     output.print_block(
         "esp-gw",
         reply["version"],
@@ -82,7 +98,6 @@ def status(daemon: Daemon, as_json: bool) -> int:
     print_children(reply.get("children", []))
     for warning in reply["warnings"]:
         output.print_text(f"warning: {warning}", indent="  ", hanging="      ")
-    return int(not is_well)
 
 
 def _engine(reply: Mapping[str, Any]) -> str:

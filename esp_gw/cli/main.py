@@ -12,18 +12,22 @@ from pathlib import Path
 import click
 
 from esp_gw.cli.bench import bench
+from esp_gw.cli.completion import completion
 from esp_gw.cli.config import check, config
 from esp_gw.cli.demo import demo
 from esp_gw.cli.denial import SUDO, is_ordinary_user, with_sudo
 from esp_gw.cli.doctor import doctor
+from esp_gw.cli.explain import explain
 from esp_gw.cli.gateway import reload, run, stats, status
 from esp_gw.cli.guard import guard
 from esp_gw.cli.invite import invite, join
 from esp_gw.cli.ledger import ledger
 from esp_gw.cli.log import log
+from esp_gw.cli.monitor import monitor
 from esp_gw.cli.moved import moved
 from esp_gw.cli.options import Daemon
 from esp_gw.cli.output import counted
+from esp_gw.cli.overview import Overview
 from esp_gw.cli.policy import policy
 from esp_gw.cli.provision import init, keygen
 from esp_gw.cli.sa import sa
@@ -35,7 +39,7 @@ from esp_gw.limits import named
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Overview, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--socket",
     type=click.Path(readable=False, path_type=Path),
@@ -64,11 +68,14 @@ for command in (
     tunnel,
     status,
     stats,
+    monitor,
     log,
+    explain,
     reload,
     doctor,
     demo,
     bench,
+    completion,
 ):
     cli.add_command(command)
 cli.add_command(moved(check, "esp-gw config check"))

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from esp_gw.cli import output
+from esp_gw.cli.completion import policy_names, sa_names
 from esp_gw.cli.options import (
     ACTION,
     NAME,
@@ -44,8 +45,20 @@ def list_(daemon: Daemon, as_json: bool) -> None:
 @selector_options
 @click.option("--local-port", type=PORTS, metavar="PORTS", help="Our inner ports: 80, 1000-2000.")
 @click.option("--remote-port", type=PORTS, metavar="PORTS", help="The peer's inner ports.")
-@click.option("--sa", type=SA_NAME, metavar="NAME", help="The protecting outbound SA.")
-@click.option("--before", type=NAME, metavar="NAME", help="Insert before this policy.")
+@click.option(
+    "--sa",
+    type=SA_NAME,
+    metavar="NAME",
+    help="The protecting outbound SA.",
+    shell_complete=sa_names,
+)
+@click.option(
+    "--before",
+    type=NAME,
+    metavar="NAME",
+    help="Insert before this policy.",
+    shell_complete=policy_names,
+)
 @json_option
 @click.pass_obj
 def add(daemon: Daemon, /, as_json: bool, **options: Any) -> None:
@@ -58,7 +71,7 @@ def add(daemon: Daemon, /, as_json: bool, **options: Any) -> None:
 
 
 @policy.command()
-@click.argument("name")
+@click.argument("name", shell_complete=policy_names)
 @json_option
 @click.pass_obj
 def delete(daemon: Daemon, name: str, as_json: bool) -> None:

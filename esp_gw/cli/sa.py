@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from esp_gw.cli import output
+from esp_gw.cli.completion import sa_names
 from esp_gw.cli.kernel import export, import_
 from esp_gw.cli.options import (
     DIRECTION,
@@ -91,7 +92,7 @@ def list_(daemon: Daemon, as_json: bool) -> None:
 
 
 @sa.command()
-@click.argument("name")
+@click.argument("name", shell_complete=sa_names)
 @click.option("--reveal-keys", is_flag=True, help="Print the key too.")
 @json_option
 @click.pass_obj
@@ -155,12 +156,18 @@ def show(daemon: Daemon, name: str, reveal_keys: bool, as_json: bool) -> None:
 @click.option(
     "--liveness", type=LIVENESS, metavar="S", help="Seconds between authentic keepalives; 0: none."
 )
-@click.option("--pair", type=SA_NAME, metavar="NAME", help="The SA of the other direction.")
+@click.option(
+    "--pair",
+    type=SA_NAME,
+    metavar="NAME",
+    help="The SA of the other direction.",
+    shell_complete=sa_names,
+)
 @json_option
 @click.pass_obj
 def add(daemon: Daemon, /, as_json: bool, key_file: str, **options: Any) -> None:
     """Add an SA. Options that are not given have the daemon's defaults."""
-    key = _read_key(key_file, SUITES[options["suite"] or DEFAULT_SUITE.name])
+    key = read_key(key_file, SUITES[options["suite"] or DEFAULT_SUITE.name], "--key-file")
     reply = daemon.call("AddSa", key=key, **options)
     if as_json:
         output.print_json(reply)
@@ -169,7 +176,7 @@ def add(daemon: Daemon, /, as_json: bool, key_file: str, **options: Any) -> None
 
 
 @sa.command()
-@click.argument("name")
+@click.argument("name", shell_complete=sa_names)
 @json_option
 @click.pass_obj
 def delete(daemon: Daemon, name: str, as_json: bool) -> None:
@@ -203,7 +210,7 @@ sa.add_command(import_)
 sa.add_command(export)
 
 
-def _read_key(source: str, suite: Suite) -> str:
+def read_key(source: str, suite: Suite, option: str) -> str:
     """Return the key as hex for the request, checked before it is sent."""
     from esp_gw.config import keyfile  # noqa: PLC0415 - only needed here
 
@@ -211,7 +218,7 @@ def _read_key(source: str, suite: Suite) -> str:
         raise click.BadParameter(
             "this is a key, and others may have seen it in the process list: "
             "make a new one, and give the name of its file or - for stdin",
-            param_hint="--key-file",
+            param_hint=option,
         )
     if source == "-":
         keymat = keyfile.parse_keymat(sys.stdin.read(MAX_STDIN_KEY), suite)

@@ -357,6 +357,7 @@ class _Reader:
                     self._complain(self._homes["gateway"], ("gateway", "mtu"), text)
                     break
         self._check_provider()
+        self._check_hook()
 
     def _check_nats(self) -> None:
         for sa in self._sas:
@@ -364,6 +365,12 @@ class _Reader:
             if sa.name == f"{sa.tunnel}/in" and (text := needs_local_original(sa)) is not None:
                 document, place = self._places[str(sa.tunnel)]
                 self._warnings.append(str(document.problem((*place, "local"), text)))
+
+    def _check_hook(self) -> None:
+        hook = self._settings.hook
+        if hook and not hook[0].startswith("/"):
+            text = f"expected a program by its path, which begins with '/', not '{hook[0]}'"
+            self._complain(self._homes["gateway"], ("gateway", "hook"), text)
 
     def _check_provider(self) -> None:
         provider = self._settings.provider

@@ -73,8 +73,8 @@ class Additions:
         """Remove an SA that the CLI added."""
         name = name_of(parameters)
         if name not in [entry.name for entry in self._sources.added.sas]:
-            raise self._not_added("SA", name, [sa.name for sa in self._gateway.sas])
-        for policy in self._placed():
+            raise self.not_added("SA", name, [sa.name for sa in self._gateway.sas])
+        for policy in self.placed():
             if policy.sa == name:
                 raise ControlError(
                     "Refused",
@@ -94,7 +94,7 @@ class Additions:
         """Remove every SA that the CLI added, and the CLI's policies that need one of them."""
         names = [entry.name for entry in self._sources.added.sas]
         kept = tuple(entry for entry in self._sources.added.policies if entry.sa not in names)
-        self._refuse_displacing(
+        self.refuse_displacing(
             {entry.name for entry in self._sources.added.policies if entry.sa in names}
         )
         await self._sources.add(StoredState(sas=(), policies=kept), "flush")
@@ -169,8 +169,8 @@ class Additions:
         """Remove a policy that the CLI added."""
         name = name_of(parameters)
         if name not in [entry.name for entry in self._sources.added.policies]:
-            raise self._not_added("policy", name, [p.name for p in self._gateway.policies])
-        self._refuse_displacing({name})
+            raise self.not_added("policy", name, [p.name for p in self._gateway.policies])
+        self.refuse_displacing({name})
         await self._sources.add(
             StoredState(
                 sas=self._sources.added.sas,
@@ -182,7 +182,7 @@ class Additions:
         )
         return {}
 
-    def _not_added(self, kind: str, name: str, present: list[str]) -> ControlError:
+    def not_added(self, kind: str, name: str, present: list[str]) -> ControlError:
         """The error for the deletion of an entry that the CLI did not add."""
         if name not in present:
             return ControlError("NotFound", f"there is no {kind} {name}")
@@ -198,7 +198,7 @@ class Additions:
             hint=f"remove it from {self._config} and run 'esp-gw reload'",
         )
 
-    def _placed(self) -> list[PolicyEntry]:
+    def placed(self) -> list[PolicyEntry]:
         """Return the CLI's policies that are in place."""
         return [
             entry
@@ -206,8 +206,9 @@ class Additions:
             if entry.name not in self._sources.left_out
         ]
 
-    def _refuse_displacing(self, removed: set[str]) -> None:
-        for entry in self._placed():
+    def refuse_displacing(self, removed: set[str]) -> None:
+        """Raise ControlError if another policy of the CLI stands before one that is removed."""
+        for entry in self.placed():
             if entry.before in removed and entry.name not in removed:
                 raise ControlError(
                     "Refused",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from esp_gw.daemon.gateway import Gateway
@@ -59,6 +59,9 @@ class Health:
         self._news = News()
         self._drain_errors = drain_errors
         self._chains: dict[int, str | None] = {}
+        self._told = 0
+        self.on_event: Callable[[Event], None] = lambda _event: None
+        """Called with each change of a tunnel; it must not block."""
         self._next_chains = self._next_openings = 0.0
 
     async def step(self) -> None:
@@ -109,6 +112,9 @@ class Health:
         line = self._news.look(standings, now, time.time())
         if line is not None:
             _tell(line)
+        for event in [each for each in self._news.events if each.number > self._told]:
+            self._told = event.number
+            self.on_event(event)
 
     @property
     def events(self) -> Iterable[Event]:
@@ -124,6 +130,13 @@ class Health:
         """Return the condition of an SA's tunnel."""
         self._tunnels()
         return _condition(self._roster.of_sa(name), _now())
+
+    def samples(self, tunnel: str | None) -> Mapping[str, str]:
+        """Return the last sample of each reason of a tunnel, for None those that no SA counts."""
+        if tunnel is None:
+            return self._roster.strays
+        watched = self._roster.tunnels.get(tunnel)
+        return {} if watched is None else watched.refused
 
     def warnings(self) -> list[str]:
         """Return a line for the likeliest cause in each tunnel, failing tunnels first.

@@ -23,6 +23,7 @@ from esp_gw.daemon.guard import GUARD_FILES, GUARD_SPACE, hold_before_start
 from esp_gw.daemon.health import Health
 from esp_gw.daemon.held_file import held_path, load_held
 from esp_gw.daemon.holding import Holding
+from esp_gw.daemon.hooks import Hooks
 from esp_gw.daemon.ike_port import IkePort
 from esp_gw.daemon.ledgers import Ledgers
 from esp_gw.daemon.owner import Owner
@@ -174,6 +175,8 @@ class _Daemon:
             advice(settings),
         )
         sources = self._service.sources
+        self._hooks = Hooks(lambda: sources.configured.settings.hook)
+        self._health.on_event = self._hooks.tell
         holding = Holding(gateway, sources, ledgers)
         self._events = OwnerEvents(gateway, sources, holding, self._fail)
         owner = Owner(sources, holding, self._events, IkePort(gateway, sources))
@@ -198,6 +201,7 @@ class _Daemon:
         finally:
             self._notifier.stopping()
             log.info("stopping")
+            self._hooks.stop()
             self._events.stopping()
             await self._events.stop()
             await (self._end(gateway) if self._failure is None else gateway.abandon())
@@ -220,6 +224,7 @@ class _Daemon:
         background.repeat("the watch over the tunnels", self._health.step)
         background.repeat("the events of the owner", self._events.step)
         background.repeat("the end of what is left closed", self._closed_time.step)
+        background.repeat("the hook", self._hooks.step)
         background.repeat("the report to the service manager", self._report)
         background.repeat("the reload at a signal", self._reload_when_asked)
         await self._stopping.wait()

@@ -18,8 +18,11 @@ from esp_gw.config.load import load_config
 from esp_gw.control.protocol import PREFIX
 from esp_gw.control.server import Caller, Handler
 from esp_gw.crypto.advice import Advice
+from esp_gw.daemon.added_tunnels import AddedTunnels
 from esp_gw.daemon.additions import Additions
 from esp_gw.daemon.child_list import child_list
+from esp_gw.daemon.drops import explain_drops
+from esp_gw.daemon.explain import Explainer
 from esp_gw.daemon.gateway import Gateway
 from esp_gw.daemon.health import Health
 from esp_gw.daemon.nats import nats, where_peers_are
@@ -62,7 +65,9 @@ class Service:
         self._not_reloaded: str | None = None
         self.sources = Sources(gateway, desired, store)
         self._report = SaReport(gateway, health)
+        self._explainer = Explainer(gateway, health)
         self._additions = Additions(gateway, self.sources, self._report, config)
+        self._tunnels = AddedTunnels(gateway, self.sources, self._additions)
         self._began = time.monotonic()
 
     def desired(self) -> Desired:
@@ -92,7 +97,10 @@ class Service:
             "ListEvents": self.list_events,
             "Reload": self.reload,
             "CheckReload": self.check_reload,
+            "Explain": self.explain,
+            "ExplainDrops": self.explain_drops,
             **self._additions.handlers(),
+            **self._tunnels.handlers(),
         }
         return {PREFIX + name: handler for name, handler in methods.items()}
 
@@ -181,9 +189,7 @@ class Service:
 
     async def get_stats(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return every counter; `drops` includes those of the packet filter and the kernel."""
-        outside = await self._gateway.filter_drops()
-        if overflow := await self._gateway.tun_overflow():
-            outside[TUN_OVERFLOW] = overflow
+        outside = await self._outside_drops()
         counters = self._gateway.counters()
         values = asdict(counters)
         values["drops"] = {**counters.drops, **outside}
@@ -191,6 +197,17 @@ class Service:
         for name, entry in counters.sas.items():
             values["sas"][name]["remote"] = remote_view(entry.remote)
         return values
+
+    async def explain(self, parameters: Parameters, caller: Caller) -> Parameters:
+        """Return the way of a flow in steps, and what stops it."""
+        return await self._explainer.explain(parameters)
+
+    async def explain_drops(self, parameters: Parameters, caller: Caller) -> Parameters:
+        """Return what was dropped since the start, why, and the last packet of each reason."""
+        outside = await self._outside_drops()
+        tunnels = tunnel_list(self.sources.tunnels, self._gateway, self._health, self._flows())
+        totals = {**self._gateway.counters().drops, **outside}
+        return explain_drops(tunnels, totals, self._health.samples, parameters.get("tunnel"))
 
     async def list_events(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return the last changes of the tunnels' states; `after` is the number of a known one."""
@@ -262,6 +279,13 @@ class Service:
     def _warn(self) -> None:
         for warning in (*self.sources.warnings(), *nats(self._gateway)):
             log.warning(warning)
+
+    async def _outside_drops(self) -> dict[str, int]:
+        """Return the drops of the packet filter and the kernel, by reason."""
+        outside = await self._gateway.filter_drops()
+        if overflow := await self._gateway.tun_overflow():
+            outside[TUN_OVERFLOW] = overflow
+        return outside
 
     def _flows(self) -> dict[str, int]:
         return flows_in_use(self._gateway.engine.lane_flows(), self._gateway.placed.policies)

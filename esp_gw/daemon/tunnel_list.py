@@ -9,7 +9,7 @@ from esp_gw.daemon.health import Health
 from esp_gw.daemon.sas import Totals
 from esp_gw.daemon.views import pair_view, tunnel_view, waiting_view
 from esp_gw.engine.base import SaCounters
-from esp_gw.model import Tunnel, by_pair
+from esp_gw.model import Tunnel, named_pairs
 
 
 def tunnel_list(
@@ -40,8 +40,8 @@ def _added(
     counters: Mapping[str, SaCounters],
     totals: Mapping[str, Totals],
 ) -> Iterator[dict[str, object]]:
-    """Yield the SAs that belong to no tunnel: a pair as one, under the name of its first SA."""
-    for sas in by_pair([*gateway.sas, *gateway.waiting]):
+    """Yield the SAs that belong to no tunnel of the configuration, a pair as one."""
+    for name, sas in named_pairs([*gateway.sas, *gateway.waiting], gateway.policies):
         there = next((sa.name for sa in sas if sa.name in counters), None)
         condition = None if there is None else health.of_sa(there)
-        yield pair_view(sas, counters, totals, condition)
+        yield pair_view(name, sas, counters, totals, condition)

@@ -63,8 +63,13 @@ def sa_view(sa: Sa, counters: SaCounters, condition: Condition) -> dict[str, obj
 def waiting_sa_view(sa: Sa, *, used_up: bool) -> dict[str, object]:
     """Return an SA that is not installed: it lacks an address, or has no sequence number left."""
     none = SaCounters(0, 0, 0, 0, sa.remote, sa.remote_port)
-    why = _USED_UP if used_up else _WAITS
+    why = why_waiting(used_up=used_up)
     return sa_view(sa, none, Condition(TunnelState.DOWN, None, None, (why,)))
+
+
+def why_waiting(*, used_up: bool) -> str:
+    """Return the reason that an SA is not installed."""
+    return _USED_UP if used_up else _WAITS
 
 
 def tunnel_view(
@@ -104,12 +109,13 @@ def tunnel_view(
 
 
 def pair_view(
+    name: str,
     sas: Sequence[Sa],
     counters: Mapping[str, SaCounters],
     totals: Mapping[str, Totals],
     condition: Condition | None,
 ) -> dict[str, object]:
-    """Return the SAs of a pair, or one alone, as a tunnel of the name of the first.
+    """Return the SAs of a pair, or one alone, as a tunnel of this name.
 
     `condition` is None if none of them is installed.
     """
@@ -121,7 +127,7 @@ def pair_view(
         for direction in (Direction.OUTBOUND, Direction.INBOUND)
     )
     return {
-        "name": first.name,
+        "name": name,
         "origin": first.origin,
         "mode": first.mode,
         "encapsulation": first.encapsulation,

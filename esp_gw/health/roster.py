@@ -24,7 +24,7 @@ from esp_gw.model import (
     Sa,
     Tunnel,
     TunnelState,
-    by_pair,
+    named_pairs,
 )
 from esp_gw.network.icmp import Unreachable
 
@@ -92,6 +92,8 @@ class Roster:
         self._by_sa: dict[str, Watched] = {}
         self._desired: Desired | None = None
         self._peers: dict[IPAddress, list[Watched]] = {}
+        self.strays: dict[str, str] = {}
+        """The last refused packet of each reason that no SA counts."""
 
     def of_sa(self, name: str) -> Watched | None:
         """Return the tunnel of an SA."""
@@ -192,17 +194,20 @@ class Roster:
                     # The peer announces lanes, and loses nothing by them.
                     is_announced = watched.tracker.heard and _is_next(watched, sample.spi)
                     yield watched, Seen(foreign=not is_announced)
+            self._keep(sample, _of_outer(sample))
             return
         inner = f"{sample.source} to {sample.destination}"
+        self._keep(sample, inner)
         if sample.reason == DropReason.NO_POLICY:
             for watched in self.tunnels.values():
                 if any(_contains(prefix, sample.destination) for prefix in watched.remote_ts):
                     watched.refused[sample.reason] = inner
                     yield watched, Seen(unmatched=1)
                     return
+
+    def _keep(self, sample: Refused, words: str) -> None:
         known = self._by_sa.get(sample.sa or "")
-        if known is not None:
-            known.refused[sample.reason] = inner
+        (self.strays if known is None else known.refused)[sample.reason] = words
 
     def _peers_at(self, address: IPAddress, spi: int, now: float) -> list[Watched]:
         """Return the tunnels that a packet from this address was probably meant for.
@@ -218,6 +223,11 @@ class Roster:
         return unheard or silent or [each for each in there if spi - 1 in each.ends.inbound]
 
 
+def _of_outer(sample: Refused) -> str:
+    port = f" port {sample.source_port}" if sample.source_port else ""
+    return f"from {sample.source}{port}, SPI 0x{sample.spi or 0:08x}"
+
+
 def _watched(desired: Desired, now: float) -> Iterator[Watched]:
     sas = {sa.name: sa for sa in desired.sas}
     for tunnel in desired.tunnels:
@@ -226,8 +236,8 @@ def _watched(desired: Desired, now: float) -> Iterator[Watched]:
             watched = _watch(tunnel.name, mine, now, is_tunnel=True)
             watched.lanes = _lanes(tunnel, sas)
             yield watched
-    for both in by_pair(desired.sas):
-        yield _watch(both[0].name, both, now, is_tunnel=False)
+    for name, both in named_pairs(desired.sas, desired.policies):
+        yield _watch(name, both, now, is_tunnel=name != both[0].name)
 
 
 def _watch(name: str, sas: Sequence[Sa], now: float, *, is_tunnel: bool) -> Watched:

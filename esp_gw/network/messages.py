@@ -96,6 +96,20 @@ class MessageSocket:
                 break
         return bodies
 
+    def get(self, kind: int, body: bytes) -> bytes:
+        """Return the body of the reply to a request for one object.
+
+        Raises OSError, with the kernel's number if it refuses.
+        """
+        left = TRIES
+        while True:
+            left -= 1
+            try:
+                self._socket.send(self._message(kind, 0, body))
+                return self._reply()
+            except OSError as error:
+                self._reopen(error, left)
+
     def change(self, kind: int, flags: int, bodies: Sequence[bytes], refused: Refused) -> None:
         """Send requests that may be repeated; `refused` gets each error number and its index.
 
@@ -130,6 +144,16 @@ class MessageSocket:
                 if first <= sequence < first + len(batch):
                     codes[sequence - first] = -_ERROR.unpack_from(body)[0]
         return [codes[index] for index in range(len(batch))]
+
+    def _reply(self) -> bytes:
+        while True:
+            for sequence, reply, _, answer in self._received():
+                if sequence != self._sequence:
+                    continue
+                if reply == NLMSG_ERROR:
+                    code = -_ERROR.unpack_from(answer)[0]
+                    raise OSError(code, os.strerror(code))
+                return answer
 
     def _dumped(self, kind: int, body: bytes, what: str) -> tuple[list[bytes], bool]:
         """Return the bodies of a dump, and True if no change interrupted it."""

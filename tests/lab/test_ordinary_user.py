@@ -140,7 +140,13 @@ def test_doctor_names_what_to_run(folder: Path) -> None:
     assert todo["config"] == f"run 'sudo esp-gw config check {folder / 'closed'}'"
 
 
-@pytest.mark.parametrize("command", ["status", "sa list", "tunnel list", "log", "reload"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("status", "sa list", "tunnel list", "log", "reload", "explain 10.1.0.1 10.2.0.1"),
+        *("explain --drops", "tunnel show t", "tunnel ping t", "monitor", "status --watch"),
+    ],
+)
 def test_a_socket_that_is_closed_names_sudo_and_the_group(folder: Path, command: str) -> None:
     done = as_nobody(folder, f"--socket FOLDER/state/control.sock {command}")
     assert (done.returncode, done.stdout) == (4, "")

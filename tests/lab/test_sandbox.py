@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from esp_gw.demo.pair import GatewayPair
-from tests.support.labtools import MakePair, ping, until, write_key
+from tests.support.labtools import MakePair, edit, ping, until, write_key
 from tests.support.manager import managed
 from tests.support.sandbox import calls, denied
 
@@ -34,8 +34,15 @@ def as_the_service(pair: GatewayPair, trace: Path) -> list[str]:
 
 
 def live(pair: GatewayPair, command: list[str], tmp_path: Path) -> None:
-    """Start, carry, add, reload, refuse, and stop a gateway."""
+    """Start, carry, add, explain, reload, refuse, and stop a gateway with a hook."""
     gateway = pair.a
+    hooked = gateway.folder / "hooked"
+    # The hook can't read where the service may.
+    for each in hooked.parents:
+        if not each.stat().st_mode & 0o001:
+            each.chmod(each.stat().st_mode | 0o011)
+    program = ["/bin/cp", "/proc/self/status", str(hooked)]
+    edit(gateway, lambda config: config["gateway"].update(hook=program))
     key = write_key(tmp_path / "more.key").read_text().strip()
     with managed(gateway) as service:
         service.launch(before=command, watchdog_usec=2_000_000)
@@ -47,6 +54,11 @@ def live(pair: GatewayPair, command: list[str], tmp_path: Path) -> None:
             remote="192.0.2.2", local_ts=["10.1.8.0/24"], remote_ts=["10.2.8.0/24"], key=key,
         )  # fmt: skip
         gateway.call("Reload")
+        told = gateway.call("Explain", source="10.1.0.1", destination="10.2.0.1")
+        assert (told["verdict"], told["tunnel"]) == ("carried", "pi-b")
+        assert [step["state"] for step in told["steps"] if step["state"] != "ok"] == []
+        gateway.call("ExplainDrops")
+        until(lambda: hooked.exists() and "CapEff" in hooked.read_text(), "the hook ran")
         good = gateway.config.read_text()
         gateway.config.write_text(good + "colour: blue\n")
         pid = int(gateway.call("GetStatus")["pid"])
@@ -75,6 +87,8 @@ def test_normal_running_needs_nothing_that_the_unit_denies(
     made = trace.read_text()
     assert {"execve", "sendto", "mlockall", "exit_group"} <= calls(made)
     assert denied(made) == set()
+    # The gateway's own capabilities are ambient, and the hook has none of them.
+    assert "CapEff:\t0000000000000000" in (tmp_path / "run-pi-a" / "hooked").read_text()
 
 
 def test_a_trace_shows_what_the_unit_denies() -> None:

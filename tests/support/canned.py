@@ -68,10 +68,14 @@ REPLIES: dict[str, dict[str, object]] = {
     "FlushSas": {"deleted": ["a", "b"]},
     "ListPolicies": {"policies": POLICIES},
     "AddPolicy": {"policy": POLICIES[1]},
+    "AddTunnel": {},
+    "SetTunnel": {},
+    "DeleteTunnel": {},
     "DeletePolicy": {},
     "ListTunnels": {"tunnels": [
-        {"name": "office", "mode": "tunnel", "encapsulation": "udp", "suite": "aes256gcm16",
-         "local": "192.0.2.1", "remote": "198.51.100.7", "remote_port": 4501,
+        {"name": "office", "origin": "config", "mode": "tunnel", "encapsulation": "udp",
+         "suite": "aes256gcm16", "local": "192.0.2.1",
+         "remote": "198.51.100.7", "remote_port": 4501,
          "local_ts": ["10.1.0.0/24"], "remote_ts": ["10.2.0.0/24"],
          "sas": ["office/out", "office/in", "office/out.2", "office/in.2"],
          "lanes": [{"sa": "office/out", "flows": 3}, {"sa": "office/out.2", "flows": 1}],
@@ -87,6 +91,20 @@ REPLIES: dict[str, dict[str, object]] = {
          "cause": "another key", "drops": "auth-failed 3"},
         {"number": 8, "time": 60.0, "tunnel": "office", "before": "failing", "state": "up",
          "cause": None, "drops": ""}], "last": 8},
+    "Explain": {
+        "source": "10.1.0.5", "destination": "10.2.0.7", "protocol": 6, "source_port": None,
+        "destination_port": 443, "verdict": "stopped", "directions": ["outbound"],
+        "policy": "office", "tunnel": "office", "sas": ["office/out"], "mtu": 1422,
+        "steps": [
+            {"what": "policy", "state": "ok", "found": "office: protect", "todo": ""},
+            {"what": "forward", "state": "stop", "found": "ip_forward is 0",
+             "todo": "run 'sysctl -w net.ipv4.ip_forward=1'"}]},
+    "ExplainDrops": {
+        "tunnels": [{"tunnel": "office", "state": "failing", "causes": ["another key"], "drops": [
+            {"reason": "auth-failed", "count": 12, "packets": "have a wrong ICV",
+             "cause": "another key", "todo": "compare the keys", "seen": "from 192.0.2.2"}]}],
+        "others": [{"reason": "no-policy", "count": 1, "packets": "match no policy",
+                    "cause": "a source outside", "todo": "", "seen": None}]},
     "CheckReload": {"changes": ["remote_ts of office: + 10.3.0.0/24"]},
     "Reload": {"changes": ["added SA office/out", "removed policy old"]},
 }  # fmt: skip

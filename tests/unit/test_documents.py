@@ -18,6 +18,7 @@ from pydantic_core import PydanticUndefined
 from esp_gw.cli.main import cli
 from esp_gw.config.models import HalfModel, KeySource, PolicyModel, TunnelModel
 from esp_gw.control.protocol import PREFIX
+from esp_gw.daemon.added_tunnels import AddedTunnels
 from esp_gw.daemon.additions import Additions
 from esp_gw.daemon.owner import Owner
 from esp_gw.daemon.service import Service
@@ -339,6 +340,7 @@ def test_every_exit_status_is_in_the_reference() -> None:
 def test_every_method_of_the_control_socket_is_in_the_reference() -> None:
     service = object.__new__(Service)
     service._additions = object.__new__(Additions)
+    service._tunnels = object.__new__(AddedTunnels)
     methods = {**service.handlers(), **Owner.handlers(object.__new__(Owner))}
     assert set(rows(section(REFERENCE / "control.md", "Methods"))) == {
         name.removeprefix(PREFIX) for name in methods

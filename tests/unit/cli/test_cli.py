@@ -46,6 +46,7 @@ READING = [
     ("ListPolicies", ("policy", "list")),
     ("ListTunnels", ("tunnel", "list")),
     ("GetStats", ("stats",)),
+    ("ExplainDrops", ("explain", "--drops")),
     ("Reload", ("reload",)),
 ]
 

@@ -24,6 +24,7 @@ DROPS = {"auth-failed": 1234567, "replay-old": 42, "selector-mismatch": 17, "too
 ASKING = [
     *(("status",), ("stats",), ("log",), ("reload",)),
     *(("tunnel", "list"), ("sa", "list"), ("sa", "show", "office/out"), ("policy", "list")),
+    *(("tunnel", "show", "office"), ("explain", "10.1.0.5", "10.2.0.7"), ("explain", "--drops")),
 ]
 OTHERS = [("ledger", "show", "--state-dir", "STATE"), ("doctor", "--config", "STATE/none")]
 

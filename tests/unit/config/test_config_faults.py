@@ -427,3 +427,30 @@ def test_a_table_is_refused_exactly_when_no_network_can_be_planned_with_it(table
             parse_table(str(table))
     else:
         assert parse_table(str(table)) == table
+
+
+def test_a_hook_is_a_program_by_its_path_with_arguments(folder: Path) -> None:
+    write(folder, "gateway: {hook: /usr/local/bin/tell}\n" + TUNNEL)
+    assert load_config(folder).settings.hook == ("/usr/local/bin/tell",)
+    write(folder, "gateway: {hook: [/usr/local/bin/tell, --by, 'a mail']}\n" + TUNNEL)
+    assert load_config(folder).settings.hook == ("/usr/local/bin/tell", "--by", "a mail")
+
+
+@pytest.mark.parametrize(
+    ("hook", "place", "says"),
+    [
+        ("tell", "gateway.hook", "expected a program by its path"),
+        ("[bin/tell]", "gateway.hook", "expected a program by its path"),
+        ("[]", "gateway.hook", "expected 1 to 64 entries"),
+        ("[/bin/tell, {a: b}]", "gateway.hook[1]", "expected text of 1 to 1024 characters"),
+        ('[/bin/tell, ""]', "gateway.hook[1]", "expected text of 1 to 1024 characters"),
+        ('"/bin/tell\\n"', "gateway.hook", "on one line"),
+        (f"[/bin/tell, {'0a' * 18}]", "gateway.hook[1]", "looks like a key"),
+    ],
+)
+def test_a_wrong_hook_is_named(folder: Path, hook: str, place: str, says: str) -> None:
+    write(folder, f"gateway:\n  hook: {hook}\n" + TUNNEL)
+    (fault,) = problems(folder)
+    assert place in fault
+    assert says in fault
+    assert "0a0a" not in fault
