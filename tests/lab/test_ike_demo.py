@@ -6,6 +6,8 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,13 @@ DEMO = (sys.executable, "-m", "esp_gw.cli.main", "demo", "--ike")
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installation:
     return build_plugin(tmp_path_factory.mktemp("ike"))
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder with a short name, for the sockets in it."""
+    with tempfile.TemporaryDirectory(prefix="demo") as folder:
+        yield Path(folder)
 
 
 def demo(*options: str) -> subprocess.CompletedProcess[str]:
