@@ -66,5 +66,5 @@ class Purged:
         for path in (ETC, STATE, "/opt/esp-gw", "/usr/bin/esp-gw"):
             machine.ok("test", "!", "-e", path)
         assert machine.run("id", "esp-gw").status == 1
-        assert machine.ok("systemctl", "list-unit-files", "--no-legend", "esp-gw*") == ""
+        assert machine.ok("systemctl", "list-unit-files", "--no-legend", *UNITS) == ""
         assert machine.ok("systemctl", "--failed", "--plain", "--no-legend") == ""
