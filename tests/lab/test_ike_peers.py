@@ -31,6 +31,9 @@ from tests.support.labtools import (
     until,
 )
 
+# charon and the daemon decide here; the engines carry what they are told.
+pytestmark = pytest.mark.either_engine
+
 PUBLIC, INSIDE = "192.0.2.2", "10.9.0.2"
 
 

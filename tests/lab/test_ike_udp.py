@@ -34,6 +34,9 @@ from tests.support.labtools import (
     until,
 )
 
+# charon and the daemon decide here; the engines carry what they are told.
+pytestmark = pytest.mark.either_engine
+
 UDP = {"encap": "yes", "mobike": "yes"}
 
 

@@ -24,6 +24,7 @@ from tests.support.owner_client import Child, Connection, Watcher, error_of
 from tests.support.owner_rig import child, sessions, start, target
 
 
+@pytest.mark.either_engine
 @pytest.mark.parametrize("encapsulation", ["udp", "none"])
 @pytest.mark.parametrize(("outer", "inner"), [(4, 4), (6, 6), (4, 6), (6, 4)])
 def test_a_child_carries_traffic_and_is_gone_and_closed_after_its_removal(
@@ -164,6 +165,7 @@ def test_a_new_mapping_of_a_nat_is_told_and_followed(
     assert answers(pings) > 100
 
 
+@pytest.mark.either_engine
 def test_addresses_that_others_add_to_the_tun_stay(
     make_pair: MakePair, stack: contextlib.ExitStack
 ) -> None:
@@ -179,6 +181,7 @@ def test_addresses_that_others_add_to_the_tun_stay(
     assert "10.9.9.9" in pair.a.namespace.ip("address", "show", "dev", "esp0")
 
 
+@pytest.mark.either_engine
 def test_children_are_shown_beside_tunnels_and_left_to_ike(
     make_pair: MakePair, stack: contextlib.ExitStack
 ) -> None:
@@ -201,6 +204,7 @@ def test_children_are_shown_beside_tunnels_and_left_to_ike(
     assert "ike:office{1}" in pair.a.cli("tunnel", "list").stdout
 
 
+@pytest.mark.either_engine
 def test_a_selector_of_a_range_and_a_bypass_in_front_are_obeyed(
     make_pair: MakePair, stack: contextlib.ExitStack
 ) -> None:
@@ -249,6 +253,7 @@ def test_a_crowd_takes_no_place_of_a_session_or_its_watch(
     answers(pings)
 
 
+@pytest.mark.either_engine
 def test_ike_goes_beside_manual_tunnels_and_behind_their_policies(
     make_pair: MakePair, stack: contextlib.ExitStack
 ) -> None:
@@ -279,6 +284,7 @@ def test_ike_goes_beside_manual_tunnels_and_behind_their_policies(
     assert pair.a.call("ListTunnels")["tunnels"][0]["name"] == "pi-b"
 
 
+@pytest.mark.either_engine
 @pytest.mark.parametrize("encapsulation", ["udp", "none"])
 def test_a_child_in_transport_mode_carries_traffic(
     make_pair: MakePair, stack: contextlib.ExitStack, tap: StartTap, encapsulation: str
@@ -297,6 +303,7 @@ def test_a_child_in_transport_mode_carries_traffic(
     assert wire.finish().leaked == 0
 
 
+@pytest.mark.either_engine
 def test_what_is_asked_wrongly_on_a_session_ends_no_tunnel(
     make_pair: MakePair, stack: contextlib.ExitStack
 ) -> None:
