@@ -66,10 +66,11 @@ def plan_network(desired: Desired, path_mtus: Mapping[IPAddress, int], host: Hos
     own = frozenset(configured) - host.addresses
     addresses = own | sources.for_masquerade(own, desired)
     there = host.versions
+    usable = frozenset(each for each in routes if each.destination.version in there)
     return Network(
-        mtu=max((route.mtu for route in routes), default=settings.mtu or DEFAULT_PATH_MTU),
+        mtu=max((route.mtu for route in usable), default=settings.mtu or DEFAULT_PATH_MTU),
         addresses=frozenset(each for each in addresses if each.version in there),
-        routes=frozenset(each for each in routes if each.destination.version in there),
+        routes=usable,
         rules=frozenset(each for each in rules if each.version in there),
         firewall=plan_firewall(settings, desired.policies, near.prefixes),
     )

@@ -58,7 +58,7 @@ def live(ends: list[End]) -> None:
     write_wrongly(one)
     first = one.sa("outbound")["spi"]
     one.charon.swanctl("--list-sas")
-    until(lambda: ("outbound", first) not in one.owner.sas and is_up(one), "a rekey by time", 30)
+    until(lambda: ("outbound", first) not in one.owner.sas and is_up(one), "a rekey by time", 90)
     one.owner.event("SoftExpired", direction="outbound", spi=first, why="bytes")
     one.owner.event("Lost", count=3)
     one.owner.event("Unheard", of="event")

@@ -19,6 +19,7 @@ from tests.support.labtools import (
     esp_packets,
     ping,
     start_pings,
+    until,
 )
 from tests.support.owner_client import Child, Connection, Watcher, error_of
 from tests.support.owner_rig import child, sessions, start, target
@@ -299,7 +300,10 @@ def test_a_child_in_transport_mode_carries_traffic(
         *("ping", "-c", "3", "-i", "0.05", "-p", b"cleartext-cleart".hex(), ends[1])
     )
     assert "3 received" in done.stdout
-    assert {sa["packets"] for sa in both[0].call("QuerySas")["sas"]} == {3}
+    until(
+        lambda: {sa["packets"] for sa in both[0].call("QuerySas")["sas"]} == {3},
+        "each SA has carried three packets",
+    )
     assert wire.finish().leaked == 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from esp_gw.demo.gateways import LabGateway
 from esp_gw.demo.netns import Namespace, add_address, end
 from esp_gw.demo.pair import GatewayPair
-from tests.support.labtools import StartTap, edit
+from tests.support.labtools import StartTap, edit, until
 
 
 def with_default_route(pair: GatewayPair) -> GatewayPair:
@@ -23,6 +23,8 @@ def with_default_route(pair: GatewayPair) -> GatewayPair:
     # The addresses of a LAN, which the TUN doesn't take with it.
     add_address(host, "10.1.0.1/24", "lo")
     add_address(host, "fd00:1::1/64", "lo")
+    # The kernel adds the routes of an IPv6 address some moments after it.
+    until(lambda: "fd00:1::1" in host.ip("-6", "route", "show", "table", "local"), "its route")
     return pair
 
 
