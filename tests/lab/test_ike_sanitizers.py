@@ -7,7 +7,7 @@ from pathlib import Path
 
 from esp_gw.engine.base import RELAY_HEADER
 from tests.support.charon import PLUGIN, PLUGINS, build_plugin
-from tests.support.ike_rig import NETWORKS, End, await_child, configure, is_up, start, two_ends
+from tests.support.ike_rig import NETWORKS, End, await_child, configure, start, two_ends
 from tests.support.labtools import until
 
 
@@ -37,7 +37,7 @@ def test_a_life_of_children_restarts_and_refusals_is_clean(tmp_path: Path) -> No
             ends,
             of_connection=in_udp,
             start_action="trap",
-            rekey_time="4s",
+            rekey_time="8s",
             life_time="60s",
             rand_time="0s",
         )
@@ -58,7 +58,8 @@ def live(ends: list[End]) -> None:
     write_wrongly(one)
     first = one.sa("outbound")["spi"]
     one.charon.swanctl("--list-sas")
-    until(lambda: ("outbound", first) not in one.owner.sas and is_up(one), "a rekey by time", 90)
+    # On a busy machine the next rekey has begun before the former SA is gone.
+    until(lambda: ("outbound", first) not in one.owner.sas, "a rekey by time", 90)
     one.owner.event("SoftExpired", direction="outbound", spi=first, why="bytes")
     one.owner.event("Lost", count=3)
     one.owner.event("Unheard", of="event")
