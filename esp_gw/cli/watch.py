@@ -40,7 +40,7 @@ def _display(daemon: Daemon, show: Callable[[Reply], object]) -> None:
 
             told = drawn(print_text, fault) if reply is None else drawn(show, reply)
             at = time.strftime("%Y-%m-%d %H:%M:%S")
-            # What is wrong comes last.
+            # Warnings come last.
             room = max(terminal.size[1] - 2, 1)
             terminal.draw([f"{at}  q:quit", "", *told[-room:]])
             while key := terminal.key(due):

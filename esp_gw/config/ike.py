@@ -32,7 +32,7 @@ DPD_DELAY = 30
 
 
 class Authentication(enum.StrEnum):
-    """How the two ends know each other."""
+    """Means of authentication of the two ends."""
 
     PSK = "psk"
     CERTIFICATES = "pubkey"

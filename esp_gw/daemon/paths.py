@@ -71,7 +71,7 @@ class PathMtus:
             self.tell(mtus)
             self.changes += any(last.get(each) != mtus.get(each) for each in asked & before)
         self._told = mtus
-        # What came meanwhile asks for another look.
+        # Changes in the meantime ask for another look.
         self._last, self._is_known = (remotes, mtus), doubts == self._doubts
         return mtus
 

@@ -52,7 +52,7 @@ class IkeDemoResult(DemoResult):
 
     @property
     def fault(self) -> str | None:
-        """What is wrong, as with manual keys, or that something got lost."""
+        """The fault, as with manual keys, or a loss."""
         return super().fault or (f"{self.lost} PACKETS GOT LOST" if self.lost else None)
 
     def of_keys(self) -> Sequence[Row]:

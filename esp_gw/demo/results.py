@@ -1,4 +1,4 @@
-"""What the demo has measured, and how it is shown."""
+"""Measurements of the demo, and their presentation."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class DemoResult:
 
     @property
     def fault(self) -> str | None:
-        """What is wrong; None if traffic passed both ways and the tap saw nothing but ESP."""
+        """The fault; None if traffic passed both ways and the tap saw nothing but ESP."""
         if self.cleartext_packets_on_wire:
             return "CLEARTEXT WAS ON THE WIRE"
         moved = min(self.tcp_gbit_s, self.tcp_reverse_gbit_s, self.rtt_us) > 0

@@ -1,4 +1,4 @@
-"""What the host's packet filters make of the first packet of a flow, as far as it can be told.
+"""Verdict of the host's packet filters on the first packet of a flow, as far as it can be told.
 
 Conditions that can't be judged from outside, such as a limit or a match of iptables' own, are
 neither true nor false: what depends on them is not certain.

@@ -35,7 +35,7 @@ def explained(gateway: LabGateway, *words: str) -> dict[str, Any]:
 
 
 def stop(gateway: LabGateway, *words: str) -> tuple[str, str, str]:
-    """What stops a flow; the exit status says that something does."""
+    """The step that stops a flow; the exit status says that one does."""
     told = explained(gateway, *words)
     assert told["verdict"] == "stopped", told
     assert gateway.cli("explain", *words, check=False).returncode == 1

@@ -123,7 +123,7 @@ def test_rekeys_of_child_and_ike_at_full_speed_lose_no_packet_in_the_gateways(
             rekeying.charon.swanctl("--rekey", "--child", "net")
             for site, sa in zip(sites, before, strict=True):
                 until(lambda site=site, sa=sa: site.carries_by_another(sa), "a new SA", 20)
-    # What the kernel's own buffers could not hold is no loss of a rekey.
+    # Overflow of the kernel's own buffers is no loss of a rekey.
     assert set(lost) <= {DropReason.SOCKET_OVERFLOW}, lost
 
 

@@ -1,4 +1,4 @@
-"""What sessions of an IKE daemon leave closed behind them: no packet goes out in the clear."""
+"""Prefixes that sessions of an IKE daemon leave closed: no packet goes out in the clear."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def test_a_session_that_does_not_take_over_flushes_what_the_former_one_left(
     assert error_of(taken.line()) == "Refused"
     assert taken.line() == b""
     assert pair.a.call("ListSas")["sas"] == []
-    # What they protected stays closed for a while.
+    # Their prefixes stay closed for a while.
     assert "10.2.0.0/24" in pair.a.namespace.ip("route", "show", "table", "all")
     with pytest.raises(ControlError, match="removed before"):
         fresh.call("InstallChild", sas=first.sas(0))

@@ -161,7 +161,7 @@ class Owner(RuleBasedStateMachine):
         assert all(sa_name(key_of(name) or (Direction.INBOUND, 0)) == name for name in in_use)
         assert all(policy.action is Action.PROTECT for policy in wanted.policies)
         spd = [policy for policy in wanted.policies if not policy.name.startswith(LEFT)]
-        # What is left closed comes last, and has no SA.
+        # Policies left closed come last, and have no SA.
         assert list(wanted.policies[: len(spd)]) == spd
         assert not any(policy.sas for policy in wanted.policies[len(spd) :])
         assert {policy.name.removeprefix(PREFIX) for policy in spd} == set(self.policies)

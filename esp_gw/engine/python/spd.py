@@ -89,7 +89,7 @@ class Spd:
     """
 
     def __init__(self, policies: Collection[Policy], former: Spd | None = None) -> None:
-        # What was made of a policy for the former SPD serves this one.
+        # Objects made of a policy for the former SPD serve this one.
         self._compiled: PerObject[Policy, list[_Compiled]] = (
             PerObject(_compile) if former is None else former._compiled
         )

@@ -117,7 +117,7 @@ async def test_it_has_nothing_of_the_gateways_environment(
         *("PATH", "LANG", "ESP_GW_TUNNEL", "ESP_GW_STATE", "ESP_GW_BEFORE", "ESP_GW_CAUSE"),
     }
     assert (folder, leads) == ("/", True)
-    # Those of the standard streams, its output and the listing.
+    # The standard streams, its output and the listing.
     assert len(files) <= 5
 
 

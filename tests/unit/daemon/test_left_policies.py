@@ -1,4 +1,4 @@
-"""What stays closed of the policies that a session of the owner has left."""
+"""Policies that stay closed after a session of the owner."""
 
 from __future__ import annotations
 

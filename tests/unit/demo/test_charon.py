@@ -1,4 +1,4 @@
-"""What the demo needs of charon, and what it says where that is missing."""
+"""Requirements of the demo on charon, and its errors where one is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the demo says of its figures."""
+"""Presentation of the demo's figures."""
 
 from __future__ import annotations
 

@@ -32,5 +32,5 @@ def test_a_packet_that_no_sa_counts_is_kept_apart() -> None:
         "unknown-spi": "from 192.0.2.2 port 4500, SPI 0x00009000",
         "no-policy": "10.9.0.5 to 10.2.0.7",
     }
-    # What was for its networks explains a loss of the tunnel.
+    # Packets for its networks explain a loss of the tunnel.
     assert life.watched.refused == {"no-policy": "10.9.0.5 to 10.2.0.7"}

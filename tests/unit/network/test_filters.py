@@ -121,7 +121,7 @@ def test_a_condition_that_the_packet_misses(condition: Entry) -> None:
 def test_a_condition_that_can_not_be_judged_makes_no_drop_certain(condition: Entry) -> None:
     assert verdict(base(), rule(condition, DROP)) == "passes"
     assert verdict(base("drop"), rule(condition, ACCEPT)) == "perhaps dropped"
-    # What is certain before it, or misses anyhow, stays certain.
+    # A verdict before it, and a rule that misses anyhow, stay certain.
     assert verdict(base("drop"), rule(DROP), rule(condition, ACCEPT)) == "dropped"
     assert verdict(base("drop"), rule(MISSES[0], condition, ACCEPT)) == "dropped"
 
