@@ -12,14 +12,14 @@ from pathlib import Path
 import click
 
 from esp_gw.cli.here import judge, look
+from esp_gw.cli.ledger import make_ledger
 from esp_gw.config.invitation import read_invitation
 from esp_gw.config.joining import Added, add_end
 from esp_gw.config.load import load_state_dir
 from esp_gw.config.offer import Offer
 from esp_gw.desired import GatewaySettings
-from esp_gw.errors import EspGwError, printable
-from esp_gw.ledger.identity import machine_identity
-from esp_gw.ledger.ledger import LEDGER_NAME, Ledger
+from esp_gw.errors import printable
+from esp_gw.ledger.ledger import LEDGER_NAME
 from esp_gw.model import AUTO
 
 SERVICE_USER = "esp-gw"
@@ -39,8 +39,10 @@ def add(config: Path, offer: Offer, force: bool) -> Added:
         offer.here, own=found.host.addresses, routers=found.host.routers, settings=settings
     )
     added = add_end(config, replace(offer, here=ours), _owner(), partial(judge, found, force))
-    if added.is_first:
-        _make_ledger(config)
+    folder = load_state_dir(config)
+    # The only keys are fresh.
+    if added.is_first and not os.path.lexists(folder / LEDGER_NAME):
+        make_ledger(folder)
     return added
 
 
@@ -49,21 +51,6 @@ def tell(added: Added) -> None:
     click.echo(printable(f"wrote {added.file} and the keys in {added.keys[0].parent}"), err=True)
     step = "sudo systemctl enable --now esp-gw" if added.is_first else "sudo esp-gw reload"
     click.echo(f"here:  {step}", err=True)
-
-
-def _make_ledger(config: Path) -> None:
-    """Create the ledger of a machine without one, whose only keys are fresh."""
-    folder = load_state_dir(config)
-    path = folder / LEDGER_NAME
-    if os.path.lexists(path):
-        return
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise EspGwError(
-            f"can't be created: {error.strerror}", where=str(folder), hint="use sudo"
-        ) from None
-    Ledger.create(path, machine_identity(folder))
 
 
 def _owner() -> tuple[int, int] | None:

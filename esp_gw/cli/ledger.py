@@ -79,14 +79,22 @@ def create(state_dir: Path | None, config: Path, replace: bool) -> None:
         if added:
             click.echo(f"the CLI's SAs have old keys: move {state_dir / STORE_NAME} away")
         return
+    make_ledger(state_dir)
+    click.echo(f"made {path}")
+
+
+def make_ledger(state_dir: Path) -> None:
+    """Create an empty ledger in a state directory, which may be missing. Raises EspGwError."""
+    from esp_gw.ledger.identity import machine_identity  # noqa: PLC0415
+    from esp_gw.ledger.ledger import LEDGER_NAME, Ledger  # noqa: PLC0415 - imports sqlite3
+
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise EspGwError(
             f"can't be created: {error.strerror}", where=str(state_dir), hint="use sudo"
         ) from None
-    Ledger.create(path, machine_identity(state_dir))
-    click.echo(f"made {path}")
+    Ledger.create(state_dir / LEDGER_NAME, machine_identity(state_dir))
 
 
 def _keys_of_config(config: Path) -> list[KeyMaterial]:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from esp_gw.config.authority import CA_CERTIFICATE, issue, make_authority
 from esp_gw.config.load import load_config
-from esp_gw.config.offer import End, gateway_lines
-from esp_gw.config.pair import Pair, check_names, new_folder, written_whole
+from esp_gw.config.offer import End, gateway_lines, new_folder
+from esp_gw.config.pair import Pair, check_names, written_whole
 from esp_gw.config.types import selectors_of
 from esp_gw.desired import Desired, GatewaySettings
 from esp_gw.errors import EspGwError

@@ -91,6 +91,12 @@ def make_folder(folder: Path, undo: contextlib.ExitStack) -> None:
             undo.callback(_remove_if_empty, each)
 
 
+def new_folder(folder: Path, undo: contextlib.ExitStack) -> None:
+    """Create a folder with mode 0700. Raises OSError."""
+    folder.mkdir(mode=0o700)
+    undo.callback(shutil.rmtree, folder, ignore_errors=True)
+
+
 def write_keys(folder: Path, offer: Offer, undo: contextlib.ExitStack) -> list[Path]:
     """Write the two key files of the end `here` into a folder. Raises KeyFileError."""
     here, there = offer.here.name, offer.there.name
@@ -112,8 +118,7 @@ def write_folder(folder: Path, offer: Offer, undo: contextlib.ExitStack) -> Path
 
     Raises OSError, KeyFileError.
     """
-    folder.mkdir(mode=0o700)
-    undo.callback(shutil.rmtree, folder, ignore_errors=True)
+    new_folder(folder, undo)
     (folder / "keys").mkdir(mode=0o700)
     write_keys(folder / "keys", offer, undo)
     path = folder / "gateway.yaml"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +56,3 @@ def written_whole(output: Path) -> Iterator[contextlib.ExitStack]:
             reason = getattr(error, "strerror", None) or "is not a usable folder name"
             raise EspGwError(reason, where=printable(output)) from None
         undo.pop_all()
-
-
-def new_folder(folder: Path, undo: contextlib.ExitStack) -> None:
-    """Create a folder with mode 0700. Raises OSError."""
-    folder.mkdir(mode=0o700)
-    undo.callback(shutil.rmtree, folder, ignore_errors=True)

@@ -44,7 +44,7 @@ def test_a_program_is_told_of_each_change_and_changes_by_a_reload(
         return [line for line in every if line.startswith(f"{of} ")]
 
     until(lambda: any(line.endswith("up one arg") for line in lines("pi-b")), "it is up", 30)
-    # Those that the other end's program was told before the reload took it away.
+    # Changes told to the other end's program before the reload took it away.
     before = lines("pi-a")
     pair.b.kill()
     until(lambda: "pi-b up down one arg" in lines("pi-b"), "it is down", 30)

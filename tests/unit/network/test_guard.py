@@ -1,4 +1,4 @@
-"""What the kernel's network tells of the prefixes that a gateway has left closed."""
+"""Prefixes that a gateway has left closed, told from the kernel's network."""
 
 from __future__ import annotations
 
