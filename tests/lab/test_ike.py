@@ -102,11 +102,12 @@ def test_a_rekeyed_child_is_made_before_it_is_broken(ends: list[End]) -> None:
         policies = [end.policy() for end in ends]
         old_child = ends[0].sa("inbound")["child"]
         rekeying.charon.swanctl("--rekey", "--child", "net")
-        for end, (old_in, old_out), policy in zip(ends, old, policies, strict=True):
+        for end, (old_in, _) in zip(ends, old, strict=True):
             until(
                 lambda end=end, spi=old_in: is_up(end) and ("inbound", spi) not in end.owner.sas,
                 f"a new child: {end.charon.read_output()}",
             )
+        for end, (old_in, old_out), policy in zip(ends, old, policies, strict=True):
             new_in, new_out = end.sa("inbound")["spi"], end.sa("outbound")["spi"]
             places = order(
                 end,
