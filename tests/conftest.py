@@ -22,7 +22,6 @@ pytest.register_assert_rewrite("tests.support", "tests.vm.debian")
 ROOT = Path(__file__).parent
 LONGEST = (
     "vm/test_inside.py",
-    "vm/test_blocked.py",
     "property/test_gateway_property.py",
     "lab/test_guard.py",
     "lab/test_ike_gateways.py",
@@ -37,13 +36,11 @@ LONGEST = (
     "lab/test_ike_session.py",
     "lab/test_flapping.py",
     "lab/test_named_peer.py",
-    "vm/test_machine.py",
     "lab/test_reload.py",
     "lab/test_limits.py",
     "lab/test_tun_ownership.py",
     "lab/test_service.py",
     "lab/test_two_pis.py",
-    "vm/test_bench_crypto.py",
     "lab/test_guard_state.py",
     "lab/test_dhcp.py",
     "lab/test_routing.py",

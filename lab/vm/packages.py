@@ -17,7 +17,7 @@ _LATER = """
 set -eu
 dpkg-deb --raw-extract "$1" "$TMPDIR/tree"
 sed -i 's/^Version: .*/&+1/' "$TMPDIR/tree/DEBIAN/control"
-dpkg-deb --root-owner-group --build "$TMPDIR/tree" "$2"
+dpkg-deb --root-owner-group -Zgzip --build "$TMPDIR/tree" "$2"
 """
 
 

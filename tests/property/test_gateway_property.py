@@ -485,7 +485,7 @@ def tun_routes(network: Any) -> frozenset[Any]:
 
 @pytest.mark.timeout(600)
 @given(scripts)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_the_state_at_rest_is_that_of_the_last_request_that_succeeded(script: list[Step]) -> None:
     world = World()
     with contextlib.ExitStack() as stack:

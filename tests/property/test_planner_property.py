@@ -81,7 +81,7 @@ steps = st.lists(st.lists(entries() | st.integers(0, 7), min_size=1, max_size=2)
     st.sampled_from(["auto", "off"]),
     st.sampled_from([(), ("10.1.0.1",), ("10.1.0.1", "fd00:1::1")]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_a_plan_that_follows_is_the_plan_of_the_whole(
     steps: list[list[tuple[Policy, Sa | None] | int]],
     host: Host,

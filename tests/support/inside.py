@@ -17,6 +17,8 @@ FILES = tuple(name for name in ALL_FILES if "native" in ENGINES or name != "test
 """Files that the installed engines can run."""
 FULL_FILES = FILES[:3]
 """FILES with tests of the rest of the matrix."""
+EVERY_RUN_FILES = tuple(name for name in FILES if name != "test_moving")
+"""FILES with tests of every run."""
 
 
 @dataclass(frozen=True)

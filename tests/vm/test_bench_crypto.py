@@ -10,6 +10,7 @@ import pytest
 from lab.vm.machine import Machine
 from tests.support.guest import Guest, MakeSetup
 
+pytestmark = pytest.mark.vm_full
 SUITES = {"aes256gcm16", "aes128gcm16", "chacha20poly1305"}
 INIT = (
     "esp-gw init --same-boards --out /tmp/two --local 192.0.2.1 --remote 192.0.2.2"
@@ -41,7 +42,6 @@ def test_every_library_and_the_kernel_are_measured_without_aes_instructions(old:
     }
 
 
-@pytest.mark.vm_full
 def test_a_suite_is_recommended_for_two_such_boards_by_measurement(old: Guest) -> None:
     result = old.run("sh", "-c", f"{INIT} && esp-gw config check /tmp/two/pi-a")
     assert (result.status, result.stderr) == (0, ""), result.tail

@@ -10,8 +10,8 @@ import pytest
 from lab.vm.machine import Machine
 from tests.support.engines import ENGINES
 from tests.support.guest import Guest, MakeSetup
-from tests.support.matrix import every_run
 
+pytestmark = pytest.mark.vm_full
 BLOCKED = ("esp4", "esp6", "algif_aead")
 
 
@@ -22,7 +22,6 @@ def blocked(make_setup: MakeSetup) -> Iterator[Guest]:
         yield Guest(machine, setup)
 
 
-@every_run(lambda params: params["engine"] == ENGINES[-1])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_demo_passes_without_the_kernels_esp_and_af_alg(blocked: Guest, engine: str) -> None:
     for module in BLOCKED:
@@ -36,7 +35,6 @@ def test_the_demo_passes_without_the_kernels_esp_and_af_alg(blocked: Guest, engi
     assert report["esp_packets_on_wire"] > 0
 
 
-@every_run(lambda params: params["engine"] == ENGINES[0])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_gateway_that_requires_af_alg_reports_why_it_cannot_start(
     blocked: Guest, engine: str

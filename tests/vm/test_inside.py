@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.evidence import RecordProperty
 from tests.support.guest import Guest
-from tests.support.inside import ALL_FILES, FILES, FULL_FILES, InsideRun
+from tests.support.inside import ALL_FILES, EVERY_RUN_FILES, FULL_FILES, InsideRun
 from tests.support.matrix import REST
 
 INSIDE = Path(__file__).parent / "inside"
@@ -59,7 +59,7 @@ def test_the_machine_is_not_connected_to_any_network(guest: Guest) -> None:
 @pytest.mark.parametrize(
     ("name", "marker"),
     [
-        *((name, "vm") for name in FILES),
+        *((name, "vm") for name in EVERY_RUN_FILES),
         *(pytest.param(name, REST, marks=pytest.mark.vm_full) for name in FULL_FILES),
     ],
 )

@@ -121,12 +121,11 @@ exit 7
 """
 
 
+@pytest.mark.vm_full
 @pytest.mark.parametrize(
     ("script", "status"),
-    [
-        pytest.param(JOINED, 0, id="success", marks=pytest.mark.vm_full),
-        pytest.param(JOINED + FAILING, 7, id="failure"),
-    ],
+    [(JOINED, 0), (JOINED + FAILING, 7)],
+    ids=["success", "failure"],
 )
 def test_a_pair_is_joined_by_a_wire_and_ends_at_the_first_failing_command(
     script: str, status: int, tmp_path: Path

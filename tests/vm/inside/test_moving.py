@@ -33,8 +33,8 @@ from esp_gw.xfrm.takeover import MARGIN
 from tests.support.engines import ENGINES
 from tests.support.evidence import RecordProperty, record_trial
 from tests.support.labtools import Capture, EspPacket, esp_packets, frames, send_frames, until
-from tests.support.matrix import every_run
 
+pytestmark = pytest.mark.vm_full
 OUTER = ("192.0.2.1", "192.0.2.2")
 INNER = (("10.1.0.1", "10.1.0.0/24"), ("10.2.0.1", "10.2.0.0/24"))
 GCM, CHACHA = "rfc4106(gcm(aes))", "rfc7539esp(chacha20,poly1305)"
@@ -227,8 +227,6 @@ def record(record_property: RecordProperty) -> Record:
     return record
 
 
-# The others differ in encapsulation and ESN, which the kernel's own tests cover in every run.
-@every_run(lambda params: params["shape"].number == 0)
 # The scope keeps a gateway for all of its engine's moves.
 @pytest.mark.parametrize(("moved", "shape"), MOVES, ids=str, indirect=["moved"], scope="module")
 def test_a_gateway_of_the_kernel_moves_while_its_peer_stays(
@@ -290,7 +288,6 @@ def test_a_gateway_of_the_kernel_moves_while_its_peer_stays(
             b.ip("xfrm", what, "flush")
 
 
-@every_run(lambda params: False)
 @pytest.mark.parametrize(("engine", "mode"), EXPORTS)
 def test_a_kernel_takes_an_export_and_is_the_other_end(
     engine: str, mode: Mode, tmp_path: Path, record: Record
