@@ -260,19 +260,23 @@ def test_arguments_are_a_mistake(sandbox: Sandbox) -> None:
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
 
 
-def watch_systemd(sandbox: Sandbox) -> None:
-    """Let systemd be there; each of its reloads records if charon's unit is held."""
-    sandbox.hide_charon()
+def watch_systemd(sandbox: Sandbox) -> Path:
+    """Let systemd be there, and no charon; each of its reloads records if charon's unit is held.
+
+    Returns the place for charon.
+    """
+    place = sandbox.hide("/usr/sbin/charon-systemd")
     sandbox.mounts.append("mkdir -p /run/systemd/system")
     held = sandbox.record(f"[ -e {HOLD} ] && echo charon is held || echo charon is free")
     sandbox.fake("systemctl", f'[ "$1" != daemon-reload ] || {held}')
+    return place
 
 
 def test_a_new_charon_is_neither_started_nor_enabled(sandbox: Sandbox, tmp_path: Path) -> None:
-    watch_systemd(sandbox)
+    place = watch_systemd(sandbox)
     charon = f"{tmp_path}/sbin/charon-systemd"
     held = sandbox.record(f"test -e {HOLD} && echo charon is held")
-    install = f"ln -s {charon} {sandbox.charon}; {held}"
+    install = f"ln -s {charon} {place}; {held}"
     sandbox.fake("apt-get", f"case $* in *install*) {install} ;; esac")
     lines = installed(sandbox)
     assert "disabled: strongswan.service, which its package enables" in lines
@@ -288,6 +292,14 @@ def test_a_new_charon_is_neither_started_nor_enabled(sandbox: Sandbox, tmp_path:
     ]
     installed(sandbox)
     assert sandbox.calls() == []
+
+
+def test_what_makes_certificates_is_installed_too(sandbox: Sandbox) -> None:
+    sandbox.hide("/usr/bin/pki")
+    sandbox.fake("apt-get", "exit 0")
+    installed(sandbox)
+    install = "apt-get install -y -qq --no-install-recommends strongswan-pki"
+    assert install in sandbox.calls()
 
 
 def test_an_apt_that_fails_leaves_charon_free(sandbox: Sandbox) -> None:

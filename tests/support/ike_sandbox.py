@@ -13,7 +13,6 @@ from pathlib import Path
 from tests.support.charon import PLUGINS, ROOT, installed_version
 
 FOLDERS = ("/etc/strongswan.d", "/etc/apparmor.d", "/etc/systemd/system", str(PLUGINS))
-SBIN = "/usr/sbin"
 _OURS = ("*esp-gw*", "libstrongswan-ml.so")
 _LOCAL = ("usr.sbin.charon-systemd", "usr.lib.ipsec.charon")
 
@@ -80,16 +79,17 @@ class Sandbox:
         for path in self.out.glob("source-*"):
             path.unlink()
 
-    def hide_charon(self) -> None:
-        """Let this machine have no /usr/sbin/charon-systemd, as before its package is there."""
-        sbin, real = self.place(SBIN), self._folder / "sbin"
-        sbin.mkdir(parents=True)
+    def hide(self, program: str) -> Path:
+        """Let this machine lack a program, as before its package is there; return its place."""
+        folder, name = os.path.split(program)
+        links, real = self.place(folder), self._folder / Path(folder).name
+        links.mkdir(parents=True)
         real.mkdir()
-        for name in os.listdir(SBIN):  # noqa: PTH208
-            (sbin / name).symlink_to(real / name)
-        self.charon = sbin / "charon-systemd"
-        self.charon.unlink()
-        self.mounts += [f"mount --bind {SBIN} {real}", f"mount --bind {sbin} {SBIN}"]
+        for each in os.listdir(folder):  # noqa: PTH208
+            (links / each).symlink_to(real / each)
+        (links / name).unlink()
+        self.mounts += [f"mount --bind {folder} {real}", f"mount --bind {links} {folder}"]
+        return links / name
 
     def command(self, *words: str) -> list[str]:
         """Return the command line that runs a program in this sandbox."""
