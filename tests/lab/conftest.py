@@ -15,6 +15,7 @@ from esp_gw.demo.netns import Namespace
 from esp_gw.demo.pair import GatewayPair, PairPlan, gateway_pair
 from esp_gw.demo.tap import Tap
 from tests.support.engines import ENGINES
+from tests.support.evidence import RecordProperty, record_marked
 from tests.support.labtools import Capture, MakePair, StartCapture, StartTap
 
 
@@ -28,8 +29,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_for_the_other_engine(item: pytest.Item) -> bool:
-    """Return True for half of the tests marked `either_engine`, which each engine shares in."""
-    if item.get_closest_marker("either_engine") is None:
+    """Return True for half of the tests marked `either_engine`, which each engine shares in.
+
+    Those that CI leaves out are for both.
+    """
+    if item.get_closest_marker("either_engine") is None or item.get_closest_marker("vm_full"):
         return False
     callspec = getattr(item, "callspec", None)
     engines = [] if callspec is None else [p for p in callspec.params.values() if p in ENGINES]
@@ -44,6 +48,11 @@ def _is_for_the_other_engine(item: pytest.Item) -> bool:
 def _needs_root() -> None:
     if os.geteuid() != 0:
         pytest.fail("lab tests need root for network namespaces: run ./scripts/test")
+
+
+@pytest.fixture(autouse=True)
+def _trial(request: pytest.FixtureRequest, record_property: RecordProperty) -> None:
+    record_marked(request.node, record_property)
 
 
 @pytest.fixture

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from tests.support import init_ike
-from tests.support.charon import Charon, Installation, build_plugin, debian_13, with_ml
+from tests.support.charon import (
+    Charon,
+    Installation,
+    build_plugin,
+    debian_13,
+    of_debian_13,
+    with_ml,
+)
+from tests.support.evidence import trial
 from tests.support.ike_rig import NETWORKS, End, await_child, configure, mirrored, start, two_ends
 from tests.support.ike_sites import (
     Site,
@@ -77,6 +85,11 @@ def test_children_live_with_another_version(ends: list[End], initiator: int) -> 
         assert end.owner.protected() == {NETWORKS[1 - end.number]: None}
 
 
+@trial(
+    of_debian_13,
+    "tunnel, IPv4 in IPv4, ESP in UDP, ESN, PSK, MOBIKE",
+    "the child rekeyed from both ends under pings, none lost; SIGKILL of the gateway",
+)
 def test_a_child_in_udp_between_two_versions_outlives_a_kill_of_the_gateway(
     make_pair: MakePair,
     installed: list[Installation],
@@ -101,6 +114,11 @@ def count_kems(site: Site) -> int:
     return site.charon.swanctl("--list-sas", "--raw").stdout.count("ML_KEM_768")
 
 
+@trial(
+    of_debian_13,
+    "tunnel, IPv4 in IPv4, ESP, ESN, PSK, ML-KEM-768 beside x25519",
+    "the child rekeyed from both ends under pings, none lost",
+)
 def test_keys_of_a_child_come_from_ml_kem_too(
     make_pair_of_one_engine: MakePair,
     installed: list[Installation],
@@ -133,6 +151,11 @@ def replace_charon(end: init_ike.End, folder: Path, installed: Installation) -> 
     end.charon = charon
 
 
+@trial(
+    of_debian_13,
+    "as `init --ike --certificates` makes it, ECDSA",
+    "the first packet brings the tunnel",
+)
 @pytest.mark.parametrize("initiator", [0, 1])
 def test_both_versions_read_what_init_has_written(
     installed: list[Installation], tmp_path: Path, stack: contextlib.ExitStack, initiator: int
@@ -146,6 +169,11 @@ def test_both_versions_read_what_init_has_written(
     assert [end.children()[0]["peer"] for end in ends] == ["pi-b", "pi-a"]
 
 
+@trial(
+    of_debian_13,
+    "as `init --ike` makes it, its lines for ML-KEM in use, peer {peer}",
+    "the first packet brings the tunnel",
+)
 @pytest.mark.parametrize("peer", ["of the same version", "older"])
 def test_the_comment_lines_of_init_are_for_ml_kem(
     installed: list[Installation], tmp_path: Path, stack: contextlib.ExitStack, peer: str

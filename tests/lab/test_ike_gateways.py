@@ -16,7 +16,8 @@ from esp_gw.demo.pair import NETS, OUTER
 from esp_gw.demo.traffic import iperf_server
 from esp_gw.network.link import TUN_OVERFLOW
 from tests.support import ike_sites
-from tests.support.charon import Installation, build_plugin
+from tests.support.charon import Installation, build_plugin, here
+from tests.support.evidence import trial
 from tests.support.ike_rig import child
 from tests.support.ike_sites import TARGET, Site, initiate, no_iv_twice
 from tests.support.labtools import (
@@ -61,6 +62,7 @@ def start_sites(
     return start
 
 
+@trial(here, "tunnel, IPv4 in IPv4, ESP, ESN, PSK", "pings and TCP both ways")
 def test_a_child_carries_traffic_both_ways(start_sites: Start) -> None:
     sites = start_sites()
     initiate(sites)
@@ -72,6 +74,11 @@ def test_a_child_carries_traffic_both_ways(start_sites: Start) -> None:
         assert "packets-in=0 " not in listed and "use-in=" in listed
 
 
+@trial(
+    here,
+    "tunnel, IPv4 in IPv4, ESP, ESN, PSK",
+    "the child rekeyed from both ends under pings, none lost, no IV twice",
+)
 def test_rekeys_under_pings_lose_nothing(start_sites: Start, capture: StartCapture) -> None:
     sites = start_sites()
     initiate(sites)
@@ -86,6 +93,11 @@ def test_rekeys_under_pings_lose_nothing(start_sites: Start, capture: StartCaptu
     assert len(no_iv_twice(wire)) == 22
 
 
+@trial(
+    here,
+    "tunnel, IPv4 in IPv4, ESP, ESN, PSK",
+    "the child rekeyed from both ends under UDP, none lost in the gateways",
+)
 def test_rekeys_under_load_lose_no_packet_in_the_gateways(start_sites: Start) -> None:
     sites = start_sites()
     initiate(sites)
@@ -111,6 +123,7 @@ def test_rekeys_under_load_lose_no_packet_in_the_gateways(start_sites: Start) ->
     assert not [drop for drop in drops if set(drop) - {TUN_OVERFLOW}], drops
 
 
+@trial(here, "tunnel, IPv4 in IPv4, ESP, ESN, PSK", "a trap stays closed without its tunnel")
 def test_termination_with_a_trap_leaves_the_gateway_closed(
     start_sites: Start, capture: StartCapture
 ) -> None:
@@ -137,6 +150,7 @@ def test_termination_without_a_trap_leaves_no_policy(start_sites: Start) -> None
         assert site.gateway.call("ListPolicies")["policies"] == []
 
 
+@trial(here, "tunnel, IPv4 in IPv4, ESP, ESN, PSK", "the first packet brings the tunnel")
 def test_the_first_packet_brings_the_child_of_a_trap(start_sites: Start) -> None:
     sites = start_sites(start_action="trap")
     host = sites[0].gateway.namespace
@@ -145,6 +159,7 @@ def test_the_first_packet_brings_the_child_of_a_trap(start_sites: Start) -> None
     until(lambda: ping(host, TARGET, count=1), "and does so again", 20)
 
 
+@trial(here, "tunnel, IPv4 in IPv4, ESP, ESN, PSK", "SIGKILL of charon, and its start")
 def test_children_go_on_while_charon_is_away_and_are_replaced_at_its_start(
     start_sites: Start,
 ) -> None:
@@ -159,6 +174,11 @@ def test_children_go_on_while_charon_is_away_and_are_replaced_at_its_start(
     initiate(sites)
 
 
+@trial(
+    here,
+    "tunnel, IPv4 in IPv4, ESP, ESN, PSK",
+    "SIGKILL of the gateway, and its start: no IV twice",
+)
 def test_children_outlive_a_kill_of_the_gateway(start_sites: Start, capture: StartCapture) -> None:
     sites = start_sites()
     initiate(sites)
@@ -191,6 +211,7 @@ def test_a_child_is_made_anew_when_the_gateway_has_lost_it(start_sites: Start) -
     assert not before & sites[0].spis()
 
 
+@trial(here, "tunnel to 0.0.0.0/0, IPv4 in IPv4, ESP, ESN, PSK", "pings, the child rekeyed")
 def test_remote_networks_may_cover_the_peer(start_sites: Start) -> None:
     sites = start_sites()
     for number, site in enumerate(sites):
@@ -204,6 +225,7 @@ def test_remote_networks_may_cover_the_peer(start_sites: Start) -> None:
     assert ping(sites[0].gateway.namespace, TARGET, count=20) == 20
 
 
+@trial(here, "tunnel, IPv{inner} in IPv{outer}, ESP, ESN, PSK", "pings and TCP both ways")
 @pytest.mark.parametrize("inner", [4, 6])
 @pytest.mark.parametrize("outer", [4, 6])
 def test_both_ip_versions_inside_and_outside(start_sites: Start, outer: int, inner: int) -> None:
@@ -219,6 +241,7 @@ def test_both_ip_versions_inside_and_outside(start_sites: Start, outer: int, inn
     carry_tcp_both_ways(host, sites[1].gateway.namespace, target)
 
 
+@trial(here, "transport, IPv4, ESP, ESN, PSK", "pings, the child rekeyed")
 def test_transport_mode_protects_what_the_hosts_themselves_send(
     start_sites: Start, capture: StartCapture
 ) -> None:
@@ -236,6 +259,7 @@ def test_transport_mode_protects_what_the_hosts_themselves_send(
     assert icmp == []
 
 
+@trial(here, "tunnel, IPv4 in IPv4, ESP, ESN, PSK, MOBIKE", "an address that moves")
 def test_children_keep_their_sas_when_an_address_moves(start_sites: Start) -> None:
     sites = start_sites({"mobike": "yes"})
     host = sites[0].gateway.namespace
@@ -249,6 +273,11 @@ def test_children_keep_their_sas_when_an_address_moves(start_sites: Start) -> No
     assert [site.spis() for site in sites] == before
 
 
+@trial(
+    here,
+    "tunnel, IPv4 in IPv4, ESP, ESN, PSK",
+    "the child rekeyed from both ends at once, no ping lost",
+)
 def test_rekeys_of_both_ends_at_once_leave_one_child(start_sites: Start) -> None:
     sites = start_sites()
     initiate(sites)
@@ -267,6 +296,11 @@ def test_rekeys_of_both_ends_at_once_leave_one_child(start_sites: Start) -> None
     assert answers(pings) == 1000
 
 
+@trial(
+    here,
+    "tunnel to 0.0.0.0/0 from a virtual address, IPv4 in IPv4, ESP, ESN, PSK",
+    "pings, the child rekeyed",
+)
 def test_a_virtual_address_carries_everything(start_sites: Start) -> None:
     sites = start_sites()
     client, server = sites

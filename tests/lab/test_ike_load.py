@@ -18,7 +18,8 @@ from esp_gw.demo.netns import add_address, end
 from esp_gw.demo.traffic import iperf_server
 from esp_gw.model import DropReason
 from tests.support import ike_sites
-from tests.support.charon import Installation, build_plugin
+from tests.support.charon import Installation, build_plugin, here
+from tests.support.evidence import trial
 from tests.support.ike_rig import child
 from tests.support.ike_sites import TARGET, Site, initiate
 from tests.support.labtools import MakePair, answers, drops, ping, start_pings, until
@@ -101,6 +102,11 @@ def packets(gateway: LabGateway) -> int:
     return found
 
 
+@trial(
+    here,
+    "tunnel, IPv4 in IPv4, ESP, ESN, PSK",
+    "child and IKE SA rekeyed under TCP at full speed both ways, none lost in the gateways",
+)
 def test_rekeys_of_child_and_ike_at_full_speed_lose_no_packet_in_the_gateways(
     start_sites: Start,
 ) -> None:
@@ -127,6 +133,11 @@ def test_rekeys_of_child_and_ike_at_full_speed_lose_no_packet_in_the_gateways(
     assert set(lost) <= {DropReason.SOCKET_OVERFLOW}, lost
 
 
+@trial(
+    here,
+    "tunnel, IPv4 in IPv4, ESP, ESN, PSK",
+    "the IKE SA rekeyed from both ends at once, no ping lost",
+)
 @pytest.mark.either_engine
 def test_ike_rekeys_of_both_ends_at_once_leave_one_ike_sa_and_the_child(
     start_sites: Start,
@@ -155,6 +166,11 @@ def test_ike_rekeys_of_both_ends_at_once_leave_one_ike_sa_and_the_child(
     assert [site.spis() for site in sites] == children
 
 
+@trial(
+    here,
+    "tunnel, IPv4 in IPv4, ESP, ESN, PSK, close_action {action}",
+    "a child that the peer closes",
+)
 @pytest.mark.either_engine
 @pytest.mark.parametrize("action", ["trap", "start"])
 def test_what_the_peer_closes_stays_closed_and_comes_back(start_sites: Start, action: str) -> None:
@@ -175,6 +191,11 @@ def test_what_the_peer_closes_stays_closed_and_comes_back(start_sites: Start, ac
     assert not before & sites[0].spis()
 
 
+@trial(
+    here,
+    "tunnel, IPv4 in IPv4, ESP, ESN, PSK, {count} children",
+    "all begin, one is rekeyed, all end",
+)
 @pytest.mark.either_engine
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.vm_full)])

@@ -9,7 +9,8 @@ import pytest
 
 from esp_gw.demo.netns import Namespace, add_address, namespaces, wire
 from esp_gw.demo.pair import OUTER
-from tests.support.charon import BASE, Charon, Installation, build_plugin
+from tests.support.charon import BASE, Charon, Installation, build_plugin, here, of_libipsec
+from tests.support.evidence import trial
 from tests.support.ike_rig import child
 from tests.support.ike_sites import (
     TARGET,
@@ -61,6 +62,11 @@ def masquerade(router: Namespace, first: int) -> None:
         router.ip("link", "set", "wan", state)
 
 
+@trial(
+    here,
+    "tunnel, IPv4 in IPv4, ESP in UDP through a NAT, ESN, PSK, MOBIKE",
+    "a NAT that forgets its mapping",
+)
 def test_traffic_goes_on_when_a_nat_forgets_its_mapping(
     make_pair: MakePair, installed: Installation, tmp_path: Path, stack: contextlib.ExitStack
 ) -> None:
@@ -100,6 +106,11 @@ def test_traffic_goes_on_when_a_nat_forgets_its_mapping(
     replace_child_under_pings(sites)
 
 
+@trial(
+    of_libipsec,
+    "tunnel, IPv4 in IPv4, ESP in UDP, no ESN, PSK",
+    "pings and TCP both ways, child and IKE SA rekeyed from both ends under pings, none lost",
+)
 def test_a_peer_of_another_kind_in_udp(
     make_pair: MakePair, installed: Installation, tmp_path: Path, stack: contextlib.ExitStack
 ) -> None:

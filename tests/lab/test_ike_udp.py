@@ -10,8 +10,9 @@ import pytest
 
 from esp_gw.demo.netns import add_address
 from esp_gw.demo.pair import OUTER, PairPlan, gateway_pair
-from tests.support.charon import Installation, build_plugin
+from tests.support.charon import Installation, build_plugin, here
 from tests.support.engines import ENGINES
+from tests.support.evidence import trial
 from tests.support.ike_rig import child
 from tests.support.ike_sites import (
     TARGET,
@@ -80,6 +81,7 @@ def sites(both: list[Site]) -> list[Site]:
     return both
 
 
+@trial(here, "tunnel, IPv4 in IPv4, ESP in UDP, ESN, PSK", "pings and TCP both ways")
 def test_a_child_in_udp_carries_traffic_both_ways(sites: list[Site], capture: StartCapture) -> None:
     one, two = (site.gateway.namespace for site in sites)
     wire = capture(one)
@@ -93,6 +95,11 @@ def test_a_child_in_udp_carries_traffic_both_ways(sites: list[Site], capture: St
         assert "local-port=4500" in listed and "remote-port=4500" in listed
 
 
+@trial(
+    here,
+    "tunnel, IPv4 in IPv6, ESP in UDP, ESN, PSK",
+    "the child rekeyed from both ends under pings, none lost",
+)
 def test_a_child_in_udp_by_ipv6_outside(sites: list[Site]) -> None:
     renew(sites)
     ends = str(OUTER[6][0]), str(OUTER[6][1])
@@ -104,6 +111,11 @@ def test_a_child_in_udp_by_ipv6_outside(sites: list[Site]) -> None:
     assert {sa["remote"] for sa in sas(sites[0].gateway).values()} == {ends[1]}
 
 
+@trial(
+    here,
+    "tunnel, IPv4 in IPv4, ESP in UDP, ESN, PSK",
+    "child and IKE SA rekeyed from both ends under pings, none lost",
+)
 def test_ten_rekeys_of_child_and_ike_under_pings_lose_nothing(sites: list[Site]) -> None:
     pings = start_pings(sites[0].gateway.namespace, TARGET, 60_000, interval=0.005)
     for number in range(10):
@@ -125,6 +137,11 @@ ORDERS = {
 }
 
 
+@trial(
+    here,
+    "tunnel, IPv4 in IPv4, ESP in UDP, ESN, PSK",
+    "SIGKILL of charon, of the gateway, and of both, in either order",
+)
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_kill_of_either_daemon_is_mended_by_its_start(sites: list[Site], order: str) -> None:
     one = sites[0]
@@ -174,6 +191,11 @@ def test_port_500_works_without_a_gateway_and_messages_of_the_other_port_are_rep
     until(lambda: logged("rekeyed between", seen), "its repetition arrives", 30)
 
 
+@trial(
+    here,
+    "tunnel to 0.0.0.0/0, IPv4 in IPv4, ESP in UDP, ESN, PSK",
+    "child and IKE SA rekeyed under pings, none lost",
+)
 def test_ike_by_the_port_goes_around_a_child_that_covers_the_peer(sites: list[Site]) -> None:
     renew(sites)
     for site in sites:
@@ -189,6 +211,7 @@ def test_ike_by_the_port_goes_around_a_child_that_covers_the_peer(sites: list[Si
     assert len(sockets) == 2 and all("fwmark:0xe5b" in line for line in sockets), sockets
 
 
+@trial(here, "tunnel, IPv4 in IPv4, ESP in UDP, ESN, PSK, MOBIKE", "an address that moves")
 def test_sas_in_udp_follow_an_address_that_moves(sites: list[Site]) -> None:
     renew(sites)
     host = sites[0].gateway.namespace

@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[2]
 BASE, PLUGIN = charon.BASE, charon.PLUGIN
 IKE = "aes256gcm16-prfsha256-x25519"
 ESP = "aes256gcm16-x25519-esn"
+DEBIAN_13 = "6.0.1"
+"""The version of Debian 13's charon."""
 
 
 def installed_version() -> str:
@@ -24,6 +26,25 @@ def installed_version() -> str:
     command = ["dpkg-query", "--show", "--showformat", "${Version}", "libstrongswan"]
     found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return found.partition("-")[0]
+
+
+def here() -> str:
+    """The peer of a trial: the installed charon, with a gateway."""
+    return _with_gateway(installed_version())
+
+
+def of_debian_13() -> str:
+    """The peer of a trial: Debian 13's charon, with a gateway."""
+    return _with_gateway(DEBIAN_13)
+
+
+def of_libipsec() -> str:
+    """The peer of a trial: the installed charon, with strongSwan's own ESP in user space."""
+    return f"strongSwan {installed_version()} with kernel-libipsec"
+
+
+def _with_gateway(version: str) -> str:
+    return f"strongSwan {version} with esp_gw as its kernel"
 
 
 @dataclass(frozen=True)
@@ -48,6 +69,23 @@ def build_plugin(
     return Installation(plugins, root)
 
 
+def take_built_plugin(folder: Path) -> Installation:
+    """Copy the installed charon's plugins, and the gateway's that `have_built_plugin` has built."""
+    plugins = charon.copy_plugins(folder, _built_plugin())
+    return Installation(plugins)
+
+
+def have_built_plugin() -> None:
+    """Build the plugin in the checkout, for a machine that has no compiler's time to spare."""
+    command = [str(ROOT / "scripts/build-ike-plugin")]
+    built = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert built.returncode == 0, built.stderr
+
+
+def _built_plugin() -> Path:
+    return ROOT / "strongswan/out" / installed_version() / PLUGIN
+
+
 def debian_13(folder: Path) -> Installation:
     """Fetch Debian 13's charon with the libraries that it needs, and build the plugin for it."""
     root = folder / "root"
@@ -65,12 +103,12 @@ def debian_13(folder: Path) -> Installation:
         (root / name).mkdir(exist_ok=True)
     (root / "var/run").unlink(missing_ok=True)
     (root / "var/run").symlink_to("../run")
-    return build_plugin(folder, root=root, version="6.0.1")
+    return build_plugin(folder, root=root, version=DEBIAN_13)
 
 
 def with_ml(installed: Installation) -> Installation:
     """Build strongSwan's plugin ml for Debian 13's charon, beside the other plugins."""
-    command = [str(ROOT / "scripts/build-ike-ml"), "6.0.1", str(installed.plugins)]
+    command = [str(ROOT / "scripts/build-ike-ml"), DEBIAN_13, str(installed.plugins)]
     built = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert built.returncode == 0, built.stderr
     return replace(installed, load=f"{LOADED} ml")

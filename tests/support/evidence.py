@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
+from tests.support.engines import ENGINES
+
 RecordProperty = Callable[[str, object], None]
 
 
@@ -15,3 +19,23 @@ def record_trial(
     record_property("configuration", configuration)
     record_property("tried", tried)
     record_property("engine", engine)
+
+
+def trial(peer: Callable[[], str], configuration: str, tried: str) -> pytest.MarkDecorator:
+    """Mark a test whose result is a trial; names of its parameters in braces are filled in."""
+    return pytest.mark.trial(peer=peer, configuration=configuration, tried=tried)
+
+
+def record_marked(item: pytest.Function, record_property: RecordProperty) -> None:
+    """Attach the trial of a test's mark, if it has one; an engine is among its parameters."""
+    mark = item.get_closest_marker("trial")
+    if mark is None:
+        return
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    record_trial(
+        record_property,
+        peer=mark.kwargs["peer"](),
+        configuration=mark.kwargs["configuration"].format(**params),
+        tried=mark.kwargs["tried"].format(**params),
+        engine=next((value for value in params.values() if value in ENGINES), ENGINES[0]),
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,11 +123,14 @@ def replace_child(sites: list[Site], rekeying: int) -> None:
         until(lambda site=site, former=former: carries(site, former), "a new SA", 60)
 
 
-def replace_ike(site: Site) -> None:
-    """Rekey the IKE SA; return when the former one is gone."""
+def replace_ike(site: Site, rekey: Callable[[], object] | None = None) -> None:
+    """Rekey the IKE SA, by default from this site; return when the former one is gone."""
     former = re.search("initiator-spi=[0-9a-f]+", site.charon.swanctl("--list-sas", "--raw").stdout)
     assert former is not None
-    site.charon.swanctl("--rekey", "--ike", "peer")
+    if rekey is None:
+        site.charon.swanctl("--rekey", "--ike", "peer")
+    else:
+        rekey()
 
     def is_new() -> bool:
         listed = site.charon.swanctl("--list-sas", "--raw").stdout
