@@ -96,6 +96,7 @@ def _several(values: Sequence[str]) -> click.Choice[str]:
 @click.option("--gotatun", default="gotatun", hidden=True)
 @click.option("--null-cipher", type=click.Path(path_type=Path), hidden=True)
 @click.option("--core-program", type=click.Path(path_type=Path), hidden=True)
+@click.option("--ike-plugin", type=click.Path(path_type=Path), hidden=True)
 def bench(
     quick: bool,
     json_file: Path | None,
@@ -110,6 +111,7 @@ def bench(
     gotatun: str,
     null_cipher: Path | None,
     core_program: Path | None,
+    ike_plugin: Path | None,
 ) -> None:
     """Measure esp_gw against its peers in network namespaces on this machine. Needs root.
 
@@ -131,6 +133,7 @@ def bench(
             gotatun=gotatun,
             baseline=baseline,
             null_cipher=null_cipher,
+            ike_plugin=ike_plugin,
             native=native or is_check,
         )
     )

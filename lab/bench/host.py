@@ -13,7 +13,7 @@ from pathlib import Path
 from esp_gw import __version__
 from esp_gw.demo.netns import run_command
 from esp_gw.errors import LabError
-from lab.bench.systems import CHARON
+from lab.bench.charon import CHARON
 
 TIMEOUT = 10.0
 _MODULE = re.compile(r"^\tmod\t\S+\t(v\S+)", re.MULTILINE)

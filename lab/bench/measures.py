@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from esp_gw.demo.gateways import usage
 from lab.bench.costs import cost_tcp, cost_udp
 from lab.bench.cpu import scheduled_s
+from lab.bench.ike import children, initiate, rekey
 from lab.bench.model import Lengths, Link, Memory, Run, Sample
 from lab.bench.ping import INTERVAL, rtt, rtt_loaded
 from lab.bench.streams import BBR, CUBIC
@@ -72,6 +73,9 @@ _LOADED = (
     for control in (CUBIC, BBR)
 )
 
+IKE_TESTS = ("initiate", "rekey", "children")
+"""Tests of what charon does, for systems that have one."""
+
 TESTS = {
     test.name: test
     for test in (
@@ -106,6 +110,9 @@ TESTS = {
             )
             for flows, many in ((1, "one flow"), (8, "8 flows in turn"))
         ),
+        Test("initiate", "--initiate to the first packet", initiate, lambda n: 4.0),
+        Test("rekey", "rekeys under one TCP stream", rekey, lambda n: 10.0),
+        Test("children", "200 children", children, lambda n: 20.0),
         Test("memory", "resident memory", memory_use, lambda n: 0.0),
         Test("idle", "processor time without traffic", idle, lambda n: float(n.idle)),
     )

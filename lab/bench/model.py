@@ -9,13 +9,31 @@ from pathlib import Path
 
 from esp_gw.demo.netns import Namespace
 
+Swanctl = Callable[..., str]
+"""Runs `swanctl` with its arguments; returns what it printed. Raises LabError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ike:
+    """The two charons of a link: their control, and their process ids.
+
+    `gateways` are the processes that carry the packets, where these are not charon's; `lost`
+    returns the number of packets that they have not carried so far.
+    """
+
+    swanctl: tuple[Swanctl, Swanctl]
+    charons: tuple[int, int]
+    gateways: tuple[int, ...] = ()
+    lost: Callable[[], int] | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class Link:
     """Two hosts joined by a system; `pids` are its daemons, empty for a plain wire.
 
     First those of `a`, then as many of `b`. Traffic goes from the address `source` on `a` to the
-    address `target` on `b`; `further` are such pairs of the tunnels after the first.
+    address `target` on `b`; `further` are such pairs of the tunnels after the first. `ike` is there
+    where charon finds the keys.
     """
 
     a: Namespace
@@ -24,6 +42,7 @@ class Link:
     target: str
     pids: tuple[int, ...] = ()
     further: tuple[tuple[str, str], ...] = ()
+    ike: Ike | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,11 @@ from pathlib import Path
 from esp_gw.desired import Offloads
 from esp_gw.errors import LabError
 from esp_gw.model import SUITES, Encapsulation, Mode
+from lab.bench.charon import EspGwIke, strongswan
 from lab.bench.gateways import EspGw, default_sas, earlier_version, null_cipher
-from lab.bench.measures import TESTS
+from lab.bench.measures import IKE_TESTS, TESTS
 from lab.bench.model import Lengths, Opener, Subject
-from lab.bench.systems import openvpn, strongswan, veth
+from lab.bench.systems import openvpn, veth
 from lab.bench.tunnels import EspGwTunnels
 from lab.bench.wireguard import Wireguard
 
@@ -21,12 +22,14 @@ FULL = Lengths(tcp=2, udp=1, pings=200, probes=3, idle=15)
 
 BASELINE = "baseline"
 """The native engine of another checkout, given by --baseline."""
+NATIVE_IKE = "native-ike"
+"""The native engine with keys by charon."""
 SYSTEMS = (
-    *("veth", "native", BASELINE, "python"),
+    *("veth", "native", NATIVE_IKE, BASELINE, "python"),
     *("strongswan", "wireguard-go", "gotatun", "openvpn"),
 )
 PEERS = ("strongswan", "wireguard-go", "gotatun", "openvpn")
-SYSTEM_TESTS = tuple(name for name in TESTS if name not in ("idle", "tcp_tunnels"))
+SYSTEM_TESTS = tuple(name for name in TESTS if name not in ("idle", "tcp_tunnels", *IKE_TESTS))
 TWO_TUNNELS = "{}-2-tunnels"
 SWITCHES = tuple(switch.name for switch in fields(Offloads))
 SMALL_GSO_MAX_SIZE = 61_000
@@ -35,6 +38,7 @@ SMALL_GSO_MAX_SIZE = 61_000
 SECTIONS = {
     "systems": "every system, every test",
     "idle": "gateways without traffic",
+    "ike": "keys by IKE: first packet, rekeys, 200 children",
     "tunnels": "four TCP streams through two tunnels",
     "techniques": "the native engine with each technique switched off",
     "providers": "the native engine with each AEAD library",
@@ -42,7 +46,10 @@ SECTIONS = {
     "scale": "2, 100 and 10,000 SAs",
     "core": "the core alone, without the kernel",
 }
-_SETUP = {"strongswan": 1.5, "openvpn": 3.0, "wireguard-go": 1.0, "gotatun": 1.0, "veth": 0.3}
+_SETUP = {
+    **{"strongswan": 1.5, "openvpn": 3.0, "wireguard-go": 1.0, "gotatun": 1.0, "veth": 0.3},
+    NATIVE_IKE: 3.0,
+}
 _SCALE_SETUP = 60.0
 _SCALE_TURN = 10.0
 _CORE = 105.0
@@ -64,7 +71,8 @@ class Options:
 
     `wireguard_go` and `gotatun` are the binaries to measure. `null_cipher` is a folder with the
     native engine built without a cipher, None if there is no such build. `baseline` is a checkout
-    of an earlier version with its native engine, measured beside this one.
+    of an earlier version with its native engine, measured beside this one. `ike_plugin` is charon's
+    plugin, None the installed one.
     """
 
     quick: bool = False
@@ -76,6 +84,7 @@ class Options:
     gotatun: str = "gotatun"
     null_cipher: Path | None = None
     baseline: Path | None = None
+    ike_plugin: Path | None = None
     native: bool = True
 
 
@@ -118,6 +127,7 @@ def make_plan(options: Options) -> Plan:
     subjects = {
         "systems": (_systems(options, SYSTEM_TESTS), rounds),
         "idle": (_systems(options, ("idle",))[: 3 if options.quick else None], 1),
+        "ike": (tuple(_ike(options)), few),
         "tunnels": (tuple(_tunnels(options)), rounds),
         "techniques": (tuple(_techniques()), few),
         "providers": (tuple(_providers()), few),
@@ -167,7 +177,11 @@ def _only(subjects: tuple[Subject, ...], options: Options, section: str) -> Iter
 
 
 def _systems(options: Options, tests: tuple[str, ...]) -> tuple[Subject, ...]:
-    openers: dict[str, Opener] = {"veth": veth, "native": EspGw("native")}
+    openers: dict[str, Opener] = {
+        "veth": veth,
+        "native": EspGw("native"),
+        NATIVE_IKE: EspGwIke("native", options.ike_plugin),
+    }
     if options.baseline is not None:
         # As before there were lanes.
         env = earlier_version(options.baseline.absolute())
@@ -189,6 +203,11 @@ def _systems(options: Options, tests: tuple[str, ...]) -> tuple[Subject, ...]:
         )
         for name, opener in openers.items()
     )
+
+
+def _ike(options: Options) -> Iterator[Subject]:
+    yield Subject(NATIVE_IKE, IKE_TESTS, EspGwIke("native", options.ike_plugin), _SETUP[NATIVE_IKE])
+    yield Subject("strongswan", IKE_TESTS, strongswan, _SETUP["strongswan"])
 
 
 def _wireguard_go(options: Options) -> tuple[str, ...]:

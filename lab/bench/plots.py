@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 FORMATS = ("svg", "png")
 _COLOURS = (
-    *("#999999", "#0072b2", "#000000", "#56b4e9"),
+    *("#999999", "#0072b2", "#8c564b", "#000000", "#56b4e9"),
     *("#e69f00", "#009e73", "#d55e00", "#cc79a7"),
 )
-"""Colour-blind safe palette (Okabe and Ito), one colour for each system."""
+"""Colour-blind safe palette (Okabe and Ito, and a brown), one colour for each system."""
 
 
 def draw(results: Results, folder: Path, caption: str) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lab.bench import report_native, report_systems
+from lab.bench import report_ike, report_native, report_systems
 from lab.bench.model import Failure
 from lab.bench.report_systems import SIZE_TESTS, THROUGHPUT_TESTS, UDP_TESTS
 from lab.bench.results import Results
@@ -43,6 +43,8 @@ def tables(results: Results) -> Iterator[Table]:
     yield report_systems.ratios(results)
     yield report_systems.cpu(results)
     yield report_systems.footprint(results)
+    yield report_ike.beside_manual_keys(results)
+    yield report_ike.ike(results)
     yield report_native.tunnels(results)
     yield report_native.techniques(results)
     yield report_native.providers(results)

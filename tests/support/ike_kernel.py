@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from platform import release
@@ -15,10 +15,11 @@ from typing import Any, Protocol
 
 from esp_gw.demo.netns import Namespace, add_address
 from esp_gw.demo.pair import NETS, OUTER, PairPlan, gateway_pair
+from lab.waiting import holds_within
 from tests.support.charon import BASE, Charon, Installation, installed_version
 from tests.support.ike_rig import IDENTITIES, child, connection
 from tests.support.ike_sites import Site
-from tests.support.labtools import edit, until
+from tests.support.labtools import edit
 from tests.support.libreswan import HELPERS, ipsec_conf
 
 PATIENCE = 120.0
@@ -172,7 +173,7 @@ class Libreswan:
                 stdout=log.fileno(),
                 stderr=log.fileno(),
             )
-        until(self._is_ready, "pluto has its connection", PATIENCE)
+        assert holds_within(PATIENCE, self._is_ready), self.told()
 
     def _is_ready(self) -> bool:
         assert self._process is not None and self._process.poll() is None, self.told()
@@ -218,6 +219,17 @@ class KernelIke:
         self.site = site
         self.near = site.gateway.namespace
         self.far = host
+
+    def until(self, condition: Callable[[], object], what: str, peer: Peer) -> None:
+        """Wait for a condition; fail with `what`, and with what both ends have said."""
+        logs = (self.site.charon.read_output, peer.told)
+        assert holds_within(PATIENCE, condition), "\n".join([what, *(log() for log in logs)])
+
+    def initiate(self, peer: Peer) -> None:
+        """Begin the child from our end, and wait until it has both SAs."""
+        command = ("--initiate", "--child", "net", "--timeout", "60")
+        done = self.site.charon.swanctl(*command, check=False)
+        assert done.returncode == 0, f"{self.site.charon.read_output()}\n{peer.told()}"
 
     @contextlib.contextmanager
     def joined(self, shape: Shape, peer: Peer) -> Iterator[None]:

@@ -22,7 +22,7 @@ from tests.support.ike_kernel import (
     kernel_ike,
 )
 from tests.support.ike_sites import encapsulations, replace_ike
-from tests.support.labtools import carry_tcp_both_ways, lost, ping, start_pings, until
+from tests.support.labtools import carry_tcp_both_ways, lost, ping, start_pings
 from tests.support.libreswan import ROOT
 from tests.support.matrix import every_run
 
@@ -106,8 +106,8 @@ def test_a_child_carries_traffic_and_is_rekeyed_from_both_ends(
         engine=near.gateway.call("GetStatus")["engine"],
     )
     with sites.joined(shape, peer):
-        near.charon.initiate()
-        until(lambda: ping(sites.near, shape.target, count=1), peer.told(), PATIENCE)
+        sites.initiate(peer)
+        sites.until(lambda: ping(sites.near, shape.target, count=1), "the tunnel carries", peer)
         assert encapsulations(near) == {"udp" if shape.is_udp else "none"}
         assert ping(sites.far, shape.near_target, count=20) == 20
         carry_tcp_both_ways(sites.near, sites.far, shape.target, *VOLUME)
@@ -115,7 +115,7 @@ def test_a_child_carries_traffic_and_is_rekeyed_from_both_ends(
         for rekey in (near.rekey, peer.rekey_child):
             former = near.policy_sa()
             rekey()
-            until(lambda former=former: near.carries_by_another(former), "a new SA", PATIENCE)
+            sites.until(lambda former=former: near.carries_by_another(former), "a new SA", peer)
         replace_ike(near)
         replace_ike(near, peer.rekey_ike)
         assert lost(pings) == 0
@@ -141,13 +141,13 @@ def test_the_tunnel_comes_back_after_a_kill(
         return bool(ping(sites.near, shape.target, count=1))
 
     with sites.joined(shape, peer):
-        near.charon.initiate()
-        until(carries, peer.told(), PATIENCE)
+        sites.initiate(peer)
+        sites.until(carries, "the tunnel carries", peer)
         before = near.spis()
         if killed == "the gateway":
             near.gateway.kill()
             near.gateway.start()
-            until(carries, "the children go on", PATIENCE)
+            sites.until(carries, "the child goes on", peer)
             assert near.spis() == before
             near.charon.await_log("esp_gw: session with the gateway", PATIENCE)
         elif killed == "our charon":
@@ -157,8 +157,8 @@ def test_the_tunnel_comes_back_after_a_kill(
             peer.kill()
             peer.start(shape)
         if killed != "the gateway":
-            until(lambda: not before & near.spis(), "the former SAs are gone", PATIENCE)
-            until(carries, peer.told(), PATIENCE)
+            sites.until(lambda: not before & near.spis(), "the former SAs are gone", peer)
+            sites.until(carries, "the tunnel is back", peer)
         former = near.policy_sa()
         near.charon.swanctl("--rekey", "--child", "net")
-        until(lambda: carries() and near.carries_by_another(former), "a new SA", PATIENCE)
+        sites.until(lambda: carries() and near.carries_by_another(former), "a new SA", peer)
