@@ -15,10 +15,11 @@ from esp_gw.errors import LabError
 _HEAD = """\
 # Interoperability
 
-Results of tests with other implementations of ESP: for each configuration, the number of tests
-passed. `./scripts/interop` runs the tests and generates this page from their results; do not edit
-it. Generated {date} with esp_gw {version}.
+Results of tests with other implementations of ESP and of IKE: for each configuration, the number of
+tests passed. `./scripts/interop` runs the tests and generates this page from their results; do not
+edit it.
 """
+_HEADING = "## "
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +54,28 @@ def read(path: Path) -> list[Trial]:
     return trials
 
 
-def page(trials: Sequence[Trial], now: datetime) -> str:
-    """Return the page: a section per peer, a row per configuration."""
-    lines = [_HEAD.format(date=f"{now:%Y-%m-%d}", version=__version__)]
-    for peer in sorted({trial.peer for trial in trials}):
-        lines += _section(peer, [trial for trial in trials if trial.peer == peer])
-    return "\n".join(lines)
+def page(trials: Sequence[Trial], now: datetime, former: str = "") -> str:
+    """Return the page: a section per peer, a row per configuration.
+
+    Of the page `former`, the sections of peers that no trial has are kept.
+    """
+    sections = dict(_split(former))
+    for peer in {trial.peer for trial in trials}:
+        of_peer = [trial for trial in trials if trial.peer == peer]
+        sections[peer] = "\n".join(_section(peer, of_peer, now))
+    return "\n".join([_HEAD, *(sections[peer] for peer in sorted(sections))])
 
 
-def _section(peer: str, trials: Sequence[Trial]) -> Iterator[str]:
+def _split(page: str) -> Iterator[tuple[str, str]]:
+    """Yield each section's peer and text, which ends with a newline."""
+    for part in f"\n{page}".split(f"\n{_HEADING}")[1:]:
+        yield part.partition("\n")[0], f"{_HEADING}{part.rstrip()}\n"
+
+
+def _section(peer: str, trials: Sequence[Trial], now: datetime) -> Iterator[str]:
     engines = sorted({trial.engine for trial in trials})
-    yield f"## {peer}\n"
-    yield "Tried:"
+    yield f"{_HEADING}{peer}\n"
+    yield f"Tried on {now:%Y-%m-%d} with esp_gw {__version__}:"
     for what in _unique(trial.tried for trial in trials):
         yield f"- {what}"
     yield ""
@@ -96,15 +107,21 @@ def _unique(words: Iterable[str]) -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the page for the named files; return the exit status."""
+    """Print the page for the named files; return the exit status.
+
+    A first argument `--former=PAGE` names the page whose other sections are kept.
+    """
+    option, _, kept = arguments[0].partition("=") if arguments else ("", "", "")
+    names = arguments[1:] if option == "--former" else arguments
     try:
-        trials = [trial for name in arguments for trial in read(Path(name))]
+        trials = [trial for name in names for trial in read(Path(name))]
         if not trials:
             raise LabError("the files hold no test results")
     except LabError as error:
         print(f"interop: error: {error}", file=sys.stderr)
         return 1
-    print(page(trials, datetime.now(UTC)), end="")
+    former = Path(kept).read_text() if option == "--former" else ""
+    print(page(trials, datetime.now(UTC), former), end="")
     return 0
 
 

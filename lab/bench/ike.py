@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator
 from esp_gw.demo.gateways import usage
 from esp_gw.demo.netns import Namespace, end
 from esp_gw.errors import LabError
-from lab.bench.charon import CHILD, CHILDREN, CONNECTION, child_name
+from lab.bench.charon import CHILD, CONNECTION, child_name
 from lab.bench.hosts import wait_until
 from lab.bench.model import Ike, Lengths, Link, Memory, Sample
 from lab.bench.probe import Arrivals, count_missing, longest_gap
 from lab.bench.streams import background
 
-INITIATIONS = 5
+INITIATIONS = 3
 REKEYS = 6
 _PAUSE = 0.3
 """Seconds between two rekeys, and before the first one."""
@@ -112,17 +112,17 @@ def rekey(link: Link, lengths: Lengths, memory: Memory) -> list[Sample]:
 
 
 def children(link: Link, lengths: Lengths, memory: Memory) -> list[Sample]:
-    """Begin CHILDREN children one by one: the time of each, and the memory that they take."""
+    """Begin children one by one: the time of each, and the memory that they take."""
     ike = _ike(link)
     before = {pid: usage(pid).rss for pid in (*ike.gateways, *ike.charons)}
     times = []
-    for number in range(1, CHILDREN + 1):
+    for number in range(1, lengths.children + 1):
         began = time.monotonic()
         ike.swanctl[0]("--initiate", "--child", child_name(number), "--timeout", _TIMEOUT)
         times.append(1000 * (time.monotonic() - began))
 
     def taken(pids: tuple[int, ...]) -> float:
-        return max((usage(pid).rss - before[pid]) / CHILDREN / _KIB for pid in pids)
+        return max((usage(pid).rss - before[pid]) / lengths.children / _KIB for pid in pids)
 
     samples = [
         Sample("first", "ms", statistics.median(times[:_ENDS])),

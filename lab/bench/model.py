@@ -47,13 +47,14 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Run lengths: seconds per run, number of pings, probes per search for a rate."""
+    """Run lengths: seconds per run, number of pings, probes per search for a rate, children."""
 
     tcp: int
     udp: int
     pings: int
     probes: int
     idle: int
+    children: int
 
 
 @dataclass(frozen=True, slots=True)

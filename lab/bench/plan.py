@@ -9,7 +9,7 @@ from pathlib import Path
 from esp_gw.desired import Offloads
 from esp_gw.errors import LabError
 from esp_gw.model import SUITES, Encapsulation, Mode
-from lab.bench.charon import EspGwIke, strongswan
+from lab.bench.charon import CHILDREN, EspGwIke, strongswan
 from lab.bench.gateways import EspGw, default_sas, earlier_version, null_cipher
 from lab.bench.measures import IKE_TESTS, TESTS
 from lab.bench.model import Lengths, Opener, Subject
@@ -17,8 +17,8 @@ from lab.bench.systems import openvpn, veth
 from lab.bench.tunnels import EspGwTunnels
 from lab.bench.wireguard import Wireguard
 
-QUICK = Lengths(tcp=1, udp=1, pings=100, probes=2, idle=10)
-FULL = Lengths(tcp=2, udp=1, pings=200, probes=3, idle=15)
+QUICK = Lengths(tcp=1, udp=1, pings=100, probes=2, idle=10, children=20)
+FULL = Lengths(tcp=2, udp=1, pings=200, probes=3, idle=15, children=CHILDREN)
 
 BASELINE = "baseline"
 """The native engine of another checkout, given by --baseline."""
@@ -28,6 +28,8 @@ SYSTEMS = (
     *("veth", "native", NATIVE_IKE, BASELINE, "python"),
     *("strongswan", "wireguard-go", "gotatun", "openvpn"),
 )
+WITH_IKE = ("tcp", "tcp_wire", "tcp_reverse", "rtt", "memory")
+"""Tests of NATIVE_IKE beside the other systems: the data path is that of `native`."""
 PEERS = ("strongswan", "wireguard-go", "gotatun", "openvpn")
 SYSTEM_TESTS = tuple(name for name in TESTS if name not in ("idle", "tcp_tunnels", *IKE_TESTS))
 TWO_TUNNELS = "{}-2-tunnels"
@@ -38,7 +40,7 @@ SMALL_GSO_MAX_SIZE = 61_000
 SECTIONS = {
     "systems": "every system, every test",
     "idle": "gateways without traffic",
-    "ike": "keys by IKE: first packet, rekeys, 200 children",
+    "ike": "keys by IKE: first packet, rekeys, many children",
     "tunnels": "four TCP streams through two tunnels",
     "techniques": "the native engine with each technique switched off",
     "providers": "the native engine with each AEAD library",
@@ -48,7 +50,7 @@ SECTIONS = {
 }
 _SETUP = {
     **{"strongswan": 1.5, "openvpn": 3.0, "wireguard-go": 1.0, "gotatun": 1.0, "veth": 0.3},
-    NATIVE_IKE: 3.0,
+    NATIVE_IKE: 2.5,
 }
 _SCALE_SETUP = 60.0
 _SCALE_TURN = 10.0
@@ -193,11 +195,11 @@ def _systems(options: Options, tests: tuple[str, ...]) -> tuple[Subject, ...]:
         "gotatun": Wireguard(_gotatun(options)),
         "openvpn": openvpn,
     }
-    has_daemon = ("memory", "idle")
+    left_out = {"veth": {"memory", "idle"}, NATIVE_IKE: {*tests} - {*WITH_IKE}}
     return tuple(
         Subject(
             name,
-            tuple(test for test in tests if name != "veth" or test not in has_daemon),
+            tuple(test for test in tests if test not in left_out.get(name, ())),
             opener,
             _SETUP.get(name, 2.0),
         )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from lab.bench.charon import CHILDREN
 from lab.bench.ike import REKEYS
 from lab.bench.measures import TESTS
-from lab.bench.plan import NATIVE_IKE
+from lab.bench.plan import FULL, NATIVE_IKE, QUICK
 from lab.bench.results import Results
 from lab.bench.table import MISSING, Table, cell, ratio
 
@@ -17,8 +16,12 @@ _FIGURES = (
     ("the same without rekeys", "rekey", "gap_without"),
     ("datagrams missing, of 1,000 a second", "rekey", "missing"),
     ("the same without rekeys", "rekey", "missing_without"),
-    (f"a child, the first ten of {CHILDREN}, ms", "children", "first"),
-    ("the last ten, ms", "children", "last"),
+    ("a child, the first ten, ms", "children", "first"),
+    (
+        f"a child, the last ten of {FULL.children} (--quick: {QUICK.children}), ms",
+        "children",
+        "last",
+    ),
     ("memory of a child, gateway, KiB", "children", "gateway"),
     ("memory of a child, charon, KiB", "children", "charon"),
 )

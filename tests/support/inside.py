@@ -9,13 +9,17 @@ from pathlib import Path
 
 from tests.support.engines import ENGINES
 
+IKE_FILE = "test_ike_kernel"
 # test_af_alg counts the keys of the whole machine, so nothing before it may leave one behind;
 # test_af_alg_native is last, because it makes the kernel's gcm(aes) asynchronous for good.
-ALL_FILES = ("test_kernel_esp", "test_moving", "test_af_alg", "test_af_alg_native")
+ALL_FILES = (
+    *("test_kernel_esp", "test_moving", IKE_FILE),
+    *("test_af_alg", "test_af_alg_native"),
+)
 """The files in their order of running, without the suffix."""
 FILES = tuple(name for name in ALL_FILES if "native" in ENGINES or name != "test_af_alg_native")
 """Files that the installed engines can run."""
-FULL_FILES = FILES[:3]
+FULL_FILES = FILES[:4]
 """FILES with tests of the rest of the matrix."""
 EVERY_RUN_FILES = tuple(name for name in FILES if name != "test_moving")
 """FILES with tests of every run."""

@@ -28,12 +28,11 @@ conn net
     rightsubnet={nets[1]}
     leftupdown=%disabled
     ike=aes_gcm256-sha2_256-dh31
-    esp=aes_gcm256-dh31
+    esp=aes_gcm256;dh31
     esn={esn}
     encapsulation={encapsulation}
     retransmit-timeout=10s
     dpddelay=2
-    dpdtimeout=10
     dpdaction=restart
 """
 

@@ -133,6 +133,7 @@ def full_run() -> list[Observation]:
             observations += seen(system, test, [200.0 / place], "p99")
         observations += seen(system, "memory", [40.0], "rss")
         observations += seen(system, "idle", [0.01], "cpu")
+    observations += seen("native-ike", "initiate", [30.0], "first_packet")
     for system in (*report_native.TECHNIQUES, "native-openssl", "native-aws-lc"):
         observations += seen(system, "tcp", [5.0], cpu=(50.0, 40.0))
         observations += seen(system, "rtt", [90.0], "median")
@@ -311,6 +312,8 @@ def test_a_full_run_fits_its_time_budget() -> None:
 def test_without_the_native_engine_none_of_its_subjects_are_planned() -> None:
     plan = make_plan(Options(native=False))
     systems = {subject.system for _, _, subject in plan.turns()}
-    assert systems == set(SYSTEMS) - {"native", "baseline"} | {"wireguard-go-2-tunnels"}
+    assert systems == set(SYSTEMS) - {"native", "native-ike", "baseline"} | {
+        "wireguard-go-2-tunnels"
+    }
     assert not plan.scale_rounds
     assert not plan.core_seconds

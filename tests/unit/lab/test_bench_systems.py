@@ -52,7 +52,7 @@ def test_a_baseline_takes_its_turn_beside_the_native_engine(checkout: Path) -> N
         return [subject.system for _, _, subject in make_plan(options).turns()]
 
     chosen = Options(rounds=1, sections=("systems",), tests=("rtt",), baseline=checkout)
-    assert systems(chosen)[:3] == ["veth", "native", "baseline"]
+    assert systems(chosen)[:4] == ["veth", "native", "native-ike", "baseline"]
     assert "baseline" not in systems(Options(rounds=1, sections=("systems",)))
 
 

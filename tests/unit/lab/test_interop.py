@@ -27,7 +27,7 @@ def test_a_row_counts_passed_tests_for_each_engine() -> None:
         replace(TRIAL, configuration="transport"),
     ]
     text = page(trials, NOW)
-    assert "Generated 2026-05-04" in text
+    assert "Tried on 2026-05-04 with esp_gw " in text
     assert "## Peer 1.2" in text
     assert "- pings\n- a stream\n" in text
     assert "| configuration | native | python |" in text
@@ -42,6 +42,26 @@ def test_every_peer_has_its_own_section() -> None:
     assert [section.splitlines()[0] for section in sections] == ["Another 3", "Peer 1.2"]
     assert "| x |" in sections[0]
     assert "| x |" not in sections[1]
+
+
+def test_sections_of_peers_that_were_not_tried_stay_as_they_are() -> None:
+    trials = [replace(TRIAL, peer="Another 3"), TRIAL, replace(TRIAL, peer="Third 1")]
+    former = page(trials, NOW)
+    text = page([replace(TRIAL, passed=False)], datetime(2026, 6, 1, tzinfo=UTC), former)
+    head, another, peer, third = text.split("## ")
+    assert [head, another, third] == [former.split("## ")[place] for place in (0, 1, 3)]
+    assert "2026-06-01" in peer and "**0 of 1**" in peer and "2026-05-04" not in peer
+    assert page(trials, NOW, text) == former
+
+
+def test_the_former_page_is_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results, former = tmp_path / "results", tmp_path / "page.md"
+    results.write_text(json.dumps(asdict(TRIAL)) + "\n")
+    former.write_text("# Page\n\n## Another 3\n\nTried:\n- x\n")
+    assert main([f"--former={former}", str(results)]) == 0
+    assert "## Another 3\n\nTried:\n- x\n\n## Peer 1.2\n" in capsys.readouterr().out
+    assert main([str(results)]) == 0
+    assert "Another 3" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
