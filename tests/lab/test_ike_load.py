@@ -94,7 +94,7 @@ def await_sas(sites: list[Site], number: int) -> None:
         counts = [site.gateway.call("GetStatus")["sas"] for site in sites]
         return counts == [number] * len(sites)
 
-    until(are_there, f"{number} SAs", 90)
+    until(are_there, f"{number} SAs", 240)
 
 
 def packets(gateway: LabGateway) -> int:
@@ -197,7 +197,7 @@ def test_what_the_peer_closes_stays_closed_and_comes_back(start_sites: Start, ac
     "all begin, one is rekeyed, all end",
 )
 @pytest.mark.either_engine
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.vm_full)])
 def test_many_children_begin_are_rekeyed_and_end(start_sites: Start, count: int) -> None:
     sites = start_sites()

@@ -25,16 +25,23 @@ from tests.support.libreswan import HELPERS, ipsec_conf
 PATIENCE = 120.0
 """Seconds for what two daemons do in an emulator."""
 SECRET = "a secret of the test"
+SETTINGS = {"delete_rekeyed_delay": 1, "retransmit_tries": 5}
+"""Of both charons: a message is repeated for some 20 seconds."""
+_NSS = "/var/lib/ipsec/nss"
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the two ends negotiate: a child in tunnel mode of one inner IP version."""
+    """What the two ends negotiate: a child in tunnel mode of one inner IP version.
+
+    `dpd_delay` is in seconds. Without, as here by default, a peer that is only slow isn't dead.
+    """
 
     is_udp: bool
     outer: int
     inner: int
     esn: bool
+    dpd_delay: int = 0
 
     def __str__(self) -> str:
         esp, esn = "udp" if self.is_udp else "esp", "esn" if self.esn else "no-esn"
@@ -45,7 +52,8 @@ class Shape:
         """The configuration of both ends in words, for docs/interop.md."""
         esp = "ESP in UDP" if self.is_udp else "ESP"
         esn = "ESN" if self.esn else "no ESN"
-        return f"tunnel, IPv{self.inner} in IPv{self.outer}, {esp}, aes256gcm16, {esn}"
+        dpd = ", DPD" if self.dpd_delay else ""
+        return f"tunnel, IPv{self.inner} in IPv{self.outer}, {esp}, {esn}, PSK{dpd}"
 
     @property
     def addresses(self) -> tuple[str, str]:
@@ -100,7 +108,7 @@ class Strongswan:
     def __init__(self, namespace: Namespace, folder: Path, installed: Installation) -> None:
         self._charon = Charon(namespace, folder, installed, folder / "none.sock")
         plugins = "kernel-netlink socket-default vici updown"
-        self._charon.settings = {"load": f"{BASE} {plugins}", "delete_rekeyed_delay": 1}
+        self._charon.settings = {"load": f"{BASE} {plugins}", **SETTINGS}
 
     @property
     def name(self) -> str:
@@ -154,16 +162,17 @@ class Libreswan:
             nets=(shape.nets[1], shape.nets[0]),
             esn="yes" if shape.esn else "no",
             encapsulation="yes" if shape.is_udp else "no",
+            dpddelay=shape.dpd_delay,
         )
         (self._root / "etc/ipsec.conf").write_text(conf)
         (self._root / "etc/ipsec.secrets").write_text(f'%any %any : PSK "{SECRET}"\n')
+        make_nss = f"chroot . certutil -N --empty-password -d sql:{_NSS}"
         script = " && ".join(
             (
                 f'mount -t tmpfs tmpfs "{self._root}/run"',
                 *(f'mount --rbind {name} "{self._root}{name}"' for name in ("/dev", "/proc")),
-                f'mkdir -p "{self._root}/run/pluto" "{self._root}/var/lib/ipsec/nss"',
-                f'cd "{self._root}"',
-                "chroot . certutil -N --empty-password -d sql:/var/lib/ipsec/nss -f /dev/null",
+                f'cd "{self._root}" && mkdir -p run/pluto .{_NSS}',
+                f"{{ test -e .{_NSS}/cert9.db || {make_nss}; }}",
                 f"exec chroot . {HELPERS}/pluto --nofork --stderrlog --config /etc/ipsec.conf",
             )
         )
@@ -177,7 +186,9 @@ class Libreswan:
 
     def _is_ready(self) -> bool:
         assert self._process is not None and self._process.poll() is None, self.told()
-        return '"net":' in self._whack("--status", check=False).stdout
+        # It reads the secrets last.
+        is_listening = "loading secrets" in self._log.read_text()
+        return is_listening and '"net":' in self._whack("--status", check=False).stdout
 
     def initiate(self) -> None:
         self._whack("--initiate", "--name", "net")
@@ -225,6 +236,13 @@ class KernelIke:
         logs = (self.site.charon.read_output, peer.told)
         assert holds_within(PATIENCE, condition), "\n".join([what, *(log() for log in logs)])
 
+    def refused(self) -> dict[str, int]:
+        """Return the packets that the gateway or the kernel has not carried, by counter."""
+        lines = self.far.run("cat", "/proc/net/xfrm_stat").stdout.splitlines()
+        counters = {name: int(value) for name, value in map(str.split, lines)}
+        counters |= self.site.gateway.call("GetStats")["drops"]
+        return {name: value for name, value in counters.items() if value}
+
     def initiate(self, peer: Peer) -> None:
         """Begin the child from our end, and wait until it has both SAs."""
         command = ("--initiate", "--child", "net", "--timeout", "60")
@@ -255,7 +273,7 @@ def kernel_ike(folder: Path, engine: str, installed: Installation) -> Iterator[K
         home = folder / "a"
         home.mkdir()
         charon = Charon(pair.a.namespace, home, installed, pair.a.socket)
-        charon.settings = {"delete_rekeyed_delay": 1, "retransmit_tries": 5}
+        charon.settings = SETTINGS
         charon.configure({}, {})
         stack.callback(charon.close)
         for version in (4, 6):

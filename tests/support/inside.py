@@ -21,7 +21,7 @@ FILES = tuple(name for name in ALL_FILES if "native" in ENGINES or name != "test
 """Files that the installed engines can run."""
 FULL_FILES = FILES[:4]
 """FILES with tests of the rest of the matrix."""
-EVERY_RUN_FILES = tuple(name for name in FILES if name != "test_moving")
+EVERY_RUN_FILES = tuple(name for name in FILES if name not in ("test_moving", IKE_FILE))
 """FILES with tests of every run."""
 
 

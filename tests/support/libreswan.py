@@ -31,8 +31,8 @@ conn net
     esp=aes_gcm256;dh31
     esn={esn}
     encapsulation={encapsulation}
-    retransmit-timeout=10s
-    dpddelay=2
+    retransmit-timeout=20s
+    dpddelay={dpddelay}
     dpdaction=restart
 """
 

@@ -14,9 +14,11 @@ import pytest
 from lab.vm.__main__ import CHECKOUT
 from lab.vm.__main__ import make_setup as make_setup_of
 from lab.vm.machine import Machine
+from tests.support.charon import have_built_plugin
 from tests.support.debian import Debian, debian
 from tests.support.guest import INSIDE, INSIDE_LIMIT, LIMIT, REPORT, Guest, MakeSetup
-from tests.support.inside import FILES, InsideRun, read_report
+from tests.support.inside import FILES, IKE_FILE, InsideRun, read_report
+from tests.support.libreswan import fetch_libreswan
 from tests.support.matrix import mark_tiers
 
 HERE = Path(__file__).parent
@@ -74,6 +76,10 @@ def inside(request: pytest.FixtureRequest, guest: Guest, out: Path) -> InsideRun
         if isinstance(item, pytest.Function) and item.originalname == "test_inside"
     ]
     names = {params["name"] for params in asked}
+    if IKE_FILE in names:
+        # The machine has no network, and little time for a compiler.
+        have_built_plugin()
+        fetch_libreswan()
     markers = " or ".join(sorted({params["marker"] for params in asked}))
     result = guest.pytest([name for name in FILES if name in names], markers, INSIDE_LIMIT)
     return InsideRun(read_report(out / REPORT), result.status, result.tail)

@@ -248,6 +248,8 @@ def test_the_report_has_every_table_with_aligned_columns() -> None:
         "### Ratios: native to each other system",
         "### Processor time of the two gateways, % of a core",
         "### Memory, and a gateway without traffic",
+        "### Keys by IKE beside manual keys",
+        "### IKE",
         "### Two tunnels",
         "### Techniques",
         "### AEAD providers, end to end",
