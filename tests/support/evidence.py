@@ -27,15 +27,19 @@ def trial(peer: Callable[[], str], configuration: str, tried: str) -> pytest.Mar
 
 
 def record_marked(item: pytest.Function, record_property: RecordProperty) -> None:
-    """Attach the trial of a test's mark, if it has one; an engine is among its parameters."""
+    """Attach the trial of a test's mark, if it has one.
+
+    Its engine is among the test's parameters, or that of its fixture, or a gateway's default.
+    """
     mark = item.get_closest_marker("trial")
     if mark is None:
         return
     params = item.callspec.params if hasattr(item, "callspec") else {}
+    default = ENGINES[0 if "make_pair_of_one_engine" in item.fixturenames else -1]
     record_trial(
         record_property,
         peer=mark.kwargs["peer"](),
         configuration=mark.kwargs["configuration"].format(**params),
         tried=mark.kwargs["tried"].format(**params),
-        engine=next((value for value in params.values() if value in ENGINES), ENGINES[0]),
+        engine=next((value for value in params.values() if value in ENGINES), default),
     )
