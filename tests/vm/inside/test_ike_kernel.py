@@ -24,8 +24,9 @@ from tests.support.ike_kernel import (
 from tests.support.ike_sites import encapsulations, replace_ike
 from tests.support.labtools import carry_tcp_both_ways, lost, ping, start_pings
 from tests.support.libreswan import ROOT
-from tests.support.matrix import every_run
 
+# Two IKE daemons in an emulator take minutes.
+pytestmark = pytest.mark.vm_full
 PEERS = ("strongswan", "libreswan")
 # Either inner IP version in either outer one.
 SHAPES = [
@@ -85,7 +86,6 @@ def make_peer(sites: KernelIke, installed: Installation, tmp_path: Path) -> Make
     return make
 
 
-@every_run(lambda params: False)
 @pytest.mark.parametrize(
     # The scope keeps a gateway for all tests of its engine.
     ("sites", "trial"),
@@ -122,7 +122,6 @@ def test_a_child_carries_traffic_and_is_rekeyed_from_both_ends(
         assert lost(pings) == 0, sites.refused()
 
 
-@every_run(lambda params: False)
 @pytest.mark.parametrize("sites", ENGINES[-1:], indirect=True, scope="module")
 @pytest.mark.parametrize("kind", PEERS)
 @pytest.mark.parametrize("killed", ["our-charon", "the-peers-daemon", "the-gateway"])
