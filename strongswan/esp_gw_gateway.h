@@ -23,7 +23,8 @@ typedef struct {
     bool closing;
     /** charon ends: what its policies close stays closed in the gateway */
     bool leaving;
-    /** names of suites, from OpenSession */
+    /** from OpenSession: the version of the protocol, and names of suites */
+    int version;
     json_t *suites;
     /** esp_gw_sa_t by themselves: direction and SPI */
     hashtable_t *sas;

@@ -90,6 +90,7 @@ esp_gw_policy_t *esp_gw_policies_add(esp_gw_policies_t *this, kernel_ipsec_polic
         .priority = priority_of(id, data),
         .reqid = data->sa->reqid,
         .spi = data->sa->esp.spi,
+        .trap = data->type == POLICY_IPSEC && data->prio == POLICY_PRIORITY_ROUTED,
     );
     snprintf(use->label, sizeof use->label, "%s", label);
     insert(policy->uses, use);
@@ -132,16 +133,32 @@ esp_gw_use_t *esp_gw_policy_first(esp_gw_policy_t *this)
     return use;
 }
 
-json_t *esp_gw_policy_object(esp_gw_policy_t *this, bool has_sa)
+static bool has_trap(esp_gw_policy_t *this)
+{
+    enumerator_t *enumerator = this->uses->create_enumerator(this->uses);
+    esp_gw_use_t *use;
+    bool found = FALSE;
+
+    while (!found && enumerator->enumerate(enumerator, &use))
+        found = use->trap;
+    enumerator->destroy(enumerator);
+    return found;
+}
+
+json_t *esp_gw_policy_object(esp_gw_policy_t *this, bool has_sa, int version)
 {
     esp_gw_use_t *use = esp_gw_policy_first(this);
     const char *action = use->type == POLICY_PASS   ? "bypass"
                          : use->type == POLICY_DROP ? "discard"
                                                     : "protect";
+    json_t *object;
 
-    return json_pack("{s:s, s:s, s:[O], s:I, s:o, s:s}", "id", this->id, "action", action,
-                     "selectors", this->selector, "priority", (json_int_t)use->priority, "sa",
-                     has_sa ? json_integer(ntohl(use->spi)) : json_null(), "child", use->label);
+    object = json_pack("{s:s, s:s, s:[O], s:I, s:o, s:s}", "id", this->id, "action", action,
+                       "selectors", this->selector, "priority", (json_int_t)use->priority, "sa",
+                       has_sa ? json_integer(ntohl(use->spi)) : json_null(), "child", use->label);
+    if (version >= 2)
+        json_object_set_new(object, "trap", json_boolean(has_trap(this)));
+    return object;
 }
 
 void esp_gw_policy_sent(esp_gw_policy_t *this, json_t *object)

@@ -19,6 +19,8 @@ typedef struct {
     uint32_t reqid;
     /** of the outbound SA, in network order; 0 for none */
     uint32_t spi;
+    /** charon's configuration has it, whatever becomes of SAs */
+    bool trap;
     char label[ESP_GW_LABEL];
 } esp_gw_use_t;
 
@@ -53,8 +55,11 @@ esp_gw_policy_t *esp_gw_policies_remove_use(esp_gw_policies_t *this, kernel_ipse
 /** The use that counts, NULL if there is none left. */
 esp_gw_use_t *esp_gw_policy_first(esp_gw_policy_t *this);
 
-/** What the gateway should have: a policy with an SA, or one that holds. Not for one without uses. */
-json_t *esp_gw_policy_object(esp_gw_policy_t *this, bool has_sa);
+/**
+ * What a gateway that speaks a version of the protocol should have: a policy with an SA, or one that
+ * holds. Not for one without uses.
+ */
+json_t *esp_gw_policy_object(esp_gw_policy_t *this, bool has_sa, int version);
 
 /** The gateway has `object`, which is taken, or nothing. */
 void esp_gw_policy_sent(esp_gw_policy_t *this, json_t *object);

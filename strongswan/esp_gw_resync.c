@@ -5,6 +5,8 @@
 
 #include <daemon.h>
 
+/** Of the protocol of an owner's session. An earlier one lacks traps. */
+#define VERSION 2
 /** Policies in one request, far below the 256 KiB of one. */
 #define BATCH 200
 
@@ -130,6 +132,9 @@ void esp_gw_gateway_begin(esp_gw_gateway_t *this, esp_gw_control_t *session, jso
 
     this->mutex->lock(this->mutex);
     this->session = session;
+    this->version = json_integer_value(json_object_get(answer, "version"));
+    if (this->version < VERSION)
+        DBG1(DBG_KNL, "esp_gw: the gateway is of an earlier version than this plugin: restart it");
     json_decref(this->suites);
     this->suites = json_incref(json_object_get(answer, "suites"));
     foreign = compare_sas(this, json_object_get(answer, "sas"));

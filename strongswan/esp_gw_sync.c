@@ -106,7 +106,7 @@ static void add_policies(esp_gw_gateway_t *this, esp_gw_sa_t *out, linked_list_t
         use = esp_gw_policy_first(policy);
         if (!use || use->type != POLICY_IPSEC || use->spi != out->spi)
             continue;
-        object = esp_gw_policy_object(policy, TRUE);
+        object = esp_gw_policy_object(policy, TRUE, this->version);
         if (!json_equal(object, policy->sent)) {
             policies->insert_last(policies, policy);
             json_array_append(objects, object);
@@ -155,7 +155,7 @@ json_t *esp_gw_wanted(esp_gw_gateway_t *this, esp_gw_policy_t *policy)
                           ? esp_gw_find_sa(this, FALSE, use->spi)
                           : NULL;
 
-    return esp_gw_policy_object(policy, sa && sa->installed && !sa->lost);
+    return esp_gw_policy_object(policy, sa && sa->installed && !sa->lost, this->version);
 }
 
 esp_gw_outcome_t esp_gw_sync_policy(esp_gw_gateway_t *this, esp_gw_policy_t *policy, char *words)

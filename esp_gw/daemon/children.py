@@ -17,6 +17,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from esp_gw.config import types
@@ -305,13 +306,22 @@ class SaChange(SaRef):
 class ChildPolicy(_Selecting):
     """A policy of the owner; `sa` is the SPI of an outbound SA.
 
-    A protect policy without one holds: it drops what it matches.
+    A protect policy without one holds: it drops what it matches. A `trap` is in the owner's
+    configuration, and stays closed over a boot.
     """
 
     id: PolicyId
     action: types.ActionName
     priority: Priority = 0
     sa: types.Spi | None = Field(default=None)
+    trap: types.Flag
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_trap_without_an_sa(cls, fields: object) -> object:
+        if not isinstance(fields, dict) or "trap" in fields:
+            return fields
+        return {**fields, "trap": fields.get("sa") is None}
 
     @field_validator("sa")
     @classmethod

@@ -283,6 +283,8 @@ def _policy(policy: ChildPolicy) -> Policy:
         sas=sas,
         tunnel=f"{PREFIX}{policy.child}" if policy.child else None,
         origin=Origin.IKE,
+        standing=policy.action is Action.DISCARD
+        or (policy.action is Action.PROTECT and policy.trap),
     )
 
 

@@ -37,7 +37,8 @@ from esp_gw.model import SUITES, Direction, Encapsulation
 from esp_gw.values import FieldError
 
 OWNER = "ike"
-VERSION = 1
+VERSION = 2
+"""Of an owner's session: 2 has `trap`."""
 
 Method = Callable[[Parameters], Awaitable[Parameters | WithFiles]]
 

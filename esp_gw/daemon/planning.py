@@ -12,11 +12,11 @@ from esp_gw.daemon.paths import PathMtus
 from esp_gw.daemon.peers import Peers
 from esp_gw.desired import Desired
 from esp_gw.engine.base import SaCounters
-from esp_gw.engine.per_object import PerObject
 from esp_gw.model import IPAddress, Sa
 from esp_gw.network.kernel import KernelNetwork
 from esp_gw.network.objects import Network
 from esp_gw.network.planner import Planner
+from esp_gw.per_object import PerObject
 
 Counted = Callable[[], Mapping[str, SaCounters]]
 """Return the counters of the engine's SAs, which are read only if a peer has moved."""

@@ -100,8 +100,13 @@ def child(number: int, generation: int = 0) -> Child:
     )
 
 
+def policy(each: Child, name: str) -> dict[str, object]:
+    """Return a child's policy, which is a trap as well: it is in the guard's plan."""
+    return each.policy(0, name, trap=True)
+
+
 async def install(rig: Rig, each: Child, name: str) -> None:
-    await rig.ask("InstallChild", sas=each.sas(0), policies=[each.policy(0, name)])
+    await rig.ask("InstallChild", sas=each.sas(0), policies=[policy(each, name)])
 
 
 async def rekey(rig: Rig, number: int) -> None:
@@ -120,7 +125,7 @@ async def add(rig: Rig, numbers: range) -> None:
     """Install children in one request."""
     each = [child(number) for number in numbers]
     names = [f"p{number}" for number in numbers]
-    policies = [one.policy(0, name) for one, name in zip(each, names, strict=True)]
+    policies = [policy(one, name) for one, name in zip(each, names, strict=True)]
     await rig.ask("InstallChild", sas=[sa for one in each for sa in one.sas(0)], policies=policies)
 
 
