@@ -65,8 +65,8 @@ static void insert(linked_list_t *uses, esp_gw_use_t *use)
 }
 
 esp_gw_policy_t *esp_gw_policies_add(esp_gw_policies_t *this, kernel_ipsec_policy_id_t *id,
-                                     kernel_ipsec_manage_policy_t *data, const char *label,
-                                     char *words)
+                                     kernel_ipsec_manage_policy_t *data, uint32_t number,
+                                     const char *label, char *words)
 {
     esp_gw_policy_t *policy;
     esp_gw_use_t *use;
@@ -90,6 +90,7 @@ esp_gw_policy_t *esp_gw_policies_add(esp_gw_policies_t *this, kernel_ipsec_polic
         .priority = priority_of(id, data),
         .reqid = data->sa->reqid,
         .spi = data->sa->esp.spi,
+        .number = number,
         .trap = data->type == POLICY_IPSEC && data->prio == POLICY_PRIORITY_ROUTED,
     );
     snprintf(use->label, sizeof use->label, "%s", label);
@@ -158,6 +159,8 @@ json_t *esp_gw_policy_object(esp_gw_policy_t *this, bool has_sa, int version)
                        has_sa ? json_integer(ntohl(use->spi)) : json_null(), "child", use->label);
     if (version >= 2)
         json_object_set_new(object, "trap", json_boolean(has_trap(this)));
+    if (has_sa && use->number)
+        json_object_set_new(object, "sa_number", json_integer(use->number));
     return object;
 }
 

@@ -19,6 +19,8 @@ typedef struct {
     uint32_t reqid;
     /** of the outbound SA, in network order; 0 for none */
     uint32_t spi;
+    /** of that SA, see esp_gw_sa_t */
+    uint32_t number;
     /** charon's configuration has it, whatever becomes of SAs */
     bool trap;
     char label[ESP_GW_LABEL];
@@ -43,10 +45,10 @@ typedef struct {
 
 esp_gw_policies_t *esp_gw_policies_create(void);
 
-/** Adds a use; NULL and words if the selector can't be expressed. */
+/** Adds a use, by the SA with a number; NULL and words if the selector can't be expressed. */
 esp_gw_policy_t *esp_gw_policies_add(esp_gw_policies_t *this, kernel_ipsec_policy_id_t *id,
-                                     kernel_ipsec_manage_policy_t *data, const char *label,
-                                     char *words);
+                                     kernel_ipsec_manage_policy_t *data, uint32_t number,
+                                     const char *label, char *words);
 
 /** Removes a use; NULL if there is none. */
 esp_gw_policy_t *esp_gw_policies_remove_use(esp_gw_policies_t *this, kernel_ipsec_policy_id_t *id,

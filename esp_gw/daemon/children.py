@@ -131,6 +131,7 @@ Identity = Annotated[str, PlainValidator(parse_identity)]
 Instant = Annotated[float, PlainValidator(parse_instant)]
 PolicyId = Annotated[str, PlainValidator(parse_id)]
 Window = Annotated[int, PlainValidator(parse_any_window)]
+Number = Annotated[int, PlainValidator(integer(0, 2**32 - 1))]
 Priority = Annotated[int, PlainValidator(integer(0, 2**32 - 1))]
 Count = Annotated[int, PlainValidator(integer(0, 2**64 - 1))]
 
@@ -197,10 +198,11 @@ class _Selecting(Strict):
 
 
 class SaRef(Strict):
-    """The name of an SA: its direction and SPI."""
+    """The name of an SA: its direction and SPI, and a number that tells outbound ones apart."""
 
     direction: types.DirectionName
     spi: types.Spi
+    number: Number = 0
 
 
 class ChildSa(_Selecting):
@@ -212,6 +214,7 @@ class ChildSa(_Selecting):
 
     direction: types.DirectionName
     spi: types.Spi
+    number: Number = 0
     suite: types.SuiteName
     key: SecretStr
     mode: types.ModeName = Mode.TUNNEL
@@ -234,6 +237,13 @@ class ChildSa(_Selecting):
     soft_seconds: Count | None = None
     hard_seconds: Count | None = None
     since: Instant | None = None
+
+    @field_validator("number")
+    @classmethod
+    def _is_of_an_outbound_sa(cls, number: int, info: ValidationInfo) -> int:
+        if number and info.data.get("direction") is Direction.INBOUND:
+            raise FieldError("an inbound SA has an SPI of its own: leave this out")
+        return number
 
     @field_validator("key")
     @classmethod
@@ -304,7 +314,7 @@ class SaChange(SaRef):
 
 
 class ChildPolicy(_Selecting):
-    """A policy of the owner; `sa` is the SPI of an outbound SA.
+    """A policy of the owner; `sa` is the SPI of an outbound SA, `sa_number` its number.
 
     A protect policy without one holds: it drops what it matches. A `trap` is in the owner's
     configuration, and stays closed over a boot.
@@ -314,6 +324,7 @@ class ChildPolicy(_Selecting):
     action: types.ActionName
     priority: Priority = 0
     sa: types.Spi | None = Field(default=None)
+    sa_number: Number = 0
     trap: types.Flag
 
     @model_validator(mode="before")

@@ -96,8 +96,7 @@ class OwnerEvents:
                 self._tell(
                     {
                         "event": "PeerAddressChanged",
-                        "direction": str(key[0]),
-                        "spi": key[1],
+                        **key.plain(),
                         "address": str(address),
                         "port": port,
                     }
@@ -129,7 +128,7 @@ class OwnerEvents:
             self._tell_expired(HARD, key, why)
 
     def _tell_expired(self, kind: str, key: Key, why: str) -> None:
-        self._tell({"event": kind, "direction": str(key[0]), "spi": key[1], "why": why})
+        self._tell({"event": kind, **key.plain(), "why": why})
 
     def _tell(self, event: dict[str, object]) -> None:
         if self._stream is not None and self._stream.is_closed:

@@ -74,7 +74,7 @@ def check_selectors(selectors: list[Json]) -> None:
 
 
 def check_sa(sa: Json) -> None:
-    check(set(sa) == SA_MEMBERS, f"members: {set(sa) ^ SA_MEMBERS}")
+    check(set(sa) - {"number"} == SA_MEMBERS, f"members: {set(sa) ^ SA_MEMBERS}")
     check(sa["direction"] in ("inbound", "outbound"), "direction")
     check(256 <= sa["spi"] <= 0xFFFFFFFF, "spi")
     suite = SUITES[sa["suite"]]
@@ -102,7 +102,7 @@ def check_sa(sa: Json) -> None:
 
 def check_policy(policy: Json, version: int) -> None:
     members = POLICY_MEMBERS | (SINCE_VERSION_2 if version >= 2 else set())
-    check(set(policy) == members, f"members: {set(policy) ^ members}")
+    check(set(policy) - {"sa_number"} == members, f"members: {set(policy) ^ members}")
     check(0 < len(policy["id"]) <= 64 and policy["id"].isprintable(), "id")
     check(policy["action"] in ("protect", "bypass", "discard"), "action")
     check(type(policy["priority"]) is int and policy["priority"] >= 0, "priority")
