@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "esp_gw_policies.h"
 
+#include "esp_gw_child.h"
 #include "esp_gw_control.h"
 #include "esp_gw_selectors.h"
 
@@ -94,6 +95,7 @@ esp_gw_policy_t *esp_gw_policies_add(esp_gw_policies_t *this, kernel_ipsec_polic
         .trap = data->type == POLICY_IPSEC && data->prio == POLICY_PRIORITY_ROUTED,
     );
     snprintf(use->label, sizeof use->label, "%s", label);
+    esp_gw_child_connection(use->connection);
     insert(policy->uses, use);
     return policy;
 }
@@ -157,11 +159,31 @@ json_t *esp_gw_policy_object(esp_gw_policy_t *this, bool has_sa, int version)
     object = json_pack("{s:s, s:s, s:[O], s:I, s:o, s:s}", "id", this->id, "action", action,
                        "selectors", this->selector, "priority", (json_int_t)use->priority, "sa",
                        has_sa ? json_integer(ntohl(use->spi)) : json_null(), "child", use->label);
-    if (version >= 2)
+    if (version >= 2) {
         json_object_set_new(object, "trap", json_boolean(has_trap(this)));
+        json_object_set_new(object, "connection", json_string(use->connection));
+    }
     if (has_sa && use->number)
         json_object_set_new(object, "sa_number", json_integer(use->number));
     return object;
+}
+
+bool esp_gw_policy_name_trap(esp_gw_policy_t *this, uint32_t reqid, const char *child,
+                             const char *connection)
+{
+    enumerator_t *enumerator = this->uses->create_enumerator(this->uses);
+    esp_gw_use_t *use;
+    bool found = FALSE;
+
+    while (enumerator->enumerate(enumerator, &use)) {
+        if (!use->trap || use->reqid != reqid)
+            continue;
+        snprintf(use->label, sizeof use->label, "%s", child);
+        snprintf(use->connection, sizeof use->connection, "%s", connection);
+        found = TRUE;
+    }
+    enumerator->destroy(enumerator);
+    return found;
 }
 
 void esp_gw_policy_sent(esp_gw_policy_t *this, json_t *object)

@@ -24,6 +24,8 @@ typedef struct {
     /** charon's configuration has it, whatever becomes of SAs */
     bool trap;
     char label[ESP_GW_LABEL];
+    /** name of the connection, empty if it is not known */
+    char connection[ESP_GW_LABEL];
 } esp_gw_use_t;
 
 typedef struct {
@@ -62,6 +64,10 @@ esp_gw_use_t *esp_gw_policy_first(esp_gw_policy_t *this);
  * holds. Not for one without uses.
  */
 json_t *esp_gw_policy_object(esp_gw_policy_t *this, bool has_sa, int version);
+
+/** Gives the trap of a reqid its names; true if the policy has that trap. */
+bool esp_gw_policy_name_trap(esp_gw_policy_t *this, uint32_t reqid, const char *child,
+                             const char *connection);
 
 /** The gateway has `object`, which is taken, or nothing. */
 void esp_gw_policy_sent(esp_gw_policy_t *this, json_t *object);

@@ -325,6 +325,7 @@ class ChildPolicy(_Selecting):
     priority: Priority = 0
     sa: types.Spi | None = Field(default=None)
     sa_number: Number = 0
+    connection: Label = ""
     trap: types.Flag
 
     @model_validator(mode="before")

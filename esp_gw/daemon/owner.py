@@ -38,7 +38,7 @@ from esp_gw.values import FieldError
 
 OWNER = "ike"
 VERSION = 2
-"""Of an owner's session: 2 has `trap`, `number` and `sa_number`."""
+"""Of an owner's session: 2 has `trap`, `connection`, `number` and `sa_number`."""
 
 Method = Callable[[Parameters], Awaitable[Parameters | WithFiles]]
 

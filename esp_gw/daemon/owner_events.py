@@ -69,9 +69,13 @@ class OwnerEvents:
         held, now = self._holding.held, _now()
         self._soft = {key: why for key, why in self._soft.items() if key in held.sas}
         self._hard = {key: why for key, why in self._hard.items() if key in held.sas}
+        acquired = self._sources.acquired
+        for gone in acquired.keys() - held.policies.keys():
+            del acquired[gone]
         if held.holds and self._stream is not None:
             spd = self._gateway.policies
             for event in self._acquires.look(self._gateway.samples.peek(), spd, held, now):
+                acquired[str(event["policy"])] = now
                 self._tell(event)
         if held.sas and now - self._counted >= INTERVAL:
             self._counted = now

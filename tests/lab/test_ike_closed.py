@@ -94,7 +94,7 @@ def test_nothing_leaves_from_a_boot_until_charon_has_its_traps(
         with sending_to(host, TARGET):
             one.gateway.start()
             one.charon.start()
-            until(lambda: one.gateway.call("GetStatus")["children"], "another child", 30)
+            until(lambda: len(one.spis()) == 2, "another child", 30)
             until(lambda: ping(host, TARGET, count=1), "it carries", 30)
         assert cleartext(wire.stop(), TARGET) == []
     # In order: the trap is unloaded, the child terminated, and a boot closes nothing.

@@ -28,7 +28,7 @@ SA_MEMBERS = {
     *("soft_seconds", "hard_seconds", "peer", "connection"),
 }
 POLICY_MEMBERS = {"id", "action", "selectors", "priority", "sa", "child"}
-SINCE_VERSION_2 = {"trap"}
+SINCE_VERSION_2 = {"trap", "connection"}
 SELECTOR_MEMBERS = {"local", "remote", "protocol", "local_port", "remote_port"}
 SALT_LEN = 4
 
