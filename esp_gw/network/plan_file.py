@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class PlanFile:
 
     def __init__(self, folder: Path) -> None:
         self._paths = [folder / name for name in NAMES]
-        self._texts = PerObject(_encoded), PerObject(_encoded)
+        self._texts = PerObject(_encoded), PerObject(_encoded_unnamed)
         self._mutex = threading.Lock()
 
     def read(self) -> StoredPlan | None:
@@ -92,7 +92,7 @@ class PlanFile:
 
 def encode(desired: Desired) -> bytes:
     """Return settings and policies as JSON with a checksum; of SAs nothing."""
-    return _whole(desired, PerObject(_encoded), PerObject(_encoded))
+    return _whole(desired, PerObject(_encoded), PerObject(_encoded_unnamed))
 
 
 def _whole(
@@ -101,19 +101,24 @@ def _whole(
     # What is known costs no call: a child of IKE changes one of many.
     settings = {name: _plain(getattr(desired.settings, name)) for name in _SETTINGS}
     policies = ", ".join(lasting.of(desired.lasting.policies))
-    ikes = ", ".join(standing.of(desired.standing))
+    # Without names and order: sessions of the same configuration write nothing.
+    ikes = ", ".join(sorted(set(standing.of(desired.standing))))
     body = f'{{"settings": {json.dumps(settings)}, "policies": [{policies}], "ikes": [{ikes}]}}'
     digest = hashlib.sha256(body.encode()).hexdigest()
     return json.dumps({"sha256": digest, "plan": body}).encode()
 
 
 def _encoded(policy: Policy) -> str:
-    fields = {
-        "name": policy.name,
-        "action": str(policy.action),
-        "selectors": [_plain_selector(selector) for selector in policy.selectors],
-    }
-    return json.dumps(fields)
+    return json.dumps({"name": policy.name, **_closing(policy)})
+
+
+def _encoded_unnamed(policy: Policy) -> str:
+    return json.dumps(_closing(policy))
+
+
+def _closing(policy: Policy) -> dict[str, object]:
+    selectors = [_plain_selector(selector) for selector in policy.selectors]
+    return {"action": str(policy.action), "selectors": selectors}
 
 
 def decode(content: bytes) -> tuple[Desired, tuple[Policy, ...]]:
@@ -134,22 +139,20 @@ def decode(content: bytes) -> tuple[Desired, tuple[Policy, ...]]:
             values[name] = (
                 tuple(map(setting.parse, value)) if setting.many else setting.parse(value)
             )
-        policies = tuple(_policy(each, Origin.CONFIG) for each in plan["policies"])
+        policies = tuple(_policy(each["name"], each) for each in plan["policies"])
         # Earlier versions wrote none.
-        ikes = tuple(_policy(each, Origin.IKE) for each in plan.get("ikes", ()))
+        ikes = tuple(
+            replace(_policy(f"ike {number}", each), origin=Origin.IKE, standing=True)
+            for number, each in enumerate(plan.get("ikes", ()), 1)
+        )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError("is damaged") from None
     return Desired(GatewaySettings(**values), policies=policies), ikes
 
 
-def _policy(fields: dict[str, Any], origin: Origin) -> Policy:
-    return Policy(
-        fields["name"],
-        parse_action(fields["action"]),
-        tuple(_selector(each) for each in fields["selectors"]),
-        origin=origin,
-        standing=origin is Origin.IKE,
-    )
+def _policy(name: str, fields: dict[str, Any]) -> Policy:
+    selectors = tuple(_selector(each) for each in fields["selectors"])
+    return Policy(name, parse_action(fields["action"]), selectors)
 
 
 def _content(path: Path) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from esp_gw.network.plan_file import PlanFile
+from esp_gw.network.plan_file import NAMES, PlanFile
 from tests.support.service_rig import Rig, child, install, restarted, start_rig
 
 
@@ -68,3 +68,16 @@ async def test_what_is_discarded_is_in_the_plan_and_what_passes_is_not(rig: Rig)
         selectors = [{"local": "10.1.0.0/24", "remote": remote}]
         await rig.ask("PutPolicy", id=action, action=action, selectors=selectors)
     assert planned(rig) == ["10.8.0.0/16"]
+
+
+async def test_a_session_of_the_same_configuration_writes_nothing(rig: Rig) -> None:
+    traps = [child(number).policy(0, f"p{number}", sa=None) for number in range(1, 4)]
+    for trap in traps:
+        await rig.ask("PutPolicy", **trap)
+    files = [rig.ledger.parent / name for name in NAMES]
+    before = [path.stat().st_ino for path in files]
+    await rig.ask("OpenSession", owner="ike")
+    for number, trap in enumerate(reversed(traps)):
+        await rig.ask("PutPolicy", **{**trap, "id": f"q{number}"})
+    assert [path.stat().st_ino for path in files] == before
+    assert planned(rig) == ["10.101.0.0/16", "10.102.0.0/16", "10.103.0.0/16"]

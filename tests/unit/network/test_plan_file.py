@@ -65,7 +65,7 @@ def test_of_ike_the_standing_policies_alone_are_there(plan: PlanFile) -> None:
     stored = plan.read()
     assert stored is not None
     assert stored.protection.policies == protection(WHOLE).policies
-    assert stored.standing == (replace(trap, sas=()),)
+    assert stored.standing == (replace(trap, name="ike 1", sas=()),)
 
 
 def test_a_plan_of_an_earlier_version_has_none_of_ike(plan: PlanFile, tmp_path: Path) -> None:
