@@ -135,9 +135,14 @@ class Desired:
 
     @property
     def lasting(self) -> Desired:
-        """The part that may be written to disk: without SAs and policies of IKE."""
+        """The part that a person asked for, without SAs and policies of IKE."""
         return replace(
             self,
             sas=tuple([sa for sa in self.sas if sa.origin is not Origin.IKE]),
             policies=tuple([each for each in self.policies if each.origin is not Origin.IKE]),
         )
+
+    @property
+    def standing(self) -> tuple[Policy, ...]:
+        """The standing policies of IKE, in order."""
+        return tuple([each for each in self.policies if each.standing])

@@ -286,7 +286,10 @@ def by_pair(sas: Sequence[Sa]) -> Iterator[tuple[Sa, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """One entry of the SPD; `sas` names the outbound SAs of a protect policy, in order of lanes."""
+    """One entry of the SPD; `sas` names the outbound SAs of a protect policy, in order of lanes.
+
+    A `standing` one of IKE is closed whatever becomes of SAs, also from a boot on.
+    """
 
     name: str
     action: Action
@@ -294,6 +297,7 @@ class Policy:
     sas: tuple[str, ...] = ()
     tunnel: str | None = None
     origin: Origin = Origin.CONFIG
+    standing: bool = False
 
 
 def named_pairs(

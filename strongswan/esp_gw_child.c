@@ -12,8 +12,7 @@ static __thread struct {
     char label[ESP_GW_LABEL];
 } installing;
 
-/** Text of a peer is bytes, and may be cut inside a character. */
-static void make_printable(char *text)
+void esp_gw_child_make_printable(char *text)
 {
     for (; *text; text++)
         if (*text < ' ' || *text > '~')
@@ -24,7 +23,7 @@ static void print_label(child_sa_t *child, char *label)
 {
     snprintf(label, ESP_GW_LABEL, "%.40s{%u}", child->get_name(child),
              child->get_unique_id(child));
-    make_printable(label);
+    esp_gw_child_make_printable(label);
 }
 
 METHOD(listener_t, child_state_change, bool,
@@ -77,19 +76,25 @@ void esp_gw_child_label(uint32_t spi, bool inbound, char *label)
         snprintf(label, ESP_GW_LABEL, "%s", spi ? "a child" : "a trap or a shunt");
 }
 
+const char *esp_gw_child_connection(char *connection)
+{
+    ike_sa_t *ike_sa = charon->bus->get_sa(charon->bus);
+
+    snprintf(connection, ESP_GW_LABEL, "%s", ike_sa ? ike_sa->get_name(ike_sa) : "");
+    esp_gw_child_make_printable(connection);
+    return connection;
+}
+
 void esp_gw_child_describe(json_t *object)
 {
     ike_sa_t *ike_sa = charon->bus->get_sa(charon->bus);
     /* charon's conversion of an identity, which the compiler doesn't know. */
     const char *identity = "%Y";
-    char connection[ESP_GW_LABEL] = "", peer[ESP_GW_IDENTITY] = "";
+    char connection[ESP_GW_LABEL], peer[ESP_GW_IDENTITY] = "";
 
-    if (ike_sa) {
-        snprintf(connection, sizeof connection, "%s", ike_sa->get_name(ike_sa));
+    if (ike_sa)
         snprintf(peer, sizeof peer, identity, ike_sa->get_other_eap_id(ike_sa));
-    }
-    make_printable(connection);
-    make_printable(peer);
-    json_object_set_new(object, "connection", json_string(connection));
+    esp_gw_child_make_printable(peer);
+    json_object_set_new(object, "connection", json_string(esp_gw_child_connection(connection)));
     json_object_set_new(object, "peer", json_string(peer));
 }

@@ -25,4 +25,10 @@ void esp_gw_child_label(uint32_t spi, bool inbound, char *label);
 /** Adds connection and peer, those of this thread's IKE_SA, to an SA's object, for people. */
 void esp_gw_child_describe(json_t *object);
 
+/** The name of the connection of the IKE_SA that the calling thread has, or nothing. */
+const char *esp_gw_child_connection(char *connection);
+
+/** Text of a peer is bytes, and may be cut inside a character. */
+void esp_gw_child_make_printable(char *text);
+
 #endif

@@ -21,7 +21,8 @@ static bool sa_equals(const void *a, const void *b)
 {
     const esp_gw_sa_t *one = a, *other = b;
 
-    return one->spi == other->spi && one->inbound == other->inbound;
+    return one->spi == other->spi && one->inbound == other->inbound &&
+           one->number == other->number;
 }
 
 esp_gw_gateway_t *esp_gw_gateway_create(void)
@@ -59,10 +60,10 @@ static bool has_ends(esp_gw_sa_t *sa, kernel_ipsec_sa_id_t *id)
 /** The SA of charon's name for it, which has no direction: the addresses tell it. */
 static esp_gw_sa_t *named(esp_gw_gateway_t *this, kernel_ipsec_sa_id_t *id)
 {
-    esp_gw_sa_t *sa = esp_gw_find_sa(this, FALSE, id->spi);
+    esp_gw_sa_t *sa = esp_gw_find_sa(this, TRUE, id->spi, 0);
 
     if (!has_ends(sa, id))
-        sa = esp_gw_find_sa(this, TRUE, id->spi);
+        sa = esp_gw_find_outbound(this, id->spi, id->dst);
     return has_ends(sa, id) ? sa : NULL;
 }
 
@@ -85,6 +86,14 @@ status_t esp_gw_gateway_reserve_spi(esp_gw_gateway_t *this, uint32_t *spi)
     return *spi ? SUCCESS : FAILED;
 }
 
+/** An outbound SPI is the peer's choice, and another peer may make the same. */
+static bool is_taken(esp_gw_gateway_t *this, kernel_ipsec_sa_id_t *id, bool inbound)
+{
+    if (inbound || this->version < ESP_GW_VERSION)
+        return esp_gw_find_sa(this, inbound, id->spi, 0) != NULL;
+    return esp_gw_find_outbound(this, id->spi, id->dst) != NULL;
+}
+
 status_t esp_gw_gateway_add_sa(esp_gw_gateway_t *this, kernel_ipsec_sa_id_t *id,
                                kernel_ipsec_add_sa_t *data)
 {
@@ -96,13 +105,15 @@ status_t esp_gw_gateway_add_sa(esp_gw_gateway_t *this, kernel_ipsec_sa_id_t *id,
     this->mutex->lock(this->mutex);
     if (!esp_gw_child_has_policies())
         snprintf(words, sizeof words, "nothing would go into it: leave policies = no out");
-    else if (esp_gw_find_sa(this, data->inbound, id->spi))
+    else if (is_taken(this, id, data->inbound))
         snprintf(words, sizeof words, "its SPI is in use");
     else
         sa = esp_gw_sa_create(id, data, this->suites, words);
     if (sa) {
         sa->child = esp_gw_child_installing();
         sa->serial = ++this->last_serial;
+        if (esp_gw_find_sa(this, sa->inbound, sa->spi, 0))
+            esp_gw_sa_set_number(sa, sa->serial);
         snprintf(sa->label, sizeof sa->label, "%s", label);
         esp_gw_child_describe(sa->object);
         this->sas->put(this->sas, sa, sa);
@@ -148,7 +159,7 @@ static status_t install(esp_gw_gateway_t *this, esp_gw_sa_t *in, esp_gw_sa_t *ou
 /** An inbound policy: the last one of a rekeyed child, whose outbound SA comes later. */
 static status_t add_inbound(esp_gw_gateway_t *this, kernel_ipsec_manage_policy_t *data)
 {
-    esp_gw_sa_t *sa = esp_gw_find_sa(this, TRUE, data->sa->esp.spi);
+    esp_gw_sa_t *sa = esp_gw_find_sa(this, TRUE, data->sa->esp.spi, 0);
 
     if (!sa || sa->installed || ++sa->policies < data->sa->policy_count ||
         waiting_partner(this, sa))
@@ -161,8 +172,9 @@ static status_t add_outbound(esp_gw_gateway_t *this, kernel_ipsec_policy_id_t *i
 {
     char words[ESP_GW_WORDS];
     uint32_t spi = data->type == POLICY_IPSEC ? data->sa->esp.spi : 0;
-    esp_gw_sa_t *sa = spi ? esp_gw_find_sa(this, FALSE, spi) : NULL;
-    esp_gw_policy_t *policy = esp_gw_policies_add(this->policies, id, data, label, words);
+    esp_gw_sa_t *sa = spi ? esp_gw_find_outbound(this, spi, data->dst) : NULL;
+    esp_gw_policy_t *policy = esp_gw_policies_add(this->policies, id, data, sa ? sa->number : 0,
+                                                  label, words);
 
     if (!policy) {
         DBG1(DBG_KNL, "esp_gw: a policy of %s is refused: %s", label, words);

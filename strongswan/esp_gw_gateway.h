@@ -12,6 +12,9 @@
 #include <threading/condvar.h>
 #include <threading/mutex.h>
 
+/** Of the protocol of an owner's session. The first one lacks traps and numbers of SAs. */
+#define ESP_GW_VERSION 2
+
 typedef struct {
     mutex_t *mutex;
     /** a session began, or the plugin ends */
@@ -23,9 +26,10 @@ typedef struct {
     bool closing;
     /** charon ends: what its policies close stays closed in the gateway */
     bool leaving;
-    /** names of suites, from OpenSession */
+    /** from OpenSession: the version of the protocol, and names of suites */
+    int version;
     json_t *suites;
-    /** esp_gw_sa_t by themselves: direction and SPI */
+    /** esp_gw_sa_t by themselves: direction, SPI and number */
     hashtable_t *sas;
     esp_gw_policies_t *policies;
     uint32_t last_serial;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "esp_gw_policies.h"
 
+#include "esp_gw_child.h"
 #include "esp_gw_control.h"
 #include "esp_gw_selectors.h"
 
@@ -65,8 +66,8 @@ static void insert(linked_list_t *uses, esp_gw_use_t *use)
 }
 
 esp_gw_policy_t *esp_gw_policies_add(esp_gw_policies_t *this, kernel_ipsec_policy_id_t *id,
-                                     kernel_ipsec_manage_policy_t *data, const char *label,
-                                     char *words)
+                                     kernel_ipsec_manage_policy_t *data, uint32_t number,
+                                     const char *label, char *words)
 {
     esp_gw_policy_t *policy;
     esp_gw_use_t *use;
@@ -90,8 +91,11 @@ esp_gw_policy_t *esp_gw_policies_add(esp_gw_policies_t *this, kernel_ipsec_polic
         .priority = priority_of(id, data),
         .reqid = data->sa->reqid,
         .spi = data->sa->esp.spi,
+        .number = number,
+        .trap = data->type == POLICY_IPSEC && data->prio == POLICY_PRIORITY_ROUTED,
     );
     snprintf(use->label, sizeof use->label, "%s", label);
+    esp_gw_child_connection(use->connection);
     insert(policy->uses, use);
     return policy;
 }
@@ -132,16 +136,54 @@ esp_gw_use_t *esp_gw_policy_first(esp_gw_policy_t *this)
     return use;
 }
 
-json_t *esp_gw_policy_object(esp_gw_policy_t *this, bool has_sa)
+static bool has_trap(esp_gw_policy_t *this)
+{
+    enumerator_t *enumerator = this->uses->create_enumerator(this->uses);
+    esp_gw_use_t *use;
+    bool found = FALSE;
+
+    while (!found && enumerator->enumerate(enumerator, &use))
+        found = use->trap;
+    enumerator->destroy(enumerator);
+    return found;
+}
+
+json_t *esp_gw_policy_object(esp_gw_policy_t *this, bool has_sa, int version)
 {
     esp_gw_use_t *use = esp_gw_policy_first(this);
     const char *action = use->type == POLICY_PASS   ? "bypass"
                          : use->type == POLICY_DROP ? "discard"
                                                     : "protect";
+    json_t *object;
 
-    return json_pack("{s:s, s:s, s:[O], s:I, s:o, s:s}", "id", this->id, "action", action,
-                     "selectors", this->selector, "priority", (json_int_t)use->priority, "sa",
-                     has_sa ? json_integer(ntohl(use->spi)) : json_null(), "child", use->label);
+    object = json_pack("{s:s, s:s, s:[O], s:I, s:o, s:s}", "id", this->id, "action", action,
+                       "selectors", this->selector, "priority", (json_int_t)use->priority, "sa",
+                       has_sa ? json_integer(ntohl(use->spi)) : json_null(), "child", use->label);
+    if (version >= 2) {
+        json_object_set_new(object, "trap", json_boolean(has_trap(this)));
+        json_object_set_new(object, "connection", json_string(use->connection));
+    }
+    if (has_sa && use->number)
+        json_object_set_new(object, "sa_number", json_integer(use->number));
+    return object;
+}
+
+bool esp_gw_policy_name_trap(esp_gw_policy_t *this, uint32_t reqid, const char *child,
+                             const char *connection)
+{
+    enumerator_t *enumerator = this->uses->create_enumerator(this->uses);
+    esp_gw_use_t *use;
+    bool found = FALSE;
+
+    while (enumerator->enumerate(enumerator, &use)) {
+        if (!use->trap || use->reqid != reqid)
+            continue;
+        snprintf(use->label, sizeof use->label, "%s", child);
+        snprintf(use->connection, sizeof use->connection, "%s", connection);
+        found = TRUE;
+    }
+    enumerator->destroy(enumerator);
+    return found;
 }
 
 void esp_gw_policy_sent(esp_gw_policy_t *this, json_t *object)

@@ -19,7 +19,13 @@ typedef struct {
     uint32_t reqid;
     /** of the outbound SA, in network order; 0 for none */
     uint32_t spi;
+    /** of that SA, see esp_gw_sa_t */
+    uint32_t number;
+    /** charon's configuration has it, whatever becomes of SAs */
+    bool trap;
     char label[ESP_GW_LABEL];
+    /** name of the connection, empty if it is not known */
+    char connection[ESP_GW_LABEL];
 } esp_gw_use_t;
 
 typedef struct {
@@ -41,10 +47,10 @@ typedef struct {
 
 esp_gw_policies_t *esp_gw_policies_create(void);
 
-/** Adds a use; NULL and words if the selector can't be expressed. */
+/** Adds a use, by the SA with a number; NULL and words if the selector can't be expressed. */
 esp_gw_policy_t *esp_gw_policies_add(esp_gw_policies_t *this, kernel_ipsec_policy_id_t *id,
-                                     kernel_ipsec_manage_policy_t *data, const char *label,
-                                     char *words);
+                                     kernel_ipsec_manage_policy_t *data, uint32_t number,
+                                     const char *label, char *words);
 
 /** Removes a use; NULL if there is none. */
 esp_gw_policy_t *esp_gw_policies_remove_use(esp_gw_policies_t *this, kernel_ipsec_policy_id_t *id,
@@ -53,8 +59,15 @@ esp_gw_policy_t *esp_gw_policies_remove_use(esp_gw_policies_t *this, kernel_ipse
 /** The use that counts, NULL if there is none left. */
 esp_gw_use_t *esp_gw_policy_first(esp_gw_policy_t *this);
 
-/** What the gateway should have: a policy with an SA, or one that holds. Not for one without uses. */
-json_t *esp_gw_policy_object(esp_gw_policy_t *this, bool has_sa);
+/**
+ * What a gateway that speaks a version of the protocol should have: a policy with an SA, or one that
+ * holds. Not for one without uses.
+ */
+json_t *esp_gw_policy_object(esp_gw_policy_t *this, bool has_sa, int version);
+
+/** Gives the trap of a reqid its names; true if the policy has that trap. */
+bool esp_gw_policy_name_trap(esp_gw_policy_t *this, uint32_t reqid, const char *child,
+                             const char *connection);
 
 /** The gateway has `object`, which is taken, or nothing. */
 void esp_gw_policy_sent(esp_gw_policy_t *this, json_t *object);

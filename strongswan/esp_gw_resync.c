@@ -13,11 +13,27 @@ static uint32_t spi_of(json_t *named)
     return htonl(json_integer_value(json_object_get(named, "spi")));
 }
 
+static uint32_t number_of(json_t *named)
+{
+    return json_integer_value(json_object_get(named, "number"));
+}
+
 static bool is_inbound(json_t *named)
 {
     const char *direction = json_string_value(json_object_get(named, "direction"));
 
     return direction && streq(direction, "inbound");
+}
+
+/** An SA that was listed, in a request. */
+static json_t *name_of(json_t *listed)
+{
+    json_t *name = json_pack("{s:O, s:O}", "direction", json_object_get(listed, "direction"), "spi",
+                             json_object_get(listed, "spi"));
+
+    if (number_of(listed))
+        json_object_set(name, "number", json_object_get(listed, "number"));
+    return name;
 }
 
 /** Compares SAs: returns names of those that the gateway alone has. */
@@ -33,11 +49,9 @@ static json_t *compare_sas(esp_gw_gateway_t *this, json_t *listed)
         sa->lost = sa->installed;
     enumerator->destroy(enumerator);
     json_array_foreach(listed, i, entry) {
-        sa = esp_gw_find_sa(this, is_inbound(entry), spi_of(entry));
+        sa = esp_gw_find_sa(this, is_inbound(entry), spi_of(entry), number_of(entry));
         if (!sa) {
-            json_array_append_new(foreign, json_pack("{s:O, s:O}", "direction",
-                                                     json_object_get(entry, "direction"), "spi",
-                                                     json_object_get(entry, "spi")));
+            json_array_append_new(foreign, name_of(entry));
             continue;
         }
         if (!sa->installed)
@@ -130,6 +144,9 @@ void esp_gw_gateway_begin(esp_gw_gateway_t *this, esp_gw_control_t *session, jso
 
     this->mutex->lock(this->mutex);
     this->session = session;
+    this->version = json_integer_value(json_object_get(answer, "version"));
+    if (this->version < ESP_GW_VERSION)
+        DBG1(DBG_KNL, "esp_gw: the gateway is of an earlier version than this plugin: restart it");
     json_decref(this->suites);
     this->suites = json_incref(json_object_get(answer, "suites"));
     foreign = compare_sas(this, json_object_get(answer, "sas"));
@@ -200,7 +217,7 @@ static host_t *destination(esp_gw_gateway_t *this, json_t *event)
     host_t *dst = NULL;
 
     this->mutex->lock(this->mutex);
-    sa = esp_gw_find_sa(this, is_inbound(event), spi_of(event));
+    sa = esp_gw_find_sa(this, is_inbound(event), spi_of(event), number_of(event));
     if (sa)
         dst = sa->dst->clone(sa->dst);
     this->mutex->unlock(this->mutex);

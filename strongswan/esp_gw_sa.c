@@ -215,10 +215,26 @@ esp_gw_sa_t *esp_gw_sa_create(kernel_ipsec_sa_id_t *id, kernel_ipsec_add_sa_t *d
     return this;
 }
 
+/** A gateway of the first version of the protocol has no numbers. */
+static void add_number(json_t *object, esp_gw_sa_t *this)
+{
+    if (this->number)
+        json_object_set_new(object, "number", json_integer(this->number));
+}
+
 json_t *esp_gw_sa_name(esp_gw_sa_t *this)
 {
-    return json_pack("{s:o, s:I}", "direction", direction(this), "spi",
-                     (json_int_t)ntohl(this->spi));
+    json_t *name = json_pack("{s:o, s:I}", "direction", direction(this), "spi",
+                             (json_int_t)ntohl(this->spi));
+
+    add_number(name, this);
+    return name;
+}
+
+void esp_gw_sa_set_number(esp_gw_sa_t *this, uint32_t number)
+{
+    this->number = number;
+    add_number(this->object, this);
 }
 
 json_t *esp_gw_sa_object(esp_gw_sa_t *this)
@@ -254,11 +270,10 @@ void esp_gw_sa_installed(esp_gw_sa_t *this)
 
 json_t *esp_gw_sa_update(esp_gw_sa_t *this)
 {
-    json_t *object = json_pack("{s:o, s:I, s:o, s:o}", "direction", direction(this), "spi",
-                               (json_int_t)ntohl(this->spi), "local",
-                               esp_gw_address(esp_gw_sa_local(this)), "remote",
-                               esp_gw_address(esp_gw_sa_remote(this)));
+    json_t *object = esp_gw_sa_name(this);
 
+    json_object_set_new(object, "local", esp_gw_address(esp_gw_sa_local(this)));
+    json_object_set_new(object, "remote", esp_gw_address(esp_gw_sa_remote(this)));
     set_encapsulation(object, this);
     return object;
 }

@@ -13,6 +13,8 @@ typedef struct {
     bool inbound;
     /** in network order */
     uint32_t spi;
+    /** tells outbound SAs apart whose peers have chosen the same SPI; 0 for the first one */
+    uint32_t number;
     host_t *src, *dst;
     uint32_t reqid;
     /** unique id of the CHILD_SA that is being installed, 0 if it is not known */
@@ -45,8 +47,11 @@ typedef struct {
 esp_gw_sa_t *esp_gw_sa_create(kernel_ipsec_sa_id_t *id, kernel_ipsec_add_sa_t *data,
                               json_t *suites, char *words);
 
-/** Its name on the control socket: direction and SPI. */
+/** Its name on the control socket: direction, SPI and number. */
 json_t *esp_gw_sa_name(esp_gw_sa_t *this);
+
+/** Gives it the number by which the gateway tells it from others of its SPI. */
+void esp_gw_sa_set_number(esp_gw_sa_t *this, uint32_t number);
 
 /** The object for InstallChild, with the key: esp_gw_wipe_keys() is due after its use. */
 json_t *esp_gw_sa_object(esp_gw_sa_t *this);

@@ -33,17 +33,34 @@ esp_gw_outcome_t esp_gw_call(esp_gw_gateway_t *this, const char *method, json_t 
     return outcome;
 }
 
-esp_gw_sa_t *esp_gw_find_sa(esp_gw_gateway_t *this, bool inbound, uint32_t spi)
+esp_gw_sa_t *esp_gw_find_sa(esp_gw_gateway_t *this, bool inbound, uint32_t spi, uint32_t number)
 {
-    esp_gw_sa_t wanted = {.inbound = inbound, .spi = spi};
+    esp_gw_sa_t wanted = {.inbound = inbound, .spi = spi, .number = number};
 
     return this->sas->get(this->sas, &wanted);
+}
+
+esp_gw_sa_t *esp_gw_find_outbound(esp_gw_gateway_t *this, uint32_t spi, host_t *peer)
+{
+    esp_gw_sa_t *first = esp_gw_find_sa(this, FALSE, spi, 0), *other, *found = NULL;
+    enumerator_t *enumerator;
+    const void *key;
+
+    if (first && first->dst->ip_equals(first->dst, peer))
+        return first;
+    /* Two peers have chosen it, or none is there: neither happens often. */
+    enumerator = this->sas->create_enumerator(this->sas);
+    while (!found && enumerator->enumerate(enumerator, &key, &other))
+        if (!other->inbound && other->spi == spi && other->dst->ip_equals(other->dst, peer))
+            found = other;
+    enumerator->destroy(enumerator);
+    return found;
 }
 
 /** A timer of an SA. It may be gone when its time comes, and its SPI another's. */
 typedef struct {
     esp_gw_gateway_t *gateway;
-    uint32_t spi, serial;
+    uint32_t spi, number, serial;
     bool inbound, hard;
 } timer_t_;
 
@@ -54,7 +71,7 @@ static job_requeue_t expire(timer_t_ *timer)
     esp_gw_sa_t *sa;
 
     this->mutex->lock(this->mutex);
-    sa = esp_gw_find_sa(this, timer->inbound, timer->spi);
+    sa = esp_gw_find_sa(this, timer->inbound, timer->spi, timer->number);
     if (sa && sa->serial == timer->serial)
         dst = sa->dst->clone(sa->dst);
     this->mutex->unlock(this->mutex);
@@ -71,8 +88,8 @@ static void start_timer(esp_gw_gateway_t *this, esp_gw_sa_t *sa, uint64_t second
 
     if (!seconds)
         return;
-    INIT(timer, .gateway = this, .spi = sa->spi, .serial = sa->serial, .inbound = sa->inbound,
-         .hard = hard);
+    INIT(timer, .gateway = this, .spi = sa->spi, .number = sa->number, .serial = sa->serial,
+         .inbound = sa->inbound, .hard = hard);
     lib->scheduler->schedule_job(
         lib->scheduler, (job_t *)callback_job_create((void *)expire, timer, free, NULL),
         min(seconds, (uint64_t)UINT32_MAX));
@@ -104,9 +121,10 @@ static void add_policies(esp_gw_gateway_t *this, esp_gw_sa_t *out, linked_list_t
 
     while (out && enumerator->enumerate(enumerator, &key, &policy)) {
         use = esp_gw_policy_first(policy);
-        if (!use || use->type != POLICY_IPSEC || use->spi != out->spi)
+        if (!use || use->type != POLICY_IPSEC || use->spi != out->spi ||
+            use->number != out->number)
             continue;
-        object = esp_gw_policy_object(policy, TRUE);
+        object = esp_gw_policy_object(policy, TRUE, this->version);
         if (!json_equal(object, policy->sent)) {
             policies->insert_last(policies, policy);
             json_array_append(objects, object);
@@ -152,10 +170,10 @@ json_t *esp_gw_wanted(esp_gw_gateway_t *this, esp_gw_policy_t *policy)
 {
     esp_gw_use_t *use = esp_gw_policy_first(policy);
     esp_gw_sa_t *sa = use->type == POLICY_IPSEC && use->spi
-                          ? esp_gw_find_sa(this, FALSE, use->spi)
+                          ? esp_gw_find_sa(this, FALSE, use->spi, use->number)
                           : NULL;
 
-    return esp_gw_policy_object(policy, sa && sa->installed && !sa->lost);
+    return esp_gw_policy_object(policy, sa && sa->installed && !sa->lost, this->version);
 }
 
 esp_gw_outcome_t esp_gw_sync_policy(esp_gw_gateway_t *this, esp_gw_policy_t *policy, char *words)

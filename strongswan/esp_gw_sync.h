@@ -12,7 +12,11 @@ uint64_t esp_gw_now(void);
 esp_gw_outcome_t esp_gw_call(esp_gw_gateway_t *this, const char *method, json_t *parameters,
                              json_t **answer, char *words);
 
-esp_gw_sa_t *esp_gw_find_sa(esp_gw_gateway_t *this, bool inbound, uint32_t spi);
+/** An SA by its name on the control socket; the number of an inbound one is 0. */
+esp_gw_sa_t *esp_gw_find_sa(esp_gw_gateway_t *this, bool inbound, uint32_t spi, uint32_t number);
+
+/** The outbound SA of an SPI to a peer. */
+esp_gw_sa_t *esp_gw_find_outbound(esp_gw_gateway_t *this, uint32_t spi, host_t *peer);
 
 /**
  * Installs the SAs that are given and not installed yet, with the policies that use `out`, in one

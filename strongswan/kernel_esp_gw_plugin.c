@@ -4,6 +4,7 @@
 #include "esp_gw_gateway.h"
 #include "esp_gw_session.h"
 #include "esp_gw_socket.h"
+#include "esp_gw_traps.h"
 
 #include <daemon.h>
 #include <errno.h>
@@ -14,15 +15,15 @@
 /** The gateway's default: rules keep marked packets out of its TUN device. */
 #define FWMARK 0xe5b
 
-/** Hears that charon ends. */
+/** Hears that charon ends, and that it has installed a trap. */
 typedef struct {
     listener_t public;
     esp_gw_gateway_t *gateway;
-} ending_t;
+} hearing_t;
 
 typedef struct {
     kernel_ipsec_t public;
-    ending_t ending;
+    hearing_t hearing;
     esp_gw_gateway_t *gateway;
     esp_gw_relay_t *relay;
     esp_gw_session_t *session;
@@ -128,17 +129,25 @@ METHOD(kernel_ipsec_t, enable_udp_decap, bool,
 }
 
 METHOD(listener_t, alert, bool,
-    ending_t *this, ike_sa_t *ike_sa, alert_t alert, va_list args)
+    hearing_t *this, ike_sa_t *ike_sa, alert_t alert, va_list args)
 {
     if (alert == ALERT_SHUTDOWN_SIGNAL)
         esp_gw_gateway_leave_policies(this->gateway);
     return TRUE;
 }
 
+METHOD(listener_t, child_state_change, bool,
+    hearing_t *this, ike_sa_t *ike_sa, child_sa_t *child, child_sa_state_t state)
+{
+    if (state == CHILD_ROUTED)
+        esp_gw_traps_name(this->gateway, child);
+    return TRUE;
+}
+
 METHOD(kernel_ipsec_t, destroy, void,
     private_backend_t *this)
 {
-    charon->bus->remove_listener(charon->bus, &this->ending.public);
+    charon->bus->remove_listener(charon->bus, &this->hearing.public);
     charon->bus->remove_listener(charon->bus, esp_gw_child_listener());
     if (this->session)
         esp_gw_session_destroy(this->session);
@@ -192,9 +201,10 @@ static kernel_ipsec_t *create_backend(void)
     );
     look_for_sockets();
     charon->bus->add_listener(charon->bus, esp_gw_child_listener());
-    this->ending.public.alert = _alert;
-    this->ending.gateway = this->gateway;
-    charon->bus->add_listener(charon->bus, &this->ending.public);
+    this->hearing.public.alert = _alert;
+    this->hearing.public.child_state_change = _child_state_change;
+    this->hearing.gateway = this->gateway;
+    charon->bus->add_listener(charon->bus, &this->hearing.public);
     if (this->relay)
         this->session = esp_gw_session_create(
             this->gateway, this->relay,

@@ -17,9 +17,9 @@ def print_children(children: Sequence[Mapping[str, Any]]) -> None:
         [
             (
                 child["name"],
-                child["peer"],
-                output.remote(child),
-                child["state"],
+                child["connection"] if child["peer"] is None else child["peer"],
+                _remote(child),
+                _state(child),
                 "" if child["age_s"] is None else output.span(child["age_s"]),
                 _rekey(child["rekey_s"]),
             )
@@ -27,6 +27,20 @@ def print_children(children: Sequence[Mapping[str, Any]]) -> None:
         ],
         none="",
     )
+
+
+def _remote(child: Mapping[str, Any]) -> str:
+    """Return where the peer is, or the networks that wait for it."""
+    if child["remote"] is not None:
+        return output.remote(child)
+    return output.joined(child["remote_ts"])
+
+
+def _state(child: Mapping[str, Any]) -> str:
+    acquired = child.get("acquired_s")
+    if acquired is None:
+        return str(child["state"])
+    return f"{child['state']}, asked for {output.span(acquired)} ago"
 
 
 def _rekey(seconds: float | None) -> str:

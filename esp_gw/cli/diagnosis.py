@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from esp_gw.cli.finding import Finding, State
-from esp_gw.cli.ike_checks import ike_findings
+from esp_gw.cli.ike_checks import closed_for_ike, ike_findings, prefixes_for_ike
 from esp_gw.cli.output import counted
 from esp_gw.cli.unit import UNIT
 from esp_gw.cli.viewpoint import Viewpoint, viewpoint
@@ -75,6 +75,9 @@ def examine(config: Path, control_socket: Path) -> list[Finding]:
             findings.append(_firewall(desired.settings))
             path = Path(desired.settings.state_dir) / LEDGER_NAME
             findings.append(_seen(view, lambda: _ledger(path, running)))
+            if not running:
+                prefixes = view.look(lambda: prefixes_for_ike(path.parent))
+                findings += closed_for_ike(prefixes)
         findings += [_unit(wanted, useful), _guard_unit(), daemon]
         fwmark = None if desired is None else desired.settings.fwmark
         return [*findings, *ike_findings(control_socket, fwmark)]

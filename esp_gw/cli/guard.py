@@ -30,7 +30,10 @@ def run(config: Path, log_level: str) -> int:
 @config_option
 @click.option("--force", is_flag=True, help="Also while the gateway runs.")
 def down(config: Path, force: bool) -> None:
-    """Open everything until the next start of the gateway or the guard."""
+    """Open everything until the next start of the gateway or the guard.
+
+    Without --force, what traps of an IKE daemon have closed is open until these are there again.
+    """
     from esp_gw.cli import guarding  # noqa: PLC0415 - pyroute2 and pydantic are slow to import
 
     opened = guarding.force_open(config) if force else guarding.open_guard(config)

@@ -26,7 +26,10 @@ CLOSED, OPEN, NOT_CLOSED, NOTHING = "closed", "open", "not closed", "nothing to 
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """The state of the guard; `missing` names what the kernel lacks of the plan."""
+    """The state of the guard; `missing` names what the kernel lacks of the plan.
+
+    `ikes` are the prefixes that wait for an IKE daemon.
+    """
 
     state: str
     prefixes: tuple[str, ...]
@@ -34,6 +37,7 @@ class Examination:
     watched: bool
     missing: tuple[str, ...]
     warnings: tuple[str, ...]
+    ikes: tuple[str, ...] = ()
 
     @property
     def exit_status(self) -> int:
@@ -45,6 +49,7 @@ class Examination:
         return {
             "state": self.state,
             "protected": list(self.prefixes),
+            "ike": list(self.ikes),
             "gateway_runs": self.gateway,
             "watched": self.watched,
             "missing": list(self.missing),
@@ -55,6 +60,7 @@ class Examination:
         """Return the state as titles and texts."""
         return {
             "protected": joined(self.prefixes),
+            **({"for ike": joined(self.ikes)} if self.ikes else {}),
             "gateway": "runs" if self.gateway else "does not run",
             "watcher": "runs" if self.watched else "does not run",
         }
@@ -82,15 +88,28 @@ def examine(config: Path) -> Examination:
         warnings.append(f"not closed to sockets bound to a device: {filter_fault}")
     if is_free and is_unwatched and state == CLOSED:
         warnings.append("nothing repairs the guard: run 'systemctl start esp-gw-guard'")
+    ikes = sorted({str(s.remote) for policy in protection.standing for s in policy.selectors})
+    if ikes and is_free and state == CLOSED:
+        warnings.append(
+            f"{joined(ikes)}: closed until an IKE daemon protects it again; if none will come, "
+            "'esp-gw guard down' opens it"
+        )
     return Examination(
-        state, tuple(prefixes), not is_free, not is_unwatched, tuple(missing), tuple(warnings)
+        state,
+        tuple(prefixes),
+        not is_free,
+        not is_unwatched,
+        tuple(missing),
+        tuple(warnings),
+        tuple(ikes),
     )
 
 
 def open_guard(config: Path) -> str:
     """Open everything that is closed and return it in words. Raises EspGwError.
 
-    Refused while the gateway runs.
+    Refused while the gateway runs. IKE's part of the plan is forgotten: nothing else tells that no
+    IKE daemon will come.
     """
     guard = _state(config)
     with guard.without_gateway() as is_free:
@@ -101,6 +120,7 @@ def open_guard(config: Path) -> str:
                 hint="stop it first, or use --force",
             )
         guard.mark_opened()
+        guard.forget_ikes()
         return _told(asyncio.run(_release(guard, _settings(guard, config).table)))
 
 

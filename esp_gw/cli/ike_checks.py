@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from esp_gw.cli.finding import Finding, State
 from esp_gw.cli.strongswan_conf import Settings, read_settings
 from esp_gw.cli.unit import ANSWER_TIMEOUT
 from esp_gw.errors import EspGwError
+from esp_gw.network.plan_file import PlanFile
 
 CHARONS = (Path("/usr/sbin/charon-systemd"), Path("/usr/lib/ipsec/charon"))
 PLUGINS = Path("/usr/lib/ipsec/plugins")
@@ -59,6 +60,24 @@ def ike_findings(control_socket: Path, fwmark: int | None) -> Iterator[Finding]:
         for program in charons:
             yield from _confined(apparmor.Profile(program), control_socket)
     yield _loaded()
+
+
+def prefixes_for_ike(state_dir: Path) -> list[str]:
+    """Return the prefixes that the guard's plan has of IKE, none where it can't be read."""
+    try:
+        stored = PlanFile(state_dir).read()
+    except EspGwError:
+        return []
+    standing = () if stored is None else stored.standing
+    return sorted({str(pair.remote) for each in standing for pair in each.selectors})
+
+
+def closed_for_ike(prefixes: Sequence[str]) -> Iterator[Finding]:
+    """Yield the finding on prefixes that are closed until charon protects them again."""
+    if prefixes:
+        found = f"{', '.join(prefixes)}: closed until charon protects it again"
+        todo = "start esp-gw and charon; if no charon will come, run 'esp-gw guard down'"
+        yield Finding(State.WARNING, "closed for ike", found, todo)
 
 
 def _file(plugin: str) -> Path:

@@ -104,6 +104,9 @@ def _check(here: End, there: End, terms: IkeTerms) -> None:
             "the networks of the two sides are of different IP versions",
             hint="give both sides a network of each version",
         )
+    # 0.0.0.0/0 to 0.0.0.0/0 is allowed: routing decides what reaches the tunnel.
+    if same := [net for net in here.nets if net.prefixlen and net in there.nets]:
+        raise EspGwError(f"both sides have the network {same[0]}")
     if terms.mode is Mode.TUNNEL and not ours:
         raise EspGwError("tunnel mode joins networks, and there are none")
 

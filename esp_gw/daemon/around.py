@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 from esp_gw.desired import Desired
-from esp_gw.engine.per_object import PerObject
 from esp_gw.model import Policy
 from esp_gw.network.guard import GuardState
 from esp_gw.network.kernel import KernelNetwork
 from esp_gw.network.objects import Host
 from esp_gw.network.surroundings import clashes, refuse_cut_off
+from esp_gw.per_object import PerObject
 
 
 class Around:

@@ -17,6 +17,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from esp_gw.config import types
@@ -130,6 +131,7 @@ Identity = Annotated[str, PlainValidator(parse_identity)]
 Instant = Annotated[float, PlainValidator(parse_instant)]
 PolicyId = Annotated[str, PlainValidator(parse_id)]
 Window = Annotated[int, PlainValidator(parse_any_window)]
+Number = Annotated[int, PlainValidator(integer(0, 2**32 - 1))]
 Priority = Annotated[int, PlainValidator(integer(0, 2**32 - 1))]
 Count = Annotated[int, PlainValidator(integer(0, 2**64 - 1))]
 
@@ -196,10 +198,11 @@ class _Selecting(Strict):
 
 
 class SaRef(Strict):
-    """The name of an SA: its direction and SPI."""
+    """The name of an SA: its direction and SPI, and a number that tells outbound ones apart."""
 
     direction: types.DirectionName
     spi: types.Spi
+    number: Number = 0
 
 
 class ChildSa(_Selecting):
@@ -211,6 +214,7 @@ class ChildSa(_Selecting):
 
     direction: types.DirectionName
     spi: types.Spi
+    number: Number = 0
     suite: types.SuiteName
     key: SecretStr
     mode: types.ModeName = Mode.TUNNEL
@@ -233,6 +237,13 @@ class ChildSa(_Selecting):
     soft_seconds: Count | None = None
     hard_seconds: Count | None = None
     since: Instant | None = None
+
+    @field_validator("number")
+    @classmethod
+    def _is_of_an_outbound_sa(cls, number: int, info: ValidationInfo) -> int:
+        if number and info.data.get("direction") is Direction.INBOUND:
+            raise FieldError("an inbound SA has an SPI of its own: leave this out")
+        return number
 
     @field_validator("key")
     @classmethod
@@ -303,15 +314,26 @@ class SaChange(SaRef):
 
 
 class ChildPolicy(_Selecting):
-    """A policy of the owner; `sa` is the SPI of an outbound SA.
+    """A policy of the owner; `sa` is the SPI of an outbound SA, `sa_number` its number.
 
-    A protect policy without one holds: it drops what it matches.
+    A protect policy without one holds: it drops what it matches. A `trap` is in the owner's
+    configuration, and stays closed over a boot.
     """
 
     id: PolicyId
     action: types.ActionName
     priority: Priority = 0
     sa: types.Spi | None = Field(default=None)
+    sa_number: Number = 0
+    connection: Label = ""
+    trap: types.Flag
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_trap_without_an_sa(cls, fields: object) -> object:
+        if not isinstance(fields, dict) or "trap" in fields:
+            return fields
+        return {**fields, "trap": fields.get("sa") is None}
 
     @field_validator("sa")
     @classmethod

@@ -429,8 +429,8 @@ class Gateway:
         network = await self._planning.plan(desired, self._sas.sas, self._counted, _now())
         return without_guard(network) if self._guard.is_opened else network
 
-    def _counted(self) -> Mapping[str, SaCounters]:
-        return self.engine.counters().sas
+    def _counted(self, names: Set[str]) -> Mapping[str, SaCounters]:
+        return self.engine.counters_of(names)
 
     def _observed(self, network: Network) -> Observed:
         now = _now()

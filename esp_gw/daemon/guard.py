@@ -59,7 +59,7 @@ def run(config: Path, log_level: str) -> int:
 def hold_before_start(guard: GuardState, config: Path) -> tuple[Policy, ...]:
     """Close what was protected last, before a gateway starts; only log a failure.
 
-    Returns policies for what was left closed for IKE, and no file knows of any more.
+    Returns policies for what is closed for IKE beyond the records of its children.
     """
     guard.forget_opened()
     try:
@@ -78,7 +78,7 @@ async def _hold_once(guard: GuardState, protection: Protection) -> tuple[Policy,
         # Without a plan nobody can tell it from what the configuration has protected before.
         left = left_closed(await kernel.observe(), protection.desired) if protection.planned else ()
         await _hold(kernel, protection.plus(left))
-        return left
+        return (*protection.standing, *left)
     finally:
         await kernel.close()
 

@@ -6,11 +6,12 @@ A change makes a new value, so that a refused one has changed nothing.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
+from typing import NamedTuple
 
-from esp_gw.daemon.children import ChildPolicy, ChildSa, SaChange
+from esp_gw.daemon.children import ChildPolicy, ChildSa, SaChange, SaRef
 from esp_gw.daemon.left_policies import left_behind, uncovered
 from esp_gw.desired import Desired
 from esp_gw.errors import ControlError
@@ -19,22 +20,51 @@ from esp_gw.model import Action, Direction, Encapsulation, KeyMaterial, Origin, 
 PREFIX = "ike:"
 """Begins the names of IKE's tunnels, SAs and policies; no person can give such a name."""
 
-Key = tuple[Direction, int]
-"""Direction and SPI, the name of an SA."""
+
+class Key(NamedTuple):
+    """The name of an SA.
+
+    Its peer has chosen the SPI of an outbound one, so another may have the same one: the owner's
+    `number` tells them apart.
+    """
+
+    direction: Direction
+    spi: int
+    number: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.spi:#x}, number {self.number}" if self.number else f"{self.spi:#x}"
+
+    def plain(self) -> dict[str, object]:
+        """Return it as JSON values."""
+        return {"direction": str(self.direction), "spi": self.spi, "number": self.number}
 
 
 def sa_name(key: Key) -> str:
     """Return the name of an SA in the gateway."""
-    way = "out" if key[0] is Direction.OUTBOUND else "in"
-    return f"{PREFIX}{key[1]:08x}/{way}"
+    way = "out" if key.direction is Direction.OUTBOUND else "in"
+    number = f"-{key.number}" if key.number else ""
+    return f"{PREFIX}{key.spi:08x}{number}/{way}"
 
 
 def key_of(name: str) -> Key | None:
-    """Return direction and SPI of one of the owner's SAs by its name, None for any other SA."""
+    """Return the key of an SA of the owner by its name in the gateway, None for any other SA."""
     if not name.startswith(PREFIX):
         return None
     spi, way = name.removeprefix(PREFIX).split("/")
-    return (Direction.OUTBOUND if way == "out" else Direction.INBOUND), int(spi, 16)
+    spi, _, number = spi.partition("-")
+    direction = Direction.OUTBOUND if way == "out" else Direction.INBOUND
+    return Key(direction, int(spi, 16), int(number or 0))
+
+
+def key_of_ref(ref: SaRef) -> Key:
+    """Return the key by which a request names an SA."""
+    return Key(ref.direction, ref.spi, ref.number)
+
+
+def outbound_of(policy: ChildPolicy) -> Key | None:
+    """Return the key of the SA that a policy protects by, None if it has none."""
+    return None if policy.sa is None else Key(Direction.OUTBOUND, policy.sa, policy.sa_number)
 
 
 def policy_name(policy_id: str) -> str:
@@ -54,7 +84,7 @@ class HeldSa:
     def of(cls, entry: ChildSa, *, expired: bool = False) -> HeldSa:
         """Return the SA of a checked entry."""
         sa = Sa(
-            name=sa_name((entry.direction, entry.spi)),
+            name=sa_name(Key(entry.direction, entry.spi, entry.number)),
             direction=entry.direction,
             spi=entry.spi,
             suite=entry.suite,
@@ -77,8 +107,8 @@ class HeldSa:
 
     @property
     def key(self) -> Key:
-        """Direction and SPI."""
-        return self.sa.direction, self.sa.spi
+        """The name of the SA for its owner."""
+        return Key(self.entry.direction, self.entry.spi, self.entry.number)
 
 
 class Made:
@@ -119,7 +149,7 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """SAs by direction and SPI, and policies by their id, each in the order of its coming.
+    """SAs by their keys, and policies by their id, each in the order of its coming.
 
     Behind them stands what a former session has `left` closed.
     """
@@ -133,42 +163,40 @@ class Held:
         """Return an SA. Raises ControlError (NotFound)."""
         found = self.sas.get(key)
         if found is None:
-            raise ControlError("NotFound", f"there is no {key[0]} SA with the SPI {key[1]:#x}")
+            raise ControlError("NotFound", f"there is no {key.direction} SA with the SPI {key}")
         return found
 
     def install(self, sas: Sequence[ChildSa], policies: Sequence[ChildPolicy]) -> Held:
         """Add SAs; add policies, or replace those with the same id. Raises ControlError."""
         there = dict(self.sas)
         for entry in sas:
-            key = (entry.direction, entry.spi)
-            if key in there:
+            held = HeldSa.of(entry)
+            if held.key in there:
                 raise ControlError(
                     "AlreadyExists",
-                    f"there is an {entry.direction} SA with the SPI {entry.spi:#x} already",
+                    f"there is an {entry.direction} SA with the SPI {held.key} already",
                 )
-            there[key] = HeldSa.of(entry)
+            there[held.key] = held
         spd = dict(self.policies)
         for policy in policies:
-            if policy.sa is not None:
-                user = there.get((Direction.OUTBOUND, policy.sa))
+            if (key := outbound_of(policy)) is not None:
+                user = there.get(key)
                 if user is None:
                     raise ControlError(
                         "NotFound",
-                        f"policy {policy.id}: there is no outbound SA with the SPI {policy.sa:#x}",
+                        f"policy {policy.id}: there is no outbound SA with the SPI {key}",
                     )
                 if user.expired:
-                    raise ControlError(
-                        "Refused", f"policy {policy.id}: the SA {policy.sa:#x} has expired"
-                    )
+                    raise ControlError("Refused", f"policy {policy.id}: the SA {key} has expired")
             spd[policy.id] = policy
         new = ((policy.action, pair) for policy in policies for pair in policy.pairs)
         return Held(there, spd, uncovered(self.left, new), self._made)
 
     def update(self, change: SaChange) -> Held:
         """Give an SA other addresses or another encapsulation. Raises ControlError."""
-        key = (change.direction, change.spi)
+        key = key_of_ref(change)
         before = self.find(key)
-        fields = change.model_dump(exclude={"direction", "spi"})
+        fields = change.model_dump(exclude={"direction", "spi", "number"})
         entry = before.entry.model_copy(update=fields)
         original = entry.local_original or entry.remote_original
         if change.encapsulation is Encapsulation.NONE and original is not None:
@@ -182,17 +210,17 @@ class Held:
         for key in keys:
             self.find(key)
             there.pop(key, None)
-            if key[0] is Direction.OUTBOUND:
-                gone.add(key[1])
+            if key.direction is Direction.OUTBOUND:
+                gone.add(key)
         policies = _without(self.policies, gone) if gone else self.policies
         return replace(self, sas=there, policies=policies)
 
     def expire(self, key: Key) -> Held:
         """Use an SA no more; a policy that used it holds. Raises ControlError."""
         there = {**self.sas, key: replace(self.find(key), expired=True)}
-        if key[0] is Direction.INBOUND:
+        if key.direction is Direction.INBOUND:
             return replace(self, sas=there)
-        return replace(self, sas=there, policies=_without(self.policies, {key[1]}))
+        return replace(self, sas=there, policies=_without(self.policies, {key}))
 
     def remove_policy(self, policy_id: str) -> Held:
         """Remove a policy. Raises ControlError (NotFound)."""
@@ -207,7 +235,7 @@ class Held:
 
     def closed(self) -> Held:
         """Return the policies alone, without any SA: those that protect hold."""
-        return replace(self, sas={}, policies=_without(self.policies, {key[1] for key in self.sas}))
+        return replace(self, sas={}, policies=_without(self.policies, self.sas.keys()))
 
     def flushed(self) -> Held:
         """Return only what the policies close, for the session that comes next."""
@@ -275,7 +303,8 @@ def _tunnel(name: str, outbound: Sa, inbound: Sa) -> Tunnel:
 
 
 def _policy(policy: ChildPolicy) -> Policy:
-    sas = () if policy.sa is None else (sa_name((Direction.OUTBOUND, policy.sa)),)
+    key = outbound_of(policy)
+    sas = () if key is None else (sa_name(key),)
     return Policy(
         policy_name(policy.id),
         policy.action,
@@ -283,6 +312,8 @@ def _policy(policy: ChildPolicy) -> Policy:
         sas=sas,
         tunnel=f"{PREFIX}{policy.child}" if policy.child else None,
         origin=Origin.IKE,
+        standing=policy.action is Action.DISCARD
+        or (policy.action is Action.PROTECT and policy.trap),
     )
 
 
@@ -290,8 +321,12 @@ def _is_holding(policy: ChildPolicy) -> bool:
     return policy.action is Action.PROTECT and policy.sa is None
 
 
-def _without(policies: Mapping[str, ChildPolicy], spis: set[int]) -> dict[str, ChildPolicy]:
+def _without(policies: Mapping[str, ChildPolicy], keys: Set[Key]) -> dict[str, ChildPolicy]:
+    # Looked at by their SPIs, which costs no call for each.
+    spis = {key.spi for key in keys}
     return {
-        name: policy.model_copy(update={"sa": None}) if policy.sa in spis else policy
+        name: policy.model_copy(update={"sa": None})
+        if policy.sa in spis and outbound_of(policy) in keys
+        else policy
         for name, policy in policies.items()
     }

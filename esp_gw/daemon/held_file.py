@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from esp_gw.daemon.children import ChildPolicy, ChildSa, parse
-from esp_gw.daemon.held import Held, HeldSa, Key, Made
+from esp_gw.daemon.held import Held, HeldSa, Key, Made, outbound_of
 from esp_gw.errors import ControlError, EspGwError
 from esp_gw.ledger.ephemeral import EPHEMERAL_FOLDER, EPHEMERAL_NAME, Records, read_records
 from esp_gw.ledger.thread import EphemeralThread
@@ -36,10 +36,10 @@ async def load_held(ledger: EphemeralThread) -> Held:
         with contextlib.suppress(EspGwError):
             await ledger.write(Records({}, useless))
     there = {held.key: held for held in found.values() if held is not None}
-    outbound = {key[1] for key, held in there.items() if key[0] == "outbound" and not held.expired}
     policies = {}
     for policy in _policies(texts):
-        missing = policy.sa is not None and policy.sa not in outbound
+        key = outbound_of(policy)
+        missing = key is not None and (key not in there or there[key].expired)
         policies[policy.id] = policy.model_copy(update={"sa": None}) if missing else policy
     return Held(there, policies)
 
@@ -71,7 +71,8 @@ def records_of(before: Held, after: Held, retired: Sequence[KeyMaterial]) -> Rec
 
 
 def _name(key: Key) -> str:
-    return f"{key[0]} {key[1]}"
+    number = f" {key.number}" if key.number else ""
+    return f"{key.direction} {key.spi}{number}"
 
 
 def _sa(text: str) -> HeldSa | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from esp_gw.daemon.gateway import Gateway
-from esp_gw.daemon.held import Held, Key
+from esp_gw.daemon.held import Held, Key, outbound_of
 from esp_gw.daemon.held_file import records_of
 from esp_gw.daemon.ledgers import Ledgers
 from esp_gw.daemon.lifetimes import Lifetimes
@@ -63,9 +63,13 @@ class Holding:
             await self._sources.hold(after, lambda: self._ledgers.write(records))
         except BaseException:
             # The numbers of a key that was refused stay; only the key itself is not kept.
-            there = self._gateway.installed
+            there = self._gateway.installed.sas
             new = [after.sas[key].sa for key in after.sas.keys() - before.sas.keys()]
-            self._forget([sa.keymat for sa in new if sa.name not in there])
+            # A key may have been refused because it is in use.
+            used = {
+                sa.keymat for sa in (*there.values(), *(each.sa for each in before.sas.values()))
+            }
+            self._forget([sa.keymat for sa in new if sa.keymat not in used])
             raise
         self._forget(retired)
         self.changed.set()
@@ -112,8 +116,8 @@ class Holding:
         # One after the other: an address that is gone takes only its own SAs along.
         sa = former.sas[key]
         sas, policies = {**self.held.sas, key: sa}, dict(self.held.policies)
-        if key[0] is Direction.OUTBOUND:
-            policies |= {name: p for name, p in former.policies.items() if p.sa == key[1]}
+        if key.direction is Direction.OUTBOUND:
+            policies |= {name: p for name, p in former.policies.items() if outbound_of(p) == key}
         try:
             await self.change(replace(self.held, sas=sas, policies=policies))
         except EspGwError as error:
@@ -139,8 +143,7 @@ class Holding:
 
     def _view(self, key: Key, counters: SaCounters, now: float) -> dict[str, object]:
         return {
-            "direction": str(key[0]),
-            "spi": key[1],
+            **key.plain(),
             "bytes": counters.bytes,
             "packets": counters.packets,
             "seq": counters.seq,

@@ -17,7 +17,11 @@ LEFT = "ike-left:"
 
 def left_behind(policies: Iterable[Policy]) -> tuple[Policy, ...]:
     """Return what stays closed of these, in order: those that protect hold, a bypass is gone."""
-    closing = {each.selectors: each for each in policies if each.action is not Action.BYPASS}
+    closing: dict[tuple[Selector, ...], Policy] = {}
+    for each in policies:
+        known = closing.get(each.selectors)
+        if each.action is not Action.BYPASS and not (known and known.standing):
+            closing[each.selectors] = each
     return tuple(
         replace(each, name=f"{LEFT}{number}", sas=())
         for number, each in enumerate(closing.values(), 1)

@@ -24,7 +24,7 @@ from esp_gw.daemon.children import (
     refuse_unknown,
 )
 from esp_gw.daemon.closed_time import ClosedTime
-from esp_gw.daemon.held import Held, Key
+from esp_gw.daemon.held import Held, Key, key_of_ref
 from esp_gw.daemon.holding import Holding
 from esp_gw.daemon.ike_port import IkePort
 from esp_gw.daemon.owner_events import OwnerEvents
@@ -37,7 +37,8 @@ from esp_gw.model import SUITES, Direction, Encapsulation
 from esp_gw.values import FieldError
 
 OWNER = "ike"
-VERSION = 1
+VERSION = 2
+"""Of an owner's session: 2 has `trap`, `connection`, `number` and `sa_number`."""
 
 Method = Callable[[Parameters], Awaitable[Parameters | WithFiles]]
 
@@ -129,7 +130,7 @@ class Owner:
         refuse_unknown(parameters, ())
         held = self._holding.held
         used = {sa.spi for sa in self._sources.lasting.sas if sa.direction is Direction.INBOUND}
-        used |= {spi for direction, spi in held.sas if direction is Direction.INBOUND}
+        used |= {key.spi for key in held.sas if key.direction is Direction.INBOUND}
         return {"spi": self._reserved.reserve(used, _now())}
 
     async def install_child(self, parameters: Parameters) -> Parameters:
@@ -248,7 +249,7 @@ def _refuse_other_owner(parameters: Parameters, known: Sequence[str]) -> None:
 
 def _keys(refs: Sequence[SaRef]) -> list[Key]:
     """Return the names of SAs, each once."""
-    return list(dict.fromkeys((ref.direction, ref.spi) for ref in refs))
+    return list(dict.fromkeys(key_of_ref(ref) for ref in refs))
 
 
 def _now() -> float:

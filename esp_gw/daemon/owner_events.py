@@ -69,9 +69,13 @@ class OwnerEvents:
         held, now = self._holding.held, _now()
         self._soft = {key: why for key, why in self._soft.items() if key in held.sas}
         self._hard = {key: why for key, why in self._hard.items() if key in held.sas}
+        acquired = self._sources.acquired
+        for gone in acquired.keys() - held.policies.keys():
+            del acquired[gone]
         if held.holds and self._stream is not None:
             spd = self._gateway.policies
             for event in self._acquires.look(self._gateway.samples.peek(), spd, held, now):
+                acquired[str(event["policy"])] = now
                 self._tell(event)
         if held.sas and now - self._counted >= INTERVAL:
             self._counted = now
@@ -96,8 +100,7 @@ class OwnerEvents:
                 self._tell(
                     {
                         "event": "PeerAddressChanged",
-                        "direction": str(key[0]),
-                        "spi": key[1],
+                        **key.plain(),
                         "address": str(address),
                         "port": port,
                     }
@@ -129,7 +132,7 @@ class OwnerEvents:
             self._tell_expired(HARD, key, why)
 
     def _tell_expired(self, kind: str, key: Key, why: str) -> None:
-        self._tell({"event": kind, "direction": str(key[0]), "spi": key[1], "why": why})
+        self._tell({"event": kind, **key.plain(), "why": why})
 
     def _tell(self, event: dict[str, object]) -> None:
         if self._stream is not None and self._stream.is_closed:

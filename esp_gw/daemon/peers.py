@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from esp_gw.desired import Desired
 from esp_gw.engine.base import Engine, SaCounters
 from esp_gw.logs import log
 from esp_gw.model import IPAddress, Origin, Sa
+from esp_gw.per_object import PerObject
 from esp_gw.values import parse_outer_address
 
 PEERS_NAME = "peers.json"
@@ -28,6 +29,8 @@ INTERVAL = 10.0
 MAX_PEERS_LEN = 1 << 22
 
 Place = tuple[IPAddress, int]
+Counted = Callable[[Set[str]], Mapping[str, SaCounters]]
+"""Return the counters of the engine's SAs that have these names."""
 
 
 class Peers:
@@ -39,12 +42,17 @@ class Peers:
         self._last = _read(path)
         self._wanted: set[str] = set()
         self._is_new = asyncio.Event()
+        self._moved: set[str] = set()
+        self._is_doubted = False
+        self._bonds = PerObject(_names)
+        self._elsewhere: dict[str, tuple[Sa, Sa]] = {}
         self.have_moved = False
         """True if a peer has been at another address than the configured one."""
 
     def follow(self, sa: Sa, address: IPAddress, port: int, now: float) -> None:
         """Take note of the new address of an SA's peer; `now` is in seconds."""
         self.have_moved = True
+        self._moved.update(_names(sa))
         self._log.moved(sa, address, port, now)
         if sa.learns_peer:
             self._last |= dict.fromkeys(_names(sa), (address, port))
@@ -64,25 +72,42 @@ class Peers:
             known = [self._last[bond] for bond in _names(sa) if bond in self._last]
             if known:
                 self.have_moved = True
+                self._moved.update(_names(sa))
                 engine.place_peer(name, *known[0])
                 places.add(known[0][0])
         return frozenset(places)
 
-    def placed(
-        self, desired: Desired, installed: Mapping[str, Sa], there: Mapping[str, SaCounters]
-    ) -> Desired:
+    def doubt(self) -> None:
+        """Ask for all peers the next time: an event of one may be lost."""
+        self._is_doubted = True
+
+    def placed(self, desired: Desired, installed: Mapping[str, Sa], counted: Counted) -> Desired:
         """Return the desired state with the current addresses of peers that moved.
 
-        An SA that is to have another peer than the `installed` one is not where that one is.
+        An SA that is to have another peer than the `installed` one is not where that one is. Only
+        those that have moved cost a call, and an SA is the same object while its peer stays.
         """
-        moved = {name: there[name].remote for name in there.keys() & installed.keys()}
-        sas = tuple(
-            replace(sa, remote=moved[sa.name])
-            if sa.name in moved and installed[sa.name].remote == sa.remote
-            else sa
-            for sa in desired.sas
-        )
-        return replace(desired, sas=sas)
+        bonds = list(zip(desired.sas, self._bonds.of(desired.sas), strict=True))
+        moved = self._moved
+        asked = [sa for sa, names in bonds if self._is_doubted or not moved.isdisjoint(names)]
+        there = counted({sa.name for sa in asked if sa.name in installed})
+        before, self._elsewhere = self._elsewhere, {}
+        for sa in asked:
+            if sa.name not in there or installed[sa.name].remote != sa.remote:
+                continue
+            if (remote := there[sa.name].remote) != sa.remote:
+                known = before.get(sa.name)
+                is_same = known is not None and known[0] is sa and known[1].remote == remote
+                new = known[1] if known is not None and is_same else replace(sa, remote=remote)
+                self._elsewhere[sa.name] = (sa, new)
+        if self._is_doubted:
+            self._is_doubted = False
+            self._moved = {name for sa, _ in self._elsewhere.values() for name in _names(sa)}
+        elsewhere = self._elsewhere
+        if not elsewhere:
+            return desired
+        sas = [elsewhere[sa.name][1] if sa.name in elsewhere else sa for sa in desired.sas]
+        return replace(desired, sas=tuple(sas))
 
     async def step(self) -> None:
         """Write the addresses once there are new ones, and pause."""

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from esp_gw.daemon.around import Around
 from esp_gw.daemon.local_addresses import LocalAddresses
 from esp_gw.daemon.names import Names
 from esp_gw.daemon.paths import PathMtus
-from esp_gw.daemon.peers import Peers
+from esp_gw.daemon.peers import Counted, Peers
 from esp_gw.desired import Desired
-from esp_gw.engine.base import SaCounters
-from esp_gw.engine.per_object import PerObject
 from esp_gw.model import IPAddress, Sa
 from esp_gw.network.kernel import KernelNetwork
 from esp_gw.network.objects import Network
 from esp_gw.network.planner import Planner
-
-Counted = Callable[[], Mapping[str, SaCounters]]
-"""Return the counters of the engine's SAs, which are read only if a peer has moved."""
-
+from esp_gw.per_object import PerObject
 
 MAX_LISTENING = 64
 """Bound on the addresses at which IKE is received: each has a socket for each worker."""
@@ -124,6 +119,7 @@ class Planning:
     def doubt(self) -> None:
         """Look up all paths and plan anew the next time: the network may have changed."""
         self._last, self._is_settled = None, False
+        self._peers.doubt()
         self.paths.doubt()
 
     def settle(self, there: Network) -> None:
@@ -155,7 +151,7 @@ class Planning:
         """Return the desired state with the current addresses of peers that moved."""
         if not self._peers.have_moved:
             return desired
-        return self._peers.placed(desired, there, counted())
+        return self._peers.placed(desired, there, counted)
 
 
 def _outer(addresses: Collection[IPAddress]) -> frozenset[IPAddress]:

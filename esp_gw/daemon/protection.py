@@ -1,7 +1,7 @@
 """Protected prefixes as last known: those of the plan, or else of configuration and CLI; and IKE's.
 
-IKE's are never in the plan: they are those of the records beside the control socket, which are gone
-after a boot.
+IKE's are those of the records beside the control socket, which are gone after a boot and a stop;
+without them, the standing ones of the plan.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from esp_gw.config.added import STORE_NAME, Store, without_conflicts
 from esp_gw.config.conflicts import leaking
 from esp_gw.config.load import load_protection, readable_control_socket
 from esp_gw.daemon.held_file import last_policies
+from esp_gw.daemon.left_policies import left_behind
 from esp_gw.desired import Desired
 from esp_gw.errors import ConfigError, EspGwError, NetworkError
 from esp_gw.model import Policy
@@ -24,13 +25,14 @@ class Protection:
     """Settings and policies without keys; `fault` names in one line what could not be read.
 
     `known` is false for a state that was never in place: it may cut off the host. `planned` is true
-    for the plan of the last run.
+    for the plan of the last run. `standing` are policies of IKE in the plan that no record has.
     """
 
     desired: Desired
     fault: str | None = None
     known: bool = True
     planned: bool = False
+    standing: tuple[Policy, ...] = ()
 
     def plus(self, policies: tuple[Policy, ...]) -> Protection:
         """Return it with policies of IKE, last in order; a bypass of what it closes is left out."""
@@ -48,12 +50,17 @@ def last_protection(guard: GuardState, config: Path) -> Protection:
     error.
     """
     lasting = _lasting(guard, config)
+    ikes: tuple[Policy, ...] = ()
     try:
         ikes = last_policies(readable_control_socket(config))
     except EspGwError as error:
         text = str(error)
-        return replace(lasting, fault=f"{lasting.fault}; {text}" if lasting.fault else text)
-    return lasting.plus(ikes)
+        lasting = replace(lasting, fault=f"{lasting.fault}; {text}" if lasting.fault else text)
+    recorded = {(each.action, each.selectors) for each in ikes}
+    standing = left_behind(
+        each for each in lasting.standing if (each.action, each.selectors) not in recorded
+    )
+    return replace(lasting, standing=standing).plus((*ikes, *standing))
 
 
 def _lasting(guard: GuardState, config: Path) -> Protection:
@@ -61,7 +68,9 @@ def _lasting(guard: GuardState, config: Path) -> Protection:
     try:
         stored = guard.plan.read()
         if stored is not None:
-            return Protection(stored.protection, stored.fault, planned=True)
+            return Protection(
+                stored.protection, stored.fault, planned=True, standing=stored.standing
+            )
     except NetworkError as error:
         why = str(error)
     try:

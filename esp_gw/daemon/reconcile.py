@@ -9,7 +9,6 @@ from typing import TypeVar
 
 from esp_gw.desired import Desired
 from esp_gw.engine.base import OuterSocket
-from esp_gw.engine.per_object import PerObject
 from esp_gw.errors import NetworkError
 from esp_gw.model import (
     Direction,
@@ -23,6 +22,7 @@ from esp_gw.model import (
 )
 from esp_gw.network.changes import Change, NetworkChange, Step, network_changes
 from esp_gw.network.objects import Network
+from esp_gw.per_object import PerObject
 
 C = TypeVar("C", bound=Change)
 

@@ -20,7 +20,7 @@ from esp_gw.control.server import Caller, Handler
 from esp_gw.crypto.advice import Advice
 from esp_gw.daemon.added_tunnels import AddedTunnels
 from esp_gw.daemon.additions import Additions
-from esp_gw.daemon.child_list import child_list
+from esp_gw.daemon.child_list import child_list, waiting_list
 from esp_gw.daemon.drops import explain_drops
 from esp_gw.daemon.explain import Explainer
 from esp_gw.daemon.gateway import Gateway
@@ -108,6 +108,7 @@ class Service:
         """Return the state of the daemon and its engine, with warnings for the operator."""
         settings = self.sources.configured.settings
         status = self._gateway.engine.status()
+        held, now = self.sources.held, time.monotonic()
         return {
             "version": __version__,
             "engine": self._gateway.engine.name,
@@ -119,9 +120,10 @@ class Service:
             "config": str(self._config),
             "tunnels": len(self.sources.tunnels),
             "states": self._health.counts(),
-            "children": child_list(
-                self.sources.held, self._gateway, self._health, time.monotonic()
-            ),
+            "children": [
+                *child_list(held, self._gateway, self._health, now),
+                *waiting_list(held, self.sources.acquired, now),
+            ],
             "sas": len(self._gateway.sas),
             "policies": len(self._gateway.policies),
             "ledger": str(self._gateway.ledger_path),

@@ -37,6 +37,8 @@ class Sources:
         self.configured = configured
         self.added = store.load()
         self.held = Held()
+        self.acquired: dict[str, float] = {}
+        """When a packet met each policy without an SA last, by its id, in monotonic seconds."""
         self.left_out: dict[str, str] = {}
         self.listens = False
         self._lasting = configured

@@ -46,7 +46,6 @@ from esp_gw.engine.native_values import (
     lane_status,
     sa_counters,
 )
-from esp_gw.engine.per_object import PerObject
 from esp_gw.engine.refusals import (
     TUN_DEVICE,
     latency_refused,
@@ -64,6 +63,7 @@ from esp_gw.model import (
     Policy,
     Sa,
 )
+from esp_gw.per_object import PerObject
 
 _Wanted = core.OutboundSa | core.InboundSa | core.ReplacedSa
 

@@ -25,7 +25,7 @@ from esp_gw.model import Action, IPNetwork, Origin, Policy, Selector
 from esp_gw.network.changes import ReplaceFirewall, network_changes
 from esp_gw.network.kernel import KernelNetwork
 from esp_gw.network.objects import Network, Route, Rule, missing_from
-from esp_gw.network.plan import plan_guard, protection
+from esp_gw.network.plan import plan_guard
 from esp_gw.network.plan_file import PlanFile
 
 GATEWAY_LOCK = "gateway.lock"
@@ -127,13 +127,21 @@ class GuardState:
             return None
         return None if stored is None else stored.protection
 
+    def forget_ikes(self) -> None:
+        """Leave IKE's policies out of the plan until they are installed again.
+
+        Without a readable plan there is nothing to forget. Raises NetworkError.
+        """
+        if (last := self.last()) is not None:
+            self.remember(last)
+
     def remember(self, desired: Desired) -> None:
-        """Write the plan of an applied state, without what IKE holds: that doesn't outlive a boot.
+        """Write the plan of an applied state; of IKE the standing policies alone.
 
         Raises NetworkError; a boot then holds the former plan.
         """
         try:
-            self.plan.write(protection(desired.lasting))
+            self.plan.write(desired)
         except OSError as error:
             raise _unusable(self.folder, error) from None
 

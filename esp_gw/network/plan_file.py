@@ -1,5 +1,6 @@
 """The plan on disk: what the gateway protected when it last applied a state, without any key.
 
+Of IKE it has the standing policies, and none of a child.
 Two copies, each with a checksum, written one after the other: a crash or a bad block damages one.
 """
 
@@ -7,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from esp_gw import files
 from esp_gw.desired import Desired, GatewaySettings, settings_of
 from esp_gw.errors import NetworkError
-from esp_gw.model import Policy, PortRange, Selector
+from esp_gw.model import Origin, Policy, PortRange, Selector
+from esp_gw.per_object import PerObject
 from esp_gw.values import (
     parse_action,
     parse_integer,
@@ -37,9 +40,13 @@ _LIMIT = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class StoredPlan:
-    """A plan read from disk; `fault` says in one line which copy was unusable, or is None."""
+    """A plan read from disk; `fault` says in one line which copy was unusable, or is None.
+
+    `protection` is that of configuration and CLI, `standing` has the policies of IKE.
+    """
 
     protection: Desired
+    standing: tuple[Policy, ...] = ()
     fault: str | None = None
 
 
@@ -48,6 +55,8 @@ class PlanFile:
 
     def __init__(self, folder: Path) -> None:
         self._paths = [folder / name for name in NAMES]
+        self._texts = PerObject(_encoded), PerObject(_encoded_unnamed)
+        self._mutex = threading.Lock()
 
     def read(self) -> StoredPlan | None:
         """Return the newest readable copy, or None if there is no file.
@@ -57,50 +66,66 @@ class PlanFile:
         faults: list[str] = []
         for path in self._paths:
             try:
-                plan = decode(_content(path))
+                plan, standing = decode(_content(path))
             except FileNotFoundError:
                 continue
             except (OSError, ValueError) as error:
                 faults.append(f"{path}: {getattr(error, 'strerror', None) or error}")
                 continue
-            return StoredPlan(plan, "; ".join(faults) or None)
+            return StoredPlan(plan, standing, "; ".join(faults) or None)
         if faults:
             raise NetworkError("; ".join(faults), where="the guard's plan can't be read")
         return None
 
-    def write(self, protection: Desired) -> None:
+    def write(self, desired: Desired) -> None:
         """Write both copies, unless they hold this already. Raises OSError."""
-        content = encode(protection)
-        for path in self._paths:
-            try:
-                same = _content(path) == content
-            except OSError:
-                same = False
-            if not same:
-                files.replace(path, content)
+        with self._mutex:
+            content = _whole(desired, *self._texts)
+            for path in self._paths:
+                try:
+                    same = _content(path) == content
+                except OSError:
+                    same = False
+                if not same:
+                    files.replace(path, content)
 
 
-def encode(protection: Desired) -> bytes:
-    """Return settings and policies as JSON with a checksum."""
-    settings = protection.settings
-    plan = {
-        "settings": {name: _plain(getattr(settings, name)) for name in _SETTINGS},
-        "policies": [
-            {
-                "name": policy.name,
-                "action": str(policy.action),
-                "selectors": [_plain_selector(selector) for selector in policy.selectors],
-            }
-            for policy in protection.policies
-        ],
-    }
-    body = json.dumps(plan)
+def encode(desired: Desired) -> bytes:
+    """Return settings and policies as JSON with a checksum; of SAs nothing."""
+    return _whole(desired, PerObject(_encoded), PerObject(_encoded_unnamed))
+
+
+def _whole(
+    desired: Desired, lasting: PerObject[Policy, str], standing: PerObject[Policy, str]
+) -> bytes:
+    # What is known costs no call: a child of IKE changes one of many.
+    settings = {name: _plain(getattr(desired.settings, name)) for name in _SETTINGS}
+    policies = ", ".join(lasting.of(desired.lasting.policies))
+    # Without names and order: sessions of the same configuration write nothing.
+    ikes = ", ".join(sorted(set(standing.of(desired.standing))))
+    body = f'{{"settings": {json.dumps(settings)}, "policies": [{policies}], "ikes": [{ikes}]}}'
     digest = hashlib.sha256(body.encode()).hexdigest()
     return json.dumps({"sha256": digest, "plan": body}).encode()
 
 
-def decode(content: bytes) -> Desired:
-    """Return the settings and policies. Raises ValueError if the content is damaged."""
+def _encoded(policy: Policy) -> str:
+    return json.dumps({"name": policy.name, **_closing(policy)})
+
+
+def _encoded_unnamed(policy: Policy) -> str:
+    return json.dumps(_closing(policy))
+
+
+def _closing(policy: Policy) -> dict[str, object]:
+    selectors = [_plain_selector(selector) for selector in policy.selectors]
+    return {"action": str(policy.action), "selectors": selectors}
+
+
+def decode(content: bytes) -> tuple[Desired, tuple[Policy, ...]]:
+    """Return what configuration and CLI protect, and the standing policies of IKE.
+
+    Raises ValueError if the content is damaged.
+    """
     try:
         whole = json.loads(content)
         body = whole["plan"]
@@ -114,17 +139,20 @@ def decode(content: bytes) -> Desired:
             values[name] = (
                 tuple(map(setting.parse, value)) if setting.many else setting.parse(value)
             )
-        policies = tuple(
-            Policy(
-                each["name"],
-                parse_action(each["action"]),
-                tuple(_selector(fields) for fields in each["selectors"]),
-            )
-            for each in plan["policies"]
+        policies = tuple(_policy(each["name"], each) for each in plan["policies"])
+        # Earlier versions wrote none.
+        ikes = tuple(
+            replace(_policy(f"ike {number}", each), origin=Origin.IKE, standing=True)
+            for number, each in enumerate(plan.get("ikes", ()), 1)
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError("is damaged") from None
-    return Desired(GatewaySettings(**values), policies=policies)
+    return Desired(GatewaySettings(**values), policies=policies), ikes
+
+
+def _policy(name: str, fields: dict[str, Any]) -> Policy:
+    selectors = tuple(_selector(each) for each in fields["selectors"])
+    return Policy(name, parse_action(fields["action"]), selectors)
 
 
 def _content(path: Path) -> bytes:

@@ -79,6 +79,40 @@ def test_policies_that_the_gateway_lost_are_installed_again(ends: list[End]) -> 
     until(lambda: one.owner.protected() == {NETWORKS[1]: None}, "the trap")
 
 
+def test_a_trap_is_told_whatever_becomes_of_the_child(ends: list[End]) -> None:
+    one = ends[0]
+
+    def load(start_action: str) -> None:
+        net = child(0, start_action=start_action)
+        psk = {"id-a": "a.example", "id-b": "b.example", "secret": '"a secret of the test"'}
+        one.charon.configure({"peer": connection(0, {"net": net})}, {"ike-peer": psk})
+        one.charon.load()
+
+    start(*ends)
+    one.charon.initiate()
+    await_child(one)
+    assert one.policy()["trap"] is False
+    # Of the same selectors as the child that is there.
+    load("trap")
+    until(lambda: one.policy()["trap"], "the trap")
+    assert is_up(one)
+    load("none")
+    until(lambda: not one.policy()["trap"], "the trap is unloaded")
+    assert is_up(one)
+
+
+def test_a_gateway_of_an_earlier_version_is_spoken_to_in_its_words(ends: list[End]) -> None:
+    configure(ends, start_action="trap")
+    one = ends[0]
+    one.owner.version = 1
+    start(*ends)
+    one.charon.await_log("the gateway is of an earlier version")
+    one.charon.initiate()
+    await_child(one)
+    one.charon.swanctl("--terminate", "--ike", "peer")
+    until(lambda: one.owner.protected() == {NETWORKS[1]: None}, "the trap")
+
+
 def test_what_charon_does_not_know_is_removed(up: list[End]) -> None:
     one = up[0]
     one.owner.stop()

@@ -85,3 +85,41 @@ def test_peer_and_age_outlive_a_kill_of_the_gateway(sites: list[Site]) -> None:
     there = child(sites[0])
     assert (there["name"], there["peer"]) == (before["name"], before["peer"])
     assert there["age_s"] > before["age_s"] + 0.5
+
+
+def test_a_trap_waits_with_its_name_and_connection(
+    make_pair_of_one_engine: MakePair,
+    installed: Installation,
+    tmp_path: Path,
+    stack: contextlib.ExitStack,
+) -> None:
+    pair = make_pair_of_one_engine()
+    sites = start_sites(pair, tmp_path, (installed,) * 2, stack, start_action="trap")
+    one, other = sites
+    # No answer: charon goes on asking, and no child comes.
+    other.charon.kill()
+
+    def named() -> bool:
+        return child(one)["connection"] == "peer"
+
+    until(named, "charon has told the trap's names", 20)
+    waiting = child(one)
+    assert (waiting["name"], waiting["state"], waiting["peer"]) == ("ike:net", "waiting", None)
+    assert (waiting["remote_ts"], waiting["acquired_s"]) == (["10.2.0.0/24"], None)
+    host = one.gateway.namespace
+
+    def asked() -> bool:
+        ping(host, "10.2.0.1", count=1)
+        return child(one)["acquired_s"] is not None
+
+    until(asked, "a packet has asked for the child", 20)
+    shown = one.gateway.cli("status", check=False).stdout
+    row = next(line for line in shown.splitlines() if "ike:net" in line)
+    assert "peer" in row and "10.2.0.0/24" in row and "waiting, asked for " in row
+    other.charon.start()
+
+    def is_up() -> bool:
+        ping(host, "10.2.0.1", count=1)
+        return child(one)["name"].startswith("ike:net{") and not child(one)["acquired_s"]
+
+    until(is_up, "the child has taken the trap's place", 60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 
@@ -10,8 +11,16 @@ import pytest
 
 from esp_gw.demo.gateways import LabGateway
 from tests.support.cleartext import cleartext, sending_to
-from tests.support.guarded import with_default_route
-from tests.support.labtools import MakePair, StartCapture, drops, edit, until
+from tests.support.guarded import watched, with_default_route
+from tests.support.labtools import (
+    MakePair,
+    StartCapture,
+    drops,
+    edit,
+    guard,
+    reboot,
+    until,
+)
 from tests.support.owner_client import Session, Watcher
 from tests.support.owner_rig import child, sessions, start, target
 
@@ -140,3 +149,80 @@ def test_what_the_configuration_protects_by_now_is_left_to_it(
     edit(pair.a, lambda document: document.pop("policies"))
     pair.a.call("Reload")
     assert "10.2.0.0/24" not in pair.a.namespace.ip("route", "show", "table", "all")
+
+
+def test_a_boot_keeps_closed_what_the_owners_configuration_has(
+    make_pair_of_one_engine: MakePair, stack: contextlib.ExitStack, capture: StartCapture
+) -> None:
+    pair = with_default_route(start(make_pair_of_one_engine))
+    host = pair.a.namespace
+    both = sessions(pair, stack)
+    trap = child(4)
+    # It has an SA at the end, as most of the time.
+    both[0].call("PutPolicy", **trap.policy(0, "v4", sa=None))
+    both[0].call("InstallChild", sas=trap.sas(0), policies=[trap.policy(0, "v4", trap=True)])
+    away = [{"local": "fd00:1::/64", "remote": "fd00:2::/64"}]
+    both[0].call("PutPolicy", id="shunt", action="discard", selectors=away)
+    guest = child(6, inner=6)
+    alone = [{"local": "10.1.0.0/24", "remote": "10.3.0.0/24"}]
+    fields = {"selectors": alone}
+    both[0].call(
+        "InstallChild",
+        sas=guest.sas(0, **fields),
+        policies=[guest.policy(0, "guest", **fields)],
+    )
+    pair.a.kill()
+    reboot(pair.a)
+    with watched(pair.a):
+        wire = capture(host)
+        with sending_to(host, target(4), target(6)):
+            report = json.loads(guard(pair.a, "status", "--json"))
+            assert report["state"] == "closed"
+            # A child without a trap comes and goes with its peer.
+            assert report["protected"] == report["ike"] == ["10.2.0.0/24", "fd00:2::/64"]
+            assert "closed until an IKE daemon protects it again" in report["warnings"][0]
+            pair.a.start()
+            await_drops(pair.a)
+            assert sorted(left(pair.a)) == ["10.2.0.0/24", "fd00:2::/64"]
+            assert pair.a.stop() == 0
+    assert cleartext(wire.stop(), target(4), target(6)) == []
+    # Another boot, without the guard and before any session.
+    reboot(pair.a)
+    pair.a.start()
+    wire = capture(host)
+    with sending_to(host, target(4), target(6)):
+        again = open_session(pair.a, stack)
+        again.call("PutPolicy", **trap.policy(0, "v4", sa=None))
+        again.call("PutPolicy", id="shunt", action="discard", selectors=away)
+        assert left(pair.a) == []
+        await_drops(pair.a)
+    assert cleartext(wire.stop(), target(4), target(6)) == []
+    # In order: nothing of it is closed after a boot.
+    again.call("RemovePolicy", id="v4")
+    again.call("RemovePolicy", id="shunt")
+    assert pair.a.stop() == 0
+    reboot(pair.a)
+    pair.a.start()
+    assert "10.2.0.0/24" not in host.ip("route", "show", "table", "all")
+
+
+def test_an_opened_guard_forgets_what_no_ike_daemon_will_open(
+    make_pair_of_one_engine: MakePair, stack: contextlib.ExitStack
+) -> None:
+    pair = start(make_pair_of_one_engine)
+    (session, _) = sessions(pair, stack)
+    session.call("PutPolicy", **child(4).policy(0, "v4", sa=None))
+    # Beside a gateway it lasts until the next start.
+    guard(pair.a, "down", "--force")
+    assert pair.a.stop() == 0
+    reboot(pair.a)
+    pair.a.start()
+    assert left(pair.a) == ["10.2.0.0/24"]
+    (warning,) = [w for w in pair.a.call("GetStatus")["warnings"] if "IKE" in w]
+    assert "nothing goes to 10.2.0.0/24" in warning
+    assert "esp-gw guard down" in warning
+    assert pair.a.stop() == 0
+    guard(pair.a, "down")
+    reboot(pair.a)
+    pair.a.start()
+    assert left(pair.a) == []

@@ -136,7 +136,7 @@ def test_keys_of_ike_are_in_no_state_log_or_answer(
     first = child(1)
     first.install(both)
     assert ping(pair.a.namespace, target(4), count=3) == 3
-    both[0].call("PutPolicy", **child(2).policy(0, "other", sa=None))
+    both[0].call("PutPolicy", **child(2).policy(0, "other", sa=None, trap=False))
     for bad in ({"replay_window": 99999}, {"suite": "aes128gcm16"}, {"more": 1}):
         with pytest.raises(ControlError) as refusal:
             both[0].call("InstallChild", sas=[first.sas(0)[0] | bad])
@@ -165,7 +165,7 @@ def test_keys_of_ike_are_in_no_state_log_or_answer(
             if key.encode() in path.read_bytes() or bytes.fromhex(key) in path.read_bytes()
         }
     assert {path.parent.name for path in holders} == {"ike"}
-    # The guard's plan says nothing of IKE, and neither does the state of the CLI.
+    # The guard's plan says nothing of a child, and neither does the state of the CLI.
     for name in ("guard.json", "guard.backup.json", "added.json"):
         path = pair.a.folder / name
         assert not path.exists() or b"10.2.0.0" not in path.read_bytes()
@@ -177,7 +177,7 @@ def test_keys_of_ike_are_in_no_state_log_or_answer(
 
 
 @pytest.mark.parametrize("ending", ["kill", "stop"])
-def test_the_guard_keeps_closed_what_ike_protected_and_writes_none_of_it(
+def test_the_guard_keeps_closed_what_a_child_protected_and_writes_none_of_it(
     make_pair_of_one_engine: MakePair, stack: contextlib.ExitStack, tap: StartTap, ending: str
 ) -> None:
     pair = with_default_route(start(make_pair_of_one_engine))
@@ -185,7 +185,8 @@ def test_the_guard_keeps_closed_what_ike_protected_and_writes_none_of_it(
     (session, _) = sessions(pair, stack)
     with watched(pair.a):
         for version in (4, 6):
-            session.call("PutPolicy", **child(1, version).policy(0, f"v{version}", sa=None))
+            policy = child(1, version).policy(0, f"v{version}", sa=None, trap=False)
+            session.call("PutPolicy", **policy)
         getattr(pair.a, ending)()
         assert_closed(pair, tap)
         if ending == "stop":

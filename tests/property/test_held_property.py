@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from esp_gw.config.conflicts import find_conflicts
 from esp_gw.daemon.children import ChildPolicy, ChildSa, parse
-from esp_gw.daemon.held import PREFIX, Held, key_of, sa_name
+from esp_gw.daemon.held import PREFIX, Held, Key, key_of, outbound_of, sa_name
 from esp_gw.daemon.held_file import load_held, records_of
 from esp_gw.daemon.left_policies import LEFT
 from esp_gw.desired import Desired, GatewaySettings
@@ -20,8 +20,10 @@ from esp_gw.errors import ControlError
 from esp_gw.ledger.ephemeral import Records
 from esp_gw.model import Action, Direction
 
-SPIS = st.integers(300, 304)
-WAYS = st.sampled_from(list(Direction))
+SPIS = st.integers(300, 303)
+OUTBOUND = st.builds(Key, st.just(Direction.OUTBOUND), SPIS, st.integers(0, 1))
+"""Each number is that of a peer."""
+KEYS = OUTBOUND | st.builds(Key, st.just(Direction.INBOUND), SPIS, st.just(0))
 IDS = st.sampled_from(["a", "b", "c"])
 SELECTORS = [{"local": "10.1.0.0/16", "remote": "10.2.0.1-10.2.0.9"}]
 
@@ -52,14 +54,14 @@ def at_once(work: Coroutine[Any, Any, Held]) -> Held:
 
 
 class Owner(RuleBasedStateMachine):
-    """`sas` has the child of each SA and whether it has expired, `policies` priority and SPI."""
+    """`sas` has the child of each SA and whether it has expired, `policies` priority and SA."""
 
     def __init__(self) -> None:
         super().__init__()
         self.held = Held()
         self.file = FakeFile()
-        self.sas: dict[tuple[Direction, int], tuple[int, bool]] = {}
-        self.policies: dict[str, tuple[int, int | None]] = {}
+        self.sas: dict[Key, tuple[int, bool]] = {}
+        self.policies: dict[str, tuple[int, Key | None]] = {}
         self.is_left = False
         self.number = 0
 
@@ -67,65 +69,62 @@ class Owner(RuleBasedStateMachine):
         self.file.write(records_of(self.held, after, self.held.retired(after)))
         self.held = after
 
-    def entry(self, way: Direction, spi: int) -> ChildSa:
+    def entry(self, key: Key) -> ChildSa:
         self.number += 1
         fields = {
-            "direction": str(way),
-            "spi": spi,
+            **key.plain(),
             "suite": "aes128gcm16",
             "key": f"{self.number:040x}",
             "local": "192.0.2.1",
-            "remote": "192.0.2.2",
+            "remote": f"192.0.2.{2 + key.number}",
             "selectors": SELECTORS,
-            "child": f"c{spi}",
+            "child": f"c{key.spi}",
         }
         return parse(ChildSa, fields)
 
-    def policy(self, name: str, priority: int, spi: int | None) -> ChildPolicy:
-        fields = {"id": name, "action": "protect", "priority": priority, "sa": spi}
+    def policy(self, name: str, priority: int, used: Key | None) -> ChildPolicy:
+        fields: dict[str, object] = {"id": name, "action": "protect", "priority": priority}
+        if used is not None:
+            fields |= {"sa": used.spi, "sa_number": used.number}
         return parse(ChildPolicy, {**fields, "selectors": SELECTORS})
 
-    @rule(way=WAYS, spi=SPIS, name=IDS, priority=st.integers(0, 3), used=SPIS | st.none())
-    def install(self, way: Direction, spi: int, name: str, priority: int, used: int | None) -> None:
-        entry, policy = self.entry(way, spi), self.policy(name, priority, used)
-        outbound = {
-            key[1] for key, (_, gone) in self.sas.items() if key[0] == "outbound" and not gone
-        }
-        outbound |= {spi} if way is Direction.OUTBOUND else set()
-        if (way, spi) in self.sas or (used is not None and used not in outbound):
+    @rule(key=KEYS, name=IDS, priority=st.integers(0, 3), used=OUTBOUND | st.none())
+    def install(self, key: Key, name: str, priority: int, used: Key | None) -> None:
+        entry, policy = self.entry(key), self.policy(name, priority, used)
+        usable = {each for each, (_, gone) in self.sas.items() if not gone} | {key}
+        if key in self.sas or (used is not None and used not in usable):
             try:
                 self.held.install([entry], [policy])
             except ControlError:
                 return
             raise AssertionError("not refused")
         self.move(self.held.install([entry], [policy]))
-        self.sas[way, spi] = (self.number, False)
+        self.sas[key] = (self.number, False)
         self.policies[name] = (priority, used)
         # All have the same selectors.
         self.is_left = False
 
-    @rule(way=WAYS, spi=SPIS)
-    def remove(self, way: Direction, spi: int) -> None:
-        if (way, spi) not in self.sas:
+    @rule(key=KEYS)
+    def remove(self, key: Key) -> None:
+        if key not in self.sas:
             return
-        self.move(self.held.remove([(way, spi)]))
-        del self.sas[way, spi]
-        self.close(way, spi)
+        self.move(self.held.remove([key]))
+        del self.sas[key]
+        self.close(key)
 
-    @rule(way=WAYS, spi=SPIS)
-    def expire(self, way: Direction, spi: int) -> None:
-        if (way, spi) not in self.sas:
+    @rule(key=KEYS)
+    def expire(self, key: Key) -> None:
+        if key not in self.sas:
             return
-        self.move(self.held.expire((way, spi)))
-        self.sas[way, spi] = (self.sas[way, spi][0], True)
-        self.close(way, spi)
+        self.move(self.held.expire(key))
+        self.sas[key] = (self.sas[key][0], True)
+        self.close(key)
 
-    def close(self, way: Direction, spi: int) -> None:
-        if way is Direction.OUTBOUND:
-            self.policies = {
-                name: (priority, None if used == spi else used)
-                for name, (priority, used) in self.policies.items()
-            }
+    def close(self, key: Key) -> None:
+        self.policies = {
+            name: (priority, None if used == key else used)
+            for name, (priority, used) in self.policies.items()
+        }
 
     @rule(name=IDS)
     def remove_policy(self, name: str) -> None:
@@ -148,7 +147,7 @@ class Owner(RuleBasedStateMachine):
                 for key, each in held.sas.items()
             }
             assert there == self.sas
-            spd = {name: (each.priority, each.sa) for name, each in held.policies.items()}
+            spd = {name: (each.priority, outbound_of(each)) for name, each in held.policies.items()}
             assert spd == self.policies
             self.check(held.join(Desired(GatewaySettings())))
         assert len(self.held.left) == self.is_left
@@ -158,7 +157,7 @@ class Owner(RuleBasedStateMachine):
         assert find_conflicts(wanted.sas, wanted.policies) == []
         in_use = {sa_name(key) for key, (_, expired) in self.sas.items() if not expired}
         assert {sa.name for sa in wanted.sas} == in_use
-        assert all(sa_name(key_of(name) or (Direction.INBOUND, 0)) == name for name in in_use)
+        assert {key_of(name) for name in in_use} <= self.sas.keys()
         assert all(policy.action is Action.PROTECT for policy in wanted.policies)
         spd = [policy for policy in wanted.policies if not policy.name.startswith(LEFT)]
         # Policies left closed come last, and have no SA.

@@ -28,6 +28,7 @@ SA_MEMBERS = {
     *("soft_seconds", "hard_seconds", "peer", "connection"),
 }
 POLICY_MEMBERS = {"id", "action", "selectors", "priority", "sa", "child"}
+SINCE_VERSION_2 = {"trap", "connection"}
 SELECTOR_MEMBERS = {"local", "remote", "protocol", "local_port", "remote_port"}
 SALT_LEN = 4
 
@@ -73,7 +74,7 @@ def check_selectors(selectors: list[Json]) -> None:
 
 
 def check_sa(sa: Json) -> None:
-    check(set(sa) == SA_MEMBERS, f"members: {set(sa) ^ SA_MEMBERS}")
+    check(set(sa) - {"number"} == SA_MEMBERS, f"members: {set(sa) ^ SA_MEMBERS}")
     check(sa["direction"] in ("inbound", "outbound"), "direction")
     check(256 <= sa["spi"] <= 0xFFFFFFFF, "spi")
     suite = SUITES[sa["suite"]]
@@ -99,8 +100,9 @@ def check_sa(sa: Json) -> None:
         check(soft >= 0 and (not hard or soft <= hard), f"limits: {soft}, {hard}")
 
 
-def check_policy(policy: Json) -> None:
-    check(set(policy) == POLICY_MEMBERS, f"members: {set(policy) ^ POLICY_MEMBERS}")
+def check_policy(policy: Json, version: int) -> None:
+    members = POLICY_MEMBERS | (SINCE_VERSION_2 if version >= 2 else set())
+    check(set(policy) - {"sa_number"} == members, f"members: {set(policy) ^ members}")
     check(0 < len(policy["id"]) <= 64 and policy["id"].isprintable(), "id")
     check(policy["action"] in ("protect", "bypass", "discard"), "action")
     check(type(policy["priority"]) is int and policy["priority"] >= 0, "priority")
@@ -117,6 +119,7 @@ class FakeOwner:
 
     def __init__(self, path: Path, namespace: Namespace) -> None:
         self.path = path
+        self.version = 2
         self.ike_port: FakeIkePort | None = None
         self.requests: list[tuple[str, Json]] = []
         self.faults: list[str] = []
@@ -255,7 +258,7 @@ class FakeOwner:
             self.sas.clear()
             self.policies.clear()
         return {
-            "version": 1,
+            "version": self.version,
             "suites": list(SUITES),
             "sas": [self._counters(name) for name in self.sas],
             "policies": list(self.policies.values()),
@@ -284,7 +287,7 @@ class FakeOwner:
         check(len(keys) == len(set(keys)), "a key of two SAs")
         installed = {**self.sas, **{name_of(sa): sa for sa in sas}}
         for policy in policies:
-            check_policy(policy)
+            check_policy(policy, self.version)
             is_there = policy["sa"] is None or ("outbound", policy["sa"]) in installed
             check(is_there, "a policy with an SA that is not there")
         self.sas = installed

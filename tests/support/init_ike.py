@@ -34,9 +34,9 @@ class End:
         return self.charon.swanctl_dir
 
     def children(self) -> list[dict[str, Any]]:
-        """Return IKE's children as the status of the gateway has them."""
+        """Return IKE's children that are there, as the status of the gateway has them."""
         found: list[dict[str, Any]] = self.gateway.call("GetStatus")["children"]
-        return found
+        return [child for child in found if child["state"] != "waiting"]
 
     def reaches(self, target: str) -> bool:
         return bool(ping(self.gateway.namespace, target, count=1))

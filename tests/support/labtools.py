@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import struct
 import subprocess
 import sys
@@ -353,6 +354,10 @@ def guard(gateway: LabGateway, *arguments: str, check: bool = True) -> str:
 
 
 def reboot(gateway: LabGateway) -> None:
-    """Remove what a reboot removes from the kernel of a stopped gateway, and nothing on disk."""
+    """Remove what a reboot removes of a stopped gateway: the kernel's network, and /run."""
+    plan = {path: path.read_bytes() for path in gateway.folder.glob("guard*.json")}
     guard(gateway, "down")
+    for path, content in plan.items():
+        path.write_bytes(content)
     (gateway.folder / "guard.opened").unlink()
+    shutil.rmtree(gateway.folder / "ike", ignore_errors=True)

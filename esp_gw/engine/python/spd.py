@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from heapq import merge
 
-from esp_gw.engine.per_object import PerObject
 from esp_gw.engine.python.wire import Inner
 from esp_gw.model import IPNetwork, Policy, PortRange, Selector
+from esp_gw.per_object import PerObject
 
 ANY_PORT = (-1, 65535)
 """Also matches a packet without ports, whose port is -1."""

@@ -18,6 +18,8 @@ CHILD = {
     "state": "up",
     "age_s": 125.0,
     "rekey_s": 3700.0,
+    "remote_ts": ["10.2.0.0/24"],
+    "acquired_s": None,
 }
 
 
@@ -61,3 +63,27 @@ def test_a_rekey_whose_time_has_come_is_due(gateway: Gateway, capsys: Capture) -
 
 def test_an_identity_of_the_peer_controls_no_terminal(gateway: Gateway, capsys: Capture) -> None:
     assert "\x1b" not in status(gateway, capsys, CHILD | {"peer": "a\x1b[2Jb"})
+
+
+def test_a_child_that_waits_shows_its_connection_and_networks(
+    gateway: Gateway, capsys: Capture
+) -> None:
+    unknown = ("peer", "encapsulation", "local", "remote", "remote_port", "age_s", "rekey_s")
+    waiting = CHILD | dict.fromkeys(unknown) | {"state": "waiting", "acquired_s": 3.0}
+    out = status(gateway, capsys, waiting)
+    (row,) = [line for line in out.splitlines() if "ike:office" in line]
+    for cell in ("office", "10.2.0.0/24", "waiting, asked for 3 s ago"):
+        assert cell in row
+    (row,) = [
+        line
+        for line in status(gateway, capsys, waiting | {"acquired_s": None}).splitlines()
+        if "ike:office" in line
+    ]
+    assert row.rstrip().endswith("waiting")
+
+
+def test_a_gateway_of_an_earlier_version_tells_no_times_of_packets(
+    gateway: Gateway, capsys: Capture
+) -> None:
+    earlier = {name: CHILD[name] for name in CHILD if name not in ("remote_ts", "acquired_s")}
+    assert "ike:office{3}" in status(gateway, capsys, earlier)

@@ -19,9 +19,13 @@ from esp_gw.cli.main import main
 from esp_gw.config.provision import make_pair
 from esp_gw.crypto import processor
 from esp_gw.crypto.measure import Sealer
+from esp_gw.desired import Desired, GatewaySettings
 from esp_gw.errors import ControlError
 from esp_gw.ledger.identity import MachineIdentity, machine_identity
 from esp_gw.ledger.ledger import Ledger
+from esp_gw.model import Action, Origin, Policy
+from esp_gw.network.plan_file import PlanFile
+from tests.support.builders import selector
 from tests.support.commands import Capture
 from tests.support.fake_af_alg import GCM, install
 
@@ -165,6 +169,25 @@ def test_a_guard_that_no_boot_starts_is_a_warning(machine: Machine) -> None:
     assert "systemctl enable esp-gw-guard.service" in machine.only().todo
     (machine.units / "esp-gw-guard.service").unlink()
     assert "scripts/install" in machine.only().todo
+
+
+def test_prefixes_that_wait_for_charon_are_named(machine: Machine) -> None:
+    trap = Policy(
+        "ike:p1",
+        Action.PROTECT,
+        (selector("10.1.0.0/24", "10.9.0.0/16"),),
+        origin=Origin.IKE,
+        standing=True,
+    )
+    plan = PlanFile(machine.folder / "state")
+    plan.write(Desired(GatewaySettings(), policies=(trap,)))
+    finding = machine.only()
+    assert (finding.state, finding.what) == (State.WARNING, "closed for ike")
+    assert "10.9.0.0/16" in finding.found
+    assert "esp-gw guard down" in finding.todo
+    for path in (machine.folder / "state").glob("guard*.json"):
+        path.write_bytes(b"{")
+    assert {f.state for f in machine.findings().values()} == {State.OK}
 
 
 def test_missing_capabilities_are_named(machine: Machine) -> None:

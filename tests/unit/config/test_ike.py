@@ -219,6 +219,12 @@ SIX = replace(B, nets=(ip_network("fd00::/64"),))
         (TUNNEL, A, replace(B, outer=ip_address("2001:db8::1")), "are of two families"),
         (TUNNEL, A, NO_NETS, "of different IP versions"),
         (TUNNEL, A, SIX, "of different IP versions"),
+        (
+            TUNNEL,
+            A,
+            replace(B, nets=(*B.nets, A.nets[0])),
+            "both sides have the network 10.1.0.0/24",
+        ),
         (TUNNEL, replace(A, nets=()), NO_NETS, "there are none"),
         (IkeTerms(Mode.TRANSPORT), A, B, "give no networks"),
         (TUNNEL, A, replace(B, name="pi-a"), "both sides have the name"),

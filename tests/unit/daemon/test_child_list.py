@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from esp_gw.daemon import owner_events
+from esp_gw.engine.base import Refused
+from esp_gw.model import DropReason
 from tests.support.service_rig import Rig, child, install, restarted, start_rig
 
 TOLD = {"peer": "CN=b.example", "connection": "office"}
@@ -99,3 +103,49 @@ async def test_an_sa_that_moves_keeps_its_age(rig: Rig) -> None:
     (listed,) = await children(rig)
     assert (listed["remote"], listed["peer"]) == ("192.0.2.8", TOLD["peer"])
     assert listed["age_s"] >= 1000
+
+
+async def test_a_policy_without_an_sa_is_a_child_that_waits(rig: Rig) -> None:
+    first, second = child(1), child(2)
+    trap = {"sa": None, "connection": "office", "child": "net"}
+    await rig.ask("PutPolicy", **first.policy(0, "p1", **trap))
+    await rig.ask("PutPolicy", **second.policy(0, "p2", **trap))
+    bare = child(3).policy(0, "p3", sa=None)
+    del bare["child"]
+    await rig.ask("PutPolicy", **bare)
+    nowhere = [{"local": "10.1.0.0/24", "remote": "10.9.0.0/24"}]
+    await rig.ask("PutPolicy", id="no", action="discard", selectors=nowhere)
+    office, unnamed = await children(rig)
+    assert (office["name"], office["connection"], office["state"]) == (
+        *("ike:net", "office", "waiting"),
+    )
+    assert office["remote_ts"] == ["10.101.0.0/16", "10.102.0.0/16"]
+    unknown = ("peer", "encapsulation", "local", "remote", "remote_port", "age_s", "rekey_s")
+    assert {office[name] for name in (*unknown, "acquired_s")} == {None}
+    assert unnamed["name"] == "ike:p3"
+    # The same members as those of a child that is there.
+    await rig.ask("InstallChild", sas=first.sas(0), policies=[first.policy(0, "p1")])
+    up, office, _ = await children(rig)
+    assert up.keys() == office.keys()
+    assert (up["name"], up["acquired_s"], up["remote_ts"]) == ("ike:c{1}", None, ["10.101.0.0/16"])
+    assert office["remote_ts"] == ["10.102.0.0/16"]
+
+
+async def test_a_packet_that_asked_for_a_child_is_told(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner_events, "HOLDING_INTERVAL", 0)
+    each = child()
+    await rig.ask("PutPolicy", **each.policy(0, "p1", sa=None))
+    await rig.watch()
+    ends = ip_address("10.1.0.5"), ip_address("10.101.0.7")
+    met = Refused(DropReason.NO_SA, None, ends[0], 1, ends[1], 2, 17, None)
+    monkeypatch.setattr(rig.gateway.samples, "peek", lambda: [met])
+    await rig.events.step()
+    (listed,) = await children(rig)
+    assert 0 <= listed["acquired_s"] < 60
+    await rig.ask("RemovePolicy", id="p1")
+    await rig.events.step()
+    monkeypatch.setattr(rig.gateway.samples, "peek", list)
+    await rig.ask("PutPolicy", **each.policy(0, "p1", sa=None))
+    assert [listed["acquired_s"] for listed in await children(rig)] == [None]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 
 import pytest
 
-from esp_gw.engine.base import SaCounters
+from esp_gw.engine.base import PeerAddressChanged, SaCounters
 from esp_gw.model import Lease, Policy, Sa
 from esp_gw.network import changes
 from tests.support import service_rig
@@ -22,6 +23,11 @@ from tests.support.service_rig import Rig, start_rig
 FEW, MANY = 10, 300
 FACTOR = 1.1
 """A lookup by identity costs no call; what is left grows with the length of a few loops."""
+
+
+ELSEWHERE = ip_address("198.19.0.1")
+MOVED: set[str] = set()
+"""Names of SAs whose peer is ELSEWHERE."""
 
 
 class LightEngine(FakeEngine):
@@ -36,6 +42,13 @@ class LightEngine(FakeEngine):
             elif begin is not None:
                 self.floors[sa.name] = begin
                 self.fences[sa.name], self.notices[sa.name] = self._begins[sa.name]
+
+    def counters_of(self, names: Collection[str]) -> dict[str, SaCounters]:
+        found = super().counters_of(names)
+        return {
+            name: replace(there, remote=ELSEWHERE) if name in MOVED else there
+            for name, there in found.items()
+        }
 
     def remove_sas(self, names: Sequence[str]) -> list[SaCounters]:
         return [self._counters(self.sas.pop(name)) for name in names]
@@ -100,8 +113,13 @@ def child(number: int, generation: int = 0) -> Child:
     )
 
 
+def policy(each: Child, name: str) -> dict[str, object]:
+    """Return a child's policy, which is a trap as well: it is in the guard's plan."""
+    return each.policy(0, name, trap=True)
+
+
 async def install(rig: Rig, each: Child, name: str) -> None:
-    await rig.ask("InstallChild", sas=each.sas(0), policies=[each.policy(0, name)])
+    await rig.ask("InstallChild", sas=each.sas(0), policies=[policy(each, name)])
 
 
 async def rekey(rig: Rig, number: int) -> None:
@@ -120,7 +138,7 @@ async def add(rig: Rig, numbers: range) -> None:
     """Install children in one request."""
     each = [child(number) for number in numbers]
     names = [f"p{number}" for number in numbers]
-    policies = [one.policy(0, name) for one, name in zip(each, names, strict=True)]
+    policies = [policy(one, name) for one, name in zip(each, names, strict=True)]
     await rig.ask("InstallChild", sas=[sa for one in each for sa in one.sas(0)], policies=policies)
 
 
@@ -138,12 +156,22 @@ async def costs(rig: Rig, there: int) -> dict[str, int]:
     return found
 
 
-async def test_the_cost_of_a_child_does_not_grow_with_their_number(rig: Rig) -> None:
+@pytest.mark.parametrize("moved", [False, True])
+async def test_the_cost_of_a_child_does_not_grow_with_their_number(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, moved: bool
+) -> None:
     await add(rig, range(FEW))
+    if moved:
+        spis = child(3).spis
+        monkeypatch.setattr(
+            sys.modules[__name__], "MOVED", {f"ike:{spis[0]:08x}/in", f"ike:{spis[1]:08x}/out"}
+        )
+        rig.engine.tell(PeerAddressChanged(f"ike:{spis[0]:08x}/in", ELSEWHERE, 4500))
     few = await costs(rig, FEW)
     for first in range(FEW + 2, MANY, 100):
         await add(rig, range(first, min(first + 100, MANY)))
     many = await costs(rig, MANY)
+    assert (ELSEWHERE in rig.gateway._planning.remotes) is moved
     for what, calls in many.items():
         assert few[what] > 100, what
         assert calls <= FACTOR * few[what], f"{what}: {few[what]} calls, and {calls} beside many"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from esp_gw.daemon.left_policies import LEFT, left_behind, uncovered
 from esp_gw.model import Action, Policy
 from tests.support.builders import protect, selector
@@ -25,6 +27,14 @@ def test_what_protects_or_discards_stays_closed_and_a_bypass_is_gone() -> None:
     assert all(each.name.startswith(LEFT) for each in left)
     # A second session that ends at once leaves the same, once.
     assert left_behind((*left, *left)) == left
+
+
+def test_a_standing_policy_stays_one() -> None:
+    child = protect("ike:a", "s/out", NET)
+    trap = replace(child, name="ike:b", standing=True)
+    for policies in ((child, trap), (trap, child)):
+        (found,) = left_behind(policies)
+        assert found.standing and not found.sas
 
 
 def test_only_what_closes_all_of_it_takes_its_place() -> None:

@@ -250,6 +250,7 @@ async def test_what_conflicts_with_a_changed_configuration_at_a_start_has_expire
         "event": "HardExpired",
         "direction": "inbound",
         "spi": 0x5555,
+        "number": 0,
         "why": "restart",
     }
     assert {sa.spi for sa in new.engine.sas.values()} >= {*stays.spis, each.spis[1]}
@@ -317,6 +318,7 @@ async def test_events_of_the_engine_reach_the_watch(rig: Rig) -> None:
         "event": "PeerAddressChanged",
         "direction": "inbound",
         "spi": each.spis[0],
+        "number": 0,
         "address": "192.0.2.9",
         "port": 7777,
     }

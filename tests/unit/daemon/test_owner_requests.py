@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from esp_gw.errors import ControlError, EspGwError
-from tests.support.service_rig import ENDS, NETS, Rig, child, install, start_rig
+from tests.support.service_rig import ENDS, NETS, Rig, child, install, restarted, start_rig
 
 
 @pytest.fixture
@@ -16,7 +16,8 @@ async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     rig = await start_rig(tmp_path, monkeypatch)
     await rig.ask("OpenSession", owner="ike")
     yield rig
-    await rig.gateway.stop()
+    if rig.engine.is_open:
+        await rig.gateway.stop()
 
 
 BAD: list[tuple[str, dict[str, object], str]] = [
@@ -106,3 +107,17 @@ async def test_a_wrong_sa_is_refused_in_one_line_and_changes_nothing(
     assert await rig.ask("QuerySas") == {"sas": []}
     # And the next one works.
     await install(rig, each)
+
+
+async def test_a_refused_key_that_is_in_use_keeps_its_numbers(rig: Rig) -> None:
+    each = child()
+    await install(rig, each)
+    name = f"ike:{each.spis[0]:08x}/in"
+    rig.engine.used[name] = 5000
+    again = each.sas(0)[0] | {"spi": 0xC0000999}
+    with pytest.raises(ControlError, match="has the same key"):
+        await rig.ask("InstallChild", sas=[again])
+    new = await restarted(rig)
+    # Packets that were received must not be received again.
+    assert new.engine.floors[name] == 5000
+    await new.gateway.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Set
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -138,7 +139,8 @@ def test_an_sa_that_is_to_have_another_peer_is_not_where_the_former_one_went(pat
         other = replace(FIXED, remote=ip_address("2001:db8::7"))
         found = {}
         for sa in (FIXED, other):
-            placed = peers.placed(desired((sa, OUT), ()), by_name(IN, FIXED), there)
+            peers.doubt()
+            placed = peers.placed(desired((sa, OUT), ()), by_name(IN, FIXED), lambda _: there)
             found[str(sa.remote)] = placed.sas[0].remote
             assert placed.sas[1] == OUT
         return found
@@ -147,3 +149,44 @@ def test_an_sa_that_is_to_have_another_peer_is_not_where_the_former_one_went(pat
         str(FIXED.remote): ip_address("192.0.2.99"),
         "2001:db8::7": ip_address("2001:db8::7"),
     }
+
+
+def counters(address: IPAddress) -> SaCounters:
+    return SaCounters(0, 0, 0, 0, address, 4500)
+
+
+def test_only_the_sas_of_a_peer_that_moved_are_asked_for_it(path: Path) -> None:
+    asked: list[set[str]] = []
+    now = {"t/in": ONE, "t/out": ONE, "u/in": FIXED.remote}
+
+    def counted(names: Set[str]) -> dict[str, SaCounters]:
+        asked.append(set(names))
+        return {name: counters(now[name]) for name in names}
+
+    async def work() -> None:
+        peers = Peers(path)
+        state, there = desired((IN, OUT, FIXED), ()), by_name(IN, OUT, FIXED)
+        peers.follow(IN, ONE, 4500, 0.0)
+        first = peers.placed(state, there, counted)
+        assert [sa.remote for sa in first.sas] == [ONE, ONE, FIXED.remote]
+        # The same objects as long as nothing changes: what is made of them costs nothing.
+        again = peers.placed(state, there, counted)
+        assert all(one is other for one, other in zip(first.sas, again.sas, strict=True))
+        assert first.sas[2] is FIXED
+        assert asked == [{"t/in", "t/out"}] * 2
+        now["t/in"] = TWO
+        assert peers.placed(state, there, counted).sas[0].remote == TWO
+        # An event that got lost is made up for when the network is looked at.
+        now["u/in"] = TWO
+        assert peers.placed(state, there, counted).sas[2] is FIXED
+        peers.doubt()
+        assert peers.placed(state, there, counted).sas[2].remote == TWO
+        assert peers.placed(state, there, counted).sas[2].remote == TWO
+        # One that is back is asked for no more after that.
+        now["u/in"] = FIXED.remote
+        peers.doubt()
+        assert peers.placed(state, there, counted).sas[2] is FIXED
+        peers.placed(state, there, counted)
+        assert asked[-1] == {"t/in", "t/out"}
+
+    run_virtually(work())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from esp_gw.desired import Desired, GatewaySettings
 from esp_gw.errors import NetworkError
-from esp_gw.model import PortRange
+from esp_gw.model import Origin, PortRange
 from esp_gw.network.objects import Host
 from esp_gw.network.plan import plan_guard, protection
 from esp_gw.network.plan_file import NAMES, PlanFile, decode, encode
@@ -54,6 +55,30 @@ def test_what_is_written_closes_the_same_as_before(plan: PlanFile) -> None:
     host = Host(frozenset({ip_address("10.1.0.1")}))
     assert plan_guard(read(plan), host) == plan_guard(WHOLE, host)
     assert read(plan).policies == protection(WHOLE).policies
+
+
+def test_of_ike_the_standing_policies_alone_are_there(plan: PlanFile) -> None:
+    trap = protect("ike:p1", "ike:00000100/out", selector("10.1.0.0/24", "10.9.0.0/16"))
+    trap = replace(trap, origin=Origin.IKE, standing=True)
+    guest = replace(trap, name="ike:p2", standing=False)
+    plan.write(replace(WHOLE, policies=(*WHOLE.policies, guest, trap)))
+    stored = plan.read()
+    assert stored is not None
+    assert stored.protection.policies == protection(WHOLE).policies
+    assert stored.standing == (replace(trap, name="ike 1", sas=()),)
+
+
+def test_a_plan_of_an_earlier_version_has_none_of_ike(plan: PlanFile, tmp_path: Path) -> None:
+    plan.write(WHOLE)
+    body = json.loads(json.loads((tmp_path / NAMES[0]).read_bytes())["plan"])
+    del body["ikes"]
+    text = json.dumps(body)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    (tmp_path / NAMES[0]).write_text(json.dumps({"sha256": digest, "plan": text}))
+    stored = plan.read()
+    assert stored is not None
+    assert (stored.fault, stored.standing) == (None, ())
+    assert stored.protection.policies == protection(WHOLE).policies
 
 
 def test_no_key_is_in_the_files(plan: PlanFile, tmp_path: Path) -> None:

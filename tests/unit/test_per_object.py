@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from esp_gw.engine.per_object import PerObject
+from esp_gw.per_object import PerObject
 
 
 class Thing:
