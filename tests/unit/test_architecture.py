@@ -40,6 +40,7 @@ SINGLE = {
     ("cli.guard", "daemon"),
     ("cli.guarding", "daemon"),
     ("cli.demo", "demo"),
+    ("cli.tune", "demo"),
 }
 SANS_IO = {
     "control.protocol",
