@@ -14,6 +14,7 @@ from pathlib import Path
 
 from esp_gw.cli.finding import Finding, State
 from esp_gw.cli.ike_checks import closed_for_ike, ike_findings, prefixes_for_ike
+from esp_gw.cli.machine_checks import machine_findings
 from esp_gw.cli.output import counted
 from esp_gw.cli.unit import UNIT
 from esp_gw.cli.viewpoint import Viewpoint, viewpoint
@@ -55,7 +56,7 @@ def examine(config: Path, control_socket: Path) -> list[Finding]:
         wanted = AF_ALG_AUTO if desired is None else desired.settings.af_alg
         if os.path.lexists(config):
             control_socket = readable_control_socket(config)
-        running, daemon = _daemon(control_socket)
+        running, daemon, process = _daemon(control_socket)
         useful, af_alg = _af_alg(wanted, desired)
         findings = [
             _kernel(),
@@ -79,6 +80,7 @@ def examine(config: Path, control_socket: Path) -> list[Finding]:
                 prefixes = view.look(lambda: prefixes_for_ike(path.parent))
                 findings += closed_for_ike(prefixes)
         findings += [_unit(wanted, useful), _guard_unit(), daemon]
+        findings += machine_findings(desired, process)
         fwmark = None if desired is None else desired.settings.fwmark
         return [*findings, *ike_findings(control_socket, fwmark)]
 
@@ -299,20 +301,22 @@ def _guard_unit() -> Finding:
     return Finding(State.OK, "guard", f"{GUARD_UNIT} is enabled")
 
 
-def _daemon(control_socket: Path) -> tuple[bool, Finding]:
-    """Return True if the gateway is running, and the finding.
+def _daemon(control_socket: Path) -> tuple[bool, Finding, int | None]:
+    """Return True if the gateway is running, the finding, and its process id if it is known.
 
     A gateway that refuses this user counts as running.
     """
     try:
         reply = call(control_socket, "GetStatus", {})
     except ControlError as error:
-        return True, Finding(State.WARNING, "gateway", error.what, error.hint or "")
+        return True, Finding(State.WARNING, "gateway", error.what, error.hint or ""), None
     except EspGwError as error:
-        return False, Finding(State.OK, "gateway", error.what, error.hint or "")
+        return False, Finding(State.OK, "gateway", error.what, error.hint or ""), None
     found = f"runs, pid {reply['pid']}, engine {reply['engine']}"
     warnings = reply["warnings"]
     if isinstance(warnings, list) and warnings:
         text = f"{found}, {counted(len(warnings), 'warning')}"
-        return True, Finding(State.WARNING, "gateway", text, "see 'esp-gw status'")
-    return True, Finding(State.OK, "gateway", found)
+        finding = Finding(State.WARNING, "gateway", text, "see 'esp-gw status'")
+    else:
+        finding = Finding(State.OK, "gateway", found)
+    return True, finding, int(str(reply["pid"]))

@@ -31,6 +31,7 @@ from esp_gw.cli.overview import Overview
 from esp_gw.cli.policy import policy
 from esp_gw.cli.provision import init, keygen
 from esp_gw.cli.sa import sa
+from esp_gw.cli.tune import tune
 from esp_gw.cli.tunnel import tunnel
 from esp_gw.desired import GatewaySettings
 from esp_gw.errors import FAILED, INTERRUPTED, ConfigError, EspGwError, printable
@@ -73,6 +74,7 @@ for command in (
     explain,
     reload,
     doctor,
+    tune,
     demo,
     bench,
     completion,

@@ -13,7 +13,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "monitor": "the rates of the tunnels, live",
         "log": "when tunnels changed their state, and why; --follow",
         "explain": "which way a packet goes and what stops it; --drops",
-        "doctor": "what this machine has for the gateway, and what it lacks",
+        "doctor, tune": "what this machine has and lacks; its better settings",
     },
     "Change": {
         "tunnel": "list, show, ping, add, change and delete tunnels",

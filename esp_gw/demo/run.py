@@ -15,7 +15,7 @@ from esp_gw.demo.signals import ended_by_signals
 from esp_gw.demo.steps import Demo, DemoOptions
 from esp_gw.errors import LabError
 
-_PROGRAMS = ("ip", "setpriv", "ping", "iperf3")
+PROGRAMS = ("ip", "setpriv", "ping", "iperf3")
 _IKE_PROGRAMS = ("mount", "unshare")
 
 
@@ -24,13 +24,13 @@ def run(options: DemoOptions) -> int:
 
     Raises LabError if it can't run here. It always removes everything it created.
     """
-    _check_machine(_PROGRAMS)
+    check_machine(PROGRAMS)
     return _run(Demo, options)
 
 
 def run_ike(options: DemoOptions) -> int:
     """Run the demo with keys by IKE, like `run`; nothing may get lost over the rekeys either."""
-    _check_machine((*_PROGRAMS, *_IKE_PROGRAMS))
+    check_machine((*PROGRAMS, *_IKE_PROGRAMS))
     return _run(IkeDemo, options)
 
 
@@ -44,7 +44,8 @@ def _run(kind: type[Demo], options: DemoOptions) -> int:
     return 0 if result.fault is None else 1
 
 
-def _check_machine(programs: tuple[str, ...]) -> None:
+def check_machine(programs: tuple[str, ...]) -> None:
+    """Raise LabError unless this is root, with these programs and TUN devices."""
     if os.geteuid() != 0:
         raise LabError("the demo needs root to create network namespaces", hint="run it with sudo")
     missing = [program for program in programs if shutil.which(program) is None]

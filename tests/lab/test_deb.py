@@ -125,6 +125,7 @@ def test_a_package_holds_the_gateway_and_nothing_that_root_alone_may_write_is_op
     for path in (
         *("./usr/bin/esp-gw", "./usr/lib/systemd/system/esp-gw.service"),
         *("./usr/lib/systemd/system/esp-gw-guard.service", "./usr/lib/sysusers.d/esp-gw.conf"),
+        "./usr/lib/systemd/system/esp-gw-tune.service",
         *("./usr/lib/tmpfiles.d/esp-gw.conf", "./usr/lib/udev/rules.d/60-esp-gw.rules"),
         *("./usr/lib/systemd/networkd.conf.d/esp-gw.conf", "./usr/share/doc/esp-gw/copyright"),
         *("./usr/share/man/man1/esp-gw.1.gz", "./usr/share/man/man1/esp-gw-sa-add.1.gz"),

@@ -118,6 +118,7 @@ NETS = "--local-net 10.1.0.0/24 --remote-net 10.2.0.0/24"
         ("keygen --out FOLDER/new.key", FAILED),
         (f"init --local 192.0.2.1 --remote 192.0.2.2 {NETS} --out FOLDER/state", FAILED),
         ("demo", FAILED),
+        *((f"tune {option}", FAILED) for option in ("", "--apply", "--undo", "--json")),
     ],
 )
 def test_an_ordinary_user_is_told_to_use_sudo(folder: Path, command: str, status: int) -> None:

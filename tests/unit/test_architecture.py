@@ -29,7 +29,8 @@ ALLOWED = {
     "daemon": {GROUND, "crypto", "config", "ledger", "network", "control", "engine", "health"},
     "health": {GROUND, "engine", "network"},
     "demo": {GROUND, "config", "ledger", "control"},
-    "cli": {GROUND, "crypto", "config", "ledger", "network", "control", "engine", "xfrm"},
+    "tune": {GROUND, "network"},
+    "cli": {GROUND, "crypto", "config", "ledger", "network", "control", "engine", "xfrm", "tune"},
 }
 """Folders that each folder may import beside itself."""
 SINGLE = {
@@ -39,6 +40,7 @@ SINGLE = {
     ("cli.guard", "daemon"),
     ("cli.guarding", "daemon"),
     ("cli.demo", "demo"),
+    ("cli.tune", "demo"),
 }
 SANS_IO = {
     "control.protocol",
@@ -74,6 +76,11 @@ SANS_IO = {
     "network.ruleset",
     "network.sources",
     "network.surroundings",
+    "tune.advice",
+    "tune.hints",
+    "tune.knobs",
+    "tune.machine",
+    "tune.making",
     "xfrm.lines",
     "xfrm.parser",
     "xfrm.records",

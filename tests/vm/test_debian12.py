@@ -17,6 +17,7 @@ from tests.vm.debian.service import (
     Started,
     StartedTooEarly,
 )
+from tests.vm.debian.tuned import Tuned
 
 RELEASE = "12"
 pytestmark = pytest.mark.vm_full
@@ -83,6 +84,9 @@ class TestGuardAlone(GuardAlone): ...
 
 
 class TestConfined(Confined): ...
+
+
+class TestTuned(Tuned): ...
 
 
 class TestLateNetwork(LateNetwork): ...

@@ -66,6 +66,7 @@ def completed(line: str, **environment: str) -> list[str]:
         ("esp-gw explain ", []),
         ("esp-gw tunnel p", ["ping"]),
         ("esp-gw comp", ["completion"]),
+        ("esp-gw tune --u", ["--undo"]),
         ("esp-gw sa show --rev", ["--reveal-keys"]),
     ],
 )

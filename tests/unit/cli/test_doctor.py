@@ -72,6 +72,7 @@ class Machine:
         monkeypatch.setattr(doctor, "PROC_STATUS", self.status)
         monkeypatch.setattr(ike_checks, "CHARONS", ())
         monkeypatch.setattr(doctor, "network_warnings", lambda *_: [])
+        monkeypatch.setattr(doctor, "machine_findings", lambda *_: [])
         self.filter_fault: str | None = None
         monkeypatch.setattr(doctor, "firewall_fault", lambda: self.filter_fault)
         monkeypatch.setattr(processor, "_CPUINFO", self.cpuinfo)

@@ -19,10 +19,12 @@ from esp_gw.daemon.systemd import Notifier, watchdog_interval
 from esp_gw.desired import GatewaySettings
 from esp_gw.engine.refusals import LATENCY_DEVICE, TUN_DEVICE
 from esp_gw.errors import WRONG_CONFIG, WRONG_STATE
+from esp_gw.tune.record import FOLDER, RecordFile
 
 UNITS = Path(__file__).parents[3] / "systemd"
 SERVICE = UNITS / "esp-gw.service"
 GUARD = UNITS / "esp-gw-guard.service"
+TUNE = UNITS / "esp-gw-tune.service"
 AF_ALG = UNITS / "af-alg.conf"
 
 
@@ -219,12 +221,30 @@ def test_af_alg_is_only_in_a_drop_in_that_systemd_reads_with_the_unit(
     assert len(lines) == faults, lines
 
 
-@pytest.mark.parametrize("unit", [SERVICE, GUARD], ids=lambda unit: unit.name)
+@pytest.mark.parametrize("unit", [SERVICE, GUARD, TUNE], ids=lambda unit: unit.name)
 def test_the_exposure_of_the_service_is_low(unit: Path) -> None:
     security = analyze("security", "--offline=yes", "--no-pager", str(unit))
     score = re.search(rf"exposure level for {unit.name}: ([0-9.]+)", security.stdout)
     assert score is not None, security.stderr
     assert float(score[1]) <= 2.5
+
+
+def test_the_unit_of_tune_makes_again_what_is_on_record_and_has_one_capability(
+    tmp_path: Path,
+) -> None:
+    settings = settings_of(TUNE)
+    assert settings["ExecStart"] == ["/opt/esp-gw/bin/esp-gw tune --reapply"]
+    assert settings["ConditionPathExists"] == [str(RecordFile(Path("/") / FOLDER).path)]
+    assert settings["StateDirectory"] == [FOLDER.name]
+    assert settings["CapabilityBoundingSet"] == ["CAP_NET_ADMIN"]
+    assert settings["RestrictAddressFamilies"] == ["AF_NETLINK"]
+    # Before the gateway, and enabled by nothing but 'esp-gw tune'.
+    assert SERVICE.name in settings["Before"][0].split()
+    assert TUNE.name not in SERVICE.read_text()
+    copy = tmp_path / TUNE.name
+    copy.write_text(TUNE.read_text().replace("/opt/esp-gw/bin/esp-gw", "/bin/true"))
+    verdict = analyze("verify", "--man=no", str(copy))
+    assert [line for line in verdict.stderr.splitlines() if "esp-gw-tune" in line] == []
 
 
 def test_the_guard_is_up_before_the_network_and_its_failure_does_not_keep_the_gateway_away() -> (

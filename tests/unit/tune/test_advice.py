@@ -1,0 +1,192 @@
+"""The better settings of four machines, and what is left as a person has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from esp_gw.tune.advice import advise
+from esp_gw.tune.look import look
+from esp_gw.tune.machine import Card, Interrupt, Machine, Queue, Use
+from tests.support.fake_machine import FakeMachine, container, pc, pi4, pi5
+
+
+def changes(machine: FakeMachine, card: str = "eth0", use: Use = Use()) -> dict[str, str]:  # noqa: B008 - it is frozen
+    found = look([card], machine.places, machine.root)
+    return {
+        str(each.place): f"{each.now} -> {each.better}"
+        for each in advise(found, use)
+        if not each.is_right
+    }
+
+
+PI_4 = {
+    "policy0 governor": "ondemand -> performance",
+    "eth0 rx-0 rps_cpus": "0 -> e",
+    "eth0 rx-0 rps_flow_cnt": "0 -> 4096",
+    "eth0 tx-0 xps_cpus": "0 -> 1",
+    "eth0 tx-1 xps_cpus": "0 -> 2",
+    "eth0 tx-2 xps_cpus": "0 -> 4",
+    "eth0 tx-3 xps_cpus": "0 -> 8",
+    "eth0 tx-4 xps_cpus": "0 -> 1",
+    "eth0 adaptive-rx coalescing": "0 -> 1",
+    "rps_sock_flow_entries": "0 -> 4096",
+    "netdev_max_backlog": "1000 -> 4096",
+}
+
+
+def test_a_pi_4_hands_packets_from_the_processor_of_the_interrupt_to_the_others(
+    tmp_path: Path,
+) -> None:
+    assert changes(pi4(tmp_path)) == PI_4
+
+
+def test_a_pi_5_leaves_tcp_segmentation_that_stops_its_card(tmp_path: Path) -> None:
+    assert changes(pi5(tmp_path)) == {
+        "eth0 rx-0 rps_cpus": "0 -> e",
+        "eth0 rx-0 rps_flow_cnt": "0 -> 4096",
+        "eth0 tx-tcp-segmentation feature": "on -> off",
+        "eth0 tx-tcp6-segmentation feature": "on -> off",
+        "rps_sock_flow_entries": "0 -> 4096",
+        "netdev_max_backlog": "1000 -> 4096",
+    }
+
+
+def test_the_interrupts_of_several_queues_are_spread_each_pair_on_one_processor(
+    tmp_path: Path,
+) -> None:
+    found = changes(pc(tmp_path), "ens3")
+    assert {place: told for place, told in found.items() if "irq" in place} == {
+        "ens3 virtio0-input.0#0 irq_cpus": "f -> 1",
+        "ens3 virtio0-output.0#0 irq_cpus": "f -> 1",
+        "ens3 virtio0-input.1#0 irq_cpus": "f -> 2",
+        "ens3 virtio0-output.1#0 irq_cpus": "f -> 2",
+    }
+    # The other two processors take over; the host of a virtual card chooses its interrupts.
+    assert found["ens3 rx-0 rps_cpus"] == "0 -> c"
+    assert "ens3 adaptive-rx coalescing" not in found
+    # This driver's governor follows the load by itself.
+    assert "policy0 governor" not in found
+
+
+def test_a_balancer_of_interrupts_is_left_alone(tmp_path: Path) -> None:
+    machine = pc(tmp_path)
+    machine.write("run/irqbalance/irqbalance1.sock", "")
+    assert not any("irq" in place for place in changes(machine, "ens3"))
+
+
+def test_a_container_has_what_a_veth_can(tmp_path: Path) -> None:
+    found = changes(container(tmp_path))
+    assert found["eth0 rx-gro feature"] == "off -> on"
+    assert found.keys() == {
+        *("eth0 rx-gro feature", "rps_sock_flow_entries", "netdev_max_backlog"),
+        *("eth0 rx-0 rps_cpus", "eth0 rx-0 rps_flow_cnt"),
+    }
+
+
+def test_what_was_made_is_right(tmp_path: Path) -> None:
+    """Advice follows from what a machine is, not from how it was set: it would go to and fro."""
+    for make, card in ((pi4, "eth0"), (pi5, "eth0"), (pc, "ens3"), (container, "eth0")):
+        machine = make(tmp_path / make.__name__)
+        machine.ethtool.refuses.clear()
+        found = look([card], machine.places, machine.root)
+        for each in advise(found, Use()):
+            machine.places.write(each.place, each.better)
+            if "irq" in each.place.knob:
+                for folder in (machine.root / "proc/irq").iterdir():
+                    allowed = (folder / "smp_affinity").read_text()
+                    (folder / "effective_affinity").write_text(allowed)
+        assert changes(machine, card) == {}, make.__name__
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "place"),
+    [
+        ("sys/class/net/eth0/queues/rx-0/rps_cpus", "2", "eth0 rx-0 rps_cpus"),
+        ("sys/class/net/eth0/queues/rx-0/rps_flow_cnt", "64", "eth0 rx-0 rps_flow_cnt"),
+        ("sys/class/net/eth0/queues/tx-2/xps_cpus", "f", "eth0 tx-0 xps_cpus"),
+        ("proc/sys/net/core/netdev_max_backlog", "9000", "netdev_max_backlog"),
+        ("proc/sys/net/core/rps_sock_flow_entries", "128", "rps_sock_flow_entries"),
+        (
+            "sys/devices/system/cpu/cpufreq/policy0/scaling_governor",
+            "userspace",
+            "policy0 governor",
+        ),
+    ],
+)
+def test_what_a_person_has_chosen_stays(tmp_path: Path, path: str, value: str, place: str) -> None:
+    machine = pi4(tmp_path)
+    machine.write(path, value)
+    assert place not in changes(machine)
+    assert place in PI_4
+
+
+def test_a_throttled_machine_keeps_its_clock(tmp_path: Path) -> None:
+    machine = pi4(tmp_path)
+    machine.write("sys/devices/platform/soc/soc:firmware/get_throttled", "4")
+    assert "policy0 governor" in changes(machine)
+    machine.write("sys/devices/platform/soc/soc:firmware/get_throttled", "80000")
+    assert "policy0 governor" not in changes(machine)
+
+
+def test_a_governor_that_the_driver_lacks_is_not_asked_for(tmp_path: Path) -> None:
+    machine = pi4(tmp_path)
+    folder = "sys/devices/system/cpu/cpufreq/policy0"
+    machine.write(f"{folder}/scaling_available_governors", "ondemand powersave")
+    assert "policy0 governor" not in changes(machine)
+
+
+def test_one_outer_flow_of_several_readers_is_steered_by_none_of_them(tmp_path: Path) -> None:
+    found = changes(pi4(tmp_path), use=Use(shares_flows=True))
+    assert "eth0 rx-0 rps_flow_cnt" not in found
+    assert "rps_sock_flow_entries" not in found
+    assert found["eth0 rx-0 rps_cpus"] == "0 -> e"
+
+
+def test_a_card_that_has_stopped_sending_loses_tcp_segmentation(tmp_path: Path) -> None:
+    machine = pc(tmp_path)
+    assert "ens3 tx-tcp-segmentation feature" not in changes(machine, "ens3")
+    machine.write("sys/class/net/ens3/queues/tx-1/tx_timeout", "2")
+    assert changes(machine, "ens3")["ens3 tx-tcp-segmentation feature"] == "on -> off"
+
+
+def test_isolated_processors_get_nothing_to_do(tmp_path: Path) -> None:
+    machine = pi4(tmp_path)
+    machine.write("sys/devices/system/cpu/isolated", "2-3")
+    found = changes(machine)
+    assert found["eth0 rx-0 rps_cpus"] == "0 -> 3"
+    assert found["eth0 tx-3 xps_cpus"] == "0 -> 2"
+    machine.write("sys/devices/system/cpu/isolated", "0-3")
+    assert {place for place in changes(machine) if place.startswith("eth0")} == {
+        "eth0 adaptive-rx coalescing"
+    }
+
+
+def test_memory_has_two_settings(tmp_path: Path) -> None:
+    machine = pi4(tmp_path)
+    machine.write("sys/kernel/mm/transparent_hugepage/enabled", "always madvise [never]")
+    machine.write("proc/swaps", "Filename\n/dev/mmcblk0p3 partition 1 0 -2\n")
+    found = changes(machine)
+    assert found["huge_pages"] == "never -> madvise"
+    assert found["swappiness"] == "60 -> 10"
+
+
+def test_a_flow_table_is_divided_among_queues_and_no_less_than_one() -> None:
+    for count in (1, 3, 4, 5000):
+        queues = tuple(Queue(f"rx-{number}", 0, 0) for number in range(count))
+        card = Card("eth0", receive=queues, interrupts=(Interrupt("eth0#0", 1, 1),))
+        shares = {
+            int(each.better)
+            for each in advise(Machine(cpus=0xF, cards=(card,)), Use())
+            if each.place.knob == "rps_flow_cnt"
+        }
+        (share,) = shares
+        assert share & (share - 1) == 0
+        assert share == 1 or share * count <= 4096
+
+
+def test_one_processor_has_nobody_to_hand_packets_to(tmp_path: Path) -> None:
+    machine = pi4(tmp_path)
+    machine.write("sys/devices/system/cpu/online", "0")
+    assert not any("rps" in place or "xps" in place for place in changes(machine))
