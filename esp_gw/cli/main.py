@@ -29,6 +29,7 @@ from esp_gw.cli.options import Daemon
 from esp_gw.cli.output import counted
 from esp_gw.cli.overview import Overview
 from esp_gw.cli.policy import policy
+from esp_gw.cli.profile import profile
 from esp_gw.cli.provision import init, keygen
 from esp_gw.cli.sa import sa
 from esp_gw.cli.tunnel import tunnel
@@ -73,6 +74,7 @@ for command in (
     explain,
     reload,
     doctor,
+    profile,
     demo,
     bench,
     completion,

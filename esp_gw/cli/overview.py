@@ -14,6 +14,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "log": "when tunnels changed their state, and why; --follow",
         "explain": "which way a packet goes and what stops it; --drops",
         "doctor": "what this machine has for the gateway, and what it lacks",
+        "profile": "where the time of a tunnel's packets goes, stage by stage",
     },
     "Change": {
         "tunnel": "list, show, ping, add, change and delete tunnels",
