@@ -11,10 +11,9 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "status": "what runs, the states of tunnels, what is wrong; --watch",
         "stats": "packets and drops since the start",
         "monitor": "the rates of the tunnels, live",
-        "log": "when tunnels changed their state, and why; --follow",
+        "log, profile": "when tunnels changed, and why; where packets' time goes",
         "explain": "which way a packet goes and what stops it; --drops",
         "doctor": "what this machine has for the gateway, and what it lacks",
-        "profile": "where the time of a tunnel's packets goes, stage by stage",
     },
     "Change": {
         "tunnel": "list, show, ping, add, change and delete tunnels",

@@ -23,27 +23,35 @@ FREQUENCY = 997
 _PATIENCE = 5.0
 _READING = 300.0
 """Seconds for perf to name the functions of its samples, at most."""
-OTHER = "other"
+WAIT, OTHER = "wait", "other"
 
 # A system call's part of the stack begins with these functions of the kernel, whatever the packet
 # meets below them.
 _KERNEL = (
-    ("tun_chr_read_iter", Stage.TUN_READ),
-    ("tun_chr_write_iter", Stage.TUN_WRITE),
+    # Workers read and write nothing else by these.
+    ("do_readv", Stage.TUN_READ),
+    ("do_writev", Stage.TUN_WRITE),
     ("sys_sendmsg", Stage.SEND),
     ("sys_sendmmsg", Stage.SEND),
     ("sys_recvmmsg", Stage.RECEIVE),
     ("sys_recvmsg", Stage.RECEIVE),
+    ("epoll", WAIT),
 )
 # The functions of a library have no caller in a stack without frame pointers: the innermost counts.
 _USER = (
-    (re.compile(r"gcm.*enc|enc.*gcm|esp::encap|worker::sealing"), Stage.SEAL),
-    (re.compile(r"gcm.*dec|dec.*gcm|esp::decap|esp::replay"), Stage.OPEN),
+    (
+        re.compile(r"gcm.*enc|enc.*gcm|seal_scatter|Aead>::seal|esp::(encap|seq)|worker::sealing"),
+        Stage.SEAL,
+    ),
+    (re.compile(r"gcm.*dec|dec.*gcm|open_gather|Aead>::open|esp::decap|esp::replay"), Stage.OPEN),
     (re.compile(r"offload::(coalesce|merge|super_packet)|wire::checksum"), Stage.MERGE),
-    (re.compile(r"worker::targets|policy::|wire::flow|offload::segment"), Stage.LOOK_UP),
+    (
+        re.compile(r"worker::(targets|arriving)|policy::|wire::(flow|vnet)|offload::segment"),
+        Stage.LOOK_UP,
+    ),
     (re.compile(r"worker::(sending|sender|batch)|esp_linux::(send|udp)"), Stage.SEND),
     (re.compile(r"esp_linux::recv"), Stage.RECEIVE),
-    (re.compile(r"worker::inbound"), Stage.OPEN),
+    (re.compile(r"worker::(inbound|newest)"), Stage.OPEN),
     (re.compile(r"worker::writing"), Stage.TUN_WRITE),
 )
 _SAMPLE = re.compile(r"^\s*(?P<tid>\d+)\s+(?P<period>\d+)\s+(?P<event>\S+?):\s*$")

@@ -72,7 +72,7 @@ def document(measured: Measured, output: Path | None) -> dict[str, Any]:
         "clock_share": round(min(reads * reply["clock_ns"] / whole, 1.0), 4) if whole else 0.0,
         "stages": stages,
         "perf": {
-            "samples": 0 if measured.samples is None else len(measured.samples.stacks),
+            "stacks": 0 if measured.samples is None else len(measured.samples.stacks),
             "event": None if measured.samples is None else measured.samples.event or None,
             "why": measured.why,
         },

@@ -84,10 +84,7 @@ def test_every_stage_has_time_and_no_thread_more_than_there_was(pair: GatewayPai
                 assert spent <= found["seconds"] * 1e9 + 1e6
                 assert spent >= 0
             timed = {
-                stage
-                for thread in found["threads"]
-                for stage, ns in thread["ns"].items()
-                if ns > 0
+                stage for thread in found["threads"] for stage, ns in thread["ns"].items() if ns > 0
             }
             if timed == wanted and found["packets_out"] and found["packets_in"]:
                 break
