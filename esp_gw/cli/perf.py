@@ -20,6 +20,8 @@ from esp_gw.engine.stages import Stage
 
 FREQUENCY = 997
 """Samples a second of each thread; no divisor of a timer's."""
+MAX_SAMPLES = 100_000
+"""Samples of each thread, about: an hour's would fill a disk, and say no more."""
 _PATIENCE = 5.0
 _READING = 300.0
 """Seconds for perf to name the functions of its samples, at most."""
@@ -110,7 +112,7 @@ class Recording:
         listed = ",".join(str(thread) for thread in sorted(threads))
         # It ends by itself, also if nobody is left to end it. No build-ids: they fill ~/.debug.
         command = (
-            *(self._perf, "record", "-q", "-g", "-B", "-N", "-F", str(FREQUENCY)),
+            *(self._perf, "record", "-q", "-g", "-B", "-N", "-F", str(_frequency(seconds))),
             *("-t", listed, "-o", str(self._data), "--", "sleep", str(seconds + 1)),
         )
         self._process = subprocess.Popen(
@@ -166,6 +168,11 @@ class Recording:
             self.why = "perf can't read its own samples"
             return Samples({})
         return parsed(done.stdout.splitlines(), self._threads)
+
+
+def _frequency(seconds: int) -> int:
+    """Return the samples a second for a recording of this length."""
+    return min(FREQUENCY, max(MAX_SAMPLES // seconds, 1))
 
 
 @contextlib.contextmanager

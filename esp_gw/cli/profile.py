@@ -79,22 +79,28 @@ def _measure(daemon: Daemon, tunnel: str, seconds: int) -> Any:
         if recorded is None:
             return Measured(reply, None, spent, "the engine has no worker threads")
         recorded.stop()
-        samples = recorded.samples()
+        _show_progress("perf names the functions")
+        try:
+            samples = recorded.samples()
+        finally:
+            _show_progress("")
         return Measured(reply, samples, spent, recorded.why)
 
 
 def _with_progress(replies: Iterator[dict[str, Any]], seconds: int) -> Iterator[dict[str, Any]]:
     """Yield the replies; on a terminal, say how many seconds have passed."""
-    is_shown = sys.stderr.isatty()
     try:
         for reply in replies:
             yield reply
-            if is_shown:
-                text = f"{_CLEAR}measured {reply['seconds']:.0f} of {seconds} s"
-                click.echo(text, err=True, nl=False)
+            _show_progress(f"measured {reply['seconds']:.0f} of {seconds} s")
     finally:
-        if is_shown:
-            click.echo(_CLEAR, err=True, nl=False)
+        _show_progress("")
+
+
+def _show_progress(text: str) -> None:
+    """Show a text on the terminal in place of the one before."""
+    if sys.stderr.isatty():
+        click.echo(f"{_CLEAR}{text}", err=True, nl=False)
 
 
 @contextlib.contextmanager

@@ -430,6 +430,8 @@ impl Delivery {
     }
 
     /// Opens a packet into place by `open`; the inner packet's length, if it may be delivered.
+    #[allow(clippy::inline_always)] // Two copies of `receive` would make it a call for each packet.
+    #[inline(always)]
     fn accept<A: ?Sized>(
         &mut self,
         slot: &mut Slot<A>,
