@@ -118,7 +118,9 @@ def _new_file(path: Path) -> Iterator[IO[str]]:
         ) from None
     except (OSError, ValueError) as error:
         text = os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
-        raise EspGwError(f"can't be written: {text}", where=printable(str(path))) from None
+        raise EspGwError(
+            f"can't be written: {text}", where=printable(str(path)), hint="name another file"
+        ) from None
     try:
         with made:
             yield made
