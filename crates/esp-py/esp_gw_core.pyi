@@ -43,9 +43,11 @@ __all__ = [
     "Selector",
     "Settings",
     "SoftExpired",
+    "StageTimes",
     "__version__",
     "aes_path",
     "measure_aead",
+    "stage_clock_ns",
 ]
 
 _Address = IPv4Address | IPv6Address
@@ -67,6 +69,9 @@ def measure_aead(provider: str, suite: str, size: int, packets: int) -> float:
     packets, 4 GiB in all. Raises ValueError for a provider, suite or number that can't be, and for
     a wrong answer by AF_ALG; OSError where the kernel refuses.
     """
+
+def stage_clock_ns() -> float:
+    """Nanoseconds of one read of the clock that measures the stages."""
 
 @final
 class Mode:
@@ -298,6 +303,23 @@ class Opening:
     def protocol(self) -> int: ...
     @property
     def destination_port(self) -> int: ...
+
+@final
+class StageTimes:
+    """One worker's sums of the profiles since its start.
+
+    `ns` has the nanoseconds of each stage by its name; `packets_out` were read from the TUN, those
+    of super-packets included, `packets_in` are datagrams; `clock_reads` are those of the clock.
+    """
+
+    @property
+    def ns(self) -> dict[str, int]: ...
+    @property
+    def packets_out(self) -> int: ...
+    @property
+    def packets_in(self) -> int: ...
+    @property
+    def clock_reads(self) -> int: ...
 
 @final
 class LaneStatus:
@@ -550,6 +572,12 @@ class NativeEngine:
         """Send an IKE message, behind its marker, from the UDP socket of an outer address."""
     def ike_passed(self) -> int:
         """The IKE datagrams that were passed on."""
+    def start_profile(self) -> None:
+        """Have the turns that begin from now on measured by stage."""
+    def stop_profile(self) -> None:
+        """Have no further turn measured."""
+    def stage_times(self) -> list[StageTimes]:
+        """Return the sums of each worker."""
     def bulk_on_lane0(self) -> int:
         """The outbound bulk packets that lane 0's worker sealed."""
     def rest(self, direction: Direction) -> Counters:

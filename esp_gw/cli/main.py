@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from esp_gw.cli.options import Daemon
 from esp_gw.cli.output import counted
 from esp_gw.cli.overview import Overview
 from esp_gw.cli.policy import policy
+from esp_gw.cli.profile import profile
 from esp_gw.cli.provision import init, keygen
 from esp_gw.cli.sa import sa
 from esp_gw.cli.tune import tune
@@ -37,7 +39,7 @@ from esp_gw.desired import GatewaySettings
 from esp_gw.errors import FAILED, INTERRUPTED, ConfigError, EspGwError, printable
 from esp_gw.limits import named
 
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 @click.group(cls=Overview, context_settings={"help_option_names": ["-h", "--help"]})
@@ -75,6 +77,7 @@ for command in (
     reload,
     doctor,
     tune,
+    profile,
     demo,
     bench,
     completion,
@@ -98,6 +101,7 @@ def _journal_levels() -> contextlib.AbstractContextManager[None]:
 
 
 def _run(args: Sequence[str] | None) -> int:
+    _replace_closed_stdout()
     try:
         result = cli.main(args, prog_name="esp-gw", standalone_mode=False)
     except click.Abort:
@@ -118,6 +122,15 @@ def _run(args: Sequence[str] | None) -> int:
     except Exception as error:
         return _failed(error)
     return result if isinstance(result, int) else 0
+
+
+def _replace_closed_stdout() -> None:
+    """Make what is written to a closed stdout an error, and keep its number from other files."""
+    if sys.stdout is None:
+        unwritable = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        # Without a buffer, whose rest would be a second error at the end of the process.
+        raw = os.fdopen(unwritable, "wb", buffering=0)
+        sys.stdout = io.TextIOWrapper(raw, write_through=True)
 
 
 def _failed(error: Exception) -> int:

@@ -11,7 +11,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "status": "what runs, the states of tunnels, what is wrong; --watch",
         "stats": "packets and drops since the start",
         "monitor": "the rates of the tunnels, live",
-        "log": "when tunnels changed their state, and why; --follow",
+        "log, profile": "when tunnels changed, and why; where packets' time goes",
         "explain": "which way a packet goes and what stops it; --drops",
         "doctor, tune": "what this machine has and lacks; its better settings",
     },

@@ -35,13 +35,14 @@ def add_end(
     """Write the tunnel of the end `here` into a configuration folder, with its keys.
 
     An empty folder gets a gateway.yaml with the inner addresses, one that is in use a file with the
-    name of the tunnel. The files belong to `owner`, a user and a group by number, or to the caller.
+    name of the tunnel. The files, and folders that were missing, belong to `owner`, a user and a
+    group by number, or to the caller.
     Raises EspGwError, also if `judge` refuses the whole configuration; nothing is left then.
     """
     name = offer.there.name
     with contextlib.ExitStack() as undo:
         try:
-            make_folder(folder / "keys", undo)
+            folders = make_folder(folder / "keys", undo)
             is_first = not any(folder.glob("*.yaml"))
             file = folder / (FIRST if is_first else f"{name}.yaml")
             keys = write_keys(folder / "keys", offer, undo)
@@ -50,7 +51,7 @@ def add_end(
             undo.callback(file.unlink, missing_ok=True)
             judge(load_config(folder))
             if owner is not None:
-                for path in (file, *keys):
+                for path in (file, *keys, *folders):
                     os.chown(path, *owner)
         except ConfigError as error:
             raise EspGwError(str(error.problems[0]), where="configuration") from None

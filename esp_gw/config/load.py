@@ -110,9 +110,13 @@ def _readable(path: Path, name: str, parse: Callable[[object], str]) -> str | No
 
 def _files(path: Path) -> tuple[list[Path], list[str]]:
     try:
+        path.lstat()
         if not path.is_dir():
             return [path], []
         names = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    except FileNotFoundError:
+        text = "does not exist ('esp-gw init' writes one)"
+        raise ConfigError([Problem(printable(path), 0, "", text, absent=True)]) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "is not a usable file name"
         absent = isinstance(error, OSError) and is_absence(error)

@@ -228,7 +228,8 @@ class SaFields(Strict):
     def _suits_the_mode(cls, value: Prefixes | None, info: ValidationInfo) -> Prefixes | None:
         mode = info.data.get("mode")
         if mode is Mode.TUNNEL and value is None:
-            raise FieldError("is missing: tunnel mode needs the prefixes behind this side")
+            side = "this side" if info.field_name == "local_ts" else "the peer"
+            raise FieldError(f"is missing: tunnel mode needs the prefixes behind {side}")
         outer = info.data.get(str(info.field_name).removesuffix("_ts"))
         if mode is Mode.TRANSPORT and value is not None and outer is not None:
             host = host_network(outer)

@@ -83,12 +83,18 @@ def draw(here: End, there: End, terms: Terms) -> Offer:
     return Offer(here, there, terms, outbound, inbound)
 
 
-def make_folder(folder: Path, undo: contextlib.ExitStack) -> None:
-    """Create a folder and its parents with mode 0700 where they are missing. Raises OSError."""
+def make_folder(folder: Path, undo: contextlib.ExitStack) -> list[Path]:
+    """Create a folder and its parents with mode 0700 where they are missing; return those.
+
+    Raises OSError.
+    """
+    made = []
     for each in (*reversed(folder.parents), folder):
         if not each.is_dir():
             each.mkdir(mode=0o700)
             undo.callback(_remove_if_empty, each)
+            made.append(each)
+    return made
 
 
 def new_folder(folder: Path, undo: contextlib.ExitStack) -> None:

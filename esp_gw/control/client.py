@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
-from esp_gw.control.protocol import decode_reply, encode_request
+from esp_gw.control.protocol import decode_reply, encode_request, is_continued
 from esp_gw.errors import ControlError, EspGwError, NotRunningError
 
 MAX_REPLY = 64 * 1024 * 1024
@@ -25,29 +26,54 @@ def call(
     the ControlError of an error reply, EspGwError if there is no reply.
     """
     deadline = time.monotonic() + timeout
-    with socket.socket(socket.AF_UNIX) as sock:
-        try:
-            _connect(sock, path, timeout)
-            _send(sock, encode_request(method, parameters), deadline)
-            line = _receive_line(sock, deadline)
-        except FileNotFoundError:
-            raise _not_running(f"no control socket at {path}") from None
-        except ConnectionRefusedError:
-            raise _not_running(f"nothing listens at {path}") from None
-        except PermissionError:
-            raise ControlError(
-                "PermissionDenied",
-                f"no permission to use {path}",
-                hint="add yourself to the group esp-gw, or use sudo",
-            ) from None
-        except (TimeoutError, BlockingIOError):
-            raise EspGwError(
-                f"esp-gw did not answer within {timeout:g} s",
-                hint="see 'journalctl -u esp-gw'",
-            ) from None
-        except OSError as error:
-            raise EspGwError(error.strerror or str(error), where=str(path)) from None
+    with _told(path, timeout), socket.socket(socket.AF_UNIX) as sock:
+        _connect(sock, path, timeout)
+        _send(sock, encode_request(method, parameters), deadline)
+        line = _Lines(sock).next(deadline)
     return decode_reply(line)
+
+
+def stream(
+    path: Path, method: str, parameters: Mapping[str, object], timeout: float = 10.0
+) -> Generator[dict[str, object]]:
+    """Send a request and yield the parameters of each of its replies, up to the last one.
+
+    Closing the iterator closes the connection. `timeout` is in seconds, for each reply. Raises as
+    `call` does.
+    """
+    with _told(path, timeout), socket.socket(socket.AF_UNIX) as sock:
+        _connect(sock, path, timeout)
+        _send(sock, encode_request(method, parameters), time.monotonic() + timeout)
+        lines = _Lines(sock)
+        is_last = False
+        while not is_last:
+            line = lines.next(time.monotonic() + timeout)
+            is_last = not is_continued(line)
+            yield decode_reply(line)
+
+
+@contextlib.contextmanager
+def _told(path: Path, timeout: float) -> Iterator[None]:
+    """Turn the errors of a connection into EspGwError."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise _not_running(f"no control socket at {path}") from None
+    except ConnectionRefusedError:
+        raise _not_running(f"nothing listens at {path}") from None
+    except PermissionError:
+        raise ControlError(
+            "PermissionDenied",
+            f"no permission to use {path}",
+            hint="add yourself to the group esp-gw, or use sudo",
+        ) from None
+    except (TimeoutError, BlockingIOError):
+        raise EspGwError(
+            f"esp-gw did not answer within {timeout:g} s",
+            hint="see 'journalctl -u esp-gw'",
+        ) from None
+    except OSError as error:
+        raise EspGwError(error.strerror or str(error), where=str(path)) from None
 
 
 def _connect(sock: socket.socket, path: Path, timeout: float) -> None:
@@ -69,23 +95,34 @@ def _send(sock: socket.socket, data: bytes, deadline: float) -> None:
         return
 
 
-def _receive_line(sock: socket.socket, deadline: float) -> bytes:
-    buffer = bytearray()
-    while not buffer.endswith(b"\n"):
-        sock.settimeout(_remaining(deadline))
-        try:
-            data = sock.recv(256 * 1024)
-        except ConnectionResetError:
-            data = b""
-        if not data:
-            raise EspGwError(
-                "esp-gw closed the connection without an answer",
-                hint="see 'journalctl -u esp-gw'",
-            )
-        buffer += data
-        if len(buffer) > MAX_REPLY:
-            raise EspGwError(f"the answer is longer than {MAX_REPLY} bytes")
-    return bytes(buffer)
+class _Lines:
+    """The lines of a connection."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._buffer = bytearray()
+
+    def next(self, deadline: float) -> bytes:
+        """Return the next line with its end. Raises EspGwError, TimeoutError, OSError."""
+        searched = 0
+        while (end := self._buffer.find(b"\n", searched)) < 0:
+            searched = len(self._buffer)
+            self._sock.settimeout(_remaining(deadline))
+            try:
+                data = self._sock.recv(256 * 1024)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                raise EspGwError(
+                    "esp-gw closed the connection without an answer",
+                    hint="see 'journalctl -u esp-gw'",
+                )
+            self._buffer += data
+            if len(self._buffer) > MAX_REPLY:
+                raise EspGwError(f"the answer is longer than {MAX_REPLY} bytes")
+        line = bytes(self._buffer[: end + 1])
+        del self._buffer[: end + 1]
+        return line
 
 
 def _remaining(deadline: float) -> float:

@@ -120,6 +120,14 @@ def decode_reply(line: bytes) -> dict[str, object]:
     )
 
 
+def is_continued(line: bytes) -> bool:
+    """True for a success reply that others follow."""
+    try:
+        return _parse_object(line).get("continues") is True
+    except ValueError:
+        return False
+
+
 def _encode(message: Mapping[str, object]) -> bytes:
     return json.dumps(message, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n"
 

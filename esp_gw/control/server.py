@@ -66,10 +66,17 @@ class Caller:
     link: Link | None = field(default=None, compare=False, repr=False)
 
 
-class Stream(Protocol):
-    """Replies without an end; the client is not asked for anything more."""
+@dataclass(frozen=True, slots=True)
+class Last:
+    """The last reply of a stream, after which the connection ends."""
 
-    async def next(self) -> dict[str, object]:
+    parameters: dict[str, object]
+
+
+class Stream(Protocol):
+    """Several replies, or replies without an end; the client is not asked for anything more."""
+
+    async def next(self) -> dict[str, object] | Last:
         """Return the parameters of the next reply, once there is one."""
 
     def close(self) -> None:
@@ -371,15 +378,19 @@ async def _send_files(connection: _Connection, reply: WithFiles) -> None:
 
 
 async def _send_all(connection: _Connection, stream: Stream) -> None:
-    """Send the replies of a stream until the client closes, or sends anything more."""
+    """Send the replies of a stream until the last, or the client closes or sends anything more."""
     loop = asyncio.get_running_loop()
 
-    async def send() -> None:
-        while True:
-            line = encode_continued(await stream.next())
-            connection.mid_reply = True
+    async def put(line: bytes) -> None:
+        connection.mid_reply = True
+        async with asyncio.timeout(None if connection.is_kept else REPLY_TIMEOUT):
             await loop.sock_sendall(connection.sock, line)
-            connection.mid_reply = False
+        connection.mid_reply = False
+
+    async def send() -> None:
+        while not isinstance(reply := await stream.next(), Last):
+            await put(encode_continued(reply))
+        await put(encode_reply(reply.parameters))
 
     tasks = [
         asyncio.create_task(send()),

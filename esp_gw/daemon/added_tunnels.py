@@ -89,7 +89,11 @@ class AddedTunnels:
         policies = [each.name for each in self._gateway.policies]
         refuse_existing("policy", name, [*policies, *(old.name for old in added.policies)])
         if policy.before is not None and policy.before not in policies:
-            raise ControlError("NotFound", f"there is no policy {policy.before} to precede")
+            raise ControlError(
+                "NotFound",
+                f"there is no policy {policy.before} to precede",
+                hint="'esp-gw policy list' shows the existing ones",
+            )
         await self._sources.add(
             StoredState((*added.sas, out, into), (*added.policies, policy)), f"tunnel {name}"
         )
@@ -102,7 +106,7 @@ class AddedTunnels:
         for each in changes:
             if each not in SETTABLE:
                 raise ControlError("InvalidParameter", f"{each}: can't be set in a tunnel")
-        self._require(name)
+        self._require(name, "change it in")
         added = self._sources.added
         own = _own_sas(name)
         sas = tuple(
@@ -120,7 +124,7 @@ class AddedTunnels:
     async def delete(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Remove a tunnel that the CLI added, with its policy: what it protected is open then."""
         name = name_of(parameters)
-        self._require(name)
+        self._require(name, "remove it from")
         own = _own_sas(name)
         for policy in self._additions.placed():
             if policy.sa in own and policy.name != name:
@@ -140,13 +144,13 @@ class AddedTunnels:
         )
         return {}
 
-    def _require(self, name: str) -> None:
-        """Raise ControlError if the CLI added no tunnel of this name."""
+    def _require(self, name: str, todo: str) -> None:
+        """Raise ControlError if the CLI added no tunnel of this name; `todo` as of `not_added`."""
         added = self._sources.added
         policies = [each.name for each in added.policies if each.sa == f"{name}/out"]
         if name not in policies or not _own_sas(name) <= {entry.name for entry in added.sas}:
             present = [tunnel.name for tunnel in self._sources.tunnels]
-            raise self._additions.not_added("tunnel", name, present)
+            raise self._additions.not_added("tunnel", name, present, todo)
 
 
 def _own_sas(name: str) -> set[str]:

@@ -149,7 +149,11 @@ class Additions:
         known = [*names, *(old.name for old in self._sources.added.policies)]
         refuse_existing("policy", entry.name, known)
         if entry.before is not None and entry.before not in names:
-            raise ControlError("NotFound", f"there is no policy {entry.before} to precede")
+            raise ControlError(
+                "NotFound",
+                f"there is no policy {entry.before} to precede",
+                hint="'esp-gw policy list' shows the existing ones",
+            )
         if entry.sa is not None and entry.sa not in [sa.name for sa in self._gateway.sas]:
             raise ControlError(
                 "Refused",
@@ -182,10 +186,19 @@ class Additions:
         )
         return {}
 
-    def not_added(self, kind: str, name: str, present: list[str]) -> ControlError:
-        """The error for the deletion of an entry that the CLI did not add."""
+    def not_added(
+        self, kind: str, name: str, present: list[str], todo: str = "remove it from"
+    ) -> ControlError:
+        """The error for the change of an entry that the CLI did not add.
+
+        `todo` is what a person does with it in the configuration.
+        """
         if name not in present:
-            return ControlError("NotFound", f"there is no {kind} {name}")
+            return ControlError(
+                "NotFound",
+                f"there is no {kind} {name}",
+                hint=f"'esp-gw {kind.lower()} list' shows the existing ones",
+            )
         if name.startswith((PREFIX, LEFT)):
             return ControlError(
                 "Refused",
@@ -195,7 +208,7 @@ class Additions:
         return ControlError(
             "Refused",
             f"the {kind} {name} comes from the configuration",
-            hint=f"remove it from {self._config} and run 'esp-gw reload'",
+            hint=f"{todo} {self._config} and run 'esp-gw reload'",
         )
 
     def placed(self) -> list[PolicyEntry]:

@@ -27,6 +27,7 @@ from esp_gw.daemon.gateway import Gateway
 from esp_gw.daemon.health import Health
 from esp_gw.daemon.nats import nats, where_peers_are
 from esp_gw.daemon.parameters import Parameters, name_of, refuse_other
+from esp_gw.daemon.profile import Profiler
 from esp_gw.daemon.sa_report import SaReport
 from esp_gw.daemon.sources import Sources
 from esp_gw.daemon.status import status_text
@@ -68,6 +69,7 @@ class Service:
         self._explainer = Explainer(gateway, health)
         self._additions = Additions(gateway, self.sources, self._report, config)
         self._tunnels = AddedTunnels(gateway, self.sources, self._additions)
+        self._profiler = Profiler(lambda: gateway.engine, self._tunnel_list)
         self._began = time.monotonic()
 
     def desired(self) -> Desired:
@@ -101,6 +103,7 @@ class Service:
             "ExplainDrops": self.explain_drops,
             **self._additions.handlers(),
             **self._tunnels.handlers(),
+            **self._profiler.handlers(),
         }
         return {PREFIX + name: handler for name, handler in methods.items()}
 
@@ -186,8 +189,7 @@ class Service:
 
     async def list_tunnels(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return the tunnels with their SAs' counters, those of the CLI and IKE's included."""
-        tunnels = tunnel_list(self.sources.tunnels, self._gateway, self._health, self._flows())
-        return {"tunnels": tunnels}
+        return {"tunnels": self._tunnel_list()}
 
     async def get_stats(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return every counter; `drops` includes those of the packet filter and the kernel."""
@@ -207,7 +209,7 @@ class Service:
     async def explain_drops(self, parameters: Parameters, caller: Caller) -> Parameters:
         """Return what was dropped since the start, why, and the last packet of each reason."""
         outside = await self._outside_drops()
-        tunnels = tunnel_list(self.sources.tunnels, self._gateway, self._health, self._flows())
+        tunnels = self._tunnel_list()
         totals = {**self._gateway.counters().drops, **outside}
         return explain_drops(tunnels, totals, self._health.samples, parameters.get("tunnel"))
 
@@ -288,6 +290,9 @@ class Service:
         if overflow := await self._gateway.tun_overflow():
             outside[TUN_OVERFLOW] = overflow
         return outside
+
+    def _tunnel_list(self) -> list[dict[str, object]]:
+        return tunnel_list(self.sources.tunnels, self._gateway, self._health, self._flows())
 
     def _flows(self) -> dict[str, int]:
         return flows_in_use(self._gateway.engine.lane_flows(), self._gateway.placed.policies)

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from esp_gw.crypto.aead import AfAlgStatus
 from esp_gw.desired import EngineSettings
+from esp_gw.engine.stages import StageTimes
 from esp_gw.model import DropReason, Encapsulation, IPAddress, Lease, Policy, Sa
 
 
@@ -427,6 +428,21 @@ class Engine(Protocol):
 
     def forget_flows(self) -> None:
         """Treat every inbound flow as new: its next packet may be an opening."""
+
+    def start_profile(self) -> None:
+        """Measure the stages of every turn that begins from now on; without, they cost nothing."""
+
+    def stop_profile(self) -> None:
+        """Measure no further turn."""
+
+    def stage_times(self) -> Sequence[StageTimes]:
+        """Return what each thread has spent on the stages, in all profiles so far.
+
+        A stage that the engine does not have is left out.
+        """
+
+    def stage_clock_ns(self) -> float:
+        """Return the nanoseconds that one read of the stages' clock takes."""
 
     def status(self) -> EngineStatus:
         """Return the resources and offloads in use, with the reason for each one that is not."""

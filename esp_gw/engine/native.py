@@ -53,6 +53,7 @@ from esp_gw.engine.refusals import (
     tun_not_created,
     tun_not_opened,
 )
+from esp_gw.engine.stages import StageTimes
 from esp_gw.errors import EngineError
 from esp_gw.model import (
     AF_ALG_ON,
@@ -329,6 +330,31 @@ class NativeEngine:
     def forget_flows(self) -> None:
         """Treat every inbound flow as new: its next packet may be an opening."""
         self._core.forget_flows()
+
+    def start_profile(self) -> None:
+        """Measure the stages of every turn that begins from now on."""
+        self._core.start_profile()
+
+    def stop_profile(self) -> None:
+        """Measure no further turn."""
+        self._core.stop_profile()
+
+    def stage_times(self) -> list[StageTimes]:
+        """Return what each worker has spent on the stages, in all profiles so far."""
+        return [
+            StageTimes(
+                f"esp-worker-{number}",
+                times.ns,
+                times.packets_out,
+                times.packets_in,
+                times.clock_reads,
+            )
+            for number, times in enumerate(self._core.stage_times())
+        ]
+
+    def stage_clock_ns(self) -> float:
+        """Return the nanoseconds that one read of the stages' clock takes."""
+        return core.stage_clock_ns()
 
     def status(self) -> EngineStatus:
         """Return the resources and offloads in use, with the reason for each one that is not."""

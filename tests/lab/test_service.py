@@ -207,7 +207,7 @@ def test_tries_in_a_row_wait_longer_until_one_succeeds_or_a_person_comes(early: 
         assert early.exit_status() == 1
     early.launch()
     early.until_status("trying again within 2 s: ")
-    assert "No such file" in early.status
+    assert "does not exist" in early.status
     assert "EXTEND_TIMEOUT_USEC=92000000" in early.told()
     # It says so, and waits: a person who corrects the file need not.
     early.gateway.config.write_text(text)

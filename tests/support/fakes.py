@@ -25,6 +25,7 @@ from esp_gw.engine.base import (
     Refused,
     SaCounters,
 )
+from esp_gw.engine.stages import StageTimes
 from esp_gw.errors import EngineError, NetworkError
 from esp_gw.model import Direction, IPAddress, Lease, Policy, Sa
 from esp_gw.network import changes
@@ -74,6 +75,7 @@ class FakeEngine:
     `fences` and `notices` have the numbers of inbound SAs that are watched, `placed` the addresses
     that peers were last at. `dummies` has how many of the numbers of an inbound SA were those of
     dummies. `flows` has how many flows an SA carries.
+    `is_profiled` is True while a profile runs; `stage_ns` are the times of its thread.
     `replaced` has the former and the new name of each SA that `replace_sa` has changed.
     """
 
@@ -105,6 +107,8 @@ class FakeEngine:
         self.refuses: str | None = None
         self.replaced: list[tuple[str, str]] = []
         self._waiting: list[_Wanted] | None = None
+        self.is_profiled = False
+        self.stage_ns: dict[str, int] = {}
 
     def open(self, settings: EngineSettings, on_event: Callable[[Event], None]) -> None:
         assert not self.is_open
@@ -221,6 +225,18 @@ class FakeEngine:
     def extend_lease(self, name: str, lease: Lease) -> None:
         assert name in self.sas
         self.extensions.append((name, lease))
+
+    def start_profile(self) -> None:
+        self.is_profiled = True
+
+    def stop_profile(self) -> None:
+        self.is_profiled = False
+
+    def stage_times(self) -> list[StageTimes]:
+        return [StageTimes("fake", dict(self.stage_ns), 1, 1, 1)]
+
+    def stage_clock_ns(self) -> float:
+        return 20.0
 
     def status(self) -> EngineStatus:
         offload = {"udp_gso": OffloadStatus(True), "merge": OffloadStatus(False, "switched off")}

@@ -21,6 +21,7 @@ from esp_gw.control.protocol import PREFIX
 from esp_gw.daemon.added_tunnels import AddedTunnels
 from esp_gw.daemon.additions import Additions
 from esp_gw.daemon.owner import Owner
+from esp_gw.daemon.profile import Profiler
 from esp_gw.daemon.service import Service
 from esp_gw.desired import GatewaySettings, settings_of
 from esp_gw.errors import FAILED, INTERRUPTED, NO_PERMISSION, NOT_RUNNING, WRONG_CONFIG, WRONG_STATE
@@ -341,6 +342,7 @@ def test_every_method_of_the_control_socket_is_in_the_reference() -> None:
     service = object.__new__(Service)
     service._additions = object.__new__(Additions)
     service._tunnels = object.__new__(AddedTunnels)
+    service._profiler = object.__new__(Profiler)
     methods = {**service.handlers(), **Owner.handlers(object.__new__(Owner))}
     assert set(rows(section(REFERENCE / "control.md", "Methods"))) == {
         name.removeprefix(PREFIX) for name in methods

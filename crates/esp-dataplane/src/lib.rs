@@ -17,6 +17,7 @@ pub mod samples;
 mod shared;
 mod socket;
 mod socket_drops;
+pub mod stages;
 pub mod tables;
 mod tallies;
 mod watched;

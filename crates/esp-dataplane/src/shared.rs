@@ -14,6 +14,7 @@ use crate::latency::LatencyRequests;
 use crate::merge_refusal::MergeRefusal;
 use crate::samples::Drawer;
 use crate::socket_drops::SocketDrops;
+use crate::stages::Stages;
 use crate::tables::Tables;
 use crate::tallies::Tallies;
 
@@ -49,6 +50,8 @@ pub struct Shared {
     pub priority: Mutex<(Option<i32>, String)>,
     /// The workers' requests for a short wake-up latency.
     pub latency: Arc<LatencyRequests>,
+    /// The workers' time by stage.
+    pub stages: Arc<Stages>,
     /// The mark of outer packets.
     pub fwmark: u32,
     /// Outer packets of at most this many bytes are fragmented rather than refused.

@@ -18,6 +18,7 @@ use crate::policy::Policy;
 use crate::sa::{InboundSa, Lease, OutboundSa, ReplacedSa};
 use crate::samples::{Opening, Refused};
 use crate::settings::{OuterSocket, Settings};
+use crate::stages::StageTimes;
 
 /// The data plane: worker threads between a TUN device and ESP.
 #[pyclass(module = "esp_gw_core")]
@@ -211,6 +212,19 @@ impl NativeEngine {
 
     fn ike_passed(&self) -> u64 {
         self.0.ike_passed()
+    }
+
+    fn start_profile(&self) {
+        self.0.stages().begin();
+    }
+
+    fn stop_profile(&self) {
+        self.0.stages().end();
+    }
+
+    fn stage_times(&self) -> Vec<StageTimes> {
+        let times = self.0.stages().times().into_iter();
+        times.map(StageTimes::from).collect()
     }
 
     fn bulk_on_lane0(&self) -> u64 {

@@ -15,6 +15,7 @@ mod policy;
 mod sa;
 mod samples;
 mod settings;
+mod stages;
 
 use esp_core::provider::aes_path;
 use pyo3::prelude::*;
@@ -25,6 +26,7 @@ fn esp_gw_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("aes_path", aes_path())?;
     module.add_function(wrap_pyfunction!(measure::measure_aead, module)?)?;
+    module.add_function(wrap_pyfunction!(stages::stage_clock_ns, module)?)?;
     module.add(
         "SaRefusedError",
         module.py().get_type::<errors::SaRefusedError>(),
@@ -52,5 +54,6 @@ fn esp_gw_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<lanes::LaneStatus>()?;
     module.add_class::<samples::Opening>()?;
     module.add_class::<samples::Refused>()?;
+    module.add_class::<stages::StageTimes>()?;
     events::add_classes(module)
 }

@@ -46,7 +46,9 @@ from esp_gw.engine.python.outer import Outer
 from esp_gw.engine.python.peers import Peer, Peers
 from esp_gw.engine.python.sad import InboundState, OutboundState
 from esp_gw.engine.python.samples import Samples
+from esp_gw.engine.python.stages import StageClock, clock_cost
 from esp_gw.engine.python.tun import open_tun
+from esp_gw.engine.stages import StageTimes
 from esp_gw.errors import EngineError
 from esp_gw.model import (
     AF_ALG_ON,
@@ -79,6 +81,7 @@ class PythonEngine:
         self._drops_of_closed = 0
         self._change: SadChange | None = None
         self._latency: LowLatency | None = None
+        self._stages = StageClock()
 
     def open(self, settings: EngineSettings, on_event: Callable[[Event], None]) -> None:
         """Create the TUN device. Raises EngineError."""
@@ -383,6 +386,22 @@ class PythonEngine:
         """Treat every inbound flow as new: its next packet may be an opening."""
         for state in self._inbound.sas.values():
             state.flows.clear()
+
+    def start_profile(self) -> None:
+        """Measure the stages of every turn that begins from now on."""
+        self._stages.begin(self._outbound, self._inbound, self._outers.values())
+
+    def stop_profile(self) -> None:
+        """Measure no further turn."""
+        self._stages.end()
+
+    def stage_times(self) -> list[StageTimes]:
+        """Return what the loop's thread has spent on the stages, in all profiles so far."""
+        return [self._stages.times()]
+
+    def stage_clock_ns(self) -> float:
+        """Return the nanoseconds that one read of the stages' clock takes."""
+        return clock_cost()
 
     def status(self) -> EngineStatus:
         """Return the resources and offloads in use, with the reason for each one that is not."""

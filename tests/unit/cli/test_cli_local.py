@@ -261,7 +261,9 @@ def test_check_without_a_file_looks_at_the_usual_place(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
 ) -> None:
     monkeypatch.setattr(config_commands, "DEFAULT_CONFIG", tmp_path / "none")
-    assert f"{tmp_path / 'none'}: No such file" in fail(capsys, "config", "check")
+    assert f"{tmp_path / 'none'}: does not exist ('esp-gw init' writes one)" in fail(
+        capsys, "config", "check"
+    )
 
 
 def test_ledger_create_makes_one_once_and_show_lists_its_keys(
@@ -305,7 +307,9 @@ def test_the_ledger_is_that_of_the_configuration(
 
 def test_no_ledger_is_made_while_its_place_is_unknown(tmp_path: Path, capsys: Capture) -> None:
     config = tmp_path / "gw.yaml"
-    assert "No such file" in fail(capsys, "ledger", "create", "--config", str(config))
+    assert "does not exist ('esp-gw init' writes one)" in fail(
+        capsys, "ledger", "create", "--config", str(config)
+    )
     config.write_text("gateway: {state_dir: here}\n")
     for words in (("create",), ("create", "--replace"), ("show",)):
         err = fail(capsys, "ledger", *words, "--config", str(config), status=78)

@@ -74,7 +74,7 @@ def test_show_reads_no_key_and_shows_none(tmp_path: Path, capsys: Capture) -> No
     path.write_text(text)
     assert "ab" * 36 in path.read_text()
     assert "abab" not in run(capsys, "config", "show", "--config", str(path))
-    assert "No such file" in fail(
+    assert "does not exist ('esp-gw init' writes one)" in fail(
         capsys, "config", "show", "--config", str(tmp_path / "none"), status=1
     )
 

@@ -129,3 +129,14 @@ def test_a_full_device_is_one_line_and_no_success(
         )
     assert done.returncode == 1
     assert done.stderr == "esp-gw: error: stdout: No space left on device\n"
+
+
+@pytest.mark.parametrize("words", [*ASKING, ("config", "reference"), ("--help",), ("monitor",)])
+def test_a_closed_stdout_is_one_line_and_no_success(
+    gateway: Gateway, state: Path, words: tuple[str, ...]
+) -> None:
+    closed = ("sh", "-c", 'exec "$@" >&-', "sh", *command(words, state))
+    done = subprocess.run(closed, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (
+        1, "esp-gw: error: stdout: Bad file descriptor\n",
+    )  # fmt: skip

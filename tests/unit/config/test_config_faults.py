@@ -396,7 +396,8 @@ def test_sections_without_content_are_fine(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    assert problems(tmp_path / "missing.yaml") == ["missing.yaml: No such file or directory"]
+    absent = "missing.yaml: does not exist ('esp-gw init' writes one)"
+    assert problems(tmp_path / "missing.yaml") == [absent]
     os.mkfifo(tmp_path / "fifo.yaml")
     assert problems(tmp_path / "fifo.yaml") == ["fifo.yaml: is not a regular file"]
     with pytest.raises(ConfigError, match="file name"):
@@ -454,3 +455,14 @@ def test_a_wrong_hook_is_named(folder: Path, hook: str, place: str, says: str) -
     assert place in fault
     assert says in fault
     assert "0a0a" not in fault
+
+
+@pytest.mark.parametrize(("field", "side"), [("local_ts", "this side"), ("remote_ts", "the peer")])
+def test_a_missing_selector_names_the_side_that_it_is_of(
+    folder: Path, field: str, side: str
+) -> None:
+    lines = [line for line in TUNNEL.splitlines() if not line.strip().startswith(f"{field}:")]
+    write(folder, "\n".join(lines))
+    found = [each for each in problems(folder) if f".{field}:" in each]
+    assert len(found) == 1
+    assert found[0].endswith(f"is missing: tunnel mode needs the prefixes behind {side}")

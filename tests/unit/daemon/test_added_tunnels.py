@@ -146,12 +146,17 @@ async def test_a_name_that_an_sa_a_policy_or_a_tunnel_has_is_refused(rig: Rig) -
 
 async def test_what_the_cli_did_not_add_is_not_touched(rig: Rig) -> None:
     await rig.call("AddSa", **sa(1))
-    for method, more in (("SetTunnel", {"liveness": 5}), ("DeleteTunnel", {})):
-        assert "comes from the configuration" in str(
-            await refused(rig, method, name="pi-b", **more)
-        )
+    for method, more, todo in (
+        ("SetTunnel", {"liveness": 5}, "change it in"),
+        ("DeleteTunnel", {}, "remove it from"),
+    ):
+        text = str(await refused(rig, method, name="pi-b", **more))
+        assert "comes from the configuration" in text
+        assert todo in text
         for name in ("none", "n1"):
-            assert (await refused(rig, method, name=name, **more)).code == "NotFound"
+            error = await refused(rig, method, name=name, **more)
+            assert error.code == "NotFound"
+            assert "'esp-gw tunnel list' shows the existing ones" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ use crate::merge_refusal::MergeRefusal;
 use crate::shared::Shared;
 use crate::socket::Socket;
 use crate::socket_drops::SocketDrops;
+use crate::stages::Stages;
 use crate::tables::{OuterSocket, Tables};
 use crate::tallies::Tallies;
 use crate::worker::{Command, LowLatency, Mailbox, Worker, run_supervised};
@@ -83,6 +84,7 @@ impl Engine {
             bulk_on_lane0: AtomicU64::new(0),
             priority: Mutex::default(),
             latency: Arc::default(),
+            stages: Arc::new(Stages::new(count)),
             fwmark: settings.fwmark,
             min_mtu: settings.min_mtu,
         });

@@ -10,6 +10,7 @@ use esp_linux::tun::TunFeatures;
 use super::lifecycle::Engine;
 use super::settings::Offloads;
 use crate::latency::LatencyRequests;
+use crate::stages::Stages;
 
 /// Most peers named in the reason for a refused GSO.
 const MAX_NAMED: usize = 4;
@@ -45,6 +46,12 @@ impl Engine {
     #[must_use]
     pub fn latency(&self) -> &LatencyRequests {
         &self.shared.latency
+    }
+
+    /// The workers' time by stage, while a profile runs.
+    #[must_use]
+    pub fn stages(&self) -> &Stages {
+        &self.shared.stages
     }
 
     /// Each suite in use, with its provider.

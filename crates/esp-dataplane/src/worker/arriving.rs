@@ -17,6 +17,7 @@ use super::targets::PacketResult;
 use super::turn::Turn;
 use super::waiting::Unsealed;
 use crate::socket::Sockets;
+use crate::stages::Stage;
 
 impl OutboundPath {
     /// Forwards one turn's packets of the TUN; the poller reports what is left.
@@ -24,10 +25,13 @@ impl OutboundPath {
     /// # Errors
     /// The error of the system call, if the TUN or a socket is unusable, or the TUN is gone.
     pub fn drain(&mut self, tun: &TunQueue, sockets: &Sockets) -> Result<()> {
+        self.clock.begin();
         self.advance_lanes();
         let mut turn = Turn::default();
         while !turn.is_over() {
-            let (vnet, length) = match tun.read(&mut self.input[..MAX_PACKET])? {
+            let read = tun.read(&mut self.input[..MAX_PACKET])?;
+            self.clock.lap(Stage::TunRead);
+            let (vnet, length) = match read {
                 TunRead::Packet(vnet, length) => (vnet, length),
                 TunRead::WouldBlock => break,
                 TunRead::Gone => return Err(Error::Argument("the TUN device is gone")),
@@ -38,6 +42,7 @@ impl OutboundPath {
                 tally.dropped(reason, packets as u64);
                 let sampler = &mut self.sender.sampler;
                 sampler.packet(reason, None, &self.input[..length]);
+                self.clock.lap(Stage::LookUp);
             }
             if let Some(error) = self.failed.take() {
                 return Err(error);
@@ -45,7 +50,9 @@ impl OutboundPath {
             turn.spend(length, packets);
         }
         self.load += turn.load();
-        self.flush(sockets)
+        self.flush(sockets)?;
+        self.clock.end(turn.packets(), 0);
+        Ok(())
     }
 
     /// Carries one TUN read, sets `packets` to the number of its segments; an error if they have no
@@ -116,6 +123,7 @@ impl OutboundPath {
         sockets: &Sockets,
     ) -> PacketResult<()> {
         let index = self.targets.of(&self.input[..arrival.length], key)?;
+        self.clock.lap(Stage::LookUp);
         let mut left = segments.count();
         if self.targets[index].is_strange {
             let bulk = &self.shared.bulk_on_lane0;
@@ -129,6 +137,7 @@ impl OutboundPath {
             let tally = self.targets[index].entry.tallies.of(self.worker);
             tally.dropped(reason, left as u64);
         }
+        self.clock.lap(Stage::Seal);
         Ok(())
     }
 

@@ -14,6 +14,7 @@ use super::outbound::{Arrival, OutboundPath};
 use super::own_sockets::SendingSocket;
 use super::waiting::{Sealed, Unsealed, Waiting};
 use crate::socket::Sockets;
+use crate::stages::Stage;
 use crate::tables::{OuterSocket, Tables};
 
 impl OutboundPath {
@@ -81,6 +82,7 @@ impl OutboundPath {
     /// # Errors
     /// The error of the system call, if a socket is unusable.
     pub fn tend(&mut self, now: Instant, sockets: &Sockets) -> Result<()> {
+        self.clock.begin();
         for waiting in self.waiting.values_mut() {
             while let Some(sealed) = waiting.pop_late_batch(now) {
                 sealed.dropped(self.worker, DropReason::QueueTimeout);
@@ -99,6 +101,7 @@ impl OutboundPath {
         for socket in due {
             self.retry(&socket, now, sockets)?;
         }
+        self.clock.end(0, 0);
         Ok(())
     }
 
@@ -112,6 +115,7 @@ impl OutboundPath {
         now: Instant,
         sockets: &Sockets,
     ) -> Result<()> {
+        self.clock.begin();
         if self.is_full(socket) && !self.retry(socket, now, sockets)? {
             // It has room and refuses: waiting for more room would spin.
             let waiting = self.waiting.get_mut(socket);
@@ -119,6 +123,7 @@ impl OutboundPath {
                 sealed.dropped(self.worker, DropReason::SendError);
             }
         }
+        self.clock.end(0, 0);
         Ok(())
     }
 
@@ -174,6 +179,7 @@ impl OutboundPath {
             }
             let before = sealed.batch.done;
             let outcome = self.send_sealed(&mut sealed, socket, sockets)?;
+            self.clock.lap(Stage::Send);
             progress |= sealed.batch.done != before;
             if outcome == BatchOutcome::Blocked {
                 waiting.sealed.push_front(sealed);

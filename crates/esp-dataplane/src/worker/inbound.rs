@@ -35,6 +35,7 @@ use crate::merge_refusal::name_of;
 use crate::samples::Sampler;
 use crate::shared::Shared;
 use crate::socket::Socket;
+use crate::stages::{Stage, StageClock};
 use crate::tables::{InboundEntry, Tables};
 
 /// Buffers of one recvmmsg; with UDP GRO each holds up to 64 KiB of datagrams.
@@ -69,6 +70,7 @@ pub struct InboundPath {
     bulk_flows: Vec<(FlowKey, usize)>,
     /// The load of the turns since it was last asked for.
     load: usize,
+    clock: StageClock,
     delivery: Delivery,
 }
 
@@ -108,6 +110,7 @@ impl InboundPath {
             entries: Vec::new(),
             bulk_flows: Vec::new(),
             load: 0,
+            clock: StageClock::new(worker, Arc::clone(&shared.stages)),
             delivery: Delivery {
                 sampler: Sampler::new(shared.drawer(worker)),
                 shared,
@@ -143,12 +146,14 @@ impl InboundPath {
     /// # Errors
     /// The error of the system call, if the socket or the TUN is unusable.
     pub fn drain(&mut self, socket: &Socket, tun: &TunQueue) -> Result<()> {
+        self.clock.begin();
         self.bulk_flows.clear();
         let mut turn = Turn::default();
         while !turn.is_over() {
             let wanted = turn.reads_left(self.longest).min(BUFFERS);
             let buffers = self.buffers.iter_mut().take(wanted);
             let metas = socket.receive(&mut self.arena, buffers)?;
+            self.clock.lap(Stage::Receive);
             let received = metas.len();
             if let Some(longest) = metas.iter().map(|meta| meta.len).max() {
                 self.longest = longest;
@@ -160,18 +165,25 @@ impl InboundPath {
                 };
                 let packets = meta.len.div_ceil(meta.segment_size.max(1));
                 turn.spend(meta.len, packets.max(1));
-                self.split(index, &meta, socket, tun)?;
+                // Two copies of the loop: where no profile runs, none of it is a packet's cost.
+                if self.clock.is_on() {
+                    self.split::<true>(index, &meta, socket, tun)?;
+                } else {
+                    self.split::<false>(index, &meta, socket, tun)?;
+                }
             }
             if received < wanted {
                 break;
             }
         }
         self.load += turn.load();
-        self.flush(tun)
+        self.flush(tun)?;
+        self.clock.end(0, turn.packets());
+        Ok(())
     }
 
-    /// Splits a received buffer into its datagrams.
-    fn split(
+    /// Splits a received buffer into its datagrams; measured by stage with `TIMED`.
+    fn split<const TIMED: bool>(
         &mut self,
         index: usize,
         meta: &RecvMeta,
@@ -201,10 +213,11 @@ impl InboundPath {
                 let verdict = if meta.truncated {
                     Err(DropReason::Truncated)
                 } else {
-                    self.receive(index, datagram, meta, socket, tun)?
+                    self.receive::<TIMED>(index, datagram, meta, socket, tun)?
                 };
                 if let Err(reason) = verdict {
                     self.dropped(reason);
+                    self.clock.lap(Stage::Open);
                 }
             }
         }
@@ -247,7 +260,7 @@ impl InboundPath {
     }
 
     /// Finds the SA of a datagram, opens and delivers it; an error if it has none.
-    fn receive(
+    fn receive<const TIMED: bool>(
         &mut self,
         index: usize,
         range: Range<usize>,
@@ -308,8 +321,11 @@ impl InboundPath {
                 (slot.owner, verdict)
             }
         };
+        if TIMED {
+            self.clock.lap(Stage::Open);
+        }
         match verdict {
-            Ok(length) => self.deliver(owner, length, tun)?,
+            Ok(length) => self.deliver::<TIMED>(owner, length, tun)?,
             Err(reason) => {
                 self.delivery.coalescer.cancel();
                 let InboundEntry { sa, tallies, .. } = &*self.entries[owner];
@@ -350,8 +366,16 @@ impl InboundPath {
     }
 
     /// Merges the packet in place with others of its flow, and writes what can't grow.
-    fn deliver(&mut self, owner: usize, length: usize, tun: &TunQueue) -> Result<()> {
+    fn deliver<const TIMED: bool>(
+        &mut self,
+        owner: usize,
+        length: usize,
+        tun: &TunQueue,
+    ) -> Result<()> {
         self.delivery.coalescer.accept(length, owner as u64);
+        if TIMED {
+            self.clock.lap(Stage::Merge);
+        }
         self.write_due(tun)
     }
 
@@ -361,6 +385,7 @@ impl InboundPath {
     /// The error of the system call, if the TUN is unusable.
     pub fn flush(&mut self, tun: &TunQueue) -> Result<()> {
         self.delivery.coalescer.flush();
+        self.clock.lap(Stage::Merge);
         self.write_due(tun)
     }
 
@@ -387,6 +412,7 @@ impl InboundPath {
             }
             let refused = write(&mut ready, &self.entries, self.worker, tun)?;
             self.delivery.stop_merging(refused);
+            self.clock.lap(Stage::TunWrite);
         }
         Ok(())
     }
@@ -404,6 +430,8 @@ impl Delivery {
     }
 
     /// Opens a packet into place by `open`; the inner packet's length, if it may be delivered.
+    #[allow(clippy::inline_always)] // Two copies of `receive` would make it a call for each packet.
+    #[inline(always)]
     fn accept<A: ?Sized>(
         &mut self,
         slot: &mut Slot<A>,

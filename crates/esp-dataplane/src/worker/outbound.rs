@@ -32,6 +32,7 @@ use super::targets::Targets;
 use super::waiting::Waiting;
 use crate::lanes::CarriedFlow;
 use crate::shared::Shared;
+use crate::stages::StageClock;
 use crate::tables::Tables;
 
 /// One worker's outbound path.
@@ -56,6 +57,7 @@ pub struct OutboundPath {
     pub(super) began: Instant,
     /// The load of the turns since it was last asked for.
     pub(super) load: usize,
+    pub(super) clock: StageClock,
 }
 
 /// A packet or super-packet in the input buffer.
@@ -79,6 +81,7 @@ impl OutboundPath {
             input: Region::new(MAX_PACKET + TRAILER_ROOM)?,
             output: Region::new(OUT_LEN)?,
             sender: Sender::new(worker, Arc::clone(&shared)),
+            clock: StageClock::new(worker, Arc::clone(&shared.stages)),
             shared,
             batch: None,
             packets: Vec::with_capacity(MAX_BATCH),

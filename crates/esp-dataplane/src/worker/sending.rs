@@ -11,6 +11,7 @@ use super::outbound::OutboundPath;
 use super::own_sockets::SendingSocket;
 use super::waiting::{Sealed, Waiting};
 use crate::socket::Sockets;
+use crate::stages::Stage;
 
 impl OutboundPath {
     /// Completes and sends the batch. What the outer socket doesn't take goes by the peer's own
@@ -19,6 +20,12 @@ impl OutboundPath {
     /// # Errors
     /// The error of the system call, if the socket is unusable.
     pub(super) fn flush(&mut self, sockets: &Sockets) -> Result<()> {
+        self.complete_and_send(sockets)?;
+        self.clock.lap(Stage::Send);
+        Ok(())
+    }
+
+    fn complete_and_send(&mut self, sockets: &Sockets) -> Result<()> {
         let Some(mut batch) = self.batch.take() else {
             return Ok(());
         };
@@ -34,6 +41,8 @@ impl OutboundPath {
                 return Ok(());
             }
         }
+        // What an accelerator sealed is complete here.
+        self.clock.lap(Stage::Seal);
         let (outer, dst) = (slot.outer, batch.dst.ip());
         let (packets, sender) = (&self.packets, &mut self.sender);
         let (shared, own) = (

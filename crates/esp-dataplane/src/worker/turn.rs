@@ -19,6 +19,11 @@ impl Turn {
         self.packets += packets;
     }
 
+    /// Its packets so far.
+    pub(crate) const fn packets(&self) -> usize {
+        self.packets
+    }
+
     /// Its load so far: bytes, and for each packet those that cost as much.
     pub(crate) const fn load(&self) -> usize {
         self.bytes + self.packets * (BYTES / PACKETS)
