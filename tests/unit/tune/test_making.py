@@ -47,7 +47,8 @@ class Rig:
     def state(self) -> dict[str, str]:
         """Every value of the machine that can be changed."""
         values = {str(each.place): self.machine.places.read(each.place) for each in self.settings()}
-        return values | {name: str(card) for name, card in self.machine.ethtool.cards.items()}
+        cards = self.machine.ethtool.cards.items()
+        return values | {name: f"{sorted(card.wanted)} {card.coalescing}" for name, card in cards}
 
 
 @pytest.fixture
