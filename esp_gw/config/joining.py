@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esp_gw.config.load import load_config
-from esp_gw.config.offer import Offer, config_text, make_folder, tunnel_text, write_keys
+from esp_gw.config.offer import Offer, config_text, key_paths, make_folder, tunnel_text, write_keys
 from esp_gw.desired import Desired
 from esp_gw.errors import ConfigError, EspGwError, printable
 from esp_gw.files import write_new
@@ -45,6 +45,8 @@ def add_end(
             folders = make_folder(folder / "keys", undo)
             is_first = not any(folder.glob("*.yaml"))
             file = folder / (FIRST if is_first else f"{name}.yaml")
+            if any(map(os.path.lexists, key_paths(folder / "keys", name))):
+                raise _taken(folder, name)
             keys = write_keys(folder / "keys", offer, undo)
             text = config_text(offer) if is_first else tunnel_text(offer)
             write_new(file, text.encode())
@@ -68,5 +70,5 @@ def _taken(folder: Path, name: str) -> EspGwError:
     return EspGwError(
         f"has a tunnel {name} already",
         where=printable(folder),
-        hint="choose another name, or delete that tunnel and its keys first",
+        hint="delete that tunnel and its keys first, or choose another name for 'esp-gw invite'",
     )

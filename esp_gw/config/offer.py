@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import re
 import secrets
 import shutil
@@ -91,7 +93,11 @@ def make_folder(folder: Path, undo: contextlib.ExitStack) -> list[Path]:
     made = []
     for each in (*reversed(folder.parents), folder):
         if not each.is_dir():
-            each.mkdir(mode=0o700)
+            try:
+                each.mkdir(mode=0o700)
+            except FileExistsError:
+                text = os.strerror(errno.ENOTDIR)
+                raise NotADirectoryError(errno.ENOTDIR, text, str(each)) from None
             undo.callback(_remove_if_empty, each)
             made.append(each)
     return made
@@ -103,15 +109,20 @@ def new_folder(folder: Path, undo: contextlib.ExitStack) -> None:
     undo.callback(shutil.rmtree, folder, ignore_errors=True)
 
 
+def key_paths(folder: Path, there: str) -> tuple[Path, Path]:
+    """Return the key files for the other end in a folder: outbound, inbound."""
+    return folder / f"{there}.out.key", folder / f"{there}.in.key"
+
+
 def write_keys(folder: Path, offer: Offer, undo: contextlib.ExitStack) -> list[Path]:
     """Write the two key files of the end `here` into a folder. Raises KeyFileError."""
     here, there = offer.here.name, offer.there.name
+    outbound, inbound = key_paths(folder, there)
     paths = []
-    for way, direction, ends in (
-        (offer.outbound, "out", f"{here} to {there}"),
-        (offer.inbound, "in", f"{there} to {here}"),
+    for way, path, ends in (
+        (offer.outbound, outbound, f"{here} to {there}"),
+        (offer.inbound, inbound, f"{there} to {here}"),
     ):
-        path = folder / f"{there}.{direction}.key"
         comment = f"Key and salt for {ends}, {offer.terms.suite}: a secret of these two gateways."
         write_key_file(path, way.keymats, comment)
         undo.callback(path.unlink, missing_ok=True)

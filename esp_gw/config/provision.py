@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from esp_gw.config.load import load_config
@@ -13,8 +12,6 @@ from esp_gw.config.offer import (
     End,
     Offer,
     Terms,
-    Way,
-    config_text,
     draw,
     write_folder,
 )
@@ -77,16 +74,6 @@ def make_pair(
         if judge is not None:
             judge(load_config(pair.local))
     return pair
-
-
-def example() -> str:
-    """A configuration as `esp-gw init` writes it, with addresses of RFC 5737."""
-    here, there = (
-        End(name, ip_address(f"192.0.2.{end}"), (ip_network(f"10.{end}.0.0/24"),))
-        for end, name in enumerate(DEFAULT_NAMES, 1)
-    )
-    terms = Terms(Mode.TUNNEL, Encapsulation.UDP, DEFAULT_SUITE, 1)
-    return config_text(Offer(here, there, terms, Way(0x1001, ()), Way(0x1002, ())))
 
 
 def _write_end(output: Path, offer: Offer, undo: contextlib.ExitStack) -> Path:

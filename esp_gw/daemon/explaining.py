@@ -25,6 +25,7 @@ from esp_gw.network.filters import Passage, acceptance, dropped_by
 from esp_gw.network.flow import Flow, matches
 from esp_gw.network.route_lookup import Way
 from esp_gw.network.survey import forwarding_setting
+from esp_gw.network.translations import exemption, translated_by
 
 _NAMED = 3
 _TCP_HEADERS = {4: 40, 6: 60}
@@ -116,6 +117,7 @@ class _Story:
                 if self._is_routed_into_tun(way, arrives):
                     hook = "forward" if arrives else "output"
                     self._filter(Passage(hook, self._flow, arrives, self._scene.tun))
+                    self._translate(Passage("postrouting", self._flow, arrives, self._scene.tun))
                     self._use(policy, Direction.OUTBOUND, self._flow)
                     self._measure(way)
 
@@ -292,6 +294,19 @@ class _Story:
         else:
             unless = "unless a rule accepts it that can't be judged from here"
             self._steps.warn("firewall", f"{dropped.chain} drops it, {unless}", todo)
+
+    def _translate(self, passage: Passage) -> None:
+        """Tell of a rule that changes the source of what goes into the TUN."""
+        found = translated_by(self._survey.ruleset, passage)
+        if found is None:
+            return
+        unless = "" if found.certain else ", unless a rule keeps it that can't be judged from here"
+        self._steps.warn(
+            "nat",
+            f"{found.chain} changes its source ({found.statement}){unless}: the policy and the "
+            "peer see another one than this",
+            f"run {exemption(found.chain, self._scene.tun)}",
+        )
 
     # The SPD.
 

@@ -172,7 +172,8 @@ class ReplacePolicies(Change):
 
     def describe(self) -> str:
         """Return the number of policies."""
-        return f"{len(self.policies)} policies in place"
+        count = len(self.policies)
+        return f"{count} {'policy' if count == 1 else 'policies'} in place"
 
 
 def reconcile(desired: Desired, network: Network, observed: Observed) -> list[Change]:

@@ -8,7 +8,7 @@ Sources: libnftables-json(5), nft(8).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -41,7 +41,7 @@ _Rules = Mapping[Chain, Sequence[Expressions]]
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A packet at a hook: `input`, `forward` or `output`.
+    """A packet at a hook of netfilter: `input`, `forward`, `postrouting` and so on.
 
     `arrives` and `leaves` are its interfaces; one that the hook has none of is empty.
     """
@@ -70,23 +70,39 @@ def dropped_by(ruleset: Sequence[Mapping[str, Any]], passage: Passage) -> Droppe
 
     `ruleset` are the entries of `nft -j list ruleset`.
     """
+    rules = rules_of(ruleset)
+    for chain, policy in bases(ruleset, "filter", passage):
+        verdict, certain = _walk(rules, chain, passage, 0)
+        if verdict == _CONTINUE:
+            verdict = policy
+        if verdict == "drop":
+            return Dropped(chain, certain)
+    return None
+
+
+def rules_of(ruleset: Sequence[Mapping[str, Any]]) -> _Rules:
+    """Return the rules of each chain, in order."""
     rules: dict[Chain, list[Expressions]] = {}
     for rule in (entry["rule"] for entry in ruleset if "rule" in entry):
         chain = Chain(rule["family"], rule["table"], rule["chain"])
         rules.setdefault(chain, []).append(rule.get("expr", ()))
-    bases = [entry["chain"] for entry in ruleset if entry.get("chain", {}).get("hook")]
-    for base in sorted(bases, key=lambda each: int(each.get("prio", 0))):
+    return rules
+
+
+def bases(
+    ruleset: Sequence[Mapping[str, Any]], kind: str, passage: Passage
+) -> Iterator[tuple[Chain, str]]:
+    """Yield the base chains of a type (`filter`, `nat`) that see a packet, with their policies.
+
+    Those of the gateways are left out.
+    """
+    found = [entry["chain"] for entry in ruleset if entry.get("chain", {}).get("hook")]
+    for base in sorted(found, key=lambda each: int(each.get("prio", 0))):
         chain = Chain(base["family"], base["table"], base["name"])
-        at_hook = base["hook"] == passage.hook and base.get("type") == "filter"
+        at_hook = base["hook"] == passage.hook and base.get("type") == kind
         known = _FAMILIES.get(chain.family, passage.version if chain.family == "inet" else 0)
-        if not at_hook or known != passage.version or chain.table.startswith(_OURS):
-            continue
-        verdict, certain = _walk(rules, chain, passage, 0)
-        if verdict == _CONTINUE:
-            verdict = base.get("policy", "accept")
-        if verdict == "drop":
-            return Dropped(chain, certain)
-    return None
+        if at_hook and known == passage.version and not chain.table.startswith(_OURS):
+            yield chain, base.get("policy", "accept")
 
 
 def acceptance(chain: Chain, passage: Passage, tun: str) -> str:
@@ -108,7 +124,7 @@ def _walk(rules: _Rules, chain: Chain, passage: Passage, depth: int) -> tuple[st
         found, verdict = _judged(expressions, passage)
         if found is False or verdict == _CONTINUE:
             continue
-        target = verdict if isinstance(verdict, _Jump) else None
+        target = verdict if isinstance(verdict, Jump) else None
         ends = isinstance(verdict, str)
         if target is not None:
             inner = Chain(chain.family, chain.table, target.chain)
@@ -124,21 +140,23 @@ def _walk(rules: _Rules, chain: Chain, passage: Passage, depth: int) -> tuple[st
 
 
 @dataclass(frozen=True, slots=True)
-class _Jump:
+class Jump:
+    """A verdict that goes on in another chain, and comes back from there unless `is_goto`."""
+
     chain: str
     is_goto: bool
 
 
-def _judged(expressions: Expressions, passage: Passage) -> tuple[bool | None, str | _Jump | None]:
+def _judged(expressions: Expressions, passage: Passage) -> tuple[bool | None, str | Jump | None]:
     """Return True if a rule applies, and its verdict; None for what nobody knows."""
     try:
-        return _applies(expressions, passage), _verdict(expressions, passage)
+        return applies(expressions, passage), _verdict(expressions, passage)
     except (AttributeError, KeyError, TypeError, ValueError):
         # Another version of nft may write it in another way.
         return None, None
 
 
-def _applies(expressions: Expressions, passage: Passage) -> bool | None:
+def applies(expressions: Expressions, passage: Passage) -> bool | None:
     """Return True if a packet meets all conditions of a rule, None if nobody knows."""
     answers: list[bool | None] = []
     for each in expressions:
@@ -151,12 +169,12 @@ def _applies(expressions: Expressions, passage: Passage) -> bool | None:
     return None if None in answers else True
 
 
-def _verdict(expressions: Expressions, passage: Passage) -> str | _Jump | None:
+def _verdict(expressions: Expressions, passage: Passage) -> str | Jump | None:
     """Return the verdict of a rule, `continue` without one, None for one that can't be told."""
     for each in expressions:
         if "vmap" in each:
             return _mapped(each["vmap"], passage)
-        found = _written(each)
+        found = written(each)
         if found is not None:
             return found
     unknown = any("queue" in each or "xt" in each for each in expressions)
@@ -168,7 +186,8 @@ def _has_match_alone(expressions: Expressions) -> bool:
     return all(each["xt"].get("type") == "match" for each in expressions if "xt" in each)
 
 
-def _written(statement: Mapping[str, Any]) -> str | _Jump | None:
+def written(statement: Mapping[str, Any]) -> str | Jump | None:
+    """Return the verdict that a statement is, or None."""
     for name, verdict in _FINAL.items():
         if name in statement:
             return verdict
@@ -176,11 +195,11 @@ def _written(statement: Mapping[str, Any]) -> str | _Jump | None:
         return "return"
     for name in ("jump", "goto"):
         if name in statement:
-            return _Jump(str(statement[name]["target"]), name == "goto")
+            return Jump(str(statement[name]["target"]), name == "goto")
     return None
 
 
-def _mapped(vmap: Mapping[str, Any], passage: Passage) -> str | _Jump | None:
+def _mapped(vmap: Mapping[str, Any], passage: Passage) -> str | Jump | None:
     """Return the verdict that a map has for a packet."""
     data = vmap.get("data")
     if not isinstance(data, Mapping) or not isinstance(data.get("set"), list):
@@ -190,7 +209,7 @@ def _mapped(vmap: Mapping[str, Any], passage: Passage) -> str | _Jump | None:
         if found is None:
             return None
         if found:
-            return _written(verdict) or _CONTINUE
+            return written(verdict) or _CONTINUE
     return _CONTINUE
 
 

@@ -97,6 +97,31 @@ def test_a_host_that_does_not_forward(sites: TwoSites, places: Places) -> None:
     assert ping(sites.host, places.far, count=1) == 1
 
 
+NAT = """
+table inet home {
+    chain post {
+        type nat hook postrouting priority 100
+        snat %s to %s
+    }
+}
+"""
+
+
+def test_a_source_that_the_host_translates(sites: TwoSites, places: Places) -> None:
+    start(sites, places)
+    assert carried(sites.a, places.host, places.far)
+    family = {4: "ip", 6: "ip6"}[places.version]
+    sites.ns_a.run("nft", NAT % (family, places.a))
+    assert ping(sites.host, places.far, count=1) == 0
+    told = explained(sites.a, places.host, places.far)
+    (step,) = [each for each in told["steps"] if each["state"] != "ok"]
+    assert (step["what"], step["state"]) == ("nat", "warning")
+    assert "chain post of table inet home changes its source (snat)" in step["found"]
+    mend(sites.ns_a, step["todo"])
+    carried(sites.a, places.host, places.far)
+    assert ping(sites.host, places.far, count=1) == 1
+
+
 RULES = {
     "forward": "type filter hook forward priority 0; policy drop;",
     "input": "type filter hook input priority 0; policy drop;",

@@ -76,6 +76,7 @@ SANS_IO = {
     "network.ruleset",
     "network.sources",
     "network.surroundings",
+    "network.translations",
     "tune.advice",
     "tune.hints",
     "tune.knobs",

@@ -70,3 +70,15 @@ def test_without_an_owner_nothing_is_given_and_after_a_refusal_nothing_is_left(
     assert list(tmp_path.iterdir()) == []
     add_end(tmp_path / "etc", offer(), None, agree)
     assert given == {}
+
+
+def test_a_second_tunnel_of_a_name_and_a_place_that_is_no_folder_are_told(tmp_path: Path) -> None:
+    add_end(tmp_path / "etc", offer(), None, agree)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    with pytest.raises(EspGwError, match="has a tunnel b already; delete that tunnel"):
+        add_end(tmp_path / "etc", offer(), None, agree)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/inside"):
+        with pytest.raises(EspGwError, match=r"file: Not a directory$"):
+            add_end(tmp_path / place, offer(), None, agree)
