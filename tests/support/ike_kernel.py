@@ -260,8 +260,10 @@ class KernelIke:
             peer.start(shape)
             yield
         finally:
-            self.site.charon.swanctl("--terminate", "--ike", "peer", "--force", check=False)
+            # One that lives would begin the child anew.
             peer.kill()
+            self.site.charon.swanctl("--terminate", "--ike", "peer", "--force", check=False)
+            self.until(lambda: not self.site.spis(), "the SAs are gone", peer)
 
 
 @contextlib.contextmanager
