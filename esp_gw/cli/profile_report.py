@@ -28,6 +28,12 @@ class Measured:
     why: str
 
     @property
+    def unused(self) -> str:
+        """The reason that perf says nothing, or empty."""
+        seen = self.samples is not None and self.samples.stacks
+        return "" if seen else self.why or "perf saw no thread run"
+
+    @property
     def cycles_a_ns(self) -> float | None:
         """Cycles of a nanosecond in which a thread ran, if perf counts them."""
         cycles = None if self.samples is None else self.samples.cycles
@@ -74,7 +80,7 @@ def document(measured: Measured, output: Path | None) -> dict[str, Any]:
         "perf": {
             "stacks": 0 if measured.samples is None else len(measured.samples.stacks),
             "event": None if measured.samples is None else measured.samples.event or None,
-            "why": measured.why,
+            "why": measured.unused,
         },
         "output": None if output is None else str(output),
     }

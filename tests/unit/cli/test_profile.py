@@ -194,6 +194,9 @@ def test_without_packets_no_time_of_a_packet_is_told(capsys: pytest.CaptureFixtu
     assert {each["ns_a_packet"] for each in found["stages"]} == {None}
     profile_report.show(found)
     assert "no packet passed" in capsys.readouterr().out
+    measured = profile_report.Measured(idle, perf.Samples({}), 0, "")
+    profile_report.show(profile_report.document(measured, Path("x.svg")))
+    assert "a flame graph by stage (perf saw no thread run)" in capsys.readouterr().out
 
 
 def test_a_table_fits_80_columns_and_divides_no_number(gateway: Gateway, tmp_path: Path) -> None:
