@@ -72,6 +72,9 @@ def run_and_release(config: Path, log_level: str) -> int:
 
 def _run(config: Path, log_level: str, end: End) -> int:
     logs.configure(log_level)
+    # By default SIGHUP ends a process. One that comes before the event loop handles it asks for
+    # nothing more: a start reads the configuration.
+    signal.signal(signal.SIGHUP, lambda *_: None)
     notifier, starts = Notifier.from_environment(), Starts.from_environment()
     # Before the guard is told that a gateway runs: while this one waits, its watcher repairs.
     if not may_start(starts, notifier):

@@ -85,9 +85,10 @@ def may_start(starts: Starts, notifier: Notifier) -> bool:
         return True
     log.info("waiting before the next try", seconds=seconds, tries=starts.number - 1)
     text = f"trying again within {seconds} s: {starts.reason or 'no reason known'}"
-    notifier.waiting(text, seconds)
+    # Whoever has read the text may send the signal at once.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP | {_RETRY})
     try:
+        notifier.waiting(text, seconds)
         received = signal.sigtimedwait(_STOP | {_RETRY}, seconds)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
