@@ -22,6 +22,7 @@ from esp_gw.daemon.notices import Notices
 from esp_gw.daemon.outer_sockets import OuterSockets
 from esp_gw.daemon.ownership import evict, open_alone
 from esp_gw.daemon.peers import PEERS_NAME, Peers
+from esp_gw.daemon.plan_keeping import PlanKeeping
 from esp_gw.daemon.planning import Planning
 from esp_gw.daemon.queue import ChangeQueue
 from esp_gw.daemon.reconcile import (
@@ -101,6 +102,7 @@ class Gateway:
         self._changes = ChangeQueue()
         self.settled = self._changes.settled
         self._background = Background(on_failure)
+        self.plan_file = PlanKeeping(guard)
         self._policies: tuple[Policy, ...] | None = ()
         self.sockets = OuterSockets()
         self.peers = Peers(ledger.path.parent / PEERS_NAME)
@@ -146,7 +148,8 @@ class Gateway:
             await self.abandon()
             raise
         self._wanted = desired
-        await self._remember()
+        await self.plan_file.write(desired)
+        self.plan_file.run(self._background)
         self._background.repeat("the writing of replay floors", self._keep_floors)
         self._background.repeat("the watch of the network", self._watch.step)
         self._background.repeat("the keeping of the peers' addresses", self.peers.step)
@@ -194,6 +197,7 @@ class Gateway:
 
     async def _end(self) -> None:
         await self._background.stop()
+        await self.plan_file.write_due()
         await self.peers.keep()
         await self._changes.run(self._stop_sas)
 
@@ -280,7 +284,9 @@ class Gateway:
 
     async def _request(self, desired: Desired, record: Record) -> list[str]:
         self._planning.doubt()
-        return await self._request_known(desired, record)
+        changes = await self._request_known(desired, record)
+        await self.plan_file.write(desired)
+        return changes
 
     async def _request_known(self, desired: Desired, record: Record) -> list[str]:
         if self._stopped:
@@ -299,18 +305,8 @@ class Gateway:
         if self._sas.retired or self._lingering.ends:
             # Its next deadline may be an earlier one now.
             self._watch.wake()
-        await self._remember()
+        self.plan_file.write_soon(desired)
         return [change.describe() for change in changes]
-
-    async def _remember(self) -> None:
-        """Write the guard's plan, best effort; a failure is retried in the background."""
-        try:
-            await self._write_plan()
-        except Exception:
-            self._background.retry("the writing of the guard's plan", self._write_plan)
-
-    async def _write_plan(self) -> None:
-        await asyncio.to_thread(self._guard.remember, self._wanted)
 
     async def _bring_to(self, desired: Desired) -> list[Change]:
         desired = await self._place(desired)

@@ -14,7 +14,7 @@ from tests.support.cleartext import cleartext, sending_to
 from tests.support.guarded import watched, with_default_route
 from tests.support.ike_rig import child
 from tests.support.ike_sites import TARGET, Site, start_sites
-from tests.support.labtools import MakePair, StartCapture, guard, ping, reboot, until
+from tests.support.labtools import MakePair, StartCapture, guard, ping, reboot, until, until_planned
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,7 @@ def test_nothing_leaves_from_a_boot_until_charon_has_its_traps(
     one = sites[0]
     host = one.gateway.namespace
     until(lambda: ping(host, TARGET, count=1), "a packet has brought the child", 20)
+    until_planned(one.gateway, "10.2.0.0/24")
     one.charon.kill()
     one.gateway.kill()
     reboot(one.gateway)
@@ -101,6 +102,7 @@ def test_nothing_leaves_from_a_boot_until_charon_has_its_traps(
     one.configure({"other": child(0, remote_ts="10.77.0.0/24")})
     one.charon.swanctl("--terminate", "--ike", "peer")
     until(lambda: one.gateway.call("ListPolicies")["policies"] == [], "it is open")
+    until_planned(one.gateway)
     one.gateway.kill()
     reboot(one.gateway)
     report = json.loads(guard(one.gateway, "status", "--json"))

@@ -20,6 +20,7 @@ from tests.support.labtools import (
     guard,
     reboot,
     until,
+    until_planned,
 )
 from tests.support.owner_client import Session, Watcher
 from tests.support.owner_rig import child, sessions, start, target
@@ -171,6 +172,7 @@ def test_a_boot_keeps_closed_what_the_owners_configuration_has(
         sas=guest.sas(0, **fields),
         policies=[guest.policy(0, "guest", **fields)],
     )
+    until_planned(pair.a, "10.2.0.0/24", "fd00:2::/64")
     pair.a.kill()
     reboot(pair.a)
     with watched(pair.a):

@@ -32,6 +32,7 @@ from esp_gw.demo.tap import Tap
 from esp_gw.demo.traffic import iperf_server
 from esp_gw.model import CHACHA20_POLY1305, Sa
 from esp_gw.network.link import TUN_OVERFLOW
+from esp_gw.network.plan_file import PlanFile
 from lab.waiting import holds_within
 
 MakePair = Callable[..., GatewayPair]
@@ -351,6 +352,17 @@ def guard(gateway: LabGateway, *arguments: str, check: bool = True) -> str:
     """Run a command of `esp-gw guard` on a gateway's configuration; return what it prints."""
     done = gateway.cli("guard", *arguments, "--config", str(gateway.config), check=check)
     return done.stdout + done.stderr
+
+
+def until_planned(gateway: LabGateway, *prefixes: str) -> None:
+    """Wait until the guard's plan on disk has these prefixes of IKE, and no other."""
+
+    def planned() -> list[str]:
+        stored = PlanFile(gateway.folder).read()
+        standing = () if stored is None else stored.standing
+        return sorted(str(pair.remote) for each in standing for pair in each.selectors)
+
+    until(lambda: planned() == sorted(prefixes), f"the plan has {prefixes}", 20)
 
 
 def reboot(gateway: LabGateway) -> None:

@@ -12,6 +12,7 @@ from types import FrameType
 
 import pytest
 
+from esp_gw.daemon import plan_keeping
 from esp_gw.engine.base import PeerAddressChanged, SaCounters
 from esp_gw.model import Lease, Policy, Sa
 from esp_gw.network import changes
@@ -70,6 +71,8 @@ class LightKernel(FakeKernel):
 @pytest.fixture
 async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
     monkeypatch.setattr(service_rig, "FakeEngine", LightEngine)
+    # The plan is written aside, once for all changes of a moment.
+    monkeypatch.setattr(plan_keeping, "PAUSE", 3600)
     monkeypatch.setattr(service_rig, "FakeKernel", LightKernel)
     # The ledgers' threads are counted, too.
     threading.setprofile(_count)
