@@ -90,7 +90,7 @@ class Peers:
         bonds = list(zip(desired.sas, self._bonds.of(desired.sas), strict=True))
         moved = self._moved
         asked = [sa for sa, names in bonds if self._is_doubted or not moved.isdisjoint(names)]
-        there = counted({sa.name for sa in asked if sa.name in installed})
+        there = counted({sa.name for sa in asked if sa.name in installed}) if asked else {}
         before, self._elsewhere = self._elsewhere, {}
         for sa in asked:
             if sa.name not in there or installed[sa.name].remote != sa.remote:
