@@ -89,7 +89,7 @@ status_t esp_gw_gateway_reserve_spi(esp_gw_gateway_t *this, uint32_t *spi)
 /** An outbound SPI is the peer's choice, and another peer may make the same. */
 static bool is_taken(esp_gw_gateway_t *this, kernel_ipsec_sa_id_t *id, bool inbound)
 {
-    if (inbound || this->version < ESP_GW_VERSION)
+    if (inbound || this->version < ESP_GW_NUMBERS)
         return esp_gw_find_sa(this, inbound, id->spi, 0) != NULL;
     return esp_gw_find_outbound(this, id->spi, id->dst) != NULL;
 }

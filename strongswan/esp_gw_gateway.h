@@ -12,8 +12,10 @@
 #include <threading/condvar.h>
 #include <threading/mutex.h>
 
-/** Of the protocol of an owner's session. The first one lacks traps and numbers of SAs. */
-#define ESP_GW_VERSION 2
+/** Of the protocol of an owner's session. The second one tells of no SA that it has expired. */
+#define ESP_GW_VERSION 3
+/** The first version that has numbers of SAs. */
+#define ESP_GW_NUMBERS 2
 
 typedef struct {
     mutex_t *mutex;

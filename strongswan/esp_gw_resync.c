@@ -5,7 +5,7 @@
 
 #include <daemon.h>
 
-/** Policies in one request, far below the 256 KiB of one. */
+/** Policies or SAs in one request, far below the 256 KiB of one. */
 #define BATCH 200
 
 static uint32_t spi_of(json_t *named)
@@ -36,13 +36,14 @@ static json_t *name_of(json_t *listed)
     return name;
 }
 
-/** Compares SAs: returns names of those that the gateway alone has. */
+/** Compares SAs: returns names of those that the gateway alone has, and of those that expired. */
 static json_t *compare_sas(esp_gw_gateway_t *this, json_t *listed)
 {
-    json_t *foreign = json_array(), *entry;
+    json_t *removed = json_array(), *entry;
     enumerator_t *enumerator = this->sas->create_enumerator(this->sas);
     esp_gw_sa_t *sa;
     const void *key;
+    bool is_used;
     size_t i;
 
     while (enumerator->enumerate(enumerator, &key, &sa))
@@ -50,15 +51,27 @@ static json_t *compare_sas(esp_gw_gateway_t *this, json_t *listed)
     enumerator->destroy(enumerator);
     json_array_foreach(listed, i, entry) {
         sa = esp_gw_find_sa(this, is_inbound(entry), spi_of(entry), number_of(entry));
-        if (!sa) {
-            json_array_append_new(foreign, name_of(entry));
+        is_used = !json_is_true(json_object_get(entry, "expired"));
+        if (!sa || !is_used)
+            json_array_append_new(removed, name_of(entry));
+        if (!sa)
             continue;
-        }
         if (!sa->installed)
             esp_gw_mark_installed(this, sa);
-        sa->lost = FALSE;
+        sa->lost = !is_used;
     }
-    return foreign;
+    return removed;
+}
+
+/** Installs a policy of a refused batch: one that is refused takes no other along. */
+static void put_alone(esp_gw_gateway_t *this, esp_gw_policy_t *policy)
+{
+    char words[ESP_GW_WORDS];
+    esp_gw_outcome_t outcome = esp_gw_sync_policy(this, policy, words);
+
+    if (outcome != ESP_GW_DONE && outcome != ESP_GW_LOST)
+        DBG1(DBG_KNL, "esp_gw: policy %s of %s is refused: %s", policy->id,
+             esp_gw_policy_first(policy)->label, words);
 }
 
 /** Installs a batch, and empties both lists. */
@@ -72,11 +85,11 @@ static void put_batch(esp_gw_gateway_t *this, linked_list_t *policies, json_t *o
     if (json_array_size(objects))
         outcome = esp_gw_call(this, "InstallChild",
                               json_pack("{s:[], s:O}", "sas", "policies", objects), NULL, words);
-    if (outcome == ESP_GW_REFUSED)
-        DBG1(DBG_KNL, "esp_gw: policies are refused: %s", words);
     while (policies->remove_first(policies, (void **)&policy) == SUCCESS) {
         if (outcome == ESP_GW_DONE)
             esp_gw_policy_sent(policy, json_incref(json_array_get(objects, i++)));
+        else if (outcome != ESP_GW_LOST)
+            put_alone(this, policy);
     }
     json_array_clear(objects);
 }
@@ -90,7 +103,8 @@ static void put_policies(esp_gw_gateway_t *this)
     const void *key;
 
     while (enumerator->enumerate(enumerator, &key, &policy)) {
-        esp_gw_policy_sent(policy, NULL);
+        /* The gateway may have another one of that name, to be replaced or removed. */
+        esp_gw_policy_sent(policy, json_null());
         policies->insert_last(policies, policy);
         json_array_append_new(objects, esp_gw_wanted(this, policy));
         if (json_array_size(objects) == BATCH)
@@ -140,7 +154,7 @@ static void tell(esp_gw_gateway_t *this)
 void esp_gw_gateway_begin(esp_gw_gateway_t *this, esp_gw_control_t *session, json_t *answer)
 {
     char words[ESP_GW_WORDS];
-    json_t *foreign;
+    json_t *removed;
 
     this->mutex->lock(this->mutex);
     this->session = session;
@@ -149,13 +163,13 @@ void esp_gw_gateway_begin(esp_gw_gateway_t *this, esp_gw_control_t *session, jso
         DBG1(DBG_KNL, "esp_gw: the gateway is of an earlier version than this plugin: restart it");
     json_decref(this->suites);
     this->suites = json_incref(json_object_get(answer, "suites"));
-    foreign = compare_sas(this, json_object_get(answer, "sas"));
+    removed = compare_sas(this, json_object_get(answer, "sas"));
     put_policies(this);
     if (!__atomic_load_n(&this->leaving, __ATOMIC_ACQUIRE))
         remove_foreign_policies(this, json_object_get(answer, "policies"));
-    if (json_array_size(foreign))
-        esp_gw_call(this, "RemoveSas", json_pack("{s:O}", "sas", foreign), NULL, words);
-    json_decref(foreign);
+    if (json_array_size(removed))
+        esp_gw_call(this, "RemoveSas", json_pack("{s:O}", "sas", removed), NULL, words);
+    json_decref(removed);
     tell(this);
     this->changed->broadcast(this->changed);
     this->mutex->unlock(this->mutex);

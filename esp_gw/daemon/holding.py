@@ -131,14 +131,15 @@ class Holding:
 
     def counted(self, keys: Iterable[Key], now: float) -> list[dict[str, object]]:
         """Return SAs that are held with their counters, at `now` in seconds."""
-        sas = {key: self.held.sas[key].sa for key in keys}
-        there = self._gateway.engine.counters_of({sa.name for sa in sas.values()})
+        held = {key: self.held.sas[key] for key in keys}
+        there = self._gateway.engine.counters_of({each.sa.name for each in held.values()})
         found = []
-        for key, sa in sas.items():
+        for key, each in held.items():
+            sa = each.sa
             counters = (
                 there.get(sa.name) or self._gateway.installed.last.get(sa.name) or _unused(sa)
             )
-            found.append(self._view(key, counters, now))
+            found.append({**self._view(key, counters, now), "expired": each.expired})
         return found
 
     def _view(self, key: Key, counters: SaCounters, now: float) -> dict[str, object]:

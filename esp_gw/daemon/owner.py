@@ -37,8 +37,8 @@ from esp_gw.model import SUITES, Direction, Encapsulation
 from esp_gw.values import FieldError
 
 OWNER = "ike"
-VERSION = 2
-"""Of an owner's session: 2 has `trap`, `connection`, `number` and `sa_number`."""
+VERSION = 3
+"""Of an owner's session: 2 has `trap`, `connection`, `number` and `sa_number`; 3 has `expired`."""
 
 Method = Callable[[Parameters], Awaitable[Parameters | WithFiles]]
 

@@ -31,6 +31,7 @@ POLICY_MEMBERS = {"id", "action", "selectors", "priority", "sa", "child"}
 SINCE_VERSION_2 = {"trap", "connection"}
 SELECTOR_MEMBERS = {"local", "remote", "protocol", "local_port", "remote_port"}
 SALT_LEN = 4
+MAX_LISTED = 256
 
 Name = tuple[str, int]
 Json = dict[str, Any]
@@ -119,7 +120,7 @@ class FakeOwner:
 
     def __init__(self, path: Path, namespace: Namespace) -> None:
         self.path = path
-        self.version = 2
+        self.version = 3
         self.ike_port: FakeIkePort | None = None
         self.requests: list[tuple[str, Json]] = []
         self.faults: list[str] = []
@@ -128,6 +129,9 @@ class FakeOwner:
         self.counters: dict[Name, Json] = {}
         self.refuse: dict[str, str] = {}
         """Messages with which a method is refused."""
+        self.refused_networks: set[str] = set()
+        """Remote networks for which no policy is installed, nor what comes with it."""
+        self.reserved: set[int] = set()
         self.swallow: set[str] = set()
         """Methods that are carried out once, without an answer: the connection ends."""
         self.before_answer: Callable[[str, Json], None] = lambda method, parameters: None
@@ -176,6 +180,13 @@ class FakeOwner:
         message = {"continues": True, "parameters": {"event": name, **members}}
         assert self._watch is not None
         self._watch.sendall(json.dumps(message).encode() + b"\n")
+
+    def end_others(self) -> None:
+        """End every connection but the session's, once there is one."""
+        assert holds_within(10, lambda: len(self._connections) > 1), "no other connection"
+        for connection in [*self._connections]:
+            if connection is not self._session:
+                connection.shutdown(socket.SHUT_RDWR)
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
@@ -243,6 +254,7 @@ class FakeOwner:
         methods = {
             "GetIkeSocket": self._get_ike_socket,
             "ReserveSpi": self._reserve_spi,
+            "ReleaseSpi": self._release_spi,
             "InstallChild": self._install_child,
             "UpdateSa": self._update_sa,
             "RemoveSas": self._remove_sas,
@@ -276,10 +288,18 @@ class FakeOwner:
 
     def _reserve_spi(self) -> Json:
         self._next_spi += 1
+        self.reserved.add(self._next_spi)
         return {"spi": self._next_spi}
+
+    def _release_spi(self, spi: int) -> Json:
+        check(self.version >= 3, "a method of a later version")
+        check(spi in self.reserved, "an SPI that is not reserved")
+        self.reserved.discard(spi)
+        return {}
 
     def _install_child(self, sas: list[Json], policies: list[Json]) -> Json:
         check(sas or policies, "nothing to install")
+        check(max(len(sas), len(policies)) <= MAX_LISTED, "too many")
         for sa in sas:
             check_sa(sa)
             check(name_of(sa) not in self.sas, "an SA that exists")
@@ -290,7 +310,11 @@ class FakeOwner:
             check_policy(policy, self.version)
             is_there = policy["sa"] is None or ("outbound", policy["sa"]) in installed
             check(is_there, "a policy with an SA that is not there")
+            for selector in policy["selectors"]:
+                if selector["remote"] in self.refused_networks:
+                    raise RefusalError("Refused", f"{selector['remote']} is another policy's")
         self.sas = installed
+        self.reserved -= {sa["spi"] for sa in sas if sa["direction"] == "inbound"}
         self.policies.update({policy["id"]: policy for policy in policies})
         return {}
 
@@ -307,6 +331,7 @@ class FakeOwner:
         return {}
 
     def _remove_sas(self, sas: list[Json]) -> Json:
+        check(len(sas) <= MAX_LISTED, "too many")
         names = [self._find(named) for named in sas]
         for name in names:
             del self.sas[name]
@@ -327,7 +352,7 @@ class FakeOwner:
 
     def _counters(self, name: Name) -> Json:
         sa = self.sas[name]
-        counted = {"bytes": 0, "packets": 0, "seq": 0, "last_use_s": None}
+        counted = {"bytes": 0, "packets": 0, "seq": 0, "last_use_s": None, "expired": False}
         where = {"remote": sa["remote"], "remote_port": sa["remote_port"]}
         named = {"direction": name[0], "spi": name[1]}
         return {**named, **counted, **where, **self.counters.get(name, {})}

@@ -254,6 +254,8 @@ async def test_what_conflicts_with_a_changed_configuration_at_a_start_has_expire
         "why": "restart",
     }
     assert {sa.spi for sa in new.engine.sas.values()} >= {*stays.spis, each.spis[1]}
+    listed = {(sa["direction"], sa["spi"]): sa["expired"] for sa in new.found["sas"]}  # type: ignore[attr-defined]
+    assert [name for name, expired in listed.items() if expired] == [("inbound", 0x5555)]
     # It is still there for its owner, who removes it.
     assert len((await new.ask("QuerySas"))["sas"]) == 4
     await new.ask("RemoveSas", sas=each.refs(0))

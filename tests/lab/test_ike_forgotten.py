@@ -1,0 +1,75 @@
+"""The plugin kernel-esp-gw when the gateway refuses a part, or has forgotten what it was told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.charon import Installation, build_plugin
+from tests.support.fake_owner import Json
+from tests.support.ike_rig import End, await_child, child, connection, is_up, start, two_ends
+from tests.support.labtools import until
+
+TRAPPED = [f"10.2.{number}.0/24" for number in range(3)]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    return build_plugin(tmp_path_factory.mktemp("ike"))
+
+
+@pytest.fixture
+def ends(installed: Installation) -> Iterator[list[End]]:
+    with two_ends(installed) as ends:
+        yield ends
+
+
+@pytest.fixture
+def up(ends: list[End]) -> list[End]:
+    """Both ends with a child."""
+    start(*ends)
+    ends[0].charon.initiate()
+    for end in ends:
+        await_child(end)
+    return ends
+
+
+def trap(end: End, networks: list[str]) -> None:
+    """Configure a trap for each of these remote networks."""
+    children = {
+        f"net-{number}": child(end.number, remote_ts=network, start_action="trap")
+        for number, network in enumerate(networks)
+    }
+    end.charon.configure({"peer": connection(end.number, children)}, {})
+
+
+def test_a_refused_policy_takes_no_other_along_and_is_removed_later(ends: list[End]) -> None:
+    one, refused = ends[0], TRAPPED[1]
+    trap(one, TRAPPED)
+    start(one)
+    until(lambda: set(one.owner.protected()) == {*TRAPPED}, "the traps")
+    one.owner.stop()
+    for name, policy in [*one.owner.policies.items()]:
+        if policy["selectors"][0]["remote"] == refused:
+            policy["priority"] = 1
+        else:
+            del one.owner.policies[name]
+    one.owner.refused_networks.add(refused)
+    one.owner.start()
+    until(lambda: set(one.owner.protected()) == {*TRAPPED}, "the other traps", 20)
+    one.charon.await_log(f"refused: {refused} is another policy's")
+    # What the gateway has had under that name goes with the trap.
+    trap(one, [TRAPPED[0]])
+    one.charon.load()
+    until(lambda: set(one.owner.protected()) == {TRAPPED[0]}, "the others are gone", 20)
+
+
+def test_a_child_whose_sa_has_expired_meanwhile_is_negotiated_anew(up: list[End]) -> None:
+    one = up[0]
+    before = set(one.owner.sas)
+    one.owner.stop()
+    one.owner.counters["outbound", one.sa("outbound")["spi"]] = {"expired": True}
+    one.owner.start()
+    until(lambda: is_up(one) and not before & set(one.owner.sas), "a new child", 30)
+    await_child(up[1])
