@@ -233,7 +233,7 @@ esp_gw_outcome_t esp_gw_control_call(esp_gw_control_t *this, const char *method,
     free(line);
     if (!sent) {
         fail(words, "%s", strerror(errno));
-        return ESP_GW_LOST;
+        return ESP_GW_UNSENT;
     }
     reply = esp_gw_control_receive(this, words);
     if (!reply)

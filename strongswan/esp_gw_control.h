@@ -19,7 +19,15 @@ typedef enum {
     ESP_GW_REFUSED,
     /** no answer: the connection is of no use any more, and the request may have been carried out */
     ESP_GW_LOST,
+    /** not sent, or not to its end, so not carried out: there is no connection that is of use */
+    ESP_GW_UNSENT,
 } esp_gw_outcome_t;
+
+/** True if there is no answer. */
+static inline bool esp_gw_is_unanswered(esp_gw_outcome_t outcome)
+{
+    return outcome == ESP_GW_LOST || outcome == ESP_GW_UNSENT;
+}
 
 /** Connects; NULL and words of ESP_GW_WORDS bytes if that fails. */
 esp_gw_control_t *esp_gw_control_open(const char *path, char *words);

@@ -143,10 +143,10 @@ static esp_gw_sa_t *waiting_partner(esp_gw_gateway_t *this, esp_gw_sa_t *sa)
 static status_t install(esp_gw_gateway_t *this, esp_gw_sa_t *in, esp_gw_sa_t *out)
 {
     char words[ESP_GW_WORDS];
-    esp_gw_outcome_t outcome = ESP_GW_LOST;
+    esp_gw_outcome_t outcome = ESP_GW_UNSENT;
     int tries;
 
-    for (tries = 0; tries < TRIES && outcome == ESP_GW_LOST; tries++) {
+    for (tries = 0; tries < TRIES && esp_gw_is_unanswered(outcome); tries++) {
         await_session(this);
         outcome = esp_gw_install(this, in, out, words);
     }
@@ -190,6 +190,7 @@ static status_t add_outbound(esp_gw_gateway_t *this, kernel_ipsec_policy_id_t *i
         case ESP_GW_DONE:
             return SUCCESS;
         case ESP_GW_LOST:
+        case ESP_GW_UNSENT:
             DBG1(DBG_KNL, "esp_gw: a policy of %s waits for the gateway: %s", label, words);
             return SUCCESS;
         default:
@@ -286,7 +287,7 @@ static status_t move(esp_gw_gateway_t *this, esp_gw_sa_t *sa, host_t *src, host_
         sa->encap = old_encap;
         return NOT_SUPPORTED;
     }
-    sa->moved = outcome == ESP_GW_LOST;
+    sa->moved = esp_gw_is_unanswered(outcome);
     old_src->destroy(old_src);
     old_dst->destroy(old_dst);
     return SUCCESS;

@@ -69,7 +69,7 @@ static void put_alone(esp_gw_gateway_t *this, esp_gw_policy_t *policy)
     char words[ESP_GW_WORDS];
     esp_gw_outcome_t outcome = esp_gw_sync_policy(this, policy, words);
 
-    if (outcome != ESP_GW_DONE && outcome != ESP_GW_LOST)
+    if (outcome != ESP_GW_DONE && !esp_gw_is_unanswered(outcome))
         DBG1(DBG_KNL, "esp_gw: policy %s of %s is refused: %s", policy->id,
              esp_gw_policy_first(policy)->label, words);
 }
@@ -88,7 +88,7 @@ static void put_batch(esp_gw_gateway_t *this, linked_list_t *policies, json_t *o
     while (policies->remove_first(policies, (void **)&policy) == SUCCESS) {
         if (outcome == ESP_GW_DONE)
             esp_gw_policy_sent(policy, json_incref(json_array_get(objects, i++)));
-        else if (outcome != ESP_GW_LOST)
+        else if (!esp_gw_is_unanswered(outcome))
             put_alone(this, policy);
     }
     json_array_clear(objects);
@@ -143,8 +143,8 @@ static void tell(esp_gw_gateway_t *this)
             DBG1(DBG_KNL, "esp_gw: the gateway has lost an SA of %s", sa->label);
             /* Queues a job. */
             charon->kernel->expire(charon->kernel, IPPROTO_ESP, sa->spi, sa->dst, TRUE);
-        } else if (sa->moved && esp_gw_call(this, "UpdateSa", esp_gw_sa_update(sa), NULL,
-                                            words) != ESP_GW_LOST) {
+        } else if (sa->moved && !esp_gw_is_unanswered(esp_gw_call(
+                                    this, "UpdateSa", esp_gw_sa_update(sa), NULL, words))) {
             sa->moved = FALSE;
         }
     }

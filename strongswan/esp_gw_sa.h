@@ -27,7 +27,7 @@ typedef struct {
     uint32_t serial;
     /** what the gateway gets, without the key */
     json_t *object;
-    /** key and salt, until it is installed; then wiped */
+    /** key and salt, until it is installed or may be; then wiped */
     chunk_t key;
     /** policies of its kind that have been seen */
     uint32_t policies;

@@ -21,10 +21,10 @@ esp_gw_outcome_t esp_gw_call(esp_gw_gateway_t *this, const char *method, json_t 
     if (!this->session) {
         json_decref(parameters);
         snprintf(words, ESP_GW_WORDS, "there is no session with the gateway");
-        return ESP_GW_LOST;
+        return ESP_GW_UNSENT;
     }
     outcome = esp_gw_control_call(this->session, method, parameters, answer, words);
-    if (outcome == ESP_GW_LOST) {
+    if (esp_gw_is_unanswered(outcome)) {
         /* Its thread sees the end, closes it, and begins the next one. */
         esp_gw_control_end(this->session);
         this->session = NULL;
@@ -102,11 +102,22 @@ void esp_gw_mark_installed(esp_gw_gateway_t *this, esp_gw_sa_t *sa)
     start_timer(this, sa, sa->hard_time, TRUE);
 }
 
+static bool is_waiting(esp_gw_sa_t *sa)
+{
+    return sa && !sa->installed;
+}
+
 /** Adds an SA that is not installed yet to a list of objects. */
 static void add_object(json_t *sas, esp_gw_sa_t *sa)
 {
-    if (sa && !sa->installed)
+    if (is_waiting(sa))
         json_array_append_new(sas, esp_gw_sa_object(sa));
+}
+
+/** The key of an SA has gone out, and there was no answer. */
+static bool is_told(esp_gw_sa_t *sa)
+{
+    return is_waiting(sa) && !sa->key.len;
 }
 
 /** What becomes of the policies that use an SA once it is in place, as far as it changes. */
@@ -137,12 +148,20 @@ static void add_policies(esp_gw_gateway_t *this, esp_gw_sa_t *out, linked_list_t
 esp_gw_outcome_t esp_gw_install(esp_gw_gateway_t *this, esp_gw_sa_t *in, esp_gw_sa_t *out,
                                 char *words)
 {
-    json_t *sas = json_array(), *objects = json_array();
-    linked_list_t *policies = linked_list_create();
     esp_gw_outcome_t outcome = ESP_GW_DONE;
+    linked_list_t *policies;
     esp_gw_policy_t *policy;
+    json_t *sas, *objects;
     size_t i = 0;
 
+    /* A gateway that has used a key and lost its records would use the same numbers again. */
+    if (is_told(in) || is_told(out)) {
+        snprintf(words, ESP_GW_WORDS, "its keys may be in use by a gateway that did not answer");
+        return ESP_GW_REFUSED;
+    }
+    sas = json_array();
+    objects = json_array();
+    policies = linked_list_create();
     add_object(sas, in);
     add_object(sas, out);
     add_policies(this, out, policies, objects);
@@ -154,12 +173,17 @@ esp_gw_outcome_t esp_gw_install(esp_gw_gateway_t *this, esp_gw_sa_t *in, esp_gw_
     esp_gw_wipe_keys(sas);
     json_decref(sas);
     if (outcome == ESP_GW_DONE) {
-        if (in && !in->installed)
+        if (is_waiting(in))
             esp_gw_mark_installed(this, in);
-        if (out && !out->installed)
+        if (is_waiting(out))
             esp_gw_mark_installed(this, out);
         while (policies->remove_first(policies, (void **)&policy) == SUCCESS)
             esp_gw_policy_sent(policy, json_incref(json_array_get(objects, i++)));
+    } else if (outcome == ESP_GW_LOST) {
+        if (is_waiting(in))
+            chunk_clear(&in->key);
+        if (is_waiting(out))
+            chunk_clear(&out->key);
     }
     json_decref(objects);
     policies->destroy(policies);

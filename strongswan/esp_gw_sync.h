@@ -20,7 +20,7 @@ esp_gw_sa_t *esp_gw_find_outbound(esp_gw_gateway_t *this, uint32_t spi, host_t *
 
 /**
  * Installs the SAs that are given and not installed yet, with the policies that use `out`, in one
- * step. Either SA may be NULL.
+ * step. Either SA may be NULL. A key goes out once: it is wiped if there is no answer.
  */
 esp_gw_outcome_t esp_gw_install(esp_gw_gateway_t *this, esp_gw_sa_t *in, esp_gw_sa_t *out,
                                 char *words);

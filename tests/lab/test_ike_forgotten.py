@@ -73,3 +73,25 @@ def test_a_child_whose_sa_has_expired_meanwhile_is_negotiated_anew(up: list[End]
     one.owner.start()
     until(lambda: is_up(one) and not before & set(one.owner.sas), "a new child", 30)
     await_child(up[1])
+
+
+def test_a_key_goes_out_once_though_the_gateway_forgets_it(ends: list[End]) -> None:
+    start(*ends)
+    one = ends[0]
+
+    def forget(method: str, parameters: Json) -> None:
+        if method in one.owner.swallow:
+            one.owner.sas.clear()
+            one.owner.policies.clear()
+
+    one.owner.before_answer = forget
+    one.owner.swallow.add("InstallChild")
+    initiate = ("--initiate", "--child", "net", "--timeout", "20")
+    failed = one.charon.swanctl(*initiate, check=False)
+    assert failed.returncode != 0
+    one.charon.await_log("could not be installed: its keys may be in use")
+    one.charon.swanctl(*initiate)
+    for end in ends:
+        await_child(end)
+    keys = [sa["key"] for call in one.owner.calls("InstallChild") for sa in call["sas"]]
+    assert len(keys) == len(set(keys)) == 4
