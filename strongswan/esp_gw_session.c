@@ -125,7 +125,7 @@ static void read_events(esp_gw_session_t *this, esp_gw_control_t *watch,
 /** One session, from its beginning to its end. */
 static void hold(esp_gw_session_t *this)
 {
-    char words[ESP_GW_WORDS];
+    char words[ESP_GW_WORDS] = "";
     esp_gw_control_t *session, *watch = NULL;
     json_t *answer = NULL;
 
@@ -134,7 +134,9 @@ static void hold(esp_gw_session_t *this)
         watch = esp_gw_control_open(this->path, words);
     if (watch)
         answer = open_session(this, session, words);
-    if (answer && esp_gw_control_send(watch, "Watch", json_pack("{s:s}", "owner", OWNER))) {
+    if (answer && !esp_gw_control_send(watch, "Watch", json_pack("{s:s}", "owner", OWNER))) {
+        snprintf(words, sizeof words, "no watch: %s", strerror(errno));
+    } else if (answer) {
         DBG1(DBG_KNL, "esp_gw: session with the gateway at %s", this->path);
         this->said[0] = '\0';
         esp_gw_gateway_begin(this->gateway, session, answer);

@@ -95,3 +95,16 @@ def test_a_key_goes_out_once_though_the_gateway_forgets_it(ends: list[End]) -> N
         await_child(end)
     keys = [sa["key"] for call in one.owner.calls("InstallChild") for sa in call["sas"]]
     assert len(keys) == len(set(keys)) == 4
+
+
+def test_a_session_whose_events_cannot_be_watched_is_told_in_words(ends: list[End]) -> None:
+    one = ends[0]
+
+    def end_others(method: str, parameters: Json) -> None:
+        if len(one.owner.calls("OpenSession")) == 1:
+            one.owner.end_others()
+
+    one.owner.before_answer = end_others
+    start(one)
+    one.charon.await_log("esp_gw: no session with the gateway: no watch: Broken pipe")
+    one.charon.await_log("esp_gw: session with the gateway at")
