@@ -130,6 +130,32 @@ static void remove_foreign_policies(esp_gw_gateway_t *this, json_t *listed)
     }
 }
 
+static void remove_batch(esp_gw_gateway_t *this, json_t *names)
+{
+    char words[ESP_GW_WORDS];
+    esp_gw_outcome_t outcome = ESP_GW_DONE;
+
+    if (json_array_size(names))
+        outcome = esp_gw_call(this, "RemoveSas", json_pack("{s:O}", "sas", names), NULL, words);
+    if (outcome != ESP_GW_DONE && !esp_gw_is_unanswered(outcome))
+        DBG1(DBG_KNL, "esp_gw: %zu SAs could not be removed: %s", json_array_size(names), words);
+    json_array_clear(names);
+}
+
+static void remove_sas(esp_gw_gateway_t *this, json_t *names)
+{
+    json_t *batch = json_array(), *name;
+    size_t i;
+
+    json_array_foreach(names, i, name) {
+        json_array_append(batch, name);
+        if (json_array_size(batch) == BATCH)
+            remove_batch(this, batch);
+    }
+    remove_batch(this, batch);
+    json_decref(batch);
+}
+
 /** SAs that the gateway lost expire, and the children with them: their keys are gone. */
 static void tell(esp_gw_gateway_t *this)
 {
@@ -153,7 +179,6 @@ static void tell(esp_gw_gateway_t *this)
 
 void esp_gw_gateway_begin(esp_gw_gateway_t *this, esp_gw_control_t *session, json_t *answer)
 {
-    char words[ESP_GW_WORDS];
     json_t *removed;
 
     this->mutex->lock(this->mutex);
@@ -167,8 +192,7 @@ void esp_gw_gateway_begin(esp_gw_gateway_t *this, esp_gw_control_t *session, jso
     put_policies(this);
     if (!__atomic_load_n(&this->leaving, __ATOMIC_ACQUIRE))
         remove_foreign_policies(this, json_object_get(answer, "policies"));
-    if (json_array_size(removed))
-        esp_gw_call(this, "RemoveSas", json_pack("{s:O}", "sas", removed), NULL, words);
+    remove_sas(this, removed);
     json_decref(removed);
     tell(this);
     this->changed->broadcast(this->changed);

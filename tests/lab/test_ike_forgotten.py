@@ -108,3 +108,26 @@ def test_a_session_whose_events_cannot_be_watched_is_told_in_words(ends: list[En
     start(one)
     one.charon.await_log("esp_gw: no session with the gateway: no watch: Broken pipe")
     one.charon.await_log("esp_gw: session with the gateway at")
+
+
+def test_hundreds_of_sas_that_charon_does_not_know_are_removed(up: list[End]) -> None:
+    one = up[0]
+    known = set(one.owner.sas)
+    one.owner.stop()
+    template = one.sa("outbound")
+    for number in range(600):
+        key = (number + 1).to_bytes(36).hex()
+        stranger = {**template, "spi": 0xC5000000 + number, "key": key}
+        one.owner.sas["outbound", stranger["spi"]] = stranger
+    one.owner.start()
+    until(lambda: set(one.owner.sas) == known, "the strangers are gone", 20)
+
+
+def test_strangers_that_the_gateway_does_not_remove_are_logged(up: list[End]) -> None:
+    one = up[0]
+    one.owner.stop()
+    stranger = {**one.sa("outbound"), "spi": 0xC5000000, "key": "5a" * 36}
+    one.owner.sas["outbound", 0xC5000000] = stranger
+    one.owner.refuse["RemoveSas"] = "they stay"
+    one.owner.start()
+    one.charon.await_log("esp_gw: 1 SAs could not be removed: they stay")
