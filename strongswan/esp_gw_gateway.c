@@ -293,6 +293,14 @@ static status_t move(esp_gw_gateway_t *this, esp_gw_sa_t *sa, host_t *src, host_
     return SUCCESS;
 }
 
+/** True if another outbound SA has the SPI at an address: charon would not tell one from the other. */
+static bool is_used_at(esp_gw_gateway_t *this, esp_gw_sa_t *sa, host_t *dst)
+{
+    esp_gw_sa_t *other = sa->inbound ? NULL : esp_gw_find_outbound(this, sa->spi, dst);
+
+    return other && other != sa;
+}
+
 status_t esp_gw_gateway_update_sa(esp_gw_gateway_t *this, kernel_ipsec_sa_id_t *id,
                                   kernel_ipsec_update_sa_t *data)
 {
@@ -306,7 +314,7 @@ status_t esp_gw_gateway_update_sa(esp_gw_gateway_t *this, kernel_ipsec_sa_id_t *
     sa = named(this, id);
     if (!sa)
         status = NOT_FOUND;
-    else if (!moves || !sa->names_end)
+    else if (!is_used_at(this, sa, data->new_dst) && (!moves || !sa->names_end))
         status = move(this, sa, data->new_src, data->new_dst, data->new_encap);
     this->mutex->unlock(this->mutex);
     return status;
