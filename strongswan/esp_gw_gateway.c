@@ -167,14 +167,21 @@ static status_t add_inbound(esp_gw_gateway_t *this, kernel_ipsec_manage_policy_t
     return install(this, sa, NULL);
 }
 
+/** The SA that a use of an outbound policy is by, NULL for none. */
+static esp_gw_sa_t *sa_of_use(esp_gw_gateway_t *this, kernel_ipsec_manage_policy_t *data)
+{
+    uint32_t spi = data->type == POLICY_IPSEC ? data->sa->esp.spi : 0;
+
+    return spi ? esp_gw_find_outbound(this, spi, data->dst) : NULL;
+}
+
 static status_t add_outbound(esp_gw_gateway_t *this, kernel_ipsec_policy_id_t *id,
                              kernel_ipsec_manage_policy_t *data, const char *label)
 {
     char words[ESP_GW_WORDS];
-    uint32_t spi = data->type == POLICY_IPSEC ? data->sa->esp.spi : 0;
-    esp_gw_sa_t *sa = spi ? esp_gw_find_outbound(this, spi, data->dst) : NULL;
-    esp_gw_policy_t *policy = esp_gw_policies_add(this->policies, id, data, sa ? sa->number : 0,
-                                                  label, words);
+    esp_gw_sa_t *sa = sa_of_use(this, data);
+    uint32_t number = sa ? sa->number : 0;
+    esp_gw_policy_t *policy = esp_gw_policies_add(this->policies, id, data, number, label, words);
 
     if (!policy) {
         DBG1(DBG_KNL, "esp_gw: a policy of %s is refused: %s", label, words);
@@ -195,7 +202,7 @@ static status_t add_outbound(esp_gw_gateway_t *this, kernel_ipsec_policy_id_t *i
             return SUCCESS;
         default:
             DBG1(DBG_KNL, "esp_gw: a policy of %s is refused: %s", label, words);
-            esp_gw_policies_remove_use(this->policies, id, data);
+            esp_gw_policies_remove_use(this->policies, id, data, number);
             esp_gw_sync_policy(this, policy, words);
             return FAILED;
     }
@@ -243,12 +250,14 @@ status_t esp_gw_gateway_remove_policy(esp_gw_gateway_t *this, kernel_ipsec_polic
     char words[ESP_GW_WORDS];
     status_t status = SUCCESS;
     esp_gw_policy_t *policy;
+    esp_gw_sa_t *sa;
 
     if (id->dir != POLICY_OUT)
         return SUCCESS;
     this->mutex->lock(this->mutex);
     await_session(this);
-    policy = esp_gw_policies_remove_use(this->policies, id, data);
+    sa = sa_of_use(this, data);
+    policy = esp_gw_policies_remove_use(this->policies, id, data, sa ? sa->number : 0);
     if (!policy) {
         status = NOT_FOUND;
     } else if (__atomic_load_n(&this->leaving, __ATOMIC_ACQUIRE)) {

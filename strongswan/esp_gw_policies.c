@@ -101,13 +101,13 @@ esp_gw_policy_t *esp_gw_policies_add(esp_gw_policies_t *this, kernel_ipsec_polic
 }
 
 esp_gw_policy_t *esp_gw_policies_remove_use(esp_gw_policies_t *this, kernel_ipsec_policy_id_t *id,
-                                            kernel_ipsec_manage_policy_t *data)
+                                            kernel_ipsec_manage_policy_t *data, uint32_t number)
 {
     char words[ESP_GW_WORDS], *key = NULL;
     uint32_t priority = priority_of(id, data);
     enumerator_t *enumerator;
-    esp_gw_policy_t *policy, *found = NULL;
-    esp_gw_use_t *use;
+    esp_gw_policy_t *policy;
+    esp_gw_use_t *use, *found = NULL;
     json_t *selector;
 
     policy = find(this, id, &selector, &key, words);
@@ -116,16 +116,18 @@ esp_gw_policy_t *esp_gw_policies_remove_use(esp_gw_policies_t *this, kernel_ipse
     if (!policy)
         return NULL;
     enumerator = policy->uses->create_enumerator(policy->uses);
-    while (!found && enumerator->enumerate(enumerator, &use)) {
+    while (enumerator->enumerate(enumerator, &use)) {
         if (use->type == data->type && use->priority == priority &&
-            use->reqid == data->sa->reqid && use->spi == data->sa->esp.spi) {
-            policy->uses->remove_at(policy->uses, enumerator);
-            free(use);
-            found = policy;
-        }
+            use->reqid == data->sa->reqid && use->spi == data->sa->esp.spi &&
+            (!found || use->number == number))
+            found = use;
     }
     enumerator->destroy(enumerator);
-    return found;
+    if (!found)
+        return NULL;
+    policy->uses->remove(policy->uses, found, NULL);
+    free(found);
+    return policy;
 }
 
 esp_gw_use_t *esp_gw_policy_first(esp_gw_policy_t *this)

@@ -52,9 +52,9 @@ esp_gw_policy_t *esp_gw_policies_add(esp_gw_policies_t *this, kernel_ipsec_polic
                                      kernel_ipsec_manage_policy_t *data, uint32_t number,
                                      const char *label, char *words);
 
-/** Removes a use; NULL if there is none. */
+/** Removes a use, of several alike that by the SA with a number; NULL if there is none. */
 esp_gw_policy_t *esp_gw_policies_remove_use(esp_gw_policies_t *this, kernel_ipsec_policy_id_t *id,
-                                            kernel_ipsec_manage_policy_t *data);
+                                            kernel_ipsec_manage_policy_t *data, uint32_t number);
 
 /** The use that counts, NULL if there is none left. */
 esp_gw_use_t *esp_gw_policy_first(esp_gw_policy_t *this);
