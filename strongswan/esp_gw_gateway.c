@@ -364,11 +364,14 @@ status_t esp_gw_gateway_remove_sa(esp_gw_gateway_t *this, kernel_ipsec_sa_id_t *
     this->mutex->lock(this->mutex);
     await_session(this);
     sa = named(this, id);
-    if (sa)
+    if (sa) {
         esp_gw_remove_sa(this, sa);
-    else
-        /* A reserved SPI, which ends by itself. */
+    } else {
         status = NOT_FOUND;
+        /* The peer's SPI may be the same as one that is reserved here for another child. */
+        if (charon->kernel->get_interface(charon->kernel, id->dst, NULL))
+            esp_gw_release_spi(this, id->spi);
+    }
     this->mutex->unlock(this->mutex);
     return status;
 }

@@ -12,7 +12,7 @@
 #include <threading/condvar.h>
 #include <threading/mutex.h>
 
-/** Of the protocol of an owner's session. The second one tells of no SA that it has expired. */
+/** Of the protocol of an owner's session. The second one releases no SPI that was reserved. */
 #define ESP_GW_VERSION 3
 /** The first version that has numbers of SAs. */
 #define ESP_GW_NUMBERS 2

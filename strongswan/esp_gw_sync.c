@@ -226,6 +226,16 @@ esp_gw_outcome_t esp_gw_sync_policy(esp_gw_gateway_t *this, esp_gw_policy_t *pol
     return outcome;
 }
 
+void esp_gw_release_spi(esp_gw_gateway_t *this, uint32_t spi)
+{
+    char words[ESP_GW_WORDS];
+
+    /* Otherwise it ends by itself, some minutes later. */
+    if (this->version >= ESP_GW_VERSION)
+        esp_gw_call(this, "ReleaseSpi", json_pack("{s:I}", "spi", (json_int_t)ntohl(spi)), NULL,
+                    words);
+}
+
 void esp_gw_remove_sa(esp_gw_gateway_t *this, esp_gw_sa_t *sa)
 {
     char words[ESP_GW_WORDS];
@@ -234,6 +244,8 @@ void esp_gw_remove_sa(esp_gw_gateway_t *this, esp_gw_sa_t *sa)
         esp_gw_call(this, "RemoveSas", json_pack("{s:[o]}", "sas", esp_gw_sa_name(sa)), NULL,
                     words) == ESP_GW_REFUSED)
         DBG1(DBG_KNL, "esp_gw: an SA of %s could not be removed: %s", sa->label, words);
+    if (sa->inbound && !sa->installed)
+        esp_gw_release_spi(this, sa->spi);
     this->sas->remove(this->sas, sa);
     esp_gw_sa_destroy(sa);
 }

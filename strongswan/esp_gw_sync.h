@@ -34,7 +34,10 @@ json_t *esp_gw_wanted(esp_gw_gateway_t *this, esp_gw_policy_t *policy);
 /** Gives the gateway what has become of a policy; forgets one that has no uses left. */
 esp_gw_outcome_t esp_gw_sync_policy(esp_gw_gateway_t *this, esp_gw_policy_t *policy, char *words);
 
-/** Removes an SA here and there. */
+/** Ends the reservation of an inbound SPI whose child has failed. */
+void esp_gw_release_spi(esp_gw_gateway_t *this, uint32_t spi);
+
+/** Removes an SA here and there, or the reservation of its SPI. */
 void esp_gw_remove_sa(esp_gw_gateway_t *this, esp_gw_sa_t *sa);
 
 #endif

@@ -205,6 +205,12 @@ class SaRef(Strict):
     number: Number = 0
 
 
+class ReservedSpi(Strict):
+    """An SPI of an inbound SA that has not come."""
+
+    spi: types.Spi
+
+
 class ChildSa(_Selecting):
     """One SA of a child; `key` is hex, key then salt, and appears in no repr and no dump.
 

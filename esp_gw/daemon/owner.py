@@ -16,6 +16,7 @@ from esp_gw.crypto.providers import provider_fault
 from esp_gw.daemon.children import (
     ChildPolicy,
     ChildSa,
+    ReservedSpi,
     SaChange,
     SaRef,
     parse,
@@ -38,7 +39,8 @@ from esp_gw.values import FieldError
 
 OWNER = "ike"
 VERSION = 3
-"""Of an owner's session: 2 has `trap`, `connection`, `number` and `sa_number`; 3 has `expired`."""
+"""Of an owner's session: 2 has `trap`, `connection`, `number` and `sa_number`; 3 has `expired` and
+`ReleaseSpi`."""
 
 Method = Callable[[Parameters], Awaitable[Parameters | WithFiles]]
 
@@ -63,6 +65,7 @@ class Owner:
             "OpenSession": self.open_session,
             "Watch": self.watch,
             "ReserveSpi": self._of_session(self.reserve_spi),
+            "ReleaseSpi": self._of_session(self.release_spi),
             "InstallChild": self._of_session(self.install_child),
             "UpdateSa": self._of_session(self.update_sa),
             "RemoveSas": self._of_session(self.remove_sas),
@@ -133,6 +136,11 @@ class Owner:
         used |= {key.spi for key in held.sas if key.direction is Direction.INBOUND}
         return {"spi": self._reserved.reserve(used, _now())}
 
+    async def release_spi(self, parameters: Parameters) -> Parameters:
+        """Give back an SPI whose SA has not come; one that is not reserved is none to give back."""
+        self._reserved.end(parse(ReservedSpi, parameters).spi)
+        return {}
+
     async def install_child(self, parameters: Parameters) -> Parameters:
         """Add SAs, and add or replace policies, in one step."""
         refuse_unknown(parameters, ("sas", "policies"))
@@ -143,7 +151,7 @@ class Owner:
         await self._holding.change(self._holding.held.install(sas, policies))
         for entry in sas:
             if entry.direction is Direction.INBOUND:
-                self._reserved.use(entry.spi)
+                self._reserved.end(entry.spi)
         return {}
 
     async def update_sa(self, parameters: Parameters) -> Parameters:

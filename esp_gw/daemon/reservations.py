@@ -33,8 +33,8 @@ class Reservations:
                 self._until[spi] = now + LIFETIME
                 return spi
 
-    def use(self, spi: int) -> None:
-        """End the reservation of an SPI that an SA has now."""
+    def end(self, spi: int) -> None:
+        """End the reservation of an SPI, if there is one: an SA has it now, or none will."""
         self._until.pop(spi, None)
 
     def clear(self) -> None:

@@ -131,3 +131,29 @@ def test_strangers_that_the_gateway_does_not_remove_are_logged(up: list[End]) ->
     one.owner.refuse["RemoveSas"] = "they stay"
     one.owner.start()
     one.charon.await_log("esp_gw: 1 SAs could not be removed: they stay")
+
+
+def test_the_spi_of_a_child_that_fails_is_released(ends: list[End]) -> None:
+    start(*ends)
+    one, two = ends
+    two.owner.refuse["InstallChild"] = "no more"
+    failed = one.charon.swanctl("--initiate", "--child", "net", "--timeout", "20", check=False)
+    assert failed.returncode != 0
+    for end in ends:
+        assert len(end.owner.calls("ReserveSpi")) == 1
+        until(lambda end=end: not end.owner.reserved, "no SPI is reserved", 20)
+        assert len(end.owner.calls("ReleaseSpi")) == 1
+
+
+def test_a_gateway_of_the_second_version_is_not_asked_to_release_spis(ends: list[End]) -> None:
+    one, two = ends
+    two.owner.version = 2
+    start(*ends)
+    two.owner.refuse["InstallChild"] = "no more"
+    failed = one.charon.swanctl("--initiate", "--child", "net", "--timeout", "20", check=False)
+    assert failed.returncode != 0
+    del two.owner.refuse["InstallChild"]
+    one.charon.initiate()
+    for end in ends:
+        await_child(end)
+    assert two.owner.calls("ReleaseSpi") == []

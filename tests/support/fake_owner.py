@@ -138,7 +138,7 @@ class FakeOwner:
         """Called when a request was carried out, while its sender waits."""
         self._namespace = namespace
         self._lock = threading.RLock()
-        self._next_spi = 0xC0000000 + int.from_bytes(os.urandom(3)) * 8
+        self._first_spi = self._next_spi = 0xC0000000 + int.from_bytes(os.urandom(3)) * 8
         self._session: socket.socket | None = None
         self._watch: socket.socket | None = None
         self._listener: socket.socket | None = None
@@ -293,7 +293,7 @@ class FakeOwner:
 
     def _release_spi(self, spi: int) -> Json:
         check(self.version >= 3, "a method of a later version")
-        check(spi in self.reserved, "an SPI that is not reserved")
+        check(self._first_spi < spi <= self._next_spi, "an SPI that never was reserved")
         self.reserved.discard(spi)
         return {}
 

@@ -213,6 +213,26 @@ async def test_a_reserved_spi_is_given_once_and_their_number_is_bounded(
     await rig.ask("ReserveSpi")
 
 
+async def test_a_released_spi_gives_its_place_to_another(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("esp_gw.daemon.reservations.MAX_RESERVED", 1)
+    each = child()
+    for _ in range(3):
+        spi = (await rig.ask("ReserveSpi"))["spi"]
+        assert await rig.ask("ReleaseSpi", spi=spi) == {}
+        # Once more, or that of an SA: there is nothing to release.
+        assert await rig.ask("ReleaseSpi", spi=spi) == {}
+    spi = (await rig.ask("ReserveSpi"))["spi"]
+    each.spis = (spi, each.spis[1])
+    await install(rig, each)
+    await rig.ask("ReleaseSpi", spi=spi)
+    assert len(rig.names()) == 2
+    await rig.ask("ReserveSpi")
+    with pytest.raises(ControlError, match="reserved already"):
+        await rig.ask("ReserveSpi")
+
+
 async def test_a_flush_leaves_nothing_of_the_owner_and_all_of_the_others(rig: Rig) -> None:
     network = rig.kernel.network
     for number in (1, 2, 3):

@@ -39,6 +39,9 @@ BAD: list[tuple[str, dict[str, object], str]] = [
     ("QuerySas", {"sas": [{"direction": "inbound", "spi": 700}]}, "there is no inbound SA"),
     ("UpdateSa", {"direction": "inbound", "spi": 700}, "local: is missing"),
     ("ReserveSpi", {"count": 1}, "count: unknown field"),
+    ("ReleaseSpi", {}, "spi: is missing"),
+    ("ReleaseSpi", {"spi": 255}, "spi: "),
+    ("ReleaseSpi", {"spi": 700, "count": 1}, "count: unknown field"),
     ("FlushOwner", {"all": True}, "all: unknown field"),
 ]
 
