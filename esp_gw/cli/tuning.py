@@ -137,11 +137,14 @@ def measure(config: Path, daemon: Daemon, compare: Compare, *, keep: bool, as_js
         def with_them() -> None:
             failed.extend(step for step in make(wanted, places, book, boot_id()) if not step.done)
 
+        # What a measurement without an end says is no reason to keep anything new.
+        left = ours
         try:
             rounds = compare(without, with_them)
+            left = wanted if keep else ours
         finally:
             without()
-            steps = make(wanted if keep else ours, places, book, boot_id())
+            steps = make(left, places, book, boot_id())
     kept = _enabled() if keep and book.load().entries else ""
     if as_json:
         output.print_json(_compared(rounds) | _steps(steps, kept))

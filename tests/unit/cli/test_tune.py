@@ -304,9 +304,10 @@ def test_it_measures_and_keeps(
     assert pi.read(GOVERNOR) == "performance"
 
 
+@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("error", [LabError("iperf3 is not installed"), KeyboardInterrupt()])
 def test_a_measurement_that_ends_early_leaves_what_was(
-    pi: FakeMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    pi: FakeMachine, tmp_path: Path, error: BaseException, keep: bool
 ) -> None:
     def compare(_without: Any, with_it: Any) -> None:
         with_it()
@@ -314,7 +315,7 @@ def test_a_measurement_that_ends_early_leaves_what_was(
 
     with pytest.raises(type(error)):
         tuning.measure(
-            tmp_path / "none", tuning.Daemon(tmp_path), compare, keep=False, as_json=False
+            tmp_path / "none", tuning.Daemon(tmp_path), compare, keep=keep, as_json=False
         )  # type: ignore[arg-type]
     assert pi.read(GOVERNOR) == "ondemand"
     assert not (pi.root / "var/lib/esp-gw-tune/made.json").exists()
