@@ -110,14 +110,15 @@ class Recording:
             self.why = "perf is not installed"
             return
         listed = ",".join(str(thread) for thread in sorted(threads))
-        # It ends by itself, also if nobody is left to end it. No build-ids: they fill ~/.debug.
+        # The workload ends with the seconds, or with its stdin: with us, whatever has ended us.
+        # No build-ids: they fill ~/.debug.
         command = (
             *(self._perf, "record", "-q", "-g", "-B", "-N", "-F", str(_frequency(seconds))),
-            *("-t", listed, "-o", str(self._data), "--", "sleep", str(seconds + 1)),
+            *("-t", listed, "-o", str(self._data), "--", "timeout", str(seconds + 1), "cat"),
         )
         self._process = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -36,8 +36,9 @@ def profile(daemon: Daemon, tunnel: str, seconds: int, output: Path | None, as_j
     The threads that carry TUNNEL are measured, with all that they carry. Ctrl-C ends it earlier.
     """
     from esp_gw.cli import profile_report as report  # noqa: PLC0415 - needed here alone
+    from esp_gw.demo.signals import ended_by_signals  # noqa: PLC0415 - likewise
 
-    with contextlib.ExitStack() as stack:
+    with ended_by_signals(), contextlib.ExitStack() as stack:
         graph = None if output is None else stack.enter_context(_new_file(output))
         measured = _measure(daemon, tunnel, seconds)
         if graph is not None:

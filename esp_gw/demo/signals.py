@@ -1,4 +1,4 @@
-"""Handling of signals that end a lab's process, so that it cleans up first."""
+"""Handling of signals that end a command, so that it cleans up first."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from types import FrameType
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into KeyboardInterrupt, so that they clean up like Ctrl-C."""
+    """Turn SIGTERM and SIGHUP into KeyboardInterrupt, so that they clean up like Ctrl-C.
+
+    One that is ignored, as nohup(1) does with SIGHUP, stays so.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    heeded = [each for each in _SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heeded}
     try:
         yield
     finally:

@@ -41,6 +41,8 @@ SINGLE = {
     ("cli.guarding", "daemon"),
     ("cli.demo", "demo"),
     ("cli.tune", "demo"),
+    # The signals that end it.
+    ("cli.profile", "demo"),
 }
 SANS_IO = {
     "control.protocol",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from esp_gw.cli.main import cli, main
 from esp_gw.engine.stages import Stage
 from esp_gw.errors import EspGwError, NotRunningError
 from tests.support.canned import Gateway
+from tests.support.fakes import until
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = [
@@ -250,6 +253,76 @@ def test_an_interruption_before_anything_was_measured_is_130(
     assert not graph.exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_it_leaves_no_file(
+    monkeypatch: pytest.MonkeyPatch, gateway: Gateway, tmp_path: Path, number: signal.Signals
+) -> None:
+    def stream(*_arguments: object) -> Iterator[dict[str, Any]]:
+        assert signal.getsignal(number) is not signal.SIG_DFL
+        os.kill(os.getpid(), number)
+        yield REPLY
+
+    monkeypatch.setattr(command, "stream", stream)
+    graph = tmp_path / "graph.svg"
+    assert main(["profile", "office", "--output", str(graph)]) == 130
+    assert not graph.exists()
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+CLIENT = """
+import os, time
+from esp_gw.cli.perf import recording
+with recording({os.getpid(): "me"}, 3000) as recorded:
+    print(recorded._process.pid, flush=True)
+    time.sleep(3000)
+"""
+
+
+def fake_perf(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Put a program in place of perf."""
+    fake = folder / "perf"
+    fake.write_text(f"#!/bin/sh\n{script}\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+
+def recording_client(folder: Path) -> tuple[subprocess.Popen[str], int]:
+    """Start a client that records; return its perf's process id, too."""
+    client = subprocess.Popen(
+        [sys.executable, "-c", CLIENT],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(folder)},
+    )
+    assert client.stdout is not None
+    return client, int(client.stdout.readline())
+
+
+def runs(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+async def test_a_recording_ends_with_its_client_whatever_ended_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As perf does: its workload's end is its own.
+    run_workload = 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"'
+    fake_perf(tmp_path, monkeypatch, run_workload)
+    client, pid = recording_client(tmp_path)
+    try:
+        assert runs(pid)
+        client.kill()
+        client.communicate(timeout=60)
+        await until(lambda: not runs(pid))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("error", [NotRunningError("it ended"), EspGwError("no answer")])
 def test_no_file_is_left_after_a_failure(
     replies: list[Any], tmp_path: Path, error: EspGwError, capsys: pytest.CaptureFixture[str]
@@ -279,15 +352,12 @@ def test_an_existing_file_is_kept_and_nothing_is_measured(
 def test_a_perf_that_refuses_is_told_and_leaves_the_stages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake = tmp_path / "perf"
-    fake.write_text("#!/bin/sh\necho 'Access to performance monitoring is limited.' >&2\nexit 1\n")
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    fake_perf(tmp_path, monkeypatch, "echo 'Access to performance is limited.' >&2; exit 1")
     with perf.recording({os.getpid(): "me"}, 1) as recorded:
         assert recorded._process is not None
         recorded._process.wait(60)
     assert recorded.samples() == perf.Samples({})
-    assert recorded.why == "perf refuses: Access to performance monitoring is limited."
+    assert recorded.why == "perf refuses: Access to performance is limited."
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
     with perf.recording({os.getpid(): "me"}, 1) as recorded:
         pass
