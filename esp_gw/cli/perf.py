@@ -10,7 +10,9 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,8 +22,8 @@ from esp_gw.engine.stages import Stage
 
 FREQUENCY = 997
 """Samples a second of each thread; no divisor of a timer's."""
-MAX_SAMPLES = 100_000
-"""Samples of each thread, about: an hour's would fill a disk, and say no more."""
+MAX_SAMPLES = 30_000
+"""Samples of all threads, about: an hour's would fill disk and memory, and say no more."""
 _PATIENCE = 5.0
 _READING = 300.0
 """Seconds for perf to name the functions of its samples, at most."""
@@ -113,7 +115,16 @@ class Recording:
         # The workload ends with the seconds, or with its stdin: with us, whatever has ended us.
         # No build-ids: they fill ~/.debug.
         command = (
-            *(self._perf, "record", "-q", "-g", "-B", "-N", "-F", str(_frequency(seconds))),
+            *(
+                self._perf,
+                "record",
+                "-q",
+                "-g",
+                "-B",
+                "-N",
+                "-F",
+                str(_frequency(seconds, len(threads))),
+            ),
             *("-t", listed, "-o", str(self._data), "--", "timeout", str(seconds + 1), "cat"),
         )
         self._process = subprocess.Popen(
@@ -152,28 +163,34 @@ class Recording:
             *(self._perf, "script", "--no-inline", "-i", str(self._data)),
             *("-F", "tid,period,event,ip,sym"),
         )
-        try:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_READING,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+        ) as process:
+            late = threading.Timer(_READING, process.kill)
+            late.start()
+            try:
+                # Line by line: the text is many times as long as what becomes of it.
+                found = parsed(process.stdout or (), self._threads)
+            except BaseException:
+                process.kill()
+                raise
+            finally:
+                late.cancel()
+        if process.returncode == -signal.SIGKILL:
             self.why = "perf did not name the functions in time"
-            return Samples({})
-        if done.returncode:
+        elif process.returncode:
             self.why = "perf can't read its own samples"
-            return Samples({})
-        return parsed(done.stdout.splitlines(), self._threads)
+        return Samples({}) if self.why else found
 
 
-def _frequency(seconds: int) -> int:
-    """Return the samples a second for a recording of this length."""
-    return min(FREQUENCY, max(MAX_SAMPLES // seconds, 1))
+def _frequency(seconds: int, threads: int) -> int:
+    """Return the samples a second of each thread for a recording of this length."""
+    return min(FREQUENCY, max(MAX_SAMPLES // (seconds * threads), 1))
 
 
 @contextlib.contextmanager
@@ -202,7 +219,8 @@ def parsed(lines: Iterable[str], threads: Mapping[int, str]) -> Samples:
             take()
             head, frames, event = found, [], found["event"]
         elif (frame := _FRAME.match(line)) is not None:
-            frames.append(_HASH.sub("", frame["symbol"]))
+            # Few names in many stacks: each is kept once.
+            frames.append(sys.intern(_HASH.sub("", frame["symbol"])))
     take()
     return Samples(stacks, event)
 

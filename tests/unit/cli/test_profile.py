@@ -323,6 +323,53 @@ async def test_a_recording_ends_with_its_client_whatever_ended_that(
             os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.parametrize(("seconds", "threads"), [(1, 1), (10, 4), (60, 16), (3600, 1), (3600, 64)])
+def test_the_samples_of_all_threads_are_bounded(seconds: int, threads: int) -> None:
+    frequency = perf._frequency(seconds, threads)
+    assert 1 <= frequency <= perf.FREQUENCY
+    assert frequency == 1 or frequency * seconds * threads <= perf.MAX_SAMPLES
+
+
+def test_samples_are_taken_in_while_perf_still_names_functions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "samples").write_text(SCRIPT)
+    waits = f"for _ in $(seq 200); do [ -e {tmp_path}/seen ] && exit 0; sleep 0.1; done; exit 1"
+    script = f"[ $1 = script ] || exit 0; cat {tmp_path}/samples; {waits}"
+    fake_perf(tmp_path, monkeypatch, script)
+
+    def stage_of(_frames: object) -> str:
+        (tmp_path / "seen").touch()
+        return "seal"
+
+    monkeypatch.setattr(perf, "stage_of", stage_of)
+    recorded = perf.Recording(tmp_path, {11: "a"}, 1)
+    (tmp_path / "perf.data").touch()
+    recorded.stop()
+    found = recorded.samples()
+    assert recorded.why == ""
+    assert sum(found.stacks.values()) == 4_000_000
+
+
+@pytest.mark.parametrize(
+    ("then", "limit", "why"),
+    [
+        ("exit 1", 60, "perf can't read its own samples"),
+        ("exec sleep 300", 0.2, "perf did not name the functions in time"),
+    ],
+)
+def test_a_perf_that_can_not_name_functions_leaves_the_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str, limit: float, why: str
+) -> None:
+    fake_perf(tmp_path, monkeypatch, f"[ $1 = script ] || exit 0; {then}")
+    monkeypatch.setattr(perf, "_READING", limit)
+    recorded = perf.Recording(tmp_path, {11: "a"}, 1)
+    (tmp_path / "perf.data").touch()
+    recorded.stop()
+    assert recorded.samples() == perf.Samples({})
+    assert recorded.why == why
+
+
 @pytest.mark.parametrize("error", [NotRunningError("it ended"), EspGwError("no answer")])
 def test_no_file_is_left_after_a_failure(
     replies: list[Any], tmp_path: Path, error: EspGwError, capsys: pytest.CaptureFixture[str]
