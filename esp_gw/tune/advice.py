@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from esp_gw.tune.knobs import (
     BACKLOG,
-    COALESCING,
     FEATURE,
     FLOW_TABLE,
     FLOWS,
@@ -45,8 +44,6 @@ _SWAPPINESS = 10
 STALLING = ("macb",)
 """Drivers that are known to stop sending with TCP segmentation in the card."""
 _TCP = ("tx-tcp-segmentation", "tx-tcp6-segmentation", "tx-tcp-ecn-segmentation")
-_VIRTUAL = ("", "veth", "virtio_net", "vmxnet3", "xen-netfront", "hv_netvsc")
-"""Drivers without a card of their own: the host decides when it interrupts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +67,7 @@ def advise(machine: Machine, use: Use) -> list[Setting]:
     found = [*_clocks(machine)]
     for card in machine.cards:
         found += [*_interrupts(machine, card), *_steering(machine, card, use)]
-        found += [*_sending(machine, card), *_features(card), *_coalescing(card)]
+        found += [*_sending(machine, card), *_features(card)]
     return [*found, *_shared(machine, found), *_memory(machine)]
 
 
@@ -185,14 +182,6 @@ def _features(card: Card) -> Iterator[Setting]:
         if name in card.changeable:
             now = ON if name in card.active else OFF
             yield Setting(CARD, Place(FEATURE, card.name, name), now, better, why)
-
-
-def _coalescing(card: Card) -> Iterator[Setting]:
-    now = card.coalescing.get("adaptive-rx")
-    if now is not None and card.driver not in _VIRTUAL:
-        why = "an interrupt for each packet takes the time that the workers need"
-        place = Place(COALESCING, card.name, "adaptive-rx")
-        yield Setting(CARD, place, str(now), "1", why)
 
 
 def _shared(machine: Machine, found: list[Setting]) -> Iterator[Setting]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from esp_gw.network.messages import NUMBER, MessageSocket, attribute, attributes, number, text
@@ -25,7 +25,7 @@ _CONTROL, _GET_FAMILY, _FAMILY_ID, _FAMILY_NAME = 16, 3, 1, 2
 _NESTED = 0x8000
 
 _FEATURES_GET, _FEATURES_SET = 11, 12
-_RINGS_GET, _COALESCE_GET, _COALESCE_SET, _EEE_GET = 15, 19, 20, 23
+_RINGS_GET, _COALESCE_GET, _EEE_GET = 15, 19, 23
 _HEADER, _HEADER_NAME, _HEADER_FLAGS = 1, 2, 3
 _OMIT_REPLY = 2
 """ETHTOOL_FLAG_OMIT_REPLY: a request that changes something is answered by an ACK alone."""
@@ -33,8 +33,7 @@ _FEATURES_HW, _FEATURES_WANTED, _FEATURES_ACTIVE, _FEATURES_NOCHANGE = 2, 3, 4, 
 _BITSET_NOMASK, _BITSET_BITS, _BIT, _BIT_NAME, _BIT_VALUE = 1, 3, 1, 2, 3
 _RINGS_RX_MAX, _RINGS_RX = 2, 6
 _EEE_ENABLED = 5
-_COALESCING = {"rx-usecs": 2, "rx-frames": 3, "adaptive-rx": 11}
-_ONE_BYTE = ("adaptive-rx",)
+_COALESCE_ADAPTIVE = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +79,10 @@ class Ethtool:
         bits = attribute(_BITSET_BITS | _NESTED, attribute(_BIT | _NESTED, told))
         self._set(_FEATURES_SET, card, attribute(_FEATURES_WANTED | _NESTED, bits))
 
-    def coalescing(self, card: str) -> Mapping[str, int]:
-        """Return the parameters of interrupts that a card has: `rx-usecs` and so on."""
-        found = self._get(_COALESCE_GET, card)
-        return {
-            name: found[kind][0] if name in _ONE_BYTE else number(found[kind])
-            for name, kind in _COALESCING.items()
-            if kind in found
-        }
-
-    def set_coalescing(self, card: str, name: str, value: int) -> None:
-        """Set one of the parameters of `coalescing`."""
-        packed = bytes([value]) if name in _ONE_BYTE else NUMBER.pack(value)
-        self._set(_COALESCE_SET, card, attribute(_COALESCING[name], packed))
+    def is_adaptive(self, card: str) -> bool | None:
+        """Return True if the pause between interrupts follows the load; None without the knob."""
+        found = self._get(_COALESCE_GET, card).get(_COALESCE_ADAPTIVE)
+        return None if found is None else found != b"\0"
 
     def receive_ring(self, card: str) -> tuple[int, int]:
         """Return size and greatest size of the receive ring in packets; 0 is unknown."""

@@ -17,6 +17,8 @@ KERNEL, THROTTLING, BUFFERS, WRITES, PROCESSORS = (
 DAY, HOUR = 86_400, 3_600
 _SAVES_ENERGY = ("macb", "bcmgenet")
 """Drivers whose PHY is known to lose packets as it wakes up."""
+_VIRTUAL = ("", "veth", "virtio_net", "vmxnet3", "xen-netfront", "hv_netvsc")
+"""Drivers without a card of their own: the host decides when it interrupts."""
 _LOST_SHARE = 1000
 """One datagram of this many lost is worth a word."""
 _MUCH_A_DAY = 5 << 30
@@ -75,6 +77,11 @@ def _card(card: Card) -> Iterator[Hint]:
         found = f"{name} saves energy between packets (EEE), and {card.driver} may lose some by it"
         todo = f"try 'ethtool --set-eee {name} eee off'; dtparam=eee=off in config.txt keeps it"
         yield Hint(CARD, found, todo)
+    if card.adaptive is False and card.driver not in _VIRTUAL:
+        # No setting: some drivers then store what they adapt as if somebody had set it.
+        found = f"{name} interrupts for each packet, also under load"
+        todo = f"try 'ethtool -C {name} adaptive-rx on': it may change the times that "
+        yield Hint(CARD, found, f"{todo}'ethtool -c {name}' shows now")
     if card.stalls:
         times = "once" if card.stalls == 1 else f"{card.stalls} times"
         found = f"{name} has stopped sending {times} since the boot"

@@ -15,7 +15,7 @@ from esp_gw.tune.machine import parse_mask
 _CARD = re.compile(r"(?!\.{1,2}$)[^/\s:%]{1,15}")
 """The name of an interface (dev_valid_name in net/core/dev.c), without what ethtool takes apart."""
 _MASK, _NUMBER, _WORD = "[0-9a-f]{1,1024}", "[0-9]{1,10}", "[a-z_]{1,30}"
-FEATURE, COALESCING, INTERRUPT = "feature", "coalescing", "irq_cpus"
+FEATURE, INTERRUPT = "feature", "irq_cpus"
 RPS, XPS, FLOWS = "rps_cpus", "xps_cpus", "rps_flow_cnt"
 GOVERNOR, HUGE_PAGES, SWAPPINESS = "governor", "huge_pages", "swappiness"
 FLOW_TABLE, BACKLOG = "rps_sock_flow_entries", "netdev_max_backlog"
@@ -54,7 +54,6 @@ KNOBS = {
     FLOWS: Knob(_NUMBER, "sys/class/net/{card}/queues/{part}/rps_flow_cnt", r"rx-[0-9]{1,4}", True),
     INTERRUPT: Knob(_MASK, "", r"[^/\s]{1,60}#[0-9]{1,3}", True),
     FEATURE: Knob("on|off", "", r"(rx|tx)-[a-z0-9-]{1,40}", True),
-    COALESCING: Knob(_NUMBER, "", r"adaptive-rx|rx-usecs|rx-frames", True),
     GOVERNOR: Knob(
         _WORD, "sys/devices/system/cpu/cpufreq/{part}/scaling_governor", r"policy[0-9]{1,4}"
     ),

@@ -214,7 +214,7 @@ def _card(files: _Files, places: Places, name: str) -> Card:
         interrupts=tuple(_interrupts(files, name)),
         changeable=known.changeable,
         active=None if features is None else known.active,
-        coalescing=_or_none(lambda: places.ethtool.coalescing(name)) or {},
+        adaptive=_or_none(lambda: places.ethtool.is_adaptive(name)),
         ring=_or_none(lambda: places.ethtool.receive_ring(name)) or (0, 0),
         eee=_or_none(lambda: places.ethtool.has_eee(name)),
         overruns=overruns,

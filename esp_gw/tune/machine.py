@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +34,10 @@ class Card:
     """A network card.
 
     Its features are by their names in the kernel: those that can be changed, and those in use.
-    `coalescing` has the parameters of its interrupts, `ring` the size and the greatest size of the
-    receive ring. `overruns` and `stalls` count since the boot: packets that found no room on their
-    way into memory, and times at which sending stopped. `aspm` is the file that lets its PCI link
-    sleep, if it may. None is unknown.
+    `adaptive` is True if the pause between its interrupts follows the load, `ring` the size and the
+    greatest size of the receive ring. `overruns` and `stalls` count since the boot: packets that
+    found no room on their way into memory, and times at which sending stopped. `aspm` is the file
+    that lets its PCI link sleep, if it may. None is unknown.
     """
 
     name: str
@@ -48,7 +47,7 @@ class Card:
     interrupts: tuple[Interrupt, ...] = ()
     changeable: frozenset[str] = frozenset()
     active: frozenset[str] | None = None
-    coalescing: Mapping[str, int] = field(default_factory=dict)
+    adaptive: bool | None = None
     ring: tuple[int, int] = (0, 0)
     eee: bool | None = None
     overruns: int = 0

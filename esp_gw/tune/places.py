@@ -10,7 +10,6 @@ from pathlib import Path
 
 from esp_gw.tune.ethtool import Ethtool
 from esp_gw.tune.knobs import (
-    COALESCING,
     FEATURE,
     INTERRUPT,
     KNOBS,
@@ -49,11 +48,6 @@ class Places:
         if place.knob == FEATURE:
             features = self.ethtool.features(place.card)
             return ON if place.part in features.wanted else OFF
-        if place.knob == COALESCING:
-            found = self.ethtool.coalescing(place.card)
-            if place.part not in found:
-                raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-            return str(found[place.part])
         try:
             return in_one_form(place.knob, self._path(place).read_text())
         except ValueError:
@@ -63,8 +57,6 @@ class Places:
         """Set a place. Raises OSError."""
         if place.knob == FEATURE:
             self.ethtool.set_feature(place.card, place.part, value == ON)
-        elif place.knob == COALESCING:
-            self.ethtool.set_coalescing(place.card, place.part, int(value))
         else:
             # Not created where it isn't: there is no such knob.
             descriptor = os.open(self._path(place), os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)

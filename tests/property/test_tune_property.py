@@ -41,7 +41,6 @@ CARDS = st.builds(
     interrupts=INTERRUPTS,
     changeable=NAMES,
     active=st.none() | NAMES,
-    coalescing=st.just({}) | st.fixed_dictionaries({"adaptive-rx": st.integers(0, 1)}),
     stalls=st.integers(0, 1),
 )
 MACHINES = st.builds(

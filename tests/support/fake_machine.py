@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from esp_gw.tune.ethtool import Ethtool, Features
@@ -21,7 +21,7 @@ class FakeCard:
 
     changeable: frozenset[str] = SOFT
     wanted: frozenset[str] = SOFT
-    coalescing: dict[str, int] = field(default_factory=dict)
+    adaptive: bool | None = None
     ring: tuple[int, int] | None = None
     eee: bool | None = None
 
@@ -51,16 +51,8 @@ class FakeEthtool(Ethtool):
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         found.wanted = found.wanted | {name} if value else found.wanted - {name}
 
-    def coalescing(self, card: str) -> Mapping[str, int]:
-        found = self._card(card)
-        if not found.coalescing:
-            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-        return dict(found.coalescing)
-
-    def set_coalescing(self, card: str, name: str, value: int) -> None:
-        if name in self.refuses:
-            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-        self._card(card).coalescing[name] = value
+    def is_adaptive(self, card: str) -> bool | None:
+        return self._card(card).adaptive
 
     def receive_ring(self, card: str) -> tuple[int, int]:
         ring = self._card(card).ring
@@ -144,7 +136,7 @@ def pi4(root: Path) -> FakeMachine:
     """A Raspberry Pi 4: bcmgenet with one interrupt for what it receives, on processor 0."""
     machine = FakeMachine(root)
     machine.governor("policy0", "ondemand")
-    shown = FakeCard(coalescing={"rx-usecs": 50, "rx-frames": 1, "adaptive-rx": 0}, eee=True)
+    shown = FakeCard(adaptive=False, eee=True)
     machine.card("eth0", "bcmgenet", "platform/scb/fd580000.ethernet", shown, receive=1, send=5)
     machine.interrupt(29, "eth0")
     machine.interrupt(30, "eth0")
@@ -170,9 +162,7 @@ def pc(root: Path) -> FakeMachine:
     """A virtual PC of 4 processors: virtio with two queues, all of whose interrupts are on one."""
     machine = FakeMachine(root)
     machine.governor("policy0", "powersave", "intel_pstate")
-    shown = FakeCard(
-        SOFT | TCP, SOFT | TCP, coalescing={"rx-usecs": 0, "adaptive-rx": 0}, ring=(256, 256)
-    )
+    shown = FakeCard(SOFT | TCP, SOFT | TCP, adaptive=False, ring=(256, 256))
     machine.card("ens3", "virtio_net", "pci0000:00/0000:00:03.0/virtio0", shown, receive=2, send=2)
     for number, name in enumerate(("config", "input.0", "output.0", "input.1", "output.1"), 40):
         machine.interrupt(number, f"virtio0-{name}")

@@ -82,14 +82,14 @@ def test_its_document_has_the_shape_of_the_reference(
     for each in found["advice"]:
         assert each.keys() == {"topic", "found", "todo"}
     wanted = [each for each in found["settings"] if each["now"] != each["better"]]
-    assert len(wanted) == 11
+    assert len(wanted) == 10
 
 
 def test_it_makes_shows_and_takes_back(pi: FakeMachine, tmp_path: Path, capsys: Capture) -> None:
     before = shown(capsys, tmp_path)
     text = tune(capsys, tmp_path, "--apply")
     assert "policy0 governor: ondemand -> performance\n" in text
-    assert text.endswith("11 settings made; until the next boot: systemd doesn't run here\n")
+    assert text.endswith("10 settings made; until the next boot: systemd doesn't run here\n")
     assert pi.read(GOVERNOR) == "performance"
     made = {each["place"]: each for each in shown(capsys, tmp_path)["settings"]}
     assert made["policy0 governor"]["former"] == "ondemand"
@@ -97,7 +97,7 @@ def test_it_makes_shows_and_takes_back(pi: FakeMachine, tmp_path: Path, capsys: 
     assert "made: policy0 governor: ondemand -> performance\n" in text
     assert "0 to change\n'sudo esp-gw tune --undo' takes back what was made\n" in text
     assert tune(capsys, tmp_path, "--apply").startswith("0 settings made; ")
-    assert tune(capsys, tmp_path, "--undo").endswith("11 settings taken back\n")
+    assert tune(capsys, tmp_path, "--undo").endswith("10 settings taken back\n")
     assert shown(capsys, tmp_path) == before
     assert tune(capsys, tmp_path, "--undo") == "0 settings taken back\n"
 
@@ -114,7 +114,7 @@ def test_steps_are_a_document_too(pi: FakeMachine, tmp_path: Path, capsys: Captu
         ],
         "kept": "",
     }
-    assert len(json.loads(tune(capsys, tmp_path, "--undo", "--json"))["steps"]) == 11
+    assert len(json.loads(tune(capsys, tmp_path, "--undo", "--json"))["steps"]) == 10
 
 
 def test_what_fails_is_a_line_and_the_exit_status(
@@ -300,7 +300,7 @@ def test_it_measures_and_keeps(
     pi: FakeMachine, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     traffic(monkeypatch, pi)
-    assert "11 settings made; " in tune(capsys, tmp_path, "--measure", "--apply")
+    assert "10 settings made; " in tune(capsys, tmp_path, "--measure", "--apply")
     assert pi.read(GOVERNOR) == "performance"
 
 
@@ -353,9 +353,9 @@ def test_the_unit_is_enabled_and_disabled(
 ) -> None:
     called = systemctl(tmp_path, monkeypatch, "exit 0")
     assert pi.read(GOVERNOR) == "ondemand"
-    kept = "11 settings made; esp-gw-tune.service makes them at each boot\n"
+    kept = "10 settings made; esp-gw-tune.service makes them at each boot\n"
     assert tune(capsys, tmp_path, "--apply").endswith(kept)
-    done = "11 settings taken back; esp-gw-tune.service is disabled\n"
+    done = "10 settings taken back; esp-gw-tune.service is disabled\n"
     assert tune(capsys, tmp_path, "--undo").endswith(done)
     assert called.read_text() == (
         "--quiet enable esp-gw-tune.service\n--quiet disable esp-gw-tune.service\n"

@@ -18,7 +18,9 @@ def test_machines_without_a_fault_have_no_advice_but_on_saving_energy(tmp_path: 
     assert told(container(tmp_path / "container")) == []
     assert told(pc(tmp_path / "pc"), "ens3") == []
     for make, driver in ((pi4, "bcmgenet"), (pi5, "macb")):
-        (hint,) = told(make(tmp_path / driver))
+        machine = make(tmp_path / driver)
+        machine.ethtool.cards["eth0"].adaptive = None
+        (hint,) = told(machine)
         assert (
             hint.found
             == f"eth0 saves energy between packets (EEE), and {driver} may lose some by it"
@@ -41,6 +43,20 @@ def test_overruns_name_the_link_that_sleeps_then_the_ring_then_the_rest(tmp_path
     assert "'ethtool -G eth0 rx 8192'" in told(machine)[0].todo
     machine.ethtool.cards["eth0"].ring = (8192, 8192)
     assert "update the kernel" in told(machine)[0].todo
+
+
+def test_an_adaptive_pause_between_interrupts_is_for_a_person_to_try(tmp_path: Path) -> None:
+    """A driver may then store what it adapts: nobody could give the former times back."""
+    machine = pi4(tmp_path / "pi4")
+    machine.ethtool.cards["eth0"].eee = False
+    (hint,) = told(machine)
+    assert "'ethtool -C eth0 adaptive-rx on'" in hint.todo
+    machine.ethtool.cards["eth0"].adaptive = True
+    assert told(machine) == []
+    # The host of a virtual card chooses its interrupts.
+    machine = pc(tmp_path / "pc")
+    assert machine.ethtool.cards["ens3"].adaptive is False
+    assert told(machine, "ens3") == []
 
 
 def test_a_card_that_has_stopped_sending_is_named(tmp_path: Path) -> None:
@@ -90,6 +106,7 @@ def test_pinned_workers_want_processors_of_their_own(tmp_path: Path) -> None:
 def test_writes_count_by_the_day(tmp_path: Path) -> None:
     machine = pi4(tmp_path)
     machine.ethtool.cards["eth0"].eee = False
+    machine.ethtool.cards["eth0"].adaptive = True
     # 2 days, so half of it each.
     machine.write("sys/block/mmcblk0/stat", f"0 0 0 0 0 0 {(10 << 30) // 512} 0")
     assert told(machine) == []

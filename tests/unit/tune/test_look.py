@@ -26,7 +26,7 @@ def test_a_pi_4_has_one_interrupt_for_two_directions_and_no_udp_segmentation(
     assert card.active is not None
     assert "rx-gro" in card.active
     assert "tx-udp-segmentation" not in card.active | card.changeable
-    assert (card.eee, card.aspm, card.coalescing["adaptive-rx"]) == (True, "", 0)
+    assert (card.eee, card.aspm, card.adaptive) == (True, "", False)
     assert [clock.governor for clock in found.clocks] == ["ondemand"]
     assert found.storage == (Storage("mmcblk0", 2097152 * 512),)
 
