@@ -179,8 +179,9 @@ def _features(card: Card) -> Iterator[Setting]:
         wanted["tx-generic-segmentation"] = (ON, why)
         wanted["tx-udp-segmentation"] = (ON, "the card cuts a batch of ESP packets into packets")
     for name, (better, why) in wanted.items():
-        if name in card.changeable:
-            now = ON if name in card.active else OFF
+        now = ON if name in card.active else OFF
+        # Wanted and still not in use: something else stands in its way, and goes on to.
+        if name in card.changeable and (name in card.wanted) == (now == ON):
             yield Setting(CARD, Place(FEATURE, card.name, name), now, better, why)
 
 

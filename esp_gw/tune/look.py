@@ -213,6 +213,7 @@ def _card(files: _Files, places: Places, name: str) -> Card:
         send=send,
         interrupts=tuple(_interrupts(files, name)),
         changeable=known.changeable,
+        wanted=known.wanted,
         active=None if features is None else known.active,
         adaptive=_or_none(lambda: places.ethtool.is_adaptive(name)),
         ring=_or_none(lambda: places.ethtool.receive_ring(name)) or (0, 0),

@@ -33,7 +33,8 @@ class Queue:
 class Card:
     """A network card.
 
-    Its features are by their names in the kernel: those that can be changed, and those in use.
+    Its features are by their names in the kernel: those that can be changed, those that
+    somebody wants, and those in use.
     `adaptive` is True if the pause between its interrupts follows the load, `ring` the size and the
     greatest size of the receive ring. `overruns` and `stalls` count since the boot: packets that
     found no room on their way into memory, and times at which sending stopped. `aspm` is the file
@@ -46,6 +47,7 @@ class Card:
     send: tuple[Queue, ...] = ()
     interrupts: tuple[Interrupt, ...] = ()
     changeable: frozenset[str] = frozenset()
+    wanted: frozenset[str] = frozenset()
     active: frozenset[str] | None = None
     adaptive: bool | None = None
     ring: tuple[int, int] = (0, 0)

@@ -56,7 +56,7 @@ class Places:
     def write(self, place: Place, value: str) -> None:
         """Set a place. Raises OSError."""
         if place.knob == FEATURE:
-            self.ethtool.set_feature(place.card, place.part, value == ON)
+            self._set_feature(place.card, place.part, value == ON)
         else:
             # Not created where it isn't: there is no such knob.
             descriptor = os.open(self._path(place), os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
@@ -64,6 +64,12 @@ class Places:
                 os.write(descriptor, f"{as_written(place.knob, value)}\n".encode())
             finally:
                 os.close(descriptor)
+
+    def _set_feature(self, card: str, name: str, value: bool) -> None:
+        self.ethtool.set_feature(card, name, value)
+        if (name in self.ethtool.features(card).active) != value:
+            self.ethtool.set_feature(card, name, not value)
+            raise OSError(errno.EOPNOTSUPP, "the card did not take it")
 
     def _path(self, place: Place) -> Path:
         if place.knob == INTERRUPT:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,8 +41,11 @@ CARDS = st.builds(
     interrupts=INTERRUPTS,
     changeable=NAMES,
     active=st.none() | NAMES,
+    wanted=NAMES,
     stalls=st.integers(0, 1),
 )
+# Mostly what is wanted is in use.
+CARDS |= CARDS.map(lambda card: replace(card, wanted=card.active or frozenset()))
 MACHINES = st.builds(
     Machine,
     cpus=MASKS,

@@ -17,10 +17,11 @@ TCP = frozenset({"tx-tcp-segmentation", "tx-tcp6-segmentation"})
 
 @dataclass
 class FakeCard:
-    """The part of a card that ethtool shows."""
+    """The part of a card that ethtool shows; `stuck` features stay off, though wanted."""
 
     changeable: frozenset[str] = SOFT
     wanted: frozenset[str] = SOFT
+    stuck: frozenset[str] = frozenset()
     adaptive: bool | None = None
     ring: tuple[int, int] | None = None
     eee: bool | None = None
@@ -43,7 +44,7 @@ class FakeEthtool(Ethtool):
 
     def features(self, card: str) -> Features:
         found = self._card(card)
-        return Features(found.changeable, found.wanted, found.wanted | {"highdma"})
+        return Features(found.changeable, found.wanted, (found.wanted | {"highdma"}) - found.stuck)
 
     def set_feature(self, card: str, name: str, value: bool) -> None:
         found = self._card(card)

@@ -45,11 +45,11 @@ def test_a_pi_4_as_it_comes_can_be_tuned(tmp_path: Path, monkeypatch: pytest.Mon
         "warning steering: eth0 rx-0 rps_cpus 0, better e; eth0 rx-0 rps_flow_cnt 0, better 4096; "
         "eth0 tx-0 xps_cpus 0, better 1 and 6 more; run 'sudo esp-gw tune'",
         "ok memory: huge_pages madvise",
+        "warning card: eth0 interrupts for each packet, also under load; try 'ethtool -C eth0 "
+        "adaptive-rx on': it may change the times that 'ethtool -c eth0' shows now",
         "ok buffers: 4 MiB for each outer socket, whatever net.core.rmem_max is; "
         "2 datagrams lost since the boot",
         "ok writes: mmcblk0: 512.00 MiB a day",
-        "warning card: eth0 interrupts for each packet, also under load; try 'ethtool -C eth0 "
-        "adaptive-rx on': it may change the times that 'ethtool -c eth0' shows now",
     ]
 
 

@@ -149,6 +149,14 @@ def test_a_card_that_has_stopped_sending_loses_tcp_segmentation(tmp_path: Path) 
     assert changes(machine, "ens3")["ens3 tx-tcp-segmentation feature"] == "on -> off"
 
 
+def test_a_feature_that_is_wanted_and_still_not_in_use_is_left(tmp_path: Path) -> None:
+    machine = container(tmp_path)
+    card = machine.ethtool.cards["eth0"]
+    assert "eth0 rx-gro feature" in changes(machine)
+    card.wanted, card.stuck = card.wanted | {"rx-gro"}, frozenset({"rx-gro"})
+    assert "eth0 rx-gro feature" not in changes(machine)
+
+
 def test_isolated_processors_get_nothing_to_do(tmp_path: Path) -> None:
     machine = pi4(tmp_path)
     machine.write("sys/devices/system/cpu/isolated", "2-3")

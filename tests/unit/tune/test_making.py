@@ -146,6 +146,20 @@ def test_a_write_that_fails_is_told_and_leaves_nothing_to_take_back(tmp_path: Pa
     assert rig.state() == before
 
 
+def test_a_feature_that_the_card_does_not_take_is_told_and_no_longer_wanted(tmp_path: Path) -> None:
+    rig = Rig(container(tmp_path / "root"), tmp_path)
+    rig.machine.ethtool.refuses.clear()
+    rig.machine.ethtool.cards["eth0"].stuck = frozenset({"rx-gro"})
+    before = rig.state()
+    told = {
+        str(each.place): each for each in make(rig.settings(), rig.machine.places, rig.book, BOOT)
+    }
+    step = told["eth0 rx-gro feature"]
+    assert (step.done, step.text) == (False, "stays off, not on: the card did not take it")
+    rig.undo()
+    assert rig.state() == before
+
+
 def test_a_value_that_the_kernel_rounds_is_taken_back(rig: Rig) -> None:
     places = rig.machine.places
     plain = places.write
