@@ -270,7 +270,7 @@ def _tell(steps: Sequence[Step], what: str, kept: str, as_json: bool) -> int:
         return int(bool(failed))
     for step in steps:
         output.print_text(f"{step.place}: {step.text}")
-    done = output.counted(len(steps) - len(failed), "setting")
+    done = output.counted(sum(each.done and each.changed for each in steps), "setting")
     text = f"{done} {what}, {len(failed)} failed" if failed else f"{done} {what}"
     output.print_text(f"{text}; {kept}" if kept else text)
     return int(bool(failed))

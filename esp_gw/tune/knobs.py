@@ -99,3 +99,8 @@ def as_written(knob: str, value: str) -> str:
 def is_gone(error: OSError) -> bool:
     """True for a place that isn't there: of a card that was taken out, say."""
     return error.errno in _GONE
+
+
+def is_away(error: OSError) -> bool:
+    """True for a place that isn't there now: it is gone, or its card is down."""
+    return is_gone(error) or error.errno == errno.ENETDOWN

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from esp_gw.tune.advice import Setting
-from esp_gw.tune.knobs import Place, is_gone
+from esp_gw.tune.knobs import Place, is_away, is_gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,15 @@ class Book(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One place that was changed, or wasn't, in words: `done` is False for what failed."""
+    """One place that was changed, or wasn't, in words: `done` is False for what failed.
+
+    `changed` is False where nothing had to be done, or could be.
+    """
 
     place: Place
     done: bool
     text: str
+    changed: bool = True
 
 
 def make(settings: Iterable[Setting], kernel: Kernel, book: Book, boot: str) -> list[Step]:
@@ -98,7 +102,7 @@ def make(settings: Iterable[Setting], kernel: Kernel, book: Book, boot: str) -> 
 def take_back(kernel: Kernel, book: Book) -> list[Step]:
     """Give each place its former value back, the last first, if it has the one that was made.
 
-    What fails stays on record. Raises EspGwError.
+    What fails stays on record; a place that is gone for good is forgotten. Raises EspGwError.
     """
     record = book.load()
     entries = dict(record.entries)
@@ -109,14 +113,16 @@ def take_back(kernel: Kernel, book: Book) -> list[Step]:
         except OSError as error:
             if is_gone(error):
                 del entries[place]
-            steps.append(Step(place, is_gone(error), f"can't be read: {_words(error)}"))
+                steps.append(Step(place, True, f"forgotten: {_words(error)}", changed=False))
+            else:
+                steps.append(Step(place, False, f"can't be read: {_words(error)}"))
             continue
         if now == entry.former:
             del entries[place]
         elif now not in entry.ours:
             del entries[place]
             text = f"left at {now}: somebody else has set it since it was made {entry.ours[-1]}"
-            steps.append(Step(place, True, text))
+            steps.append(Step(place, True, text, changed=False))
         else:
             fault, there = _written(kernel, place, now, entry.former)
             if there == entry.former:
@@ -148,13 +154,14 @@ def make_again(kernel: Kernel, book: Book, boot: str) -> list[Step]:
             now = kernel.read(place)
         except OSError as error:
             text = f"left out, as it is not there: {_words(error)}"
-            steps.append(Step(place, is_gone(error), text))
+            steps.append(Step(place, is_away(error), text, changed=False))
             continue
         if now == entry.ours[-1]:
             continue
         if now not in (entry.former, *entry.ours):
             if not is_new:
-                steps.append(Step(place, True, f"left at {now}: somebody else has set it"))
+                text = f"left at {now}: somebody else has set it"
+                steps.append(Step(place, True, text, changed=False))
                 continue
             entries[place] = replace(entry, former=now)
         planned[place] = now

@@ -21,6 +21,8 @@ from esp_gw.tune.knobs import (
 )
 
 ROOT = Path("/")
+_UP = 1
+"""IFF_UP (linux/if.h)."""
 
 
 class Places:
@@ -74,11 +76,19 @@ class Places:
     def _path(self, place: Place) -> Path:
         if place.knob == INTERRUPT:
             number = dict(interrupts_of(self._root, place.card)).get(place.part)
+            if number is None and self._is_down(place.card):
+                raise OSError(errno.ENETDOWN, "the card has no interrupts while it is down")
             if number is None:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             return self._root / f"proc/irq/{number}/smp_affinity"
         knob = KNOBS[place.knob]
         return self._root / knob.path.format(card=place.card, part=place.part)
+
+    def _is_down(self, card: str) -> bool:
+        try:
+            return not int((self._root / "sys/class/net" / card / "flags").read_text(), 16) & _UP
+        except FileNotFoundError:
+            return False
 
 
 def interrupts_of(root: Path, card: str) -> Iterator[tuple[str, int]]:

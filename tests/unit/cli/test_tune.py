@@ -102,6 +102,18 @@ def test_it_makes_shows_and_takes_back(pi: FakeMachine, tmp_path: Path, capsys: 
     assert tune(capsys, tmp_path, "--undo") == "0 settings taken back\n"
 
 
+def test_what_was_not_taken_back_is_not_counted(
+    pi: FakeMachine, tmp_path: Path, capsys: Capture
+) -> None:
+    tune(capsys, tmp_path, "--apply")
+    (pi.root / "sys/class/net/eth0/queues/rx-0/rps_cpus").unlink()
+    pi.write(GOVERNOR, "schedutil")
+    text = tune(capsys, tmp_path, "--undo")
+    assert "eth0 rx-0 rps_cpus: forgotten: No such file or directory\n" in text
+    assert "policy0 governor: left at schedutil: somebody else has set it" in text
+    assert text.endswith("\n8 settings taken back\n")
+
+
 def test_steps_are_a_document_too(pi: FakeMachine, tmp_path: Path, capsys: Capture) -> None:
     made = json.loads(tune(capsys, tmp_path, "--apply", "--json"))
     assert made["kept"] == "until the next boot: systemd doesn't run here"

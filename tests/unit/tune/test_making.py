@@ -195,8 +195,43 @@ def test_a_card_that_was_taken_out_is_told_and_forgotten(tmp_path: Path) -> None
     del rig.machine.ethtool.cards["eth0"]
     (rig.machine.root / RPS).unlink()
     told = rig.undo()
-    assert told["eth0 rx-0 rps_cpus"] == (True, "can't be read: No such file or directory")
-    assert told["eth0 tx-tcp-segmentation feature"] == (True, "can't be read: No such device")
+    assert told["eth0 rx-0 rps_cpus"] == (True, "forgotten: No such file or directory")
+    assert told["eth0 tx-tcp-segmentation feature"] == (True, "forgotten: No such device")
+    assert rig.book.load() == Record()
+
+
+def test_a_card_that_is_down_keeps_its_interrupts_on_record(tmp_path: Path) -> None:
+    """Its interrupts have no number then; they come back as the card is up again."""
+    rig = Rig(pc(tmp_path / "root"), tmp_path, "ens3")
+    before = rig.state()
+    rig.make()
+    interrupts = rig.machine.read("proc/interrupts")
+    rig.machine.write("proc/interrupts", "           CPU0\n")
+    rig.machine.write("sys/class/net/ens3/flags", "0x1002")
+    place = "ens3 virtio0-input.1#0 irq_cpus"
+    assert rig.again(LATER)[place] == (
+        True,
+        "left out, as it is not there: the card has no interrupts while it is down",
+    )
+    assert rig.undo()[place] == (
+        False,
+        "can't be read: the card has no interrupts while it is down",
+    )
+    rig.machine.write("proc/interrupts", interrupts)
+    rig.machine.write("sys/class/net/ens3/flags", "0x1003")
+    assert rig.undo()[place] == (True, "2 -> f")
+    assert rig.state() == before
+    assert rig.book.load() == Record()
+
+
+def test_an_interrupt_that_a_card_that_is_up_lacks_is_forgotten(tmp_path: Path) -> None:
+    rig = Rig(pc(tmp_path / "root"), tmp_path, "ens3")
+    rig.make()
+    rig.machine.write("sys/class/net/ens3/flags", "0x1003")
+    text = rig.machine.read("proc/interrupts")
+    rig.machine.write("proc/interrupts", text.replace("virtio0-input.1", "other"))
+    place = "ens3 virtio0-input.1#0 irq_cpus"
+    assert rig.undo()[place] == (True, "forgotten: No such file or directory")
     assert rig.book.load() == Record()
 
 
