@@ -156,15 +156,15 @@ def make_again(kernel: Kernel, book: Book, boot: str) -> list[Step]:
             text = f"left out, as it is not there: {_words(error)}"
             steps.append(Step(place, is_away(error), text, changed=False))
             continue
+        if is_new and now != entry.former:
+            entry = entries[place] = replace(entry, former=now)  # noqa: PLW2901
         if now == entry.ours[-1]:
             continue
-        if now not in (entry.former, *entry.ours):
-            if not is_new:
-                text = f"left at {now}: somebody else has set it"
-                steps.append(Step(place, True, text, changed=False))
-                continue
-            entries[place] = replace(entry, former=now)
-        planned[place] = now
+        if now in (entry.former, *entry.ours):
+            planned[place] = now
+        else:
+            text = f"left at {now}: somebody else has set it"
+            steps.append(Step(place, True, text, changed=False))
     if not record.entries:
         return steps
     book.save(Record(boot, entries))

@@ -48,7 +48,7 @@ steps = [make(wanted, places, book, "boot")]
 told.append(values())
 right = all(each.is_right for each in ours(advise(look(["wan"], places), Use())))
 places.ethtool.set_feature("wan", "rx-gro", False)
-steps.append(make_again(places, book, "later"))
+steps.append(make_again(places, book, "boot"))
 told.append(values())
 steps.append(take_back(places, book))
 told.append(values())

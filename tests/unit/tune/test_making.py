@@ -209,7 +209,7 @@ def test_a_card_that_is_down_keeps_its_interrupts_on_record(tmp_path: Path) -> N
     rig.machine.write("proc/interrupts", "           CPU0\n")
     rig.machine.write("sys/class/net/ens3/flags", "0x1002")
     place = "ens3 virtio0-input.1#0 irq_cpus"
-    assert rig.again(LATER)[place] == (
+    assert rig.again(BOOT)[place] == (
         True,
         "left out, as it is not there: the card has no interrupts while it is down",
     )
@@ -264,6 +264,17 @@ def test_after_a_boot_the_value_that_it_set_is_given_back(rig: Rig, tmp_path: Pa
     rig.undo()
     assert rig.machine.read(GOVERNOR) == "schedutil"
     assert rig.machine.read(RPS) == "3"
+
+
+def test_a_boot_that_sets_the_made_value_itself_leaves_nothing_to_take_back(
+    rig: Rig, tmp_path: Path
+) -> None:
+    rig.make()
+    reboot(rig, pi4, tmp_path / "rebooted")  # type: ignore[arg-type]
+    rig.machine.write(GOVERNOR, "performance")
+    assert "policy0 governor" not in rig.again(LATER)
+    assert "policy0 governor" not in rig.undo()
+    assert rig.machine.read(GOVERNOR) == "performance"
 
 
 def test_a_boot_without_a_card_makes_the_rest(rig: Rig, tmp_path: Path) -> None:
