@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from statistics import median
@@ -24,7 +24,7 @@ from esp_gw.tune.look import look
 from esp_gw.tune.machine import Machine
 from esp_gw.tune.making import Record, Step, make, make_again, take_back
 from esp_gw.tune.places import ROOT, Places
-from esp_gw.tune.record import FOLDER, RecordFile, boot_id
+from esp_gw.tune.record import FOLDER, TRIED, RecordFile, boot_id
 
 UNIT = "esp-gw-tune.service"
 _INDENT = " " * 6
@@ -70,6 +70,9 @@ class _View:
 def show(config: Path, daemon: Daemon, as_json: bool) -> int:
     """Show the settings and the advice."""
     with _places() as places:
+        if _trial().path.exists():
+            with _book().locked():
+                _end_trial(_trial(), places)
         view = _view(surroundings(config, daemon, ROOT), places, _book())
     if as_json:
         output.print_json(_document(view))
@@ -97,6 +100,7 @@ def apply(config: Path, daemon: Daemon, as_json: bool) -> int:
     book = _book()
     book.create()
     with book.locked(), _places() as places:
+        _end_trial(_trial(), places)
         view = _view(surroundings(config, daemon, ROOT), places, book)
         steps = make(view.wanted, places, book, boot_id())
     return _tell(steps, "made", _enabled() if book.load().entries else "", as_json)
@@ -106,6 +110,7 @@ def undo(as_json: bool) -> int:
     """Take back what was made."""
     book = _book()
     with book.locked(), _places() as places:
+        _end_trial(_trial(), places)
         steps = take_back(places, book)
     return _tell(steps, "taken back", "" if book.load().entries else _disabled(), as_json)
 
@@ -114,37 +119,35 @@ def reapply(as_json: bool) -> int:
     """Make what is on record, after a boot."""
     book = _book()
     with book.locked(), _places() as places:
+        _end_trial(_trial(), places)
         steps = make_again(places, book, boot_id())
     return _tell(steps, "made again", "", as_json)
 
 
 def measure(config: Path, daemon: Daemon, compare: Compare, *, keep: bool, as_json: bool) -> int:
     """Compare traffic without and with the settings; leave them as they were, or made to keep."""
-    book = _book()
+    book, trial = _book(), _trial()
     book.create()
     with book.locked(), _places() as places:
+        _end_trial(trial, places)
         before = _view(surroundings(config, daemon, ROOT), places, book)
         made = [each for each in before.settings if before.is_made(each)]
-        ours = [_again(before, each) for each in made]
-        wanted = [*ours, *before.wanted]
+        wanted = [*(_again(before, each) for each in made), *before.wanted]
         if not wanted:
             return _tell_nothing(as_json)
+        bare = [replace(each, now=each.better, better=each.now) for each in wanted]
         failed: list[Step] = []
 
-        def without() -> None:
-            failed.extend(step for step in take_back(places, book) if not step.done)
+        # The record of what was made stays as it is: whatever ends this, no more and no less is.
+        def switch(settings: list[Setting]) -> None:
+            steps = make(settings, places, trial, boot_id())
+            failed.extend(step for step in steps if not step.done)
 
-        def with_them() -> None:
-            failed.extend(step for step in make(wanted, places, book, boot_id()) if not step.done)
-
-        # What a measurement without an end says is no reason to keep anything new.
-        left = ours
         try:
-            rounds = compare(without, with_them)
-            left = wanted if keep else ours
+            rounds = compare(lambda: switch(bare), lambda: switch(wanted))
         finally:
-            without()
-            steps = make(left, places, book, boot_id())
+            failed.extend(step for step in take_back(places, trial) if not step.done)
+        steps = make(before.wanted, places, book, boot_id()) if keep else []
     kept = _enabled() if keep and book.load().entries else ""
     if as_json:
         output.print_json(_compared(rounds) | _steps(steps, kept))
@@ -182,6 +185,25 @@ def _places() -> Iterator[Places]:
 
 def _book() -> RecordFile:
     return RecordFile(ROOT / FOLDER)
+
+
+def _trial() -> RecordFile:
+    return RecordFile(ROOT / FOLDER, TRIED)
+
+
+def _end_trial(trial: RecordFile, places: Places) -> None:
+    """Take back what a measurement that was killed has left, and tell of it on stderr."""
+    record = trial.load()
+    if not record.entries:
+        return
+    if record.boot != boot_id():
+        # The boot has set everything anew.
+        trial.save(Record())
+        return
+    click.echo("a measurement was killed: what it changed is taken back", err=True)
+    for step in take_back(places, trial):
+        if not step.done:
+            click.echo(f"{step.place}: {step.text}", err=True)
 
 
 def _view(around: Surroundings, places: Places, book: RecordFile) -> _View:

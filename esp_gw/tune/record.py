@@ -21,7 +21,9 @@ from esp_gw.tune.making import Entry, Record
 
 FOLDER = Path("var/lib/esp-gw-tune")
 """Below the root."""
-_NAME = "made.json"
+MADE = "made.json"
+TRIED = "measured.json"
+"""What a measurement has changed, for its time only: nothing makes it at a boot."""
 _VERSION = 1
 _LARGEST = 1 << 20
 """Bytes."""
@@ -35,11 +37,11 @@ class RecordDamagedError(EspGwError):
 
 
 class RecordFile:
-    """The record in a folder."""
+    """A record in a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = MADE) -> None:
         self._folder = folder
-        self.path = folder / _NAME
+        self.path = folder / name
 
     def create(self) -> None:
         """Make the folder, if it isn't there. Raises EspGwError."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import signal
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from esp_gw.cli import outgoing, tuning
+from esp_gw.cli.main import main
 from esp_gw.demo import comparison
 from esp_gw.demo.comparison import Sample
 from esp_gw.errors import LabError
@@ -331,6 +334,83 @@ def test_a_measurement_that_ends_early_leaves_what_was(
         )  # type: ignore[arg-type]
     assert pi.read(GOVERNOR) == "ondemand"
     assert not (pi.root / "var/lib/esp-gw-tune/made.json").exists()
+
+
+def killed(tmp_path: Path, phases: str, *, keep: bool = False) -> None:
+    """Run a measurement that is killed, past any handler, after some of its phases."""
+
+    def compare(without: Any, with_it: Any) -> None:
+        for phase in phases.split():
+            (with_it if phase == "with" else without)()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            daemon = tuning.Daemon(tmp_path)
+            tuning.measure(tmp_path / "none", daemon, compare, keep=keep, as_json=False)  # type: ignore[arg-type]
+        os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+
+def tune_afterwards(capsys: Capture, tmp_path: Path, *options: str) -> str:
+    """Run the command; return what it says on stderr."""
+    socket, config = str(tmp_path / "none.sock"), str(tmp_path / "none")
+    assert main(["--socket", socket, "tune", "--config", config, *options]) == 0
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [(), ("--json",), ("--apply",), ("--reapply",), ("--measure",)])
+@pytest.mark.parametrize("phases", ["without", "without with", "without with without"])
+def test_a_killed_measurement_loses_nothing_that_was_made(
+    pi: FakeMachine,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    phases: str,
+) -> None:
+    tune(capsys, tmp_path, "--apply")
+    made = tuning._book().load()
+    killed(tmp_path, phases)
+    assert tuning._book().load() == made
+    traffic(monkeypatch, pi)
+    tune_afterwards(capsys, tmp_path, *options)
+    assert pi.read(GOVERNOR) == "performance"
+    assert tuning._book().load() == made
+    tune(capsys, tmp_path, "--undo")
+    assert pi.read(GOVERNOR) == "ondemand"
+
+
+@pytest.mark.parametrize("options", [(), ("--json",), ("--undo",), ("--reapply",), ("--measure",)])
+def test_a_killed_measurement_keeps_nothing(
+    pi: FakeMachine,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+) -> None:
+    killed(tmp_path, "without with", keep=True)
+    assert pi.read(GOVERNOR) == "performance"
+    # Nothing for the unit to make at a boot.
+    assert not (pi.root / "var/lib/esp-gw-tune/made.json").exists()
+    traffic(monkeypatch, pi)
+    told = tune_afterwards(capsys, tmp_path, *options)
+    assert told == "a measurement was killed: what it changed is taken back\n"
+    assert pi.read(GOVERNOR) == "ondemand"
+    assert not any((pi.root / "var/lib/esp-gw-tune").iterdir())
+
+
+def test_a_boot_ends_a_measurement(
+    pi: FakeMachine, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed(tmp_path, "without with")
+    monkeypatch.setattr(tuning, "boot_id", lambda: "later")
+    # Not the measurement's, though it has the same value.
+    assert pi.read(GOVERNOR) == "performance"
+    tune(capsys, tmp_path, "--reapply")
+    assert pi.read(GOVERNOR) == "performance"
+    assert not any((pi.root / "var/lib/esp-gw-tune").iterdir())
 
 
 def test_nothing_to_change_is_nothing_to_measure(tmp_path: Path, capsys: Capture) -> None:
