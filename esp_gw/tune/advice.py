@@ -64,10 +64,13 @@ class Setting:
 
 def advise(machine: Machine, use: Use) -> list[Setting]:
     """Return all settings that matter here, those that are right among them."""
-    found = [*_clocks(machine)]
+    found = [] if machine.contained else [*_clocks(machine)]
     for card in machine.cards:
         found += [*_interrupts(machine, card), *_steering(machine, card, use)]
         found += [*_sending(machine, card), *_features(card)]
+    if machine.contained:
+        # The rest is the host's, and its other containers'.
+        return [each for each in found if each.place.knob != INTERRUPT]
     return [*found, *_shared(machine, found), *_memory(machine)]
 
 
@@ -95,6 +98,7 @@ def _spread(machine: Machine, card: Card) -> dict[str, int]:
     cpus = listed(_usable(machine))
     if (
         machine.balances_interrupts
+        or machine.contained
         or len(card.receive) < 2
         or len(card.interrupts) < 2
         or len(cpus) < 2
@@ -146,7 +150,7 @@ def _steering(machine: Machine, card: Card, use: Use) -> Iterator[Setting]:
     while share * len(card.receive) > _TABLE and share > 1:
         share //= 2
     for queue in card.receive:
-        if queue.flows is not None:
+        if queue.flows is not None and (machine.flow_table or not machine.contained):
             # One flow of several readers would be moved by each of them.
             better = queue.flows if use.shares_flows else queue.flows or share
             place = Place(FLOWS, card.name, queue.name)

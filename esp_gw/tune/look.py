@@ -50,9 +50,12 @@ def look(cards: Iterable[str], places: Places, root: Path = ROOT) -> Machine:
     lost = [line.split()[1] for line in files.lines("proc/net/softnet_stat") if line.strip()]
     datagrams = _datagrams(files.lines("proc/net/snmp"))
     release = files.text("proc/sys/kernel/osrelease") or ""
+    contained = _is_contained(files)
+    online = _cpus(files.text("sys/devices/system/cpu/online")) or 1
     return Machine(
-        cpus=_cpus(files.text("sys/devices/system/cpu/online")) or 1,
+        cpus=(online & _allowed(files) or online) if contained else online,
         isolated=_cpus(files.text("sys/devices/system/cpu/isolated")),
+        contained=contained,
         release=release,
         traces_interrupts=_traces_interrupts(root, release),
         balances_interrupts=any((root / "run/irqbalance").glob("*")),
@@ -110,6 +113,23 @@ def _mask(text: str | None) -> int:
 
 def _hexadecimal(text: str) -> int:
     return _or_none(lambda: int(text, 16)) or 0
+
+
+def _is_contained(files: _Files) -> bool:
+    """Return True in a container: systemd.exec(5), `container=` of the first process, Docker."""
+    words = (files.text("proc/1/environ") or "").split("\0")
+    return any(word.startswith("container=") for word in words) or any(
+        (files.root / path).exists() for path in ("run/systemd/container", ".dockerenv")
+    )
+
+
+def _allowed(files: _Files) -> int:
+    """Return the processors that this process may use (proc(5), status)."""
+    for line in files.lines("proc/self/status"):
+        name, _, value = line.partition(":")
+        if name == "Cpus_allowed":
+            return _mask(value)
+    return 0
 
 
 def _traces_interrupts(root: Path, release: str) -> bool:

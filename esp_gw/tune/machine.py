@@ -80,14 +80,16 @@ class Storage:
 class Machine:
     """Everything that advice is given on; None is what this kernel doesn't have.
 
-    `cpus` are the processors online, `isolated` those that the scheduler leaves alone, a bit for
-    each. `throttled` says in words what has slowed the processors down. `uptime` is in seconds.
-    `datagrams` and `datagrams_lost` count those received, and those that found a socket's buffer
-    full; `backlog_lost` packets that found a processor's queue full.
+    `cpus` are the processors online, in a container (`contained`) those that it may use, `isolated`
+    those that the scheduler leaves alone, a bit for each. `throttled` says in words what has slowed
+    the processors down. `uptime` is in seconds. `datagrams` and `datagrams_lost` count those
+    received, and those that found a socket's buffer full; `backlog_lost` packets that found a
+    processor's queue full.
     """
 
     cpus: int = 1
     isolated: int = 0
+    contained: bool = False
     release: str = ""
     traces_interrupts: bool = False
     balances_interrupts: bool = False

@@ -50,6 +50,7 @@ MACHINES = st.builds(
     Machine,
     cpus=MASKS,
     isolated=MASKS,
+    contained=st.booleans(),
     balances_interrupts=st.booleans(),
     clocks=st.lists(
         st.sampled_from(["ondemand", "performance", "schedutil", "powersave"]), max_size=3

@@ -171,12 +171,14 @@ def pc(root: Path) -> FakeMachine:
 
 
 def container(root: Path) -> FakeMachine:
-    """A container: a veth, no clock, and a kernel that lets nothing be changed."""
+    """A container of two processors of four: a veth whose features can't be changed."""
     machine = FakeMachine(root)
     folder = "sys/class/net/eth0"
     machine.write(f"{folder}/queues/rx-0/rps_cpus", "0")
     machine.write(f"{folder}/queues/rx-0/rps_flow_cnt", "0")
     machine.write("proc/interrupts", "           CPU0\n")
+    machine.write("run/systemd/container", "lxc")
+    machine.write("proc/self/status", "Name:\tpython\nCpus_allowed:\t00000003\n")
     machine.ethtool.cards["eth0"] = FakeCard(SOFT, SOFT - {"rx-gro"})
     machine.ethtool.refuses = {"rx-gro"}
     return machine

@@ -74,13 +74,47 @@ def test_a_balancer_of_interrupts_is_left_alone(tmp_path: Path) -> None:
     assert not any("irq" in place for place in changes(machine, "ens3"))
 
 
-def test_a_container_has_what_a_veth_can(tmp_path: Path) -> None:
-    found = changes(container(tmp_path))
-    assert found["eth0 rx-gro feature"] == "off -> on"
-    assert found.keys() == {
-        *("eth0 rx-gro feature", "rps_sock_flow_entries", "netdev_max_backlog"),
-        *("eth0 rx-0 rps_cpus", "eth0 rx-0 rps_flow_cnt"),
-    }
+IN_CONTAINER = {"eth0 rx-gro feature": "off -> on", "eth0 rx-0 rps_cpus": "0 -> 3"}
+
+
+def test_a_container_has_what_a_veth_can_on_its_processors(tmp_path: Path) -> None:
+    machine = container(tmp_path)
+    assert changes(machine) == IN_CONTAINER
+    # The table is the host's, and without it those of the queues are of no use.
+    machine.write("proc/sys/net/core/rps_sock_flow_entries", "32768")
+    assert changes(machine) == IN_CONTAINER | {"eth0 rx-0 rps_flow_cnt": "0 -> 4096"}
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("run/systemd/container", "systemd-nspawn"),
+        (".dockerenv", ""),
+        ("proc/1/environ", "PATH=/bin\0container=podman\0"),
+    ],
+)
+def test_a_container_leaves_what_is_the_whole_machines(
+    tmp_path: Path, path: str, text: str
+) -> None:
+    machine = pc(tmp_path)
+    machine.governor("policy1", "ondemand")
+    machine.write("sys/kernel/mm/transparent_hugepage/enabled", "always madvise [never]")
+    machine.write("proc/swaps", "Filename\n/dev/mmcblk0p3 partition 1 0 -2\n")
+    machine.write("sys/block/mmcblk0/stat", "10 0 100 5 20 0 2048 9 0 0 0")
+    shared = ("policy1 governor", "huge_pages", "swappiness", "netdev_max_backlog")
+    irq = "ens3 virtio0-input.1#0 irq_cpus"
+    assert changes(machine, "ens3").keys() > {*shared, irq}
+    machine.write(path, text)
+    found = changes(machine, "ens3")
+    assert found
+    assert all(place.startswith("ens3") for place in found)
+    assert not any("irq" in place for place in found)
+
+
+def test_other_words_in_the_environment_make_no_container(tmp_path: Path) -> None:
+    machine = pi4(tmp_path)
+    machine.write("proc/1/environ", "PATH=/bin\0mycontainer=x\0A=container=y\0")
+    assert changes(machine) == PI_4
 
 
 def test_what_was_made_is_right(tmp_path: Path) -> None:
