@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 from esp_gw.cli.options import Daemon
 from esp_gw.config.load import load_config, readable_control_socket
 from esp_gw.desired import Desired, GatewaySettings
 from esp_gw.errors import ConfigError, EspGwError
-from esp_gw.model import Encapsulation, IPAddress
+from esp_gw.model import Encapsulation, IPAddress, Sa
 from esp_gw.tune.cards import outgoing_cards
 from esp_gw.tune.machine import Use
 
@@ -38,10 +40,12 @@ def surroundings(config: Path, daemon: Daemon, root: Path) -> Surroundings:
         if os.path.lexists(config):
             daemon = daemon.of(readable_control_socket(config))
         with contextlib.suppress(EspGwError):
-            remotes = [each["remote"] for each in daemon.call("ListTunnels")["tunnels"]]
+            tunnels = daemon.call("ListTunnels")["tunnels"]
+            remotes = [each["remote"] for each in tunnels]
             peers = [ip_address(each) for each in remotes if _is_address(each)]
             settings = GatewaySettings() if desired is None else desired.settings
-            return Surroundings(_cards(peers, settings.interface, root), found.use)
+            use = replace(found.use, shares_flows=_shares_flows(_running(tunnels)))
+            return Surroundings(_cards(peers, settings.interface, root), use)
     return found
 
 
@@ -49,13 +53,30 @@ def around(desired: Desired | None, root: Path) -> Surroundings:
     """Return what a configuration says; the cards of the default route without one."""
     if desired is None:
         return Surroundings(_cards([], GatewaySettings().interface, root), Use())
-    # An SA of each direction.
-    several = any(
-        tunnel.encapsulation is Encapsulation.UDP and len(tunnel.sas) > 2
-        for tunnel in desired.tunnels
-    )
-    use = Use(pinned=desired.settings.pin_workers, shares_flows=several)
+    shares_flows = _shares_flows(_configured_ways(desired.sas))
+    use = Use(pinned=desired.settings.pin_workers, shares_flows=shares_flows)
     return Surroundings(_cards(_peers(desired), desired.settings.interface, root), use)
+
+
+def _configured_ways(sas: Iterable[Sa]) -> Iterator[tuple[str, str]]:
+    """Yield the outer addresses of each SA in UDP; a peer that may be anywhere is its own."""
+    for sa in sas:
+        if sa.encapsulation is Encapsulation.UDP:
+            anywhere = sa.remote_name or sa.tunnel or sa.name
+            yield str(sa.local), anywhere if sa.remote.is_unspecified else str(sa.remote)
+
+
+def _running(tunnels: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Yield the same of each SA of a running gateway."""
+    for each in tunnels:
+        if each["encapsulation"] == Encapsulation.UDP:
+            remote = each["remote"] if _is_address(each["remote"]) else each["name"]
+            yield from [(each["local"], remote)] * len(each["sas"])
+
+
+def _shares_flows(ways: Iterable[tuple[str, str]]) -> bool:
+    """Return True if two addresses have more between them than an SA of each direction."""
+    return max(Counter(ways).values(), default=0) > 2
 
 
 def _configured(config: Path) -> Desired | None:

@@ -473,7 +473,8 @@ def test_peers_come_from_the_running_gateway_where_no_file_names_them(
     class Running(tuning.Daemon):
         def call(self, method: str, **_: object) -> dict[str, Any]:
             assert method == "ListTunnels"
-            return {"tunnels": [{"remote": "192.0.2.7"}, {"remote": "any"}]}
+            plain = {"name": "t", "local": "192.0.2.1", "encapsulation": "udp", "sas": ["a", "b"]}
+            return {"tunnels": [plain | {"remote": "192.0.2.7"}, plain | {"remote": "any"}]}
 
     def cards(peers: Any, _tun: str, _root: Path) -> list[str]:
         asked.append(list(peers))
