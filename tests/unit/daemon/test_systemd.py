@@ -238,6 +238,12 @@ def test_the_unit_of_tune_makes_again_what_is_on_record_and_has_one_capability(
     assert settings["StateDirectory"] == [FOLDER.name]
     assert settings["CapabilityBoundingSet"] == ["CAP_NET_ADMIN"]
     assert settings["RestrictAddressFamilies"] == ["AF_NETLINK"]
+    # Each of these sets the governor at a boot.
+    after = {name for line in settings["After"] for name in line.split()}
+    assert after >= {
+        *("systemd-sysctl.service", "raspi-config.service", "cpufrequtils.service"),
+        *("loadcpufreq.service", "tuned.service", "power-profiles-daemon.service"),
+    }
     # A late network keeps no gateway waiting; enabled by nothing but 'esp-gw tune'.
     assert "Before" not in settings
     assert TUNE.name not in SERVICE.read_text()
