@@ -401,10 +401,12 @@ async def _send_all(connection: _Connection, stream: Stream) -> None:
         for task in done:
             task.result()
     finally:
-        stream.close()
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            stream.close()
+        finally:
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _send_at_once(sock: socket.socket, error: ControlError) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,16 @@ class StageClock:
     def times(self) -> StageTimes:
         """Return the sums of the profiles so far."""
         return StageTimes(
-            thread=Path("/proc/self/comm").read_text().strip(),
+            thread=self._thread,
             ns={stage: self._ns[stage] for stage in Stage if stage is not Stage.MERGE},
             packets_out=self._calls["_forward"],
             packets_in=self._calls["_receive"],
             clock_reads=self._clock_reads,
         )
+
+    @cached_property
+    def _thread(self) -> str:
+        return Path("/proc/self/comm").read_text().strip()
 
     def _wrap(self, owner: object, steps: dict[str, Stage]) -> None:
         for name, stage in steps.items():

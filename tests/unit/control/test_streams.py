@@ -13,7 +13,7 @@ import pytest
 
 from esp_gw.control import server as control_server
 from esp_gw.control.client import stream
-from esp_gw.control.protocol import PREFIX
+from esp_gw.control.protocol import PREFIX, encode_request
 from esp_gw.control.server import Caller, ControlServer, Last
 from esp_gw.errors import ControlError, EspGwError, NotRunningError
 from tests.support.fakes import until
@@ -59,6 +59,29 @@ def path(tmp_path: Path) -> Path:
 
 def numbers(path: Path) -> list[object]:
     return [reply["number"] for reply in stream(path, "Count", {})]
+
+
+async def test_a_stream_whose_end_fails_is_waited_for_no_longer(path: Path) -> None:
+    ended: list[str] = []
+
+    class Broken(Counting):
+        async def next(self) -> dict[str, object] | Last:
+            try:
+                return await super().next()
+            except asyncio.CancelledError:
+                ended.append("next")
+                raise
+
+        def close(self) -> None:
+            super().close()
+            raise RuntimeError
+
+    async with serving(path, Broken(None)):
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(encode_request("Count", {}))
+        await reader.readline()
+        writer.close()
+        await until(lambda: ended)
 
 
 async def test_the_last_reply_ends_the_stream_at_both_ends(path: Path) -> None:

@@ -85,6 +85,14 @@ def test_a_step_has_its_own_time_without_that_of_the_steps_inside(clock: stages.
     assert "send" not in vars(outer)
 
 
+def test_the_name_of_the_thread_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = stages.StageClock()
+    name = clock.times().thread
+    assert name
+    monkeypatch.setattr(stages, "Path", None)
+    assert clock.times().thread == name
+
+
 def test_the_steps_that_are_wrapped_are_those_of_the_engine() -> None:
     from esp_gw.engine.python.inbound import InboundPath
     from esp_gw.engine.python.outbound import OutboundPath
