@@ -7,7 +7,7 @@ the daemon each end a profile.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from esp_gw.control.server import Caller, Handler, Last, Reply
@@ -53,9 +53,10 @@ class Profiler:
             )
         if self._is_running:
             raise ControlError("Refused", "a profile is running already", hint="wait for its end")
+        running = _Profile(self._engine(), str(name), self._tunnels, seconds, self._ended)
         self._is_running = True
         log.info("profile", tunnel=name, seconds=seconds, uid=caller.uid)
-        return _Profile(self._engine(), str(name), found[0]["sas"], seconds, self._ended)
+        return running
 
     def _ended(self) -> None:
         self._is_running = False
@@ -68,32 +69,38 @@ class _Profile:
         self,
         engine: Engine,
         tunnel: str,
-        sas: Sequence[str],
+        tunnels: ListTunnels,
         seconds: int,
         on_end: Callable[[], None],
     ) -> None:
         self._engine = engine
         self._tunnel = tunnel
-        self._sas = sas
+        self._tunnels = tunnels
         self._on_end = on_end
         self._clock_ns = round(engine.stage_clock_ns(), 1)
-        self._packets = self._carried()
+        self._counted: dict[str, int] = {}
+        self._out = self._into = 0
+        self._count()
+        self._out = self._into = 0
         self._before = list(engine.stage_times())
         loop = asyncio.get_running_loop()
         self._now = loop.time
         self._began = loop.time()
         self._end = self._began + seconds
         self._result: dict[str, object] | None = None
+        self._is_over = False
+        engine.start_profile()
         # Also for a client that does not read.
         self._timer = loop.call_at(self._end, self._stop)
-        engine.start_profile()
 
     async def next(self) -> dict[str, object] | Last:
         """Return what was measured so far, once a second has passed."""
         await asyncio.sleep(max(min(INTERVAL, self._end - self._now()), 0))
         if self._now() >= self._end:
             self._stop()
-        return self._measured() if self._result is None else Last(self._result)
+        if self._is_over:
+            return Last(self._result or self._measured())
+        return self._measured()
 
     def close(self) -> None:
         """End it: the connection is gone, or all was told."""
@@ -101,32 +108,44 @@ class _Profile:
         self._stop()
 
     def _stop(self) -> None:
-        if self._result is None:
+        if self._is_over:
+            return
+        self._is_over = True
+        try:
             self._result = self._measured()
-            self._engine.stop_profile()
+        finally:
             self._on_end()
+            self._engine.stop_profile()
 
     def _measured(self) -> dict[str, object]:
         times = self._engine.stage_times()
         spent = [now.since(was) for now, was in zip(times, self._before, strict=True)]
-        out, into = (
-            max(now - was, 0) for now, was in zip(self._carried(), self._packets, strict=True)
-        )
+        self._count()
         return {
             "tunnel": self._tunnel,
             "engine": self._engine.name,
             "seconds": round(self._now() - self._began, 3),
-            "packets_out": out,
-            "packets_in": into,
+            "packets_out": self._out,
+            "packets_in": self._into,
             "clock_ns": self._clock_ns,
             "threads": [_view(each) for each in spent],
         }
 
-    def _carried(self) -> tuple[int, int]:
-        """Return the packets of the tunnel's SAs so far, outbound and inbound."""
-        sas = self._engine.counters_of(self._sas).values()
-        inbound = sum(each.packets for each in sas if not each.lease_end)
-        return sum(each.packets for each in sas) - inbound, inbound
+    def _count(self) -> None:
+        """Add the packets of the tunnel's SAs since the last time, those that a rekey has brought
+        and those that it is about to take among them.
+        """
+        listed = (each["sas"] for each in self._tunnels() if each["name"] == self._tunnel)
+        names = {*self._counted, *next(listed, ())}
+        for name, counters in self._engine.counters_of(names).items():
+            was = self._counted.get(name, 0)
+            # Another SA may have the name now.
+            more = counters.packets - (was if counters.packets >= was else 0)
+            self._counted[name] = counters.packets
+            if counters.lease_end:
+                self._out += more
+            else:
+                self._into += more
 
 
 def _view(times: StageTimes) -> dict[str, object]:
