@@ -40,9 +40,11 @@ _MANY = 4
 """Processors from which on those that get the interrupts have enough to do with them."""
 _TABLE = 4096
 _BACKLOG = 4096
-_SWAPPINESS = 10
+_DEFAULT_SWAPPINESS, _SWAPPINESS = 60, 10
 STALLING = ("macb",)
 """Drivers that are known to stop sending with TCP segmentation in the card."""
+_UNLIKE_QUEUES = ("bcmgenet",)
+"""Drivers some of whose queues are for few packets: they choose by priority."""
 _TCP = ("tx-tcp-segmentation", "tx-tcp6-segmentation", "tx-tcp-ecn-segmentation")
 
 
@@ -139,6 +141,7 @@ def _steering(machine: Machine, card: Card, use: Use) -> Iterator[Setting]:
         busy |= mask
     # scaling.rst: where there are many interrupts, without the processors that get them.
     others = (usable & ~busy if len(listed(usable)) >= _MANY else 0) or usable
+    others = others & card.near or others
     why = f"{card.name} interrupts {receiving} of {len(listed(usable))} processors: others help it"
     for queue in card.receive:
         if queue.cpus is not None:
@@ -161,7 +164,7 @@ def _sending(machine: Machine, card: Card) -> Iterator[Setting]:
     cpus = listed(_usable(machine))
     why = "each processor has a queue of its own, and waits for no other's lock"
     is_unset = all(queue.cpus == 0 for queue in card.send)
-    if len(cpus) < 2 or len(card.send) < len(cpus):
+    if len(cpus) < 2 or len(card.send) < len(cpus) or card.driver in _UNLIKE_QUEUES:
         return
     for index, queue in enumerate(card.send):
         if queue.cpus is not None:
@@ -208,7 +211,9 @@ def _memory(machine: Machine) -> Iterator[Setting]:
         better = "madvise" if machine.huge_pages == "never" else machine.huge_pages
         why = "the native engine asks for huge pages: fewer misses of the TLB"
         yield Setting(MEMORY, Place(HUGE_PAGES), machine.huge_pages, better, why)
-    if machine.swappiness is not None and any(each.has_swap for each in machine.storage):
-        better = str(min(machine.swappiness, _SWAPPINESS))
+    is_worn = any(each.has_swap for each in machine.storage) and not machine.swaps_in_memory
+    if machine.swappiness is not None and is_worn:
+        is_default = machine.swappiness == _DEFAULT_SWAPPINESS
+        better = str(_SWAPPINESS if is_default else machine.swappiness)
         why = "swap is on an SD card, which writes slowly and wears out"
         yield Setting(MEMORY, Place(SWAPPINESS), str(machine.swappiness), better, why)

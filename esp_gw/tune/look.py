@@ -63,6 +63,7 @@ def look(cards: Iterable[str], places: Places, root: Path = ROOT) -> Machine:
         throttled=tuple(_throttled(files)),
         huge_pages=_or_none(lambda: places.read(Place(HUGE_PAGES))),
         swappiness=_or_none(lambda: int(places.read(Place(SWAPPINESS)))),
+        swaps_in_memory=any(line.startswith("/dev/zram") for line in files.lines("proc/swaps")),
         flow_table=_or_none(lambda: int(places.read(Place(FLOW_TABLE)))),
         backlog=_or_none(lambda: int(places.read(Place(BACKLOG)))),
         backlog_lost=sum(_hexadecimal(each) for each in lost),
@@ -241,6 +242,7 @@ def _card(files: _Files, places: Places, name: str) -> Card:
         overruns=overruns,
         stalls=sum(stalls),
         aspm=_aspm(files, name),
+        near=_mask(files.text(f"{place}/device/local_cpus")),
     )
 
 

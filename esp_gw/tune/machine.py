@@ -38,7 +38,8 @@ class Card:
     `adaptive` is True if the pause between its interrupts follows the load, `ring` the size and the
     greatest size of the receive ring. `overruns` and `stalls` count since the boot: packets that
     found no room on their way into memory, and times at which sending stopped. `aspm` is the file
-    that lets its PCI link sleep, if it may. None is unknown.
+    that lets its PCI link sleep, if it may. `near` are the processors of its part of the memory, a
+    bit for each, or 0. None is unknown.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Card:
     overruns: int = 0
     stalls: int = 0
     aspm: str = ""
+    near: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class Machine:
     those that the scheduler leaves alone, a bit for each. `throttled` says in words what has slowed
     the processors down. `uptime` is in seconds. `datagrams` and `datagrams_lost` count those
     received, and those that found a socket's buffer full; `backlog_lost` packets that found a
-    processor's queue full.
+    processor's queue full. Swap in zram `swaps_in_memory`.
     """
 
     cpus: int = 1
@@ -97,6 +99,7 @@ class Machine:
     throttled: tuple[str, ...] = ()
     huge_pages: str | None = None
     swappiness: int | None = None
+    swaps_in_memory: bool = False
     flow_table: int | None = None
     backlog: int | None = None
     backlog_lost: int = 0

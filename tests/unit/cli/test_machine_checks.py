@@ -43,7 +43,7 @@ def test_a_pi_4_as_it_comes_can_be_tuned(tmp_path: Path, monkeypatch: pytest.Mon
         "warning clock: policy0 governor ondemand, better performance; run 'sudo esp-gw tune'",
         "ok interrupts: eth0 eth0#0 irq_cpus f; eth0 eth0#1 irq_cpus f",
         "warning steering: eth0 rx-0 rps_cpus 0, better e; eth0 rx-0 rps_flow_cnt 0, better 4096; "
-        "eth0 tx-0 xps_cpus 0, better 1 and 6 more; run 'sudo esp-gw tune'",
+        "rps_sock_flow_entries 0, better 4096 and 1 more; run 'sudo esp-gw tune'",
         "ok memory: huge_pages madvise",
         "warning card: eth0 interrupts for each packet, also under load; try 'ethtool -C eth0 "
         "adaptive-rx on': it may change the times that 'ethtool -c eth0' shows now",

@@ -9,7 +9,7 @@ import pytest
 from esp_gw.tune.advice import advise
 from esp_gw.tune.look import look
 from esp_gw.tune.machine import Card, Interrupt, Machine, Queue, Use
-from tests.support.fake_machine import FakeMachine, container, pc, pi4, pi5
+from tests.support.fake_machine import FakeCard, FakeMachine, container, pc, pi4, pi5
 
 
 def changes(machine: FakeMachine, card: str = "eth0", use: Use = Use()) -> dict[str, str]:  # noqa: B008 - it is frozen
@@ -25,11 +25,6 @@ PI_4 = {
     "policy0 governor": "ondemand -> performance",
     "eth0 rx-0 rps_cpus": "0 -> e",
     "eth0 rx-0 rps_flow_cnt": "0 -> 4096",
-    "eth0 tx-0 xps_cpus": "0 -> 1",
-    "eth0 tx-1 xps_cpus": "0 -> 2",
-    "eth0 tx-2 xps_cpus": "0 -> 4",
-    "eth0 tx-3 xps_cpus": "0 -> 8",
-    "eth0 tx-4 xps_cpus": "0 -> 1",
     "rps_sock_flow_entries": "0 -> 4096",
     "netdev_max_backlog": "1000 -> 4096",
 }
@@ -137,7 +132,6 @@ def test_what_was_made_is_right(tmp_path: Path) -> None:
     [
         ("sys/class/net/eth0/queues/rx-0/rps_cpus", "2", "eth0 rx-0 rps_cpus"),
         ("sys/class/net/eth0/queues/rx-0/rps_flow_cnt", "64", "eth0 rx-0 rps_flow_cnt"),
-        ("sys/class/net/eth0/queues/tx-2/xps_cpus", "f", "eth0 tx-0 xps_cpus"),
         ("proc/sys/net/core/netdev_max_backlog", "9000", "netdev_max_backlog"),
         ("proc/sys/net/core/rps_sock_flow_entries", "128", "rps_sock_flow_entries"),
         (
@@ -196,7 +190,6 @@ def test_isolated_processors_get_nothing_to_do(tmp_path: Path) -> None:
     machine.write("sys/devices/system/cpu/isolated", "2-3")
     found = changes(machine)
     assert found["eth0 rx-0 rps_cpus"] == "0 -> 3"
-    assert found["eth0 tx-3 xps_cpus"] == "0 -> 2"
     machine.write("sys/devices/system/cpu/isolated", "0-3")
     assert not any(place.startswith("eth0") for place in changes(machine))
 
@@ -208,6 +201,46 @@ def test_memory_has_two_settings(tmp_path: Path) -> None:
     found = changes(machine)
     assert found["huge_pages"] == "never -> madvise"
     assert found["swappiness"] == "60 -> 10"
+
+
+@pytest.mark.parametrize(
+    ("swappiness", "swaps"),
+    [
+        ("100", "/dev/mmcblk0p3 partition 1 0 -2\n"),
+        ("30", "/dev/mmcblk0p3 partition 1 0 -2\n"),
+        ("60", "/dev/zram0 partition 1 0 100\n/dev/mmcblk0p3 partition 1 0 -2\n"),
+    ],
+)
+def test_swappiness_that_somebody_chose_or_that_is_for_swap_in_memory_stays(
+    tmp_path: Path, swappiness: str, swaps: str
+) -> None:
+    machine = pi4(tmp_path)
+    machine.write("proc/sys/vm/swappiness", swappiness)
+    machine.write("proc/swaps", f"Filename\n{swaps}")
+    assert "swappiness" not in changes(machine)
+
+
+def test_the_queues_of_bcmgenet_are_left_to_its_driver(tmp_path: Path) -> None:
+    """They are not alike: four are for a few packets each, the last one is for all others."""
+    assert not any("xps" in place for place in changes(pi4(tmp_path)))
+    machine = pi4(tmp_path / "other")
+    machine.card("eth1", "igb", "pci/1", FakeCard(), receive=1, send=4)
+    assert changes(machine, "eth1")["eth1 tx-3 xps_cpus"] == "0 -> 8"
+    # What a person has chosen stays.
+    machine.write("sys/class/net/eth1/queues/tx-2/xps_cpus", "f")
+    assert "eth1 tx-3 xps_cpus" not in changes(machine, "eth1")
+
+
+@pytest.mark.parametrize(
+    ("local", "mask"),
+    [("00000000,00000003", "2"), ("c", "c"), ("1", "e"), ("0", "e"), ("nonsense", "e")],
+)
+def test_packets_are_handed_to_processors_that_are_near_the_card(
+    tmp_path: Path, local: str, mask: str
+) -> None:
+    machine = pi4(tmp_path)
+    machine.write("sys/class/net/eth0/device/local_cpus", local)
+    assert changes(machine)["eth0 rx-0 rps_cpus"] == f"0 -> {mask}"
 
 
 def test_a_flow_table_is_divided_among_queues_and_no_less_than_one() -> None:
