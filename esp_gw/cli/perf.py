@@ -65,7 +65,7 @@ _HASH = re.compile(r"::h[0-9a-f]{16}$")
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What perf has seen: stacks (thread, stage, functions) by the event that was counted."""
+    """perf's samples: stacks (thread, stage, functions) by the event that was counted."""
 
     stacks: Mapping[tuple[str, ...], int]
     event: str = ""

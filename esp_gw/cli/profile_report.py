@@ -17,7 +17,7 @@ _OUTBOUND = (Stage.TUN_READ, Stage.LOOK_UP, Stage.SEAL, Stage.SEND)
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was measured: the last reply of the gateway, and perf's samples, or `why` none.
+    """A measurement: the last reply of the gateway, and perf's samples, or `why` none.
 
     `processor_ns` is the time for which the threads have run.
     """

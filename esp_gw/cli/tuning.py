@@ -1,4 +1,4 @@
-"""What `esp-gw tune` does: it looks, shows, makes, takes back and compares."""
+"""The steps of `esp-gw tune`: look, show, make, take back and compare."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _INDENT = " " * 6
 
 
 class Figures(Protocol):
-    """What traffic through two gateways reached: Gbit/s, and microseconds of a round trip."""
+    """Throughput of two gateways in Gbit/s, and their round trip in microseconds."""
 
     @property
     def gbit_s(self) -> float:

@@ -1,4 +1,4 @@
-"""What a person wrote, and what the CLI added."""
+"""The configuration of a person, and the additions of the CLI."""
 
 import os
 

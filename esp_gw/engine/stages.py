@@ -22,7 +22,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StageTimes:
-    """What one thread has spent on the stages, in profiles since its start.
+    """Time that one thread has spent on the stages, in profiles since its start.
 
     `thread` is its name for the kernel, `ns` has nanoseconds. `packets_out` were read from the TUN,
     those of super-packets included; `packets_in` are datagrams that were received. `clock_reads`

@@ -98,7 +98,7 @@ def encode(desired: Desired) -> bytes:
 def _whole(
     desired: Desired, lasting: PerObject[Policy, str], standing: PerObject[Policy, str]
 ) -> bytes:
-    # What is known costs no call: a child of IKE changes one of many.
+    # Known texts cost no call: a child of IKE changes one of many.
     settings = {name: _plain(getattr(desired.settings, name)) for name in _SETTINGS}
     policies = ", ".join(lasting.of(desired.lasting.policies))
     # Without names and order: sessions of the same configuration write nothing.

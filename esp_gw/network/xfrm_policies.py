@@ -78,7 +78,7 @@ def _read(bodies: Iterable[bytes]) -> Iterator[KernelPolicy]:
         daddr, saddr, family, to_len, from_len = (*fields[:2], fields[6], fields[7], fields[8])
         direction, action = fields[-2:]
         has_templates = bool(dict(attributes(body[_POLICY.size :])).get(_TEMPLATES))
-        # Those of sockets, such as an IKE daemon's own, have further directions.
+        # Policies of sockets, such as an IKE daemon's own, have further directions.
         if family not in versions or direction >= len(_DIRECTIONS):
             continue
         if action != _BLOCK and not has_templates:

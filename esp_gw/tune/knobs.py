@@ -37,7 +37,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Knob:
-    """What a knob takes: patterns of its part and of its values; `path` is its file, if it is one.
+    """The form of a knob: patterns of its part and of its values; `path` is its file, if it is one.
 
     With a card, its places are those of cards.
     """

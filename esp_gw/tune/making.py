@@ -1,4 +1,4 @@
-"""What `esp-gw tune` does to a machine: make settings, take them back, make them again at a boot.
+"""Changes of `esp-gw tune` to a machine: settings made, taken back, made again at a boot.
 
 A former value is on disk before it is replaced. What is taken back is what was made and is still
 there: a value that somebody else has set since is left.

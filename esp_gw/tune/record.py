@@ -23,7 +23,7 @@ FOLDER = Path("var/lib/esp-gw-tune")
 """Below the root."""
 MADE = "made.json"
 TRIED = "measured.json"
-"""What a measurement has changed, for its time only: nothing makes it at a boot."""
+"""The changes of a measurement, for its time only: nothing makes them at a boot."""
 _VERSION = 1
 _LARGEST = 1 << 20
 """Bytes."""

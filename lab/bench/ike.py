@@ -1,4 +1,4 @@
-"""What charon does for a system: the first packet after --initiate, rekeys under load, children."""
+"""charon's work for a system: the first packet after --initiate, rekeys under load, children."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def _spi(ike: Ike, side: int) -> str:
 
 
 def _settled(ike: Ike) -> int:
-    """What the gateways have lost, once nothing is on its way any more."""
+    """The losses of the gateways, once nothing is on its way any more."""
     if ike.lost is None:
         return 0
     lost = ike.lost()

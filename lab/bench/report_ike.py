@@ -42,7 +42,7 @@ def beside_manual_keys(results: Results) -> Table:
 
 
 def ike(results: Results) -> Table:
-    """What only a system with charon has."""
+    """The figures that only a system with charon has."""
     systems = (NATIVE_IKE, "strongswan")
     rows = tuple(
         (what, *(MISSING if each is None else cell(each) for each in found))

@@ -1,4 +1,4 @@
-"""What the benchmark measures of two gateways with charon, and of strongSwan's own ESP."""
+"""The figures of the benchmark for two gateways with charon, and for strongSwan's own ESP."""
 
 from __future__ import annotations
 

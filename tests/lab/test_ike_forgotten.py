@@ -59,7 +59,7 @@ def test_a_refused_policy_takes_no_other_along_and_is_removed_later(ends: list[E
     one.owner.start()
     until(lambda: set(one.owner.protected()) == {*TRAPPED}, "the other traps", 20)
     one.charon.await_log(f"refused: {refused} is another policy's")
-    # What the gateway has had under that name goes with the trap.
+    # The gateway's policy of that name goes with the trap.
     trap(one, [TRAPPED[0]])
     one.charon.load()
     until(lambda: set(one.owner.protected()) == {TRAPPED[0]}, "the others are gone", 20)

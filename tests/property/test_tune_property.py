@@ -1,4 +1,4 @@
-"""Whatever a machine is like and whatever fails: what is made is taken back, and nothing else."""
+"""On any machine, with any failures: all that is made is taken back, and nothing else."""
 
 from __future__ import annotations
 

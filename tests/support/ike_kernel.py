@@ -32,7 +32,7 @@ _NSS = "/var/lib/ipsec/nss"
 
 @dataclass(frozen=True)
 class Shape:
-    """What the two ends negotiate: a child in tunnel mode of one inner IP version.
+    """The negotiated child: one in tunnel mode of one inner IP version.
 
     `dpd_delay` is in seconds. Without, as here by default, a peer that is only slow isn't dead.
     """

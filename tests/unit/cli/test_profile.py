@@ -82,7 +82,7 @@ SCRIPT = """
 
 @pytest.fixture
 def replies(monkeypatch: pytest.MonkeyPatch, gateway: Gateway) -> list[Any]:
-    """What the gateway's profile says: documents, or an exception where it is interrupted."""
+    """The answers of a profile: documents, or an exception where it is interrupted."""
     said: list[Any] = [REPLY]
 
     def stream(*_arguments: object) -> Iterator[dict[str, Any]]:

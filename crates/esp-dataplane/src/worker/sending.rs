@@ -41,7 +41,7 @@ impl OutboundPath {
                 return Ok(());
             }
         }
-        // What an accelerator sealed is complete here.
+        // The packets of an accelerator are complete here.
         self.clock.lap(Stage::Seal);
         let (outer, dst) = (slot.outer, batch.dst.ip());
         let (packets, sender) = (&self.packets, &mut self.sender);
