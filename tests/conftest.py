@@ -7,6 +7,7 @@ another one.
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -83,7 +84,18 @@ def _forked_daemons() -> None:
     fork_daemons()
 
 
+def _have_signals_end_programs() -> None:
+    """Undo what nohup, or a shell's '&', has passed on: tests end programs as a terminal does."""
+    for number, action in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, action)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    _have_signals_end_programs()
     # With several processes only the controller, which receives all reports, writes.
     if hasattr(config, "workerinput"):
         return

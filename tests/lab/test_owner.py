@@ -132,6 +132,7 @@ def test_a_limit_in_packets_is_told_and_ends_the_use_of_the_sa(
         "event": "SoftExpired",
         "direction": "outbound",
         "spi": first.spis[1],
+        "number": 0,
         "why": "packets",
     }
     assert ping(pair.a.namespace, target(4), count=20) == 20
