@@ -29,8 +29,7 @@ class PlanKeeping:
     async def write(self, desired: Desired) -> None:
         """Write the plan of a state; after a failure it is due."""
         self.write_soon(desired)
-        with contextlib.suppress(Exception):
-            await self._write()
+        await self.write_due()
 
     def write_soon(self, desired: Desired) -> None:
         """Have the plan of a state written within a second."""
@@ -38,7 +37,7 @@ class PlanKeeping:
         self._due.set()
 
     async def write_due(self) -> None:
-        """Write what is due, if anything is."""
+        """Write what is due, if anything is; after a failure it is due still."""
         with contextlib.suppress(Exception):
             await self._write()
 

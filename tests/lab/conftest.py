@@ -14,8 +14,10 @@ import pytest
 from esp_gw.demo.netns import Namespace
 from esp_gw.demo.pair import GatewayPair, PairPlan, gateway_pair
 from esp_gw.demo.tap import Tap
+from tests.support.charon import Installation, build_plugin
 from tests.support.engines import ENGINES
 from tests.support.evidence import RecordProperty, record_marked
+from tests.support.ike_rig import End, await_child, start, two_ends
 from tests.support.labtools import Capture, MakePair, StartCapture, StartTap
 
 
@@ -53,6 +55,29 @@ def _needs_root() -> None:
 @pytest.fixture(autouse=True)
 def _trial(request: pytest.FixtureRequest, record_property: RecordProperty) -> None:
     record_marked(request.node, record_property)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    """This machine's charon with the plugin."""
+    return build_plugin(tmp_path_factory.mktemp("ike"))
+
+
+@pytest.fixture
+def ends(installed: Installation) -> Iterator[list[End]]:
+    """Two hosts whose charons negotiate, not started."""
+    with two_ends(installed) as ends:
+        yield ends
+
+
+@pytest.fixture
+def up(ends: list[End]) -> list[End]:
+    """Both of `ends`, started, with a child."""
+    start(*ends)
+    ends[0].charon.initiate()
+    for end in ends:
+        await_child(end)
+    return ends
 
 
 @pytest.fixture

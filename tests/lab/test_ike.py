@@ -6,13 +6,11 @@ control protocol; no packet of a child is sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lab.waiting import holds_within
-from tests.support.charon import Installation, build_plugin
 from tests.support.fake_owner import Json
 from tests.support.ike_rig import (
     IDENTITIES,
@@ -24,20 +22,8 @@ from tests.support.ike_rig import (
     is_up,
     mirrored,
     start,
-    two_ends,
 )
 from tests.support.labtools import until
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    return build_plugin(tmp_path_factory.mktemp("ike"))
-
-
-@pytest.fixture
-def ends(installed: Installation) -> Iterator[list[End]]:
-    with two_ends(installed) as ends:
-        yield ends
 
 
 @pytest.mark.parametrize("authentication", ["psk", "certificates"])

@@ -7,19 +7,12 @@ import json
 import shutil
 from pathlib import Path
 
-import pytest
-
-from tests.support.charon import Installation, build_plugin
+from tests.support.charon import Installation
 from tests.support.cleartext import cleartext, sending_to
 from tests.support.guarded import watched, with_default_route
 from tests.support.ike_rig import child
 from tests.support.ike_sites import TARGET, Site, start_sites
 from tests.support.labtools import MakePair, StartCapture, guard, ping, reboot, until, until_planned
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    return build_plugin(tmp_path_factory.mktemp("ike"))
 
 
 def restart_charon(site: Site) -> None:

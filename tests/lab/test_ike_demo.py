@@ -15,14 +15,9 @@ import pytest
 from esp_gw.demo.charon import PLUGIN
 from esp_gw.demo.netns import NETNS_DIR
 from lab.waiting import holds_within
-from tests.support.charon import Installation, build_plugin
+from tests.support.charon import Installation
 
 DEMO = (sys.executable, "-m", "esp_gw.cli.main", "demo", "--ike")
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    return build_plugin(tmp_path_factory.mktemp("ike"))
 
 
 @pytest.fixture

@@ -2,37 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
-from tests.support.charon import Installation, build_plugin
 from tests.support.fake_owner import Json
-from tests.support.ike_rig import End, await_child, child, connection, is_up, start, two_ends
+from tests.support.ike_rig import End, await_child, child, connection, is_up, start
 from tests.support.labtools import until
 
 TRAPPED = [f"10.2.{number}.0/24" for number in range(3)]
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    return build_plugin(tmp_path_factory.mktemp("ike"))
-
-
-@pytest.fixture
-def ends(installed: Installation) -> Iterator[list[End]]:
-    with two_ends(installed) as ends:
-        yield ends
-
-
-@pytest.fixture
-def up(ends: list[End]) -> list[End]:
-    """Both ends with a child."""
-    start(*ends)
-    ends[0].charon.initiate()
-    for end in ends:
-        await_child(end)
-    return ends
 
 
 def trap(end: End, networks: list[str]) -> None:

@@ -16,7 +16,7 @@ from esp_gw.demo.pair import NETS, OUTER
 from esp_gw.demo.traffic import iperf_server
 from esp_gw.network.link import TUN_OVERFLOW
 from tests.support import ike_sites
-from tests.support.charon import Installation, build_plugin, here
+from tests.support.charon import Installation, here
 from tests.support.evidence import trial
 from tests.support.ike_rig import child
 from tests.support.ike_sites import TARGET, Site, initiate, no_iv_twice
@@ -36,11 +36,6 @@ from tests.support.labtools import (
 pytestmark = pytest.mark.either_engine
 
 Start = Callable[..., list[Site]]
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    return build_plugin(tmp_path_factory.mktemp("ike"))
 
 
 @pytest.fixture

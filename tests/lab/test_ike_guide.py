@@ -18,7 +18,7 @@ from esp_gw.cli.main import main
 from esp_gw.config.provision import DEFAULT_NAMES
 from esp_gw.demo.netns import add_address
 from esp_gw.demo.pair import PairPlan
-from tests.support.charon import BASE, Charon, Installation, build_plugin
+from tests.support.charon import BASE, Charon, Installation
 from tests.support.ike_rig import child
 from tests.support.ike_sites import Site
 from tests.support.init_ike import add_settings, make_ends, start
@@ -27,11 +27,6 @@ from tests.support.labtools import MakePair, edit, ping, until
 GUIDE = (Path(__file__).parents[2] / "docs/guide/ike.md").read_text()
 BLOCK = re.compile(r"```(\w*)\n(.*?)```\n", re.DOTALL)
 FILE = re.compile(r"`/etc/swanctl/conf\.d/(\w+)\.conf`:\n\n```\n(.*?)```\n", re.DOTALL)
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    return build_plugin(tmp_path_factory.mktemp("ike"))
 
 
 def commands(word: str) -> list[str]:

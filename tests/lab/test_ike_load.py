@@ -18,7 +18,7 @@ from esp_gw.demo.netns import add_address, end
 from esp_gw.demo.traffic import iperf_server
 from esp_gw.model import DropReason
 from tests.support import ike_sites
-from tests.support.charon import Installation, build_plugin, here
+from tests.support.charon import Installation, here
 from tests.support.evidence import trial
 from tests.support.ike_rig import child
 from tests.support.ike_sites import TARGET, Site, initiate
@@ -26,11 +26,6 @@ from tests.support.labtools import MakePair, answers, drops, ping, start_pings, 
 
 REKEYS = {"native": 100, "python": 5}
 Start = Callable[..., list[Site]]
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    return build_plugin(tmp_path_factory.mktemp("ike"))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from esp_gw.demo.netns import Namespace, add_address, namespaces, wire
 from esp_gw.demo.pair import OUTER
-from tests.support.charon import BASE, Charon, Installation, build_plugin, here, of_libipsec
+from tests.support.charon import BASE, Charon, Installation, here, of_libipsec
 from tests.support.evidence import trial
 from tests.support.ike_rig import child
 from tests.support.ike_sites import (
@@ -36,11 +36,6 @@ from tests.support.labtools import (
 pytestmark = pytest.mark.either_engine
 
 PUBLIC, INSIDE = "192.0.2.2", "10.9.0.2"
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    return build_plugin(tmp_path_factory.mktemp("ike"))
 
 
 def masquerade(router: Namespace, first: int) -> None:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
 from esp_gw.demo.netns import add_address
-from tests.support.charon import BASE, Installation, build_plugin
+from tests.support.charon import BASE
 from tests.support.fake_owner import Json
 from tests.support.ike_rig import (
     ADDRESSES,
@@ -19,30 +15,8 @@ from tests.support.ike_rig import (
     connection,
     is_up,
     start,
-    two_ends,
 )
 from tests.support.labtools import until
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    return build_plugin(tmp_path_factory.mktemp("ike"))
-
-
-@pytest.fixture
-def ends(installed: Installation) -> Iterator[list[End]]:
-    with two_ends(installed) as ends:
-        yield ends
-
-
-@pytest.fixture
-def up(ends: list[End]) -> list[End]:
-    """Both ends with a child."""
-    start(*ends)
-    ends[0].charon.initiate()
-    for end in ends:
-        await_child(end)
-    return ends
 
 
 def test_a_restarted_gateway_is_taken_over_with_its_children(up: list[End]) -> None:

@@ -6,19 +6,12 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.support.charon import ESP, IKE, Charon, Installation, build_plugin
+from tests.support.charon import ESP, IKE, Charon, Installation
 from tests.support.control_proxy import ControlProxy
 from tests.support.hub import SITES, Hub, hub_lab, inner, outer
 from tests.support.labtools import edit, ping, sas, until
 
 HUB_ID = "hub.example"
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    return build_plugin(tmp_path_factory.mktemp("ike"))
 
 
 def name_of(site: int) -> str:

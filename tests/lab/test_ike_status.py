@@ -9,17 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.support.charon import Installation, build_plugin
+from tests.support.charon import Installation
 from tests.support.ike_rig import IDENTITIES
 from tests.support.ike_sites import Site, initiate, replace_child, start_sites
 from tests.support.labtools import MakePair, ping, until
 
 LIMITS = {"rekey_time": "3000s", "life_time": "3600s", "rand_time": "0s"}
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    return build_plugin(tmp_path_factory.mktemp("ike"))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from esp_gw.demo.netns import add_address
 from esp_gw.demo.pair import OUTER, PairPlan, gateway_pair
-from tests.support.charon import Installation, build_plugin, here
+from tests.support.charon import Installation, here
 from tests.support.engines import ENGINES
 from tests.support.evidence import trial
 from tests.support.ike_rig import child
@@ -39,11 +39,6 @@ from tests.support.labtools import (
 pytestmark = pytest.mark.either_engine
 
 UDP = {"encap": "yes", "mobike": "yes"}
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    return build_plugin(tmp_path_factory.mktemp("ike"))
 
 
 @pytest.fixture(scope="module", params=ENGINES)

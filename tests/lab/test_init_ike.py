@@ -18,16 +18,11 @@ from esp_gw.config.provision import DEFAULT_NAMES
 from esp_gw.demo.netns import add_address
 from esp_gw.demo.pair import OUTER, GatewayPair, PairPlan, Provision
 from esp_gw.model import SUITES, Encapsulation, IPAddress, Mode
-from tests.support.charon import Installation, build_plugin
+from tests.support.charon import Installation
 from tests.support.init_ike import End, add_settings, by_command, make_ends, start, target
 from tests.support.labtools import StartCapture, frames, ping, sas, until
 
 Make = Callable[..., tuple[GatewayPair, list[End]]]
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    return build_plugin(tmp_path_factory.mktemp("ike"))
 
 
 @pytest.fixture

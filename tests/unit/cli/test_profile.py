@@ -116,7 +116,7 @@ def test_samples_become_stacks_under_their_stage_and_those_of_other_threads_are_
     [
         (["run", "do_readv", "tun_chr_read_iter"], Stage.TUN_READ),
         (["run", "do_writev", "tun_get_user", "netif_receive_skb", "tcp_ack"], Stage.TUN_WRITE),
-        # What a packet meets below the system call is the system call's.
+        # All that a packet meets below the system call is the system call's.
         (["run", "__sys_sendmsg", "do_softirq", "udp_recvmsg", "do_readv"], Stage.SEND),
         (["run", "__sys_recvmmsg", "copy"], Stage.RECEIVE),
         (["run", "do_epoll_wait", "schedule"], "wait"),

@@ -305,7 +305,7 @@ def test_it_measures_what_was_made_and_leaves_it_made(
         "with": {"gbit_s": 3.0, "rtt_us": 50.0},
     }
     assert pi.read(GOVERNOR) == "performance"
-    # What was not made before isn't now either.
+    # A setting that was not made before isn't now either.
     assert pi.read("proc/sys/net/core/netdev_max_backlog") == "1000"
     tune(capsys, tmp_path, "--undo")
     assert pi.read(GOVERNOR) == "ondemand"

@@ -31,7 +31,7 @@ def agree(_desired: Desired) -> None:
 
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> dict[Path, tuple[int, int]]:
-    """What was given to an owner."""
+    """The paths that were given to an owner."""
     found: dict[Path, tuple[int, int]] = {}
 
     def chown(path: Path, user: int, group: int) -> None:

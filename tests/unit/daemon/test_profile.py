@@ -69,7 +69,7 @@ async def test_a_connection_that_ends_ends_it_and_frees_the_place(rig: Rig) -> N
     running.close()
     assert not rig.engine.is_profiled
     second = await begin(rig)
-    # What is left of the first one ends no other.
+    # Another end of the first one ends no other.
     running.close()
     assert rig.engine.is_profiled
     second.close()

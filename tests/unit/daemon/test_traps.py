@@ -66,7 +66,7 @@ async def test_a_trap_stays_one_while_a_child_has_it(rig: Rig) -> None:
     found = await new.ask("OpenSession", owner="ike", take_over=True)
     assert [each["trap"] for each in found["policies"]] == [True]
     assert await planned(new) == [NET]
-    # What a session leaves is in the plan for as long as it is closed.
+    # The traps that a session leaves are in the plan for as long as they are closed.
     await new.ask("OpenSession", owner="ike")
     assert await planned(new) == [NET]
     await new.ask("FlushOwner")

@@ -226,7 +226,7 @@ def test_the_queues_of_bcmgenet_are_left_to_its_driver(tmp_path: Path) -> None:
     machine = pi4(tmp_path / "other")
     machine.card("eth1", "igb", "pci/1", FakeCard(), receive=1, send=4)
     assert changes(machine, "eth1")["eth1 tx-3 xps_cpus"] == "0 -> 8"
-    # What a person has chosen stays.
+    # A person's choice stays.
     machine.write("sys/class/net/eth1/queues/tx-2/xps_cpus", "f")
     assert "eth1 tx-3 xps_cpus" not in changes(machine, "eth1")
 
